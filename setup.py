@@ -1,0 +1,37 @@
+from setuptools import find_packages, setup
+
+setup(
+    name="zsjax",
+    version="0.1.0",
+    description="Train language models to search without searching, in JAX",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["zsjax", "zsjax.*"]),
+    package_data={"zsjax": ["data/assets/**/*"]},
+    install_requires=[
+        "jax>=0.10.2,<0.12",
+        "flax>=0.12",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "numpy>=2.0",
+        "ml-collections>=1.1",
+        "transformers>=5.0",
+        "tokenizers>=0.22",
+        "sentencepiece>=0.2",
+        "safetensors>=0.7",
+        "tensorflow-datasets>=4.9.9",
+        "grain>=0.2.13",
+        "bm25s>=0.3",
+        "PyStemmer>=2.2",
+        "tensorboardX>=2.6",
+        "rich>=13",
+    ],
+    extras_require={
+        "cuda12": ["jax[cuda12]>=0.10.2,<0.12"],
+        "cuda13": ["jax[cuda13]>=0.10.2,<0.12"],
+        "tpu": ["jax[tpu]>=0.10.2,<0.12"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.8", "torch==2.13.0", "nbclient>=0.10", "nbformat>=5.10",
+                 "ipykernel>=6"],
+        "notebooks": ["jupyterlab>=4", "matplotlib>=3.9", "ipykernel>=6"],
+    },
+)

@@ -1,0 +1,168 @@
+"""The pieces of a Qwen-style decoder as pure functions: RMS norm, rotary embedding, SwiGLU, linear.
+
+Letters: B rows, T tokens, D model, H query heads, K kv heads, h head size, F mlp, V vocabulary.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched, in Hugging Face's terms.
+
+    Attributes:
+      kind: "linear" (positions divided by factor), "llama3" (low frequencies divided, high kept, smooth between) or
+        "yarn" (arXiv 2309.00071; ramp between interpolation and extrapolation, and an attention factor).
+      factor: the stretch.
+      original_max_position: context the model was trained with (llama3, yarn).
+      low_freq_factor, high_freq_factor: llama3's band, in wavelengths per original context.
+      beta_fast, beta_slow: yarn's ramp, in rotations per original context.
+      attention_factor: multiplies cos and sin; None is yarn's 0.1 ln(factor) + 1.
+      truncate: whether yarn's ramp is rounded to whole dimensions.
+    """
+
+    kind: Literal["linear", "llama3", "yarn"]
+    factor: float
+    original_max_position: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    truncate: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """The shape of a decoder of the Qwen2, Qwen3 or Llama family. Hashable: a static argument of jitted functions.
+
+    Attributes:
+      vocab_size: V, rows of the embedding.
+      embed_dim: D.
+      num_layers: L.
+      num_heads, num_kv_heads: H and K; K divides H.
+      head_dim: h; H * h need not be D.
+      mlp_dim: F.
+      rope_theta: base of the rotary frequencies.
+      rope_scaling: None, or how frequencies are stretched.
+      rms_eps: epsilon of every RMS norm.
+      tie_embeddings: whether the unembedding is the embedding.
+      qkv_bias: biases on q, k and v (Qwen2).
+      qk_norm: RMS norm of each q and k head (Qwen3).
+      max_position: the longest context the model claims, in tokens.
+      sliding_window: None, or the window of the layers in `sliding_layers`, in tokens (the token itself counts).
+      sliding_layers: which layers use the window.
+      model_type: "qwen2", "qwen3" or "llama": what `save_hf` writes.
+      dtype: name of the dtype activations are computed in; norms, softmax and logits are always float32.
+    """
+
+    vocab_size: int
+    embed_dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    rms_eps: float = 1e-6
+    tie_embeddings: bool = True
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    max_position: int = 32768
+    sliding_window: int | None = None
+    sliding_layers: tuple[int, ...] = ()
+    model_type: str = "qwen2"
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} must be even: rotary embedding turns pairs")
+
+    @classmethod
+    def from_hf(cls, path) -> "DecoderConfig":
+        """Reads config.json of a Hugging Face checkpoint; see `zsjax.models.hf.read_config`."""
+        from zsjax.models import hf
+
+        return hf.read_config(path)
+
+
+def rms_norm(x, weight, *, eps):
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis, in float32, returned in x's dtype."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    # transformers rounds to x's dtype before the weight; parity in bf16 needs the same order.
+    return weight.astype(x.dtype) * y.astype(x.dtype)
+
+
+def rope_frequencies(config: DecoderConfig):
+    """(inverse frequencies float32[h/2] in radians per position, factor on cos and sin)."""
+    h, s = config.head_dim, config.rope_scaling
+    freqs = [config.rope_theta ** (-i / h) for i in range(0, h, 2)]
+    if s is None:
+        return jnp.array(freqs, jnp.float32), 1.0
+    if s.kind == "linear":
+        return jnp.array([f / s.factor for f in freqs], jnp.float32), 1.0
+    if s.kind == "llama3":
+        def stretch(f):
+            wavelengths = s.original_max_position * f / (2 * math.pi)
+            if wavelengths < s.low_freq_factor:
+                return f / s.factor
+            if wavelengths > s.high_freq_factor:
+                return f
+            smooth = (wavelengths - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
+            return (1 - smooth) * f / s.factor + smooth * f
+        return jnp.array([stretch(f) for f in freqs], jnp.float32), 1.0
+    if s.kind == "yarn":
+        def dimension(rotations):
+            return h * math.log(s.original_max_position / (rotations * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+        low, high = dimension(s.beta_fast), dimension(s.beta_slow)
+        if s.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, h - 1)
+        high = high + 0.001 if low == high else high
+        ramp = [min(max((i - low) / (high - low), 0.0), 1.0) for i in range(h // 2)]
+        freqs = [f / s.factor * r + f * (1 - r) for f, r in zip(freqs, ramp)]
+        factor = s.attention_factor
+        if factor is None:
+            factor = 0.1 * math.log(s.factor) + 1.0 if s.factor > 1 else 1.0
+        return jnp.array(freqs, jnp.float32), factor
+    raise ValueError(f"unknown rope scaling {s.kind!r}")
+
+
+def rotary_angles(config: DecoderConfig, positions):
+    """(cos, sin) float32[B, T, h/2] of int32[B, T] positions."""
+    freqs, factor = rope_frequencies(config)
+    angles = positions[..., None].astype(jnp.float32) * freqs
+    return jnp.cos(angles) * factor, jnp.sin(angles) * factor
+
+
+def rotate(x, cos, sin):
+    """Turns the pairs (i, i + h/2) of x[B, N, T, h] by the angles of [B, T, h/2]. Hugging Face's convention."""
+    half = x.shape[-1] // 2
+    a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    cos, sin = cos[:, None], sin[:, None]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def linear(params, x):
+    """x[..., i] @ kernel[i, o] (+ bias[o]), accumulated in float32, returned in x's dtype.
+
+    Asking the product for a float32 result is also what keeps bfloat16 fast on CPU (3x, measured).
+    """
+    y = jnp.matmul(x, params["kernel"].astype(x.dtype), preferred_element_type=jnp.float32)
+    if "bias" in params:
+        y = y + params["bias"].astype(jnp.float32)
+    return y.astype(x.dtype)
+
+
+def swiglu(params, x):
+    """down(silu(gate(x)) * up(x))."""
+    return linear(params["down_proj"], jax.nn.silu(linear(params["gate_proj"], x)) * linear(params["up_proj"], x))

@@ -1,0 +1,95 @@
+"""Containers that cross the arrows of the data's way, and the constants they are written in.
+
+B rows, T tokens. Rows are right-padded. Every per-token array is [B, T] and speaks of its own token:
+`logprobs[b, t] = log p(tokens[b, t] | tokens[b, :t])`, and position 0 is 0. There are no [B, T-1] arrays.
+
+A token's role is written when the token is written and is never inferred afterwards. The loss mask is
+`roles == POLICY`; see `zsjax.rl.roles`.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+
+# Roles (int8).
+PAD = 0  # beyond the row's length
+PROMPT = 1  # instruction and question
+POLICY = 2  # sampled from the policy: the only tokens that are trained on or parsed
+DOCUMENT = 3  # written by the simulator or a search engine
+TEMPLATE = 4  # inserted by the environment: tags around documents, hints
+ROLE_NAMES = ("pad", "prompt", "policy", "document", "template")
+
+# Episode status (int8).
+RUNNING = 0
+ANSWERED = 1  # wrote a complete <answer>...</answer>
+OUT_OF_TURNS = 2  # used all turns and did not answer in the last, answer-only generation
+ENDED_WITHOUT_ANSWER = 3  # sampled EOS without an action
+OUT_OF_TOKENS = 4  # the context was full
+STATUS_NAMES = ("running", "answered", "out_of_turns", "ended_without_answer", "out_of_tokens")
+
+# What a turn of an episode did (int8).
+NOT_SEARCHED = 0  # no such turn, or the turn was no search
+SEARCH_OK = 1  # as many documents as asked for
+SEARCH_SHORT = 2  # fewer documents than asked for (a malformed simulator reply, a small corpus)
+SEARCH_FAILED = 3  # no documents: the engine failed or found nothing
+INVALID_ACTION = 4  # the turn was neither a search nor an answer and was answered by the hint
+SEARCH_STATUS_NAMES = ("not_searched", "ok", "short", "failed", "invalid_action")
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One question with every answer that counts as right."""
+
+    id: str
+    question: str
+    golden_answers: tuple[str, ...]
+    metadata: dict = dataclasses.field(default_factory=dict)
+
+
+@flax.struct.dataclass
+class Episodes:
+    """What a rollout returns: B finished episodes, of at most T tokens and M turns."""
+
+    tokens: Any  # int32[B, T], 0 beyond length
+    roles: Any  # int8[B, T]
+    behavior_logprobs: Any  # float32[B, T], nats, under the sampling distribution; 0 where role is not POLICY
+    length: Any  # int32[B]
+    status: Any  # int8[B]
+    num_searches: Any  # int32[B], searches that were run
+    noisy: Any  # bool[B, M, num_documents], the coin of each shown document
+    search_status: Any  # int8[B, M]
+    query_span: Any  # int32[B, M, 2], [start, stop) of the tokens that hold the query, tags included
+    documents_span: Any  # int32[B, M, 2], [start, stop) of the DOCUMENT tokens
+    episode_id: Any  # int32[B], unique within a step: names the row's random stream
+    group_id: Any  # int32[B], rows of one question share it
+
+
+@flax.struct.dataclass
+class TokenBatch:
+    """What a loss sees. Arrays are [B, T] unless said; None where an algorithm has no use for one."""
+
+    tokens: Any  # int32[B, T]
+    roles: Any  # int8[B, T]
+    behavior_logprobs: Any  # float32[B, T], nats
+    old_logprobs: Any  # float32[B, T], nats, recomputed by the training forward before the update
+    ref_logprobs: Any  # float32[B, T] or None, nats
+    advantages: Any  # float32[B, T]
+    returns: Any  # float32[B, T] or None
+    values: Any  # float32[B, T] or None, the value model's predictions before the update
+    rewards: Any  # float32[B, T], at the last POLICY token of a row
+    group_id: Any  # int32[B]
+    row_valid: Any  # bool[B], False for rows that only fill up a shape
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything an RL run needs to go on: a plain pytree, saved whole."""
+
+    step: Any  # int32[]
+    params: Any  # the policy
+    opt_state: Any
+    value_params: Any = None  # PPO only
+    value_opt_state: Any = None
+    reranker: Any = None
+    key: Any = None  # raw key data uint32[2] of the run's root key
