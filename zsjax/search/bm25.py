@@ -1,0 +1,202 @@
+"""BM25 over a corpus, by the bm25s library: built once, stored with a hash of its corpus, memory-mapped when loaded."""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from zsjax.search.engine import Document, SearchContext, check_request
+
+_FORMAT = 1
+_MANIFEST = "manifest.json"
+_CORPUS = "corpus.jsonl"
+
+
+class BM25:
+    """The real engine: Lucene's BM25 over title and text, deterministic to the last tie.
+
+    Make one with `from_documents` or `load`. Documents that share no word with the query are never returned, so fewer
+    than k documents come back for a poor query or a small corpus.
+    """
+
+    def __init__(self, index, documents: Sequence, settings: dict):
+        """index: a bm25s.BM25; documents: what stands at each of its rows; settings: k1, b, stopwords, corpus hash."""
+        self._index, self._documents, self._settings = index, documents, settings
+
+    @classmethod
+    def from_documents(cls, documents: Iterable[Document | Mapping], *, k1: float = 1.5, b: float = 0.75,
+                       stopwords: bool = True, progress: bool = False) -> "BM25":
+        """Builds the index.
+
+        Args:
+          documents: `Document`s or mappings with "text" and, if there is one, "title".
+          k1, b: BM25's saturation and length normalisation (Robertson and Zaragoza 2009, as in Lucene).
+          stopwords: leave out the commonest English words. False keeps every word of two letters or more.
+          progress: show bars while indexing.
+
+        Raises:
+          ValueError: no documents, a document without text, or no word in all of them.
+        """
+        import bm25s
+
+        rows = [_row(document, number) for number, document in enumerate(documents)]
+        if not rows:
+            raise ValueError("BM25 needs at least one document; the corpus is empty")
+        words = _words([f"{title} {text}" for title, text in rows], stopwords, return_ids=True, progress=progress)
+        if not any(words.ids):
+            raise ValueError(f"none of the {len(rows)} documents holds a word of two letters or more")
+        index = bm25s.BM25(k1=k1, b=b, method="lucene")
+        index.index(words, show_progress=progress)
+        settings = {"k1": k1, "b": b, "stopwords": stopwords, "num_documents": len(rows), "corpus_sha256": _hash(rows)}
+        return cls(index, rows, settings)
+
+    def __len__(self) -> int:
+        return self._settings["num_documents"]
+
+    @property
+    def corpus_hash(self) -> str:
+        """SHA-256 of the corpus as it is stored, one JSON line a document, in hexadecimal."""
+        return self._settings["corpus_sha256"]
+
+    def search(self, queries: Sequence[str], contexts: Sequence[SearchContext] | None = None, *,
+               k: int) -> list[list[Document]]:
+        """Up to k documents for each query, best first; equal scores come in the corpus's order.
+
+        k may exceed the corpus. Contexts are ignored. Raises ValueError for k < 1 or a wrong number of contexts.
+        """
+        check_request(queries, contexts, k)
+        if not queries:
+            return []
+        found = []
+        for words in _words(list(queries), self._settings["stopwords"], return_ids=False):
+            words = [word for word in words if word and word in self._index.vocab_dict]
+            if not words:
+                found.append([])
+                continue
+            scores = self._index.get_scores(words)
+            found.append([self._document(row, scores[row]) for row in _best(scores, k)])
+        return found
+
+    def _document(self, row: int, score: float) -> Document:
+        title, text = self._documents[int(row)]
+        return Document(title, text, float(score))
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the index folder: all of it or, if it is interrupted, none.
+
+        An index that is already there is replaced. Raises FileExistsError when the path holds anything else.
+        """
+        path = pathlib.Path(path)
+        if path.exists() and not (path / _MANIFEST).exists():
+            raise FileExistsError(f"{path} exists and is no index folder (it has no {_MANIFEST}); choose another path")
+        unfinished = path.with_name(path.name + f".writing-{os.getpid()}")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        self._index.save(unfinished, show_progress=False)
+        with open(unfinished / _CORPUS, "wb") as file:
+            file.writelines(_line(self._documents[row]) for row in range(len(self)))
+        manifest = {"format": _FORMAT, **self._settings}
+        (unfinished / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(unfinished, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, *, corpus_hash: str | None = None, mmap: bool = True) -> "BM25":
+        """Reads an index folder.
+
+        Args:
+          path: what `save` wrote.
+          corpus_hash: if given, what the corpus's hash must be.
+          mmap: leave the arrays on disk until they are needed. Documents are always read from disk one by one.
+
+        Raises:
+          FileNotFoundError: no such index.
+          ValueError: the folder's corpus is not the one that was indexed, or not the one asked for.
+        """
+        import bm25s
+
+        path = pathlib.Path(path)
+        if not (path / _MANIFEST).exists():
+            raise FileNotFoundError(f"no BM25 index at {path}: {_MANIFEST} is missing. Build one with "
+                                    "BM25.from_documents(...).save(path)")
+        settings = json.loads((path / _MANIFEST).read_text())
+        if settings.pop("format", None) != _FORMAT:
+            raise ValueError(f"{path} was written in another format; build the index anew")
+        documents = _StoredDocuments(path / _CORPUS)
+        if documents.sha256 != settings["corpus_sha256"] or len(documents) != settings["num_documents"]:
+            raise ValueError(f"{path / _CORPUS} has changed since it was indexed; build the index anew")
+        if corpus_hash is not None and corpus_hash != settings["corpus_sha256"]:
+            raise ValueError(f"the index at {path} is of another corpus (hash {settings['corpus_sha256'][:12]}..., asked "
+                             f"for {corpus_hash[:12]}...); build the index anew")
+        index = bm25s.BM25.load(path, mmap=mmap, load_corpus=False, show_progress=False)
+        return cls(index, documents, settings)
+
+
+def _row(document: Document | Mapping, number: int) -> tuple[str, str]:
+    """(title, text), checked."""
+    if isinstance(document, Document):
+        title, text = document.title, document.text
+    elif isinstance(document, Mapping):
+        title, text = document.get("title") or "", document.get("text")
+    else:
+        raise ValueError(f"document {number} is a {type(document).__name__}, not a Document or a mapping")
+    if not isinstance(text, str) or not isinstance(title, str):
+        raise ValueError(f"document {number} needs a string \"text\" (and \"title\", if any); got {document!r:.200}")
+    return title, text
+
+
+def _words(texts, stopwords, *, return_ids, progress=False):
+    import bm25s
+
+    return bm25s.tokenize(texts, stopwords="en" if stopwords else [], return_ids=return_ids, show_progress=progress)
+
+
+def _best(scores: np.ndarray, k: int) -> np.ndarray:
+    """Rows of the k highest positive scores, highest first, equal ones by row.
+
+    bm25s's own selection (argpartition, or jax's top_k where jax is there) breaks ties by chance of platform.
+    """
+    k = min(k, len(scores))
+    threshold = np.partition(scores, -k)[-k]
+    rows = np.flatnonzero((scores >= threshold) & (scores > 0))
+    return rows[np.argsort(-scores[rows], kind="stable")][:k]
+
+
+def _line(row: tuple[str, str]) -> bytes:
+    return json.dumps({"title": row[0], "text": row[1]}, ensure_ascii=False).encode() + b"\n"
+
+
+def _hash(rows: Sequence[tuple[str, str]]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(_line(row))
+    return digest.hexdigest()
+
+
+class _StoredDocuments:
+    """The documents of a stored index: a sequence that reads each from disk when it is asked for."""
+
+    def __init__(self, path: pathlib.Path):
+        self._file = open(path, "rb")
+        digest, starts, offset = hashlib.sha256(), [], 0
+        for line in self._file:
+            digest.update(line)
+            starts.append(offset)
+            offset += len(line)
+        self._starts, self.sha256 = np.array(starts, np.int64), digest.hexdigest()
+
+    def __len__(self):
+        return len(self._starts)
+
+    def __getitem__(self, row):
+        # A positioned read: threads may search one engine at the same time.
+        start = int(self._starts[row])
+        stop = int(self._starts[row + 1]) if row + 1 < len(self) else None
+        data = os.pread(self._file.fileno(), (stop or os.fstat(self._file.fileno()).st_size) - start, start)
+        document = json.loads(data)
+        return document["title"], document["text"]

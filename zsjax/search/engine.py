@@ -1,0 +1,86 @@
+"""What a search engine is: the protocol, what it is told about a question, and two engines for ablations."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from zsjax.types import Question
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """One search result. score: the engine's own measure, higher is better; None where it has none."""
+
+    title: str
+    text: str
+    score: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchContext:
+    """What is known about a query beside its text. Real engines ignore it; a simulator needs it.
+
+    Attributes:
+      question: the question that is being answered, with every gold answer.
+      noisy: whether unhelpful documents are asked for.
+      key: names this very search, so that random draws of two searches with the same query differ: anything with a
+        stable repr, such as (run seed, step, episode id, turn).
+    """
+
+    question: Question
+    noisy: bool = False
+    key: Any = None
+
+
+class Engine(Protocol):
+    """Anything that finds documents for a batch of queries."""
+
+    def search(self, queries: Sequence[str], contexts: Sequence[SearchContext], *, k: int) -> list[list[Document]]:
+        """Up to k documents for each query, best first. An empty list says that nothing was found."""
+        ...
+
+
+def check_request(queries: Sequence[str], contexts: Sequence[SearchContext] | None, k: int) -> None:
+    """Raises ValueError unless k >= 1 and there is one context for each query (None stands for no contexts)."""
+    if isinstance(queries, str):
+        raise ValueError("queries must be a sequence of strings, not one string")
+    if k < 1:
+        raise ValueError(f"k={k}: at least one document must be asked for")
+    if contexts is not None and len(contexts) != len(queries):
+        raise ValueError(f"{len(queries)} queries but {len(contexts)} contexts: query and question would be mispaired")
+
+
+class Empty:
+    """Finds k documents without any content, whatever is asked: an ablation, since nothing can be read from it."""
+
+    def search(self, queries: Sequence[str], contexts: Sequence[SearchContext] | None = None, *,
+               k: int) -> list[list[Document]]:
+        check_request(queries, contexts, k)
+        return [[Document("", "") for _ in range(k)] for _ in queries]
+
+
+class DropBest:
+    """Loses the best document of a call with some probability: a test of robustness.
+
+    The loss is a function of (seed, query, context.key) alone: no batch mate and no earlier call changes it, and the
+    same query asked again under another key has another chance.
+    """
+
+    def __init__(self, engine: Engine, probability: float, seed: int = 0):
+        """Wraps engine. probability: of losing the best document, 0 to 1. Raises ValueError outside of that."""
+        if not 0 <= probability <= 1:
+            raise ValueError(f"probability={probability} must be between 0 and 1")
+        self.engine, self.probability, self.seed = engine, probability, seed
+
+    def search(self, queries: Sequence[str], contexts: Sequence[SearchContext] | None = None, *,
+               k: int) -> list[list[Document]]:
+        check_request(queries, contexts, k)
+        found = self.engine.search(queries, contexts, k=k + 1)
+        keys = [None] * len(queries) if contexts is None else [context.key for context in contexts]
+        return [documents[1:] if self._loses(query, key) else documents[:k]
+                for documents, query, key in zip(found, queries, keys, strict=True)]
+
+    def _loses(self, query: str, key: Any) -> bool:
+        digest = hashlib.blake2b(repr((self.seed, query, key)).encode(), digest_size=8).digest()
+        return int.from_bytes(digest) < self.probability * 2**64
