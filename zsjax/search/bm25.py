@@ -131,8 +131,8 @@ class BM25:
         if documents.sha256 != settings["corpus_sha256"] or len(documents) != settings["num_documents"]:
             raise ValueError(f"{path / _CORPUS} has changed since it was indexed; build the index anew")
         if corpus_hash is not None and corpus_hash != settings["corpus_sha256"]:
-            raise ValueError(f"the index at {path} is of another corpus (hash {settings['corpus_sha256'][:12]}..., asked "
-                             f"for {corpus_hash[:12]}...); build the index anew")
+            raise ValueError(f"the index at {path} is of another corpus (hash {settings['corpus_sha256'][:12]}..., "
+                             f"asked for {corpus_hash[:12]}...); build the index anew")
         index = bm25s.BM25.load(path, mmap=mmap, load_corpus=False, show_progress=False)
         return cls(index, documents, settings)
 
