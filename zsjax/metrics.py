@@ -1,0 +1,292 @@
+"""Metrics: masked means (device), and the writer that puts numbers into files and onto the screen (host).
+
+A run's numbers live in `metrics.jsonl`, one JSON object a line: {"stage": "train", "step": 12, "reward": 0.51, ...},
+flushed as they come; TensorBoard events are a second copy. `step` counts steps done, so the line of step n describes the
+n-th step and a checkpoint of step n goes with the lines up to n. Names that start with "time/" (seconds) or "speed/"
+(something per second) depend on the machine's mood; all others repeat exactly when a run is repeated or resumed on CPU.
+"""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+WALL_TIME = ("time/", "speed/")  # prefixes of what no two runs share
+
+
+def masked_mean(x, *, mask, axis=None):
+    """Mean of `x` where `mask` is True, 0 where none is. NaNs and infinities elsewhere have no influence.
+
+    Args:
+      x: float[...], any shape.
+      mask: bool, broadcastable to x.
+      axis: axes to reduce, None for all.
+    """
+    mask = jnp.broadcast_to(mask, x.shape)
+    total = jnp.where(mask, x, 0).sum(axis)
+    return total / jnp.maximum(mask.sum(axis), 1).astype(total.dtype)
+
+
+def masked_std(x, *, mask, axis=None):
+    """Population standard deviation of `x` where `mask` is True, 0 where none is. Same arguments as `masked_mean`."""
+    mask = jnp.broadcast_to(mask, x.shape)
+    mean = masked_mean(x, mask=mask, axis=axis)
+    mean = mean if axis is None else jnp.expand_dims(mean, axis)
+    squares = jnp.square(jnp.where(mask, x, 0) - mean)
+    return jnp.sqrt(masked_mean(squares, mask=mask, axis=axis))
+
+
+def without_wall_time(line: dict) -> dict:
+    """The part of a metrics line that a repeated run has too."""
+    return {name: value for name, value in line.items() if not name.startswith(WALL_TIME)}
+
+
+def read_jsonl(path) -> list[dict]:
+    """The objects of a .jsonl file, [] if there is none. A last line that a kill cut in half is left out.
+
+    Raises:
+      ValueError: another line is not a JSON object; the message names file and line.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):  # no newline after it: the write was cut
+                break
+            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+        rows.append(row)
+    return rows
+
+
+class Timer:
+    """Seconds by part: `with timer("rollout"): ...`; `take()` returns {"time/rollout": seconds} and starts anew."""
+
+    def __init__(self):
+        self._seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, part: str):
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[part] = self._seconds.get(part, 0.0) + time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        seconds, self._seconds = self._seconds, {}
+        return {f"time/{part}": value for part, value in seconds.items()}
+
+
+class Writer:
+    """Writes a run's metrics into files and shows them: a progress bar on a terminal, else one line a step."""
+
+    def __init__(self, workdir=None, *, show: tuple[str, ...] = (), tensorboard: bool = True, console=None):
+        """Opens `workdir` for appending.
+
+        Args:
+          workdir: the run's folder; None only shows.
+          show: names shown beside the bar; () shows what `SHOWN` lists.
+          tensorboard: also write TensorBoard events into workdir/tensorboard/<phase>.
+          console: a rich.console.Console; None is stdout.
+        """
+        self.workdir = None if workdir is None else pathlib.Path(workdir)
+        self._show = show or SHOWN
+        self._tensorboard: dict[str, Any] | None = {} if tensorboard and workdir is not None else None
+        self._purge: dict[str, int] = {}
+        self._console = console or _console()
+        self._bar = self._task = None
+        self._totals: dict[str, int] = {}
+        self._file = None
+        if self.workdir is not None:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            _drop_half_line(self.path)
+            self._file = open(self.path, "ab")
+
+    @property
+    def path(self) -> pathlib.Path:
+        return self.workdir / "metrics.jsonl"
+
+    def write(self, step: int, metrics: dict, phase: str = "train", show: bool = True):
+        """Appends one line and flushes it.
+
+        Args:
+          step: steps done in this phase.
+          metrics: name -> number (Python, numpy or jax scalar), string, bool or None, or a list of those.
+          phase: the stage, e.g. "pretrain" or "train"; written as "stage".
+          show: whether the step also moves the bar or prints a line.
+        """
+        line = {"stage": phase, "step": int(step), **{name: _plain(value) for name, value in metrics.items()}}
+        if self._file is not None:
+            # One write call a line: a kill leaves whole lines and at most one half.
+            self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+            self._file.flush()
+        if self._tensorboard is not None:
+            self._events(phase).add_scalars_of(line)
+        if show:
+            self._display(phase, int(step), line)
+
+    def truncate(self, stage: str, step: int):
+        """Removes the lines of `stage` beyond `step`: what a resumed run will write again. Other stages stay."""
+        if self._file is None:
+            return
+        self._file.close()
+        rows = read_jsonl(self.path)
+        kept = [row for row in rows if row["stage"] != stage or row["step"] <= step]
+        if len(kept) != len(rows):
+            half = self.path.with_suffix(".jsonl.new")
+            with open(half, "w") as file:
+                file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in kept)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(half, self.path)
+        self._file = open(self.path, "ab")
+        self._purge[stage] = step + 1
+
+    @contextlib.contextmanager
+    def progress(self, phase: str, total: int, done: int = 0):
+        """A bar that `write(..., phase=phase)` moves, from `done` to `total` steps."""
+        self._totals[phase] = total
+        with self._open_bar(phase, total, done):
+            yield self
+
+    @contextlib.contextmanager
+    def track(self, label: str, total: int):
+        """A bar for work without metrics: yields `advance(n=1)`. Off a terminal: a line every ten seconds and at the end."""
+        done, last, start = 0, time.monotonic(), time.monotonic()
+        with self._open_bar(label, total, 0) as bar:
+            def advance(n: int = 1):
+                nonlocal done, last
+                done += n
+                if bar is not None:
+                    bar.update(self._task, completed=done)
+                elif time.monotonic() - last > 10:
+                    last = time.monotonic()
+                    self.note(f"{label}  {done}/{total}")
+
+            yield advance
+        if bar is None and time.monotonic() - start > 3:
+            self.note(f"{label}  {done}/{total}  {time.monotonic() - start:.1f} s")
+
+    def note(self, text: str):
+        """Prints a line, above the bar if there is one. The text is shown as it is."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        sys.stdout.flush()
+
+    def close(self):
+        for events in (self._tensorboard or {}).values():
+            events.close()
+        if self._file is not None:
+            self._file.close()
+        self._file = self._tensorboard = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    def _events(self, phase):
+        if phase not in self._tensorboard:
+            self._tensorboard[phase] = _Events(self.workdir / "tensorboard" / phase, self._purge.get(phase))
+        return self._tensorboard[phase]
+
+    @contextlib.contextmanager
+    def _open_bar(self, label, total, done):
+        if not self._console.is_terminal or self._bar is not None:  # one bar at a time
+            yield None
+            return
+        from rich import progress
+
+        columns = (progress.TextColumn("{task.description}"), progress.BarColumn(20), progress.MofNCompleteColumn(),
+                   progress.TimeRemainingColumn(), progress.TextColumn("{task.fields[shown]}", markup=False))
+        with progress.Progress(*columns, console=self._console) as self._bar:
+            self._task = self._bar.add_task(label, total=total, completed=done, shown="")
+            try:
+                yield self._bar
+            finally:
+                self._bar = self._task = None
+
+    def _display(self, phase, step, line):
+        shown = "  ".join(f"{name.split('/')[-1]} {_short(line[name])}" for name in self._show if name in line)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, shown=shown)
+        else:
+            total = f"/{self._totals[phase]}" if phase in self._totals else ""
+            self.note(f"{phase} {step}{total}  {shown}")
+
+
+# What is shown of a line, in this order, where it is there.
+SHOWN = ("loss", "reward", "em", "f1", "noise", "searches", "on_path", "response_tokens", "kl", "entropy", "grad_norm",
+         "sampler_gap_mean", "eval/em", "eval/f1", "speed/tokens_per_second", "time/step")
+
+
+class _Events:
+    """TensorBoard events of one phase. On a resume, TensorBoard is told to forget the steps that are written again."""
+
+    def __init__(self, folder, purge_step):
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=10)
+
+    def add_scalars_of(self, line):
+        for name, value in line.items():
+            if name != "step" and isinstance(value, int | float):
+                self._writer.add_scalar(name, value, line["step"])
+
+    def close(self):
+        self._writer.close()
+
+
+def _plain(value):
+    """A JSON value. float32 becomes the float64 of the same value, whose repr reads back exactly; NaN becomes null."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, dict):
+        return {str(name): _plain(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    value = np.asarray(value)
+    if value.ndim:
+        return [_plain(v) for v in value]
+    value = value.item() if value.dtype.kind in "biu" else float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)  # strict JSON has neither
+    return value
+
+
+def _short(value):
+    if isinstance(value, bool) or not isinstance(value, float):
+        return str(value)
+    if value == 0 or 1e-3 <= abs(value) < 1e4:
+        return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
+    return f"{value:.1e}" if abs(value) < 1 else f"{value:.3g}"
+
+
+def _console():
+    from rich.console import Console
+
+    return Console(file=sys.stdout)
+
+
+def _drop_half_line(path):
+    """Cuts a last line that a kill left without its newline, so that appending starts on a fresh line."""
+    if not path.exists():
+        return
+    with open(path, "r+b") as file:
+        text = file.read()
+        if text and not text.endswith(b"\n"):
+            file.truncate(text.rfind(b"\n") + 1)

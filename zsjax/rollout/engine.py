@@ -1,0 +1,307 @@
+"""The compiled multi-turn rollout: think, search, read, answer, for a whole batch, on the device.
+
+One turn of a row is one generation of the policy. It ends at `</search>`, `</answer>`, EOS or its token budget:
+
+  complete answer            -> ANSWERED
+  complete, non-empty query  -> a search: `\\n<information>\\n` + documents + `</information>\\n` are appended
+  EOS                        -> ENDED_WITHOUT_ANSWER
+  anything else              -> an invalid action: the hint is appended
+
+Searches and invalid actions both use up a turn. After `max_turns` of them one last generation may only answer: whatever
+else it does ends the row as OUT_OF_TURNS and is not run. A row whose context is full is OUT_OF_TOKENS.
+
+The pieces (`start`, `generate_turn`, `queries`, `insert`) are pure functions over `RolloutState`. `make_rollout` chains
+them with the simulator in one `while_loop` when the engine is a `Simulator` that shares the policy's tokenizer;
+`zsjax.rollout.host` drives the same pieces for engines that live on the host. Tokens go in and come out: nothing is
+decoded and encoded again, and roles and log-probs are written when a token is written.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zsjax import types
+from zsjax.models.cache import KVCache, init_cache, repeat_rows
+from zsjax.models.decoder import DecoderConfig, extend, logits_of
+from zsjax.sampling.logits import row_keys, sample
+from zsjax.sampling.prefill import prefill
+from zsjax.sampling.splice import append, concatenate, take_span
+from zsjax.sampling.tags import TagAutomaton, extract
+from zsjax.search.simulator import Requests, Simulator
+
+POLICY_TAGS = ("<search>", "</search>", "<answer>", "</answer>")
+OPEN_SEARCH, CLOSE_SEARCH, OPEN_ANSWER, CLOSE_ANSWER = 1, 2, 3, 4  # events of the automaton
+PREFILL_CHUNK = 128
+
+# What a row waits for.
+NOTHING, DOCUMENTS, HINT = 0, 1, 2
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Environment:
+    """What is fixed for a rollout: shapes, budgets and the texts the environment inserts. Counts are in tokens."""
+
+    policy: DecoderConfig
+    max_turns: int
+    max_turn_tokens: int
+    max_tokens: int
+    max_query_tokens: int
+    num_documents: int
+    max_document_tokens: int
+    information_open: np.ndarray
+    information_close: np.ndarray
+    hint: np.ndarray
+    group_size: int = 1
+
+
+@flax.struct.dataclass
+class Tables:
+    """Per-token facts of the policy's vocabulary."""
+
+    automaton: TagAutomaton
+    eos: Any  # bool[V]
+
+
+@flax.struct.dataclass
+class RolloutState:
+    """B rows under way. Everything an `Episodes` has, and the policy's view of it."""
+
+    tokens: Any  # int32[B, T]
+    roles: Any  # int8[B, T]
+    behavior_logprobs: Any  # float32[B, T]
+    length: Any  # int32[B]
+    cache: KVCache  # holds the row's tokens up to `length`
+    hidden: Any  # [B, D], at the row's last token
+    tag_state: Any  # int32[B], of the automaton, since the generation began
+    turn_start: Any  # int32[B], where the generation began
+    query_open: Any  # int32[B], position of the token that completed the last <search> of this generation, or -1
+    answer_open: Any  # bool[B], <answer> was opened in this generation
+    waits_for: Any  # int8[B]
+    turn: Any  # int32[B], searches and invalid actions so far
+    status: Any  # int8[B]
+    num_searches: Any  # int32[B]
+    noisy: Any  # bool[B, M, k]
+    search_status: Any  # int8[B, M]
+    query_span: Any  # int32[B, M, 2]
+    documents_span: Any  # int32[B, M, 2]
+    episode_id: Any  # int32[B]
+    group_id: Any  # int32[B]
+
+
+def tables(tokenizer, config: DecoderConfig) -> Tables:
+    """Builds the automaton and the EOS mask of a tokenizer for a model with `config.vocab_size` embedding rows."""
+    eos = jnp.zeros(config.vocab_size, bool).at[jnp.array(list(tokenizer.eos_ids), jnp.int32)].set(True)
+    return Tables(automaton=TagAutomaton.from_tokenizer(tokenizer, POLICY_TAGS), eos=eos)
+
+
+def start(params, env: Environment, prompts, prompt_lengths, group_id) -> RolloutState:
+    """Reads the prompts, each once, and makes `group_size` rows of each.
+
+    Args:
+      prompts: int32[Q, P] right-padded.
+      prompt_lengths: int32[Q].
+      group_id: int32[Q], names the questions in every random stream: ids must differ within a step.
+
+    Returns:
+      B = Q * group_size rows, those of a question next to each other; episode_id = group_id * group_size + index.
+    """
+    Q, P = prompts.shape
+    config, G, T, M, k = env.policy, env.group_size, env.max_tokens, env.max_turns, env.num_documents
+    B = Q * G
+    hidden, cache = prefill(params, config, prompts, prompt_lengths, init_cache(config, Q, T, jnp.dtype(config.dtype)),
+                            jnp.zeros((Q, config.embed_dim), config.dtype), chunk=PREFILL_CHUNK)
+    is_prompt = jnp.arange(T) < prompt_lengths[:, None]
+    tokens = jnp.where(is_prompt, jnp.pad(prompts, ((0, 0), (0, T - P))), 0)
+    repeat = lambda x: jnp.repeat(x, G, axis=0)
+    lengths = repeat(prompt_lengths)
+    zeros = jnp.zeros(B, jnp.int32)
+    return RolloutState(
+        tokens=repeat(tokens),
+        roles=repeat(jnp.where(is_prompt, types.PROMPT, types.PAD).astype(jnp.int8)),
+        behavior_logprobs=jnp.zeros((B, T), jnp.float32),
+        length=lengths,
+        cache=repeat_rows(cache, G),
+        hidden=repeat(hidden),
+        tag_state=zeros,
+        turn_start=lengths,
+        query_open=zeros - 1,
+        answer_open=jnp.zeros(B, bool),
+        waits_for=jnp.zeros(B, jnp.int8),
+        turn=zeros,
+        status=jnp.zeros(B, jnp.int8),
+        num_searches=zeros,
+        noisy=jnp.zeros((B, M, k), bool),
+        search_status=jnp.zeros((B, M), jnp.int8),
+        query_span=jnp.zeros((B, M, 2), jnp.int32),
+        documents_span=jnp.zeros((B, M, 2), jnp.int32),
+        episode_id=repeat(group_id) * G + jnp.tile(jnp.arange(G, dtype=jnp.int32), Q),
+        group_id=repeat(group_id),
+    )
+
+
+def generate_turn(params, env: Environment, tables: Tables, state: RolloutState, key, temperature) -> RolloutState:
+    """Samples until every row has ended or waits for documents or a hint. Runs zero times if all do already."""
+    T, rows = env.max_tokens, jnp.arange(state.length.shape[0])
+    generating = lambda s: (s.status == types.RUNNING) & (s.waits_for == NOTHING)
+
+    def step(s: RolloutState) -> RolloutState:
+        alive = generating(s)
+        token, logprob = sample(logits_of(params, env.policy, s.hidden), row_keys(key, s.episode_id, s.length),
+                                temperature=temperature)
+        at = jnp.where(alive, s.length, T)  # writes of other rows are dropped
+        tag_state, event = tables.automaton.step(s.tag_state, token)
+        query_open = jnp.where(event == OPEN_SEARCH, s.length, s.query_open)
+        answer_open = s.answer_open | (event == OPEN_ANSWER)
+        length = s.length + 1
+
+        answered = (event == CLOSE_ANSWER) & answer_open
+        searched = (event == CLOSE_SEARCH) & (query_open >= 0)
+        eos = tables.eos[token]
+        spent = length - s.turn_start >= env.max_turn_tokens
+        invalid = ~answered & ~searched & ~eos & (spent | (event == CLOSE_SEARCH) | (event == CLOSE_ANSWER))
+        last_turn = s.turn >= env.max_turns
+        status = jnp.select(
+            [answered, eos, (searched | invalid) & last_turn, length >= T],
+            [types.ANSWERED, types.ENDED_WITHOUT_ANSWER, types.OUT_OF_TURNS, types.OUT_OF_TOKENS], types.RUNNING)
+        waits_for = jnp.select([status != types.RUNNING, searched, invalid], [NOTHING, DOCUMENTS, HINT], NOTHING)
+
+        # Rows that have just ended are not read back: nobody looks at what would follow.
+        read = alive & (status == types.RUNNING)
+        states, cache = extend(params, env.policy, token[:, None], read.astype(jnp.int32), s.cache)
+        keep = lambda new, old: jnp.where(alive, new.astype(old.dtype), old)
+        return s.replace(
+            tokens=s.tokens.at[rows, at].set(token, mode="drop"),
+            roles=s.roles.at[rows, at].set(types.POLICY, mode="drop"),
+            behavior_logprobs=s.behavior_logprobs.at[rows, at].set(logprob, mode="drop"),
+            length=keep(length, s.length),
+            cache=cache,
+            hidden=jnp.where(read[:, None], states[:, 0], s.hidden),
+            tag_state=keep(tag_state, s.tag_state),
+            query_open=keep(query_open, s.query_open),
+            answer_open=keep(answer_open, s.answer_open),
+            waits_for=keep(waits_for, s.waits_for),
+            status=keep(status, s.status),
+        )
+
+    return jax.lax.while_loop(lambda s: generating(s).any(), step, state)
+
+
+def queries(env: Environment, tables: Tables, state: RolloutState):
+    """Cuts the queries out of the rows that wait for documents; a blank query becomes an invalid action.
+
+    Returns:
+      (state, (query int32[B, max_query_tokens], lengths int32[B])), length 0 for every other row.
+    """
+    size = env.max_turn_tokens
+    generation, length = take_span(state.tokens, state.turn_start, state.length, size=size)
+    query, query_length = extract(tables.automaton, generation, length, open_tag=OPEN_SEARCH - 1,
+                                  close_tag=CLOSE_SEARCH - 1, size=env.max_query_tokens)
+    asks = state.waits_for == DOCUMENTS
+    waits_for = jnp.where(asks & (query_length == 0), HINT, state.waits_for).astype(jnp.int8)
+    query_length = jnp.where(asks, query_length, 0)
+    return state.replace(waits_for=waits_for), (jnp.where(query_length[:, None] > 0, query, 0), query_length)
+
+
+def coins(env: Environment, state: RolloutState, noise, key):
+    """bool[B], P(True) = noise: whether this turn's search is noisy. Keyed by (key, episode, turn)."""
+    keys = row_keys(key, state.episode_id, state.turn)
+    return jax.vmap(lambda key: jax.random.uniform(key))(keys) < noise
+
+
+def insert(params, env: Environment, state: RolloutState, documents, document_lengths, count, noisy) -> RolloutState:
+    """Answers every waiting row: documents or the hint are written behind it and read into the policy's cache.
+
+    Args:
+      documents: int32[B, k, N], document_lengths: int32[B, k] (0: no document), count: int32[B] documents found.
+      noisy: bool[B, k], recorded.
+
+    Returns:
+      The rows, generating again, or OUT_OF_TOKENS where what was found does not fit.
+    """
+    B, k, _ = documents.shape
+    T, M, rows = env.max_tokens, env.max_turns, jnp.arange(B)
+    static = lambda ids: (jnp.broadcast_to(jnp.array(ids, jnp.int32), (B, len(ids))), jnp.full(B, len(ids), jnp.int32))
+    searched, hinted = state.waits_for == DOCUMENTS, state.waits_for == HINT
+    pieces = [static(env.information_open)]
+    pieces += [(documents[:, i], document_lengths[:, i]) for i in range(k)]
+    pieces += [static(env.information_close)]
+    size = max(sum(p.shape[1] for p, _ in pieces), len(env.hint))
+    text, text_length = concatenate(pieces, size=size)
+    hint, hint_length = concatenate([static(env.hint)], size=size)
+    text = jnp.where(searched[:, None], text, hint)
+    text_length = jnp.select([searched, hinted], [text_length, hint_length], 0)
+    at = jnp.arange(size)
+    documents_length = document_lengths.sum(axis=1)
+    is_document = (at >= len(env.information_open)) & (at < len(env.information_open) + documents_length[:, None])
+    roles = jnp.where(searched[:, None] & is_document, types.DOCUMENT, types.TEMPLATE).astype(jnp.int8)
+
+    waiting = searched | hinted
+    fits = state.length + text_length < T  # and one token of the policy behind it
+    added = jnp.where(waiting & fits, text_length, 0)
+    hidden, cache = prefill(params, env.policy, text, added, state.cache, state.hidden, chunk=PREFILL_CHUNK)
+    turn = jnp.where(waiting, state.turn, M)  # writes of other rows are dropped
+    run = jnp.where(searched, turn, M)
+    documents_start = state.length + len(env.information_open)
+    status = jnp.select([hinted, count >= k, count > 0], [types.INVALID_ACTION, types.SEARCH_OK, types.SEARCH_SHORT],
+                        types.SEARCH_FAILED)
+    span = lambda start, stop: jnp.stack([start, stop], axis=1)
+    length = state.length + added
+    return state.replace(
+        tokens=append(state.tokens, state.length, text, added),
+        roles=append(state.roles, state.length, roles, added),
+        length=length,
+        cache=cache,
+        hidden=hidden,
+        tag_state=jnp.where(waiting, 0, state.tag_state),
+        turn_start=jnp.where(waiting, length, state.turn_start),
+        query_open=jnp.where(waiting, -1, state.query_open),
+        answer_open=state.answer_open & ~waiting,
+        waits_for=jnp.zeros_like(state.waits_for),
+        turn=state.turn + waiting,
+        status=jnp.where(waiting & ~fits, types.OUT_OF_TOKENS, state.status).astype(jnp.int8),
+        num_searches=state.num_searches + searched,
+        noisy=state.noisy.at[rows, run].set(noisy, mode="drop"),
+        search_status=state.search_status.at[rows, turn].set(status.astype(jnp.int8), mode="drop"),
+        query_span=state.query_span.at[rows, run].set(span(state.query_open, state.length), mode="drop"),
+        documents_span=state.documents_span.at[rows, jnp.where(fits, run, M)].set(
+            span(documents_start, documents_start + documents_length), mode="drop"),
+    )
+
+
+def finish(state: RolloutState) -> types.Episodes:
+    """The rows as `Episodes`."""
+    names = [field.name for field in dataclasses.fields(types.Episodes)]
+    return types.Episodes(**{name: getattr(state, name) for name in names})
+
+
+def simulated(policy_params, simulator_params, env: Environment, tables: Tables, simulator: Simulator,
+              simulator_tables, inputs, noise, temperature, key) -> types.Episodes:
+    """A whole rollout against a simulator with the policy's tokenizer, as one program. Pure.
+
+    Args:
+      inputs: dict with prompts, prompt_lengths, group_id, and for each question question, answers (ragged pairs) and
+        question_key.
+      noise: float32[], P(noisy). temperature: float32[], of the policy. key: the step's key.
+    """
+    policy_key, simulator_key, noise_key = (jax.random.fold_in(key, i) for i in range(3))
+    repeat = lambda x: jnp.repeat(x, env.group_size, axis=0)
+    question, answers, question_key = jax.tree.map(
+        repeat, (inputs["question"], inputs["answers"], inputs["question_key"]))
+    state = start(policy_params, env, inputs["prompts"], inputs["prompt_lengths"], inputs["group_id"])
+
+    def turn(state):
+        state = generate_turn(policy_params, env, tables, state, policy_key, temperature)
+        state, query = queries(env, tables, state)
+        noisy = coins(env, state, noise, noise_key)
+        requests = Requests(question=question, answers=answers, query=query, noisy=noisy, question_key=question_key,
+                            active=state.waits_for == DOCUMENTS)
+        replies = simulator.write(simulator_params, simulator_tables, requests, simulator_key)
+        noisy = jnp.broadcast_to(noisy[:, None], replies.lengths.shape)
+        return insert(policy_params, env, state, replies.tokens, replies.lengths, replies.count, noisy)
+
+    running = lambda state: (state.status == types.RUNNING).any()
+    return finish(jax.lax.while_loop(running, turn, state))

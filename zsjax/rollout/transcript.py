@@ -1,0 +1,74 @@
+"""Episodes as text: what was said by whom, what was asked, what was answered. For rewards, logs and people.
+
+Only POLICY tokens are ever parsed: an answer in a prompt or a document is not the policy's.
+"""
+
+import numpy as np
+
+from zsjax import types
+from zsjax.rewards import extract_answer
+
+
+def segments(episodes: types.Episodes, b: int, tokenizer) -> list[dict]:
+    """Row b as [{"role": name, "text": str}], one entry per run of equal roles."""
+    length = int(episodes.length[b])
+    tokens, roles = np.asarray(episodes.tokens[b][:length]), np.asarray(episodes.roles[b][:length])
+    borders = [0, *(np.flatnonzero(np.diff(roles)) + 1).tolist(), length] if length else [0]
+    return [{"role": types.ROLE_NAMES[roles[start]], "text": tokenizer.decode(tokens[start:stop].tolist())}
+            for start, stop in zip(borders, borders[1:])]
+
+
+def generations(episodes: types.Episodes, b: int) -> list[np.ndarray]:
+    """The runs of POLICY tokens of row b, one per generation."""
+    length = int(episodes.length[b])
+    tokens = np.asarray(episodes.tokens[b][:length])
+    is_policy = np.asarray(episodes.roles[b][:length]) == types.POLICY
+    borders = np.flatnonzero(np.diff(np.concatenate([[0], is_policy.astype(int), [0]])))
+    return [tokens[start:stop] for start, stop in borders.reshape(-1, 2)]
+
+
+def answers(episodes: types.Episodes, tokenizer) -> list[str | None]:
+    """The answer of each row, from its last generation; None unless the row ended ANSWERED."""
+    def answer(b):
+        if episodes.status[b] != types.ANSWERED:
+            return None
+        return extract_answer(tokenizer.decode(generations(episodes, b)[-1].tolist()))
+
+    return [answer(b) for b in range(len(episodes.length))]
+
+
+def searches(episodes: types.Episodes, tokenizer) -> list[list[str]]:
+    """The queries of each row that were run, in order."""
+    def query(b, turn):
+        start, stop = episodes.query_span[b][turn]
+        text = tokenizer.decode(np.asarray(episodes.tokens[b][start:stop]).tolist())
+        return text.rpartition("</search")[0].partition(">")[2].strip()
+
+    return [[query(b, turn) for turn in range(episodes.query_span.shape[1]) if episodes.query_span[b][turn][1] > 0]
+            for b in range(len(episodes.length))]
+
+
+def records(episodes: types.Episodes, questions, tokenizer, *, rows=None, **columns) -> list[dict]:
+    """JSON-able trajectories of the given rows (all by default).
+
+    Args:
+      episodes: on the host (numpy).
+      questions: one per row.
+      columns: more values per row, such as reward=[...].
+    """
+    said, asked = answers(episodes, tokenizer), searches(episodes, tokenizer)
+    rows = range(len(episodes.length)) if rows is None else rows
+    return [{
+        "id": questions[b].id,
+        "question": questions[b].question,
+        "golden_answers": list(questions[b].golden_answers),
+        "answer": said[b],
+        "status": types.STATUS_NAMES[int(episodes.status[b])],
+        "queries": asked[b],
+        "search_status": [types.SEARCH_STATUS_NAMES[s] for s in episodes.search_status[b].tolist()],
+        "noisy": [bool(n.any()) for n in episodes.noisy[b]],
+        "num_searches": int(episodes.num_searches[b]),
+        "tokens": int(episodes.length[b]),
+        **{name: float(values[b]) for name, values in columns.items()},
+        "segments": segments(episodes, b, tokenizer),
+    } for b in rows]

@@ -1,0 +1,41 @@
+"""Reading many tokens into a cache: chunk by chunk, as far as the longest row needs, inside one compiled program."""
+
+import jax
+import jax.numpy as jnp
+
+from zsjax.models.cache import KVCache
+from zsjax.models.decoder import DecoderConfig, extend
+
+
+def prefill(params, config: DecoderConfig, tokens, count, cache: KVCache, hidden, *, chunk: int):
+    """Appends the first count[b] of tokens[b] to the cache and keeps each row's last hidden state.
+
+    The loop runs ceil(max(count) / chunk) times, and not at all when every count is 0: a `while_loop` that may run
+    zero times is the "if" of this code, because a `cond` would copy the cache (jax#38145).
+
+    Args:
+      params, config: the decoder.
+      tokens: int32[B, N].
+      count: int32[B], 0 .. N.
+      cache: at least max(cache.lengths + count) slots, or the tokens beyond are lost.
+      hidden: [B, D], what rows with count 0 keep.
+      chunk: tokens read per pass; a static shape.
+
+    Returns:
+      (hidden [B, D] of each row's last token, the longer cache).
+    """
+    B, N = tokens.shape
+    chunk = min(chunk, N)
+    tokens = jnp.pad(tokens, ((0, 0), (0, -N % chunk)))
+    longest = count.max()
+
+    def body(carry):
+        start, hidden, cache = carry
+        piece = jax.lax.dynamic_slice_in_dim(tokens, start, chunk, axis=1)
+        taken = jnp.clip(count - start, 0, chunk)
+        states, cache = extend(params, config, piece, taken, cache)
+        last = jnp.take_along_axis(states, jnp.maximum(taken - 1, 0)[:, None, None], axis=1)[:, 0]
+        return start + chunk, jnp.where((taken > 0)[:, None], last, hidden), cache
+
+    _, hidden, cache = jax.lax.while_loop(lambda carry: carry[0] < longest, body, (jnp.int32(0), hidden, cache))
+    return hidden, cache
