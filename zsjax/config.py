@@ -8,6 +8,10 @@ import dataclasses
 from typing import Any
 
 
+class UserError(Exception):
+    """A mistake of the user's, told in words that say how to mend it: printed without traceback, exit code 2."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """A decoder and where its weights come from.
@@ -62,7 +66,8 @@ class SearchConfig:
     max_document_tokens: a shown document is cut to this many tokens.
     max_query_tokens: longer queries are cut.
     temperature, top_p: the simulator's sampling.
-    per_document_noise: each document has its own coin instead of one per search.
+    shuffle_documents: a simulator's documents are shown in random order.
+    document_format: one line per document, with {i}, {title}, {text}.
     drop_best: probability with which a real engine loses its best document (a test of robustness).
     """
 
@@ -73,8 +78,8 @@ class SearchConfig:
     max_query_tokens: int = 64
     temperature: float = 0.8
     top_p: float = 1.0
-    per_document_noise: bool = False
     shuffle_documents: bool = False
+    document_format: str = "Doc {i}: {title}. {text}"
     drop_best: float = 0.0
 
 
