@@ -14,7 +14,7 @@ class Counting:
 
 
 def contexts(n, turn=0):
-    return [SearchContext(Question(str(i), "?", ("a",)), key=(i, turn)) for i in range(n)]
+    return [SearchContext(Question(str(i), "?", ("a",)), call=(turn,)) for i in range(n)]
 
 
 def test_empty_finds_documents_without_content():
@@ -33,7 +33,7 @@ def test_drop_best_loses_the_best_document_at_its_rate(probability):
     assert abs(sum(lost) / n - probability) < 0.04
 
 
-def test_drop_best_depends_on_seed_query_and_key_only():
+def test_drop_best_depends_on_seed_query_and_call_only():
     queries = [f"q{i}" for i in range(200)]
     engine = DropBest(Counting(), 0.5, seed=1)
     whole = engine.search(queries, contexts(200), k=2)

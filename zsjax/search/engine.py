@@ -24,13 +24,15 @@ class SearchContext:
     Attributes:
       question: the question that is being answered, with every gold answer.
       noisy: whether unhelpful documents are asked for.
-      key: names this very search, so that random draws of two searches with the same query differ: anything with a
-        stable repr, such as (run seed, step, episode id, turn).
+      key: a jax key, what a simulator draws from; one for a whole batch.
+      call: names this very search, so that the same query asked twice has two chances with an engine that fails at
+        random: a tuple of numbers and strings such as (step, episode id, turn).
     """
 
     question: Question
     noisy: bool = False
     key: Any = None
+    call: tuple = ()
 
 
 class Engine(Protocol):
@@ -63,8 +65,8 @@ class Empty:
 class DropBest:
     """Loses the best document of a call with some probability: a test of robustness.
 
-    The loss is a function of (seed, query, context.key) alone: no batch mate and no earlier call changes it, and the
-    same query asked again under another key has another chance.
+    The loss is a function of (seed, query, question id, context.call) alone: no batch mate and no earlier search
+    changes it, and the same query asked again under another call has another chance.
     """
 
     def __init__(self, engine: Engine, probability: float, seed: int = 0):
@@ -77,10 +79,10 @@ class DropBest:
                k: int) -> list[list[Document]]:
         check_request(queries, contexts, k)
         found = self.engine.search(queries, contexts, k=k + 1)
-        keys = [None] * len(queries) if contexts is None else [context.key for context in contexts]
-        return [documents[1:] if self._loses(query, key) else documents[:k]
-                for documents, query, key in zip(found, queries, keys, strict=True)]
+        calls = [()] * len(queries) if contexts is None else [(c.question.id, *c.call) for c in contexts]
+        return [documents[1:] if self._loses(query, call) else documents[:k]
+                for documents, query, call in zip(found, queries, calls, strict=True)]
 
-    def _loses(self, query: str, key: Any) -> bool:
-        digest = hashlib.blake2b(repr((self.seed, query, key)).encode(), digest_size=8).digest()
+    def _loses(self, query: str, call: tuple) -> bool:
+        digest = hashlib.blake2b(repr((self.seed, query, call)).encode(), digest_size=8).digest()
         return int.from_bytes(digest) < self.probability * 2**64
