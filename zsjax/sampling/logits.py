@@ -1,0 +1,65 @@
+"""Drawing one token a row from logits, with keys that belong to the row and not to the batch."""
+
+import jax
+import jax.numpy as jnp
+
+
+def row_keys(key, row_ids, positions):
+    """One key a row, fold_in(fold_in(key, row_ids[b]), positions[b]).
+
+    A draw made with it depends on (key, row, position) only: never on where in which batch the row stands.
+
+    Args:
+      key: typed key or raw uint32[2].
+      row_ids: int32[B], what names the row (an episode id).
+      positions: int32[B], position within the row of the token to be drawn.
+
+    Returns:
+      B keys of the kind given.
+    """
+    fold = lambda row, position: jax.random.fold_in(jax.random.fold_in(key, row), position)
+    return jax.vmap(fold)(row_ids, positions)
+
+
+def sample(logits, keys, *, temperature, top_k: int = 0, top_p: float = 1.0):
+    """Draws a token a row from softmax(logits / temperature), cut to top_k and then top_p.
+
+    The draw is argmax(logits / temperature + Gumbel noise), where the noise of a token depends on the key and the token
+    only: cutting the tail changes a draw only when the draw would have fallen there.
+
+    Args:
+      logits: float32[B, V].
+      keys: B keys; see `row_keys`.
+      temperature: float32[] or [B], may be traced; 0 is greedy: argmax, the lowest id of equals.
+      top_k: keep the k largest; 0 keeps all. Of equal logits the lower ids are kept.
+      top_p: keep the smallest set of most probable tokens (after top_k, renormalised) whose probabilities sum to at
+        least top_p, exactly: sorted, never an approximation. At least one token is kept.
+
+    Returns:
+      (tokens int32[B], logprobs float32[B] in nats). The log-probs are those of the whole softmax(logits /
+      temperature), before top_k and top_p, and of softmax(logits) at temperature 0.
+
+    Raises:
+      ValueError: top_k < 0 or top_p outside (0, 1].
+    """
+    if top_k < 0 or not 0.0 < top_p <= 1.0:
+        raise ValueError(f"top_k must be >= 0 and top_p in (0, 1], got top_k={top_k}, top_p={top_p}")
+    V = logits.shape[-1]
+    temperature = jnp.asarray(temperature, jnp.float32)
+    temperature = temperature[..., None] if temperature.ndim else temperature
+    greedy = temperature <= 0
+    scaled = logits.astype(jnp.float32) / jnp.where(greedy, 1.0, temperature)
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, (V,), jnp.float32))(keys)
+    noise = jnp.where(greedy, 0.0, noise)
+    if top_k or top_p < 1.0:
+        values, ids = jax.lax.top_k(scaled, min(top_k or V, V))
+        noisy = values + jnp.take_along_axis(noise, ids, axis=-1)
+        if top_p < 1.0:
+            probs = jax.nn.softmax(values, axis=-1)
+            before = jnp.cumsum(probs, axis=-1) - probs
+            noisy = jnp.where((before < top_p).at[:, 0].set(True), noisy, -jnp.inf)
+        tokens = jnp.take_along_axis(ids, noisy.argmax(axis=-1)[:, None], axis=-1)[:, 0]
+    else:
+        tokens = (scaled + noise).argmax(axis=-1)
+    chosen = jnp.take_along_axis(scaled, tokens[:, None], axis=-1)[:, 0]
+    return tokens.astype(jnp.int32), chosen - jax.nn.logsumexp(scaled, axis=-1)
