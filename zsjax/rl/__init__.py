@@ -1,0 +1,1 @@
+"""Reinforcement learning on tokens: masks, log-probs, advantages, losses, updates."""

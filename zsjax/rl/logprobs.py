@@ -1,0 +1,131 @@
+"""Log-probs and entropies of tokens from hidden states, without the logits of a whole batch.
+
+The logits of 32 rows of 4096 tokens over a vocabulary of 152 k are 80 GB in float32. Here they exist for one chunk of
+positions at a time, forward and backward: the backward pass computes a chunk's logits again (one product) from the
+hidden states and the saved log-normaliser, and sums the unembedding's gradient over chunks in float32. Leaving that to
+autodiff through a rematerialised scan costs a second softmax and, in bfloat16, rounds that sum once a chunk.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def token_logprobs(hidden, unembed, tokens, *, chunk, temperature=1.0, with_entropy=True):
+    """Log-prob and entropy of each token given the tokens before it.
+
+    With z_t = hidden[:, t-1] @ unembed / temperature, for t >= 1:
+      logprobs[:, t] = z_t[tokens[:, t]] - logsumexp(z_t)
+      entropy[:, t]  = logsumexp(z_t) - sum_v softmax(z_t)_v z_tv
+    and both are 0 at t = 0. Log-probs are clamped to at most 0 and entropies to at least 0, which rounding can pass;
+    gradients ignore the clamp.
+
+    Args:
+      hidden: [B, T, D], after the final norm. The products run in its dtype and accumulate in float32 (float64 for
+        float64 input); the softmax is in the accumulating dtype.
+      unembed: [D, V].
+      tokens: int32[B, T], in 0 .. V-1.
+      chunk: at most this many positions along T have logits at a time; it need not divide T. Their memory is
+        4 * B * chunk * V bytes.
+      temperature: float or float32[], > 0; the one the tokens were sampled at. No gradient flows to it.
+      with_entropy: False saves a sum over V in both passes and returns None for the entropy.
+
+    Returns:
+      (logprobs, entropy): float32[B, T] each (float64 for float64 input), nats. Gradients flow to hidden and unembed,
+      in reverse mode only.
+
+    Raises:
+      ValueError: chunk < 1, temperature <= 0, or shapes that do not fit.
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk={chunk} must be at least 1")
+    if isinstance(temperature, int | float) and temperature <= 0:
+        raise ValueError(f"temperature={temperature} must be > 0")
+    hidden, unembed, tokens = jnp.asarray(hidden), jnp.asarray(unembed), jnp.asarray(tokens)
+    B, T, D = hidden.shape
+    if tokens.shape != (B, T) or unembed.shape[0] != D:
+        raise ValueError(f"hidden {hidden.shape}, unembed {unembed.shape} and tokens {tokens.shape} do not fit")
+    dtype = jnp.promote_types(jnp.float32, hidden.dtype)
+    if T < 2:
+        zeros = jnp.zeros((B, T), dtype)
+        return zeros, (zeros if with_entropy else None)
+    temperature = jax.lax.stop_gradient(jnp.asarray(temperature, dtype))
+    num_chunks = math.ceil((T - 1) / chunk)
+    logprobs, entropy = _logprobs(num_chunks, with_entropy, hidden[:, :-1], unembed, tokens[:, 1:], temperature)
+    own = lambda x: jnp.pad(x, ((0, 0), (1, 0)))
+    return own(logprobs), (own(entropy) if with_entropy else None)
+
+
+def _split(x, num_chunks):
+    """[B, N, ...] -> [num_chunks, B, c, ...]; chunks of equal size, so that padding is less than num_chunks."""
+    B, N = x.shape[:2]
+    c = math.ceil(N / num_chunks)
+    x = jnp.pad(x, ((0, 0), (0, num_chunks * c - N)) + ((0, 0),) * (x.ndim - 2))
+    return x.reshape(B, num_chunks, c, *x.shape[2:]).swapaxes(0, 1)
+
+
+def _join(x, N):
+    """The inverse of `_split`."""
+    x = x.swapaxes(0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :N]
+
+
+def _logits(hidden, unembed, temperature):
+    # The same product as zsjax.models.decoder.logits_of, so that scoring agrees with sampling.
+    return jnp.matmul(hidden, unembed, preferred_element_type=temperature.dtype) / temperature
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _logprobs(num_chunks, with_entropy, hidden, unembed, tokens, temperature):
+    """[B, N] log-probs and entropies of tokens[b, n] from hidden[b, n]."""
+    return _forward(num_chunks, with_entropy, hidden, unembed, tokens, temperature)[0]
+
+
+def _forward(num_chunks, with_entropy, hidden, unembed, tokens, temperature):
+    matrix = unembed.astype(hidden.dtype)
+
+    def body(_, chunk):
+        h, targets = chunk
+        logits = _logits(h, matrix, temperature)
+        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        top = logits.max(axis=-1)
+        weights = jnp.exp(logits - top[..., None])
+        total = weights.sum(axis=-1)
+        normalizer = top + jnp.log(total)
+        entropy = normalizer - (weights * logits).sum(axis=-1) / total if with_entropy else normalizer
+        return None, (chosen - normalizer, entropy, normalizer)
+
+    N = hidden.shape[1]
+    _, out = jax.lax.scan(body, None, (_split(hidden, num_chunks), _split(tokens, num_chunks)))
+    logprobs, entropy, normalizer = (_join(x, N) for x in out)
+    outputs = jnp.minimum(logprobs, 0), jnp.maximum(entropy, 0)
+    return outputs, (hidden, unembed, tokens, temperature, normalizer, entropy)
+
+
+def _backward(num_chunks, with_entropy, residuals, cotangents):
+    """d logprob / dz_v = [v is the token] - p_v;  d entropy / dz_v = -p_v (log p_v + entropy)."""
+    hidden, unembed, tokens, temperature, normalizer, entropy = residuals
+    matrix = unembed.astype(hidden.dtype)
+    vocab = jnp.arange(matrix.shape[1])
+
+    def body(d_unembed, chunk):
+        h, targets, normalizer, entropy, g_logprob, g_entropy = (x[..., None] for x in chunk)
+        h = h[..., 0]
+        log_p = _logits(h, matrix, temperature) - normalizer
+        p = jnp.exp(log_p)
+        slope = g_logprob + g_entropy * (log_p + entropy) if with_entropy else g_logprob
+        d_logits = jnp.where(vocab == targets, g_logprob, 0) - p * slope
+        # Rounded to the model's dtype only here, after the cancellation of 1 - p, so that bf16 runs at bf16 speed.
+        d_logits = (d_logits / temperature).astype(h.dtype)
+        d_hidden = jnp.einsum("btv,dv->btd", d_logits, matrix, preferred_element_type=temperature.dtype)
+        d_unembed += jnp.einsum("btd,btv->dv", h, d_logits, preferred_element_type=temperature.dtype)
+        return d_unembed, d_hidden.astype(h.dtype)
+
+    chunks = tuple(_split(x, num_chunks) for x in (hidden, tokens, normalizer, entropy, *cotangents))
+    d_unembed, d_hidden = jax.lax.scan(body, jnp.zeros(unembed.shape, temperature.dtype), chunks)
+    return _join(d_hidden, hidden.shape[1]), d_unembed.astype(unembed.dtype), None, jnp.zeros_like(temperature)
+
+
+_logprobs.defvjp(_forward, _backward)
