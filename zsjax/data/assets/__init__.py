@@ -1,0 +1,32 @@
+"""Files carried with the package: the tiny world's tokenizer and models.
+
+Their names are used wherever a path is: "asset:tiny_world/base" is the folder `zsjax/data/assets/tiny_world/base`.
+"""
+
+import pathlib
+
+PREFIX = "asset:"
+_ROOT = pathlib.Path(__file__).resolve().parent
+
+
+def list_assets() -> list[str]:
+    """Names of the assets that exist, such as "tiny_world/base": the folders that hold files."""
+    folders = {file.parent for file in _ROOT.glob("*/**/*") if file.is_file() and "__pycache__" not in file.parts}
+    return sorted(folder.relative_to(_ROOT).as_posix() for folder in folders)
+
+
+def asset_path(path: str | pathlib.Path) -> pathlib.Path:
+    """The path that a config's string names: "asset:NAME" is a packaged folder or file, anything else is a path.
+
+    Raises:
+      FileNotFoundError: no such asset; the message lists those that exist. Other paths are not looked at.
+    """
+    text = str(path)
+    if not text.startswith(PREFIX):
+        return pathlib.Path(path)
+    name = text[len(PREFIX) :].strip("/")
+    found = (_ROOT / name).resolve()
+    if not name or not found.is_relative_to(_ROOT) or not found.exists():
+        known = ", ".join(f"{PREFIX}{asset}" for asset in list_assets()) or "none"
+        raise FileNotFoundError(f"no asset {text!r}; carried with the package: {known}")
+    return found

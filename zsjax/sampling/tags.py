@@ -1,0 +1,342 @@
+"""Tags in ordinary text, seen token by token: an automaton over bytes, lifted to the vocabulary.
+
+A tag such as `</search>` is no token of its own: a byte-level vocabulary spells it in many ways, and its edges merge with
+the text around them (tokens of Qwen2: ` </`, `></`, `>.\\n`). `TagAutomaton` follows the bytes that tokens write, so
+that a tag is seen exactly when its last byte is written, whatever tokens spell it: its events equal a search for the
+tags' bytes in the joined bytes of the tokens (Aho and Corasick 1975). `extract` cuts out the text between two tags.
+
+Both hold tables of [states, V]. Pass the automaton to jitted functions as an argument, it is a pytree: closed over, its
+tables (about 25 MB for V = 151,646) become constants of the program.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zsjax.sampling.splice import concatenate
+
+TAGS = ("<search>", "</search>", "<answer>", "</answer>")
+
+
+@flax.struct.dataclass
+class TagAutomaton:
+    """Which tag a token completes, given what was written before. States: 0 is the start and after a reset.
+
+    A token without bytes (special tokens, ids outside of 0 .. V-1) fires nothing and resets the state: no tag goes
+    across it. Overlapping occurrences count, nothing is reset after a tag. Where a token completes several tags, the
+    one whose last byte comes last is reported, among those that end at the same byte the longest.
+
+    Attributes:
+      next_state: int16[S, V].
+      event: int8[S, V], i + 1 where the token completes `tags[i]`, else 0.
+      token_bytes_len: int32[V], bytes that a token writes; 0 for tokens without bytes.
+      event_tail: int16[S, V], bytes that the token writes after the last byte of the reported tag.
+      blank: bool[V], the token writes white space only.
+      stripped_len: int32[V], bytes without the white space at the token's end.
+      cut_row: int32[V], for tokens that may be cut: row of the spelling tables for a cut at byte 0; -1 for others. A
+        cut at byte j of a token is in row cut_row + j.
+      before_ids, after_ids: int32[R, K], the tokens that spell a cut token's bytes [0, j) and [j, end); the former
+        without white space at its end, blank ones empty. before_len, after_len: int32[R].
+      tags: the tags; num_tag_bytes: the longest one's length.
+    """
+
+    next_state: Any
+    event: Any
+    token_bytes_len: Any
+    event_tail: Any
+    blank: Any
+    stripped_len: Any
+    cut_row: Any
+    before_ids: Any
+    before_len: Any
+    after_ids: Any
+    after_len: Any
+    tags: tuple[str, ...] = flax.struct.field(pytree_node=False)
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer, tags: Sequence[str] = TAGS) -> "TagAutomaton":
+        """Builds the tables, in about 2 CPU seconds for a vocabulary of 151,646.
+
+        Args:
+          tokenizer: with `vocab_size`, `token_bytes(id) -> bytes | None`, `encode`.
+          tags: different, non-empty texts.
+
+        Raises:
+          ValueError: bad tags, or a tag that the tokenizer spells with a special token, so that it could never be seen.
+        """
+        tags = tuple(tags)
+        if not tags or not all(tags) or len(set(tags)) != len(tags) or len(tags) > 127:
+            raise ValueError(f"tags={tags!r} must be different, non-empty texts (at most 127)")
+        table = [tokenizer.token_bytes(id) for id in range(tokenizer.vocab_size)]
+        for tag in tags:
+            if any(not 0 <= id < len(table) or table[id] is None for id in tokenizer.encode(tag)):
+                raise ValueError(f"the tag {tag!r} is (or holds) a special token of this tokenizer and writes no text; "
+                                 "make the token non-special, or choose another tag")
+        goto, output = _byte_automaton([tag.encode() for tag in tags])
+        next_state, event, tail = _lift(goto, output, table)
+        spellings = _spellings(tokenizer, table, [tag.encode() for tag in tags])
+        arrays = {"next_state": next_state, "event": event, "event_tail": tail, **spellings}
+        with jax.ensure_compile_time_eval():  # also when first asked for inside a trace
+            return cls(**{name: jnp.asarray(array) for name, array in arrays.items()}, tags=tags)
+
+    def step(self, state: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """One token per row.
+
+        Args:
+          state: int32[...], 0 at the start.
+          tokens: int32[...] of the same shape.
+
+        Returns:
+          (state int32[...], event int8[...]: i + 1 if the token completes `tags[i]`, else 0).
+        """
+        known, at = self._known(tokens)
+        zero = jnp.zeros((), jnp.int32)
+        return (jnp.where(known, self.next_state[state, at].astype(jnp.int32), zero),
+                jnp.where(known, self.event[state, at], zero.astype(jnp.int8)))
+
+    def events(self, tokens: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+        """int8[B, T] of tokens int32[B, T]: i + 1 where token t writes the last byte of `tags[i]`, else 0.
+
+        valid: bool[B, T] or None; tokens that are not valid fire nothing and reset the state.
+        """
+        if valid is not None:
+            tokens = jnp.where(valid, tokens, -1)
+        return self.step(self._states(tokens), tokens)[1]
+
+    def forbidden(self, state: jax.Array) -> jax.Array:
+        """bool[B, V]: the tokens that would complete a tag in state int32[B]."""
+        return self.event[state] > 0
+
+    def _known(self, tokens):
+        size = self.token_bytes_len.shape[0]
+        return (tokens >= 0) & (tokens < size), jnp.clip(tokens, 0, size - 1)
+
+    def _states(self, tokens):
+        """int32[B, T], the state before each token.
+
+        A state is the longest end of what was written that begins a tag, so it depends on no more than the last bytes,
+        as many as the longest tag has. Every token writes a byte or resets, so that many tokens are looked back at, for
+        all positions at once: 9 gathers of [B, T] rather than a scan of T dependent steps.
+        """
+        depth = max(len(tag.encode()) for tag in self.tags)
+        length = tokens.shape[1]
+        padded = jnp.pad(tokens, ((0, 0), (depth, 0)), constant_values=-1)
+        state = jnp.zeros(tokens.shape, jnp.int32)
+        for back in range(depth):
+            state, _ = self.step(state, padded[:, back:back + length])
+        return state
+
+
+def extract(automaton: TagAutomaton, tokens: jax.Array, lengths: jax.Array, *, open_tag: int, close_tag: int,
+            size: int) -> tuple[jax.Array, jax.Array]:
+    """The text between the last complete open tag and the close tag that the row's last token completes, as tokens.
+
+    Whole tokens are copied. A token that holds a tag's edge and text beside it is spelled anew from tables: after the
+    open tag what follows its last byte, before the close tag what precedes its first byte. Blank ends go: tokens of
+    white space only, and white space at the end of the last token; a blank in front stays with its word. Tokens without
+    bytes inside the text are left out.
+
+    Limits: where the open tag's last byte and the close tag's first byte are in one token, or a token completes the
+    open tag and then another tag, the row counts as having no text. White space at the end of an open tag's token
+    remains if it holds the whole text.
+
+    Args:
+      automaton: of the tokens' vocabulary.
+      tokens: int32[B, N], one generation, begun in state 0.
+      lengths: int32[B], up to and with the token that completed the close tag.
+      open_tag, close_tag: positions in `automaton.tags`.
+      size: tokens per returned row; a longer text is cut at its end.
+
+    Returns:
+      (ids int32[B, size], 0 beyond the length; length int32[B], 0 if the text is blank or there is none).
+    """
+    B, N = tokens.shape
+    at = jnp.arange(N, dtype=jnp.int32)[None, :]
+    inside = at < lengths[:, None]
+    tokens = jnp.where(inside, tokens, -1)
+    known, ids = automaton._known(tokens)
+    state = automaton._states(tokens)
+    _, event = automaton.step(state, tokens)
+    tail = automaton.event_tail[state, ids].astype(jnp.int32)
+    num_bytes = jnp.where(known, automaton.token_bytes_len[ids], 0)
+    stop = jnp.cumsum(num_bytes, axis=1)  # where a token's bytes end
+    start = stop - num_bytes
+
+    pick = lambda array, index: jnp.take_along_axis(array, index[:, None], axis=1)[:, 0]
+    last = jnp.clip(lengths - 1, 0, N - 1)
+    closed = (lengths > 0) & (pick(event, last) == close_tag + 1)
+    text_stop = pick(stop - tail, last) - len(automaton.tags[close_tag].encode())
+    opens = (event == open_tag + 1) & (stop - tail <= text_stop[:, None])
+    opening = jnp.max(jnp.where(opens, at, -1), axis=1)
+    found = closed & (opening >= 0)
+    opening = jnp.maximum(opening, 0)
+    text_start = pick(stop - tail, opening)
+    found &= pick(stop, opening) <= text_stop
+
+    # The three parts: what the opening token still holds, whole tokens, and what the closing token holds before it.
+    no_row = jnp.full((B,), -1, jnp.int32)
+    after_row = pick(automaton.cut_row[ids], opening) + pick(num_bytes - tail, opening)
+    after_row = jnp.where(found & (pick(tail, opening) > 0), after_row, no_row)
+    left, left_length = _spelled(automaton.after_ids, automaton.after_len, after_row)
+
+    cut = (start < text_stop[:, None]) & (stop > text_stop[:, None]) & (start >= text_start[:, None])
+    cutting = jnp.argmax(cut, axis=1)
+    before_row = pick(automaton.cut_row[ids], cutting) + text_stop - pick(start, cutting)
+    before_row = jnp.where(found & cut.any(axis=1), before_row, no_row)
+    right, right_length = _spelled(automaton.before_ids, automaton.before_len, before_row)
+
+    whole = found[:, None] & (start >= text_start[:, None]) & (stop <= text_stop[:, None]) & (num_bytes > 0)
+    worded = whole & ~automaton.blank[ids]
+    first_word = jnp.where(left_length > 0, 0, jnp.min(jnp.where(worded, at, N), axis=1))
+    last_word = jnp.max(jnp.where(worded, at, -1), axis=1)
+    whole &= (at >= first_word[:, None]) & ((right_length > 0)[:, None] | (at <= last_word[:, None]))
+
+    # A last word that ends in white space (the token `.\n`) is spelled without it.
+    ending = jnp.maximum(last_word, 0)
+    strip = (right_length == 0) & (last_word >= 0) & (pick(automaton.stripped_len[ids], ending) < pick(num_bytes, ending))
+    strip_row = pick(automaton.cut_row[ids], ending) + pick(automaton.stripped_len[ids], ending)
+    bare, bare_length = _spelled(automaton.before_ids, automaton.before_len, jnp.where(strip, strip_row, no_row))
+    whole &= ~(strip[:, None] & (at == ending[:, None]))
+    right = jnp.where(strip[:, None], bare, right)
+    right_length = jnp.where(strip, bare_length, right_length)
+
+    order = jnp.where(whole, jnp.cumsum(whole, axis=1) - 1, N)
+    body = jnp.zeros((B, N), jnp.int32).at[jnp.arange(B)[:, None], order].set(ids, mode="drop")
+    pieces = [(left, left_length), (body, whole.sum(axis=1)), (right, right_length)]
+    return concatenate(pieces, size=size)
+
+
+def _spelled(ids, lengths, row):
+    """Rows of a spelling table; row -1 is empty."""
+    at = jnp.maximum(row, 0)
+    return ids[at], jnp.where(row >= 0, lengths[at], 0)
+
+
+def _byte_automaton(tags: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """(goto int16[S, 256], output int8[S]: i + 1 where the longest tag that ends in the state is tags[i], else 0)."""
+    prefixes = [b""]
+    for tag in tags:
+        prefixes += [tag[:n] for n in range(1, len(tag) + 1) if tag[:n] not in prefixes]
+    index = {prefix: state for state, prefix in enumerate(prefixes)}
+    goto, output = np.zeros((len(prefixes), 256), np.int16), np.zeros(len(prefixes), np.int8)
+    for state, prefix in enumerate(prefixes):
+        for byte in range(256):
+            text = prefix + bytes([byte])
+            goto[state, byte] = next(index[text[n:]] for n in range(len(text) + 1) if text[n:] in index)
+        ended = [i for i, tag in enumerate(tags) if prefix.endswith(tag)]
+        output[state] = max(ended, key=lambda i: len(tags[i])) + 1 if ended else 0
+    return goto, output
+
+
+def _lift(goto, output, table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The byte automaton over tokens, all states at once, one byte of all tokens after the other.
+
+    Returns next_state int16[S, V], event int8[S, V], tail int16[S, V] (bytes after the event).
+    """
+    lengths = np.array([len(entry or b"") for entry in table])
+    order = np.argsort(-lengths, kind="stable")  # longest first: the tokens with a byte n are a prefix of it
+    starts = np.cumsum(lengths) - lengths
+    data = np.frombuffer(b"".join(entry or b"" for entry in table), np.uint8)
+    states, size = goto.shape[0], len(table)
+    state = np.repeat(np.arange(states, dtype=np.int16)[:, None], size, axis=1)
+    event, end = np.zeros((states, size), np.int8), np.zeros((states, size), np.int16)
+    flat = goto.reshape(-1)
+    for n in range(lengths.max(initial=0)):
+        count = np.searchsorted(-lengths[order], -n, side="left")
+        byte = data[starts[order[:count]] + n].astype(np.int32)
+        state[:, :count] = flat[state[:, :count].astype(np.int32) * 256 + byte]
+        fired = output[state[:, :count]]
+        hit = fired > 0
+        event[:, :count][hit] = fired[hit]
+        end[:, :count][hit] = n + 1
+    state[:, lengths[order] == 0] = 0
+    back = np.empty_like(order)
+    back[order] = np.arange(size)
+    tail = np.where(event > 0, lengths[order].astype(np.int16) - end, 0).astype(np.int16)
+    return state[:, back], event[:, back], tail[:, back]
+
+
+def _spellings(tokenizer, table, tags: Sequence[bytes]) -> dict[str, np.ndarray]:
+    """The per-token facts and spelling tables of `TagAutomaton`."""
+    first, last = {tag[:1] for tag in tags}, {tag[-1:] for tag in tags}
+    size = len(table)
+    lengths = np.array([len(entry or b"") for entry in table], np.int32)
+    stripped = np.array([len(_rstrip(entry or b"")) for entry in table], np.int32)
+    cut_row = np.full(size, -1, np.int32)
+    before, after = [], []  # ids per row
+    spell = _Speller(tokenizer, table)
+    for id, entry in enumerate(table):
+        length = int(lengths[id])
+        starts = {j for edge in first for j in _find_all(entry or b"", edge)} - {0}
+        ends = {j + 1 for edge in last for j in _find_all(entry or b"", edge)} - {length}
+        if 0 < stripped[id] < length:
+            starts.add(int(stripped[id]))
+        if not starts and not ends:
+            continue
+        cut_row[id] = len(before)
+        for j in range(length + 1):
+            before.append(spell(_rstrip(entry[:j])) if j in starts else [])
+            after.append(spell(entry[j:]) if j in ends and _rstrip(entry[j:]) else [])
+    rows = {}
+    for name, spelled in (("before", before or [[]]), ("after", after or [[]])):
+        counts = np.array([len(ids) for ids in spelled], np.int32)
+        ids = np.zeros((len(spelled), max(1, counts.max())), np.int32)
+        ids[np.arange(ids.shape[1]) < counts[:, None]] = [id for row in spelled for id in row]
+        rows |= {f"{name}_ids": ids, f"{name}_len": counts}
+    return {"token_bytes_len": lengths, "blank": (lengths > 0) & (stripped == 0), "stripped_len": stripped,
+            "cut_row": cut_row, **rows}
+
+
+def _rstrip(data: bytes) -> bytes:
+    """Without the white space at the end, that of Unicode included where the bytes are text."""
+    if data[-1:].isascii():
+        data = data.rstrip()
+        if not data or data[-1:].isascii():
+            return data
+    try:
+        return data.decode().rstrip().encode()
+    except UnicodeDecodeError:
+        return data
+
+
+def _find_all(data: bytes, byte: bytes):
+    at = data.find(byte)
+    while at >= 0:
+        yield at
+        at = data.find(byte, at + 1)
+
+
+class _Speller:
+    """Bytes to tokens: as the tokenizer encodes them as a text; where that is not to be had, the longest token first."""
+
+    def __init__(self, tokenizer, table):
+        self._tokenizer, self._table, self._known = tokenizer, table, {b"": []}
+        self._by_bytes = None
+
+    def __call__(self, data: bytes) -> list[int]:
+        if data not in self._known:
+            self._known[data] = self._spell(data)
+        return self._known[data]
+
+    def _spell(self, data: bytes) -> list[int]:
+        try:
+            ids = self._tokenizer.encode(data.decode())
+            # Not so for SentencePiece, which may put a blank before the text.
+            if all(0 <= id < len(self._table) for id in ids) and b"".join(self._table[id] or b"" for id in ids) == data:
+                return list(ids)
+        except UnicodeDecodeError:
+            pass
+        if self._by_bytes is None:
+            self._by_bytes = {entry: id for id, entry in reversed(list(enumerate(self._table))) if entry}
+        ids, at = [], 0
+        while at < len(data):
+            stop = next((stop for stop in range(len(data), at, -1) if data[at:stop] in self._by_bytes), None)
+            if stop is None:
+                return ids  # a byte that no token writes: what can be spelled before it is all there is
+            ids.append(self._by_bytes[data[at:stop]])
+            at = stop
+        return ids

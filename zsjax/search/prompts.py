@@ -1,0 +1,165 @@
+"""The text around a search: the simulator's prompt, and how a document becomes a line.
+
+Prompts are our own wording and are data: `SimulatorTemplate.load` takes a name or a path, so that a published simulator
+can be used with the prompt it was tuned with.
+"""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Sequence
+
+SLOTS = ("mode", "num_documents", "question", "answers", "query")
+MODES = ("useful", "noisy")
+_SLOT = re.compile(r" ?\{(\w+)\}")
+_DOCUMENT_SLOT = re.compile(r"\{(\w+)\}")
+
+_DEFAULT = """\
+You play a web search engine. For a query you write the documents that a search engine would list for it, as a mixture \
+of web pages and encyclopedia articles reads: about thirty words each, each on a line of its own, in the form \
+"Doc 1: Title. Text". You write nothing else.
+You are told which kind of documents is wanted. Useful documents contain what the query asks for. Noisy documents are \
+about the same things and read as plausibly, but what the query asks for is not in them.
+You are also told which question the user is working on and every answer to it that counts as right. Use them to stay \
+with the facts. A document gives the answer away only if it is useful and the query asks for just that.
+
+Number of documents:
+{num_documents} 
+Kind of documents:
+{mode} 
+The user's question:
+{question} 
+Answers to it:
+{answers} 
+Query:
+{query} 
+Documents:
+"""
+
+_TINY_WORLD = "simulate {mode} \nquestion:\n{question} \nanswer:\n{answers} \nquery:\n{query} \ndocuments:\n"
+
+TEMPLATES = {"default": _DEFAULT, "tiny_world": _TINY_WORLD}
+
+
+@dataclasses.dataclass(frozen=True)
+class SimulatorTemplate:
+    """The simulator's prompt: text with slots, put together from tokens of its parts.
+
+    Slots: {mode} (useful or noisy), {num_documents}, {question}, {answers} (all golds, "; " between them), {query}; of
+    these {mode} and {query} must be there. The prompt is never encoded as a whole: its pieces of text and what fills
+    its slots are encoded one by one and spliced, on the host (`build`, for tuning) as on the device (`pieces`), so that
+    a simulator reads in use what it read in tuning.
+
+    What fills a slot begins with one blank: so do words within a text, and queries as policies write them
+    (`<search> query </search>`). One blank in front of a slot in the template is that blank. Where a slot stands at the
+    beginning of a line or after a blank and is followed by " \\n", a tokenizer of Qwen's or Llama 3's kind would not
+    have joined anything across its borders: the splice equals the encoded whole. Elsewhere it may differ from it by a
+    token.
+
+    Attributes:
+      name: the name or path it was loaded from.
+      text: the template.
+    """
+
+    name: str
+    text: str
+
+    def __post_init__(self):
+        found = [match.group(1) for match in _SLOT.finditer(self.text)]
+        known = ", ".join(f"{{{slot}}}" for slot in SLOTS)
+        for slot in found:
+            if slot not in SLOTS:
+                raise ValueError(f"simulator template {self.name!r}: unknown slot {{{slot}}}; slots are {known}")
+        for slot in ("mode", "query"):
+            if slot not in found:
+                raise ValueError(f"simulator template {self.name!r}: no slot {{{slot}}}; without it the simulator cannot "
+                                 f"know the {slot}")
+
+    @classmethod
+    def load(cls, name_or_path: str | pathlib.Path) -> "SimulatorTemplate":
+        """"default", "tiny_world", or the path of a text file.
+
+        Raises:
+          FileNotFoundError: neither a name nor a file.
+          ValueError: an unknown slot, or {mode} or {query} missing.
+        """
+        name = str(name_or_path)
+        return cls(name, TEMPLATES[name] if name in TEMPLATES else read_template(name, TEMPLATES, "simulator"))
+
+    def parts(self) -> list[tuple[str, str]]:
+        """("text", text) and ("slot", name), in order."""
+        parts, at = [], 0
+        for match in _SLOT.finditer(self.text):
+            parts += [("text", self.text[at:match.start()]), ("slot", match.group(1))]
+            at = match.end()
+        parts.append(("text", self.text[at:]))
+        return [part for part in parts if part[1]]
+
+    def pieces(self, tokenizer) -> list[tuple[str, list[int] | str]]:
+        """("text", ids) and ("slot", name), in order."""
+        return [(kind, tokenizer.encode(value) if kind == "text" else value) for kind, value in self.parts()]
+
+    def encode_slot(self, tokenizer, text: str) -> list[int]:
+        """Ids of what fills a slot: the text without blank ends, one blank in front; nothing for a blank text."""
+        text = text.strip()
+        return tokenizer.encode(f" {text}") if text else []
+
+    def build(self, tokenizer, **slots: str) -> list[int]:
+        """Ids of the whole prompt, the same as the splice on the device.
+
+        Args:
+          slots: text for each slot of the template (others are not used); answers may be a sequence of texts.
+
+        Raises:
+          ValueError: a slot of the template is not given.
+        """
+        ids = []
+        for kind, value in self.pieces(tokenizer):
+            if kind == "slot" and value not in slots:
+                raise ValueError(f"simulator template {self.name!r} has the slot {{{value}}}; give {value}=...")
+            ids += self.encode_slot(tokenizer, slot_text(slots[value])) if kind == "slot" else value
+        return ids
+
+
+def slot_text(value: str | int | Sequence[str]) -> str:
+    """One text for a slot: several gold answers are joined with "; "."""
+    return "; ".join(value) if isinstance(value, (list, tuple)) else str(value)
+
+
+def format_document(fmt: str, index: int, document) -> str:
+    """A document as one line.
+
+    Args:
+      fmt: text with {i}, {title}, {text}, such as "Doc {i}: {title}. {text}". A blank title takes what separates it
+        from the next slot with it.
+      index: the document's number, from 1.
+      document: with `title` and `text`; white space in them, newlines too, becomes one blank.
+
+    Returns:
+      The line, ending in its only newline.
+
+    Raises:
+      ValueError: an unknown slot, or no {text}.
+    """
+    values = {"i": str(index), "title": _one_line(document.title), "text": _one_line(document.text)}
+    slots = _DOCUMENT_SLOT.findall(fmt)
+    unknown = [slot for slot in slots if slot not in values]
+    if unknown or "text" not in slots:
+        what = f"unknown slot {{{unknown[0]}}}" if unknown else "no slot {text}"
+        raise ValueError(f"document format {fmt!r}: {what}; slots are {{i}}, {{title}}, {{text}}")
+    if not values["title"]:
+        fmt = re.sub(r"\{title\}[^\w{]*", "", fmt)
+    return _one_line(_DOCUMENT_SLOT.sub(lambda match: values[match.group(1)], fmt)) + "\n"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def read_template(name: str, templates, kind: str) -> str:
+    """The text of a template file; FileNotFoundError says which names there are beside paths."""
+    path = pathlib.Path(name)
+    if not path.is_file():
+        raise FileNotFoundError(f"no {kind} template {name!r}: give {', '.join(map(repr, templates))} or the path of a "
+                                "text file")
+    return path.read_text(encoding="utf-8")
