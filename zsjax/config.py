@@ -1,11 +1,45 @@
-"""The config of a run: what fields there are, of which type, and what they mean.
+"""The config of a run: how it is read, compared and written.
 
-An experiment file has `get_config(arg)` and returns an `ml_collections.ConfigDict` whose fields override the defaults
-below; `resolve` turns it into these frozen dataclasses and reports every problem at once.
+An experiment file has `get_config(arg)` and returns an `ml_collections.ConfigDict` whose fields override the defaults of
+`zsjax.config_fields`; `resolve` turns it into those frozen dataclasses and reports every problem at once, before any
+device is touched. What a field may hold beyond its type is checked by `zsjax.validation`.
 """
 
 import dataclasses
+import difflib
+import json
+import numbers
+import os
+import pathlib
+import types
+import typing
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from zsjax.config_fields import (
+    MAY_CHANGE,
+    STAGES,
+    AlgorithmConfig,
+    CollectConfig,
+    Config,
+    CurriculumConfig,
+    DataConfig,
+    EvaluateConfig,
+    GatesConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PromptsConfig,
+    RolloutConfig,
+    SearchConfig,
+    SupervisedConfig,
+    TrainConfig,
+)
+
+__all__ = ["MAY_CHANGE", "STAGES", "AlgorithmConfig", "CollectConfig", "Config", "CurriculumConfig", "DataConfig",
+           "EvaluateConfig", "GatesConfig", "MeshConfig", "ModelConfig", "OptimizerConfig", "PromptsConfig",
+           "RolloutConfig", "SearchConfig", "SupervisedConfig", "TrainConfig", "UserError", "Problem", "ConfigError",
+           "parse_arg", "resolve", "to_json", "from_json", "diff", "check_resume", "write_config"]
 
 
 class UserError(Exception):
@@ -13,234 +47,307 @@ class UserError(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """A decoder and where its weights come from.
+class Problem:
+    """One thing that is wrong with a config: the field's dotted name, its value, what is wrong, what would work."""
 
-    init: "asset:NAME" (carried with the package), a folder in Hugging Face's form, a run's checkpoint folder, or
-      "random".
-    shape: fields of DecoderConfig, for `init="random"`; otherwise read from the checkpoint.
-    positional_bias_init: whether random layer-0 heads start as "attend n tokens back" (zsjax.models.init).
-    dtype: dtype of the activations; parameters are kept in `param_dtype`.
+    field: str
+    value: Any
+    reason: str
+    mend: str
+
+    def __str__(self):
+        return f"{self.field} = {self.value!r}: {self.reason}; {self.mend}"
+
+
+class ConfigError(UserError, ValueError):
+    """Everything that is wrong with a config. `.problems` lists them."""
+
+    def __init__(self, problems: Sequence[Problem]):
+        self.problems = list(problems)
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        super().__init__(f"{count} in the config:\n" + "\n".join(f"  {problem}" for problem in self.problems))
+
+
+def parse_arg(arg: str | None, lazy: bool = False, **defaults):
+    """Parses what follows the colon of `--config F.py:arg`, in big_vision's manner.
+
+    "lr=0.1,smoke" sets two keys: a key alone is True. The first item may be a value alone, for the first key. Each value
+    is read as the type of its default; booleans are "true", "false", "1" or "0". A default may be given as
+    (default, function of the text), which also serves for defaults of None.
+
+    Args:
+      arg: the text, None or "" for the defaults.
+      lazy: keep unknown keys, as text, instead of refusing them.
+      **defaults: key -> default.
+
+    Returns:
+      ml_collections.ConfigDict of all keys.
+
+    Raises:
+      ConfigError: an unknown key or a value that does not read as its type; all of them at once.
     """
+    import ml_collections
 
-    init: str = "random"
-    shape: dict = dataclasses.field(default_factory=dict)
-    positional_bias_init: bool = False
-    dtype: str = "float32"
-    param_dtype: str = "float32"
+    result, problems = ml_collections.ConfigDict(type_safe=False), []
+    readers = {}
+    for key, default in defaults.items():
+        if isinstance(default, tuple) and len(default) == 2 and callable(default[1]):
+            result[key], readers[key] = default
+        else:
+            result[key], readers[key] = default, _ARG_READERS.get(type(default), str)
+    for index, item in enumerate(arg.split(",") if arg else ()):
+        key, equals, text = item.strip().partition("=")
+        if not equals:
+            if index == 0 and key not in defaults and defaults and readers[next(iter(defaults))] is not _read_bool:
+                key, text = next(iter(defaults)), key
+            else:
+                text = "true"
+        if key not in defaults:
+            if lazy:
+                result[key] = text
+            else:
+                problems.append(Problem(f"config argument {key!r}", text, "unknown", _mend_name(key, defaults)))
+            continue
+        try:
+            result[key] = readers[key](text)
+        except ValueError as error:
+            problems.append(Problem(f"config argument {key!r}", text, str(error) or "cannot be read",
+                                    f"the default is {result[key]!r}"))
+    if problems:
+        raise ConfigError(problems)
+    return result
 
 
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Questions and the corpus that real engines search.
+def resolve(config=None, overrides: Mapping[str, str] | None = None, *, check: bool = True) -> Config:
+    """The frozen `Config` of what an experiment returned.
 
-    train, eval: a .jsonl[.gz] or .parquet path, "tfds:NAME", or "tiny_world:train" / "tiny_world:eval".
-    corpus, eval_corpus: a .jsonl[.gz] path of {id, title, text}, or "tiny_world:train" / "tiny_world:eval".
-    eval_limit: questions per evaluation; None is all.
+    Args:
+      config: ml_collections.ConfigDict, a mapping, or a `Config`; None is all defaults.
+      overrides: dotted field -> text, from `--config.train.steps=5`; they win. Text is read by the field's type.
+      check: also check values and their combinations (`zsjax.validation`), not only names and types.
+
+    Raises:
+      ConfigError: with every problem.
     """
+    if isinstance(config, Config):
+        config = dataclasses.asdict(config)
+    tree = {} if config is None else config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    problems: list[Problem] = []
+    tree = _with_overrides(tree, overrides or {}, problems)
+    resolved = _build(Config, tree, "", problems)
+    if check:
+        from zsjax import validation
 
-    train: str = "tiny_world:train"
-    eval: str = "tiny_world:eval"
-    corpus: str = "tiny_world:train"
-    eval_corpus: str = "tiny_world:eval"
-    eval_limit: int | None = None
+        # Fields that did not read hold their defaults here, so what follows speaks of other fields only.
+        wrong = {problem.field for problem in problems}
+        problems += [problem for problem in validation.find_problems(resolved) if problem.field not in wrong]
+    if problems:
+        raise ConfigError(problems)
+    return resolved
 
 
-@dataclasses.dataclass(frozen=True)
-class PromptsConfig:
-    """Names of prompt templates: "tiny_world", "default", or a path of a template file. Chat: apply the tokenizer's
-    chat template to the policy's prompt."""
-
-    policy: str = "default"
-    simulator: str = "default"
-    chat: bool = False
+def to_json(config: Config) -> str:
+    """The config as JSON, every field, indented, ending in a newline."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
-@dataclasses.dataclass(frozen=True)
-class SearchConfig:
-    """How documents are found or made.
+def from_json(text: str) -> Config:
+    """The config that `to_json` wrote. Values are not checked again: files may have moved since."""
+    return resolve(json.loads(text), check=False)
 
-    engine: "simulator", "bm25", or "empty" (documents without content: an ablation).
-    eval_engine: the engine of evaluations.
-    num_documents: documents shown per search, 1 to 20.
-    max_document_tokens: a shown document is cut to this many tokens.
-    max_query_tokens: longer queries are cut.
-    temperature, top_p: the simulator's sampling.
-    shuffle_documents: a simulator's documents are shown in random order.
-    document_format: one line per document, with {i}, {title}, {text}.
-    drop_best: probability with which a real engine loses its best document (a test of robustness).
+
+def diff(old: Config | str, new: Config) -> dict[str, tuple[Any, Any]]:
+    """{dotted field: (old value, new value)} where they differ; `old` may be JSON of an earlier version's fields.
+
+    Tuples count as lists, and a field that one side lacks is "(absent)".
     """
-
-    engine: str = "simulator"
-    eval_engine: str = "bm25"
-    num_documents: int = 5
-    max_document_tokens: int = 64
-    max_query_tokens: int = 64
-    temperature: float = 0.8
-    top_p: float = 1.0
-    shuffle_documents: bool = False
-    document_format: str = "Doc {i}: {title}. {text}"
-    drop_best: float = 0.0
+    old = json.loads(old if isinstance(old, str) else to_json(old))
+    a, b = _flatten(old), _flatten(json.loads(to_json(new)))
+    return {name: (a.get(name, "(absent)"), b.get(name, "(absent)"))
+            for name in sorted(a.keys() | b.keys()) if a.get(name, "(absent)") != b.get(name, "(absent)")}
 
 
-@dataclasses.dataclass(frozen=True)
-class RolloutConfig:
-    """Turns and budgets, in tokens.
+def check_resume(old: Config | str, new: Config, where) -> None:
+    """Raises ConfigError if a run that began with `old` cannot go on with `new`; see `MAY_CHANGE`.
 
-    max_turns: searches plus invalid actions; after them one last generation may only answer.
-    max_turn_tokens: budget of one generation.
-    max_tokens: T, the whole row: prompt, policy, documents.
-    max_prompt_tokens: a longer prompt is an error, never cut.
+    Args:
+      where: the run's folder, for the message.
     """
+    def may_change(name):
+        return any(name == free or (free.endswith(".") and name.startswith(free)) for free in MAY_CHANGE)
 
-    max_turns: int = 4
-    max_turn_tokens: int = 128
-    max_tokens: int = 2048
-    max_prompt_tokens: int = 512
-    temperature: float = 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class CurriculumConfig:
-    """P(noisy) over training: `schedule` is a name in zsjax.schedules; its length is the steps that really run."""
-
-    schedule: str = "zero_search"
-    start: float = 0.0
-    end: float = 0.5
-    base: float = 4.0
+    problems = [Problem(name, now, f"the run in {where} began with {was!r}",
+                        "set it back, or give the new run another --workdir")
+                for name, (was, now) in diff(old, new).items() if not may_change(name)]
+    if problems:
+        raise ConfigError(problems)
 
 
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """An optax chain: clip by global norm, AdamW, learning-rate schedule.
+def write_config(workdir, config: Config) -> str:
+    """Writes workdir/config.json, or checks that a run which is there already can go on with `config`.
 
-    schedule: "constant", "linear" or "cosine" after `warmup_steps`; `final_fraction` of the rate is left at the end.
+    Returns:
+      The JSON that was written, for the checkpoints.
+
+    Raises:
+      ConfigError: the run that is there began with another config; differing fields are named.
+      UserError: workdir/config.json is not readable, or the folder cannot be written.
     """
+    path = pathlib.Path(workdir) / "config.json"
+    try:
+        if path.exists():
+            check_resume(path.read_text(), config, workdir)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        half = path.with_suffix(".json.new")
+        half.write_text(to_json(config))
+        os.replace(half, path)  # a kill leaves the old file or the new one
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON ({error}); remove it to start the run anew") from error
+    return to_json(config)
 
-    learning_rate: float = 1e-6
-    schedule: str = "constant"
-    warmup_steps: int = 0
-    final_fraction: float = 0.1
-    b1: float = 0.9
-    b2: float = 0.999
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
 
-
-@dataclasses.dataclass(frozen=True)
-class AlgorithmConfig:
-    """How rewards become a loss.
-
-    advantage: "grpo", "rloo", "reinforce", "reinforce_plus_plus" or "gae".
-    loss: a registered name ("ppo_clip") or "package.module:function".
-    normalize: GRPO divides by the group's deviation.
-    kl_coef, kl_kind: KL to the reference as a loss (k2, k3); 0 needs no reference.
-    reduction: "token_mean", "sequence_mean" or "fixed_length".
-    invert_mask: an ablation that trains on everything but the policy's tokens.
-    """
-
-    advantage: str = "grpo"
-    loss: str = "ppo_clip"
-    normalize: bool = True
-    kl_coef: float = 0.0
-    kl_kind: str = "k3"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    entropy_coef: float = 0.0
-    reduction: str = "token_mean"
-    invert_mask: bool = False
+def _flatten(tree, prefix=""):
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """The RL loop. One step: questions_per_step x group_size episodes, cut into minibatches rows each update."""
+class _Text:
+    """A value that came as text from the command line."""
 
-    steps: int = 200
-    questions_per_step: int = 64
-    group_size: int = 5
-    minibatches: int = 1
-    microbatch_rows: int = 0  # 0: a minibatch at once
-    logprob_chunk: int = 256
-    remat: bool = False
-    checkpoint_every: int = 20
-    keep_checkpoints: int = 2
-    trajectories_every: int = 10
-    eval_every: int = 20
-    eval_questions: int = 64
+    text: str
 
 
-@dataclasses.dataclass(frozen=True)
-class SupervisedConfig:
-    """One phase of supervised training: pretraining of the policy or the simulator, simulator tuning."""
-
-    steps: int = 0
-    batch_rows: int = 32
-    max_tokens: int = 128
-    checkpoint_every: int = 100
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    options: dict = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class CollectConfig:
-    """Trajectories of the policy with the real engine, from which the simulator's examples are made."""
-
-    episodes: int = 512
-    balance: bool = True
+def _with_overrides(tree, overrides, problems):
+    tree = {name: value for name, value in tree.items()}
+    for field, text in overrides.items():
+        *path, last = field.split(".")
+        node = tree
+        for name in path:
+            child = node.get(name, {})
+            if not isinstance(child, Mapping):
+                problems.append(Problem(field, text, f"{name!r} has no fields", "give a field's own name"))
+                break
+            node[name] = dict(child)
+            node = node[name]
+        else:
+            node[last] = _Text(text)
+    return tree
 
 
-@dataclasses.dataclass(frozen=True)
-class GatesConfig:
-    """What must hold before the next stage; a gate that fails stops the run. None: the gate is only printed."""
-
-    reading: float | None = None  # exact answers with the right documents given, at least
-    useful: float | None = None  # gold in useful documents for the right last query, at least
-    noisy: float | None = None  # gold in noisy documents, at most
-    leak: float | None = None  # gold in useful documents for off-path queries above the real engine's rate, at most
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateConfig:
-    """Evaluation of a policy with `search.eval_engine`. temperature 0 is greedy."""
-
-    questions: int | None = None
-    temperature: float = 0.0
-    batch_rows: int = 64
-    before: bool = True  # also the starting policy
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """Devices along each axis; -1 takes what is left."""
-
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+def _build(cls, tree, prefix, problems):
+    """An instance of the dataclass `cls` from a mapping; what cannot be read keeps its default and is a problem."""
+    hints, values = typing.get_type_hints(cls), {}
+    for name, value in tree.items():
+        field = prefix + name
+        if name not in hints:
+            problems.append(Problem(field, _untext(value), "unknown field", _mend_name(name, hints, prefix)))
+        elif dataclasses.is_dataclass(hints[name]):
+            if isinstance(value, Mapping):
+                values[name] = _build(hints[name], value, f"{field}.", problems)
+            else:
+                fields = ", ".join(typing.get_type_hints(hints[name]))
+                problems.append(Problem(field, _untext(value), "has fields and takes no value",
+                                        f"set one of {field}.{{{fields}}}"))
+        else:
+            try:
+                values[name] = _read(value, hints[name])
+            except ValueError as error:
+                problems.append(Problem(field, _untext(value), "wrong type", str(error)))
+    return cls(**values)
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """A whole run."""
+def _read(value, kind):
+    """`value` as the annotation `kind`; ValueError says what is needed."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        none = value is None or (isinstance(value, _Text) and value.text.lower() in ("none", "null"))
+        if none and type(None) in inner:
+            return None
+        (kind,) = [k for k in inner if k is not type(None)]
+        try:
+            return _read(value, kind)
+        except ValueError as error:
+            raise ValueError(f"{error}, or None") from error
+    if origin is tuple:
+        if isinstance(value, _Text):
+            value = [_Text(part.strip()) for part in value.text.strip("()[] ").split(",") if part.strip()]
+        if not isinstance(value, list | tuple):
+            raise ValueError("give a list")
+        return tuple(_read(item, inner[0]) for item in value)
+    if kind is dict:
+        if isinstance(value, _Text):
+            value = _literal(value.text)
+        if not isinstance(value, Mapping):
+            raise ValueError("give a dict")
+        return {str(name): _literal(item.text) if isinstance(item, _Text) else _plain(item)
+                for name, item in value.items()}
+    if isinstance(value, _Text):
+        return _read_text(value.text, kind)
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is str and isinstance(value, str | pathlib.PurePath):
+        return str(value)
+    if kind is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    if kind is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return float(value)
+    raise ValueError(f"give {_KINDS[kind]}")
 
-    name: str = "run"
-    seed: int = 0
-    stages: tuple[str, ...] = ("train", "evaluate", "report")
-    tokenizer: str = "asset:tiny_world/tokenizer"
-    world: dict = dataclasses.field(default_factory=dict)  # options of the tiny world, when it is used
-    policy: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    simulator: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    prompts: PromptsConfig = dataclasses.field(default_factory=PromptsConfig)
-    search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
-    rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
-    curriculum: CurriculumConfig = dataclasses.field(default_factory=CurriculumConfig)
-    algorithm: AlgorithmConfig = dataclasses.field(default_factory=AlgorithmConfig)
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
-    pretrain: SupervisedConfig = dataclasses.field(default_factory=SupervisedConfig)
-    pretrain_simulator: SupervisedConfig = dataclasses.field(default_factory=SupervisedConfig)
-    tune_simulator: SupervisedConfig = dataclasses.field(default_factory=SupervisedConfig)
-    collect: CollectConfig = dataclasses.field(default_factory=CollectConfig)
-    gates: GatesConfig = dataclasses.field(default_factory=GatesConfig)
-    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def _read_bool(text):
+    if text.lower() not in ("true", "false", "1", "0"):
+        raise ValueError("not true or false")
+    return text.lower() in ("true", "1")
+
+
+_ARG_READERS = {bool: _read_bool, int: int, float: float, str: str}
+
+
+def _read_text(text, kind):
+    if kind is str:
+        return text.strip("'\"") if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+    try:
+        return _ARG_READERS[kind](text)
+    except ValueError:
+        raise ValueError(f"give {_KINDS[kind]}") from None
+
+
+def _literal(text):
+    import ast
+
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def _plain(value):
+    """Options of dict fields as JSON would give them back, so that a resumed run compares equal."""
+    if isinstance(value, Mapping):
+        return {str(name): _literal(item.text) if isinstance(item, _Text) else _plain(item)
+                for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _untext(value):
+    return value.text if isinstance(value, _Text) else value
+
+
+def _mend_name(name, known, prefix=""):
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {prefix}{close[0]}?"
+    return f"known here: {', '.join(known)}"

@@ -13,6 +13,7 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -163,21 +164,21 @@ class Writer:
         with self._open_bar(phase, total, done):
             yield self
 
-    @contextlib.contextmanager
-    def track(self, label: str, total: int):
-        """A bar for work without metrics: yields `advance(n=1)`. Off a terminal: a line every ten seconds and at the end."""
-        done, last, start = 0, time.monotonic(), time.monotonic()
+    def track(self, items: Iterable, label: str, total: int | None = None):
+        """Yields `items` under a bar, for work without metrics. Off a terminal: a line every ten seconds, and a last one
+        where it took longer than three."""
+        total = len(items) if total is None else total
+        start = last = time.monotonic()
+        done = 0
         with self._open_bar(label, total, 0) as bar:
-            def advance(n: int = 1):
-                nonlocal done, last
-                done += n
+            for item in items:
+                yield item
+                done += 1
                 if bar is not None:
                     bar.update(self._task, completed=done)
                 elif time.monotonic() - last > 10:
                     last = time.monotonic()
                     self.note(f"{label}  {done}/{total}")
-
-            yield advance
         if bar is None and time.monotonic() - start > 3:
             self.note(f"{label}  {done}/{total}  {time.monotonic() - start:.1f} s")
 

@@ -1,0 +1,246 @@
+"""The config's fields: names, types, defaults and meaning. `zsjax.config` reads and checks them."""
+
+import dataclasses
+
+# What `Config.stages` may name, in the order in which they run.
+STAGES = ("pretrain", "pretrain_simulator", "collect", "tune_simulator", "train", "evaluate", "report")
+
+# Fields that may differ when a run is resumed: they decide when something is written or whether the run goes on, never
+# what is computed. A name that ends in "." stands for all fields below it.
+MAY_CHANGE = ("name", "train.checkpoint_every", "train.keep_checkpoints", "train.trajectories_every",
+              "pretrain.checkpoint_every", "pretrain_simulator.checkpoint_every", "tune_simulator.checkpoint_every",
+              "gates.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A decoder and where its weights come from.
+
+    init: "asset:NAME" (carried with the package), a folder in Hugging Face's form, a run's checkpoint folder, or
+      "random".
+    shape: fields of DecoderConfig, for `init="random"`; otherwise read from the checkpoint.
+    positional_bias_init: whether random layer-0 heads start as "attend n tokens back" (zsjax.models.init).
+    dtype: dtype of the activations; parameters are kept in `param_dtype`.
+    """
+
+    init: str = "random"
+    shape: dict = dataclasses.field(default_factory=dict)
+    positional_bias_init: bool = False
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Questions and the corpus that real engines search.
+
+    train, eval: a .jsonl[.gz] or .parquet path, "tfds:NAME", or "tiny_world:train" / "tiny_world:eval".
+    corpus, eval_corpus: a .jsonl[.gz] path of {id, title, text}, or "tiny_world:train" / "tiny_world:eval".
+    eval_limit: questions per evaluation; None is all.
+    """
+
+    train: str = "tiny_world:train"
+    eval: str = "tiny_world:eval"
+    corpus: str = "tiny_world:train"
+    eval_corpus: str = "tiny_world:eval"
+    eval_limit: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptsConfig:
+    """Names of prompt templates: "tiny_world", "default", or a path of a template file. Chat: apply the tokenizer's
+    chat template to the policy's prompt."""
+
+    policy: str = "default"
+    simulator: str = "default"
+    chat: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """How documents are found or made.
+
+    engine: "simulator", "bm25", or "empty" (documents without content: an ablation).
+    eval_engine: the engine of evaluations.
+    num_documents: documents shown per search, 1 to 20.
+    max_document_tokens: a shown document is cut to this many tokens.
+    max_query_tokens: longer queries are cut.
+    temperature, top_p: the simulator's sampling.
+    shuffle_documents: a simulator's documents are shown in random order.
+    document_format: one line per document, with {i}, {title}, {text}.
+    """
+
+    engine: str = "simulator"
+    eval_engine: str = "bm25"
+    num_documents: int = 5
+    max_document_tokens: int = 64
+    max_query_tokens: int = 64
+    temperature: float = 0.8
+    top_p: float = 1.0
+    shuffle_documents: bool = False
+    document_format: str = "Doc {i}: {title}. {text}"
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """Turns and budgets, in tokens.
+
+    max_turns: searches plus invalid actions; after them one last generation may only answer.
+    max_turn_tokens: budget of one generation.
+    max_tokens: T, the whole row: prompt, policy, documents.
+    max_prompt_tokens: a longer prompt is an error, never cut.
+    """
+
+    max_turns: int = 4
+    max_turn_tokens: int = 128
+    max_tokens: int = 2048
+    max_prompt_tokens: int = 512
+    temperature: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class CurriculumConfig:
+    """P(noisy) over training: `schedule` is a name in zsjax.schedules; its length is the steps that really run."""
+
+    schedule: str = "zero_search"
+    start: float = 0.0
+    end: float = 0.5
+    base: float = 4.0
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """An optax chain: clip by global norm, AdamW, learning-rate schedule.
+
+    schedule: "constant", "linear" or "cosine" after `warmup_steps`; `final_fraction` of the rate is left at the end.
+    """
+
+    learning_rate: float = 1e-6
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    final_fraction: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.999
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class AlgorithmConfig:
+    """How rewards become a loss.
+
+    advantage: "grpo", "rloo", "reinforce", "reinforce_plus_plus" or "gae".
+    loss: a registered name ("ppo_clip") or "package.module:function".
+    normalize: GRPO divides by the group's deviation.
+    kl_coef, kl_kind: KL to the reference as a loss (k2, k3).
+    track_kl: log the KL even when kl_coef is 0, at the cost of a reference copy and one more forward pass a step.
+    reduction: "token_mean", "sequence_mean" or "fixed_length".
+    invert_mask: an ablation that trains on everything but the policy's tokens.
+    """
+
+    advantage: str = "grpo"
+    loss: str = "ppo_clip"
+    normalize: bool = True
+    kl_coef: float = 0.0
+    kl_kind: str = "k3"
+    track_kl: bool = True
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    entropy_coef: float = 0.0
+    reduction: str = "token_mean"
+    invert_mask: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The RL loop. One step: questions_per_step x group_size episodes, cut into minibatches rows each update."""
+
+    steps: int = 200
+    questions_per_step: int = 64
+    group_size: int = 5
+    minibatches: int = 1
+    microbatch_rows: int = 0  # 0: a minibatch at once
+    logprob_chunk: int = 256
+    remat: bool = False
+    checkpoint_every: int = 20
+    keep_checkpoints: int = 2
+    trajectories_every: int = 10
+    eval_every: int = 20
+    eval_questions: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedConfig:
+    """One phase of supervised training: pretraining of the policy or the simulator, simulator tuning."""
+
+    steps: int = 0
+    batch_rows: int = 32
+    max_tokens: int = 128
+    checkpoint_every: int = 100
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    options: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectConfig:
+    """Trajectories of the policy with the real engine, from which the simulator's examples are made."""
+
+    episodes: int = 512
+    balance: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class GatesConfig:
+    """What must hold before the next stage; a gate that fails stops the run. None: the gate is only printed."""
+
+    reading: float | None = None  # exact answers with the right documents given, at least
+    useful: float | None = None  # gold in useful documents for the right last query, at least
+    noisy: float | None = None  # gold in noisy documents, at most
+    leak: float | None = None  # gold in useful documents for off-path queries above the real engine's rate, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluation of a policy with `search.eval_engine`. temperature 0 is greedy."""
+
+    questions: int | None = None
+    temperature: float = 0.0
+    batch_rows: int = 64
+    before: bool = True  # also the starting policy
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; -1 takes what is left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    name: str = "run"
+    seed: int = 0
+    stages: tuple[str, ...] = ("train", "evaluate", "report")
+    tokenizer: str = "asset:tiny_world/tokenizer"
+    world: dict = dataclasses.field(default_factory=dict)  # options of the tiny world, when it is used
+    policy: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    simulator: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    prompts: PromptsConfig = dataclasses.field(default_factory=PromptsConfig)
+    search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
+    rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
+    curriculum: CurriculumConfig = dataclasses.field(default_factory=CurriculumConfig)
+    algorithm: AlgorithmConfig = dataclasses.field(default_factory=AlgorithmConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    pretrain: SupervisedConfig = dataclasses.field(default_factory=SupervisedConfig)
+    pretrain_simulator: SupervisedConfig = dataclasses.field(default_factory=SupervisedConfig)
+    tune_simulator: SupervisedConfig = dataclasses.field(default_factory=SupervisedConfig)
+    collect: CollectConfig = dataclasses.field(default_factory=CollectConfig)
+    gates: GatesConfig = dataclasses.field(default_factory=GatesConfig)
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
