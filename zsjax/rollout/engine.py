@@ -222,18 +222,15 @@ def insert(params, env: Environment, state: RolloutState, documents, document_le
     Returns:
       The rows, generating again, or OUT_OF_TOKENS where what was found does not fit.
     """
-    B, k, _ = documents.shape
+    B, k, N = documents.shape
     T, M, rows = env.max_tokens, env.max_turns, jnp.arange(B)
-    static = lambda ids: (jnp.broadcast_to(jnp.array(ids, jnp.int32), (B, len(ids))), jnp.full(B, len(ids), jnp.int32))
     searched, hinted = state.waits_for == DOCUMENTS, state.waits_for == HINT
-    pieces = [static(env.information_open)]
-    pieces += [(documents[:, i], document_lengths[:, i]) for i in range(k)]
-    pieces += [static(env.information_close)]
-    size = max(sum(p.shape[1] for p, _ in pieces), len(env.hint))
-    text, text_length = concatenate(pieces, size=size)
-    hint, hint_length = concatenate([static(env.hint)], size=size)
+    size = max(len(env.information_open) + k * N + len(env.information_close), len(env.hint))
+    lines = [(documents[:, i], document_lengths[:, i]) for i in range(k)]
+    text, text_length = concatenate([env.information_open, *lines, env.information_close], size=size)
+    hint = np.pad(env.hint, (0, size - len(env.hint)))
     text = jnp.where(searched[:, None], text, hint)
-    text_length = jnp.select([searched, hinted], [text_length, hint_length], 0)
+    text_length = jnp.select([searched, hinted], [text_length, len(env.hint)], 0)
     at = jnp.arange(size)
     documents_length = document_lengths.sum(axis=1)
     is_document = (at >= len(env.information_open)) & (at < len(env.information_open) + documents_length[:, None])

@@ -72,10 +72,11 @@ class HostRollout:
         row_questions = [q for q in questions for _ in range(env.group_size)]
         while True:
             state, query, noisy = self._turn(params, self.tables, state, key, temperature, noise)
-            waits_for, query, noisy = jax.device_get((state.waits_for, query, noisy))
+            waits_for, query, noisy, calls = jax.device_get(
+                (state.waits_for, query, noisy, (state.episode_id, state.turn)))
             if not waits_for.any():
                 return pieces.finish(state)
-            documents, lengths, count = self._search(row_questions, waits_for, query, noisy, key)
+            documents, lengths, count = self._search(row_questions, waits_for, query, noisy, calls, key)
             noisy = np.broadcast_to(noisy[:, None], lengths.shape) & self.uses_noise
             state = self._insert(params, state, documents, lengths, count, noisy)
 
@@ -84,14 +85,15 @@ class HostRollout:
         """Whether the engine obeys the noisy flag: a simulator does, a real engine does not."""
         return getattr(self.engine, "obeys_noise", False)
 
-    def _search(self, questions, waits_for, query, noisy, key):
+    def _search(self, questions, waits_for, query, noisy, calls, key):
         env = self.env
         rows = np.flatnonzero(waits_for == pieces.DOCUMENTS)
         found = [[] for _ in questions]
         if len(rows):
             texts = [self.tokenizer.decode(query[0][b, :query[1][b]].tolist()) for b in rows]
-            simulator_key = jax.random.fold_in(key, 1)
-            contexts = [SearchContext(questions[b], noisy=bool(noisy[b]), key=simulator_key) for b in rows]
+            simulator_key, draw = jax.random.fold_in(key, 1), int(jax.random.bits(key))
+            contexts = [SearchContext(questions[b], noisy=bool(noisy[b]), key=simulator_key,
+                                      call=(draw, *(int(c[b]) for c in calls))) for b in rows]
             try:
                 results = self.engine.search(texts, contexts, k=env.num_documents)
             except (OSError, TimeoutError) as error:  # a peer that failed; the episodes record it as SEARCH_FAILED

@@ -175,19 +175,16 @@ class Simulator:
         """Splices the prompts: (int32[B, prompt_size], int32[B]). Pure; traced inside the rollout."""
         B = requests.noisy.shape[0]
         (useful, useful_length), (noisy, noisy_length) = [self.encode_slots([w], 8) for w in ("useful", "noisy")]
+        (number, number_length) = self.encode_slots([str(self.num_documents)], 4)
         slots = {
             "question": requests.question,
             "answers": requests.answers,
             "query": requests.query,
             "mode": (jnp.where(requests.noisy[:, None], noisy, useful),
                      jnp.where(requests.noisy, noisy_length, useful_length)),
-            "num_documents": (jnp.broadcast_to(jnp.array(self.encode_slots([str(self.num_documents)], 4)[0]), (B, 4)),
-                              jnp.broadcast_to(jnp.array(self.encode_slots([str(self.num_documents)], 4)[1]), (B,))),
+            "num_documents": (jnp.broadcast_to(number, (B, 4)), jnp.broadcast_to(number_length, (B,))),
         }
         pieces = [np.array(value, np.int32) if kind == "text" else slots[value] for kind, value in self._pieces]
-        # A static piece alone does not say how many rows there are, so it is given lengths.
-        pieces = [(jnp.broadcast_to(jnp.array(p), (B, len(p))), jnp.full(B, len(p), jnp.int32))
-                  if isinstance(p, np.ndarray) else p for p in pieces]
         return concatenate(pieces, size=self.prompt_size)
 
     def write(self, params, tables: Tables, requests: Requests, key) -> Replies:

@@ -1,0 +1,88 @@
+"""The objects that a config names: tokenizer, models, questions, corpora, engines, simulator."""
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from zsjax.config import Config, ModelConfig
+from zsjax.data import load_corpus, load_questions, load_tokenizer
+from zsjax.data.assets import asset_path
+from zsjax.models.decoder import DecoderConfig, init_params
+from zsjax.search import BM25, Document, DropBest, Empty
+from zsjax.search.prompts import SimulatorTemplate
+from zsjax.search.simulator import Simulator
+from zsjax.types import Question
+
+TINY_WORLD = "tiny_world:"
+
+
+def tokenizer(config: Config):
+    return load_tokenizer(asset_path(config.tokenizer))
+
+
+def model(config: ModelConfig, tokenizer, *, seed: int, path=None) -> tuple[DecoderConfig, dict]:
+    """(DecoderConfig, params) of a model: random, or loaded from `path` or, without one, `config.init`.
+
+    Activations get `config.dtype`, parameters `config.param_dtype`, whatever the checkpoint was written in.
+    """
+    path = path or config.init
+    if str(path) == "random":
+        shape = DecoderConfig(**({"vocab_size": tokenizer.vocab_size} | dict(config.shape)), dtype=config.dtype)
+        params = init_params(shape, jax.random.key(seed), jnp.dtype(config.param_dtype))
+        if config.positional_bias_init:
+            from zsjax.models.init import positional_bias_init
+
+            params = positional_bias_init(params, shape, jax.random.key(seed))
+        return shape, params
+    from zsjax.models.hf import load_hf
+
+    shape, params = load_hf(asset_path(str(path)), dtype=config.param_dtype)
+    return dataclasses.replace(shape, dtype=config.dtype), params
+
+
+def worlds(config: Config, name: str):
+    """The tiny worlds behind "tiny_world:train" or "tiny_world:eval"."""
+    from zsjax.data import tiny_world
+
+    return tiny_world.resolve(name, **config.world)
+
+
+def questions(config: Config, source: str, limit: int | None = None) -> list[Question]:
+    if source.startswith(TINY_WORLD):
+        from zsjax.data import tiny_world
+
+        return list(tiny_world.questions(worlds(config, source)))[:limit]
+    return list(load_questions(source, limit=limit))
+
+
+def corpus(config: Config, source: str) -> list[Document]:
+    if source.startswith(TINY_WORLD):
+        from zsjax.data import tiny_world
+
+        return tiny_world.documents(worlds(config, source))
+    return load_corpus(source)
+
+
+def engine(name: str, config: Config, source: str, *, drop_best: float = 0.0):
+    """A host engine by name over the corpus `source`; drop_best > 0 loses the best document at random."""
+    if name == "empty":
+        return Empty()
+    found = BM25.from_documents(corpus(config, source))
+    return DropBest(found, drop_best, seed=config.seed) if drop_best else found
+
+
+def simulator(config: Config, model_config: DecoderConfig, params, tokenizer) -> Simulator:
+    search = config.search
+    return Simulator(
+        config=model_config, params=params, tokenizer=tokenizer,
+        template=SimulatorTemplate.load(config.prompts.simulator), num_documents=search.num_documents,
+        max_document_tokens=search.max_document_tokens, max_query_tokens=search.max_query_tokens,
+        max_question_tokens=config.rollout.max_prompt_tokens, temperature=search.temperature, top_p=search.top_p,
+        shuffle_documents=search.shuffle_documents)
+
+
+def checkpoint_exists(path: pathlib.Path) -> bool:
+    """Whether a folder holds a whole model: `save_hf` renames it into place when it is complete."""
+    return (path / "config.json").exists()
