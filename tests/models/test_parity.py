@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from reference import KINDS, make_reference, padded_batch, reference_logits
+from hf_reference import KINDS, make_reference, padded_batch, reference_logits
 
 from zsjax.models import forward, load_hf, save_hf
 
