@@ -1,8 +1,8 @@
 """Checkpoints with orbax: everything a run needs to go on exactly, written beside the run.
 
-`save` returns when the state is copied (about 10 ms for a megabyte, measured on two CPU cores); orbax writes in a thread
-to a folder with a temporary name and renames it when all is on disk. So a kill at any moment leaves the last complete
-checkpoint, and a folder with a plain number is complete.
+`save` returns when the state is copied (30 ms for a megabyte in 50 arrays, measured on two busy CPU cores); orbax writes
+in a thread to a folder with a temporary name and renames it when all is on disk. So a kill at any moment leaves the last
+complete checkpoint, and a folder with a plain number is complete.
 
     checkpointer = Checkpointer(workdir / "checkpoints" / "train", keep=2, config_json=config.to_json(config))
     restored = checkpointer.restore(template=state)
@@ -194,7 +194,7 @@ def _word_sums(arrays):
         words = jax.lax.bitcast_convert_type(x, f"uint{bits}").astype(jnp.uint32)
         if words.size == 0:
             return jnp.uint32(0)
-        # The weight of a word is 2 i + 1 for its flat index i, made from iotas so that a sharded array stays where it is.
+        # A word's weight is 2 i + 1 for its flat index i, made from iotas so that a sharded array stays where it is.
         index = jnp.zeros((), jnp.uint32)
         for axis, size in enumerate(words.shape):
             index = index * jnp.uint32(size % 2**32) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)

@@ -1,7 +1,7 @@
 """The config of a run: how it is read, compared and written.
 
-An experiment file has `get_config(arg)` and returns an `ml_collections.ConfigDict` whose fields override the defaults of
-`zsjax.config_fields`; `resolve` turns it into those frozen dataclasses and reports every problem at once, before any
+An experiment file has `get_config(arg)` and returns an `ml_collections.ConfigDict` whose fields override the defaults
+of `zsjax.config_fields`; `resolve` turns it into those frozen dataclasses and reports every problem at once, before any
 device is touched. What a field may hold beyond its type is checked by `zsjax.validation`.
 """
 
@@ -71,8 +71,8 @@ class ConfigError(UserError, ValueError):
 def parse_arg(arg: str | None, lazy: bool = False, **defaults):
     """Parses what follows the colon of `--config F.py:arg`, in big_vision's manner.
 
-    "lr=0.1,smoke" sets two keys: a key alone is True. The first item may be a value alone, for the first key. Each value
-    is read as the type of its default; booleans are "true", "false", "1" or "0". A default may be given as
+    "lr=0.1,smoke" sets two keys: a key alone is True. The first item may be a value alone, for the first key. Each
+    value is read as the type of its default; booleans are "true", "false", "1" or "0". A default may be given as
     (default, function of the text), which also serves for defaults of None.
 
     Args:

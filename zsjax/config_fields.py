@@ -201,12 +201,16 @@ class GatesConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    """Evaluation of a policy with `search.eval_engine`. temperature 0 is greedy."""
+    """Evaluation with `search.eval_engine` of the starting and the trained policy.
 
-    questions: int | None = None
+    temperature: 0 is greedy.
+    batch_rows: questions played at a time.
+    drop_best: > 0 also evaluates with a real engine that loses its best document with this probability.
+    """
+
     temperature: float = 0.0
     batch_rows: int = 64
-    before: bool = True  # also the starting policy
+    drop_best: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

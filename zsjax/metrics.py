@@ -1,8 +1,8 @@
 """Metrics: masked means (device), and the writer that puts numbers into files and onto the screen (host).
 
 A run's numbers live in `metrics.jsonl`, one JSON object a line: {"stage": "train", "step": 12, "reward": 0.51, ...},
-flushed as they come; TensorBoard events are a second copy. `step` counts steps done, so the line of step n describes the
-n-th step and a checkpoint of step n goes with the lines up to n. Names that start with "time/" (seconds) or "speed/"
+flushed as they come; TensorBoard events are a second copy. `step` counts steps done, so the line of step n describes
+the n-th step and a checkpoint of step n goes with the lines up to n. Names that start with "time/" (seconds) or "speed/"
 (something per second) depend on the machine's mood; all others repeat exactly when a run is repeated or resumed on CPU.
 """
 
@@ -165,8 +165,8 @@ class Writer:
             yield self
 
     def track(self, items: Iterable, label: str, total: int | None = None):
-        """Yields `items` under a bar, for work without metrics. Off a terminal: a line every ten seconds, and a last one
-        where it took longer than three."""
+        """Yields `items` under a bar, for work without metrics. Off a terminal: a line every ten seconds, and a last
+        one where it took longer than three."""
         total = len(items) if total is None else total
         start = last = time.monotonic()
         done = 0

@@ -56,8 +56,8 @@ def find_device_problems(config: Config, num_devices: int) -> list[Problem]:
     rows = config.train.questions_per_step * config.train.group_size // config.train.minibatches
     if "train" in config.stages and rows % shards:
         found.add("train.questions_per_step",
-                  f"{rows} rows a minibatch (questions_per_step x group_size / minibatches) do not divide over {shards} "
-                  f"devices", f"make the rows a multiple of {shards}, or set mesh")
+                  f"{rows} rows a minibatch (questions_per_step x group_size / minibatches) do not divide over "
+                  f"{shards} devices", f"make the rows a multiple of {shards}, or set mesh")
     if config.evaluate.batch_rows % shards:
         found.add("evaluate.batch_rows", f"does not divide over {shards} devices", f"give a multiple of {shards}")
     for stage in SUPERVISED:
@@ -172,9 +172,8 @@ def _check_path(found, field):
 def _check_data(found, config):
     for field in ("data.train", "data.eval"):
         _check_source(found, field, (".jsonl", ".jsonl.gz", ".parquet"), tfds=True)
-    for field, engines in (("data.corpus", (config.search.engine,)), ("data.eval_corpus", (config.search.eval_engine,))):
-        if "bm25" in engines or found.value(field).startswith("tiny_world:") or "collect" in config.stages:
-            _check_source(found, field, (".jsonl", ".jsonl.gz"), tfds=False)
+    for field in ("data.corpus", "data.eval_corpus"):
+        _check_source(found, field, (".jsonl", ".jsonl.gz"), tfds=False)
     found.at_least(1, "data.eval_limit")
     if config.world:
         _check_world(found, config)
@@ -284,7 +283,8 @@ def _check_train(found, config):
         return
     rows //= max(train.minibatches, 1)
     if train.microbatch_rows > 0 and rows % train.microbatch_rows:
-        found.add("train.microbatch_rows", f"does not divide the {rows} rows of a minibatch", f"give a divisor of {rows}")
+        found.add("train.microbatch_rows", f"does not divide the {rows} rows of a minibatch",
+                  f"give a divisor of {rows}")
     shards = max(config.mesh.data, 1) * max(config.mesh.fsdp, 1)
     if rows > 0 and rows % shards:
         found.add("mesh.data", f"{shards} shards (data x fsdp) do not divide the {rows} rows of a minibatch",
@@ -297,13 +297,14 @@ def _check_supervised(found, config):
         found.at_least(1, f"{stage}.batch_rows", f"{stage}.max_tokens", f"{stage}.checkpoint_every")
         found.at_least(0, f"{stage}.steps")
         if stage in config.stages and getattr(config, stage).steps == 0:
-            found.add(f"{stage}.steps", f"the stage {stage!r} would do nothing", "give its steps, or take it from stages")
+            found.add(f"{stage}.steps", f"the stage {stage!r} would do nothing",
+                      "give its steps, or take it from stages")
 
 
 def _check_rest(found, config):
-    found.at_least(1, "collect.episodes", "evaluate.questions", "evaluate.batch_rows")
+    found.at_least(1, "collect.episodes", "evaluate.batch_rows")
     found.within(0, 10, "evaluate.temperature")
-    found.within(0, 1, "gates.reading", "gates.useful", "gates.noisy", "gates.leak")
+    found.within(0, 1, "evaluate.drop_best", "gates.reading", "gates.useful", "gates.noisy", "gates.leak")
     for axis in ("data", "fsdp", "tensor"):
         size = getattr(config.mesh, axis)
         if size < 1 and size != -1:

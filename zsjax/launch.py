@@ -1,0 +1,198 @@
+r"""The command line: reads flags, finds every problem of the config, then runs what is asked for.
+
+    python -m zsjax.launch [COMMAND] --config experiments/X.py[:arg] --workdir DIR [--config.field=value ...]
+
+`python -m zsjax.launch --help` lists the commands. A mistake of the user's ends in one message and exit code 2, never in
+a traceback; nothing but this module reads flags.
+"""
+
+import argparse
+import importlib.util
+import inspect
+import logging
+import os
+import pathlib
+import sys
+import traceback
+import types
+
+from zsjax.config import Config, ConfigError, UserError, from_json, resolve
+
+# Command -> (stages that it runs, what --help says). None is all of config.stages.
+STAGE_COMMANDS = {
+    "run": (None, "all of config.stages, in order; an interrupted run in WORKDIR goes on where it was (the default)"),
+    "train": (("train",), "only the reinforcement learning"),
+    "tune-simulator": (("tune_simulator",), "only the tuning of the simulator on collected trajectories"),
+    "collect": (("collect",), "only the collection of trajectories with the real engine"),
+    "evaluate": (("evaluate",), "only the evaluation of the run's policy with config.search.eval_engine"),
+}
+OTHER_COMMANDS = {
+    "ask": 'one question: ask "Who ...?" prints the episode, coloured by who wrote what',
+    "report": "WORKDIR/report.html from what the run has written so far",
+    "export": "the run's policy as a Hugging Face folder: export OUT",
+}
+COMMANDS = (*STAGE_COMMANDS, *OTHER_COMMANDS)
+ASK_DEFAULT = pathlib.Path("experiments/tiny_world.py")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command line (without the program's name); returns the exit code: 0, 2 for a mistake, 130 if interrupted."""
+    try:
+        options, overrides = parse_flags(sys.argv[1:] if arguments is None else arguments)
+        _show_logs()
+        run_command(options, overrides)
+        return 0
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return getattr(error, "exit_code", 2)
+    except (ValueError, OSError) as error:
+        if not _is_about_input(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def parse_flags(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """(options, {dotted field: text}) of a command line. Ends the process with code 2 on a wrong flag, 0 after --help."""
+    commands = {**{name: text for name, (_, text) in STAGE_COMMANDS.items()}, **OTHER_COMMANDS}
+    width = max(map(len, commands)) + 2
+    parser = argparse.ArgumentParser(
+        prog="python -m zsjax.launch", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s [COMMAND] --config experiments/X.py[:arg] --workdir DIR [--config.field=value ...]",
+        description="commands:\n" + "\n".join(f"  {name:{width}}{text}" for name, text in commands.items()))
+    parser.add_argument("command", nargs="?", default="run", metavar="COMMAND", help="see above; run if left out")
+    parser.add_argument("argument", nargs="?", metavar="ARGUMENT", help="the question of ask, the folder of export")
+    parser.add_argument("--config", metavar="F.py[:arg]",
+                        help="experiment file with get_config(arg); left out, WORKDIR/config.json of a run that began")
+    parser.add_argument("--workdir", type=pathlib.Path, metavar="DIR", help="the run's folder")
+    options, rest = parser.parse_known_args(arguments)
+    overrides = {}
+    for flag in rest:
+        field, equals, text = flag.removeprefix("--config.").partition("=")
+        if not flag.startswith("--config."):
+            parser.error(f"unknown argument {flag!r}; config fields are set as --config.field=value")
+        if not equals:
+            parser.error(f"{flag} has no value; write {flag}=VALUE")
+        overrides[field] = text
+    if options.command not in COMMANDS:
+        parser.error(f"unknown command {options.command!r}; one of {', '.join(COMMANDS)}")
+    if options.argument is not None and options.command not in ("ask", "export"):
+        parser.error(f"{options.command} takes no argument, but was given {options.argument!r}")
+    if options.argument is None and options.command in ("ask", "export"):
+        parser.error('ask needs a question: ask "Who ...?"' if options.command == "ask"
+                     else "export needs a folder: export OUT")
+    if options.workdir is None and options.command != "ask":
+        parser.error("give --workdir DIR, the run's folder")
+    return options, overrides
+
+
+def run_command(options: argparse.Namespace, overrides: dict[str, str]):
+    """Runs one command. Imports what it needs when it needs it: a wrong config is told in a second."""
+    command, workdir = options.command, options.workdir
+    if command == "report":
+        from zsjax import report
+
+        if not workdir.is_dir():
+            raise UserError(f"there is no run in {workdir}: no such folder")
+        print(report.write(workdir))
+        return
+
+    stages = STAGE_COMMANDS[command][0] if command in STAGE_COMMANDS else ()
+    config = _find_config(options, overrides, stages)
+    from zsjax import pipeline
+
+    if command == "ask":
+        from zsjax import report
+
+        report.show_episode(pipeline.ask(options.argument, config, workdir))
+    elif command == "export":
+        print(pipeline.export(config, workdir, pathlib.Path(options.argument)))
+    else:
+        _check_devices(config)
+        pipeline.run(config, workdir, stages=config.stages)
+
+
+def _find_config(options, overrides, stages) -> Config:
+    """The resolved config of --config, or of the run in WORKDIR; `stages` replaces config.stages unless empty or None."""
+    carried = options.workdir / "config.json" if options.workdir is not None else None
+    if options.config is not None:
+        config = load_experiment(options.config)
+    elif carried is not None and carried.is_file():
+        try:
+            config = from_json(carried.read_text())
+        except ValueError as error:
+            raise UserError(f"{carried} cannot be read: {error}") from error
+    elif options.command == "ask":
+        found = [folder / ASK_DEFAULT for folder in (pathlib.Path(), pathlib.Path(__file__).parents[1])]
+        config = load_experiment(str(next((path for path in found if path.is_file()), found[0])))
+    else:
+        raise UserError(f"give --config F.py, an experiment file{_known_experiments()}")
+    if stages:
+        overrides = overrides | {"stages": ",".join(stages)}
+    return resolve(config, overrides)
+
+
+def load_experiment(path_and_arg: str):
+    """The ConfigDict of `F.py[:arg]`: what get_config(arg) of the file returns.
+
+    Raises:
+      UserError: no such file, no get_config in it, or an error in it, with file and line.
+    """
+    path, _, arg = path_and_arg.partition(":")
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"no experiment file {path} (looked in {os.getcwd()}){_known_experiments()}")
+    try:
+        spec = importlib.util.spec_from_file_location(f"zsjax_experiment_{pathlib.Path(path).stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        if not isinstance(get_config, types.FunctionType):
+            raise UserError(f"{path} has no function get_config(arg=None)")
+        if not inspect.signature(get_config).parameters:
+            if arg:
+                raise UserError(f"get_config() of {path} takes no argument, but was given {arg!r}")
+            return get_config()
+        return get_config(arg or None)
+    except UserError:
+        raise
+    except Exception as error:  # whatever an experiment file may do wrong
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else "?"
+        raise UserError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
+
+
+def _known_experiments():
+    known = sorted(map(str, pathlib.Path("experiments").glob("*.py")))
+    return f"; there are {', '.join(known)}" if known else ""
+
+
+def _check_devices(config):
+    import jax
+
+    from zsjax.validation import find_device_problems
+
+    problems = find_device_problems(config, jax.device_count())
+    if problems:
+        raise ConfigError(problems)
+
+
+def _is_about_input(error) -> bool:
+    """Whether an error came out of the rooms that read the user's files: their messages name file and mend."""
+    package = pathlib.Path(__file__).parent
+    readers = (package / "data", package / "models" / "hf.py", package / "search" / "prompts.py")
+    files = [pathlib.Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    last = next((file for file in reversed(files) if file.is_relative_to(package)), None)
+    return last is not None and any(last.is_relative_to(reader) for reader in readers)
+
+
+def _show_logs():
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    for noisy in ("jax", "absl", "orbax", "httpx", "bm25s", "etils"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
