@@ -2,11 +2,12 @@ r"""The command line: reads flags, finds every problem of the config, then runs 
 
     python -m zsjax.launch [COMMAND] --config experiments/X.py[:arg] --workdir DIR [--config.field=value ...]
 
-`python -m zsjax.launch --help` lists the commands. A mistake of the user's ends in one message and exit code 2, never in
-a traceback; nothing but this module reads flags.
+`python -m zsjax.launch --help` lists the commands. A mistake of the user's ends in one message and exit code 2, never
+in a traceback; nothing but this module reads flags.
 """
 
 import argparse
+import dataclasses
 import importlib.util
 import inspect
 import logging
@@ -36,7 +37,7 @@ ASK_DEFAULT = pathlib.Path("experiments/tiny_world.py")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command line (without the program's name); returns the exit code: 0, 2 for a mistake, 130 if interrupted."""
+    """Runs a command line (without the program's name). Returns 0, 2 after a mistake, 130 if interrupted."""
     try:
         options, overrides = parse_flags(sys.argv[1:] if arguments is None else arguments)
         _show_logs()
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse_flags(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
-    """(options, {dotted field: text}) of a command line. Ends the process with code 2 on a wrong flag, 0 after --help."""
+    """(options, {dotted field: text}) of a command line. Ends the process: code 2 on a wrong flag, 0 after --help."""
     commands = {**{name: text for name, (_, text) in STAGE_COMMANDS.items()}, **OTHER_COMMANDS}
     width = max(map(len, commands)) + 2
     parser = argparse.ArgumentParser(
@@ -100,7 +101,7 @@ def run_command(options: argparse.Namespace, overrides: dict[str, str]):
         print(report.write(workdir))
         return
 
-    stages = STAGE_COMMANDS[command][0] if command in STAGE_COMMANDS else ()
+    stages = STAGE_COMMANDS[command][0] if command in STAGE_COMMANDS else None
     config = _find_config(options, overrides, stages)
     from zsjax import pipeline
 
@@ -112,11 +113,13 @@ def run_command(options: argparse.Namespace, overrides: dict[str, str]):
         print(pipeline.export(config, workdir, pathlib.Path(options.argument)))
     else:
         _check_devices(config)
-        pipeline.run(config, workdir, stages=config.stages)
+        pipeline.run(config, workdir, stages=stages)
 
 
 def _find_config(options, overrides, stages) -> Config:
-    """The resolved config of --config, or of the run in WORKDIR; `stages` replaces config.stages unless empty or None."""
+    """The resolved config of --config, or of the run in WORKDIR; checked for `stages`, too, if they are given."""
+    from zsjax.validation import find_problems
+
     carried = options.workdir / "config.json" if options.workdir is not None else None
     if options.config is not None:
         config = load_experiment(options.config)
@@ -130,9 +133,12 @@ def _find_config(options, overrides, stages) -> Config:
         config = load_experiment(str(next((path for path in found if path.is_file()), found[0])))
     else:
         raise UserError(f"give --config F.py, an experiment file{_known_experiments()}")
-    if stages:
-        overrides = overrides | {"stages": ",".join(stages)}
-    return resolve(config, overrides)
+    config = resolve(config, overrides)
+    if stages:  # the run's own config.stages stay as they are; what this command needs of the rest must be there
+        problems = find_problems(dataclasses.replace(config, stages=stages))
+        if problems:
+            raise ConfigError(problems)
+    return config
 
 
 def load_experiment(path_and_arg: str):

@@ -2,8 +2,9 @@
 
 A run's numbers live in `metrics.jsonl`, one JSON object a line: {"stage": "train", "step": 12, "reward": 0.51, ...},
 flushed as they come; TensorBoard events are a second copy. `step` counts steps done, so the line of step n describes
-the n-th step and a checkpoint of step n goes with the lines up to n. Names that start with "time/" (seconds) or "speed/"
-(something per second) depend on the machine's mood; all others repeat exactly when a run is repeated or resumed on CPU.
+the n-th step and a checkpoint of step n goes with the lines up to n. Names that start with "time/" (seconds) or
+"speed/" (something per second) depend on the machine's mood; all others repeat exactly when a run is repeated or
+resumed on CPU.
 """
 
 import contextlib
@@ -13,7 +14,6 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -164,21 +164,23 @@ class Writer:
         with self._open_bar(phase, total, done):
             yield self
 
-    def track(self, items: Iterable, label: str, total: int | None = None):
-        """Yields `items` under a bar, for work without metrics. Off a terminal: a line every ten seconds, and a last
-        one where it took longer than three."""
-        total = len(items) if total is None else total
-        start = last = time.monotonic()
+    @contextlib.contextmanager
+    def track(self, label: str, total: int):
+        """A bar for work without metrics: yields `advance(n=1)`. Off a terminal: a line every ten seconds, and one at
+        the end where it took longer than three."""
         done = 0
+        start = last = time.monotonic()
         with self._open_bar(label, total, 0) as bar:
-            for item in items:
-                yield item
-                done += 1
+            def advance(n: int = 1):
+                nonlocal done, last
+                done += n
                 if bar is not None:
                     bar.update(self._task, completed=done)
                 elif time.monotonic() - last > 10:
                     last = time.monotonic()
                     self.note(f"{label}  {done}/{total}")
+
+            yield advance
         if bar is None and time.monotonic() - start > 3:
             self.note(f"{label}  {done}/{total}  {time.monotonic() - start:.1f} s")
 
