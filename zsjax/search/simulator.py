@@ -11,7 +11,9 @@ identical documents whoever asks.
 
 import dataclasses
 import functools
-from typing import Any, Sequence
+import zlib
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import flax.struct
 import jax
@@ -128,6 +130,7 @@ class Simulator:
     temperature: float = 0.8
     top_p: float = 1.0
     shuffle_documents: bool = False
+    obeys_noise: ClassVar[bool] = True
 
     def __post_init__(self):
         if not 1 <= self.num_documents <= 20:
@@ -269,6 +272,4 @@ class Simulator:
 
 def question_keys(questions: Sequence) -> np.ndarray:
     """uint32[B], a name for each question in random streams: a hash of its id."""
-    import zlib
-
     return np.array([zlib.crc32(str(q.id).encode()) for q in questions], np.uint32)

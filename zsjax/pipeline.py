@@ -1,0 +1,354 @@
+"""The stages of a run, in order, each resumable: what a stage makes lies in the run's folder, and what is there is kept.
+
+    pretrain            a base for the policy, from scratch          -> models/base
+    pretrain_simulator  a base for the simulator, from scratch       -> models/simulator_base
+    collect             the base searches with the real engine       -> searches.jsonl
+    tune_simulator      the simulator learns to play that engine     -> models/simulator, gates.json
+    train               reinforcement learning                       -> models/policy
+    evaluate            base and trained policy, on the real engine  -> evaluation.json, evaluation/*.jsonl
+    report              everything on one page                       -> report.html
+
+A stage takes its input from the folder if an earlier stage put it there, else from what the config names. Between the
+stages stand gates (config.gates): a model that cannot read, or a simulator that leaks, stops the run.
+"""
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import pathlib
+
+import jax
+
+from zsjax import build, config as configuration
+from zsjax.config import Config, UserError
+from zsjax.data import QuestionStream
+from zsjax.evaluate import play, random_document_baseline, summarize
+from zsjax.metrics import Writer
+from zsjax.rollout import make_rollout
+from zsjax.search.simulator import Simulator
+
+
+class GateFailed(UserError):
+    """A model is not good enough for the next stage; the message says which measure failed and by how much."""
+
+
+def run(config: Config, workdir, *, stages=None):
+    """Runs the stages (all of config.stages by default) in `workdir`; an interrupted run goes on where it was.
+
+    Raises:
+      UserError: the folder holds a run with another config, an input is missing, or a gate failed.
+    """
+    workdir = pathlib.Path(workdir)
+    config_json = configuration.write_config(workdir, config)
+    with Writer(workdir) as writer:
+        context = Run(config, workdir, writer, config_json)
+        for stage in stages or config.stages:
+            STAGES[stage](context)
+
+
+class Run:
+    """What the stages share: the config, the folder, and objects that are built once, when first asked for."""
+
+    def __init__(self, config: Config, workdir: pathlib.Path, writer: Writer, config_json: str):
+        self.config, self.workdir, self.writer, self.config_json = config, workdir, writer, config_json
+
+    def path(self, name: str) -> pathlib.Path:
+        return self.workdir / name
+
+    @functools.cached_property
+    def tokenizer(self):
+        return build.tokenizer(self.config)
+
+    def policy(self, *names: str):
+        """(DecoderConfig, params) of the first of models/NAME that this run has made, else of config.policy.init."""
+        return self._model(self.config.policy, self.config.seed, names)
+
+    def simulator(self, *names: str) -> Simulator:
+        """The simulator around the first of models/NAME that this run has made, else around config.simulator.init."""
+        model = self._model(self.config.simulator, self.config.seed + 1, names)
+        return build.simulator(self.config, *model, self.tokenizer)
+
+    def _model(self, config, seed, names):
+        made = [self.path("models") / name for name in names]
+        path = next((path for path in made if build.checkpoint_exists(path)), None)
+        return build.model(config, self.tokenizer, seed=seed, path=path)
+
+    def save_model(self, name: str, config, params):
+        from zsjax.models.hf import save_hf
+
+        save_hf(self.path("models") / name, config, params, tokenizer=self.tokenizer)
+
+    def done(self, stage: str, output: str) -> bool:
+        """Whether the stage's output is there already; says so once."""
+        there = self.path(output).exists()
+        if there:
+            self.writer.note(f"{stage}: {output} is there already")
+        return there
+
+    def write_json(self, name: str, value):
+        path = self.path(name)
+        half = path.with_name(path.name + ".writing")
+        half.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        os.replace(half, path)
+
+    def add_gates(self, rows: list[dict], failed: list[str]):
+        """Keeps gate rows for the report and stops the run where a gate failed."""
+        path = self.path("gates.json")
+        kept = json.loads(path.read_text()) if path.exists() else []
+        names = {row["gate"] for row in rows}
+        self.write_json("gates.json", [row for row in kept if row["gate"] not in names] + rows)
+        if failed:
+            raise GateFailed("the run stops here, a gate failed:\n  " + "\n  ".join(failed))
+
+
+def pretrain(run: Run):
+    if run.done("pretrain", "models/base"):
+        return
+    from zsjax.pretrain import pretrain_policy
+
+    model, params = pretrain_policy(run.config, run.tokenizer, writer=run.writer,
+                                    directory=run.path("checkpoints") / "pretrain", config_json=run.config_json)
+    run.save_model("base", model, params)
+
+
+def pretrain_simulator(run: Run):
+    if run.done("pretrain_simulator", "models/simulator_base"):
+        return
+    from zsjax.pretrain_simulator import pretrain_simulator
+
+    model, params = pretrain_simulator(run.config, run.tokenizer, writer=run.writer,
+                                       directory=run.path("checkpoints") / "pretrain_simulator",
+                                       config_json=run.config_json)
+    run.save_model("simulator_base", model, params)
+
+
+def collect(run: Run):
+    if run.done("collect", "searches.jsonl"):
+        return
+    from zsjax.simulation.collect import collect, write_searches
+
+    config = run.config
+    model, params = run.policy("base")
+    check_reading(run, model, params)
+    batch = min(config.evaluate.batch_rows, config.collect.episodes)
+    with run.writer.track("collect", config.collect.episodes) as advance:
+        played = 0
+
+        def progress(total):
+            nonlocal played
+            advance(total - played)
+            played = total
+
+        searches = collect(
+            lambda engine: make_rollout(model, engine, run.tokenizer, config), build.engine("bm25", config, config.data.corpus),
+            params, build.questions(config, config.data.train), run.tokenizer, episodes=config.collect.episodes,
+            batch_questions=batch, num_documents=config.search.num_documents,
+            key=jax.random.fold_in(jax.random.key(config.seed), 1), progress=progress)
+    provenance = {"config_sha256": hashlib.sha256(run.config_json.encode()).hexdigest(), "seed": config.seed,
+                  "engine": "bm25", "corpus": config.data.corpus, "policy": config.policy.init,
+                  "episodes": config.collect.episodes}
+    write_searches(run.path("searches.jsonl"), searches, provenance=provenance)
+    run.writer.note(f"collect: {len(searches)} different searches of {config.collect.episodes} episodes")
+
+
+def check_reading(run: Run, model, params):
+    """The first gate: with the right documents given, the base answers."""
+    from zsjax.evaluate import documents_given
+
+    config = run.config
+    if not config.data.eval.startswith(build.TINY_WORLD):
+        return
+    rows = documents_given(model, params, run.tokenizer, build.engine("bm25", config, config.data.eval_corpus),
+                           build.questions(config, config.data.eval, config.data.eval_limit), config)
+    for row in rows:
+        run.writer.note(f"gate reading: right documents given, {row['hops']} hop(s): EM {row['em']:.2f} (n={row['n']})")
+    gate = config.gates.reading
+    failed = [f"reading: with the right documents given {row['em']:.2f} of {row['hops']}-hop questions are answered, "
+              f"at least {gate} needed" for row in rows if gate is not None and row["em"] < gate]
+    run.add_gates([{"gate": "reading", **row} for row in rows], failed)
+
+
+def tune_simulator(run: Run):
+    if run.done("tune_simulator", "models/simulator"):
+        return
+    from zsjax.simulation import tune
+
+    simulator = tune.tune(run.config, run.simulator("simulator_base"), run.path("searches.jsonl"), writer=run.writer,
+                          directory=run.path("checkpoints") / "tune_simulator", config_json=run.config_json)
+    check_simulator(run, simulator)
+    run.save_model("simulator", simulator.config, simulator.params)
+
+
+def check_simulator(run: Run, simulator: Simulator):
+    """The second gate: useful documents answer, noisy ones do not, and off-path queries learn no more than BM25 tells."""
+    from zsjax.simulation import gates
+
+    config = run.config
+    questions = build.questions(config, config.data.train)
+    if not all("queries" in question.metadata for question in questions):
+        run.writer.note("gate simulator: not measured, the questions do not know their right queries")
+        return
+    rows = gates.measure(simulator, build.engine("bm25", config, config.data.corpus), questions,
+                         k=config.search.num_documents, seed=config.seed)
+    run.writer.note(gates.table(rows))
+    run.add_gates([{"gate": "simulator", **row} for row in rows], gates.check(rows, config.gates))
+
+
+def train(run: Run):
+    if run.done("train", "models/policy"):
+        return
+    from zsjax.train import train
+
+    config = run.config
+    model, params = run.policy("base")
+    if config.search.engine == "simulator":
+        engine = run.simulator("simulator", "simulator_base")
+    else:
+        engine = build.engine(config.search.engine, config, config.data.corpus)
+    params = train(config, run.workdir, policy_config=model, params=params, tokenizer=run.tokenizer, engine=engine,
+                   stream=QuestionStream(build.questions(config, config.data.train), config.seed), writer=run.writer,
+                   evaluate_now=real_evaluation(run, model), config_json=run.config_json)
+    run.save_model("policy", model, params)
+
+
+def real_evaluation(run: Run, model):
+    """params -> scores on a few held-out questions with the real engine, logged beside the score in the simulator."""
+    config = run.config
+    engine = build.engine(config.search.eval_engine, config, config.data.eval_corpus)
+    rollout = make_rollout(model, engine, run.tokenizer, config)
+    questions = build.questions(config, config.data.eval, config.train.eval_questions)
+
+    def evaluate_now(params):
+        records, _ = play(rollout, params, questions, key=jax.random.key(config.seed),
+                          batch_rows=min(len(questions), config.evaluate.batch_rows))
+        rows = summarize("", records, questions)
+        scores = {f"eval/{name}": sum(row[name] * row["n"] for row in rows) / len(records)
+                  for name in ("em", "f1", "searches")}
+        by_hops = {f"eval/em_{row['hops']}_hop": row["em"] for row in rows if row["hops"] != "all"}
+        return scores | by_hops
+
+    return evaluate_now
+
+
+def evaluate(run: Run):
+    if run.done("evaluate", "evaluation.json"):
+        return
+    config = run.config
+    questions = build.questions(config, config.data.eval, config.data.eval_limit)
+    engine = build.engine(config.search.eval_engine, config, config.data.eval_corpus)
+    policies = [("before", run.policy("base"))]
+    if build.checkpoint_exists(run.path("models/policy")):
+        policies.append(("after", run.policy("policy")))
+    engines = [("", engine)]
+    if config.evaluate.drop_best:
+        lossy = build.engine(config.search.eval_engine, config, config.data.eval_corpus,
+                             drop_best=config.evaluate.drop_best)
+        engines.append((f", best document lost in {config.evaluate.drop_best:.0%} of searches", lossy))
+    table = []
+    for suffix, engine_used in engines:
+        rollout = make_rollout(policies[0][1][0], engine_used, run.tokenizer, config)
+        for name, (_, params) in policies:
+            title = f"{name} training{suffix}"
+            with run.writer.track(f"evaluate {title}", len(questions)) as advance:
+                def progress(batches):
+                    for batch in batches:
+                        yield batch
+                        advance(min(config.evaluate.batch_rows, len(questions) - batch))
+
+                records, _ = play(rollout, params, questions, key=jax.random.key(config.seed), progress=progress,
+                                  batch_rows=config.evaluate.batch_rows, temperature=config.evaluate.temperature)
+            table += summarize(title, records, questions)
+            path = run.path("evaluation") / f"{name}{'_lossy' if suffix else ''}.jsonl"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    if config.data.eval.startswith(build.TINY_WORLD):
+        from zsjax.data.tiny_world import answer_of
+
+        table += random_document_baseline(engine, questions, answer_of, k=config.search.num_documents, seed=config.seed)
+    run.write_json("evaluation.json", table)
+    for row in table:
+        run.writer.note(f"{row['name']:<60} hops {row['hops']}  EM {row['em']:.3f} ± {row['em_se']:.3f}  "
+                        f"F1 {row['f1']:.3f}  searches {row['searches']:.2f}  n {row['n']}")
+
+
+def report(run: Run):
+    from zsjax import report
+
+    run.writer.note(f"report: {report.write(run.workdir)}")
+
+
+STAGES = {stage.__name__: stage for stage in (pretrain, pretrain_simulator, collect, tune_simulator, train, evaluate,
+                                              report)}
+
+
+def ask(question: str, config: Config, workdir=None) -> dict:
+    """One question through the policy and the evaluation engine; greedy.
+
+    Args:
+      question: the question.
+      config: names policy, tokenizer and engine.
+      workdir: a run whose trained policy answers; without one, or where it has none, the carried policy of the tiny
+        world if the config is the tiny world's, else config.policy.init.
+
+    Returns:
+      A record as `transcript.records` gives.
+    """
+    from zsjax.types import Question
+
+    with Writer(None) as writer:
+        context = Run(config, pathlib.Path(workdir or "."), writer, "")
+        model, params = _answering_policy(context, workdir)
+        engine = build.engine(config.search.eval_engine, config, config.data.eval_corpus)
+        rollout = make_rollout(model, engine, context.tokenizer, config)
+        records, _ = play(rollout, params, [Question("asked", question, ())], key=jax.random.key(config.seed), batch_rows=1)
+    return records[0]
+
+
+def _answering_policy(run: Run, workdir):
+    if workdir is not None and build.checkpoint_exists(run.path("models/policy")):
+        return run.policy("policy")
+    if run.config.tokenizer == "asset:tiny_world/tokenizer":
+        from zsjax.data.assets import asset_path
+
+        return build.model(run.config.policy, run.tokenizer, seed=0, path=asset_path("asset:tiny_world/policy"))
+    logging.warning("no trained policy in %s: %s answers", workdir, run.config.policy.init)
+    return run.policy("base")
+
+
+def export(config: Config, workdir, out) -> pathlib.Path:
+    """Copies the run's policy (trained, or as far as its last checkpoint is) to a Hugging Face folder `out`.
+
+    Raises:
+      UserError: the run has no policy yet, or `out` exists.
+    """
+    import jax.numpy as jnp
+
+    from zsjax.checkpoint import Checkpointer
+    from zsjax.models.hf import save_hf
+    from zsjax.rl.update import make_optimizer
+    from zsjax.types import TrainState
+
+    workdir, out = pathlib.Path(workdir), pathlib.Path(out)
+    if out.exists():
+        raise UserError(f"{out} exists already; choose another folder or remove it")
+    with Writer(None) as writer:
+        context = Run(config, workdir, writer, "")
+        if build.checkpoint_exists(context.path("models/policy")):
+            model, params = context.policy("policy")
+        else:
+            folder = workdir / "checkpoints" / "train"
+            if not folder.is_dir():
+                raise UserError(f"{workdir} has neither models/policy nor checkpoints/train: train first")
+            model, params = context.policy("base")
+            optimizer = make_optimizer(config.optimizer, 1)
+            template = TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params),
+                                  key=jax.random.key_data(jax.random.key(0)))
+            with Checkpointer(folder) as checkpoints:
+                restored = checkpoints.restore(template)
+            if restored is None:
+                raise UserError(f"{folder} holds no complete checkpoint: train first")
+            params = restored[1].params
+        save_hf(out, model, params, tokenizer=context.tokenizer)
+    return out
