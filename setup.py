@@ -1,13 +1,25 @@
+import pathlib
+import re
+
 from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "zsjax" / "__init__.py").read_text()).group(1)
+README = ROOT / "README.md"
 
 setup(
     name="zsjax",
-    version="0.1.0",
+    version=VERSION,
     description="Train language models to search without searching, in JAX",
+    long_description=README.read_text() if README.exists() else "",
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.11",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.14",
     packages=find_packages(include=["zsjax", "zsjax.*"]),
-    package_data={"zsjax": ["data/assets/**/*"]},
+    package_data={"zsjax": ["data/assets/**/*", "**/*.txt"]},
+    # Neither torch nor TensorFlow: transformers reads tokenizers and configs without torch, TFDS reads array records
+    # without TensorFlow, tensorboardX writes events without either.
     install_requires=[
         "jax>=0.10.2,<0.12",
         "flax>=0.12",
@@ -17,12 +29,11 @@ setup(
         "ml-collections>=1.1",
         "transformers>=5.0",
         "tokenizers>=0.22",
+        "jinja2>=3.1",  # transformers' chat templates
         "sentencepiece>=0.2",
-        "safetensors>=0.7",
         "tensorflow-datasets>=4.9.9",
-        "grain>=0.2.13",
+        "pyarrow>=17",
         "bm25s>=0.3",
-        "PyStemmer>=2.2",
         "tensorboardX>=2.6",
         "rich>=13",
     ],
@@ -30,8 +41,8 @@ setup(
         "cuda12": ["jax[cuda12]>=0.10.2,<0.12"],
         "cuda13": ["jax[cuda13]>=0.10.2,<0.12"],
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.8", "torch==2.13.0", "nbclient>=0.10", "nbformat>=5.10",
-                 "ipykernel>=6"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.8", "torch==2.13.0", "safetensors>=0.7",
+                 "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6"],
         "notebooks": ["jupyterlab>=4", "matplotlib>=3.9", "ipykernel>=6"],
     },
 )

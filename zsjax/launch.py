@@ -186,9 +186,10 @@ def _check_devices(config):
 
 
 def _is_about_input(error) -> bool:
-    """Whether an error came out of the rooms that read the user's files: their messages name file and mend."""
+    """Whether an error came out of code that reads the user's files and questions: its messages name them and the mend."""
     package = pathlib.Path(__file__).parent
-    readers = (package / "data", package / "models" / "hf.py", package / "search" / "prompts.py")
+    readers = (package / "data", package / "models" / "hf.py", package / "search" / "prompts.py",
+               package / "rollout" / "__init__.py")
     files = [pathlib.Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
     last = next((file for file in reversed(files) if file.is_relative_to(package)), None)
     return last is not None and any(last.is_relative_to(reader) for reader in readers)

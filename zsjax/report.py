@@ -287,7 +287,8 @@ svg { display: block; width: 100%; height: auto; font-size: 10.5px } svg text { 
 .grid { stroke: var(--rule) } .raw { fill: none; stroke-width: 1; opacity: .35 }
 .line { fill: none; stroke-width: 2; stroke-linejoin: round } circle { fill-opacity: 0 }
 article { margin: 12px 0; padding: 12px 14px; background: #fff; border: 1px solid var(--rule);
-  border-left: 4px solid var(--good); border-radius: 10px; color: var(--ink) } article.miss { border-left-color: var(--bad) }
+  border-left: 4px solid var(--good); border-radius: 10px; color: var(--ink) }
+article.miss { border-left-color: var(--bad) }
 article p { margin: 2px 0 10px; font-size: 13px; color: var(--soft) } article p b { color: var(--ink) }
 .text { white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.75 ui-monospace, Menlo, Consolas, monospace }
 .seg { padding: 2px 1px; border-radius: 3px; box-decoration-break: clone; -webkit-box-decoration-break: clone }
