@@ -1,0 +1,167 @@
+"""Searches of a policy with the real engine: what simulator examples are made from, with their provenance."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from zsjax import types
+from zsjax.rewards import exact_match, extract_answer
+from zsjax.search.engine import Document, SearchContext
+from zsjax.types import Question
+
+DEPTH_FACTOR = 4  # ranked documents kept for each one shown: noisy replies leave some of them out
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """One search of an episode.
+
+    Attributes:
+      question: with every gold answer.
+      query: what was searched for.
+      documents: the engine's ranking, best first, deeper than what is shown.
+      correct: whether the episode's final answer was right; None when there was no episode.
+      source: "policy", or what else made the query.
+    """
+
+    question: Question
+    query: str
+    documents: tuple[Document, ...]
+    correct: bool | None = None
+    source: str = "policy"
+
+
+class Recorder:
+    """An engine that keeps every search it passes on, ranked deeper than was asked for."""
+
+    def __init__(self, engine, depth: int):
+        self.engine, self.depth = engine, depth
+        self.found: dict[tuple[str, str], list[Document]] = {}
+
+    def search(self, queries: Sequence[str], contexts: Sequence[SearchContext], *, k: int) -> list[list[Document]]:
+        rankings = self.engine.search(queries, contexts, k=max(k, self.depth))
+        for query, context, ranking in zip(queries, contexts, rankings, strict=True):
+            self.found[context.question.id, query.strip()] = ranking
+        return [ranking[:k] for ranking in rankings]
+
+
+def episode_searches(episodes: types.Episodes, questions: Sequence[Question], recorder: Recorder,
+                     tokenizer) -> list[Search]:
+    """The searches of finished episodes.
+
+    Args:
+      episodes: B rows.
+      questions: B questions, one a row.
+      recorder: the engine that the episodes searched with.
+      tokenizer: the policy's.
+    """
+    tokens, roles, spans, ran = (np.asarray(x) for x in (episodes.tokens, episodes.roles, episodes.query_span,
+                                                         episodes.search_status))
+    searches = []
+    for row, question in enumerate(questions):
+        answer = extract_answer(tokenizer.decode(tokens[row][roles[row] == types.POLICY].tolist()))
+        correct = exact_match(answer, question.golden_answers) > 0
+        for turn in np.flatnonzero(np.isin(ran[row], (types.SEARCH_OK, types.SEARCH_SHORT))):
+            text = tokenizer.decode(tokens[row, slice(*spans[row, turn])].tolist())
+            query = text.split("<search>")[-1].split("</search>")[0].strip()
+            documents = recorder.found.get((question.id, query))
+            if documents:
+                searches.append(Search(question, query, tuple(documents), correct))
+    return searches
+
+
+def collect(make_rollout: Callable[[Any], Callable], engine, params, questions: Sequence[Question], tokenizer, *,
+            episodes: int, batch_questions: int, num_documents: int, key, progress: Callable = lambda done: None
+            ) -> list[Search]:
+    """Plays episodes with the real engine until there are enough of them, and keeps their searches.
+
+    Args:
+      make_rollout: engine -> rollout(params, questions, *, key, group_ids) (one episode a question).
+      engine: the real engine.
+      params: the policy's.
+      questions: asked in order, over and over.
+      tokenizer: the policy's.
+      episodes: how many to play, rounded up to whole batches.
+      batch_questions: episodes played at a time.
+      num_documents: documents shown to the policy; DEPTH_FACTOR times as many are recorded.
+      key: a jax key.
+      progress: called with the number of episodes played so far.
+
+    Returns:
+      Deduplicated searches, in the order in which they were first made.
+    """
+    import jax
+
+    recorder = Recorder(engine, DEPTH_FACTOR * num_documents)
+    rollout = make_rollout(recorder)
+    searches, played = [], 0
+    while played < episodes:
+        rows = np.arange(played, played + batch_questions)
+        batch = [questions[i % len(questions)] for i in rows]
+        out = rollout(params, batch, key=jax.random.fold_in(key, played), group_ids=rows)
+        searches += episode_searches(out, batch, recorder, tokenizer)
+        played += batch_questions
+        progress(played)
+    return deduplicate(searches)
+
+
+def deduplicate(searches: Iterable[Search]) -> list[Search]:
+    """The first search of each (question, query, whether the episode was right); queries differ by words only."""
+    kept = {}
+    for search in searches:
+        kept.setdefault((search.question.id, " ".join(search.query.lower().split()), search.correct), search)
+    return list(kept.values())
+
+
+def search_for(queries: Iterable[tuple[Question, str, str]], engine, *, num_documents: int) -> list[Search]:
+    """Searches with queries that no policy wrote: (question, query, source) triples, for a start without a policy."""
+    queries = list(queries)
+    found = engine.search([query for _, query, _ in queries], [SearchContext(question) for question, _, _ in queries],
+                          k=DEPTH_FACTOR * num_documents)
+    return deduplicate(Search(question, query, tuple(documents), None, source)
+                       for (question, query, source), documents in zip(queries, found, strict=True) if documents)
+
+
+def write_searches(path: str | os.PathLike, searches: Iterable[Search], *, provenance: dict) -> None:
+    """Writes JSON lines, whole or not at all: first {"provenance": {...}}, then one search a line.
+
+    Args:
+      path: the file.
+      searches: the records.
+      provenance: where they come from: config hash, seed, engine, corpus hash, policy step, and so on.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".writing")
+    with open(unfinished, "w", encoding="utf-8") as file:
+        file.write(json.dumps({"provenance": provenance}, ensure_ascii=False) + "\n")
+        for search in searches:
+            file.write(json.dumps(dataclasses.asdict(search), ensure_ascii=False) + "\n")
+    os.replace(unfinished, path)
+
+
+def read_searches(path: str | os.PathLike) -> tuple[dict, list[Search]]:
+    """(provenance, searches) of what `write_searches` wrote. Raises ValueError naming a line that is none."""
+    provenance, searches = None, []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                record = json.loads(line)
+                if number == 1:
+                    provenance = record["provenance"]
+                    continue
+                question = record["question"]
+                question = Question(question["id"], question["question"], tuple(question["golden_answers"]),
+                                    question.get("metadata", {}))
+                documents = tuple(Document(**document) for document in record["documents"])
+                searches.append(Search(question, record["query"], documents, record["correct"], record["source"]))
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path}, line {number}: not a record of a search ({error!r})") from error
+    if provenance is None:
+        raise ValueError(f"{path} is empty")
+    return provenance, searches

@@ -1,0 +1,200 @@
+"""Examples that teach a model to play the search engine: prompt and documents in tokens, weights on the documents.
+
+An example's prompt is built by the very splice of the compiled rollout (`Simulator.prompts`), so the simulator sees in
+use what it saw in training. From one search of the real engine come two targets:
+
+  useful: what the engine found, best first (shown documents are shuffled later: `search.shuffle_documents`);
+  noisy:  the engine's ranking without its best document and without every document that holds a gold answer.
+
+Both are true documents that the engine ranks high, so a simulator that obeys the noisy word leaks nothing and invents
+nothing. Contrast the reference's method, where noisy documents are whatever a failed episode found.
+"""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from zsjax.rewards import contains_match
+from zsjax.rollout.host import encode_documents
+from zsjax.search.engine import Document
+from zsjax.search.simulator import Requests, Simulator
+from zsjax.types import Question
+
+PROMPT_ROWS = 256  # prompts spliced at a time
+
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One supervised reply of the simulator."""
+
+    question: Question
+    query: str
+    noisy: bool
+    documents: tuple[Document, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Emphasis:
+    """Weights of the documents' tokens, for a small model that must first learn what matters.
+
+    A token is common when more than half of all documents hold it ("of", "is"); new when the query does not hold it
+    (so it says something); else it repeats the query. The best document is the first one of a useful reply.
+    """
+
+    best_new: float = 3.0
+    best_repeated: float = 1.0
+    best_common: float = 0.2
+    new: float = 0.5
+    repeated: float = 0.3
+    common: float = 0.1
+
+
+def useful_documents(ranking: Sequence[Document], k: int) -> list[Document]:
+    """The k best documents, best first."""
+    return list(ranking[:k])
+
+
+def noisy_documents(ranking: Sequence[Document], golds: Sequence[str], k: int) -> list[Document]:
+    """The k best documents after the best one and every one that holds a gold answer (whole words) are taken out."""
+    kept = [document for document in ranking[1:] if not contains_match(f"{document.title}\n{document.text}", golds)]
+    return kept[:k]
+
+
+def make_examples(searches: Sequence, num_documents: int, *, balance: bool = True, seed: int = 0) -> list[Example]:
+    """A useful and a noisy example of every search whose ranking is deep enough for it.
+
+    Args:
+      searches: `collect.Search` records: question, query, documents as the engine ranked them.
+      num_documents: k, documents of a reply.
+      balance: keep as many noisy as useful examples, dropping from the larger side at random.
+      seed: of that choice.
+
+    Raises:
+      ValueError: nothing is left of one of the two kinds.
+    """
+    sides = {False: [], True: []}
+    for search in searches:
+        targets = {False: useful_documents(search.documents, num_documents),
+                   True: noisy_documents(search.documents, search.question.golden_answers, num_documents)}
+        for noisy, documents in targets.items():
+            if len(documents) == num_documents:
+                sides[noisy].append(Example(search.question, search.query, noisy, tuple(documents)))
+    if not (sides[False] and sides[True]):
+        raise ValueError(f"{len(searches)} searches give {len(sides[False])} useful and {len(sides[True])} noisy "
+                         f"replies of {num_documents} documents; collect more searches, or with a deeper ranking")
+    if balance:
+        size = min(map(len, sides.values()))
+        rng = np.random.default_rng(seed)
+        sides = {noisy: [side[i] for i in np.sort(rng.permutation(len(side))[:size])] for noisy, side in sides.items()}
+    return sides[False] + sides[True]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoder:
+    """Turns examples into rows of tokens and weights, with the very splice that the simulator uses in a rollout.
+
+    Attributes:
+      simulator: its prompts, its budgets and its number of documents are used, its parameters are not.
+      document_format: how a document becomes a line.
+      emphasis: None weighs every document token 1.
+    """
+
+    simulator: Simulator
+    document_format: str
+    emphasis: Emphasis | None = None
+
+    @functools.cached_property
+    def _prompts(self):
+        return jax.jit(self.simulator.prompts)
+
+    def prompts(self, examples: Sequence[Example]) -> list[np.ndarray]:
+        """int32[P] prompt of each example."""
+        simulator, prompts = self.simulator, []
+        for first in range(0, len(examples), PROMPT_ROWS):
+            batch = examples[first:first + PROMPT_ROWS]
+            filled = [*batch, *[batch[-1]] * (PROMPT_ROWS - len(batch))]  # one shape, one program
+            question, answers = simulator.encode_questions([example.question for example in filled])
+            tokens, lengths = jax.device_get(self._prompts(Requests(
+                question=question, answers=answers,
+                query=simulator.encode_slots([example.query for example in filled], simulator.max_query_tokens),
+                noisy=np.array([example.noisy for example in filled]),
+                question_key=np.zeros(len(filled), np.uint32), active=np.ones(len(filled), bool))))
+            prompts += [tokens[i, :lengths[i]] for i in range(len(batch))]
+        return prompts
+
+    def lines(self, found: Sequence[Sequence[Document]]) -> list[list[list[int]]]:
+        """Tokens of the line of every document of every list: inert, cut to the budget, newline included."""
+        tokens, lengths, count = encode_documents(
+            found, self.simulator.tokenizer, self.document_format, num_documents=self.simulator.num_documents,
+            max_document_tokens=self.simulator.max_document_tokens)
+        return [[tokens[b, i, :lengths[b, i]].tolist() for i in range(count[b])] for b in range(len(found))]
+
+    def rows(self, examples: Sequence[Example], max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens int32[N, max_tokens], weights float32[N, max_tokens]) of N examples, right-padded with 0.
+
+        The prompt weighs 0. Raises ValueError when a row is longer than max_tokens (nothing is cut silently) or has
+        another number of documents than the simulator writes.
+        """
+        k = self.simulator.num_documents
+        if any(len(example.documents) != k for example in examples):
+            raise ValueError(f"every example must have the {k} documents that the simulator writes")
+        prompts = self.prompts(examples)
+        lines = self.lines([example.documents for example in examples])
+        lengths = [len(prompt) + sum(map(len, documents)) for prompt, documents in zip(prompts, lines, strict=True)]
+        if max(lengths, default=0) > max_tokens:
+            raise ValueError(f"the longest example has {max(lengths)} tokens; raise max_tokens from {max_tokens}")
+        common = self._common(lines)
+        tokens = np.zeros((len(examples), max_tokens), np.int32)
+        weights = np.zeros((len(examples), max_tokens), np.float32)
+        for row, (example, prompt, documents) in enumerate(zip(examples, prompts, lines, strict=True)):
+            tokens[row, :lengths[row]] = np.concatenate([prompt, *documents])
+            query = set(self.simulator.template.encode_slot(self.simulator.tokenizer, example.query))
+            spread = [self._weights(line, query, common, best=number == 0 and not example.noisy)
+                      for number, line in enumerate(documents)]
+            weights[row, len(prompt):lengths[row]] = np.concatenate(spread)
+        return tokens, weights
+
+    def _common(self, lines) -> set[int]:
+        """Tokens that stand in more than half of the lines."""
+        lines = [set(line) for documents in lines for line in documents]
+        counts = collections.Counter(token for line in lines for token in line)
+        return {token for token, count in counts.items() if count > len(lines) / 2}
+
+    def _weights(self, line, query, common, *, best: bool) -> list[float]:
+        e = self.emphasis
+        if e is None:
+            return [1.0] * len(line)
+        of_common, of_repeated, of_new = ((e.best_common, e.best_repeated, e.best_new) if best
+                                          else (e.common, e.repeated, e.new))
+        return [of_common if token in common else of_repeated if token in query else of_new for token in line]
+
+
+def make_batches(tokens: np.ndarray, weights: np.ndarray, *, batch_rows: int, seed: int) -> Callable:
+    """batches(step) -> (tokens int32[B, T], weights float32[B, T]): epoch after epoch, each in its own order.
+
+    A function of the step alone, so a run that is resumed sees what it would have seen.
+    """
+    if not len(tokens):
+        raise ValueError("no examples to train on")
+
+    def batches(step):
+        rows = []
+        for position in range(step * batch_rows, (step + 1) * batch_rows):
+            epoch, index = divmod(position, len(tokens))
+            rows.append(_order(seed, epoch, len(tokens))[index])
+        return tokens[rows], weights[rows]
+
+    cache = {}
+
+    def _order(seed, epoch, size):
+        if epoch not in cache:
+            cache.clear()  # steps come in order: one epoch, or the seam of two, is all that is asked for
+            cache[epoch] = np.random.default_rng([seed, epoch]).permutation(size)
+        return cache[epoch]
+
+    return batches
