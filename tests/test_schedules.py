@@ -86,7 +86,8 @@ def test_traced_counts_give_the_same_float32(name):
 
 
 def test_held_exactly_at_the_end():
-    for schedule in (schedules.zero_search(0.1, 0.7, 9, 3.0), schedules.linear(0.1, 0.7, 9), schedules.cosine(0.1, 0.7, 9)):
+    for make in (schedules.zero_search, schedules.linear, schedules.cosine):
+        schedule = make(0.1, 0.7, 9)
         assert float(schedule(9)) == float(schedule(10)) == float(np.float32(0.7))
         assert float(schedule(0)) == float(np.float32(0.1))
 
