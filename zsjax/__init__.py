@@ -8,8 +8,8 @@ import importlib
 
 __version__ = "0.1.0"
 
-_ROOMS = ("build", "checkpoint", "config", "data", "evaluate", "metrics", "models", "pipeline", "report", "rewards", "rl",
-          "rollout", "sampling", "schedules", "search", "sharding", "simulation", "supervised", "train", "types")
+_ROOMS = ("build", "checkpoint", "config", "data", "evaluate", "metrics", "models", "pipeline", "report", "rewards",
+          "rl", "rollout", "sampling", "schedules", "search", "sharding", "simulation", "supervised", "train", "types")
 __all__ = ["__version__", *_ROOMS]
 
 

@@ -186,7 +186,7 @@ def _check_devices(config):
 
 
 def _is_about_input(error) -> bool:
-    """Whether an error came out of code that reads the user's files and questions: its messages name them and the mend."""
+    """Whether an error came out of code that reads the user's files: its message names the file and the mend."""
     package = pathlib.Path(__file__).parent
     readers = (package / "data", package / "models" / "hf.py", package / "search" / "prompts.py",
                package / "rollout" / "__init__.py")
