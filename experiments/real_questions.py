@@ -1,0 +1,61 @@
+r"""Real questions, real Wikipedia paragraphs, a tokenizer and a checkpoint of Qwen2.5's kind: the whole path on real data.
+
+    python -m zsjax.launch --config experiments/real_questions.py:smoke --workdir runs/real_questions
+
+What it shows: mechanics. 120 questions of five public data sets and 800 Wikipedia paragraphs, carried with the package
+(zsjax/data/assets/real/ORIGIN.md), go through the same code as large models would: a byte-level BPE in which tags are
+ordinary text, Qwen2 checkpoints written by transformers, a simulator prompted with the default template, BM25 over the
+paragraphs for evaluation, GRPO, checkpoints, report.
+
+What it does not show: quality. The simulator's weights are random and it writes random words. The policy's were random
+too, until 500 steps on made-up episodes showed it the form of one: it copies a few words of the question as a query and
+answers yes, no, or a title, since weights that are only random would neither search nor answer. Scores are those of
+chance, and what training can find out is which word is right most often. Also, the carried questions are dev and test
+rows, trained on and evaluated on alike: put your own files in before you speak of a score.
+
+With weights of your own (folders in Hugging Face's form; here an instruct model plays policy and simulator):
+
+    python -m zsjax.launch --workdir runs/mine --config experiments/real_questions.py:policy=Qwen2.5-3B-Instruct,\
+simulator=Qwen2.5-7B-Instruct,chat,data=questions.jsonl,corpus=paragraphs.jsonl.gz --config.policy.dtype=bfloat16
+
+    :policy=PATH         the policy
+    :simulator=PATH      the simulator, which must share the tokenizer; the policy itself if left out
+    :tokenizer=PATH      folder of tokenizer.json; the policy's if left out
+    :data=PATH           questions, .jsonl[.gz] or .parquet, trained on and evaluated on (set data.eval apart)
+    :corpus=PATH         paragraphs {id, title, text}, .jsonl[.gz], which BM25 searches in evaluations
+    :chat                apply the tokenizer's chat template to the policy's prompt
+    :steps=20 :seed=0
+    :smoke               two small steps
+"""
+
+import ml_collections
+
+from zsjax.config import parse_arg
+from zsjax.data.assets import asset_path
+
+
+def get_config(arg=None):
+    arg = parse_arg(arg, steps=20, policy="", simulator="", tokenizer="", chat=False, seed=0,
+                    data=str(asset_path("asset:real/questions.jsonl.gz")),
+                    corpus=str(asset_path("asset:real/paragraphs.jsonl.gz")), smoke=False)
+    c = ml_collections.ConfigDict()
+    c.name, c.seed = "real_questions", arg.seed
+    c.stages = ("train", "evaluate", "report")
+    c.policy = dict(init=arg.policy or "asset:real/policy")
+    c.simulator = dict(init=arg.simulator or arg.policy or "asset:real/random")
+    c.tokenizer = arg.tokenizer or arg.policy or "asset:real/tokenizer"
+
+    c.data = dict(train=arg.data, eval=arg.data, corpus=arg.corpus, eval_corpus=arg.corpus, eval_limit=100)
+    c.prompts = dict(policy="default", simulator="default", chat=arg.chat)
+    c.search = dict(engine="simulator", eval_engine="bm25", num_documents=3, max_document_tokens=48, max_query_tokens=24)
+    c.rollout = dict(max_turns=2, max_turn_tokens=48, max_tokens=704, max_prompt_tokens=320)
+    c.curriculum = dict(schedule="zero_search", start=0.0, end=0.5)
+    c.algorithm = dict(advantage="grpo", loss="ppo_clip", kl_coef=1e-3)
+    c.optimizer = dict(learning_rate=1e-4)
+    c.train = dict(steps=arg.steps, questions_per_step=8, group_size=5, eval_every=10, eval_questions=32)
+    c.evaluate = dict(batch_rows=32)
+    if arg.smoke:
+        c.train.update(steps=2, questions_per_step=8, group_size=4, eval_every=2, eval_questions=8)
+        c.data.eval_limit = 16
+        c.evaluate.batch_rows = 16
+    return c

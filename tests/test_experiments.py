@@ -1,0 +1,108 @@
+"""Every experiment validates, and its `:smoke` runs every stage from the command line."""
+
+import json
+import math
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from zsjax.config import ConfigError, from_json, resolve
+from zsjax.launch import load_experiment
+from zsjax.metrics import read_jsonl
+from zsjax.models import load_hf
+
+ROOT = pathlib.Path(__file__).parents[1]
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py"))
+
+
+def load(name, arg=""):
+    return load_experiment(str(ROOT / "experiments" / f"{name}.py") + (f":{arg}" if arg else ""))
+
+
+def launch(*arguments):
+    """Runs the launcher as a user does: one process, the machine's own devices."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "zsjax.launch", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_validates(name):
+    whole, smoke = resolve(load(name)), resolve(load(name, "smoke"))
+    assert whole.name == smoke.name == name
+    assert smoke.train.steps == 2 < whole.train.steps
+    assert {"train", "evaluate", "report"} <= set(smoke.stages) == set(whole.stages)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """name -> folder of that experiment's `:smoke`, run once."""
+    folders = {}
+
+    def run(name):
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp(name)
+            done = launch("--config", f"experiments/{name}.py:smoke", "--workdir", folders[name])
+            assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        return folders[name]
+
+    return run
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_smoke_runs_every_stage(name, smoke):
+    workdir = smoke(name)
+    config = from_json((workdir / "config.json").read_text())
+
+    lines = [line for line in read_jsonl(workdir / "metrics.jsonl") if line["stage"] == "train"]
+    assert [line["step"] for line in lines] == [1, 2]
+    for line in lines:
+        assert all(math.isfinite(value) for value in line.values() if isinstance(value, float)), line
+        assert 0 <= line["reward"] <= 1 and line["nonfinite"] == 0
+        assert line["searches"] > 0 and line["document_tokens"] > 0 and line["response_tokens"] > 0
+        # The trainer's forward and the sampler's, cached and compiled apart, tell the same log-probs.
+        assert line["sampler_gap_max"] < 1e-3
+    assert "eval/em" in lines[-1]
+
+    table = json.loads((workdir / "evaluation.json").read_text())
+    assert {row["name"].split(",")[0] for row in table} >= {"before training", "after training"}
+    for row in table:
+        assert 0 <= row["em"] <= row["f1"] <= 1 and row["em_se"] <= 0.5
+    before = [row for row in table if row["name"] == "before training"]
+    assert sum(row["n"] for row in before) == config.data.eval_limit
+
+    report = (workdir / "report.html").read_text()
+    assert name in report and "before training" in report and "<svg" in report
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", report)  # self-contained
+    records = read_jsonl(sorted((workdir / "trajectories").glob("train_*.jsonl"))[-1])
+    roles = {segment["role"] for record in records for segment in record["segments"]}
+    assert roles >= {"prompt", "policy", "template", "document"}
+
+
+def test_real_questions_search_in_the_simulator_and_learn_from_a_reward(smoke):
+    workdir = smoke("real_questions")
+    config = from_json((workdir / "config.json").read_text())
+    lines = read_jsonl(workdir / "metrics.jsonl")
+    records = [r for file in sorted((workdir / "trajectories").glob("*.jsonl")) for r in read_jsonl(file)]
+    assert any(record["queries"] and "ok" in record["search_status"] for record in records)
+    # Without any reward GRPO has no gradient, and the smoke would be one of forward passes only.
+    assert any(line["groups_with_signal"] > 0 and line["grad_norm"] > 1e-3 for line in lines)
+    from zsjax.data.assets import asset_path
+
+    (_, start), (_, trained) = load_hf(asset_path(config.policy.init)), load_hf(workdir / "models" / "policy")
+    moved = np.abs(np.asarray(start["embed_tokens"], np.float32) - np.asarray(trained["embed_tokens"], np.float32)).max()
+    assert 0 < moved < 0.1
+
+
+def test_real_questions_takes_files_and_names_those_that_are_missing():
+    arg = "policy=nowhere/model,data=nowhere/questions.jsonl,corpus=nowhere/paragraphs.jsonl.gz,chat"
+    with pytest.raises(ConfigError) as error:
+        resolve(load("real_questions", arg))
+    fields = {problem.field for problem in error.value.problems}
+    assert fields >= {"tokenizer", "policy.init", "simulator.init", "data.train", "data.eval", "data.eval_corpus"}
