@@ -48,13 +48,13 @@ def line_chart(series: Mapping[str, Sequence[tuple[float, float]]], *, low: floa
             x = place(tick, bottom)[0]
             out.append(f'<text x="{x}" y="{HEIGHT - 8}" text-anchor="middle">{short(tick)}</text>')
     for color, (name, values) in zip(COLORS * (1 + len(points) // len(COLORS)), points.items()):
-        out += _curve(values, place, color, html.escape(name), single=len(points) == 1)
+        out += _curve(values, place, color, escape(name), single=len(points) == 1)
     return "".join(out) + "</svg>"
 
 
 def legend(names: Sequence[str]) -> str:
     """The key to a chart of several curves."""
-    keys = (f'<span class="key" style="--c:{color}">{html.escape(name)}</span>'
+    keys = (f'<span class="key" style="--c:{color}">{escape(name)}</span>'
             for color, name in zip(COLORS * (1 + len(names) // len(COLORS)), names))
     return f'<div class="keys">{"".join(keys)}</div>'
 
@@ -79,6 +79,17 @@ def short(value) -> str:
     if abs(value) >= 1000:
         return f"{value:.3g}" if abs(value) >= 1e6 else f"{value:.0f}"
     return f"{value:.3f}".rstrip("0").rstrip(".") if abs(value) >= 0.001 else f"{value:.1e}"
+
+
+def printable(text: str) -> str:
+    """Control characters, which could drive a terminal or hide, as their visible pictures."""
+    return "".join(c if c in "\n\t" or c.isprintable() else chr(0x2400 + ord(c)) if ord(c) < 32 else "\ufffd"
+                   for c in text)
+
+
+def escape(text) -> str:
+    """Text as it may stand in HTML, between tags or in a quoted attribute."""
+    return html.escape(printable(str(text)))
 
 
 def _curve(values, place, color, name, *, single):

@@ -46,7 +46,7 @@ class Checkpointer:
           keep: how many of the latest are kept.
           config_json: the run's config, kept with every checkpoint (see `config`).
         """
-        _quiet_absl()
+        _quiet()
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
@@ -95,11 +95,13 @@ class Checkpointer:
         Raises:
           CheckpointError: it is damaged, or its tree is not the template's.
         """
+        self.wait()
         step = self.latest_step if step is None else step
         if step is None:
             return None
         ocp, about = self._ocp, self._about(step)
         self._check_template(step, about["leaves"], template)
+        template = jax.tree.map(_placed, template)
         args = ocp.args.PyTreeRestore(item=template,
                                       restore_args=ocp.checkpoint_utils.construct_restore_args(template))
         try:
@@ -113,11 +115,13 @@ class Checkpointer:
 
     def extra(self, step: int | None = None) -> dict | None:
         """The `extra` of a checkpoint without its arrays, None where there is no checkpoint."""
+        self.wait()
         step = self.latest_step if step is None else step
         return None if step is None else self._about(step)["extra"]
 
     def config(self, step: int | None = None) -> str | None:
         """The config JSON that a checkpoint was written with, None where there is no checkpoint."""
+        self.wait()
         step = self.latest_step if step is None else step
         return None if step is None else self._about(step)["config"]
 
@@ -180,7 +184,20 @@ def fingerprints(tree) -> dict[str, dict]:
 
 
 def _host_sum(leaf):
-    return zlib.crc32(np.ascontiguousarray(leaf).tobytes())
+    """What `_word_sums` gives, in numpy, so that it does not matter where an array lay; of other leaves, their text."""
+    if not isinstance(leaf, np.ndarray | np.generic):
+        return zlib.crc32(repr(leaf).encode())
+    words = np.ascontiguousarray(leaf).reshape(-1).view(f"uint{min(8 * leaf.dtype.itemsize, 32)}").astype(np.uint32)
+    weights = 2 * np.arange(words.size, dtype=np.uint32) + 1
+    return (words * weights).sum(dtype=np.uint32)
+
+
+def _placed(leaf):
+    """A template's leaf with a place: orbax would give back numpy where none is named."""
+    if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding is None:
+        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+    return leaf
 
 
 @jax.jit
@@ -214,6 +231,7 @@ def _describe(leaf):
     return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 
-def _quiet_absl():
-    # orbax tells of every folder it looks at; what matters reaches the user as an exception.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+def _quiet():
+    # orbax tells of every folder it looks at, and leaves asyncio to tell of errors that were raised already.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -165,7 +165,9 @@ def load_experiment(path_and_arg: str):
     except UserError:
         raise
     except Exception as error:  # whatever an experiment file may do wrong
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        here = os.path.abspath(path)
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__)
+                  if os.path.abspath(frame.filename) == here]
         line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else "?"
         raise UserError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
 

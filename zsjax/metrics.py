@@ -241,9 +241,7 @@ class _Events:
     """TensorBoard events of one phase. On a resume, TensorBoard is told to forget the steps that are written again."""
 
     def __init__(self, folder, purge_step):
-        from tensorboardX import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=10)
+        self._writer = _summary_writer_class()(str(folder), purge_step=purge_step, flush_secs=10)
 
     def add_scalars_of(self, line):
         for name, value in line.items():
@@ -252,6 +250,19 @@ class _Events:
 
     def close(self):
         self._writer.close()
+
+
+def _summary_writer_class():
+    # tensorboardX imports torch where it finds it, which takes seconds and is of no use to numbers: it finds none.
+    hide = "torch" not in sys.modules
+    if hide:
+        sys.modules["torch"] = None
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hide:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 def _plain(value):

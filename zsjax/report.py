@@ -5,14 +5,13 @@ gates.json, trajectories/*.jsonl (training) and evaluation/*.jsonl. Text that mo
 escaped, and the page's own policy forbids it scripts and network.
 """
 
-import html
 import json
 import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from zsjax.chart import legend, line_chart, short
+from zsjax.chart import escape, legend, line_chart, printable, short
 from zsjax.metrics import read_jsonl
 
 # Curves of a stage: title, unit, {metric: its name in the chart}, at least from, at least to. A chart whose metrics are
@@ -51,18 +50,18 @@ def write(workdir) -> pathlib.Path:
     lines = read_jsonl(workdir / "metrics.jsonl")
     evaluation, gates = (_read_json(workdir / f"{name}.json") or [] for name in ("evaluation", "gates"))
     name = str(config.get("name", workdir.name))
-    body = [f"<header><h1>{html.escape(name)}</h1><p>{_facts(config, lines)}</p></header>"]
+    body = [f"<header><h1>{escape(name)}</h1><p>{_facts(config, lines)}</p></header>"]
     body += _evaluation_section(evaluation) + _gates_section(gates)
     stages = list(dict.fromkeys(line["stage"] for line in lines))
     for stage in sorted(stages, key=lambda stage: stage != "train"):
         body += _curves_section(stage, [line for line in lines if line["stage"] == stage])
     body += _trajectories_section(choose_trajectories(workdir))
     if config:
-        text = html.escape(json.dumps(config, indent=2))
+        text = escape(json.dumps(config, indent=2))
         body.append(f"<details><summary>Config</summary><pre>{text}</pre></details>")
     path = workdir / "report.html"
     half = path.with_suffix(".html.new")
-    half.write_text(PAGE.replace("{title}", html.escape(name)).replace("{body}", "\n".join(body)), encoding="utf-8")
+    half.write_text(PAGE.replace("{title}", escape(name)).replace("{body}", "\n".join(body)), encoding="utf-8")
     os.replace(half, path)
     return path
 
@@ -93,7 +92,7 @@ def show_episode(record: Mapping, console=None):
     text = Text()
     for segment, noisy in zip(record["segments"], noisy_segments(record)):
         text.append("[noisy] " if noisy else "", style="bold red")
-        text.append(_printable(segment["text"]), style=styles.get(segment["role"], ""))
+        text.append(printable(segment["text"]), style=styles.get(segment["role"], ""))
     console.print(text, soft_wrap=True)
     legend = Text()
     for role, style in styles.items():
@@ -119,7 +118,7 @@ def _facts(config, lines):
         for name in path:
             value = value.get(name) if isinstance(value, dict) else None
         if value is not None:
-            facts.append(f"{label} <b>{html.escape(str(value))}</b>")
+            facts.append(f"{label} <b>{escape(value)}</b>")
     seconds = sum(line.get("time/step") or 0 for line in lines)
     if seconds:
         facts.append(f"<b>{len(lines)}</b> steps written in <b>{seconds / 60:.1f}</b> minutes")
@@ -138,10 +137,10 @@ def _evaluation_section(rows):
     body = []
     for index, row in enumerate(rows):
         again = index and row.get("name") == rows[index - 1].get("name")
-        cells = [f"<td class='name'>{'' if again else html.escape(str(row.get('name', '')))}</td>",
-                 f"<td>{html.escape(str(row.get('hops', '')))}</td>"]
+        cells = [f"<td class='name'>{'' if again else escape(row.get('name', ''))}</td>",
+                 f"<td>{escape(row.get('hops', ''))}</td>"]
         cells += [_score_cell(row.get(name), row.get(f"{name}_se")) for name, _ in scores]
-        cells += [f"<td class='num'>{html.escape(short(row.get(name)))}</td>" for name, _ in others]
+        cells += [f"<td class='num'>{escape(short(row.get(name)))}</td>" for name, _ in others]
         body.append(f"<tr{'' if again else ' class=first'}>{''.join(cells)}</tr>")
     return [f"<section><h2>Evaluation</h2><p>Questions that were not trained on, ± one standard error.</p>"
             f"{_table(head, ''.join(body))}</section>"]
@@ -164,10 +163,10 @@ def _gates_section(gates):
     for name in dict.fromkeys(str(row.get("gate", "")) for row in gates):
         rows = [row for row in gates if str(row.get("gate", "")) == name]
         columns = list(dict.fromkeys(column for row in rows for column in row if column != "gate"))
-        head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+        head = "".join(f"<th>{escape(column)}</th>" for column in columns)
         body = "".join("<tr>" + "".join(f"<td>{_gate_value(row.get(column))}</td>" for column in columns) + "</tr>"
                        for row in rows)
-        out.append(f"<h3>{html.escape(name)}</h3>{_table(head, body)}")
+        out.append(f"<h3>{escape(name)}</h3>{_table(head, body)}")
     return [f"<section><h2>Gates</h2><p>What was measured before the next stage was let begin.</p>{''.join(out)}"
             f"</section>"] if out else []
 
@@ -175,7 +174,7 @@ def _gates_section(gates):
 def _gate_value(value):
     if isinstance(value, bool):
         return "<b class=good>passed</b>" if value else "<b class=bad>failed</b>"
-    return html.escape(short(value) if isinstance(value, int | float) else str("" if value is None else value))
+    return escape(short(value) if isinstance(value, int | float) else str("" if value is None else value))
 
 
 def _curves_section(stage, lines):
@@ -187,7 +186,7 @@ def _curves_section(stage, lines):
                    if name not in used and isinstance(value, int | float)})
     others = "".join(_chart(name, "", {name: name}, lines, None, None) for name in rest)
     more = f"<details><summary>Other metrics</summary><div class=charts>{others}</div></details>" if others else ""
-    title = html.escape(STAGE_TITLES.get(stage, stage))
+    title = escape(STAGE_TITLES.get(stage, stage))
     if not any(charts) and not others:
         return []
     return [f"<section><h2>{title}</h2><div class=charts>{''.join(charts)}</div>{more}</section>"]
@@ -201,9 +200,9 @@ def _chart(title, unit, names, lines, low, high):
     svg = line_chart(series, low=low, high=high) if series else ""
     if not svg:
         return ""
-    last = "" if len(series) > 1 else f"<b>{html.escape(short(next(iter(series.values()))[-1][1]))}</b>"
+    last = "" if len(series) > 1 else f"<b>{escape(short(next(iter(series.values()))[-1][1]))}</b>"
     keys = legend(list(series)) if len(series) > 1 else ""
-    return (f"<figure><figcaption><span>{html.escape(title)} <small>{html.escape(unit)}</small></span>{last}"
+    return (f"<figure><figcaption><span>{escape(title)} <small>{escape(unit)}</small></span>{last}"
             f"</figcaption>{keys}{svg}</figure>")
 
 
@@ -219,21 +218,21 @@ def _trajectories_section(chosen):
 
 def _card(source, record):
     golds = " / ".join(map(str, record.get("golden_answers", ())))
-    facts = [f"{name} <b>{html.escape(short(record[name]))}</b>" for name in ("reward", "em", "f1")
+    facts = [f"{name} <b>{escape(short(record[name]))}</b>" for name in ("reward", "em", "f1")
              if isinstance(record.get(name), int | float)]
-    facts += [f"{html.escape(name)} <b>{html.escape(str(record[key]))}</b>"
+    facts += [f"{escape(name)} <b>{escape(record[key])}</b>"
               for name, key in (("status", "status"), ("searches", "num_searches")) if key in record]
     text = []
     for segment, noisy in zip(record.get("segments", ()), noisy_segments(record)):
         role = segment["role"] if segment["role"] in ROLES else "template"
-        shown = _printable(segment["text"])
+        shown = printable(segment["text"])
         cut = f"… ({len(shown) - MAX_SEGMENT} more characters)" if len(shown) > MAX_SEGMENT else ""
         badge = "<span class='noisy'>noisy</span>" if noisy else ""
         text.append(f"{badge}<span class='seg {role}{' dirty' if noisy else ''}' title='{role}'>"
-                    f"{html.escape(shown[:MAX_SEGMENT] + cut)}</span>")
+                    f"{escape(shown[:MAX_SEGMENT] + cut)}</span>")
     result = "win" if _score_of(record) >= 0.5 else "miss"
-    return (f"<article class={result}><h3>{html.escape(str(record.get('question', '')))}</h3>"
-            f"<p>gold <b>{html.escape(golds)}</b> · {' · '.join(facts)} · <small>{html.escape(source)}</small></p>"
+    return (f"<article class={result}><h3>{escape(record.get('question', ''))}</h3>"
+            f"<p>gold <b>{escape(golds)}</b> · {' · '.join(facts)} · <small>{escape(source)}</small></p>"
             f"<div class=text>{''.join(text)}</div></article>")
 
 
@@ -242,12 +241,6 @@ def _score_of(record) -> float:
         if isinstance(record.get(name), int | float):
             return float(record[name])
     return 0.0
-
-
-def _printable(text: str) -> str:
-    """Control characters, which could drive a terminal, as their visible pictures."""
-    return "".join(c if c in "\n\t" or c.isprintable() else chr(0x2400 + ord(c)) if ord(c) < 32 else "\ufffd"
-                   for c in text)
 
 
 def _read_json(path) -> dict | Sequence | None:

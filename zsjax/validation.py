@@ -269,10 +269,9 @@ def _check_train(found, config):
     _check_optimizer(found, "optimizer")
     counts = [f"train.{name}" for name in ("questions_per_step", "group_size", "minibatches", "logprob_chunk",
                                            "checkpoint_every", "keep_checkpoints", "trajectories_every", "eval_every")]
-    if "train" in config.stages:
-        counts.append("train.steps")
+    found.at_least(1 if "train" in config.stages else 0, "train.steps")
     found.at_least(1, *counts)
-    found.at_least(0, "train.steps", "train.microbatch_rows", "train.eval_questions")
+    found.at_least(0, "train.microbatch_rows", "train.eval_questions")
     if config.algorithm.advantage in ("grpo", "rloo") and train.group_size == 1:
         found.add("train.group_size", f"{config.algorithm.advantage} compares the episodes of a group",
                   "give 2 or more, or another algorithm.advantage")

@@ -1,0 +1,180 @@
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from zsjax.checkpoint import Checkpointer, CheckpointError, fingerprints
+from zsjax.types import TrainState
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def make_state(seed=0):
+    key = jax.random.key(seed)
+    params = {"layers": [{"kernel": jax.random.normal(key, (8, 16)), "bias": jnp.ones(16, jnp.bfloat16)}] * 2}
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.linear_schedule(1.0, 0.0, 9)))
+    return TrainState(step=jnp.int32(seed), params=params, opt_state=optimizer.init(params),
+                      key=jax.random.key_data(key))
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
+        assert x.dtype == y.dtype
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def test_restores_every_bit(tmp_path):
+    state = make_state()
+    # Numbers whose bits a detour over decimal, another dtype or a canonical NaN would change.
+    bits = jnp.array([0x7FC00001, 0x80000000, 1, 0x7F7FFFFF], jnp.uint32)
+    state = state.replace(value_params={"odd": jax.lax.bitcast_convert_type(bits, jnp.float32)})
+    with Checkpointer(tmp_path, keep=2, config_json='{"a": 1}') as checkpointer:
+        assert checkpointer.restore(state) is None and checkpointer.extra() is None
+        for step in (1, 2, 3):
+            checkpointer.save(step, state.replace(step=jnp.int32(step)), {"data_position": step})
+    with Checkpointer(tmp_path, keep=2) as checkpointer:
+        step, restored, extra = checkpointer.restore(jax.eval_shape(lambda: state))
+        assert (step, extra, checkpointer.config()) == (3, {"data_position": 3}, '{"a": 1}')
+        assert_same(restored, state.replace(step=jnp.int32(3)))
+        assert checkpointer.restore(state, step=2)[2] == {"data_position": 2}
+        with pytest.raises(CheckpointError, match="there is no checkpoint .*1"):
+            checkpointer.restore(state, step=1)  # keep=2
+
+
+def test_state_may_be_donated_after_save(tmp_path):
+    spoil = jax.jit(lambda x: x * 0 - 1, donate_argnums=0)
+    state = {"x": jnp.arange(300_000.0)}
+    want = np.array(state["x"])
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, state)
+        jax.block_until_ready(spoil(state["x"]))
+        checkpointer.wait()
+        np.testing.assert_array_equal(checkpointer.restore({"x": jnp.zeros(300_000)})[1]["x"], want)
+
+
+def test_restores_onto_another_mesh(tmp_path):
+    mesh = Mesh(np.array(jax.devices()).reshape(8), ("data",))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    x = jnp.arange(64.0).reshape(16, 4)
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, {"x": x})
+        _, state, _ = checkpointer.restore({"x": jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows)})
+        assert state["x"].sharding == rows
+        np.testing.assert_array_equal(state["x"], x)
+        assert fingerprints(state) == fingerprints({"x": x})
+
+
+def test_fingerprint_sees_any_change():
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    for dtype in ("float32", "bfloat16", "int8", "bool"):
+        array = jnp.array(x).astype(dtype)
+        seen = {fingerprints({"x": array})["x"]["sum"]}
+        for i in range(12):
+            seen.add(fingerprints({"x": array.at[i // 4, i % 4].set(~array[i // 4, i % 4] if dtype == "bool" else 77)})
+                     ["x"]["sum"])
+        assert len(seen) == 13, dtype
+    swapped = x[:, [1, 0, 2, 3]]
+    assert fingerprints({"x": jnp.array(x)}) != fingerprints({"x": jnp.array(swapped)})
+    for dtype in ("float32", "bfloat16", "float64", "uint8", "bool"):  # the same on host and device
+        host = x.astype(jnp.bfloat16 if dtype == "bfloat16" else dtype)
+        with jax.enable_x64(True):
+            assert fingerprints({"x": host}) == fingerprints({"x": jnp.asarray(host)}), dtype
+
+
+def test_another_tree_is_refused_by_name(tmp_path):
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, {"w": jnp.ones((2, 3)), "b": jnp.ones(3)})
+        for template, message in (({"w": jnp.ones((2, 4)), "b": jnp.ones(3)}, r"w: saved float32\[2,3\], needed .*2,4"),
+                                  ({"w": jnp.ones((2, 3), jnp.bfloat16), "b": jnp.ones(3)}, "w: saved float32"),
+                                  ({"w": jnp.ones((2, 3))}, r"b: saved float32\[3\], needed not"),
+                                  ({"w": jnp.ones((2, 3)), "b": jnp.ones(3), "c": jnp.ones(1)}, "c: saved not")):
+            with pytest.raises(CheckpointError, match=message):
+                checkpointer.restore(template)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax leaves futures behind
+@pytest.mark.parametrize("how", ["flip", "cut", "remove"])
+def test_damage_is_one_clear_error(tmp_path, how):
+    state = {"w": jax.random.normal(jax.random.key(0), (64, 64))}
+    with Checkpointer(tmp_path / "whole") as checkpointer:
+        checkpointer.save(1, state)
+        checkpointer.save(2, state)
+    files = [file.relative_to(tmp_path / "whole") for file in (tmp_path / "whole" / "2").rglob("*") if file.is_file()]
+    assert len(files) > 5
+    detected = 0
+    for file in files:
+        shutil.copytree(tmp_path / "whole", tmp_path / "hurt")
+        data = bytearray((tmp_path / "hurt" / file).read_bytes())
+        if how == "remove":
+            (tmp_path / "hurt" / file).unlink()
+        else:
+            if how == "flip" and data:
+                data[len(data) // 2] ^= 16
+            (tmp_path / "hurt" / file).write_bytes(data if how == "flip" else data[:len(data) // 2])
+        with Checkpointer(tmp_path / "hurt") as checkpointer:
+            try:
+                step, restored, _ = checkpointer.restore(state)
+                assert step == 2
+                assert_same(restored, state)  # a file that does not matter; never other numbers
+            except CheckpointError as error:
+                detected += 1
+                assert str(tmp_path / "hurt" / "2") in str(error) and "go on from step 1" in str(error)
+                assert "\n" not in str(error)
+        shutil.rmtree(tmp_path / "hurt")
+    assert detected >= 3
+
+
+def test_save_does_not_hold_up_the_steps(tmp_path):
+    """A megabyte: under 50 ms on an idle machine; the bound leaves room for a busy one, and the best of five counts."""
+    state = {f"w{i}": jnp.ones((64, 128)) for i in range(32)}
+    blocked = []
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(0, state)
+        for step in range(1, 6):
+            checkpointer.wait()
+            start = time.perf_counter()
+            checkpointer.save(step, state)
+            blocked.append(time.perf_counter() - start)
+    assert min(blocked) < 0.1, blocked
+
+
+def test_kill_at_any_moment(tmp_path):
+    """SIGKILL while checkpoints are written one after another: the last complete one is there and whole, every time."""
+    code = textwrap.dedent(f"""
+        import jax, jax.numpy as jnp
+        from zsjax.checkpoint import Checkpointer
+        add = jax.jit(lambda x: x + 1, donate_argnums=0)
+        checkpointer = Checkpointer({str(tmp_path)!r}, keep=2)
+        restored = checkpointer.restore({{"x": jnp.zeros((200, 200))}})
+        step, state, extra = restored or (0, {{"x": jnp.zeros((200, 200))}}, {{"n": 0}})
+        assert (state["x"] == step).all() and extra == {{"n": step}}
+        print(step, flush=True)
+        while True:
+            step, state = step + 1, {{"x": add(state["x"])}}
+            checkpointer.save(step, state, {{"n": step}})
+            print(step, flush=True)
+    """)
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    began, killed = [], []
+    for attempt in range(4):
+        child = subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True)
+        began.append(int(child.stdout.readline() or -1))
+        for _ in range(4):  # a save returns when the one before it is complete
+            killed.append(int(child.stdout.readline() or -1))
+        time.sleep(0.013 * attempt)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert began[0] == 0 and -1 not in killed
+    assert all(now >= last - 1 for now, last in zip(began[1:], killed[3::4])), (began, killed)

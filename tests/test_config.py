@@ -1,0 +1,165 @@
+import dataclasses
+import json
+
+import ml_collections
+import pytest
+
+from zsjax import config as configuration
+from zsjax import validation
+from zsjax.config import Config, ConfigError, UserError, diff, from_json, parse_arg, resolve, to_json
+
+# A config whose files all exist, whatever assets are carried: problems found in it are the test's own.
+SHAPE = dict(embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64)
+
+
+def good(**fields):
+    c = ml_collections.ConfigDict(dict(policy=dict(init="random", shape=SHAPE), search=dict(engine="bm25")))
+    c.update(fields)
+    return c
+
+
+def problems_of(config=None, overrides=None) -> dict[str, str]:
+    """{field: message} of what `resolve` refuses."""
+    with pytest.raises(ConfigError) as caught:
+        resolve(good() if config is None else config, overrides)
+    assert all(problem.reason and problem.mend for problem in caught.value.problems)
+    return {problem.field: str(problem) for problem in caught.value.problems}
+
+
+def test_parse_arg():
+    defaults = dict(engine="simulator", lr=0.1, steps=5, smoke=False, shape=(None, int))
+    assert parse_arg(None, **defaults).to_dict() == dict(engine="simulator", lr=0.1, steps=5, smoke=False, shape=None)
+    assert parse_arg("bm25", **defaults).engine == "bm25"
+    assert parse_arg("bm25,smoke,lr=1e-3,steps=7,shape=3", **defaults).to_dict() == dict(
+        engine="bm25", lr=1e-3, steps=7, smoke=True, shape=3)
+    assert parse_arg("smoke", **defaults).smoke is True
+    assert parse_arg("smoke=false", **defaults).smoke is False
+    assert parse_arg("x=1,steps=2", lazy=True, **defaults).x == "1"
+    with pytest.raises(ConfigError, match="did you mean steps"):
+        parse_arg("stepz=3", **defaults)
+    for wrong in ("smoke=yes", "steps=2.5", "lr=fast", "lr=1,nonsense"):
+        with pytest.raises(ConfigError):
+            parse_arg(wrong, **defaults)
+    with pytest.raises(ConfigError) as caught:
+        parse_arg("smoke=yes,steps=x,foo=1", **defaults)
+    assert len(caught.value.problems) == 3
+
+
+def test_resolve_reads_types():
+    config = resolve(good(stages=["train", "report"], optimizer=dict(learning_rate=1)), {
+        "train.steps": "7", "data.eval_limit": "none", "algorithm.normalize": "false", "policy.shape.num_layers": "3",
+        "name": "a b", "gates.reading": "0.5"})
+    assert config.stages == ("train", "report") and config.train.steps == 7 and config.data.eval_limit is None
+    assert config.algorithm.normalize is False and config.policy.shape == {**SHAPE, "num_layers": 3}
+    assert isinstance(config.optimizer.learning_rate, float) and config.name == "a b" and config.gates.reading == 0.5
+    assert resolve(config) == config
+
+
+def test_all_problems_at_once():
+    found = problems_of(good(train=dict(stepz=1, steps=2.5, group_size=True), algorithm="grpo", wat=1),
+                        {"rollout.max_turns": "many", "search.num_documents": "21", "train.steps.x": "1"})
+    assert set(found) == {"train.stepz", "train.steps", "train.group_size", "algorithm", "wat", "rollout.max_turns",
+                          "search.num_documents", "train.steps.x"}
+    assert "did you mean train.steps?" in found["train.stepz"]
+    assert "give a whole number" in found["train.steps"] and "2.5" in found["train.steps"]
+
+
+@pytest.mark.parametrize("field, value, mend", [
+    ("stages", "train,trian", "name some of"),
+    ("stages", "report,train", "in the order"),
+    ("stages", "pretrain,train", "pretrain"),
+    ("tokenizer", "asset:nix", "asset:"),
+    ("tokenizer", "/no/such/folder", "check the path"),
+    ("policy.shape", "{'embed_dim': 32}", "num_layers"),
+    ("policy.shape.num_kv_heads", "3", "multiple"),
+    ("policy.shape.layers", "3", "known"),
+    ("policy.dtype", "float64", "one of"),
+    ("data.train", "questions.csv", ".jsonl"),
+    ("data.eval", "nowhere.jsonl", "check the path"),
+    ("data.corpus", "tfds:nq", "a path"),
+    ("world", "{'entites': 3}", "entities"),
+    ("prompts.policy", "nowhere.txt", "tiny_world"),
+    ("search.engine", "google", "simulator, bm25, empty"),
+    ("search.num_documents", "0", "1 to 20"),
+    ("search.top_p", "0", "above 0"),
+    ("search.document_format", "{title}: {body}", "{i}, {title}, {text}"),
+    ("rollout.max_tokens", "600", "640 or more"),
+    ("rollout.temperature", "0", "above 0"),
+    ("curriculum.schedule", "exponential", "zero_search"),
+    ("curriculum.end", "1.5", "0 to 1"),
+    ("algorithm.advantage", "gae", "grpo"),
+    ("algorithm.loss", "no.such:thing", "package.module:function"),
+    ("algorithm.loss", "zsjax.types:PAD", "function"),
+    ("algorithm.kl_kind", "k1", "k2 or k3"),
+    ("algorithm.reduction", "mean", "token_mean"),
+    ("optimizer.schedule", "poly", "cosine"),
+    ("optimizer.learning_rate", "nan", "above 0"),
+    ("train.steps", "-1", "1 or more"),
+    ("train.group_size", "1", "2 or more"),
+    ("train.minibatches", "7", "divisor of 320"),
+    ("train.microbatch_rows", "7", "divisor of 320"),
+    ("mesh.data", "7", "divisor of 320"),
+    ("gates.useful", "2", "0 to 1"),
+])
+def test_impossible_values(field, value, mend):
+    found = problems_of(overrides={field: value})
+    name = field if field in found else field.rpartition(".")[0]  # a field inside a dict is told as the dict
+    if field == "stages" and "pretrain" in value:
+        name = "pretrain.steps"
+    assert mend in found[name], found
+    assert len(found) == 1, found
+
+
+def test_weights_from_a_folder_bring_their_shape():
+    assert set(problems_of(overrides={"policy.init": "/no/such/folder"})) == {"policy.init", "policy.shape"}
+
+
+def test_good_configs_pass():
+    resolve(good())
+    resolve(good(), {"algorithm.loss": "zsjax.rl.update:ppo_clip_loss", "mesh.data": "4", "train.minibatches": "2"})
+
+
+def test_devices():
+    config = resolve(good())
+    assert validation.find_device_problems(config, 8) == []
+    (problem,) = [p for p in validation.find_device_problems(config, 7) if p.field.startswith("train")]
+    assert "320 rows" in problem.reason and "multiple of 7" in problem.mend
+    tensor = dataclasses.replace(config, mesh=configuration.MeshConfig(data=2, tensor=3))
+    assert [p.field for p in validation.find_device_problems(tensor, 8)] == ["mesh.data"]
+
+
+def test_json_round_trip():
+    config = resolve(good(), {"world.entities": "12", "gates.leak": "0.05"})
+    assert from_json(to_json(config)) == config
+    assert from_json(to_json(Config())) == Config()
+    assert json.loads(to_json(config))["stages"] == ["train", "evaluate", "report"]
+
+
+def test_diff_and_resume(tmp_path):
+    old = resolve(good())
+    new = resolve(good(), {"train.checkpoint_every": "3", "optimizer.b2": "0.9", "policy.shape.mlp_dim": "96"})
+    assert diff(old, new) == {"optimizer.b2": (0.999, 0.9), "policy.shape.mlp_dim": (64, 96),
+                              "train.checkpoint_every": (20, 3)}
+    configuration.write_config(tmp_path, old)
+    configuration.write_config(tmp_path, old)
+    configuration.write_config(tmp_path, resolve(good(), {"train.checkpoint_every": "3", "gates.leak": "0.1"}))
+    with pytest.raises(ConfigError) as caught:
+        configuration.write_config(tmp_path, new)
+    assert [p.field for p in caught.value.problems] == ["optimizer.b2", "policy.shape.mlp_dim"]
+    assert "0.999" in str(caught.value) and "--workdir" in str(caught.value)
+    # A field of an earlier version that no longer exists is named, too.
+    earlier = json.loads(to_json(old)) | {"train": {**json.loads(to_json(old))["train"], "gone": 1}}
+    assert diff(json.dumps(earlier), old) == {"train.gone": (1, "(absent)")}
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="not JSON"):
+        configuration.write_config(tmp_path, old)
+
+
+def test_may_change_names_fields():
+    names = set(json.loads(to_json(Config())))
+    for free in configuration.MAY_CHANGE:
+        node = json.loads(to_json(Config()))
+        for part in free.rstrip(".").split("."):
+            assert part in node, free
+            node = node[part]
+    assert "gates" in names

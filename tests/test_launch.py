@@ -1,0 +1,181 @@
+"""The command line: what it refuses, how, and what it hands on. The stages themselves have their own tests."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from zsjax import config as configuration
+from zsjax import launch, pipeline
+from zsjax.config import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+SHAPE = dict(embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64)
+EXPERIMENT = f"""
+import ml_collections
+from zsjax.config import parse_arg
+
+def get_config(arg=None):
+    arg = parse_arg(arg, steps=3, smoke=False)
+    return ml_collections.ConfigDict(dict(
+        policy=dict(init="random", shape={SHAPE!r}), search=dict(engine="bm25"), stages=("train", "evaluate"),
+        train=dict(steps=arg.steps)))
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(EXPERIMENT)
+    return path
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What reaches the pipeline, instead of running it."""
+    seen = []
+    monkeypatch.setattr(pipeline, "run", lambda config, workdir, *, stages=None: seen.append((config, workdir, stages)))
+    return seen
+
+
+def refused(capsys, *arguments) -> str:
+    """The message with which a command line is refused."""
+    try:
+        code = launch.main(list(map(str, arguments)))
+    except SystemExit as stop:  # argparse
+        code = stop.code
+    assert code == 2
+    error = capsys.readouterr().err
+    assert "error: " in error and "Traceback" not in error
+    return error
+
+
+def test_run_and_stage_commands(calls, experiment, tmp_path):
+    for command, stages in (((), None), (("run",), None), (("train",), ("train",)), (("evaluate",), ("evaluate",)),
+                            (("collect",), ("collect",))):
+        assert launch.main([*command, "--config", f"{experiment}:steps=5", "--workdir", str(tmp_path / "run"),
+                            "--config.seed=7"]) == 0
+        config, workdir, given = calls.pop()
+        assert (config.train.steps, config.seed, config.stages) == (5, 7, ("train", "evaluate"))
+        assert given == stages and workdir == tmp_path / "run"
+
+
+def test_a_stage_command_is_checked_for_its_stage(calls, experiment, tmp_path, capsys):
+    error = refused(capsys, "tune-simulator", "--config", experiment, "--workdir", tmp_path)
+    assert "tune_simulator.steps = 0" in error and not calls
+
+
+def test_config_of_the_run_is_found_again(calls, experiment, tmp_path):
+    configuration.write_config(tmp_path / "run", configuration.resolve(launch.load_experiment(f"{experiment}:9")))
+    assert launch.main(["evaluate", "--workdir", str(tmp_path / "run")]) == 0
+    assert calls[0][0].train.steps == 9
+
+
+def test_all_config_problems_in_one_message(calls, experiment, tmp_path, capsys):
+    error = refused(capsys, "--config", experiment, "--workdir", tmp_path / "run", "--config.train.stepz=3",
+                    "--config.search.engine=google", "--config.train.group_size=2.5")
+    assert "3 problems" in error and "did you mean train.steps?" in error and "google" in error
+    assert not (tmp_path / "run").exists() and not calls
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--workdir", "w"], "give --config"),
+    (["--config", "nowhere.py", "--workdir", "w"], "no experiment file nowhere.py"),
+    (["--config", "mine.py"], "give --workdir"),
+    (["fly", "--workdir", "w"], "unknown command 'fly'"),
+    (["run", "more", "--workdir", "w"], "takes no argument"),
+    (["ask"], "ask needs a question"),
+    (["export", "--workdir", "w"], "export needs a folder"),
+    (["--workdir", "w", "--confg=3"], "unknown argument '--confg=3'"),
+    (["--workdir", "w", "--config.train.steps"], "write --config.train.steps=VALUE"),
+    (["report", "--workdir", "w"], "there is no run in w"),
+    (["--config", "mine.py:stepz=4", "--workdir", "w"], "did you mean steps?"),
+    (["--config", "mine.py:smoke=maybe", "--workdir", "w"], "not true or false"),
+    (["--config", "syntax.py", "--workdir", "w"], "syntax.py, line 2: SyntaxError"),
+    (["--config", "raises.py", "--workdir", "w"], "raises.py, line 3: KeyError: 'x'"),
+    (["--config", "empty.py", "--workdir", "w"], "no function get_config"),
+    (["--config", "bare.py:7", "--workdir", "w"], "takes no argument"),
+    (["--config", "mine.py", "--workdir", "file/run"], "cannot write file/run"),
+])
+def test_mistakes(arguments, message, experiment, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "syntax.py").write_text("x = 1\ndef get_config(:\n")
+    (tmp_path / "raises.py").write_text("def get_config(arg=None):\n    d = {}\n    return d['x']\n")
+    (tmp_path / "empty.py").write_text("")
+    (tmp_path / "bare.py").write_text("def get_config():\n    return {}\n")
+    (tmp_path / "file").write_text("")
+    assert message in refused(capsys, *arguments)
+
+
+def test_bad_data_is_told_with_its_line(experiment, tmp_path, monkeypatch, capsys):
+    from zsjax.data import load_questions
+
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"id": "1", "question": "q?", "golden_answers": ["a"]}\n{"id": "2"\n')
+    monkeypatch.setattr(pipeline, "run", lambda *a, **k: list(load_questions(str(path))))
+    assert "q.jsonl, line 2" in refused(capsys, "--config", experiment, "--workdir", tmp_path / "run",
+                                        f"--config.data.train={path}")
+
+
+def test_our_own_mistakes_keep_their_traceback(experiment, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(pipeline, "run", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        launch.main(["--config", str(experiment), "--workdir", str(tmp_path / "run")])
+
+
+def test_interrupt_and_gates(experiment, tmp_path, monkeypatch, capsys):
+    def stop(error):
+        def run(*_, **__):
+            raise error
+        monkeypatch.setattr(pipeline, "run", run)
+        code = launch.main(["--config", str(experiment), "--workdir", str(tmp_path / "run")])
+        return code, capsys.readouterr().err
+
+    assert stop(KeyboardInterrupt()) == (130, "\ninterrupted; the same command goes on from the last checkpoint\n")
+    assert stop(UserError("a gate failed"))[1] == "error: a gate failed\n"
+
+
+def test_ask_report_export(experiment, tmp_path, monkeypatch, capsys):
+    record = {"segments": [{"role": "policy", "text": "<answer> Dran Tosk </answer>"}], "answer": "Dran Tosk",
+              "status": "answered", "num_searches": 0}
+    monkeypatch.setattr(pipeline, "ask", lambda question, config, workdir: record)
+    monkeypatch.setattr(pipeline, "export", lambda config, workdir, out: out)
+    assert launch.main(["ask", "Who?", "--config", str(experiment)]) == 0
+    assert "<answer> Dran Tosk </answer>" in capsys.readouterr().out
+    assert launch.main(["export", "out", "--config", str(experiment), "--workdir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "out\n"
+    assert launch.main(["report", "--workdir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
+
+
+def test_as_a_process_without_touching_a_device(experiment, tmp_path):
+    """The real thing: help and a refused config in a process where any device would be an error."""
+    code = textwrap.dedent("""
+        import sys
+        from zsjax import launch
+        try:
+            code = launch.main(sys.argv[1:])
+        finally:
+            if "jax" in sys.modules:
+                from jax._src import xla_bridge
+                assert not xla_bridge.backends_are_initialized(), "a device was touched"
+        sys.exit(code)
+    """)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = lambda *a: subprocess.run([sys.executable, "-c", code, *map(str, a)], env=env, capture_output=True, text=True,
+                                    timeout=120)
+    helped = run("--help")
+    assert helped.returncode == 0 and all(command in helped.stdout for command in launch.COMMANDS)
+    wrong = run("--config", experiment, "--workdir", tmp_path / "run", "--config.train.minibatches=7")
+    assert wrong.returncode == 2 and "divisor of 320" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+def test_scripts_are_valid_bash():
+    for script in (*(ROOT / "launch").glob("*.sh"), ROOT / ".ci" / "run"):
+        subprocess.run(["bash", "-n", str(script)], check=True)
