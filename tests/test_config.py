@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import pathlib
+import re
 
 import ml_collections
 import pytest
@@ -163,3 +165,19 @@ def test_may_change_names_fields():
             assert part in node, free
             node = node[part]
     assert "gates" in names
+
+
+def test_every_field_is_read_somewhere():
+    """No stubs: what the config offers, some room or loop reads (checks alone do not count)."""
+
+    package = pathlib.Path(configuration.__file__).parent
+    source = "\n".join(path.read_text() for path in package.rglob("*.py")
+                       if path.name not in ("config.py", "config_fields.py", "validation.py"))
+
+    def leaves(cls):
+        for field in dataclasses.fields(cls):
+            yield from leaves(field.type) if dataclasses.is_dataclass(field.type) else [(cls.__name__, field.name)]
+
+    unread = [(owner, name) for owner, name in leaves(Config)
+              if owner != "MeshConfig" and not re.search(rf"\.{name}\b", source)]  # mesh axes are read by name
+    assert not unread
