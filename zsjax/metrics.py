@@ -176,7 +176,7 @@ class Writer:
                 done += n
                 if bar is not None:
                     bar.update(self._task, completed=done)
-                elif time.monotonic() - last > 10:
+                elif time.monotonic() - last > 10 and done < total:
                     last = time.monotonic()
                     self.note(f"{label}  {done}/{total}")
 
@@ -224,7 +224,7 @@ class Writer:
                 self._bar = self._task = None
 
     def _display(self, phase, step, line):
-        shown = "  ".join(f"{name.split('/')[-1]} {_short(line[name])}" for name in self._show if name in line)
+        shown = "  ".join(f"{_without_prefix(name)} {_short(line[name])}" for name in self._show if name in line)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, shown=shown)
         else:
@@ -280,6 +280,10 @@ def _plain(value):
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)  # strict JSON has neither
     return value
+
+
+def _without_prefix(name):
+    return name.partition("/")[2] if name.startswith(WALL_TIME) else name
 
 
 def _short(value):
