@@ -106,6 +106,7 @@ def test_chart():
     assert "&lt;b&gt;" in svg and "<b>" not in svg and svg.count("<circle") == 3
     assert chart.line_chart({"a": [(1, math.nan)]}) == ""
     assert chart.line_chart({"a": [(1, 5.0), (2, 5.0)]}).count("<text") > 2  # a constant has an axis, too
+    assert ">-" not in chart.line_chart({"a": [(1, 0.0), (2, 0.0)]}, low=0)  # nor does it go below what cannot be
     for low, high in ((0, 1), (0, 0.6), (-3, 17), (1e-9, 2e-9), (0, 12345)):
         ticks = chart.ticks(low, high, 5)
         assert ticks[0] <= low + 1e-12 and ticks[-1] >= high - 1e-12 and 2 <= len(ticks) <= 9, (low, high, ticks)

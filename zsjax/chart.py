@@ -29,7 +29,8 @@ def line_chart(series: Mapping[str, Sequence[tuple[float, float]]], *, low: floa
     bottom = min(ys) if low is None else min(low, min(ys))
     top = max(ys) if high is None else max(high, max(ys))
     if top == bottom:
-        bottom, top = bottom - 0.5 * (abs(bottom) or 1), top + 0.5 * (abs(top) or 1)
+        bottom = bottom if bottom == low else bottom - 0.5 * (abs(bottom) or 1)
+        top += 0.5 * (abs(top) or 1)
     y_ticks, x_ticks = ticks(bottom, top, 5), [t for t in ticks(min(xs), max(xs), 6) if t == int(t)]
     bottom, top = min(bottom, y_ticks[0]), max(top, y_ticks[-1])
     span = max(max(xs) - min(xs), 1)
@@ -108,8 +109,8 @@ def _curve(values, place, color, name, *, single):
     for x, y in [point for run in runs for point in run]:
         cx, cy = place(x, y)
         label = f"step {short(x)}: {short(y)}" if single else f"{name}, step {short(x)}: {short(y)}"
-        dot = f' fill="{color}" fill-opacity="1"' if len(values) == 1 else ""
-        yield f'<circle cx="{cx}" cy="{cy}" r="{3 if dot else 4}"{dot}><title>{label}</title></circle>'
+        dot = f' class="dot" fill="{color}"' if len(values) <= 20 else ""  # few points are seen, many only pointed at
+        yield f'<circle cx="{cx}" cy="{cy}" r="{2.5 if dot else 4}"{dot}><title>{label}</title></circle>'
 
 
 def _smooth(run, reach):

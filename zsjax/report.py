@@ -273,12 +273,12 @@ tr.first td { border-top: 1px solid var(--rule) } .num, .score { font-variant-nu
   max-width: calc(100% - 12px) }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 14px }
 figure { margin: 0; padding: 12px 12px 4px; background: #fff; border: 1px solid var(--rule); border-radius: 10px }
-figcaption { display: flex; justify-content: space-between; font-weight: 600; font-size: 14px }
+figcaption { display: flex; gap: 8px; justify-content: space-between; font-weight: 600; font-size: 14px }
 .keys { display: flex; gap: 12px; font-size: 12px; color: var(--soft) }
 .key::before { content: ""; display: inline-block; width: 14px; height: 3px; margin: 0 5px 3px 0; background: var(--c) }
 svg { display: block; width: 100%; height: auto; font-size: 10.5px } svg text { fill: var(--soft) }
 .grid { stroke: var(--rule) } .raw { fill: none; stroke-width: 1; opacity: .35 }
-.line { fill: none; stroke-width: 2; stroke-linejoin: round } circle { fill-opacity: 0 }
+.line { fill: none; stroke-width: 2; stroke-linejoin: round } circle { fill-opacity: 0 } .dot { fill-opacity: 1 }
 article { margin: 12px 0; padding: 12px 14px; background: #fff; border: 1px solid var(--rule);
   border-left: 4px solid var(--good); border-radius: 10px; color: var(--ink) }
 article.miss { border-left-color: var(--bad) }
