@@ -21,6 +21,17 @@ def row_keys(key, row_ids, positions):
     return jax.vmap(fold)(row_ids, positions)
 
 
+def _argmax(x):
+    """int32[B] lowest index of the largest of x[B, V].
+
+    Two plain reductions: XLA's argmax is one reduction of pairs, which CPUs do not vectorise (3x the time of a whole
+    draw at V = 1,000 to 150,000, measured).
+    """
+    V = x.shape[-1]
+    at_maximum = x == x.max(axis=-1, keepdims=True)
+    return jnp.where(at_maximum, jnp.arange(V, dtype=jnp.int32), V - 1).min(axis=-1)
+
+
 def sample(logits, keys, *, temperature, top_k: int = 0, top_p: float = 1.0):
     """Draws a token a row from softmax(logits / temperature), cut to top_k and then top_p.
 
@@ -58,8 +69,8 @@ def sample(logits, keys, *, temperature, top_k: int = 0, top_p: float = 1.0):
             probs = jax.nn.softmax(values, axis=-1)
             before = jnp.cumsum(probs, axis=-1) - probs
             noisy = jnp.where((before < top_p).at[:, 0].set(True), noisy, -jnp.inf)
-        tokens = jnp.take_along_axis(ids, noisy.argmax(axis=-1)[:, None], axis=-1)[:, 0]
+        tokens = jnp.take_along_axis(ids, _argmax(noisy)[:, None], axis=-1)[:, 0]
     else:
-        tokens = (scaled + noise).argmax(axis=-1)
+        tokens = _argmax(scaled + noise)
     chosen = jnp.take_along_axis(scaled, tokens[:, None], axis=-1)[:, 0]
     return tokens.astype(jnp.int32), chosen - jax.nn.logsumexp(scaled, axis=-1)

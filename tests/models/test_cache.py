@@ -1,0 +1,162 @@
+"""The cached path computes what the dense one does, and writes its cache in place."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zsjax.models.cache import KVCache, grow, init_cache, repeat_rows
+from zsjax.models.decoder import extend, forward, init_params, logits_of
+from zsjax.models.layers import DecoderConfig
+from zsjax.sampling import decode
+
+CONFIG = DecoderConfig(vocab_size=50, embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, mlp_dim=48)
+VARIANTS = {
+    "qwen2": CONFIG,
+    "qwen3_window": DecoderConfig(**{**CONFIG.__dict__, "qkv_bias": False, "qk_norm": True, "model_type": "qwen3",
+                                     "sliding_window": 7, "sliding_layers": (1,)}),
+}
+
+
+def make_params(config, seed=0):
+    # Larger than the usual start, so that logits have a deviation of about one.
+    return jax.tree.map(lambda x: 6 * x if x.ndim > 1 else x, init_params(config, jax.random.key(seed)))
+
+
+def _extend_logits(params, config, tokens, count, cache):
+    hidden, cache = extend(params, config, tokens, count, cache)
+    return logits_of(params, config, hidden), cache
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_any_split_into_chunks_equals_the_dense_forward(name):
+    config, B, T = VARIANTS[name], 4, 24
+    params = make_params(config)
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(0, config.vocab_size, (B, T)).astype(np.int32)
+    lengths = np.array([T, 1, 17, 9])
+    valid = np.arange(T) < lengths[:, None]
+    dense = np.asarray(jax.jit(forward, static_argnums=1)(params, config, tokens, valid=valid))
+    assert dense[valid].std() > 0.3
+    step = jax.jit(_extend_logits, static_argnums=1)
+    # A cache without room to spare is the harder case: the rubbish of a chunk's end falls beyond it.
+    cache, found = init_cache(config, B, T if name == "qwen2" else T + 9), np.full_like(dense, np.nan)
+    while (cache.lengths < lengths).any():
+        N = int(rng.choice([1, 5]))
+        start = np.asarray(cache.lengths)
+        count = np.minimum(rng.integers(0, N + 1, B), lengths - start)  # rows advance unevenly, some not at all
+        piece = rng.integers(0, config.vocab_size, (B, N))  # rubbish beyond the count must not matter
+        for b in range(B):
+            piece[b, :count[b]] = tokens[b, start[b]:start[b] + count[b]]
+        logits, cache = step(params, config, piece.astype(np.int32), count.astype(np.int32), cache)
+        for b in range(B):
+            found[b, start[b]:start[b] + count[b]] = logits[b, :count[b]]
+    np.testing.assert_array_equal(cache.lengths, lengths)
+    assert np.abs(found - dense)[valid].max() <= 1e-5
+
+
+def test_grown_and_repeated_rows_go_on_alike():
+    params, prompt = make_params(CONFIG), jnp.array([[3, 1, 4, 1, 5], [9, 2, 6, 0, 0]], jnp.int32)
+
+    @jax.jit
+    def shared(params):
+        _, cache = extend(params, CONFIG, prompt, jnp.array([5, 3]), init_cache(CONFIG, 2, 5))
+        cache = repeat_rows(grow(cache, 8), 2)
+        return _extend_logits(params, CONFIG, jnp.array([[7], [8], [7], [8]]), jnp.ones(4, jnp.int32), cache)
+
+    logits, cache = shared(params)
+    np.testing.assert_array_equal(cache.lengths, [6, 6, 4, 4])
+    rows = jnp.array([[3, 1, 4, 1, 5, 7], [3, 1, 4, 1, 5, 8], [9, 2, 6, 7, 0, 0], [9, 2, 6, 8, 0, 0]], jnp.int32)
+    dense = jax.jit(forward, static_argnums=1)(params, CONFIG, rows)[np.arange(4), np.array([5, 5, 3, 3])]
+    np.testing.assert_allclose(logits[:, 0], dense, atol=1e-5)
+    with pytest.raises(ValueError, match="shrink"):
+        grow(cache, 4)
+
+
+# ------------------------------------------------------------------------------------------- in place, by the HLO
+
+INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
+FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "while"}  # no data moves
+UPDATES = {"scatter", "dynamic-update-slice"}
+
+
+def _computations(hlo):
+    """name -> list of (opcode, result type, rest of the line, is root), of an optimised HLO module's text."""
+    computations, current = {}, None
+    for line in hlo.splitlines():
+        head = re.match(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line)
+        if head:
+            current = computations.setdefault(head.group(1), [])
+        elif current is not None and (m := INSTRUCTION.match(line)):
+            current.append((m.group(3), m.group(2), m.group(4), "ROOT" in line.split("=")[0]))
+    return computations
+
+
+def cache_sized_results(hlo, size):
+    """Instructions inside loops that write a whole array of `size` elements and are not an in-place update."""
+    computations = _computations(hlo)
+    inside, queue = set(), [name for lines in computations.values() for op, _, rest, _ in lines if op == "while"
+                            for name in re.findall(r"(?:body|condition)=%?([\w.\-]+)", rest)]
+    while queue:  # whatever a loop's body runs; what stands inside a fusion is never stored
+        name = queue.pop()
+        if name not in inside:
+            inside.add(name)
+            for op, _, rest, _ in computations[name]:
+                if op != "fusion":
+                    queue += re.findall(r"(?:body|condition|to_apply|calls)=%?([\w.\-]+)", rest)
+    found = []
+    for name in inside:
+        for op, result, rest, _ in computations[name]:
+            shapes = [d.split(",") for d in re.findall(r"\w+\[([\d,]*)\]", result)]
+            if op in FREE or all(np.prod([int(i) for i in d if i], dtype=int) != size for d in shapes):
+                continue
+            root = op
+            if op == "fusion":
+                called = re.search(r"calls=%?([\w.\-]+)", rest).group(1)
+                root = next(op for op, _, _, is_root in computations[called] if is_root)
+            if root not in UPDATES:
+                found.append(f"{name}: {root} -> {result}")
+    return inside, found
+
+
+def _decode_hlo():
+    B, P, N = 7, 20, 13
+    size = B * CONFIG.num_kv_heads * (P + N - 1) * CONFIG.head_dim
+    # A new jit each time: a cached trace would hide the other write.
+    call = jax.jit(lambda *args: decode._generate.__wrapped__(args[0], CONFIG, *args[1:], max_new_tokens=N, top_k=0,
+                                                              top_p=1.0))
+    args = (make_params(CONFIG), jnp.zeros((B, P), jnp.int32), jnp.full(B, P), jax.random.key(0), jnp.float32(1),
+            jnp.array([3]), jnp.arange(B))
+    return call.lower(*args).compile().as_text(), size
+
+
+def test_the_decode_loop_writes_its_cache_in_place(monkeypatch):
+    inside, found = cache_sized_results(*_decode_hlo())
+    assert inside and not found, found
+
+    def select(self, layer, k, v):  # the write this test exists to refuse
+        hit = (jnp.arange(self.capacity) == self.lengths[:, None])[:, None, :, None]
+        ks, vs = list(self.k), list(self.v)
+        ks[layer], vs[layer] = jnp.where(hit, k, ks[layer]), jnp.where(hit, v, vs[layer])
+        return self.replace(k=tuple(ks), v=tuple(vs))
+
+    write = KVCache.write
+    monkeypatch.setattr(KVCache, "write", lambda self, *a: (select if a[1].shape[2] == 1 else write)(self, *a))
+    assert len(cache_sized_results(*_decode_hlo())[1]) == 2 * CONFIG.num_layers
+
+
+def test_reading_many_tokens_in_a_loop_writes_in_place():
+    from zsjax.sampling.prefill import prefill
+
+    B, S = 7, 40
+    cache = init_cache(CONFIG, B, S)
+    call = jax.jit(lambda params, tokens, count, cache, hidden: prefill(
+        params, CONFIG, tokens, count, cache, hidden, chunk=6), donate_argnums=3)
+    compiled = call.lower(make_params(CONFIG), jnp.zeros((B, 24), jnp.int32), jnp.full(B, 3), cache,
+                          jnp.zeros((B, CONFIG.embed_dim))).compile()
+    size = B * CONFIG.num_kv_heads * S * CONFIG.head_dim
+    inside, found = cache_sized_results(compiled.as_text(), size)
+    assert inside and not found, found
+    assert compiled.memory_analysis().alias_size_in_bytes >= 2 * CONFIG.num_layers * size * 4  # donated and used
