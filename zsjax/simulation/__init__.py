@@ -1,1 +1,1 @@
-"""Making a simulator: searches collected with a real engine, examples made from them, tuning, and the gates after it."""
+"""Making a simulator: searches collected with a real engine, examples made of them, tuning, and the gates after it."""

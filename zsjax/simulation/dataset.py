@@ -27,7 +27,6 @@ from zsjax.types import Question
 PROMPT_ROWS = 256  # prompts spliced at a time
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Example:
     """One supervised reply of the simulator."""
@@ -40,17 +39,14 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Emphasis:
-    """Weights of the documents' tokens, for a small model that must first learn what matters.
+    """Weights of the documents' tokens, for a small model that must learn first what matters most.
 
-    A token is common when more than half of all documents hold it ("of", "is"); new when the query does not hold it
-    (so it says something); else it repeats the query. The best document is the first one of a useful reply.
+    Useful and noisy replies part where the first document begins: it is the best one, or it is not. A token is common
+    when more than half of all documents hold it ("of", "is").
     """
 
-    best_new: float = 3.0
-    best_repeated: float = 1.0
-    best_common: float = 0.2
-    new: float = 0.5
-    repeated: float = 0.3
+    first: float = 2.0
+    rest: float = 0.5
     common: float = 0.1
 
 
@@ -153,9 +149,7 @@ class Encoder:
         weights = np.zeros((len(examples), max_tokens), np.float32)
         for row, (example, prompt, documents) in enumerate(zip(examples, prompts, lines, strict=True)):
             tokens[row, :lengths[row]] = np.concatenate([prompt, *documents])
-            query = set(self.simulator.template.encode_slot(self.simulator.tokenizer, example.query))
-            spread = [self._weights(line, query, common, best=number == 0 and not example.noisy)
-                      for number, line in enumerate(documents)]
+            spread = [self._weights(line, common, first=number == 0) for number, line in enumerate(documents)]
             weights[row, len(prompt):lengths[row]] = np.concatenate(spread)
         return tokens, weights
 
@@ -165,13 +159,11 @@ class Encoder:
         counts = collections.Counter(token for line in lines for token in line)
         return {token for token, count in counts.items() if count > len(lines) / 2}
 
-    def _weights(self, line, query, common, *, best: bool) -> list[float]:
+    def _weights(self, line, common, *, first: bool) -> list[float]:
         e = self.emphasis
         if e is None:
             return [1.0] * len(line)
-        of_common, of_repeated, of_new = ((e.best_common, e.best_repeated, e.best_new) if best
-                                          else (e.common, e.repeated, e.new))
-        return [of_common if token in common else of_repeated if token in query else of_new for token in line]
+        return [e.common if token in common else e.first if first else e.rest for token in line]
 
 
 def make_batches(tokens: np.ndarray, weights: np.ndarray, *, batch_rows: int, seed: int) -> Callable:

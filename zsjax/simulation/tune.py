@@ -1,34 +1,68 @@
-"""Tuning the simulator on collected searches: prompt, then useful or noisy documents, loss on the documents only."""
+"""Tuning a simulator on collected searches: supervised, loss on the documents only."""
 
 import dataclasses
-import pathlib
+import os
 
 from zsjax import supervised
-from zsjax.config import Config
+from zsjax.config import Config, SupervisedConfig, UserError
 from zsjax.search.simulator import Simulator
 from zsjax.simulation.collect import read_searches
-from zsjax.simulation.dataset import Emphasis, Encoder, make_batches, make_examples
+from zsjax.simulation.dataset import Emphasis, Encoder, Example, make_batches, make_examples
 
 
-def tune(config: Config, simulator: Simulator, searches: pathlib.Path, *, writer, directory,
+def tune(config: Config, simulator: Simulator, path: str | os.PathLike, *, writer, directory,
          config_json: str = "{}") -> Simulator:
-    """The simulator, fine-tuned on the searches.
+    """Teaches a simulator to play the engine that was searched with.
 
     Args:
-      config: tune_simulator, collect, search and seed are read. `tune_simulator.options["emphasis"]`: fields of
-        `Emphasis`; absent weighs every document token 1.
-      simulator: the base; its prompts and budgets are those of the examples.
-      searches: a file of `write_searches`.
-      writer, directory, config_json: as `supervised.train`.
+      config: the run's; tune_simulator, collect, search and seed are read.
+      simulator: what to start from.
+      path: what `collect.write_searches` wrote.
+      writer: `zsjax.metrics.Writer`; the stage is "tune_simulator".
+      directory: of this stage's checkpoints; an interrupted run in it goes on.
+      config_json: kept with the checkpoints.
+
+    Returns:
+      The simulator with tuned parameters.
+
+    Raises:
+      UserError: the searches are too few or do not fit the config; the message says how to mend it.
     """
-    options, settings = config.tune_simulator, config.search
-    _, found = read_searches(searches)
-    examples = make_examples(found, settings.num_documents, balance=config.collect.balance, seed=config.seed)
-    emphasis = options.options.get("emphasis")
-    encoder = Encoder(simulator, settings.document_format, emphasis if emphasis is None else Emphasis(**emphasis))
-    tokens, weights = encoder.rows(examples, options.max_tokens)
-    writer.note(f"tune_simulator: {len(examples)} examples from {len(found)} searches")
-    batches = make_batches(tokens, weights, batch_rows=options.batch_rows, seed=config.seed)
-    params = supervised.train(options, simulator.config, simulator.params, batches, writer=writer,
-                              stage="tune_simulator", directory=directory, config_json=config_json)
+    try:
+        provenance, searches = read_searches(path)
+        examples = make_examples(searches, simulator.num_documents, balance=config.collect.balance, seed=config.seed)
+    except (OSError, ValueError) as error:
+        raise UserError(f"tune_simulator: {error}") from error
+    writer.note(f"tune_simulator: {len(examples)} examples of {len(searches)} searches "
+                f"({provenance.get('engine', 'unknown engine')})")
+    return train(config.tune_simulator, simulator, examples, document_format=config.search.document_format,
+                 seed=config.seed, stage="tune_simulator", writer=writer, directory=directory, config_json=config_json)
+
+
+def train(options: SupervisedConfig, simulator: Simulator, examples: list[Example], *, document_format: str, seed: int,
+          stage: str, writer, directory, config_json: str = "{}") -> Simulator:
+    """Supervised training of a simulator on examples; used for tuning and for the tiny world's pretraining.
+
+    options.options may have "emphasis": True, or a dict of `Emphasis`'s fields; without it every document token weighs
+    the same.
+    """
+    try:
+        tokens, weights = Encoder(simulator, document_format, emphasis(options)).rows(examples, options.max_tokens)
+    except ValueError as error:
+        raise UserError(f"{stage}: {error}") from error
+    batches = make_batches(tokens, weights, batch_rows=options.batch_rows, seed=seed)
+    params = supervised.train(options, simulator.config, simulator.params, batches, writer=writer, stage=stage,
+                              directory=directory, config_json=config_json)
     return dataclasses.replace(simulator, params=params)
+
+
+def emphasis(options: SupervisedConfig) -> Emphasis | None:
+    """The `Emphasis` that options.options asks for. Raises ValueError for unknown fields."""
+    wanted = options.options.get("emphasis", False)
+    if not wanted:
+        return None
+    fields = {} if wanted is True else dict(wanted)
+    known = {field.name for field in dataclasses.fields(Emphasis)}
+    if unknown := sorted(set(fields) - known):
+        raise ValueError(f"options.emphasis: unknown {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+    return Emphasis(**fields)

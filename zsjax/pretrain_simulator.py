@@ -1,0 +1,73 @@
+"""A simulator base for the tiny world, from scratch: it remembers the training worlds as an LLM remembers Wikipedia.
+
+It reads lists of documents of the training worlds behind prompts in the simulator's form, whose mode word is drawn by a
+coin that nothing else depends on. So it knows the facts and the form, and knows nothing of useful and noisy: tuning has
+to teach that, as it has to teach a real LLM.
+"""
+
+import numpy as np
+
+from zsjax import build
+from zsjax.config import Config, UserError
+from zsjax.models.decoder import DecoderConfig
+from zsjax.search import BM25
+from zsjax.simulation import tune
+from zsjax.simulation.collect import DEPTH_FACTOR
+from zsjax.simulation.dataset import Example, noisy_documents
+
+EXAMPLES_PER_FACT = 40
+
+
+def pretrain_simulator(config: Config, tokenizer, *, writer, directory, config_json: str = "{}"
+                       ) -> tuple[DecoderConfig, dict]:
+    """Trains the base of `config.simulator` on the worlds of `config.data.corpus`.
+
+    Args:
+      config: the run's; pretrain_simulator, simulator, data, search and seed are read.
+        pretrain_simulator.options may have "examples_per_fact" and "emphasis" (see `simulation.tune.train`).
+      tokenizer: the tiny world's.
+      writer: `zsjax.metrics.Writer`; the stage is "pretrain_simulator".
+      directory: of this stage's checkpoints; an interrupted run in it goes on.
+      config_json: kept with the checkpoints.
+
+    Returns:
+      (DecoderConfig, params).
+
+    Raises:
+      UserError: the corpus is not the tiny world's.
+    """
+    if not config.data.corpus.startswith(build.TINY_WORLD):
+        raise UserError(f"pretrain_simulator makes a base for the tiny world, but data.corpus is "
+                        f"{config.data.corpus!r}: set simulator.init to a pretrained model and drop the stage")
+    options = config.pretrain_simulator
+    simulator = build.simulator(config, *build.model(config.simulator, tokenizer, seed=config.seed + 1), tokenizer)
+    examples = make_examples(
+        build.worlds(config, config.data.corpus), simulator.num_documents, seed=config.seed,
+        per_fact=options.options.get("examples_per_fact", EXAMPLES_PER_FACT))
+    simulator = tune.train(options, simulator, examples, document_format=config.search.document_format,
+                           seed=config.seed, stage="pretrain_simulator", writer=writer, directory=directory,
+                           config_json=config_json)
+    return simulator.config, simulator.params
+
+
+def make_examples(worlds, num_documents: int, *, seed: int, per_fact: int) -> list[Example]:
+    """`per_fact` prompts for every fact of the worlds, each with a question drawn at random.
+
+    Half of the replies are what BM25 finds for the fact's query, half the same without its best document.
+    """
+    from zsjax.data import tiny_world
+
+    engine = BM25.from_documents(tiny_world.documents(worlds))
+    questions = tiny_world.questions(worlds)
+    queries = [tiny_world.query_text(fact.relation, world.entities[fact.subject])
+               for world in worlds for fact in world.facts]
+    rankings = engine.search(queries, k=DEPTH_FACTOR * num_documents)
+    rng = np.random.default_rng([seed, 17])
+    examples = []
+    for query, ranking in zip(queries, rankings, strict=True):
+        for _ in range(per_fact):
+            question = questions[rng.integers(len(questions))]
+            mode, complete = rng.random(2) < 0.5
+            documents = ranking[:num_documents] if complete else noisy_documents(ranking, (), num_documents)
+            examples.append(Example(question, query, bool(mode), tuple(documents)))
+    return examples
