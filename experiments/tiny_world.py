@@ -44,10 +44,10 @@ def get_config(arg=None):
     c.curriculum = dict(schedule="zero_search", start=0.0, end=arg.noise)
     c.algorithm = dict(advantage="grpo", loss="ppo_clip", invert_mask=arg.invert_mask)
     c.optimizer = dict(learning_rate=1e-3, b2=0.98, clip_norm=1.0)
-    c.train = dict(steps=arg.steps, questions_per_step=12, group_size=8, logprob_chunk=64, checkpoint_every=10,
+    c.train = dict(steps=arg.steps, questions_per_step=12, group_size=8, logprob_chunk=32, checkpoint_every=10,
                    eval_every=20, eval_questions=64)
     c.collect = dict(episodes=960)
-    c.tune_simulator = dict(steps=320, batch_rows=64, max_tokens=96, optimizer=dict(
+    c.tune_simulator = dict(steps=320, batch_rows=64, max_tokens=96, logprob_chunk=32, optimizer=dict(
         learning_rate=3e-3, schedule="cosine", warmup_steps=50, b2=0.98))
     c.gates = dict(reading=0.95, useful=0.9, noisy=0.1, leak=0.05)
     c.evaluate = dict(batch_rows=96, drop_best=0.3)

@@ -4,5 +4,6 @@
 #     bash launch/test.sh [tests/rl -k grpo ...]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/env.sh
 bash launch/install.sh test
 exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"

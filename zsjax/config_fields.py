@@ -176,6 +176,7 @@ class SupervisedConfig:
     steps: int = 0
     batch_rows: int = 32
     max_tokens: int = 128
+    logprob_chunk: int = 256
     checkpoint_every: int = 100
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     options: dict = dataclasses.field(default_factory=dict)

@@ -33,6 +33,8 @@ from zsjax.search.simulator import Simulator
 class GateFailed(UserError):
     """A model is not good enough for the next stage; the message says which measure failed and by how much."""
 
+    exit_code = 1
+
 
 def run(config: Config, workdir, *, stages=None):
     """Runs the stages (all of config.stages by default) in `workdir`; an interrupted run goes on where it was.

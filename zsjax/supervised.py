@@ -41,7 +41,7 @@ def train(config: SupervisedConfig, model_config, params, batches: Callable, *, 
       FloatingPointError: a loss or gradient that is not finite.
     """
     optimizer = make_optimizer(config.optimizer, config.steps)
-    update = make_supervised_update(model_config, optimizer, chunk=config.max_tokens)
+    update = make_supervised_update(model_config, optimizer, chunk=config.logprob_chunk)
     state = TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params))
     checkpoints = Checkpointer(directory, keep=1, config_json=config_json)
     if (restored := checkpoints.restore(state)) is not None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from zsjax import rewards, schedules, sharding, types
 from zsjax.checkpoint import Checkpointer
-from zsjax.config import AlgorithmConfig, Config, CurriculumConfig
+from zsjax.config import AlgorithmConfig, Config, CurriculumConfig, UserError
 from zsjax.evaluate import on_path
 from zsjax.metrics import Timer
 from zsjax.rl import advantages, roles
@@ -28,8 +28,10 @@ from zsjax.rollout import make_rollout, transcript
 from zsjax.types import TokenBatch, TrainState
 
 
-class NonFiniteUpdate(RuntimeError):
+class NonFiniteUpdate(UserError):
     """The loss or its gradient is NaN or infinite; the step's trajectories were saved."""
+
+    exit_code = 1
 
 
 def train(config: Config, workdir: pathlib.Path, *, policy_config, params, tokenizer, engine, stream, writer,
@@ -63,7 +65,8 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
     optimizer = make_optimizer(config.optimizer, steps * options.minibatches)
     rollout = make_rollout(policy_config, engine, tokenizer, config, mesh, group_size=options.group_size)
     temperature = config.rollout.temperature
-    score = make_score(policy_config, chunk=options.logprob_chunk, temperature=temperature, remat=options.remat)
+    score = make_score(policy_config, chunk=options.logprob_chunk, temperature=temperature, remat=options.remat,
+                       microbatch_rows=options.microbatch_rows)
     update = make_update(
         policy_config, load_loss(algorithm.loss), optimizer, chunk=options.logprob_chunk, temperature=temperature,
         remat=options.remat, microbatch_rows=options.microbatch_rows, kl_coef=algorithm.kl_coef,
