@@ -1,4 +1,4 @@
-r"""Real questions, real Wikipedia paragraphs, a tokenizer and a checkpoint of Qwen2.5's kind: the whole path on real data.
+r"""The whole path on real data: questions, Wikipedia paragraphs, a tokenizer and checkpoints of Qwen2.5's kind.
 
     python -m zsjax.launch --config experiments/real_questions.py:smoke --workdir runs/real_questions
 
@@ -47,7 +47,8 @@ def get_config(arg=None):
 
     c.data = dict(train=arg.data, eval=arg.data, corpus=arg.corpus, eval_corpus=arg.corpus, eval_limit=100)
     c.prompts = dict(policy="default", simulator="default", chat=arg.chat)
-    c.search = dict(engine="simulator", eval_engine="bm25", num_documents=3, max_document_tokens=48, max_query_tokens=24)
+    c.search = dict(engine="simulator", eval_engine="bm25", num_documents=3, max_document_tokens=48,
+                    max_query_tokens=24)
     c.rollout = dict(max_turns=2, max_turn_tokens=48, max_tokens=704, max_prompt_tokens=320)
     c.curriculum = dict(schedule="zero_search", start=0.0, end=0.5)
     c.algorithm = dict(advantage="grpo", loss="ppo_clip", kl_coef=1e-3)
@@ -56,6 +57,7 @@ def get_config(arg=None):
     c.evaluate = dict(batch_rows=32)
     if arg.smoke:
         c.train.update(steps=2, questions_per_step=8, group_size=4, eval_every=2, eval_questions=8)
+        c.search.max_document_tokens, c.rollout.max_tokens = 32, 512
         c.data.eval_limit = 16
         c.evaluate.batch_rows = 16
     return c

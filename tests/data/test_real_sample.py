@@ -36,7 +36,7 @@ def test_every_question_has_its_evidence_in_the_paragraphs(questions, corpus):
     assert len({q.id for q in questions}) == len(questions) == 120
     assert {q.metadata["data_set"] for q in questions} == DATA_SETS
     for question in questions:
-        named = question.metadata.get("supporting_titles")
+        named = question.metadata.get("supporting_titles", question.metadata.get("linked_titles"))
         if named:
             missing = [title for title in named if title.lower() not in titles]
             assert not missing, (question.id, missing)
