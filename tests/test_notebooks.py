@@ -36,9 +36,10 @@ def test_form(path):
     nbformat.validate(notebook)
     assert len(notebook.cells) <= 12
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
-    install = notebook.cells[0]
-    assert install.cell_type == "code" and '"pip", "install"' in install.source and 'find_spec("zsjax")' in install.source
-    functions = [node for cell in code for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.FunctionDef)]
+    assert notebook.cells[0].cell_type == "code"
+    assert '"pip", "install"' in code[0].source and 'find_spec("zsjax")' in code[0].source
+    nodes = [node for cell in code for node in ast.walk(ast.parse(cell.source))]
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
     assert all(function.end_lineno - function.lineno < 10 for function in functions)
 
 
