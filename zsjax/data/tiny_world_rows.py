@@ -102,9 +102,12 @@ def reading_rows(rng, vocab: Vocabulary, *, rows: int, max_tokens: int, facts: t
     for row in range(rows):
         n = int(rng.integers(low, high + 1))
         cells = lines if unknown else n  # facts that are thought of; the first n are told
-        subjects = int(rng.integers(-(-cells // len(RELATIONS)) + n // 4, n + 1))
-        grid = rng.permutation(subjects * len(RELATIONS))[:cells]
-        subject, relation = grid // len(RELATIONS), grid % len(RELATIONS)
+        # Few relations a row: with many, a fact's relation alone tells it apart and subjects are never looked at.
+        kinds = int(rng.integers(1, 5))
+        fewest = -(-cells // kinds)
+        subjects = int(rng.integers(fewest, max(fewest, n) + 1))
+        grid = rng.permutation(subjects * kinds)[:cells]
+        subject, relation = grid // kinds, rng.permutation(len(RELATIONS))[grid % kinds]
         names = draw_names(rng, subjects + n, held_out=held_out)
         # Mostly objects that stand nowhere else: where every name occurs often, any of them is a fair guess.
         other = np.resize(rng.permutation(subjects + n), cells)
@@ -186,11 +189,14 @@ class Behaviour:
 
     guided: float = 0.45
     answer_at_once: tuple[float, float] = (0.65, 0.58)
-    right_query: tuple[float, float] = (0.6, 0.65)
-    stop_early: float = 0.3
+    right_query: tuple[float, float] = (0.6, 0.8)
+    stop_early: float = 0.2
     search_again: float = 0.3
     reworded: float = 0.33
     lost: float = 0.25
+
+
+AT_ONCE_WEIGHT = 3.0  # answers at once are short and all alike: drawn so much more rarely, weighed so much more
 
 
 class _Episode:
@@ -272,7 +278,9 @@ def _write_episode(rng, vocab, table, behaviour: Behaviour, hops: int, max_searc
     e.say("?\n", 0.0)
     e.say(tiny_world.FIRST_THOUGHT.removesuffix(">"))
     answer, at, again = path[0], 0, False
-    if not guided and chance(b.answer_at_once[h]):
+    p = b.answer_at_once[h]
+    at_once = not guided and chance(p / (p + AT_ONCE_WEIGHT * (1 - p)))
+    if at_once:
         max_searches = 0
     for _ in range(max_searches):
         right = guided or again or chance(b.right_query[h])
@@ -298,7 +306,7 @@ def _write_episode(rng, vocab, table, behaviour: Behaviour, hops: int, max_searc
                 break
         elif chance(0.6):
             break
-    e.decide("answer", decision)
+    e.decide("answer", AT_ONCE_WEIGHT if at_once else decision)
     e.add(e.name(answer))
     e.say(" </answer>")
     return e
