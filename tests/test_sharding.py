@@ -8,6 +8,7 @@ import pytest
 from zsjax.config import MeshConfig
 from zsjax.models.decoder import forward, init_params
 from zsjax.models.layers import DecoderConfig
+from zsjax.sampling import decode
 from zsjax.sampling.decode import generate
 from zsjax.sharding import DECODE_RULES, TRAIN_RULES, make_mesh, param_shardings, reshard, row_sharding
 
@@ -45,10 +46,24 @@ def test_eight_devices_equal_one(params, sizes):
     assert len(many.sharding.device_set) == 8
     np.testing.assert_allclose(np.asarray(many), one, atol=1e-5)
 
-    out = generate(reshard(cut, param_shardings(CONFIG, mesh, DECODE_RULES)), CONFIG, tokens, lengths, **options)
+    whole = reshard(cut, param_shardings(CONFIG, mesh, DECODE_RULES))
+    out = generate(whole, CONFIG, tokens, lengths, **options)
     np.testing.assert_array_equal(np.asarray(out.tokens), np.asarray(alone.tokens))
     np.testing.assert_array_equal(np.asarray(out.lengths), np.asarray(alone.lengths))
     np.testing.assert_allclose(np.asarray(out.logprobs), np.asarray(alone.logprobs), atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [dict(data=8), dict(fsdp=4, tensor=2)])
+def test_decoding_gathers_nothing(params, sizes):
+    """Rows and heads stay where they are: the devices only add up partial products and agree on the end."""
+    mesh = make_mesh(sizes)
+    rows = [jax.device_put(x, row_sharding(mesh)) for x in (*_batch(), np.arange(8))]
+    hlo = decode._generate.lower(
+        reshard(params, param_shardings(CONFIG, mesh, DECODE_RULES)), CONFIG, rows[0], rows[1], jax.random.key(0),
+        jnp.float32(1), jnp.array([5, 9]), rows[2], max_new_tokens=10, top_k=0, top_p=1.0).compile().as_text()
+    assert "all-reduce(" in hlo
+    for collective in ("all-gather", "all-to-all", "collective-permute"):
+        assert f"{collective}(" not in hlo and f"{collective}-start(" not in hlo
 
 
 def test_load_hf_places_shards(params, tmp_path):

@@ -42,17 +42,16 @@ class KVCache:
         Returns:
           The cache with the layer written and unchanged lengths.
         """
-        num_new = k.shape[2]
-        if num_new == 1:
-            write = lambda buffer, new: buffer.at[jnp.arange(buffer.shape[0]), :, self.lengths].set(
-                new[:, :, 0].astype(buffer.dtype), mode="drop", unique_indices=True)
-        else:
-            slots = self.lengths[:, None] + jnp.arange(num_new)
-            rows = jnp.arange(k.shape[0])[:, None]
-            write = lambda buffer, new: buffer.at[rows, :, slots].set(
-                new.swapaxes(1, 2).astype(buffer.dtype), mode="drop", unique_indices=True)
+        slots = self.lengths[:, None] + jnp.arange(k.shape[2])
+
+        # Mapped over rows, so that the scatter says rows do not mix: sharded rows then write without a collective
+        # (indexing by row number gathers k and v from every device at every step).
+        def write(row, new, slots):
+            return row.at[:, slots].set(new.astype(row.dtype), mode="drop", unique_indices=True)
+
+        write = jax.vmap(write)
         ks, vs = list(self.k), list(self.v)
-        ks[layer], vs[layer] = write(ks[layer], k), write(vs[layer], v)
+        ks[layer], vs[layer] = write(ks[layer], k, slots), write(vs[layer], v, slots)
         return self.replace(k=tuple(ks), v=tuple(vs))
 
     def advance(self, count: jax.Array) -> "KVCache":
