@@ -19,8 +19,8 @@ from zsjax.models.attention import attend
 from zsjax.models.cache import KVCache, init_cache
 from zsjax.models.layers import DecoderConfig, linear, rms_norm, rotary_angles, rotate, swiglu
 
-__all__ = ["DecoderConfig", "ParamSpec", "param_specs", "init_params", "num_params", "forward", "hidden_states",
-           "unembedding", "logits_of", "extend", "init_cache"]
+__all__ = ["DecoderConfig", "ParamSpec", "param_specs", "init_params", "num_params", "cast_matrices", "forward",
+           "hidden_states", "unembedding", "logits_of", "extend", "init_cache"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +100,15 @@ def num_params(config: DecoderConfig) -> int:
     """Number of parameters; a tied unembedding counts once."""
     specs = jax.tree.leaves(param_specs(config), is_leaf=_is_spec)
     return sum(math.prod(s.shape) for s in specs)
+
+
+def cast_matrices(params, config: DecoderConfig):
+    """Kernels and embeddings in config.dtype, cast once before a loop instead of at every use inside it.
+
+    Every use casts them anyway, so results are the same bit for bit; norms and biases keep their dtype.
+    """
+    dtype = jnp.dtype(config.dtype)
+    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim == 2 else x, params)
 
 
 def _split_heads(x, num_heads):
