@@ -21,7 +21,8 @@ import pathlib
 
 import jax
 
-from zsjax import build, config as configuration
+from zsjax import build
+from zsjax import config as configuration
 from zsjax.config import Config, UserError
 from zsjax.data import QuestionStream
 from zsjax.evaluate import play, random_document_baseline, summarize
@@ -144,8 +145,8 @@ def collect(run: Run):
             played = total
 
         searches = collect(
-            lambda engine: make_rollout(model, engine, run.tokenizer, config), build.engine("bm25", config, config.data.corpus),
-            params, build.questions(config, config.data.train), run.tokenizer, episodes=config.collect.episodes,
+            lambda engine: make_rollout(model, engine, run.tokenizer, config),
+            build.engine("bm25", config, config.data.corpus), params, build.questions(config, config.data.train), run.tokenizer, episodes=config.collect.episodes,
             batch_questions=batch, num_documents=config.search.num_documents,
             key=jax.random.fold_in(jax.random.key(config.seed), 1), progress=progress)
     provenance = {"config_sha256": hashlib.sha256(run.config_json.encode()).hexdigest(), "seed": config.seed,
@@ -157,7 +158,7 @@ def collect(run: Run):
 
 def check_reading(run: Run, model, params):
     """The first gate: with the right documents given, the base answers."""
-    from zsjax.evaluate import documents_given
+    from zsjax.reading import documents_given
 
     config = run.config
     if not config.data.eval.startswith(build.TINY_WORLD):

@@ -74,8 +74,10 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
         invert_mask=algorithm.invert_mask, clip_low=algorithm.clip_low, clip_high=algorithm.clip_high)
 
     root = jax.random.key(config.seed)
-    state = TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params),
-                       key=jax.random.key_data(root))
+    # Counters lie on the mesh like the rest, or the second update would compile again.
+    opt_state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, sharding.replicated(mesh)),
+                             optimizer.init(params))
+    state = TrainState(step=jnp.int32(0), params=params, opt_state=opt_state, key=jax.random.key_data(root))
     checkpoints = Checkpointer(workdir / "checkpoints" / "train", keep=options.keep_checkpoints,
                                config_json=config_json)
     if (restored := checkpoints.restore(state)) is not None:

@@ -185,6 +185,11 @@ def documents(worlds: Iterable[World]) -> list[Document]:
     return [document for world in worlds for document in world.documents]
 
 
+def answer_of(document: Document) -> str:
+    """The object of a document's fact: what answering from it, whatever was asked, would say."""
+    return document.text.rpartition(" is ")[2].removesuffix(".")
+
+
 def questions(worlds: Sequence[World]) -> list[Question]:
     """The questions of some worlds, world after world in turns: any even prefix is balanced over hops."""
     longest = max(len(world.questions) for world in worlds)

@@ -8,7 +8,6 @@ import logging
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from zsjax import types

@@ -22,7 +22,7 @@ import numpy as np
 
 from zsjax.models.cache import init_cache
 from zsjax.models.decoder import DecoderConfig, extend, logits_of
-from zsjax.sampling.logits import row_keys, sample
+from zsjax.sampling.logits import sample
 from zsjax.sampling.prefill import prefill
 from zsjax.sampling.splice import concatenate
 from zsjax.sampling.tags import TagAutomaton
