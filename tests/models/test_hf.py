@@ -1,4 +1,4 @@
-"""Configs of both transformers generations; bad checkpoints are refused by file and tensor; saving is all or nothing."""
+"""Configs of both transformers generations; damage is named by file and tensor; saving is all or nothing."""
 
 import json
 import shutil

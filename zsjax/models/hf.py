@@ -131,8 +131,8 @@ def load_hf(path, *, mesh=None, rules=None, dtype=None):
 
     Raises:
       FileNotFoundError: the folder, config.json, the weights or a shard is missing.
-      ValueError: names file and tensor: pickled weights, a file cut short, a missing or surplus tensor, a wrong shape or
-        dtype, or a config that asks for something not implemented.
+      ValueError: names file and tensor: pickled weights, a file cut short, a missing or surplus tensor, a wrong shape
+        or dtype, or a config that asks for something not implemented.
     """
     folder = Path(path)
     config = read_config(folder)

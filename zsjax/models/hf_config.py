@@ -1,7 +1,7 @@
 """config.json of transformers 4 and 5 <-> DecoderConfig.
 
-Follows transformers 5.23 (models/{qwen2,qwen3,llama}/configuration_*.py, modeling_rope_utils.py). Whatever a config asks
-for that the decoder does not do is an error that names the field: a checkpoint never runs with different mathematics.
+Follows transformers 5.23 (models/{qwen2,qwen3,llama}/configuration_*.py, modeling_rope_utils.py). Whatever a config
+asks for that the decoder does not do is an error that names the field: a checkpoint never runs with other mathematics.
 """
 
 import json

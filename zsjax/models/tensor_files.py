@@ -91,7 +91,7 @@ def write_file(file, tensors: dict[str, tuple], load) -> None:
         header[name] = {"dtype": CODES[np.dtype(dtype)], "shape": list(shape), "data_offsets": [offset, stop]}
         offset = stop
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % 64)  # tensors start on a cache line of the map
     with open(file, "wb") as f:
         f.write(len(text).to_bytes(8, "little") + text)
         for name in names:
