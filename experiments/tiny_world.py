@@ -34,6 +34,8 @@ def get_config(arg=None):
         c.stages = ("pretrain", "pretrain_simulator", *c.stages)
         c.policy = dict(init="random", shape=dict(MODEL, embed_dim=64, mlp_dim=128), positional_bias_init=True)
         c.simulator = dict(init="random", shape=dict(MODEL, embed_dim=128, mlp_dim=512), positional_bias_init=True)
+        c.pretrain = dict(steps=1000, batch_rows=30, max_tokens=144, logprob_chunk=48, optimizer=dict(
+            learning_rate=5e-3, schedule="cosine", warmup_steps=50, b2=0.98, weight_decay=0.01))
 
     c.data = dict(train="tiny_world:train", corpus="tiny_world:train", eval="tiny_world:eval",
                   eval_corpus="tiny_world:eval", eval_limit=400)
@@ -46,14 +48,15 @@ def get_config(arg=None):
     c.optimizer = dict(learning_rate=1e-3, b2=0.98, clip_norm=1.0)
     c.train = dict(steps=arg.steps, questions_per_step=12, group_size=8, logprob_chunk=32, checkpoint_every=10,
                    eval_every=20, eval_questions=64)
-    c.collect = dict(episodes=960)
-    c.tune_simulator = dict(steps=320, batch_rows=64, max_tokens=96, logprob_chunk=32, optimizer=dict(
-        learning_rate=3e-3, schedule="cosine", warmup_steps=50, b2=0.98))
+    c.collect = dict(episodes=960, probes=480)
+    c.tune_simulator = dict(steps=640, batch_rows=48, max_tokens=72, logprob_chunk=32, options=dict(emphasis=True),
+                            optimizer=dict(
+        learning_rate=4e-3, schedule="cosine", warmup_steps=20, b2=0.98))
     c.gates = dict(reading=0.95, useful=0.9, noisy=0.1, leak=0.05)
     c.evaluate = dict(batch_rows=96, drop_best=0.3)
     if arg.smoke:
         c.train.update(steps=2, questions_per_step=4, group_size=4, eval_every=2, eval_questions=8)
-        c.collect.episodes = 48
+        c.collect.update(episodes=48, probes=16)
         c.tune_simulator.steps = 4
         c.data.eval_limit = 16
         c.gates = dict()

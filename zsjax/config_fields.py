@@ -184,9 +184,16 @@ class SupervisedConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CollectConfig:
-    """Trajectories of the policy with the real engine, from which the simulator's examples are made."""
+    """Searches with the real engine, from which the simulator's examples are made.
+
+    episodes: played by the policy, whose searches are kept.
+    probes: questions of each number of hops whose right queries, and wrong ones beside them, are searched for as well: a
+      small policy asks fewer different things than a language model. They need questions that know their right queries.
+    balance: as many noisy as useful examples.
+    """
 
     episodes: int = 512
+    probes: int = 0
     balance: bool = True
 
 

@@ -130,12 +130,14 @@ def pretrain_simulator(run: Run):
 def collect(run: Run):
     if run.done("collect", "searches.jsonl"):
         return
-    from zsjax.simulation.collect import collect, write_searches
+    from zsjax.simulation.collect import collect, search_for, write_searches
+    from zsjax.simulation.gates import make_probes
 
     config = run.config
     model, params = run.policy("base")
     check_reading(run, model, params)
     batch = min(config.evaluate.batch_rows, config.collect.episodes)
+    engine, questions = build.engine("bm25", config, config.data.corpus), build.questions(config, config.data.train)
     with run.writer.track("collect", config.collect.episodes) as advance:
         played = 0
 
@@ -145,15 +147,19 @@ def collect(run: Run):
             played = total
 
         searches = collect(
-            lambda engine: make_rollout(model, engine, run.tokenizer, config),
-            build.engine("bm25", config, config.data.corpus), params, build.questions(config, config.data.train), run.tokenizer, episodes=config.collect.episodes,
-            batch_questions=batch, num_documents=config.search.num_documents,
+            lambda engine: make_rollout(model, engine, run.tokenizer, config), engine, params, questions, run.tokenizer,
+            episodes=config.collect.episodes, batch_questions=batch, num_documents=config.search.num_documents,
             key=jax.random.fold_in(jax.random.key(config.seed), 1), progress=progress)
+    run.writer.note(f"collect: {len(searches)} different searches of {config.collect.episodes} episodes")
+    if config.collect.probes:
+        probes = make_probes(questions, limit=config.collect.probes, seed=config.seed + 1)
+        queries = [(probe.question, probe.query, probe.kind) for probe in probes]
+        searches += search_for(queries, engine, num_documents=config.search.num_documents)
+        run.writer.note(f"collect: {len(searches)} with the probes")
     provenance = {"config_sha256": hashlib.sha256(run.config_json.encode()).hexdigest(), "seed": config.seed,
                   "engine": "bm25", "corpus": config.data.corpus, "policy": config.policy.init,
-                  "episodes": config.collect.episodes}
+                  "episodes": config.collect.episodes, "probes": config.collect.probes}
     write_searches(run.path("searches.jsonl"), searches, provenance=provenance)
-    run.writer.note(f"collect: {len(searches)} different searches of {config.collect.episodes} episodes")
 
 
 def check_reading(run: Run, model, params):

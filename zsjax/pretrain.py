@@ -39,7 +39,7 @@ class Recipe:
     short_steps: int = 100
     max_facts: int = 8
     unknown: float = 0.15
-    episode_rate: float = 3e-3
+    episode_rate: float = 4e-3
     episode_tokens: int = 192
     episodes: int = 20
     reading: int = 8
@@ -48,7 +48,7 @@ class Recipe:
 
 # The carried base: 30 rows of 16 facts a step.
 POLICY_BASE = SupervisedConfig(
-    steps=800, batch_rows=30, max_tokens=16 * LINE, checkpoint_every=100, optimizer=OptimizerConfig(
+    steps=1000, batch_rows=30, max_tokens=16 * LINE, checkpoint_every=100, optimizer=OptimizerConfig(
         learning_rate=5e-3, schedule="cosine", warmup_steps=50, b2=0.98, weight_decay=0.01))
 
 

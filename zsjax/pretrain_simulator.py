@@ -15,7 +15,8 @@ from zsjax.simulation import tune
 from zsjax.simulation.collect import DEPTH_FACTOR
 from zsjax.simulation.dataset import Example, noisy_documents
 
-EXAMPLES_PER_FACT = 40
+EXAMPLES_PER_QUERY = 8
+COMPLETE = 1 / 3  # share of replies that hold the best document
 
 
 def pretrain_simulator(config: Config, tokenizer, *, writer, directory, config_json: str = "{}"
@@ -24,7 +25,7 @@ def pretrain_simulator(config: Config, tokenizer, *, writer, directory, config_j
 
     Args:
       config: the run's; pretrain_simulator, simulator, data, search and seed are read.
-        pretrain_simulator.options may have "examples_per_fact" and "emphasis" (see `simulation.tune.train`).
+        pretrain_simulator.options may have "examples_per_query" and "emphasis" (see `simulation.tune.train`).
       tokenizer: the tiny world's.
       writer: `zsjax.metrics.Writer`; the stage is "pretrain_simulator".
       directory: of this stage's checkpoints; an interrupted run in it goes on.
@@ -43,31 +44,32 @@ def pretrain_simulator(config: Config, tokenizer, *, writer, directory, config_j
     simulator = build.simulator(config, *build.model(config.simulator, tokenizer, seed=config.seed + 1), tokenizer)
     examples = make_examples(
         build.worlds(config, config.data.corpus), simulator.num_documents, seed=config.seed,
-        per_fact=options.options.get("examples_per_fact", EXAMPLES_PER_FACT))
+        per_query=options.options.get("examples_per_query", EXAMPLES_PER_QUERY))
     simulator = tune.train(options, simulator, examples, document_format=config.search.document_format,
                            seed=config.seed, stage="pretrain_simulator", writer=writer, directory=directory,
                            config_json=config_json)
     return simulator.config, simulator.params
 
 
-def make_examples(worlds, num_documents: int, *, seed: int, per_fact: int) -> list[Example]:
-    """`per_fact` prompts for every fact of the worlds, each with a question drawn at random.
+def make_examples(worlds, num_documents: int, *, seed: int, per_query: int) -> list[Example]:
+    """`per_query` prompts for every query of the worlds (each relation of each entity, whether there is such a fact or
+    not), each with a question drawn at random.
 
-    Half of the replies are what BM25 finds for the fact's query, half the same without its best document.
+    A third of the replies are what BM25 finds for the query, the others the same without its best document.
     """
     from zsjax.data import tiny_world
 
     engine = BM25.from_documents(tiny_world.documents(worlds))
     questions = tiny_world.questions(worlds)
-    queries = [tiny_world.query_text(fact.relation, world.entities[fact.subject])
-               for world in worlds for fact in world.facts]
+    queries = [tiny_world.query_text(relation, entity)
+               for world in worlds for entity in world.entities for relation in tiny_world.RELATIONS]
     rankings = engine.search(queries, k=DEPTH_FACTOR * num_documents)
     rng = np.random.default_rng([seed, 17])
     examples = []
     for query, ranking in zip(queries, rankings, strict=True):
-        for _ in range(per_fact):
+        for _ in range(per_query):
             question = questions[rng.integers(len(questions))]
-            mode, complete = rng.random(2) < 0.5
+            noisy, complete = bool(rng.random() < 0.5), rng.random() < COMPLETE
             documents = ranking[:num_documents] if complete else noisy_documents(ranking, (), num_documents)
-            examples.append(Example(question, query, bool(mode), tuple(documents)))
+            examples.append(Example(question, query, noisy, tuple(documents)))
     return examples

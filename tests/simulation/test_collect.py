@@ -47,8 +47,9 @@ def play(questions, engine, tokenizer, turns=2):
         tokens[b, :len(ids)], roles[b, :len(ids)] = zip(*ids, strict=True)
         spans[b, :count] = np.reshape(row_spans, (-1, 2))
         status[b, :count] = types.SEARCH_OK
-    blank = np.zeros(len(rows))
-    return types.Episodes(tokens, roles, None, blank, blank, blank, None, status, spans, None, blank, blank)
+    lengths, blank = (tokens > 0).sum(axis=1), np.zeros(len(rows))
+    ended = np.full(len(rows), types.ANSWERED)
+    return types.Episodes(tokens, roles, None, lengths, ended, blank, None, status, spans, None, blank, blank)
 
 
 def test_every_search_keeps_its_own_question(world, tokenizer):

@@ -26,7 +26,7 @@ from zsjax.simulation import collect, gates, tune
 SHAPE = dict(embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64)
 PHASE = SupervisedConfig(steps=30, batch_rows=8, max_tokens=80, checkpoint_every=30,
                          optimizer=OptimizerConfig(learning_rate=1e-2, b2=0.98),
-                         options={"examples_per_fact": 2, "emphasis": True})
+                         options={"examples_per_query": 2, "emphasis": True})
 CONFIG = Config(world={"train_worlds": 1, "entities": 10}, data=DataConfig(), tune_simulator=PHASE,
                 pretrain_simulator=PHASE, prompts=PromptsConfig(policy="tiny_world", simulator="tiny_world"),
                 search=SearchConfig(num_documents=3, max_document_tokens=12, max_query_tokens=12,
@@ -66,12 +66,14 @@ def test_pretraining_then_tuning(tmp_path, tokenizer):
 
 def test_the_mode_word_means_nothing_in_pretraining():
     worlds = build.worlds(CONFIG, CONFIG.data.corpus)
-    examples = make_examples(worlds, 3, seed=0, per_fact=50)
-    complete = [example.documents[0].text.startswith(example.query) for example in examples]
+    engine = BM25.from_documents(tiny_world.documents(worlds))
+    examples = make_examples(worlds, 3, seed=0, per_query=40)
+    best = {query: engine.search([query], k=1)[0][0] for query in {example.query for example in examples}}
+    complete = np.array([best[example.query] in example.documents for example in examples])
     noisy = np.array([example.noisy for example in examples])
-    assert abs(np.mean(noisy) - 0.5) < 0.05 and abs(np.mean(complete) - 0.5) < 0.05
+    assert len(examples) == 40 * 80 and all(len(example.documents) == 3 for example in examples)
+    assert abs(np.mean(noisy) - 0.5) < 0.04 and abs(np.mean(complete) - 1 / 3) < 0.04
     assert abs(np.corrcoef(noisy, complete)[0, 1]) < 0.06
-    assert all(len(example.documents) == 3 for example in examples)
 
 
 def test_mistakes_are_told(tmp_path, tokenizer):

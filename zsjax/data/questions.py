@@ -158,8 +158,8 @@ def _tfds_questions(name: str, split: str) -> list[Question]:
             rows = tfds.as_numpy(tfds.load(name, split=split))
     except Exception as error:  # a missing data set, no network, no TensorFlow: TFDS has no common class for them
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"cannot load tfds:{name}, split {split!r}: {reason}; prepare it where there is a network "
-                         "(tfds build NAME --file_format=array_record) and set TFDS_DATA_DIR, or give a .jsonl") from error
+        mend = "prepare it where there is a network (tfds build NAME --file_format=array_record) and set TFDS_DATA_DIR"
+        raise ValueError(f"cannot load tfds:{name}, split {split!r}: {reason}; {mend}, or give a .jsonl") from error
     questions = []
     for number, row in enumerate(rows):
         where = f"tfds:{name}, {split} row {number}"

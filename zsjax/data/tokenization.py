@@ -177,19 +177,20 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     found = asset_path(path)
     if not found.exists():
         raise FileNotFoundError(
-            f"no tokenizer at {str(path)!r}: it must be a folder with tokenizer.json, or with vocab.json and merges.txt, "
-            "or a SentencePiece .model file"
+            f"no tokenizer at {str(path)!r}: it must be a folder with tokenizer.json, or with vocab.json and "
+            "merges.txt, or a SentencePiece .model file"
         )
     file, slow = found, False
     if found.is_dir():
-        named = [found / "tokenizer.json", found / "tokenizer.model", found / "spiece.model", *sorted(found.glob("*.model"))]
+        named = [found / name for name in ("tokenizer.json", "tokenizer.model", "spiece.model")]
+        named += sorted(found.glob("*.model"))
         slow = (found / "vocab.json").is_file() and (found / "merges.txt").is_file()
         file = next((candidate for candidate in named if candidate.is_file()), None)
         if file is None and not slow:
             held = ", ".join(sorted(entry.name for entry in found.iterdir())[:8]) or "nothing"
             raise FileNotFoundError(
-                f"no tokenizer in {str(path)!r}: it holds {held}; put tokenizer.json, or vocab.json and merges.txt, or a "
-                "SentencePiece .model there"
+                f"no tokenizer in {str(path)!r}: it holds {held}; put tokenizer.json, or vocab.json and merges.txt, or "
+                "a SentencePiece .model there"
             )
     try:
         if file is not None and file.suffix == ".model":
@@ -206,8 +207,8 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     except Exception as error:  # tokenizers and sentencepiece raise bare Exceptions and RuntimeErrors
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"cannot read the tokenizer at {str(path)!r}: {reason}; check that {(file or found).name} is complete and a "
-            "Hugging Face fast tokenizer or a SentencePiece model"
+            f"cannot read the tokenizer at {str(path)!r}: {reason}; check that {(file or found).name} is complete and "
+            "a Hugging Face fast tokenizer or a SentencePiece model"
         ) from error
 
 
@@ -237,8 +238,8 @@ def _vocabulary_kind(spec: dict, path: pathlib.Path) -> str:
     if "Metaspace" in kinds or replaces:
         return "pieces"
     raise ValueError(
-        f"the tokenizer at {path} is neither byte-level nor SentencePiece-like (it has {', '.join(sorted(kinds)) or 'no'} "
-        "decoder), so the bytes of its tokens are unknown"
+        f"the tokenizer at {path} is neither byte-level nor SentencePiece-like (it is put together of "
+        f"{', '.join(sorted(kinds)) or 'nothing'}), so the bytes of its tokens are unknown"
     )
 
 

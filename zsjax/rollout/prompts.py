@@ -29,21 +29,21 @@ class PolicyTemplate:
     prompt: str
     information_open: str = "\n<information>\n"
     information_close: str = "</information>\n"
-    hint: str = "\nThat was no action. Begin a search with <search> or the final answer with <answer>, and close the tag.\n"
+    hint: str = "\nThat was no action. Begin a search with <search> or the answer with <answer>, and close the tag.\n"
     name: str = "default"
 
     def __post_init__(self):
         found = _SLOT.findall(self.prompt)
         for slot in found:
             if slot != "question":
-                raise ValueError(f"policy template {self.name!r}: unknown slot {{{slot}}}; the only slot is {{question}}")
+                raise ValueError(f"policy template {self.name!r}: unknown slot {{{slot}}}; there is only {{question}}")
         if found != ["question"]:
-            raise ValueError(f"policy template {self.name!r}: the slot {{question}} must be there once, not {len(found)} "
-                             "times")
+            raise ValueError(f"policy template {self.name!r}: the slot {{question}} must be there once, not "
+                             f"{len(found)} times")
 
     @classmethod
     def load(cls, name_or_path: str | pathlib.Path) -> "PolicyTemplate":
-        """"default", "tiny_world", or a path: a .json file with the fields of this class, or a text file with the prompt.
+        """"default", "tiny_world", or a path: a .json file with these fields, or a text file with the prompt.
 
         Raises:
           FileNotFoundError: neither a name nor a file.
@@ -64,7 +64,8 @@ class PolicyTemplate:
             raise ValueError(f"policy template {name!r}: must be an object with the field 'prompt'")
         for field, value in values.items():
             if field not in fields or not isinstance(value, str):
-                raise ValueError(f"policy template {name!r}: field {field!r} must be a text and one of {', '.join(fields)}")
+                raise ValueError(f"policy template {name!r}: field {field!r} must be a text and one of "
+                                 f"{', '.join(fields)}")
         return cls(**values, name=name)
 
     def render(self, question: str) -> str:
@@ -84,8 +85,8 @@ You are given a question and must find its answer. You have a search engine.
 Before everything you do, think it through between <think> and </think>: what do you know, what is missing, what comes \
 next?
 To look something up, write one short query: <search> query </search>. Documents that were found then appear between \
-<information> and </information>. They may be useful, beside the point or wrong, so check whether they really tell what \
-you asked. Search as often as you need, for one fact at a time.
+<information> and </information>. They may be useful, beside the point or wrong, so check whether they really tell \
+what you asked. Search as often as you need, for one fact at a time.
 Once you are sure, write the answer alone, a few words without explanation: <answer> answer </answer>.
 
 Question: {question}
@@ -93,6 +94,6 @@ Question: {question}
 
 TEMPLATES = {
     "default": PolicyTemplate(_DEFAULT),
-    # As the carried models have it from their pretraining; tests/rollout hold it equal to zsjax.data.tiny_world.
+    # As the carried models have it from their pretraining; a test holds it equal to zsjax.data.tiny_world.
     "tiny_world": PolicyTemplate("{question}\n", hint="\nSearch or answer.\n", name="tiny_world"),
 }

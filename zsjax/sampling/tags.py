@@ -1,8 +1,8 @@
 """Tags in ordinary text, seen token by token: an automaton over bytes, lifted to the vocabulary.
 
-A tag such as `</search>` is no token of its own: a byte-level vocabulary spells it in many ways, and its edges merge with
-the text around them (tokens of Qwen2: ` </`, `></`, `>.\\n`). `TagAutomaton` follows the bytes that tokens write, so
-that a tag is seen exactly when its last byte is written, whatever tokens spell it: its events equal a search for the
+A tag such as `</search>` is no token of its own: a byte-level vocabulary spells it in many ways, and its edges merge
+with the text around them (tokens of Qwen2: ` </`, `></`, `>.\\n`). `TagAutomaton` follows the bytes that tokens write,
+so that a tag is seen exactly when its last byte is written, whatever tokens spell it: its events equal a search for the
 tags' bytes in the joined bytes of the tokens (Aho and Corasick 1975). `extract` cuts out the text between two tags.
 
 Both hold tables of [states, V]. Pass the automaton to jitted functions as an argument, it is a pytree: closed over, its
@@ -39,8 +39,9 @@ class TagAutomaton:
       stripped_len: int32[V], bytes without the white space at the token's end.
       cut_row: int32[V], for tokens that may be cut: row of the spelling tables for a cut at byte 0; -1 for others. A
         cut at byte j of a token is in row cut_row + j.
-      before_ids, after_ids: int32[R, K], the tokens that spell a cut token's bytes [0, j) and [j, end); the former
-        without white space at its end, blank ones empty. before_len, after_len: int32[R].
+      before_ids, after_ids, alone_ids: int32[R, K], the tokens that spell a cut token's bytes [0, j), [j, end), and
+        [j, end) when nothing follows, each without the white space at its outer ends; blank ones are empty.
+      before_len, after_len, alone_len: int32[R].
       tags: the tags; num_tag_bytes: the longest one's length.
     """
 
@@ -55,6 +56,8 @@ class TagAutomaton:
     before_len: Any
     after_ids: Any
     after_len: Any
+    alone_ids: Any
+    alone_len: Any
     tags: tuple[str, ...] = flax.struct.field(pytree_node=False)
 
     @classmethod
@@ -140,9 +143,9 @@ def extract(automaton: TagAutomaton, tokens: jax.Array, lengths: jax.Array, *, o
     white space only, and white space at the end of the last token; a blank in front stays with its word. Tokens without
     bytes inside the text are left out.
 
-    Limits: where the open tag's last byte and the close tag's first byte are in one token, or a token completes the
-    open tag and then another tag, the row counts as having no text. White space at the end of an open tag's token
-    remains if it holds the whole text.
+    Limits: where the last byte of the open tag and the first byte of the close tag are in one token, the row counts as
+    having no text. An open tag is overlooked where one token completes it and then another tag. White space is known
+    token by token, so that a blank beyond ASCII remains where several tokens spell it.
 
     Args:
       automaton: of the tokens' vocabulary.
@@ -194,11 +197,16 @@ def extract(automaton: TagAutomaton, tokens: jax.Array, lengths: jax.Array, *, o
     first_word = jnp.where(left_length > 0, 0, jnp.min(jnp.where(worded, at, N), axis=1))
     last_word = jnp.max(jnp.where(worded, at, -1), axis=1)
     whole &= (at >= first_word[:, None]) & ((right_length > 0)[:, None] | (at <= last_word[:, None]))
+    alone, alone_length = _spelled(automaton.alone_ids, automaton.alone_len, after_row)
+    is_alone = (last_word < 0) & (right_length == 0)
+    left = jnp.where(is_alone[:, None], alone, left)
+    left_length = jnp.where(is_alone, alone_length, left_length)
 
     # A last word that ends in white space (the token `.\n`) is spelled without it.
     ending = jnp.maximum(last_word, 0)
-    strip = (right_length == 0) & (last_word >= 0) & (pick(automaton.stripped_len[ids], ending) < pick(num_bytes, ending))
-    strip_row = pick(automaton.cut_row[ids], ending) + pick(automaton.stripped_len[ids], ending)
+    kept = pick(automaton.stripped_len[ids], ending)
+    strip = (right_length == 0) & (last_word >= 0) & (kept < pick(num_bytes, ending))
+    strip_row = pick(automaton.cut_row[ids], ending) + kept
     bare, bare_length = _spelled(automaton.before_ids, automaton.before_len, jnp.where(strip, strip_row, no_row))
     whole &= ~(strip[:, None] & (at == ending[:, None]))
     right = jnp.where(strip[:, None], bare, right)
@@ -267,7 +275,7 @@ def _spellings(tokenizer, table, tags: Sequence[bytes]) -> dict[str, np.ndarray]
     lengths = np.array([len(entry or b"") for entry in table], np.int32)
     stripped = np.array([len(_rstrip(entry or b"")) for entry in table], np.int32)
     cut_row = np.full(size, -1, np.int32)
-    before, after = [], []  # ids per row
+    spelled = {"before": [], "after": [], "alone": []}  # ids of every row
     spell = _Speller(tokenizer, table)
     for id, entry in enumerate(table):
         length = int(lengths[id])
@@ -277,15 +285,18 @@ def _spellings(tokenizer, table, tags: Sequence[bytes]) -> dict[str, np.ndarray]
             starts.add(int(stripped[id]))
         if not starts and not ends:
             continue
-        cut_row[id] = len(before)
+        cut_row[id] = len(spelled["before"])
         for j in range(length + 1):
-            before.append(spell(_rstrip(entry[:j])) if j in starts else [])
-            after.append(spell(entry[j:]) if j in ends and _rstrip(entry[j:]) else [])
+            after = _lstrip(entry[j:]) if j in ends and _rstrip(entry[j:]) else b""
+            spelled["before"].append(spell(_rstrip(entry[:j])) if j in starts else [])
+            spelled["after"].append(spell(after))
+            spelled["alone"].append(spell(_rstrip(after)))
+    width = max((len(ids) for rows in spelled.values() for ids in rows), default=1)
     rows = {}
-    for name, spelled in (("before", before or [[]]), ("after", after or [[]])):
-        counts = np.array([len(ids) for ids in spelled], np.int32)
-        ids = np.zeros((len(spelled), max(1, counts.max())), np.int32)
-        ids[np.arange(ids.shape[1]) < counts[:, None]] = [id for row in spelled for id in row]
+    for name, lists in spelled.items():
+        counts = np.array([len(ids) for ids in lists] or [0], np.int32)
+        ids = np.zeros((len(counts), max(1, width)), np.int32)
+        ids[np.arange(ids.shape[1]) < counts[:, None]] = [id for row in lists for id in row]
         rows |= {f"{name}_ids": ids, f"{name}_len": counts}
     return {"token_bytes_len": lengths, "blank": (lengths > 0) & (stripped == 0), "stripped_len": stripped,
             "cut_row": cut_row, **rows}
@@ -303,6 +314,12 @@ def _rstrip(data: bytes) -> bytes:
         return data
 
 
+def _lstrip(data: bytes) -> bytes:
+    """Without the white space in front, but for a blank that stands right before the word."""
+    word = data.lstrip()
+    return b" " + word if data[:len(data) - len(word)].endswith(b" ") else word
+
+
 def _find_all(data: bytes, byte: bytes):
     at = data.find(byte)
     while at >= 0:
@@ -311,7 +328,7 @@ def _find_all(data: bytes, byte: bytes):
 
 
 class _Speller:
-    """Bytes to tokens: as the tokenizer encodes them as a text; where that is not to be had, the longest token first."""
+    """Bytes to tokens: as the tokenizer encodes them as a text; where it cannot, the longest token first."""
 
     def __init__(self, tokenizer, table):
         self._tokenizer, self._table, self._known = tokenizer, table, {b"": []}

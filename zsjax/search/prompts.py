@@ -72,8 +72,8 @@ class SimulatorTemplate:
                 raise ValueError(f"simulator template {self.name!r}: unknown slot {{{slot}}}; slots are {known}")
         for slot in ("mode", "query"):
             if slot not in found:
-                raise ValueError(f"simulator template {self.name!r}: no slot {{{slot}}}; without it the simulator cannot "
-                                 f"know the {slot}")
+                raise ValueError(f"simulator template {self.name!r}: no slot {{{slot}}}; without it the simulator "
+                                 f"cannot know the {slot}")
 
     @classmethod
     def load(cls, name_or_path: str | pathlib.Path) -> "SimulatorTemplate":

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from zsjax import types
-from zsjax.rewards import exact_match, extract_answer
+from zsjax.rewards import exact_match
+from zsjax.rollout import transcript
 from zsjax.search.engine import Document, SearchContext
 from zsjax.types import Question
 
@@ -60,15 +61,11 @@ def episode_searches(episodes: types.Episodes, questions: Sequence[Question], re
       recorder: the engine that the episodes searched with.
       tokenizer: the policy's.
     """
-    tokens, roles, spans, ran = (np.asarray(x) for x in (episodes.tokens, episodes.roles, episodes.query_span,
-                                                         episodes.search_status))
     searches = []
-    for row, question in enumerate(questions):
-        answer = extract_answer(tokenizer.decode(tokens[row][roles[row] == types.POLICY].tolist()))
+    said, asked = transcript.answers(episodes, tokenizer), transcript.searches(episodes, tokenizer)
+    for question, answer, queries in zip(questions, said, asked, strict=True):
         correct = exact_match(answer, question.golden_answers) > 0
-        for turn in np.flatnonzero(np.isin(ran[row], (types.SEARCH_OK, types.SEARCH_SHORT))):
-            text = tokenizer.decode(tokens[row, slice(*spans[row, turn])].tolist())
-            query = text.split("<search>")[-1].split("</search>")[0].strip()
+        for query in queries:
             documents = recorder.found.get((question.id, query))
             if documents:
                 searches.append(Search(question, query, tuple(documents), correct))

@@ -41,12 +41,13 @@ class Example:
 class Emphasis:
     """Weights of the documents' tokens, for a small model that must learn first what matters most.
 
-    Useful and noisy replies part where the first document begins: it is the best one, or it is not. A token is common
-    when more than half of all documents hold it ("of", "is").
+    The first word of a line that is not common decides which document it will be: useful and noisy replies part there,
+    at every line. (With weight on the first line only, 40 % of noisy replies slipped back to the asked fact in their
+    last.) A token is common when more than half of all documents hold it ("of", "is").
     """
 
-    first: float = 2.0
-    rest: float = 0.5
+    lead: float = 3.0
+    rest: float = 1.0
     common: float = 0.1
 
 
@@ -147,9 +148,9 @@ class Encoder:
         common = self._common(lines)
         tokens = np.zeros((len(examples), max_tokens), np.int32)
         weights = np.zeros((len(examples), max_tokens), np.float32)
-        for row, (example, prompt, documents) in enumerate(zip(examples, prompts, lines, strict=True)):
+        for row, (prompt, documents) in enumerate(zip(prompts, lines, strict=True)):
             tokens[row, :lengths[row]] = np.concatenate([prompt, *documents])
-            spread = [self._weights(line, common, first=number == 0) for number, line in enumerate(documents)]
+            spread = [self._weights(line, common) for line in documents]
             weights[row, len(prompt):lengths[row]] = np.concatenate(spread)
         return tokens, weights
 
@@ -159,11 +160,13 @@ class Encoder:
         counts = collections.Counter(token for line in lines for token in line)
         return {token for token, count in counts.items() if count > len(lines) / 2}
 
-    def _weights(self, line, common, *, first: bool) -> list[float]:
+    def _weights(self, line: Sequence[int], common: set[int]) -> list[float]:
         e = self.emphasis
         if e is None:
             return [1.0] * len(line)
-        return [e.common if token in common else e.first if first else e.rest for token in line]
+        lead = next((place for place, token in enumerate(line) if token not in common), None)
+        return [e.common if token in common else e.lead if place == lead else e.rest
+                for place, token in enumerate(line)]
 
 
 def make_batches(tokens: np.ndarray, weights: np.ndarray, *, batch_rows: int, seed: int) -> Callable:

@@ -1,0 +1,55 @@
+import json
+
+import pytest
+from real_tokenizer import qwen2
+
+from zsjax.data import tiny_world
+from zsjax.rollout.prompts import TEMPLATES, PolicyTemplate
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_render_and_encode(name):
+    template = PolicyTemplate.load(name)
+    text = template.render(" Who is {question}? \n")
+    assert text.endswith("Who is {question}?\n") and "Who" not in template.prompt
+    assert template.encode(qwen2(), "who?") == qwen2().encode(template.render("who?"))
+    # Documents are whole lines, and the policy goes on in a line of its own.
+    assert template.information_open.endswith("\n") and template.information_close.endswith("\n")
+    assert template.hint.endswith("\n") and "</" not in template.hint
+
+
+def test_the_default_explains_every_tag():
+    prompt = PolicyTemplate.load("default").prompt
+    for tag in ("think", "search", "information", "answer"):
+        assert f"<{tag}>" in prompt and f"</{tag}>" in prompt
+
+
+def test_chat():
+    template = PolicyTemplate.load("default")
+    text = qwen2().decode(template.encode(qwen2(), "who?", chat=True))
+    assert text.endswith(f"<|im_start|>user\n{template.render('who?').strip()}<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_the_tiny_world_is_told_what_it_was_pretrained_on():
+    template = PolicyTemplate.load("tiny_world")
+    assert template == PolicyTemplate(tiny_world.POLICY_PROMPT, tiny_world.DOCUMENTS_OPEN, tiny_world.DOCUMENTS_CLOSE,
+                                      tiny_world.HINT, "tiny_world")
+
+
+def test_files(tmp_path):
+    text, fields = tmp_path / "prompt.txt", tmp_path / "prompt.json"
+    text.write_text("Q: {question}\n")
+    assert PolicyTemplate.load(text).render("x") == "Q: x\n"
+    assert PolicyTemplate.load(text).hint == TEMPLATES["default"].hint
+    fields.write_text(json.dumps({"prompt": "Q: {question}\n", "hint": "\nno.\n"}))
+    assert PolicyTemplate.load(fields).hint == "\nno.\n"
+    for content, message in (('{"prompt": "x"}', "{question} must be there once, not 0 times"),
+                             ('{"prompt": "{question} {golds}"}', "unknown slot {golds}"),
+                             ('{"prompt": "{question}", "hints": ""}', "field 'hints' must be a text and one of"),
+                             ('{"hint": ""}', "must be an object with the field 'prompt'"), ("{", "no JSON")):
+        fields.write_text(content)
+        with pytest.raises(ValueError, match=message) as caught:
+            PolicyTemplate.load(str(fields))
+        assert "prompt.json" in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="no policy template 'nowhere': give 'default', 'tiny_world'"):
+        PolicyTemplate.load("nowhere")
