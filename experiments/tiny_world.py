@@ -41,7 +41,7 @@ def get_config(arg=None):
                   eval_corpus="tiny_world:eval", eval_limit=400)
     c.prompts = dict(policy="tiny_world", simulator="tiny_world")
     c.search = dict(engine=arg.engine, eval_engine="bm25", num_documents=3, max_document_tokens=12, max_query_tokens=12,
-                    temperature=0.5, shuffle_documents=True, document_format="* {text}")
+                    temperature=0.25, shuffle_documents=True, document_format="* {text}")
     c.rollout = dict(max_turns=3, max_turn_tokens=40, max_tokens=256, max_prompt_tokens=24)
     c.curriculum = dict(schedule="zero_search", start=0.0, end=arg.noise)
     c.algorithm = dict(advantage="grpo", loss="ppo_clip", invert_mask=arg.invert_mask)

@@ -1,0 +1,106 @@
+"""The supervised loop resumes exactly, uses the weights, and stops at a loss that is not finite; pretraining is exact."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zsjax import supervised
+from zsjax.config import Config, ModelConfig, OptimizerConfig, SupervisedConfig, UserError
+from zsjax.data import load_tokenizer
+from zsjax.data.assets import asset_path
+from zsjax.metrics import Writer, read_jsonl, without_wall_time
+from zsjax.models.decoder import DecoderConfig, init_params
+from zsjax.pretrain import pretrain_policy
+
+MODEL = DecoderConfig(vocab_size=40, embed_dim=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=16)
+PHASE = SupervisedConfig(steps=6, batch_rows=4, max_tokens=12, checkpoint_every=2, optimizer=OptimizerConfig(
+    learning_rate=1e-2, schedule="cosine", warmup_steps=2))
+
+
+def batches(step):
+    rng = np.random.default_rng([7, step])
+    weights = (rng.random((4, 12)) < 0.5).astype(np.float32)
+    weights[:, 9:] = 0
+    return rng.integers(1, 40, (4, 12)).astype(np.int32), weights
+
+
+def train(directory, batches=batches, phase=PHASE, params=None):
+    params = init_params(MODEL, jax.random.key(0)) if params is None else params
+    with Writer(directory, tensorboard=False) as writer:
+        return supervised.train(phase, MODEL, params, batches, writer=writer, stage="tune", directory=directory / "ckpt")
+
+
+def lines(directory):
+    return [without_wall_time(line) for line in read_jsonl(directory / "metrics.jsonl")]
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_run_that_was_cut_off_ends_the_same(tmp_path):
+    whole = train(tmp_path / "whole")
+
+    def cut(step):
+        if step == 5:
+            raise Killed
+        return batches(step)
+
+    with pytest.raises(Killed):
+        train(tmp_path / "cut", cut)
+    seen = []
+    resumed = train(tmp_path / "cut", lambda step: seen.append(step) or batches(step))
+    assert seen in ([2, 3, 4, 5], [4, 5])  # step 4 was being written when the loop was cut
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+    assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
+
+
+def test_tokens_behind_the_last_weighted_one_and_the_callers_params_are_left_alone(tmp_path):
+    params = init_params(MODEL, jax.random.key(0))
+    before = jax.tree.map(np.array, params)
+    first = train(tmp_path / "a", params=params)
+    jax.tree.map(np.testing.assert_array_equal, before, params)
+
+    def other_tails(step):
+        tokens, weights = batches(step)
+        return np.where(np.arange(12) < 9, tokens, 3), weights
+
+    jax.tree.map(np.testing.assert_array_equal, first, train(tmp_path / "b", other_tails))
+    moved = train(tmp_path / "c", lambda step: (batches(step)[0], np.ones((4, 12), np.float32)))
+    assert not np.allclose(first["embed_tokens"], moved["embed_tokens"])
+
+
+def test_a_loss_that_is_not_finite_stops_the_loop(tmp_path):
+    params = init_params(MODEL, jax.random.key(0))
+    params["norm"] = jnp.full_like(params["norm"], jnp.nan)
+    with pytest.raises(FloatingPointError, match="step 2"):
+        train(tmp_path, params=params)
+
+
+SHAPE = dict(embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, mlp_dim=32)
+TINY = Config(policy=ModelConfig(init="random", shape=SHAPE), pretrain=dataclasses.replace(
+    PHASE, max_tokens=72, options={"reading_steps": 2, "short_steps": 1, "max_facts": 3, "episodes": 2, "reading": 1,
+                                   "episode_tokens": 192}))
+
+
+def test_pretraining_is_a_function_of_the_config(tmp_path):
+    tokenizer = load_tokenizer(asset_path("asset:tiny_world/tokenizer"))
+
+    def pretrain(name, config=TINY):
+        with Writer(tmp_path / name, tensorboard=False) as writer:
+            return pretrain_policy(config, tokenizer, writer=writer, directory=tmp_path / name / "ckpt")
+
+    model, params = pretrain("a")
+    assert model.vocab_size == tokenizer.vocab_size
+    stages = [(line["stage"], line["step"]) for line in lines(tmp_path / "a") if "reading_4" in line]
+    assert stages == [("pretrain_reading", 2), ("pretrain_episodes", 2), ("pretrain_episodes", 4)]
+    # A second call finds both phases done and only reads what they made.
+    jax.tree.map(np.testing.assert_array_equal, params, pretrain("a")[1])
+    other = pretrain("b", dataclasses.replace(TINY, seed=1))[1]
+    assert not np.allclose(params["embed_tokens"], other["embed_tokens"])
+    wrong = dataclasses.replace(TINY, pretrain=dataclasses.replace(TINY.pretrain, options={"episodse": 3}))
+    with pytest.raises(UserError, match="episodse"):
+        pretrain("c", wrong)
