@@ -41,8 +41,7 @@ class BM25:
         Raises:
           ValueError: no documents, a document without text, or no word in all of them.
         """
-        import bm25s
-
+        bm25s = _bm25s()
         rows = [_row(document, number) for number, document in enumerate(documents)]
         if not rows:
             raise ValueError("BM25 needs at least one document; the corpus is empty")
@@ -118,8 +117,7 @@ class BM25:
           FileNotFoundError: no such index.
           ValueError: the folder's corpus is not the one that was indexed, or not the one asked for.
         """
-        import bm25s
-
+        bm25s = _bm25s()
         path = pathlib.Path(path)
         if not (path / _MANIFEST).exists():
             raise FileNotFoundError(f"no BM25 index at {path}: {_MANIFEST} is missing. Build one with "
@@ -137,6 +135,15 @@ class BM25:
         return cls(index, documents, settings)
 
 
+def _bm25s():
+    import logging
+
+    import bm25s
+
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
+    return bm25s
+
+
 def _row(document: Document | Mapping, number: int) -> tuple[str, str]:
     """(title, text), checked."""
     if isinstance(document, Document):
@@ -151,9 +158,7 @@ def _row(document: Document | Mapping, number: int) -> tuple[str, str]:
 
 
 def _words(texts, stopwords, *, return_ids, progress=False):
-    import bm25s
-
-    return bm25s.tokenize(texts, stopwords="en" if stopwords else [], return_ids=return_ids, show_progress=progress)
+    return _bm25s().tokenize(texts, stopwords="en" if stopwords else [], return_ids=return_ids, show_progress=progress)
 
 
 def _best(scores: np.ndarray, k: int) -> np.ndarray:
