@@ -36,6 +36,9 @@ def get_config(arg=None):
         c.simulator = dict(init="random", shape=dict(MODEL, embed_dim=128, mlp_dim=512), positional_bias_init=True)
         c.pretrain = dict(steps=1000, batch_rows=30, max_tokens=144, logprob_chunk=48, optimizer=dict(
             learning_rate=5e-3, schedule="cosine", warmup_steps=50, b2=0.98, weight_decay=0.01))
+        c.pretrain_simulator = dict(steps=1000, batch_rows=48, max_tokens=72, logprob_chunk=32,
+                                    options=dict(emphasis=True), optimizer=dict(
+            learning_rate=4e-3, schedule="cosine", warmup_steps=30, b2=0.98))
 
     c.data = dict(train="tiny_world:train", corpus="tiny_world:train", eval="tiny_world:eval",
                   eval_corpus="tiny_world:eval", eval_limit=400)
@@ -50,8 +53,7 @@ def get_config(arg=None):
                    eval_every=20, eval_questions=64)
     c.collect = dict(episodes=960, probes=480)
     c.tune_simulator = dict(steps=640, batch_rows=48, max_tokens=72, logprob_chunk=32, options=dict(emphasis=True),
-                            optimizer=dict(
-        learning_rate=4e-3, schedule="cosine", warmup_steps=20, b2=0.98))
+                            optimizer=dict(learning_rate=4e-3, schedule="cosine", warmup_steps=20, b2=0.98))
     c.gates = dict(reading=0.95, useful=0.9, noisy=0.1, leak=0.05)
     c.evaluate = dict(batch_rows=96, drop_best=0.3)
     if arg.smoke:
@@ -60,4 +62,7 @@ def get_config(arg=None):
         c.tune_simulator.steps = 4
         c.data.eval_limit = 16
         c.gates = dict()
+        if arg.pretrain:
+            c.pretrain.update(steps=4, options=dict(reading_steps=2))
+            c.pretrain_simulator.steps = 2
     return c
