@@ -34,8 +34,8 @@ def get_config(arg=None):
         c.stages = ("pretrain", "pretrain_simulator", *c.stages)
         c.policy = dict(init="random", shape=dict(MODEL, embed_dim=64, mlp_dim=128), positional_bias_init=True)
         c.simulator = dict(init="random", shape=dict(MODEL, embed_dim=128, mlp_dim=512), positional_bias_init=True)
-        c.pretrain = dict(steps=1000, batch_rows=30, max_tokens=144, logprob_chunk=48, optimizer=dict(
-            learning_rate=5e-3, schedule="cosine", warmup_steps=50, b2=0.98, weight_decay=0.01))
+        c.pretrain = dict(steps=1400, batch_rows=30, max_tokens=144, logprob_chunk=48, optimizer=dict(
+            learning_rate=7e-3, schedule="cosine", warmup_steps=50, b2=0.98, weight_decay=0.01))
         c.pretrain_simulator = dict(steps=1000, batch_rows=48, max_tokens=72, logprob_chunk=32,
                                     options=dict(emphasis=True), optimizer=dict(
             learning_rate=4e-3, schedule="cosine", warmup_steps=30, b2=0.98))

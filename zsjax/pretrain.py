@@ -37,7 +37,7 @@ class Recipe:
 
     reading_steps: int = 400
     short_steps: int = 100
-    max_facts: int = 8
+    max_facts: int = 10
     unknown: float = 0.15
     episode_rate: float = 4e-3
     episode_tokens: int = 192
@@ -48,8 +48,8 @@ class Recipe:
 
 # The carried base: 30 rows of 16 facts a step.
 POLICY_BASE = SupervisedConfig(
-    steps=1000, batch_rows=30, max_tokens=16 * LINE, checkpoint_every=100, optimizer=OptimizerConfig(
-        learning_rate=5e-3, schedule="cosine", warmup_steps=50, b2=0.98, weight_decay=0.01))
+    steps=1400, batch_rows=30, max_tokens=16 * LINE, checkpoint_every=100, optimizer=OptimizerConfig(
+        learning_rate=7e-3, schedule="cosine", warmup_steps=50, b2=0.98, weight_decay=0.01))
 
 
 def pretrain_policy(config: Config, tokenizer, *, writer, directory, config_json: str = "{}"

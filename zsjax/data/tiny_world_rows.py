@@ -74,7 +74,6 @@ def _fact_line(vocab: Vocabulary, relations, subjects, objects):
 
 LINE = 9  # tokens of a fact line
 OBJECT = slice(6, 8)  # its object
-SUBJECT_END = 4  # the last word of its subject
 
 
 def reading_rows(rng, vocab: Vocabulary, *, rows: int, max_tokens: int, facts: tuple[int, int] | int,
@@ -89,8 +88,7 @@ def reading_rows(rng, vocab: Vocabulary, *, rows: int, max_tokens: int, facts: t
       facts: n, or a pair (low, high) to draw it from, both included.
       unknown: share of asked lines whose fact is not there: the object is the word "unknown".
       held_out: draw from the names of evaluation worlds.
-      glue_weight: weight of every token but asked objects and the last word of asked subjects, which weigh 1: a name that
-        was begun is to be finished as it stands in the context, in queries too.
+      glue_weight: weight of every token but asked objects, which weigh 1.
 
     Returns:
       (tokens int32[B, T], weights float32[B, T], asked bool[B, T // 9]: lines that ask for a fact for
@@ -122,7 +120,6 @@ def reading_rows(rng, vocab: Vocabulary, *, rows: int, max_tokens: int, facts: t
         text = _fact_line(vocab, relation[order], names[subject[order]], names[other[order]])
         weight = np.full((lines, LINE), glue_weight, np.float32)
         weight[n:, OBJECT] = 1
-        weight[n:, SUBJECT_END] = 1
         asked[row, n:2 * n] = order[n:2 * n] < n
         flat, keep = text.reshape(-1), np.ones(lines * LINE, bool)
         if unknown:
@@ -191,7 +188,7 @@ class Behaviour:
     """
 
     guided: float = 0.45
-    answer_at_once: tuple[float, float] = (0.7, 0.6)
+    answer_at_once: tuple[float, float] = (0.65, 0.58)
     right_query: tuple[float, float] = (0.6, 0.9)
     stop_early: float = 0.1
     search_again: float = 0.3
