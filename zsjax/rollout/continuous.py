@@ -9,9 +9,9 @@ each kind of work runs zero or more times (a `while_loop` is the "if": a `cond` 
   write    the simulator, as long as the policy would run too empty
   answer   finished replies and hints are inserted, and their rows draw again
 
-With busy=0, as many slots as rows and no more episodes than rows this is the lockstep loop of `zsjax.rollout.engine`.
-Draws depend on (key, episode, position) and on the request alone, so trajectories are those of the lockstep loop, bit for
-bit where decoding and reading have the same shapes (rows, slots, lanes).
+With a row and a slot for every episode and busy=0 this is lockstep: everyone thinks, then everyone who asked is served.
+Draws depend on (key, episode, position) and on the request alone, so the schedule changes no trajectory: bit for bit where
+decoding and reading have the same shapes (rows, slots, lanes), in the last bits of a matmul elsewhere.
 """
 
 import dataclasses
@@ -32,14 +32,15 @@ from zsjax.search.simulator import Requests, Simulator, Writing
 class Schedule:
     """How the work is interleaved.
 
-    rows: episodes played at a time.
-    slots: requests written at a time.
-    busy: the policy decodes while this share of its rows (of those that are left, at the end) has a token to draw.
+    rows: episodes played at a time; 0: all.
+    slots: requests written at a time; 0: a quarter of the rows, or all where all episodes are played at a time.
+    busy: the policy decodes while more than this share of its rows (of those that are left, at the end) has a token to
+      draw. 0: until no row has.
     """
 
-    rows: int
-    slots: int
-    busy: float = 0.85
+    rows: int = 0
+    slots: int = 0
+    busy: float = 0.0
 
 
 @flax.struct.dataclass
@@ -65,9 +66,14 @@ class Loop:
     asked: Any  # bool[R], whether the row's request is in a slot
 
 
-def play(policy_params, simulator_params, env: Environment, tables, simulator: Simulator, simulator_tables, inputs, noise,
-         temperature, key, schedule: Schedule) -> tuple[types.Episodes, Work]:
-    """A whole rollout, as one program. Pure; arguments as `engine.simulated`.
+def play(policy_params, simulator_params, env: Environment, schedule: Schedule, tables, simulator: Simulator,
+         simulator_tables, inputs, noise, temperature, key) -> tuple[types.Episodes, Work]:
+    """A whole rollout against a simulator with the policy's tokenizer, as one program. Pure.
+
+    Args:
+      inputs: dict with prompts, prompt_lengths, group_id, and for each question question, answers (ragged pairs) and
+        question_key.
+      noise: float32[], P(noisy). temperature: float32[], of the policy. key: the step's key.
 
     Returns:
       (Episodes of all questions x group_size rows, Work).
@@ -75,14 +81,15 @@ def play(policy_params, simulator_params, env: Environment, tables, simulator: S
     policy_key, simulator_key, noise_key = (jax.random.fold_in(key, i) for i in range(3))
     prompts = pieces.read_prompts(policy_params, env, inputs["prompts"], inputs["prompt_lengths"], inputs["group_id"])
     E = prompts.tokens.shape[0] * env.group_size
-    R, S = min(schedule.rows, E), min(schedule.slots, schedule.rows, E)
+    R = min(schedule.rows or E, E)
+    S = min(schedule.slots or (-(-R // 4) if schedule.rows else R), R)
     lanes = env.lanes or R
 
     def remaining(loop):  # rows that can still be kept busy
         return jnp.minimum(R, E - loop.next + (loop.state.status == types.RUNNING).sum())
 
     def low(loop):
-        return generating(loop.state).sum() < schedule.busy * remaining(loop)
+        return generating(loop.state).sum() <= schedule.busy * remaining(loop)
 
     def ended(loop):
         return loop.state.status != types.RUNNING
@@ -106,12 +113,9 @@ def play(policy_params, simulator_params, env: Environment, tables, simulator: S
         plays = jnp.where(ended(loop), E, loop.episode).at[rows].set(episode, mode="drop", unique_indices=True)
         return loop.replace(episodes=episodes, next=loop.next + (rows < R).sum(), state=state, episode=plays)
 
-    def cut_out(loop):
-        state, query = pieces.queries(env, tables, loop.state)
-        return loop.replace(state=state), query
-
     def ask(loop):
-        loop, query = cut_out(loop)
+        state, query = pieces.queries(env, tables, loop.state)
+        loop = loop.replace(state=state)
         rows = first_rows(pending(loop), S)
         slots = first_rows(loop.owner == R, S)
         given = (rows < R) & (slots < S)
@@ -166,7 +170,7 @@ def play(policy_params, simulator_params, env: Environment, tables, simulator: S
     unfinished = lambda loop: (loop.next < E) | (loop.state.status == types.RUNNING).any()
     loop = jax.lax.while_loop(unfinished, around, loop)
     one = lambda x: jnp.full(1, x, jnp.int32)
-    work = Work(policy_steps=one(loop.state.steps), policy_rows=one(R), simulator_steps=one(loop.writing.steps),
+    work = Work(policy_steps=loop.state.steps, policy_rows=one(R), simulator_steps=loop.writing.steps,
                 simulator_slots=one(S))
     return hand_over(loop), work
 

@@ -1,4 +1,4 @@
-"""The compiled multi-turn rollout: think, search, read, answer, for a whole batch, on the device.
+"""The pieces of a multi-turn rollout: think, search, read, answer, for a batch of rows, on the device.
 
 One turn of a row is one generation of the policy. It ends at `</search>`, `</answer>`, EOS or its token budget:
 
@@ -10,9 +10,9 @@ One turn of a row is one generation of the policy. It ends at `</search>`, `</an
 Searches and invalid actions both use up a turn. After `max_turns` of them one last generation may only answer: whatever
 else it does ends the row as OUT_OF_TURNS and is not run. A row whose context is full is OUT_OF_TOKENS.
 
-The pieces (`start`, `generate_turn`, `queries`, `insert`) are pure functions over `RolloutState`. `make_rollout` chains
-them with the simulator in one `while_loop` when the engine is a `Simulator` that shares the policy's tokenizer;
-`zsjax.rollout.host` drives the same pieces for engines that live on the host. Tokens go in and come out: nothing is
+The pieces (`read_prompts`, `seat`, `generate_turn`, `queries`, `insert`) are pure functions over `RolloutState`.
+`zsjax.rollout.continuous` chains them with the simulator in one program when the engine is a `Simulator` that shares the
+policy's tokenizer; `zsjax.rollout.host` drives them for engines that live on the host. Tokens go in and come out: nothing is
 decoded and encoded again, and roles and log-probs are written when a token is written.
 """
 
@@ -31,7 +31,6 @@ from zsjax.sampling.logits import row_keys, sample
 from zsjax.sampling.prefill import prefill
 from zsjax.sampling.splice import append, concatenate, take_span
 from zsjax.sampling.tags import TagAutomaton, extract
-from zsjax.search.simulator import Requests, Simulator
 
 POLICY_TAGS = ("<search>", "</search>", "<answer>", "</answer>")
 OPEN_SEARCH, CLOSE_SEARCH, OPEN_ANSWER, CLOSE_ANSWER = 1, 2, 3, 4  # events of the automaton
@@ -91,7 +90,7 @@ class RolloutState:
     documents_span: Any  # int32[B, M, 2]
     episode_id: Any  # int32[B]
     group_id: Any  # int32[B]
-    steps: Any  # int32[], decode steps so far
+    steps: Any  # int32[1], decode steps so far (one number a device)
 
 
 def tables(tokenizer, config: DecoderConfig) -> Tables:
@@ -146,7 +145,7 @@ def empty_rows(env: Environment, rows: int) -> RolloutState:
         documents_span=jnp.zeros((rows, M, 2), jnp.int32),
         episode_id=zeros,
         group_id=zeros,
-        steps=jnp.int32(0),
+        steps=jnp.zeros(1, jnp.int32),
     )
 
 
@@ -321,32 +320,3 @@ def finish(state: RolloutState) -> types.Episodes:
     """The rows as `Episodes`."""
     names = [field.name for field in dataclasses.fields(types.Episodes)]
     return types.Episodes(**{name: getattr(state, name) for name in names})
-
-
-def simulated(policy_params, simulator_params, env: Environment, tables: Tables, simulator: Simulator,
-              simulator_tables, inputs, noise, temperature, key) -> types.Episodes:
-    """A whole rollout against a simulator with the policy's tokenizer, as one program. Pure.
-
-    Args:
-      inputs: dict with prompts, prompt_lengths, group_id, and for each question question, answers (ragged pairs) and
-        question_key.
-      noise: float32[], P(noisy). temperature: float32[], of the policy. key: the step's key.
-    """
-    policy_key, simulator_key, noise_key = (jax.random.fold_in(key, i) for i in range(3))
-    repeat = lambda x: jnp.repeat(x, env.group_size, axis=0)
-    question, answers, question_key = jax.tree.map(
-        repeat, (inputs["question"], inputs["answers"], inputs["question_key"]))
-    state = start(policy_params, env, inputs["prompts"], inputs["prompt_lengths"], inputs["group_id"])
-
-    def turn(state):
-        state = generate_turn(policy_params, env, tables, state, policy_key, temperature)
-        state, query = queries(env, tables, state)
-        noisy = coins(env, state, noise, noise_key)
-        requests = Requests(question=question, answers=answers, query=query, noisy=noisy, question_key=question_key,
-                            active=state.waits_for == DOCUMENTS)
-        replies = simulator.write(simulator_params, simulator_tables, requests, simulator_key)
-        noisy = jnp.broadcast_to(noisy[:, None], replies.lengths.shape)
-        return insert(policy_params, env, state, replies.tokens, replies.lengths, replies.count, noisy)
-
-    running = lambda state: (state.status == types.RUNNING).any()
-    return finish(jax.lax.while_loop(running, turn, state))

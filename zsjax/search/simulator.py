@@ -77,7 +77,7 @@ class Writing:
     step: Any  # int32[B], tokens drawn for the request
     keys: Any  # uint32[B, 2], key data of the request
     busy: Any  # bool[B]
-    steps: Any  # int32[], decode steps so far, all requests together
+    steps: Any  # int32[1], decode steps so far (one number a device)
 
 
 @flax.struct.dataclass
@@ -225,7 +225,7 @@ class Simulator:
         zeros = jnp.zeros(slots, jnp.int32)
         return Writing(cache=cache, hidden=hidden, documents=jnp.zeros((slots, k, N), jnp.int32),
                        lengths=jnp.zeros((slots, k), jnp.int32), count=zeros, tag_state=zeros, step=zeros,
-                       keys=jnp.zeros((slots, 2), jnp.uint32), busy=jnp.zeros(slots, bool), steps=jnp.int32(0))
+                       keys=jnp.zeros((slots, 2), jnp.uint32), busy=jnp.zeros(slots, bool), steps=jnp.zeros(1, jnp.int32))
 
     def take(self, params, writing: "Writing", requests: Requests, key, *, lanes: int | None = None) -> "Writing":
         """Begins the active requests, each in the place of its row; what these held is lost.
