@@ -89,6 +89,11 @@ class RolloutConfig:
     max_turn_tokens: budget of one generation.
     max_tokens: T, the whole row: prompt, policy, documents.
     max_prompt_tokens: a longer prompt is an error, never cut.
+    rows: episodes played at a time by a compiled rollout on each device; a row that ends takes the next. 0: all.
+    simulator_slots: requests that the simulator writes at a time; 0: a quarter of the rows.
+    busy: the policy decodes while more than this share of its rows has a token to draw; otherwise what it waits for comes
+      first.
+    lanes: rows whose prompts and documents are read at a time; 0: all.
     """
 
     max_turns: int = 4
@@ -96,6 +101,10 @@ class RolloutConfig:
     max_tokens: int = 2048
     max_prompt_tokens: int = 512
     temperature: float = 1.0
+    rows: int = 0
+    simulator_slots: int = 0
+    busy: float = 0.0
+    lanes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zsjax.models.cache import KVCache, grow, init_cache, repeat_rows
+from zsjax.models.cache import KVCache, copy_rows, grow, init_cache
 from zsjax.models.decoder import extend, forward, init_params, logits_of
 from zsjax.models.layers import DecoderConfig
 from zsjax.sampling import decode
@@ -63,7 +63,7 @@ def test_grown_and_repeated_rows_go_on_alike():
     @jax.jit
     def shared(params):
         _, cache = extend(params, CONFIG, prompt, jnp.array([5, 3]), init_cache(CONFIG, 2, 5))
-        cache = repeat_rows(grow(cache, 8), 2)
+        cache = copy_rows(init_cache(CONFIG, 4, 8), jnp.arange(4), grow(cache, 6), jnp.array([0, 0, 1, 1]))
         return _extend_logits(params, CONFIG, jnp.array([[7], [8], [7], [8]]), jnp.ones(4, jnp.int32), cache)
 
     logits, cache = shared(params)

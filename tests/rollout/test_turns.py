@@ -215,17 +215,17 @@ def simulator():
                      temperature=1.0, shuffle_documents=True)
 
 
-def searching(monkeypatch):
-    """Lets the sampler draw four tokens a turn, then writes a search: random weights would hardly ever do."""
+def searching(monkeypatch, draws=lambda episode: 4):
+    """Lets the sampler draw a few tokens a turn, then writes a search: random weights would hardly ever do."""
     draw, keys, generate = pieces.sample, pieces.row_keys, pieces.generate_turn
     tail, turn = jnp.array(encode("<search> voice of Kara </search>")), {}
 
-    def generate_turn(params, env, tables, state, key, temperature):
+    def generate_turn(params, env, tables, state, *rest):
         turn["start"] = state.turn_start
-        return generate(params, env, tables, state, key, temperature)
+        return generate(params, env, tables, state, *rest)
 
     def row_keys(key, rows, positions):
-        turn["at"] = positions - turn["start"] - 4
+        turn["at"] = positions - turn["start"] - draws(rows)
         return keys(key, rows, positions)
 
     def sample(logits, keys, **options):

@@ -31,18 +31,25 @@ class KVCache:
         """S, the number of slots a row has."""
         return self.k[0].shape[2]
 
-    def write(self, layer: int, k: jax.Array, v: jax.Array) -> "KVCache":
+    def write(self, layer: int, k: jax.Array, v: jax.Array, rows: jax.Array | None = None) -> "KVCache":
         """Writes N new slots of one layer behind each row's length; `advance` then makes them count.
 
         Args:
           layer: which layer.
           k, v: [B, K, N, h]. Slots lengths[b] .. lengths[b] + N - 1 are overwritten, so rows that take fewer than N
             tokens leave rubbish beyond their new length, where nothing reads. Slots beyond the capacity are dropped.
+          rows: int32[C] different rows that k and v [C, K, N, h] belong to, or None for all. Rows from B on are dropped.
 
         Returns:
           The cache with the layer written and unchanged lengths.
         """
-        slots = self.lengths[:, None] + jnp.arange(k.shape[2])
+        slots = self.row_lengths(rows)[:, None] + jnp.arange(k.shape[2])
+        ks, vs = list(self.k), list(self.v)
+        if rows is not None:
+            at = lambda layer, new: layer.at[rows[:, None], :, slots].set(
+                new.swapaxes(1, 2).astype(layer.dtype), mode="drop", unique_indices=True)
+            ks[layer], vs[layer] = at(ks[layer], k), at(vs[layer], v)
+            return self.replace(k=tuple(ks), v=tuple(vs))
 
         # Mapped over rows, so that the scatter says rows do not mix: sharded rows then write without a collective
         # (indexing by row number gathers k and v from every device at every step).
@@ -50,13 +57,23 @@ class KVCache:
             return row.at[:, slots].set(new.astype(row.dtype), mode="drop", unique_indices=True)
 
         write = jax.vmap(write)
-        ks, vs = list(self.k), list(self.v)
         ks[layer], vs[layer] = write(ks[layer], k, slots), write(vs[layer], v, slots)
         return self.replace(k=tuple(ks), v=tuple(vs))
 
-    def advance(self, count: jax.Array) -> "KVCache":
-        """Adds count int32[B] tokens to the rows' lengths."""
-        return self.replace(lengths=self.lengths + count)
+    def advance(self, count: jax.Array, rows: jax.Array | None = None) -> "KVCache":
+        """Adds count int32[B] tokens to the rows' lengths; with rows int32[C], count int32[C] to theirs."""
+        if rows is None:
+            return self.replace(lengths=self.lengths + count)
+        return self.replace(lengths=self.lengths.at[rows].add(count, mode="drop"))
+
+    def row_lengths(self, rows: jax.Array | None = None) -> jax.Array:
+        """int32[B] lengths, or int32[C] of the given rows (of rows from B on: any)."""
+        return self.lengths if rows is None else self.lengths.at[rows].get(mode="clip")
+
+    def layer(self, index: int, rows: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """(k, v) of a layer, [B, K, S, h] each; with rows a copy of theirs, [C, K, S, h]."""
+        k, v = self.k[index], self.v[index]
+        return (k, v) if rows is None else (k.at[rows].get(mode="clip"), v.at[rows].get(mode="clip"))
 
 
 def init_cache(config: DecoderConfig, batch: int, capacity: int, dtype=jnp.float32) -> KVCache:
@@ -69,10 +86,19 @@ def init_cache(config: DecoderConfig, batch: int, capacity: int, dtype=jnp.float
     )
 
 
-def repeat_rows(cache: KVCache, times: int) -> KVCache:
-    """Copies every row `times` times, next to each other: a prompt is read once and shared by its group."""
-    repeat = lambda x: jnp.repeat(x, times, axis=0)
-    return jax.tree.map(repeat, cache)
+def copy_rows(cache: KVCache, rows: jax.Array, source: KVCache, source_rows: jax.Array) -> KVCache:
+    """Puts rows of another cache in place of some of this one's: a prompt that was read once begins many rows.
+
+    Args:
+      rows: int32[C] different rows of `cache`; those from B on are dropped.
+      source: a cache of at most as many slots.
+      source_rows: int32[C] rows of `source`.
+    """
+    put = lambda x, y: x.at[rows, :, :y.shape[2]].set(
+        y.at[source_rows].get(mode="clip").astype(x.dtype), mode="drop", unique_indices=True)
+    return KVCache(
+        k=tuple(map(put, cache.k, source.k)), v=tuple(map(put, cache.v, source.v)),
+        lengths=cache.lengths.at[rows].set(source.row_lengths(source_rows), mode="drop"))
 
 
 def grow(cache: KVCache, capacity: int) -> KVCache:

@@ -182,29 +182,31 @@ def forward(params, config: DecoderConfig, tokens, *, positions=None, valid=None
     return logits_of(params, config, hidden_states(params, config, tokens, positions=positions, valid=valid))
 
 
-def extend(params, config: DecoderConfig, tokens, count, cache: KVCache):
+def extend(params, config: DecoderConfig, tokens, count, cache: KVCache, rows=None):
     """Appends the first count[b] of tokens[b] to each row of the cache.
 
     Args:
       tokens: int32[B, N].
       count: int32[B], 0 .. N; the row's other tokens are neither kept nor seen by a kept one.
       cache: capacity for all rows, or the tokens beyond it are lost.
+      rows: None, or int32[B] different rows of a cache with more rows than B, to which tokens and count belong.
 
     Returns:
       (hidden [B, N, D] after the final norm, meaningless from count[b] on; the longer cache).
     """
     N = tokens.shape[1]
-    positions = cache.lengths[:, None] + jnp.arange(N)
-    kv_lengths = cache.lengths + count
+    lengths = cache.row_lengths(rows)
+    positions = lengths[:, None] + jnp.arange(N)
+    kv_lengths = lengths + count
     cos, sin = rotary_angles(config, positions)
     x = params["embed_tokens"][tokens].astype(config.dtype)
     for index, layer_params in enumerate(params["layers"]):
 
         def read_kv(q, k, v):
             nonlocal cache
-            cache = cache.write(index, k, v)
-            return attend(q, cache.k[index], cache.v[index], q_positions=positions, kv_lengths=kv_lengths,
+            cache = cache.write(index, k, v, rows)
+            return attend(q, *cache.layer(index, rows), q_positions=positions, kv_lengths=kv_lengths,
                           window=_window(config, index))
 
         x = _layer(layer_params, config, index, x, cos, sin, read_kv)
-    return rms_norm(x, params["norm"], eps=config.rms_eps), cache.advance(count)
+    return rms_norm(x, params["norm"], eps=config.rms_eps), cache.advance(count, rows)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from zsjax.rollout import continuous
 from zsjax.rollout import engine as pieces
 from zsjax.rollout.host import HostRollout
 from zsjax.rollout.prompts import PolicyTemplate
@@ -33,7 +34,7 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
       rollout(params, questions, *, noise=0.0, key, temperature=None, group_ids=None) -> Episodes of
       len(questions) * group_size rows, a question's next to each other. group_ids int32[Q] name the questions in the
       random streams (default 0 .. Q-1); temperature None is the config's, 0 is greedy. `rollout.tokenizer` is the one
-      given.
+      given. With with_work=True: (Episodes, `continuous.Work`).
       Raises ValueError when a prompt is longer than config.rollout.max_prompt_tokens: prompts are never cut.
     """
     template = PolicyTemplate.load(config.prompts.policy)
@@ -50,22 +51,25 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
         information_close=encode(template.information_close),
         hint=encode(template.hint),
         group_size=group_size,
+        lanes=config.rollout.lanes or None,
     )
+    schedule = continuous.Schedule(config.rollout.rows, config.rollout.simulator_slots, config.rollout.busy)
     tables = pieces.tables(tokenizer, policy_config)
     compiled = isinstance(engine, Simulator) and engine.tokenizer is tokenizer
     if compiled:
-        play = _compiled(env, tables, engine, mesh)
+        play = _compiled(env, schedule, tables, engine, mesh)
     else:
         if isinstance(engine, Simulator):
             logging.info("the simulator has its own tokenizer: documents go through text on the host")
         play = HostRollout(env, tables, engine, tokenizer, config.search.document_format)
 
-    def rollout(params, questions, *, noise=0.0, key, temperature=None, group_ids=None):
+    def rollout(params, questions, *, noise=0.0, key, temperature=None, group_ids=None, with_work=False):
         prompts = encode_prompts(template, tokenizer, questions, config.rollout.max_prompt_tokens, config.prompts.chat)
         ids = np.arange(len(questions), dtype=np.int32) if group_ids is None else np.asarray(group_ids, np.int32)
         inputs = {"prompts": prompts[0], "prompt_lengths": prompts[1], "group_id": ids}
         temperature = config.rollout.temperature if temperature is None else temperature
-        return play(params, inputs, questions, jnp.float32(noise), jnp.float32(temperature), key)
+        episodes, work = play(params, inputs, questions, jnp.float32(noise), jnp.float32(temperature), key)
+        return (episodes, work) if with_work else episodes
 
     rollout.tokenizer = tokenizer
     return rollout
@@ -83,10 +87,10 @@ def encode_prompts(template, tokenizer, questions, size: int, chat: bool = False
     return tokens, lengths
 
 
-def _compiled(env, tables, simulator: Simulator, mesh):
+def _compiled(env, schedule, tables, simulator: Simulator, mesh):
     def program(policy_params, simulator_params, tables, simulator_tables, inputs, noise, temperature, key):
-        return pieces.simulated(policy_params, simulator_params, env, tables, simulator, simulator_tables, inputs,
-                                noise, temperature, key)
+        return continuous.play(policy_params, simulator_params, env, schedule, tables, simulator, simulator_tables, inputs,
+                               noise, temperature, key)
 
     if mesh is not None and mesh.size > 1:
         rows = P(("data", "fsdp"))

@@ -1,4 +1,4 @@
-"""The compiled multi-turn rollout: think, search, read, answer, for a whole batch, on the device.
+"""The pieces of a multi-turn rollout: think, search, read, answer, for a batch of rows, on the device.
 
 One turn of a row is one generation of the policy. It ends at `</search>`, `</answer>`, EOS or its token budget:
 
@@ -10,9 +10,9 @@ One turn of a row is one generation of the policy. It ends at `</search>`, `</an
 Searches and invalid actions both use up a turn. After `max_turns` of them one last generation may only answer: whatever
 else it does ends the row as OUT_OF_TURNS and is not run. A row whose context is full is OUT_OF_TOKENS.
 
-The pieces (`start`, `generate_turn`, `queries`, `insert`) are pure functions over `RolloutState`. `make_rollout` chains
-them with the simulator in one `while_loop` when the engine is a `Simulator` that shares the policy's tokenizer;
-`zsjax.rollout.host` drives the same pieces for engines that live on the host. Tokens go in and come out: nothing is
+The pieces (`read_prompts`, `seat`, `generate_turn`, `queries`, `insert`) are pure functions over `RolloutState`.
+`zsjax.rollout.continuous` chains them with the simulator in one program when the engine is a `Simulator` that shares the
+policy's tokenizer; `zsjax.rollout.host` drives them for engines that live on the host. Tokens go in and come out: nothing is
 decoded and encoded again, and roles and log-probs are written when a token is written.
 """
 
@@ -25,13 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from zsjax import types
-from zsjax.models.cache import KVCache, init_cache, repeat_rows
+from zsjax.models.cache import KVCache, copy_rows, init_cache
 from zsjax.models.decoder import DecoderConfig, extend, logits_of
 from zsjax.sampling.logits import row_keys, sample
 from zsjax.sampling.prefill import prefill
 from zsjax.sampling.splice import append, concatenate, take_span
 from zsjax.sampling.tags import TagAutomaton, extract
-from zsjax.search.simulator import Requests, Simulator
 
 POLICY_TAGS = ("<search>", "</search>", "<answer>", "</answer>")
 OPEN_SEARCH, CLOSE_SEARCH, OPEN_ANSWER, CLOSE_ANSWER = 1, 2, 3, 4  # events of the automaton
@@ -56,6 +55,7 @@ class Environment:
     information_close: np.ndarray
     hint: np.ndarray
     group_size: int = 1
+    lanes: int | None = None  # rows that are read at a time where prompts and documents are read; None: all
 
 
 @flax.struct.dataclass
@@ -90,6 +90,7 @@ class RolloutState:
     documents_span: Any  # int32[B, M, 2]
     episode_id: Any  # int32[B]
     group_id: Any  # int32[B]
+    steps: Any  # int32[1], decode steps so far (one number a device)
 
 
 def tables(tokenizer, config: DecoderConfig) -> Tables:
@@ -98,55 +99,97 @@ def tables(tokenizer, config: DecoderConfig) -> Tables:
     return Tables(automaton=TagAutomaton.from_tokenizer(tokenizer, POLICY_TAGS), eos=eos)
 
 
-def start(params, env: Environment, prompts, prompt_lengths, group_id) -> RolloutState:
-    """Reads the prompts, each once, and makes `group_size` rows of each.
+@flax.struct.dataclass
+class Prompts:
+    """Q prompts that were read once; `seat` puts an episode of one of them into a row."""
 
-    Args:
-      prompts: int32[Q, P] right-padded.
-      prompt_lengths: int32[Q].
-      group_id: int32[Q], names the questions in every random stream: ids must differ within a step.
+    tokens: Any  # int32[Q, P]
+    lengths: Any  # int32[Q]
+    cache: KVCache  # of P slots
+    hidden: Any  # [Q, D], at the prompt's last token
+    group_id: Any  # int32[Q]
 
-    Returns:
-      B = Q * group_size rows, those of a question next to each other; episode_id = group_id * group_size + index.
-    """
+
+def read_prompts(params, env: Environment, prompts, prompt_lengths, group_id) -> Prompts:
+    """Reads int32[Q, P] right-padded prompts of int32[Q] tokens; group_id int32[Q] names the questions in every random
+    stream: ids must differ within a step."""
     Q, P = prompts.shape
-    config, G, T, M, k = env.policy, env.group_size, env.max_tokens, env.max_turns, env.num_documents
-    B = Q * G
-    hidden, cache = prefill(params, config, prompts, prompt_lengths, init_cache(config, Q, T, jnp.dtype(config.dtype)),
-                            jnp.zeros((Q, config.embed_dim), config.dtype), chunk=PREFILL_CHUNK)
-    is_prompt = jnp.arange(T) < prompt_lengths[:, None]
-    tokens = jnp.where(is_prompt, jnp.pad(prompts, ((0, 0), (0, T - P))), 0)
-    repeat = lambda x: jnp.repeat(x, G, axis=0)
-    lengths = repeat(prompt_lengths)
-    zeros = jnp.zeros(B, jnp.int32)
+    dtype = jnp.dtype(env.policy.dtype)
+    hidden, cache = prefill(params, env.policy, prompts, prompt_lengths, init_cache(env.policy, Q, P, dtype),
+                            jnp.zeros((Q, env.policy.embed_dim), dtype), chunk=PREFILL_CHUNK, lanes=env.lanes)
+    return Prompts(tokens=prompts, lengths=prompt_lengths, cache=cache, hidden=hidden, group_id=group_id)
+
+
+def empty_rows(env: Environment, rows: int) -> RolloutState:
+    """Rows that have nothing to do: their status is not RUNNING."""
+    T, M, k, dtype = env.max_tokens, env.max_turns, env.num_documents, jnp.dtype(env.policy.dtype)
+    zeros = jnp.zeros(rows, jnp.int32)
     return RolloutState(
-        tokens=repeat(tokens),
-        roles=repeat(jnp.where(is_prompt, types.PROMPT, types.PAD).astype(jnp.int8)),
-        behavior_logprobs=jnp.zeros((B, T), jnp.float32),
-        length=lengths,
-        cache=repeat_rows(cache, G),
-        hidden=repeat(hidden),
+        tokens=jnp.zeros((rows, T), jnp.int32),
+        roles=jnp.zeros((rows, T), jnp.int8),
+        behavior_logprobs=jnp.zeros((rows, T), jnp.float32),
+        length=zeros,
+        cache=init_cache(env.policy, rows, T, dtype),
+        hidden=jnp.zeros((rows, env.policy.embed_dim), dtype),
         tag_state=zeros,
-        turn_start=lengths,
+        turn_start=zeros,
         query_open=zeros - 1,
-        answer_open=jnp.zeros(B, bool),
-        waits_for=jnp.zeros(B, jnp.int8),
+        answer_open=jnp.zeros(rows, bool),
+        waits_for=jnp.zeros(rows, jnp.int8),
         turn=zeros,
-        status=jnp.zeros(B, jnp.int8),
+        status=jnp.full(rows, types.OUT_OF_TURNS, jnp.int8),
         num_searches=zeros,
-        noisy=jnp.zeros((B, M, k), bool),
-        search_status=jnp.zeros((B, M), jnp.int8),
-        query_span=jnp.zeros((B, M, 2), jnp.int32),
-        documents_span=jnp.zeros((B, M, 2), jnp.int32),
-        episode_id=repeat(group_id) * G + jnp.tile(jnp.arange(G, dtype=jnp.int32), Q),
-        group_id=repeat(group_id),
+        noisy=jnp.zeros((rows, M, k), bool),
+        search_status=jnp.zeros((rows, M), jnp.int8),
+        query_span=jnp.zeros((rows, M, 2), jnp.int32),
+        documents_span=jnp.zeros((rows, M, 2), jnp.int32),
+        episode_id=zeros,
+        group_id=zeros,
+        steps=jnp.zeros(1, jnp.int32),
     )
 
 
-def generate_turn(params, env: Environment, tables: Tables, state: RolloutState, key, temperature) -> RolloutState:
-    """Samples until every row has ended or waits for documents or a hint. Runs zero times if all do already."""
+def seat(env: Environment, state: RolloutState, prompts: Prompts, rows, episode) -> RolloutState:
+    """Begins episodes in rows.
+
+    Args:
+      rows: int32[C] different rows; those from B on are ignored.
+      episode: int32[C], 0 .. Q * group_size - 1; those of a question stand next to each other. An episode's id is
+        group_id * group_size + its place in the group.
+    """
+    G, T = env.group_size, env.max_tokens
+    question, C = episode // G, rows.shape[0]
+    P = prompts.tokens.shape[1]
+    length = prompts.lengths[question]
+    group_id = prompts.group_id[question]
+    is_prompt = jnp.arange(T) < length[:, None]
+    tokens = jnp.where(is_prompt, jnp.pad(prompts.tokens[question], ((0, 0), (0, T - P))), 0)
+    fresh = empty_rows(env, C).replace(
+        tokens=tokens, roles=jnp.where(is_prompt, types.PROMPT, types.PAD).astype(jnp.int8), length=length,
+        hidden=prompts.hidden[question], turn_start=length, status=jnp.full(C, types.RUNNING, jnp.int8),
+        episode_id=group_id * G + episode % G, group_id=group_id)
+    put = lambda x, y: x.at[rows].set(y, mode="drop", unique_indices=True)
+    cache = copy_rows(state.cache, rows, prompts.cache, question)
+    names = [f.name for f in dataclasses.fields(RolloutState) if f.name not in ("cache", "steps")]
+    return state.replace(cache=cache, **{name: put(getattr(state, name), getattr(fresh, name)) for name in names})
+
+
+def start(params, env: Environment, prompts, prompt_lengths, group_id) -> RolloutState:
+    """Reads the prompts, each once, and makes `group_size` rows of each: see `read_prompts` and `seat`."""
+    prompts = read_prompts(params, env, prompts, prompt_lengths, group_id)
+    episodes = jnp.arange(prompts.tokens.shape[0] * env.group_size, dtype=jnp.int32)
+    return seat(env, empty_rows(env, len(episodes)), prompts, episodes, episodes)
+
+
+def generating(state: RolloutState):
+    """bool[B]: rows whose next token is the policy's."""
+    return (state.status == types.RUNNING) & (state.waits_for == NOTHING)
+
+
+def generate_turn(params, env: Environment, tables: Tables, state: RolloutState, key, temperature,
+                  go_on=lambda state: True) -> RolloutState:
+    """Samples until every row has ended or waits for documents or a hint, or until `go_on(state)` is False."""
     T, rows = env.max_tokens, jnp.arange(state.length.shape[0])
-    generating = lambda s: (s.status == types.RUNNING) & (s.waits_for == NOTHING)
 
     def step(s: RolloutState) -> RolloutState:
         alive = generating(s)
@@ -185,9 +228,10 @@ def generate_turn(params, env: Environment, tables: Tables, state: RolloutState,
             answer_open=keep(answer_open, s.answer_open),
             waits_for=keep(waits_for, s.waits_for),
             status=keep(status, s.status),
+            steps=s.steps + 1,
         )
 
-    return jax.lax.while_loop(lambda s: generating(s).any(), step, state)
+    return jax.lax.while_loop(lambda s: generating(s).any() & go_on(s), step, state)
 
 
 def queries(env: Environment, tables: Tables, state: RolloutState):
@@ -212,19 +256,21 @@ def coins(env: Environment, state: RolloutState, noise, key):
     return jax.vmap(lambda key: jax.random.uniform(key))(keys) < noise
 
 
-def insert(params, env: Environment, state: RolloutState, documents, document_lengths, count, noisy) -> RolloutState:
-    """Answers every waiting row: documents or the hint are written behind it and read into the policy's cache.
+def insert(params, env: Environment, state: RolloutState, documents, document_lengths, count, noisy,
+           served=True) -> RolloutState:
+    """Answers the waiting rows: documents or the hint are written behind them and read into the policy's cache.
 
     Args:
       documents: int32[B, k, N], document_lengths: int32[B, k] (0: no document), count: int32[B] documents found.
       noisy: bool[B, k], recorded.
+      served: bool[B], which of the waiting rows; all by default.
 
     Returns:
       The rows, generating again, or OUT_OF_TOKENS where what was found does not fit.
     """
     B, k, N = documents.shape
     T, M, rows = env.max_tokens, env.max_turns, jnp.arange(B)
-    searched, hinted = state.waits_for == DOCUMENTS, state.waits_for == HINT
+    searched, hinted = (state.waits_for == DOCUMENTS) & served, (state.waits_for == HINT) & served
     size = max(len(env.information_open) + k * N + len(env.information_close), len(env.hint))
     lines = [(documents[:, i], document_lengths[:, i]) for i in range(k)]
     text, text_length = concatenate([env.information_open, *lines, env.information_close], size=size)
@@ -239,7 +285,8 @@ def insert(params, env: Environment, state: RolloutState, documents, document_le
     waiting = searched | hinted
     fits = state.length + text_length < T  # and one token of the policy behind it
     added = jnp.where(waiting & fits, text_length, 0)
-    hidden, cache = prefill(params, env.policy, text, added, state.cache, state.hidden, chunk=PREFILL_CHUNK)
+    hidden, cache = prefill(params, env.policy, text, added, state.cache, state.hidden, chunk=PREFILL_CHUNK,
+                            lanes=env.lanes)
     turn = jnp.where(waiting, state.turn, M)  # writes of other rows are dropped
     run = jnp.where(searched, turn, M)
     documents_start = state.length + len(env.information_open)
@@ -257,7 +304,7 @@ def insert(params, env: Environment, state: RolloutState, documents, document_le
         turn_start=jnp.where(waiting, length, state.turn_start),
         query_open=jnp.where(waiting, -1, state.query_open),
         answer_open=state.answer_open & ~waiting,
-        waits_for=jnp.zeros_like(state.waits_for),
+        waits_for=jnp.where(waiting, NOTHING, state.waits_for).astype(jnp.int8),
         turn=state.turn + waiting,
         status=jnp.where(waiting & ~fits, types.OUT_OF_TOKENS, state.status).astype(jnp.int8),
         num_searches=state.num_searches + searched,
@@ -273,32 +320,3 @@ def finish(state: RolloutState) -> types.Episodes:
     """The rows as `Episodes`."""
     names = [field.name for field in dataclasses.fields(types.Episodes)]
     return types.Episodes(**{name: getattr(state, name) for name in names})
-
-
-def simulated(policy_params, simulator_params, env: Environment, tables: Tables, simulator: Simulator,
-              simulator_tables, inputs, noise, temperature, key) -> types.Episodes:
-    """A whole rollout against a simulator with the policy's tokenizer, as one program. Pure.
-
-    Args:
-      inputs: dict with prompts, prompt_lengths, group_id, and for each question question, answers (ragged pairs) and
-        question_key.
-      noise: float32[], P(noisy). temperature: float32[], of the policy. key: the step's key.
-    """
-    policy_key, simulator_key, noise_key = (jax.random.fold_in(key, i) for i in range(3))
-    repeat = lambda x: jnp.repeat(x, env.group_size, axis=0)
-    question, answers, question_key = jax.tree.map(
-        repeat, (inputs["question"], inputs["answers"], inputs["question_key"]))
-    state = start(policy_params, env, inputs["prompts"], inputs["prompt_lengths"], inputs["group_id"])
-
-    def turn(state):
-        state = generate_turn(policy_params, env, tables, state, policy_key, temperature)
-        state, query = queries(env, tables, state)
-        noisy = coins(env, state, noise, noise_key)
-        requests = Requests(question=question, answers=answers, query=query, noisy=noisy, question_key=question_key,
-                            active=state.waits_for == DOCUMENTS)
-        replies = simulator.write(simulator_params, simulator_tables, requests, simulator_key)
-        noisy = jnp.broadcast_to(noisy[:, None], replies.lengths.shape)
-        return insert(policy_params, env, state, replies.tokens, replies.lengths, replies.count, noisy)
-
-    running = lambda state: (state.status == types.RUNNING).any()
-    return finish(jax.lax.while_loop(running, turn, state))

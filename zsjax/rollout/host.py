@@ -12,6 +12,7 @@ import numpy as np
 
 from zsjax import types
 from zsjax.rollout import engine as pieces
+from zsjax.rollout.continuous import Work
 from zsjax.search.engine import SearchContext
 from zsjax.search.prompts import format_document
 from zsjax.search.simulator import ALL_TAGS
@@ -65,7 +66,7 @@ class HostRollout:
         self._insert = jax.jit(lambda params, state, documents, lengths, count, noisy: pieces.insert(
             params, env, state, documents, lengths, count, noisy), donate_argnums=1)
 
-    def __call__(self, params, inputs, questions, noise, temperature, key) -> types.Episodes:
+    def __call__(self, params, inputs, questions, noise, temperature, key) -> tuple[types.Episodes, Work]:
         env = self.env
         state = self._start(params, inputs["prompts"], inputs["prompt_lengths"], inputs["group_id"])
         row_questions = [q for q in questions for _ in range(env.group_size)]
@@ -74,7 +75,9 @@ class HostRollout:
             waits_for, query, noisy, calls = jax.device_get(
                 (state.waits_for, query, noisy, (state.episode_id, state.turn)))
             if not waits_for.any():
-                return pieces.finish(state)
+                rows = np.full_like(state.steps, len(row_questions) // len(state.steps))
+                none = np.zeros_like(rows)
+                return pieces.finish(state), Work(jax.device_get(state.steps), rows, none, none)
             documents, lengths, count = self._search(row_questions, waits_for, query, noisy, calls, key)
             noisy = np.broadcast_to(noisy[:, None], lengths.shape) & self.uses_noise
             state = self._insert(params, state, documents, lengths, count, noisy)

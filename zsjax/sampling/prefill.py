@@ -7,11 +7,11 @@ from zsjax.models.cache import KVCache
 from zsjax.models.decoder import DecoderConfig, extend
 
 
-def prefill(params, config: DecoderConfig, tokens, count, cache: KVCache, hidden, *, chunk: int):
+def prefill(params, config: DecoderConfig, tokens, count, cache: KVCache, hidden, *, chunk: int, lanes: int | None = None):
     """Appends the first count[b] of tokens[b] to the cache and keeps each row's last hidden state.
 
-    The loop runs ceil(max(count) / chunk) times, and not at all when every count is 0: a `while_loop` that may run
-    zero times is the "if" of this code, because a `cond` would copy the cache (jax#38145).
+    The loops run as often as there is something to read, and not at all when every count is 0: a `while_loop` that may
+    run zero times is the "if" of this code, because a `cond` would copy the cache (jax#38145).
 
     Args:
       params, config: the decoder.
@@ -20,10 +20,37 @@ def prefill(params, config: DecoderConfig, tokens, count, cache: KVCache, hidden
       cache: at least max(cache.lengths + count) slots, or the tokens beyond are lost.
       hidden: [B, D], what rows with count 0 keep.
       chunk: tokens read per pass; a static shape.
+      lanes: rows read per pass, a static shape. Where few of many rows have something to read, a pass over all of them
+        would be wasted on the others. None, or B and more: all rows in every pass.
 
     Returns:
       (hidden [B, D] of each row's last token, the longer cache).
     """
+    B = tokens.shape[0]
+    if lanes is None or lanes >= B:
+        return _read(params, config, tokens, count, cache, hidden, chunk, None)
+
+    def some_rows(carry):
+        left, hidden, cache = carry
+        rows = first_rows(left > 0, lanes)
+        taken = left.at[rows].get(mode="fill", fill_value=0)
+        states, cache = _read(params, config, tokens.at[rows].get(mode="clip"), taken, cache,
+                              hidden.at[rows].get(mode="clip"), chunk, rows)
+        return left.at[rows].set(0, mode="drop"), hidden.at[rows].set(states, mode="drop"), cache
+
+    _, hidden, cache = jax.lax.while_loop(lambda carry: carry[0].any(), some_rows, (count, hidden, cache))
+    return hidden, cache
+
+
+def first_rows(wanted, size: int):
+    """int32[size]: the first True positions of bool[B], in order; behind them different numbers from B on, which scatters
+    with mode "drop" ignore."""
+    B = wanted.shape[0]
+    order = jnp.argsort(~wanted, stable=True)[:size].astype(jnp.int32)
+    return jnp.where(wanted[order], order, B + jnp.arange(size, dtype=jnp.int32))
+
+
+def _read(params, config, tokens, count, cache, hidden, chunk, rows):
     B, N = tokens.shape
     chunk = min(chunk, N)
     tokens = jnp.pad(tokens, ((0, 0), (0, -N % chunk)))
@@ -33,7 +60,7 @@ def prefill(params, config: DecoderConfig, tokens, count, cache: KVCache, hidden
         start, hidden, cache = carry
         piece = jax.lax.dynamic_slice_in_dim(tokens, start, chunk, axis=1)
         taken = jnp.clip(count - start, 0, chunk)
-        states, cache = extend(params, config, piece, taken, cache)
+        states, cache = extend(params, config, piece, taken, cache, rows)
         last = jnp.take_along_axis(states, jnp.maximum(taken - 1, 0)[:, None, None], axis=1)[:, 0]
         return start + chunk, jnp.where((taken > 0)[:, None], last, hidden), cache
 

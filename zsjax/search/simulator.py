@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsjax.models.cache import init_cache
+from zsjax.models.cache import KVCache, init_cache
 from zsjax.models.decoder import DecoderConfig, extend, logits_of
 from zsjax.sampling.logits import sample
 from zsjax.sampling.prefill import prefill
@@ -62,6 +62,22 @@ class Replies:
     tokens: Any
     lengths: Any
     count: Any
+
+
+@flax.struct.dataclass
+class Writing:
+    """Requests under way, one a slot. All a continuous rollout needs to interleave them with the policy's work."""
+
+    cache: KVCache
+    hidden: Any  # [B, D], at the slot's last token
+    documents: Any  # int32[B, k, N]
+    lengths: Any  # int32[B, k]
+    count: Any  # int32[B], documents finished
+    tag_state: Any  # int32[B], of the automaton
+    step: Any  # int32[B], tokens drawn for the request
+    keys: Any  # uint32[B, 2], key data of the request
+    busy: Any  # bool[B]
+    steps: Any  # int32[1], decode steps so far (one number a device)
 
 
 @flax.struct.dataclass
@@ -192,53 +208,96 @@ class Simulator:
 
     def write(self, params, tables: Tables, requests: Requests, key) -> Replies:
         """Reads the prompts of the active requests and writes their documents. Pure; traced inside the rollout."""
-        config, k, N = self.config, self.num_documents, self.max_document_tokens
-        tokens, lengths = self.prompts(requests)
-        B = tokens.shape[0]
-        # A blank line costs a step and is no document; k of them are borne.
-        budget = k * N + k
-        cache = init_cache(config, B, self.prompt_size + budget, jnp.dtype(config.dtype))
-        hidden, cache = prefill(params, config, tokens, jnp.where(requests.active, lengths, 0), cache,
-                                jnp.zeros((B, config.embed_dim), config.dtype), chunk=PREFILL_CHUNK)
-        keys = request_keys(key, requests)
-        rows = jnp.arange(B)
+        writing = self.take(params, self.idle(params, requests.noisy.shape[0]), requests, key)
+        return self.replies(self.proceed(params, tables, writing))
 
-        def body(carry):
-            step, hidden, cache, documents, document_lengths, count, state, done = carry
-            used = document_lengths[rows, jnp.minimum(count, k - 1)]
-            logits = logits_of(params, config, hidden)
-            forbidden = tables.automaton.forbidden(state)
+    def idle(self, params, slots: int) -> "Writing":
+        """`slots` places for requests, none taken. What all prompts begin with is read here, once for all of them."""
+        config, k, N = self.config, self.num_documents, self.max_document_tokens
+        cache = init_cache(config, slots, self.prompt_size + self._budget, jnp.dtype(config.dtype))
+        hidden = jnp.zeros((slots, config.embed_dim), config.dtype)
+        if shared := self._shared_prefix:
+            one = init_cache(config, 1, len(shared), jnp.dtype(config.dtype))
+            _, one = prefill(params, config, jnp.array([shared], jnp.int32), jnp.array([len(shared)], jnp.int32), one,
+                             hidden[:1], chunk=PREFILL_CHUNK)
+            put = lambda x, y: x.at[:, :, :len(shared)].set(y)
+            cache = KVCache(k=tuple(map(put, cache.k, one.k)), v=tuple(map(put, cache.v, one.v)), lengths=cache.lengths)
+        zeros = jnp.zeros(slots, jnp.int32)
+        return Writing(cache=cache, hidden=hidden, documents=jnp.zeros((slots, k, N), jnp.int32),
+                       lengths=jnp.zeros((slots, k), jnp.int32), count=zeros, tag_state=zeros, step=zeros,
+                       keys=jnp.zeros((slots, 2), jnp.uint32), busy=jnp.zeros(slots, bool), steps=jnp.zeros(1, jnp.int32))
+
+    def take(self, params, writing: "Writing", requests: Requests, key, *, lanes: int | None = None) -> "Writing":
+        """Begins the active requests, each in the place of its row; what these held is lost.
+
+        lanes: prompts read per pass, see `prefill`.
+        """
+        new = requests.active
+        tokens, lengths = self.prompts(requests)
+        shared = len(self._shared_prefix)
+        cache = writing.cache.replace(lengths=jnp.where(new, shared, writing.cache.lengths))
+        hidden, cache = prefill(params, self.config, tokens[:, shared:], jnp.where(new, lengths - shared, 0), cache,
+                                writing.hidden, chunk=PREFILL_CHUNK, lanes=lanes)
+        fresh = lambda old: jnp.where(new.reshape(-1, *[1] * (old.ndim - 1)), 0, old).astype(old.dtype)
+        keys = jax.random.key_data(request_keys(key, requests))
+        return writing.replace(
+            cache=cache, hidden=hidden, documents=fresh(writing.documents), lengths=fresh(writing.lengths),
+            count=fresh(writing.count), tag_state=fresh(writing.tag_state), step=fresh(writing.step),
+            keys=jnp.where(new[:, None], keys, writing.keys), busy=writing.busy | new)
+
+    def proceed(self, params, tables: Tables, writing: "Writing", go_on=lambda writing: True) -> "Writing":
+        """Writes a token of every request under way, again and again, while there is one and `go_on(writing)` holds."""
+        config, k, N = self.config, self.num_documents, self.max_document_tokens
+        rows = jnp.arange(writing.busy.shape[0])
+
+        def body(w: Writing) -> Writing:
+            used = w.lengths[rows, jnp.minimum(w.count, k - 1)]
+            logits = logits_of(params, config, w.hidden)
+            forbidden = tables.automaton.forbidden(w.tag_state)
             logits = logits.at[:, :forbidden.shape[1]].set(
                 jnp.where(forbidden, -jnp.inf, logits[:, :forbidden.shape[1]]))
-            draw_keys = jax.vmap(jax.random.fold_in)(keys, jnp.full(B, step, jnp.uint32))
+            draw_keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(w.keys), w.step.astype(jnp.uint32))
             token, _ = sample(logits, draw_keys, temperature=self.temperature, top_p=self.top_p)
             token = jnp.where(used == N - 1, self._newline, token)
             ended = tables.eos[token]
-            writes = ~done & ~ended & ~((used == 0) & tables.blank[token])
-            documents = documents.at[rows, jnp.where(writes, count, k), used].set(token, mode="drop")
-            document_lengths = document_lengths.at[rows, jnp.where(writes, count, k)].add(1, mode="drop")
-            count = count + (writes & tables.ends_line[token])
-            state, _ = tables.automaton.step(state, token)
-            done = done | ended | (count == k)
+            writes = w.busy & ~ended & ~((used == 0) & tables.blank[token])
+            at = jnp.where(writes, w.count, k)  # writes of other rows are dropped
+            count = w.count + (writes & tables.ends_line[token])
+            tag_state, _ = tables.automaton.step(w.tag_state, token)
             # The last token of a reply is not read back: nobody looks at what would follow.
-            states, cache = extend(params, config, token[:, None], (~done).astype(jnp.int32), cache)
-            return step + 1, states[:, 0], cache, documents, document_lengths, count, state, done
+            busy = w.busy & ~ended & (count < k) & (w.step + 1 < self._budget)
+            states, cache = extend(params, config, token[:, None], busy.astype(jnp.int32), w.cache)
+            return w.replace(
+                cache=cache, hidden=states[:, 0], documents=w.documents.at[rows, at, used].set(token, mode="drop"),
+                lengths=w.lengths.at[rows, at].add(1, mode="drop"), count=count,
+                tag_state=jnp.where(w.busy, tag_state, w.tag_state), step=w.step + w.busy, busy=busy, steps=w.steps + 1)
 
-        zeros = jnp.zeros(B, jnp.int32)
-        carry = (jnp.int32(0), hidden, cache, jnp.zeros((B, k, N), jnp.int32), jnp.zeros((B, k), jnp.int32), zeros,
-                 zeros, ~requests.active)
-        carry = jax.lax.while_loop(lambda c: (c[0] < budget) & ~c[-1].all(), body, carry)
-        _, _, _, documents, document_lengths, count, _, _ = carry
-        complete = jnp.arange(k) < count[:, None]
-        document_lengths = jnp.where(complete, document_lengths, 0)
+        return jax.lax.while_loop(lambda w: w.busy.any() & go_on(w), body, writing)
+
+    def replies(self, writing: "Writing") -> Replies:
+        """What was written so far: lines that were finished, shuffled where that is asked for."""
+        k, documents = self.num_documents, writing.documents
+        complete = jnp.arange(k) < writing.count[:, None]
+        lengths = jnp.where(complete, writing.lengths, 0)
         if self.shuffle_documents:
             # Keyed by the request like the draws; no draw uses the position -1.
-            shuffle_keys = jax.vmap(jax.random.fold_in)(keys, jnp.full(B, 2**32 - 1, jnp.uint32))
-            order = jax.vmap(lambda key: jax.random.uniform(key, (k,)))(shuffle_keys)
+            keys = jax.vmap(jax.random.fold_in, (0, None))(jax.random.wrap_key_data(writing.keys), 2**32 - 1)
+            order = jax.vmap(lambda key: jax.random.uniform(key, (k,)))(keys)
             order = jnp.argsort(jnp.where(complete, order, 2.0), axis=1)
             documents = jnp.take_along_axis(documents, order[:, :, None], axis=1)
-            document_lengths = jnp.take_along_axis(document_lengths, order, axis=1)
-        return Replies(tokens=documents, lengths=document_lengths, count=count)
+            lengths = jnp.take_along_axis(lengths, order, axis=1)
+        return Replies(tokens=documents, lengths=lengths, count=writing.count)
+
+    @property
+    def _budget(self) -> int:
+        """Tokens of a reply. A blank line costs a step and is no document; k of them are borne."""
+        return self.num_documents * (self.max_document_tokens + 1)
+
+    @functools.cached_property
+    def _shared_prefix(self) -> list[int]:
+        """The tokens that all prompts begin with."""
+        first_slot = next((i for i, (kind, _) in enumerate(self._pieces) if kind != "text"), len(self._pieces))
+        return [token for _, value in self._pieces[:first_slot] for token in value]
 
     @functools.cached_property
     def _write(self):
