@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from zsjax import types
 from zsjax.rollout import engine as pieces
-from zsjax.rollout.engine import DOCUMENTS, HINT, Environment, Prompts, RolloutState, generating
+from zsjax.rollout.engine import DOCUMENTS, HINT, Environment, RolloutState, generating
 from zsjax.sampling.prefill import first_rows
 from zsjax.search.simulator import Requests, Simulator, Writing
 
@@ -102,7 +102,8 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
 
     def decode(loop):
         go_on = lambda state: ~low(loop.replace(state=state)) | ~other_work(loop.replace(state=state))
-        return loop.replace(state=pieces.generate_turn(policy_params, env, tables, loop.state, policy_key, temperature, go_on))
+        state = pieces.generate_turn(policy_params, env, tables, loop.state, policy_key, temperature, go_on)
+        return loop.replace(state=state)
 
     def seat(loop):
         episodes = hand_over(loop)
