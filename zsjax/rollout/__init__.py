@@ -9,8 +9,8 @@ import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 
+from zsjax import hosts, sharding
 from zsjax.rollout import engine as pieces
 from zsjax.rollout.host import HostRollout
 from zsjax.rollout.prompts import PolicyTemplate
@@ -25,15 +25,16 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
       engine: a `Simulator`, or any object with `search(queries, contexts, *, k)`.
       tokenizer: the policy's.
       config: `zsjax.config.Config`; rollout, search and prompts are read.
-      mesh: None, or a mesh whose ("data", "fsdp") axes the questions are spread over; each device plays its own.
-        Compiled rollouts only.
+      mesh: None, or a mesh whose ("data", "fsdp") axes the questions are spread over: each device, or group of devices
+        along tensor, plays its own. The mesh may span hosts, which then play their own questions and exchange episodes.
       group_size: episodes per question; the prompt is read once.
 
     Returns:
       rollout(params, questions, *, noise=0.0, key, temperature=None, group_ids=None) -> Episodes of
       len(questions) * group_size rows, a question's next to each other. group_ids int32[Q] name the questions in the
       random streams (default 0 .. Q-1); temperature None is the config's, 0 is greedy. `rollout.tokenizer` is the one
-      given.
+      given. params may lie anywhere on the mesh. With many hosts, everyone calls with all questions and the Episodes,
+      numpy, are all of them on each.
       Raises ValueError when a prompt is longer than config.rollout.max_prompt_tokens: prompts are never cut.
     """
     template = PolicyTemplate.load(config.prompts.policy)
@@ -53,19 +54,36 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
     )
     tables = pieces.tables(tokenizer, policy_config)
     compiled = isinstance(engine, Simulator) and engine.tokenizer is tokenizer
+    local = None if mesh is None else sharding.local_mesh(mesh)
     if compiled:
-        play = _compiled(env, tables, engine, mesh)
+        play = _compiled(env, tables, engine, local)
     else:
         if isinstance(engine, Simulator):
             logging.info("the simulator has its own tokenizer: documents go through text on the host")
-        play = HostRollout(env, tables, engine, tokenizer, config.search.document_format)
+        play = HostRollout(env, tables, engine, tokenizer, config.search.document_format, local)
+
+    def play_here(params, questions, ids, noise, temperature, key):
+        prompts = encode_prompts(template, tokenizer, questions, config.rollout.max_prompt_tokens, config.prompts.chat)
+        inputs = {"prompts": prompts[0], "prompt_lengths": prompts[1], "group_id": ids}
+        return play(params, inputs, questions, jnp.float32(noise), jnp.float32(temperature), key)
 
     def rollout(params, questions, *, noise=0.0, key, temperature=None, group_ids=None):
-        prompts = encode_prompts(template, tokenizer, questions, config.rollout.max_prompt_tokens, config.prompts.chat)
         ids = np.arange(len(questions), dtype=np.int32) if group_ids is None else np.asarray(group_ids, np.int32)
-        inputs = {"prompts": prompts[0], "prompt_lengths": prompts[1], "group_id": ids}
         temperature = config.rollout.temperature if temperature is None else temperature
-        return play(params, inputs, questions, jnp.float32(noise), jnp.float32(temperature), key)
+        params = sharding.for_decoding(params, policy_config, mesh)
+        # Questions that only fill up the shape are the last one again; their rows are dropped.
+        count, shards = len(questions), sharding.row_shards(mesh)
+        fill = -count % shards
+        questions, ids = [*questions, *questions[-1:] * fill], np.pad(ids, (0, fill), mode="edge")
+        if local is mesh:
+            episodes = play_here(params, questions, ids, noise, temperature, key)
+        else:
+            parts = np.split(np.arange(count + fill), shards)
+            mine = np.concatenate([parts[shard] for shard in sharding.local_row_shards(mesh)])
+            played = play_here(params, [questions[i] for i in mine], ids[mine], noise, temperature, key)
+            rows = (mine[:, None] * group_size + np.arange(group_size)).ravel()
+            episodes = hosts.gather_rows(jax.device_get(played), rows)
+        return episodes if not fill else jax.tree.map(lambda x: x[:count * group_size], episodes)
 
     rollout.tokenizer = tokenizer
     return rollout
@@ -88,16 +106,16 @@ def _compiled(env, tables, simulator: Simulator, mesh):
         return pieces.simulated(policy_params, simulator_params, env, tables, simulator, simulator_tables, inputs,
                                 noise, temperature, key)
 
-    if mesh is not None and mesh.size > 1:
-        rows = P(("data", "fsdp"))
-        # Every device loops over its own questions and stops when they are done; nothing is exchanged.
-        program = jax.shard_map(program, mesh=mesh, in_specs=(P(), P(), P(), P(), rows, P(), P(), P()), out_specs=rows,
-                                check_vma=False)
-    program = jax.jit(program)
+    in_rows = (False, False, False, False, True, False, False, False)
+    program = jax.jit(sharding.over_rows(program, mesh, in_rows))
+    simulator_params = None
 
     def play(params, inputs, questions, noise, temperature, key):
+        nonlocal simulator_params
+        if simulator_params is None:
+            simulator_params = sharding.for_decoding(simulator.params, simulator.config, mesh)
         question, answers = simulator.encode_questions(questions)
         inputs = dict(inputs, question=question, answers=answers, question_key=question_keys(questions))
-        return program(params, simulator.params, tables, simulator.tables, inputs, noise, temperature, key)
+        return program(params, simulator_params, tables, simulator.tables, inputs, noise, temperature, key)
 
     return play
