@@ -14,22 +14,24 @@ def initialize(where: str = ""):
     """Joins the other hosts; before anything touches a device.
 
     Args:
-      where: "" finds them by itself on SLURM, Cloud TPU, Kubernetes and Open MPI; else "ADDRESS:PORT,HOSTS,INDEX", the
+      where: "" finds them by itself on SLURM, Cloud TPU, Kubernetes and Open MPI; else "ADDRESS:PORT,COUNT,INDEX", the
         first host's address, how many there are, and which this is.
 
     Raises:
-      ValueError: `where` does not read as that, or nothing was found.
+      UserError: `where` does not read as that, or nothing was found.
     """
+    from zsjax.config import UserError
+
     if not where:
         try:
             jax.distributed.initialize()
         except ValueError as error:
-            raise ValueError(f"no cluster was found ({str(error).splitlines()[0]}): give --distributed="
-                             "ADDRESS:PORT,HOSTS,INDEX") from error
+            raise UserError(f"no cluster was found ({str(error).splitlines()[0]}): give "
+                            "--hosts=ADDRESS:PORT,COUNT,INDEX") from error
         return
     address, *counts = where.split(",")
     if ":" not in address or len(counts) != 2 or not all(count.strip().isdigit() for count in counts):
-        raise ValueError(f"--distributed={where}: give ADDRESS:PORT,HOSTS,INDEX, such as 10.0.0.1:8476,4,0")
+        raise UserError(f"--hosts={where}: give ADDRESS:PORT,COUNT,INDEX, such as 10.0.0.1:8476,4,0")
     jax.distributed.initialize(address, int(counts[0]), int(counts[1]))
 
 

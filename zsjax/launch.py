@@ -41,6 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options, overrides = parse_flags(sys.argv[1:] if arguments is None else arguments)
         _show_logs()
+        if options.distributed or options.hosts:
+            from zsjax import hosts
+
+            hosts.initialize(options.hosts or "")
         run_command(options, overrides)
         return 0
     except KeyboardInterrupt:
@@ -69,6 +73,10 @@ def parse_flags(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str
     parser.add_argument("--config", metavar="F.py[:arg]",
                         help="experiment file with get_config(arg); left out, WORKDIR/config.json of a run that began")
     parser.add_argument("--workdir", type=pathlib.Path, metavar="DIR", help="the run's folder")
+    parser.add_argument("--distributed", action="store_true",
+                        help="join the other hosts of the job, found from SLURM, Cloud TPU, Kubernetes or Open MPI")
+    parser.add_argument("--hosts", metavar="ADDRESS:PORT,COUNT,INDEX",
+                        help="join hosts that cannot be found: the first one's address, how many, and which this is")
     options, rest = parser.parse_known_args(arguments)
     overrides = {}
     for flag in rest:
@@ -182,7 +190,7 @@ def _check_devices(config):
 
     from zsjax.validation import find_device_problems
 
-    problems = find_device_problems(config, jax.device_count())
+    problems = find_device_problems(config, jax.device_count(), jax.process_count())
     if problems:
         raise ConfigError(problems)
 
