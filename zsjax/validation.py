@@ -9,6 +9,7 @@ import inspect
 import math
 import os
 import pathlib
+import re
 
 from zsjax.config import STAGES, Config, Problem
 
@@ -26,9 +27,12 @@ SHAPE = ("embed_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "ml
 SUPERVISED = ("pretrain", "pretrain_simulator", "tune_simulator")
 
 
-def find_problems(config: Config) -> list[Problem]:
-    """All that is wrong with a config of the right types, in the order of its fields."""
-    found = _Found(config)
+def find_problems(config: Config, *, files: bool = True) -> list[Problem]:
+    """All that is wrong with a config of the right types, in the order of its fields.
+
+    files: whether the files and folders that it names must be there; a plan of a run needs none.
+    """
+    found = _Found(config, files)
     _check_stages(found, config)
     _check_models(found, config)
     _check_data(found, config)
@@ -86,6 +90,8 @@ def _num_heads(config, model):
         return 0
     if model.init == "random":
         return model.shape["num_heads"]
+    if model.init.startswith("hf:"):  # not downloaded only to look
+        return 0
     try:
         return read_config(asset_path(model.init)).num_heads
     except (OSError, ValueError):
@@ -95,8 +101,8 @@ def _num_heads(config, model):
 class _Found:
     """Problems of one config, and the few ways to look for them. Fields are dotted names."""
 
-    def __init__(self, config):
-        self.config = config
+    def __init__(self, config, files=True):
+        self.config, self.files = config, files
         self.problems: list[Problem] = []
 
     def value(self, field):
@@ -184,14 +190,19 @@ def _check_shape(found, field, shape):
 
 
 def _check_path(found, field):
-    from zsjax.data.assets import asset_path
+    from zsjax.data.assets import HUB, asset_path
 
+    value = found.value(field)
+    if value.startswith(HUB):
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", value[len(HUB):]):
+            found.add(field, "no name of the hub", f"give {HUB}OWNER/NAME, such as {HUB}Qwen/Qwen2.5-3B")
+        return
     try:
-        path = asset_path(found.value(field))
+        path = asset_path(value)
     except FileNotFoundError as error:
         found.add(field, "no such asset", str(error).partition("; ")[2] or str(error))
         return
-    if not path.exists():
+    if found.files and not path.exists():
         found.add(field, f"no file or folder there (looked in {os.getcwd()})", "check the path")
 
 
@@ -212,7 +223,7 @@ def _check_source(found, field, endings, *, tfds):
         return
     if source.startswith(("tiny_world:", "tfds:")) or not source.endswith(endings):
         found.add(field, "not a source", f"give {known}")
-    elif not pathlib.Path(source).is_file():
+    elif found.files and not pathlib.Path(source).is_file():
         found.add(field, f"no such file (looked in {os.getcwd()})", "check the path")
 
 

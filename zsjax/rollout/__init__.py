@@ -38,20 +38,7 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
       Raises ValueError when a prompt is longer than config.rollout.max_prompt_tokens: prompts are never cut.
     """
     template = PolicyTemplate.load(config.prompts.policy)
-    encode = lambda text: np.array(tokenizer.encode(text), np.int32)
-    env = pieces.Environment(
-        policy=policy_config,
-        max_turns=config.rollout.max_turns,
-        max_turn_tokens=config.rollout.max_turn_tokens,
-        max_tokens=config.rollout.max_tokens,
-        max_query_tokens=config.search.max_query_tokens,
-        num_documents=config.search.num_documents,
-        max_document_tokens=config.search.max_document_tokens,
-        information_open=encode(template.information_open),
-        information_close=encode(template.information_close),
-        hint=encode(template.hint),
-        group_size=group_size,
-    )
+    env = environment(policy_config, tokenizer, config, group_size)
     tables = pieces.tables(tokenizer, policy_config)
     compiled = isinstance(engine, Simulator) and engine.tokenizer is tokenizer
     local = None if mesh is None else sharding.local_mesh(mesh)
@@ -89,6 +76,25 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
     return rollout
 
 
+def environment(policy_config, tokenizer, config, group_size: int = 1) -> pieces.Environment:
+    """What is fixed for the rollouts of a run: budgets, and the texts the environment inserts in the policy's tokens."""
+    template = PolicyTemplate.load(config.prompts.policy)
+    encode = lambda text: np.array(tokenizer.encode(text), np.int32)
+    return pieces.Environment(
+        policy=policy_config,
+        max_turns=config.rollout.max_turns,
+        max_turn_tokens=config.rollout.max_turn_tokens,
+        max_tokens=config.rollout.max_tokens,
+        max_query_tokens=config.search.max_query_tokens,
+        num_documents=config.search.num_documents,
+        max_document_tokens=config.search.max_document_tokens,
+        information_open=encode(template.information_open),
+        information_close=encode(template.information_close),
+        hint=encode(template.hint),
+        group_size=group_size,
+    )
+
+
 def encode_prompts(template, tokenizer, questions, size: int, chat: bool = False):
     """(int32[Q, size], int32[Q]) prompts of questions; ValueError names the question whose prompt is too long."""
     tokens, lengths = np.zeros((len(questions), size), np.int32), np.zeros(len(questions), np.int32)
@@ -101,13 +107,19 @@ def encode_prompts(template, tokenizer, questions, size: int, chat: bool = False
     return tokens, lengths
 
 
-def _compiled(env, tables, simulator: Simulator, mesh):
+def compiled_program(env, simulator: Simulator, mesh):
+    """The whole rollout as one jitted program; its arguments are those of `program` below, parameters as
+    `sharding.for_decoding` gives them."""
     def program(policy_params, simulator_params, tables, simulator_tables, inputs, noise, temperature, key):
         return pieces.simulated(policy_params, simulator_params, env, tables, simulator, simulator_tables, inputs,
                                 noise, temperature, key)
 
     in_rows = (False, False, False, False, True, False, False, False)
-    program = jax.jit(sharding.over_rows(program, mesh, in_rows))
+    return jax.jit(sharding.over_rows(program, mesh, in_rows))
+
+
+def _compiled(env, tables, simulator: Simulator, mesh):
+    program = compiled_program(env, simulator, mesh)
     simulator_params = None
 
     def play(params, inputs, questions, noise, temperature, key):
