@@ -37,7 +37,8 @@ def get_config(arg=None):
                     corpus=str(asset_path("asset:real/paragraphs.jsonl.gz")), smoke=False)
     for name, known in (("policy", POLICIES), ("simulator", SIMULATORS)):
         if arg[name] not in known:
-            raise ConfigError([Problem(f"config argument {name!r}", arg[name], "unknown", f"give one of {', '.join(known)}")])
+            mend = f"give one of {', '.join(known)}"
+            raise ConfigError([Problem(f"config argument {name!r}", arg[name], "unknown", mend)])
     find = lambda name: f"{arg.weights.rstrip('/')}/{name}" if arg.weights else f"hf:Qwen/{name}"
     c = ml_collections.ConfigDict()
     c.name, c.seed = "zerosearch_qwen25", arg.seed

@@ -1,6 +1,5 @@
-"""Two hosts of four devices compute what one host of eight does: rollouts, updates, metrics, checkpoints, evaluation."""
+"""Two hosts of four devices compute what one host of eight does: rollouts, updates, metrics, evaluations, checkpoints."""
 
-import json
 import os
 import pathlib
 import socket
@@ -22,19 +21,19 @@ import ml_collections
 def get_config():
     return ml_collections.ConfigDict(dict(
         policy=dict(init="asset:tiny_world/base"), simulator=dict(init="asset:tiny_world/simulator_base"),
-        stages=("train", "evaluate"), prompts=dict(policy="tiny_world", simulator="tiny_world"),
-        data=dict(eval_limit=5),
+        stages=("train",), prompts=dict(policy="tiny_world", simulator="tiny_world"),
         search=dict(num_documents=1, max_document_tokens=12, max_query_tokens=12, document_format="* {text}"),
         rollout=dict(max_turns=1, max_turn_tokens=32, max_tokens=96, max_prompt_tokens=24),
         curriculum=dict(start=0.5), algorithm=dict(kl_coef=0.01), optimizer=dict(learning_rate=1e-4),
         train=dict(steps=2, questions_per_step=4, group_size=4, minibatches=2, logprob_chunk=32, eval_questions=5),
-        evaluate=dict(batch_rows=8), mesh=dict(data=-1, fsdp=2)))
+        mesh=dict(data=-1, fsdp=2)))
 """
 
 
 def start(workdir, devices, *flags):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-                                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    # Unoptimised programs: what is compared is equal all the same, and they compile in a third of the time.
+    flags_of_xla = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags_of_xla}
     command = [sys.executable, "-m", "zsjax.launch", "--config", str(workdir.parent / "small.py"), "--workdir", str(workdir)]
     return subprocess.Popen([*command, *flags], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, text=True)
@@ -71,8 +70,6 @@ def test_two_hosts_equal_one(tmp_path):
     assert two[0]["searches"] > 0 and two[-1]["grad_norm"] > 0
     weights = [np.asarray(load_hf(tmp_path / name / "models" / "policy")[1]["embed_tokens"]) for name in ("one", "two")]
     np.testing.assert_allclose(*weights, atol=1e-6)
-    same = [json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two")]
-    assert same[0] == same[1]
     files = [sorted(str(f.relative_to(tmp_path / n)) for f in (tmp_path / n).rglob("*.json*")) for n in ("one", "two")]
     assert files[0] == files[1]
 

@@ -95,8 +95,9 @@ def _lower_rollout(setup: Setup, mesh):
         "question": (ids(engine.max_question_tokens), ids()), "answers": (ids(engine.max_answer_tokens), ids()),
         "question_key": jax.ShapeDtypeStruct((count,), jnp.uint32, sharding=rows),
     }
-    models = [_placed(memory.decoding_shapes(model, dtype), sharding.param_shardings(model, mesh, sharding.DECODE_RULES))
-              for model, dtype in ((setup.policy, config.policy.param_dtype), (setup.simulator, config.simulator.param_dtype))]
+    decoding = lambda model, dtype: _placed(memory.decoding_shapes(model, dtype),
+                                            sharding.param_shardings(model, mesh, sharding.DECODE_RULES))
+    models = decoding(setup.policy, config.policy.param_dtype), decoding(setup.simulator, config.simulator.param_dtype)
 
     def wide(table, model):  # a stand-in's tables, as wide as the model's vocabulary
         sizes = lambda shape: tuple(model.vocab_size if n == tokenizer.vocab_size else n for n in shape)

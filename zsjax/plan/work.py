@@ -35,7 +35,8 @@ def forward_flops(model, tokens: float, pairs: float, logits: float) -> float:
 def step_work(setup: Setup) -> list[Work]:
     """The parts of a step, one after the other."""
     config, rows = setup.config, setup.rollout_rows
-    T, P, searches = config.rollout.max_tokens, config.rollout.max_prompt_tokens, config.rollout.max_turns
+    T, P = config.rollout.max_tokens, config.rollout.max_prompt_tokens
+    searches = min(config.rollout.max_turns, (T - P) // (setup.document_tokens + 1))  # as many as the context holds
     documents = searches * setup.document_tokens
     spoken = min(T - P - documents, (searches + 1) * config.rollout.max_turn_tokens)
     used = P + documents + spoken
