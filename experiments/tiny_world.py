@@ -49,7 +49,7 @@ def get_config(arg=None):
                      simulator_slots=8, lanes=8, busy=0.85)
     c.curriculum = dict(schedule="zero_search", start=0.0, end=arg.noise)
     c.algorithm = dict(advantage="grpo", loss="ppo_clip", invert_mask=arg.invert_mask)
-    c.optimizer = dict(learning_rate=1e-3, b2=0.98, clip_norm=1.0)
+    c.optimizer = dict(learning_rate=1e-3, schedule="linear", warmup_steps=3, b2=0.98, clip_norm=1.0)
     c.train = dict(steps=arg.steps, questions_per_step=12, group_size=8, logprob_chunk=32, checkpoint_every=10,
                    eval_every=20, eval_questions=64)
     c.collect = dict(episodes=960, probes=480)

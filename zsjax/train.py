@@ -5,6 +5,9 @@
 
 Every draw is keyed by (seed, step, episode, position) and questions are a function of (seed, step), so a run that was
 killed goes on from its last checkpoint as if nothing had happened.
+
+Between the calls to the device everything is numpy, whole, and the same on every host: each feeds the mesh its own rows
+(`sharding.reshard`) and gets all of what comes back (`hosts.fetch`), so metrics and decisions agree.
 """
 
 import json
@@ -16,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsjax import rewards, schedules, sharding, types
+from zsjax import hosts, rewards, schedules, sharding, types
 from zsjax.checkpoint import Checkpointer
 from zsjax.config import AlgorithmConfig, Config, CurriculumConfig, UserError
 from zsjax.evaluate import on_path
@@ -57,7 +60,7 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
     """
     steps, algorithm, options = config.train.steps, config.algorithm, config.train
     mesh = sharding.make_mesh(config.mesh)
-    rows = sharding.row_sharding(mesh)
+    rows, everywhere = sharding.row_sharding(mesh), sharding.replicated(mesh)
     params = sharding.reshard(params, sharding.param_shardings(policy_config, mesh, sharding.TRAIN_RULES))
     reference = jax.tree.map(jnp.copy, params) if algorithm.track_kl or algorithm.kl_coef else None
 
@@ -65,19 +68,19 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
     optimizer = make_optimizer(config.optimizer, steps * options.minibatches)
     rollout = make_rollout(policy_config, engine, tokenizer, config, mesh, group_size=options.group_size)
     temperature = config.rollout.temperature
-    score = make_score(policy_config, chunk=options.logprob_chunk, temperature=temperature, remat=options.remat,
-                       microbatch_rows=options.microbatch_rows)
-    update = make_update(
+    score = sharding.on(mesh, make_score(policy_config, chunk=options.logprob_chunk, temperature=temperature,
+                                         remat=options.remat, microbatch_rows=options.microbatch_rows))
+    update = sharding.on(mesh, make_update(
         policy_config, load_loss(algorithm.loss), optimizer, chunk=options.logprob_chunk, temperature=temperature,
         remat=options.remat, microbatch_rows=options.microbatch_rows, kl_coef=algorithm.kl_coef,
         kl_kind=algorithm.kl_kind, entropy_coef=algorithm.entropy_coef, reduction=algorithm.reduction,
-        invert_mask=algorithm.invert_mask, clip_low=algorithm.clip_low, clip_high=algorithm.clip_high)
+        invert_mask=algorithm.invert_mask, clip_low=algorithm.clip_low, clip_high=algorithm.clip_high))
 
     root = jax.random.key(config.seed)
     # Counters lie on the mesh like the rest, or the second update would compile again.
-    opt_state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, sharding.replicated(mesh)),
-                             optimizer.init(params))
-    state = TrainState(step=jnp.int32(0), params=params, opt_state=opt_state, key=jax.random.key_data(root))
+    opt_state = jax.tree.map(lambda x: x if x.ndim else sharding.reshard(x, everywhere), optimizer.init(params))
+    state = TrainState(step=sharding.reshard(np.int32(0), everywhere), params=params, opt_state=opt_state,
+                       key=sharding.reshard(jax.random.key_data(root), everywhere))
     checkpoints = Checkpointer(workdir / "checkpoints" / "train", keep=options.keep_checkpoints,
                                config_json=config_json)
     if (restored := checkpoints.restore(state)) is not None:
@@ -90,7 +93,7 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
         for step in range(first_step, steps):
             timer = Timer()
             noise = float(noise_at(step))
-            key = jax.random.fold_in(jax.random.wrap_key_data(state.key), step)
+            key = jax.random.fold_in(jax.random.wrap_key_data(np.asarray(state.key)), step)
             asked = stream.batch(step, options.questions_per_step)
             questions = [q for q in asked for _ in range(options.group_size)]
 
@@ -100,30 +103,31 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
             with timer("score"):
                 said = transcript.answers(episodes, tokenizer)
                 scores = np.array([rewards.f1_score(a, q.golden_answers) for a, q in zip(said, questions)], np.float32)
-                batch = jax.device_put(token_batch(episodes, scores), rows)
-                valid = roles.attention_mask(batch.roles)
-                batch = batch.replace(old_logprobs=score(state.params, batch.tokens, valid)[0])
+                batch = token_batch(episodes, scores)
+                seen = sharding.reshard((batch.tokens, roles.attention_mask(batch.roles)), rows)
+                batch = batch.replace(old_logprobs=hosts.fetch(score(state.params, *seen)[0]))
                 if reference is not None:
-                    batch = batch.replace(ref_logprobs=score(reference, batch.tokens, valid)[0])
-                batch = jax.block_until_ready(batch.replace(advantages=estimate_advantages(algorithm, batch, scores)))
+                    batch = batch.replace(ref_logprobs=hosts.fetch(score(reference, *seen)[0]))
+                batch = batch.replace(advantages=hosts.fetch(estimate_advantages(algorithm, batch, scores)))
 
             with timer("update"):
                 params, opt_state, infos = state.params, state.opt_state, []
                 gap = sampler_gap(batch)
                 for minibatch in minibatches(batch, options.minibatches, key):
-                    params, opt_state, info = update(params, opt_state, minibatch)
+                    params, opt_state, info = update(params, opt_state, sharding.reshard(minibatch, rows))
                     infos.append(info)
                 infos = jax.device_get(infos)
 
             nonfinite = any(info["nonfinite"] for info in infos)
-            if nonfinite or step % options.trajectories_every == 0 or step + 1 == steps:
-                path = workdir / "trajectories" / f"train_{step + 1:06d}.jsonl"
+            path = workdir / "trajectories" / f"train_{step + 1:06d}.jsonl"
+            if hosts.is_lead() and (nonfinite or step % options.trajectories_every == 0 or step + 1 == steps):
                 save_trajectories(path, episodes, questions, tokenizer, scores, every=nonfinite)
             if nonfinite:
                 raise NonFiniteUpdate(f"step {step + 1}: the loss or its gradient is not finite. The step's trajectories "
                                       f"are in {path}, the last good state in {checkpoints.directory}")
 
-            state = state.replace(step=jnp.int32(step + 1), params=params, opt_state=opt_state)
+            state = state.replace(step=sharding.reshard(np.int32(step + 1), everywhere), params=params,
+                                  opt_state=opt_state)
             metrics = {
                 "noise": noise,
                 **episode_metrics(episodes, questions, said, scores, tokenizer),
@@ -167,11 +171,11 @@ def estimate_advantages(algorithm: AlgorithmConfig, batch: TokenBatch, scores):
 
 
 def minibatches(batch: TokenBatch, count: int, key):
-    """The rows in random order, cut into `count` equal parts."""
+    """The rows, numpy, in random order, cut into `count` equal parts."""
     if count == 1:
         return [batch]
-    order = jax.random.permutation(jax.random.fold_in(key, 2**31), batch.tokens.shape[0])
-    return [jax.tree.map(lambda x: x[part], batch) for part in jnp.split(order, count)]
+    order = np.asarray(jax.random.permutation(jax.random.fold_in(key, 2**31), batch.tokens.shape[0]))
+    return [jax.tree.map(lambda x: x[part], batch) for part in np.split(order, count)]
 
 
 def sampler_gap(batch: TokenBatch) -> dict[str, float]:

@@ -9,6 +9,7 @@ import inspect
 import math
 import os
 import pathlib
+import re
 
 from zsjax.config import STAGES, Config, Problem
 
@@ -26,9 +27,12 @@ SHAPE = ("embed_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "ml
 SUPERVISED = ("pretrain", "pretrain_simulator", "tune_simulator")
 
 
-def find_problems(config: Config) -> list[Problem]:
-    """All that is wrong with a config of the right types, in the order of its fields."""
-    found = _Found(config)
+def find_problems(config: Config, *, files: bool = True) -> list[Problem]:
+    """All that is wrong with a config of the right types, in the order of its fields.
+
+    files: whether the files and folders that it names must be there; a plan of a run needs none.
+    """
+    found = _Found(config, files)
     _check_stages(found, config)
     _check_models(found, config)
     _check_data(found, config)
@@ -40,8 +44,11 @@ def find_problems(config: Config) -> list[Problem]:
     return found.problems
 
 
-def find_device_problems(config: Config, num_devices: int) -> list[Problem]:
-    """What is wrong once the number of devices is known: the mesh, and rows that do not divide over it."""
+def find_device_problems(config: Config, num_devices: int, num_hosts: int = 1) -> list[Problem]:
+    """What is wrong once the number of devices is known: the mesh, and rows that do not divide over it.
+
+    Questions need not divide: a rollout fills up its shape and drops the surplus rows.
+    """
     found = _Found(config)
     axes = {name: getattr(config.mesh, name) for name in ("data", "fsdp", "tensor")}
     fixed = math.prod(size for size in axes.values() if size > 0)
@@ -58,19 +65,44 @@ def find_device_problems(config: Config, num_devices: int) -> list[Problem]:
         found.add("train.questions_per_step",
                   f"{rows} rows a minibatch (questions_per_step x group_size / minibatches) do not divide over "
                   f"{shards} devices", f"make the rows a multiple of {shards}, or set mesh")
-    if config.evaluate.batch_rows % shards:
-        found.add("evaluate.batch_rows", f"does not divide over {shards} devices", f"give a multiple of {shards}")
-    for stage in SUPERVISED:
-        if stage in config.stages and getattr(config, stage).batch_rows % shards:
-            found.add(f"{stage}.batch_rows", f"does not divide over {shards} devices", f"give a multiple of {shards}")
+    if "train" in config.stages and 0 < config.train.microbatch_rows < rows and config.train.microbatch_rows % shards:
+        found.add("train.microbatch_rows", f"does not divide over {shards} devices", f"give a multiple of {shards}")
+    tensor = num_devices // shards
+    if num_devices // num_hosts % tensor:
+        found.add("mesh.tensor", f"reaches over hosts of {num_devices // num_hosts} devices", "give a divisor of that")
+    for name in ("policy", "simulator") if tensor > 1 else ():
+        heads = _num_heads(config, getattr(config, name))
+        if heads % tensor:
+            found.add("mesh.tensor", f"does not divide the {heads} heads of {name}.init", "give a divisor of that")
+    alone = [stage for stage in config.stages if stage in (*SUPERVISED, "collect")]
+    if num_hosts > 1 and alone:
+        found.add("stages", f"{', '.join(alone)} run on one host",
+                  "run them there first, by their commands, and then only train, evaluate and report on many")
     return found.problems
+
+
+def _num_heads(config, model):
+    """Query heads of a model that the run uses, 0 where they cannot be known before it is loaded or made."""
+    from zsjax.data.assets import asset_path
+    from zsjax.models.hf_config import read_config
+
+    if model is config.simulator and not _uses_simulator(config):
+        return 0
+    if model.init == "random":
+        return model.shape["num_heads"]
+    if model.init.startswith("hf:"):  # not downloaded only to look
+        return 0
+    try:
+        return read_config(asset_path(model.init)).num_heads
+    except (OSError, ValueError):
+        return 0
 
 
 class _Found:
     """Problems of one config, and the few ways to look for them. Fields are dotted names."""
 
-    def __init__(self, config):
-        self.config = config
+    def __init__(self, config, files=True):
+        self.config, self.files = config, files
         self.problems: list[Problem] = []
 
     def value(self, field):
@@ -158,14 +190,19 @@ def _check_shape(found, field, shape):
 
 
 def _check_path(found, field):
-    from zsjax.data.assets import asset_path
+    from zsjax.data.assets import HUB, asset_path
 
+    value = found.value(field)
+    if value.startswith(HUB):
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", value[len(HUB):]):
+            found.add(field, "no name of the hub", f"give {HUB}OWNER/NAME, such as {HUB}Qwen/Qwen2.5-3B")
+        return
     try:
-        path = asset_path(found.value(field))
+        path = asset_path(value)
     except FileNotFoundError as error:
         found.add(field, "no such asset", str(error).partition("; ")[2] or str(error))
         return
-    if not path.exists():
+    if found.files and not path.exists():
         found.add(field, f"no file or folder there (looked in {os.getcwd()})", "check the path")
 
 
@@ -186,7 +223,7 @@ def _check_source(found, field, endings, *, tfds):
         return
     if source.startswith(("tiny_world:", "tfds:")) or not source.endswith(endings):
         found.add(field, "not a source", f"give {known}")
-    elif not pathlib.Path(source).is_file():
+    elif found.files and not pathlib.Path(source).is_file():
         found.add(field, f"no such file (looked in {os.getcwd()})", "check the path")
 
 

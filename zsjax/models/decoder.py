@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from zsjax.models.attention import attend
 from zsjax.models.cache import KVCache, init_cache
 from zsjax.models.layers import DecoderConfig, linear, rms_norm, rotary_angles, rotate, swiglu
+from zsjax.sharding import constrain
 
 __all__ = ["DecoderConfig", "ParamSpec", "param_specs", "init_params", "num_params", "cast_matrices", "forward",
            "hidden_states", "unembedding", "logits_of", "extend", "init_cache"]
@@ -111,6 +112,11 @@ def cast_matrices(params, config: DecoderConfig):
     return jax.tree.map(lambda x: x.astype(dtype) if x.ndim == 2 else x, params)
 
 
+def _embed(params, config, tokens):
+    table = constrain(params["embed_tokens"], "vocab", None)  # gathered over fsdp before the look-up, not after
+    return constrain(table[tokens].astype(config.dtype), "rows", None, None)
+
+
 def _split_heads(x, num_heads):
     B, T, _ = x.shape
     return x.reshape(B, T, num_heads, -1).swapaxes(1, 2)
@@ -154,11 +160,11 @@ def hidden_states(params, config: DecoderConfig, tokens, *, positions=None, vali
     positions = order if positions is None else positions
     lengths = jnp.full(B, T) if valid is None else valid.sum(axis=1)
     cos, sin = rotary_angles(config, positions)
-    x = params["embed_tokens"][tokens].astype(config.dtype)
+    x = _embed(params, config, tokens)
 
     def layer(params, x, index):
         read_kv = lambda q, k, v: attend(q, k, v, q_positions=order, kv_lengths=lengths, window=_window(config, index))
-        return _layer(params, config, index, x, cos, sin, read_kv)
+        return constrain(_layer(params, config, index, x, cos, sin, read_kv), "rows", None, None)
 
     if remat:
         layer = jax.checkpoint(layer, static_argnums=2)
@@ -169,7 +175,8 @@ def hidden_states(params, config: DecoderConfig, tokens, *, positions=None, vali
 
 def unembedding(params, config: DecoderConfig):
     """[D, V], the matrix from hidden states to logits."""
-    return params["embed_tokens"].T if config.tie_embeddings else params["lm_head"]["kernel"]
+    matrix = params["embed_tokens"].T if config.tie_embeddings else params["lm_head"]["kernel"]
+    return constrain(matrix, None, "vocab")  # gathered over fsdp once, not in every chunk of positions
 
 
 def logits_of(params, config: DecoderConfig, hidden):
@@ -199,7 +206,7 @@ def extend(params, config: DecoderConfig, tokens, count, cache: KVCache, rows=No
     positions = lengths[:, None] + jnp.arange(N)
     kv_lengths = lengths + count
     cos, sin = rotary_angles(config, positions)
-    x = params["embed_tokens"][tokens].astype(config.dtype)
+    x = _embed(params, config, tokens)
     for index, layer_params in enumerate(params["layers"]):
 
         def read_kv(q, k, v):

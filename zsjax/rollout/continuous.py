@@ -42,6 +42,11 @@ class Schedule:
     slots: int = 0
     busy: float = 0.0
 
+    def sizes(self, episodes: int) -> tuple[int, int]:
+        """(rows, slots) of a rollout of so many episodes."""
+        rows = min(self.rows or episodes, episodes)
+        return rows, min(self.slots or (-(-rows // 4) if self.rows else rows), rows)
+
 
 @flax.struct.dataclass
 class Work:
@@ -81,8 +86,7 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
     policy_key, simulator_key, noise_key = (jax.random.fold_in(key, i) for i in range(3))
     prompts = pieces.read_prompts(policy_params, env, inputs["prompts"], inputs["prompt_lengths"], inputs["group_id"])
     E = prompts.tokens.shape[0] * env.group_size
-    R = min(schedule.rows or E, E)
-    S = min(schedule.slots or (-(-R // 4) if schedule.rows else R), R)
+    R, S = schedule.sizes(E)
     lanes = env.lanes or R
 
     def remaining(loop):  # rows that can still be kept busy

@@ -10,7 +10,7 @@ import re
 import jax
 import numpy as np
 
-from zsjax import types
+from zsjax import sharding, types
 from zsjax.rollout import engine as pieces
 from zsjax.rollout.continuous import Work
 from zsjax.search.engine import SearchContext
@@ -51,20 +51,22 @@ def encode_documents(found, tokenizer, document_format: str, *, num_documents: i
 class HostRollout:
     """Compiled pieces plus a host engine. Call with (params, inputs, questions, noise, temperature, key)."""
 
-    def __init__(self, env, tables, search_engine, tokenizer, document_format: str):
+    def __init__(self, env, tables, search_engine, tokenizer, document_format: str, mesh=None):
+        """mesh: None, or this host's mesh, over whose rows the episodes are spread."""
         self.env, self.tables, self.engine, self.tokenizer = env, tables, search_engine, tokenizer
         self.document_format = document_format
-        self._start = jax.jit(lambda params, prompts, lengths, group_id: pieces.start(
-            params, env, prompts, lengths, group_id))
+        over_rows = lambda function, *in_rows: sharding.over_rows(function, mesh, in_rows)
+        self._start = jax.jit(over_rows(lambda params, prompts, lengths, group_id: pieces.start(
+            params, env, prompts, lengths, group_id), False, True, True, True))
 
         def turn(params, tables, state, key, temperature, noise):
             state = pieces.generate_turn(params, env, tables, state, jax.random.fold_in(key, 0), temperature)
             state, query = pieces.queries(env, tables, state)
             return state, query, pieces.coins(env, state, noise, jax.random.fold_in(key, 2))
 
-        self._turn = jax.jit(turn, donate_argnums=2)
-        self._insert = jax.jit(lambda params, state, documents, lengths, count, noisy: pieces.insert(
-            params, env, state, documents, lengths, count, noisy), donate_argnums=1)
+        self._turn = jax.jit(over_rows(turn, False, False, True, False, False, False), donate_argnums=2)
+        self._insert = jax.jit(over_rows(lambda params, state, documents, lengths, count, noisy: pieces.insert(
+            params, env, state, documents, lengths, count, noisy), False, True, True, True, True, True), donate_argnums=1)
 
     def __call__(self, params, inputs, questions, noise, temperature, key) -> tuple[types.Episodes, Work]:
         env = self.env
