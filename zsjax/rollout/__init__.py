@@ -69,7 +69,8 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
         else:
             my_shards, parts = sharding.local_row_shards(mesh), np.split(np.arange(count + fill), shards)
             mine = np.concatenate([parts[shard] for shard in my_shards])
-            played, work = jax.device_get(play_here(params, [questions[i] for i in mine], ids[mine], noise, temperature, key))
+            here = [questions[i] for i in mine]
+            played, work = jax.device_get(play_here(params, here, ids[mine], noise, temperature, key))
             rows = (mine[:, None] * group_size + np.arange(group_size)).ravel()
             episodes, work = hosts.gather_rows(played, rows), hosts.gather_rows(work, my_shards)
         episodes = episodes if not fill else jax.tree.map(lambda x: x[:count * group_size], episodes)
