@@ -27,7 +27,7 @@ ROOMS = {
 }
 # The loops may import everything below them, and no room imports them.
 LOOPS = ("train", "evaluate", "pipeline", "simulation", "report", "launch", "build", "pretrain", "reading",
-         "pretrain_simulator")
+         "pretrain_simulator", "plan")
 LAZY = ("transformers", "orbax", "safetensors", "sentencepiece", "tokenizers", "tensorflow", "tensorflow_datasets",
         "bm25s", "ml_collections", "tensorboardX", "rich", "pyarrow", "torch", "array_record")
 BLOCKED = tuple(name for name in LAZY if name != "rich")  # flax imports rich itself

@@ -106,9 +106,10 @@ def compile_for_tpu(config: Config, target: Target) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "config.json"
         path.write_text(configuration.to_json(config))
-        # The compiler would look for a TPU and ask the cloud where it is.
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
-                       "TPU_ACCELERATOR_TYPE": f"{target.name}-{target.devices}"}
+        # The compiler would look for a TPU, ask the cloud where it is, and keep others from doing the same.
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
+            "TPU_ACCELERATOR_TYPE": f"{target.name}-{target.devices}", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
         done = subprocess.run([sys.executable, "-m", "zsjax.plan.aot", str(path), f"{target.name}:{target.devices}"],
                               env=environment, capture_output=True, text=True)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -145,8 +146,8 @@ _CHANGES: list[tuple[str, Callable]] = [
 def _advice(config: Config, target: Target) -> tuple[str, ...]:
     """Flags that, together, make the estimate fit; () if none of those known do."""
     changed: dict[str, str] = {}
+    plan = _estimate(config, target)
     for field, value_of in _CHANGES:
-        plan = _estimate(config, target)
         candidate = dict(changed, **{field: str(value_of(config, plan.setup))})
         try:
             tried = configuration.resolve(config, candidate, check=False)
@@ -156,7 +157,7 @@ def _advice(config: Config, target: Target) -> tuple[str, ...]:
         except UserError:
             continue
         if smaller.peak < plan.peak:
-            config, changed = tried, candidate
+            config, changed, plan = tried, candidate, smaller
             if smaller.fits:
                 return tuple(f"--config.{name}={text}" for name, text in changed.items())
     return ()

@@ -93,7 +93,10 @@ def prepare(config: Config, target: Target) -> Setup:
     policy = model_shape(config.policy, "policy", tokenizer)
     simulator = model_shape(config.simulator, "simulator", tokenizer) if simulated else None
     mesh = jax.sharding.AbstractMesh(sharding.mesh_shape(config.mesh, target.devices), sharding.AXES)
-    engine = build.simulator(config, simulator, None, tokenizer) if simulated else None
+    try:
+        engine = build.simulator(config, simulator, None, tokenizer) if simulated else None
+    except ValueError as error:  # vocabularies that do not fit
+        raise UserError(str(error)) from error
     return Setup(config, target, mesh, policy, simulator, engine, stand_in)
 
 
