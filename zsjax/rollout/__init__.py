@@ -50,6 +50,7 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
         information_close=encode(template.information_close),
         hint=encode(template.hint),
         group_size=group_size,
+        noise_per_document=config.search.noise_per == "document",
     )
     tables = pieces.tables(tokenizer, policy_config)
     compiled = isinstance(engine, Simulator) and engine.tokenizer is tokenizer

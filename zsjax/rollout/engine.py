@@ -56,6 +56,7 @@ class Environment:
     information_close: np.ndarray
     hint: np.ndarray
     group_size: int = 1
+    noise_per_document: bool = False
 
 
 @flax.struct.dataclass
@@ -207,9 +208,18 @@ def queries(env: Environment, tables: Tables, state: RolloutState):
 
 
 def coins(env: Environment, state: RolloutState, noise, key):
-    """bool[B], P(True) = noise: whether this turn's search is noisy. Keyed by (key, episode, turn)."""
+    """P(True) = noise: bool[B], whether this turn's search is noisy, or bool[B, k], whether each of its documents is.
+
+    Keyed by (key, episode, turn).
+    """
     keys = row_keys(key, state.episode_id, state.turn)
-    return jax.vmap(lambda key: jax.random.uniform(key))(keys) < noise
+    shape = (env.num_documents,) if env.noise_per_document else ()
+    return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys) < noise
+
+
+def per_document(noisy, shape):
+    """bool[B, k] of `coins`, numpy or jax: a search's coin is that of all its documents."""
+    return jnp.broadcast_to(noisy if noisy.ndim == 2 else noisy[:, None], shape)
 
 
 def insert(params, env: Environment, state: RolloutState, documents, document_lengths, count, noisy) -> RolloutState:
@@ -297,7 +307,7 @@ def simulated(policy_params, simulator_params, env: Environment, tables: Tables,
         requests = Requests(question=question, answers=answers, query=query, noisy=noisy, question_key=question_key,
                             active=state.waits_for == DOCUMENTS)
         replies = simulator.write(simulator_params, simulator_tables, requests, simulator_key)
-        noisy = jnp.broadcast_to(noisy[:, None], replies.lengths.shape)
+        noisy = per_document(noisy, replies.lengths.shape)
         return insert(policy_params, env, state, replies.tokens, replies.lengths, replies.count, noisy)
 
     running = lambda state: (state.status == types.RUNNING).any()

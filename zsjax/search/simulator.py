@@ -39,7 +39,7 @@ class Requests:
 
     Attributes:
       question, answers, query: (int32[B, N], int32[B]) ragged tokens.
-      noisy: bool[B].
+      noisy: bool[B], or bool[B, k] for a mode for each document.
       question_key: uint32[B], names the question in the random stream.
       active: bool[B]; the other rows cost their share of the batch and write nothing.
     """
@@ -192,6 +192,8 @@ class Simulator:
 
     def write(self, params, tables: Tables, requests: Requests, key) -> Replies:
         """Reads the prompts of the active requests and writes their documents. Pure; traced inside the rollout."""
+        if requests.noisy.ndim == 2:
+            return self._write_mixed(params, tables, requests, key)
         config, k, N = self.config, self.num_documents, self.max_document_tokens
         tokens, lengths = self.prompts(requests)
         B = tokens.shape[0]
@@ -239,6 +241,21 @@ class Simulator:
             documents = jnp.take_along_axis(documents, order[:, :, None], axis=1)
             document_lengths = jnp.take_along_axis(document_lengths, order, axis=1)
         return Replies(tokens=documents, lengths=document_lengths, count=count)
+
+    def _write_mixed(self, params, tables, requests, key):
+        """A mode for each document: both replies are written, and document i comes from the one its mode says.
+
+        The simulator was tuned on prompts that name one mode, and both prompts are such ones; a prompt with a word for
+        each document would ask it for something it never saw. Rows whose modes are all the same write one reply only.
+        """
+        twice = lambda useful, noisy: jax.tree.map(lambda a, b: jnp.concatenate([a, b]), useful, noisy)
+        B, k = requests.noisy.shape
+        one = lambda noisy, active: requests.replace(noisy=jnp.full(B, noisy), active=requests.active & active)
+        replies = self.write(params, tables, twice(one(False, ~requests.noisy.all(axis=1)),
+                                                   one(True, requests.noisy.any(axis=1))), key)
+        pick = lambda x: jnp.where(requests.noisy.reshape(B, k, *[1] * (x.ndim - 2)), x[B:], x[:B])
+        lengths = pick(replies.lengths)
+        return Replies(tokens=pick(replies.tokens), lengths=lengths, count=(lengths > 0).sum(axis=1))
 
     @functools.cached_property
     def _write(self):
