@@ -152,7 +152,8 @@ class AlgorithmConfig:
     advantage: "grpo", "rloo", "reinforce", "reinforce_plus_plus", "gae" or "package.module:function".
     loss: a registered name ("ppo_clip", "gspo") or "package.module:function".
     normalize: GRPO divides by the group's deviation.
-    kl_coef, kl_kind: KL to the reference as a loss (k2, k3) or, with kl_in="reward", as a cost of tokens (k1, k2, k3).
+    kl_coef, kl_kind: KL to the reference as a loss (k2, k3) or, with kl_in="reward", as a cost of tokens (k1 is right
+      there; k2 and k3 hold back little, see zsjax.rl.credit.kl_rewards).
     track_kl: log the KL even when kl_coef is 0, at the cost of a reference copy and one more forward pass a step.
     reduction: "token_mean", "sequence_mean" or "fixed_length" (rollout.max_tokens).
     invert_mask: an ablation that trains on everything but the policy's tokens.

@@ -86,7 +86,7 @@ def test_no_gradient_and_no_influence_off_the_policys_tokens(name):
     for seed in range(4):
         clean, poisoned = (step(*random_batch(seed, poison=poison)) for poison in (False, True))
         off = np.asarray(random_batch(seed)[0].roles) != POLICY
-        for (value, aux), grad in (clean, poisoned):
+        for _, grad in (clean, poisoned):
             assert not np.any(np.asarray(grad)[off]), "a gradient where the policy wrote nothing"
         on = ~off
         np.testing.assert_array_equal(np.asarray(clean[0][0]), np.asarray(poisoned[0][0]))

@@ -53,7 +53,7 @@ def packed_step(objective, optimizer, *, defaults=None):
 
     weigh, add = jax.jit(weigh), jax.jit(add_part, donate_argnums=0)
     zeros = jax.jit(lambda *given: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part_of, *given)))
-    finish = jax.jit(finish, donate_argnums=(0, 1, 2))
+    finish = jax.jit(finish, donate_argnums=(0, 1))
 
     def update(params, opt_state, parts, coef=None):
         # On the device, in order: nothing waits for the host until the info is asked for.

@@ -44,9 +44,12 @@ def kl_rewards(batch: TokenBatch, *, loss_mask, coef, kind):
     """rewards - coef * kl_penalty(old_logprobs, ref_logprobs): the KL to the reference as a cost of each token.
 
     Minus, so that drifting away costs: ZeroSearch's GRPO had the other sign and paid for it. The penalty is a number
-    here, not a loss: no gradient flows through it, it acts through the advantages. k1 is the estimator whose reward has
-    the KL's own gradient in expectation; k2 and k3 have a smaller variance and another gradient, which vanishes to
-    second order at the reference and, for rows drawn from the policy, lowers the KL on average (tests hold all three).
+    here, not a loss: no gradient flows through it, it acts through the advantages.
+
+    k1 is the estimator to use here: its expected gradient is the KL's own. A reward f(d) has E[f(d) d logprobs], which
+    for k3 is the gradient of KL(policy || ref) - KL(ref || policy): to second order nothing at the reference, and for
+    a policy that is sharper than it, over few tokens, even of the wrong sign (tests/rl/test_kl_pull.py shows both). k2
+    is weak in the same way. They are here since verl and others offer them, with the same values.
 
     Args:
       batch: rewards, old_logprobs and ref_logprobs are read, float32[B, T].
