@@ -45,7 +45,8 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
     Args:
       config: the run's; train, rollout, search, reward, curriculum, algorithm, value, health and optimizer are read.
       workdir: where checkpoints/train and trajectories/ go; an interrupted run in it is resumed.
-      policy_config, params: DecoderConfig and the starting parameters, which are also the reference.
+      policy_config, params: DecoderConfig and the starting parameters, which are also the reference. They are donated:
+        copy them if you need them afterwards.
       tokenizer: the policy's.
       engine: what answers searches: a `Simulator` or a host engine.
       stream: `QuestionStream`; `stream.batch(step, n)` gives the step's questions.
