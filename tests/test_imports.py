@@ -23,11 +23,12 @@ ROOMS = {
     "chart": (), "checkpoint": ("config",), "models": (), "sampling": ("models",), "rl": ("models",),
     "search": ("sampling", "models"), "rollout": ("search", "sampling", "models", "rewards"),
     "supervised": ("models", "rl", "config", "checkpoint"), "validation": ("config",),
+    "reward_terms": ("rewards", "rollout"), "health": ("config",),
     "data": ("search", "sampling", "rewards"),  # Document, the corpus's type; template texts
 }
 # The loops may import everything below them, and no room imports them.
 LOOPS = ("train", "evaluate", "pipeline", "simulation", "report", "launch", "build", "pretrain", "reading",
-         "pretrain_simulator", "plan")
+         "pretrain_simulator", "plan", "episode_metrics", "experience")
 LAZY = ("transformers", "orbax", "safetensors", "sentencepiece", "tokenizers", "tensorflow", "tensorflow_datasets",
         "bm25s", "ml_collections", "tensorboardX", "rich", "pyarrow", "torch", "array_record")
 BLOCKED = tuple(name for name in LAZY if name != "rich")  # flax imports rich itself

@@ -26,19 +26,23 @@ from zsjax.config_fields import (
     DataConfig,
     EvaluateConfig,
     GatesConfig,
+    HealthConfig,
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
     PromptsConfig,
+    RewardConfig,
     RolloutConfig,
     SearchConfig,
     SupervisedConfig,
     TrainConfig,
+    ValueConfig,
 )
 
 __all__ = ["MAY_CHANGE", "STAGES", "AlgorithmConfig", "CollectConfig", "Config", "CurriculumConfig", "DataConfig",
-           "EvaluateConfig", "GatesConfig", "MeshConfig", "ModelConfig", "OptimizerConfig", "PromptsConfig",
-           "RolloutConfig", "SearchConfig", "SupervisedConfig", "TrainConfig", "UserError", "Problem", "ConfigError",
+           "EvaluateConfig", "GatesConfig", "HealthConfig", "MeshConfig", "ModelConfig", "OptimizerConfig", "PromptsConfig",
+           "RewardConfig", "RolloutConfig", "SearchConfig", "SupervisedConfig", "TrainConfig", "UserError", "ValueConfig",
+           "Problem", "ConfigError",
            "parse_arg", "resolve", "to_json", "from_json", "diff", "check_resume", "write_config"]
 
 

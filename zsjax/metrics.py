@@ -236,7 +236,7 @@ class Writer:
 
 # What is shown of a line, in this order, where it is there.
 SHOWN = ("loss", "reward", "em", "f1", "noise", "searches", "on_path", "response_tokens", "kl", "entropy", "grad_norm",
-         "sampler_gap_mean", "eval/em", "eval/f1", "speed/tokens_per_second", "time/step")
+         "sampler_gap_mean", "eval/em", "eval/f1", "occupancy/policy", "speed/tokens_per_second", "time/step")
 
 
 class _Events:

@@ -235,7 +235,8 @@ def train(run: Run):
         engine = build.engine(config.search.engine, config, config.data.corpus)
     params = train(config, run.workdir, policy_config=model, params=params, tokenizer=run.tokenizer, engine=engine,
                    stream=QuestionStream(build.questions(config, config.data.train), config.seed), writer=run.writer,
-                   evaluate_now=real_evaluation(run, model), config_json=run.config_json)
+                   evaluate_now=real_evaluation(run, model), config_json=run.config_json,
+                   save_best=lambda params: run.save_model("best", model, params))
     run.save_model("policy", model, params)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zsjax import types
 from zsjax.rollout import engine as pieces
@@ -56,6 +57,19 @@ class Work:
     policy_rows: Any
     simulator_steps: Any
     simulator_slots: Any
+
+
+def occupancy(episodes: types.Episodes, work: Work) -> dict[str, float]:
+    """Shares of the decode steps' places that held a token of an episode, "policy" and "simulator"; numpy.
+
+    Everything else counts as idle: rows that wait, the end of the queue, documents that were cut or not shown. No entry
+    for a model that took no step.
+    """
+    parts = {"policy": (types.POLICY, work.policy_steps, work.policy_rows),
+             "simulator": (types.DOCUMENT, work.simulator_steps, work.simulator_slots)}
+    places = {name: float((np.asarray(steps) * np.asarray(at_once)).sum()) for name, (_, steps, at_once) in parts.items()}
+    return {name: float((np.asarray(episodes.roles) == role).sum()) / places[name]
+            for name, (role, *_) in parts.items() if places[name]}
 
 
 @flax.struct.dataclass
@@ -139,20 +153,20 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
 
     def write(loop):
         # Until a reading pass of the policy is full, or nothing is left to write.
-        finished = lambda writing: ((loop.owner < R) & ~writing.busy).sum()
+        finished = lambda writing: ((loop.owner < R) & ~writing.working).sum()
         go_on = lambda writing: finished(writing) < lanes
         return loop.replace(writing=simulator.proceed(simulator_params, simulator_tables, loop.writing, go_on))
 
     def answer(loop):
         replies = simulator.replies(loop.writing)
-        ready = (loop.owner < R) & ~loop.writing.busy
+        ready = (loop.owner < R) & ~loop.writing.working
         rows = jnp.where(ready, loop.owner, R)
         of_slot = lambda x: jnp.zeros((R, *x.shape[1:]), x.dtype).at[rows].set(x, mode="drop")
         served = jnp.zeros(R, bool).at[rows].set(True, mode="drop")
         noisy = pieces.coins(env, loop.state, noise, noise_key)
         state = pieces.insert(
             policy_params, env, loop.state, of_slot(replies.tokens), of_slot(replies.lengths), of_slot(replies.count),
-            jnp.broadcast_to(noisy[:, None], (R, env.num_documents)), served | (loop.state.waits_for == HINT))
+            pieces.per_document(noisy, (R, env.num_documents)), served | (loop.state.waits_for == HINT))
         return loop.replace(state=state, owner=jnp.where(ready, R, loop.owner), asked=loop.asked & ~served)
 
     def around(loop):
@@ -160,7 +174,7 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
         loop = when(ended(loop).any() & (loop.next < E), seat, loop)
         loop = when(low(loop) & pending(loop).any() & (loop.owner == R).any(), ask, loop)
         loop = when(low(loop) & loop.writing.busy.any(), write, loop)
-        ready = ((loop.owner < R) & ~loop.writing.busy).any() | (loop.state.waits_for == HINT).any()
+        ready = ((loop.owner < R) & ~loop.writing.working).any() | (loop.state.waits_for == HINT).any()
         return when(low(loop) & ready, answer, loop)
 
     def hand_over(loop):
@@ -168,9 +182,10 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
         put = lambda all_rows, rows: all_rows.at[done].set(rows, mode="drop")
         return jax.tree.map(put, loop.episodes, pieces.finish(loop.state))
 
+    idle = simulator.idle(simulator_params, S, per_document=env.noise_per_document)
     loop = Loop(
         episodes=pieces.finish(pieces.empty_rows(env, E)), next=jnp.int32(0), state=pieces.empty_rows(env, R),
-        episode=jnp.full(R, E, jnp.int32), writing=simulator.idle(simulator_params, S), owner=jnp.full(S, R, jnp.int32),
+        episode=jnp.full(R, E, jnp.int32), writing=idle, owner=jnp.full(S, R, jnp.int32),
         asked=jnp.zeros(R, bool))
     unfinished = lambda loop: (loop.next < E) | (loop.state.status == types.RUNNING).any()
     loop = jax.lax.while_loop(unfinished, around, loop)

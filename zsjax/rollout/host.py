@@ -4,6 +4,7 @@ The same compiled pieces as `zsjax.rollout.engine`, with a visit to the host onc
 are decoded for the engine, documents are made inert, encoded, cut to size and inserted.
 """
 
+import dataclasses
 import logging
 import re
 
@@ -81,7 +82,7 @@ class HostRollout:
                 none = np.zeros_like(rows)
                 return pieces.finish(state), Work(jax.device_get(state.steps), rows, none, none)
             documents, lengths, count = self._search(row_questions, waits_for, query, noisy, calls, key)
-            noisy = np.broadcast_to(noisy[:, None], lengths.shape) & self.uses_noise
+            noisy = np.asarray(pieces.per_document(noisy, lengths.shape)) & self.uses_noise
             state = self._insert(params, state, documents, lengths, count, noisy)
 
     @property
@@ -96,10 +97,13 @@ class HostRollout:
         if len(rows):
             texts = [self.tokenizer.decode(query[0][b, :query[1][b]].tolist()) for b in rows]
             simulator_key, draw = jax.random.fold_in(key, 1), int(jax.random.bits(key))
-            contexts = [SearchContext(questions[b], noisy=bool(noisy[b]), key=simulator_key,
+            contexts = [SearchContext(questions[b], noisy=bool(noisy[b].any()), key=simulator_key,
                                       call=(draw, *(int(c[b]) for c in calls))) for b in rows]
             try:
-                results = self.engine.search(texts, contexts, k=env.num_documents)
+                if noisy.ndim == 2 and self.uses_noise:
+                    results = self._mixed(texts, contexts, noisy[rows])
+                else:
+                    results = self.engine.search(texts, contexts, k=env.num_documents)
             except (OSError, TimeoutError) as error:  # a peer that failed; the episodes record it as SEARCH_FAILED
                 logging.warning("search failed for %d queries: %s", len(rows), error)
                 results = [[] for _ in rows]
@@ -107,3 +111,11 @@ class HostRollout:
                 found[b] = documents
         return encode_documents(found, self.tokenizer, self.document_format, num_documents=env.num_documents,
                                 max_document_tokens=env.max_document_tokens)
+
+    def _mixed(self, texts, contexts, noisy):
+        """A mode for each document, as `Simulator._write_mixed`: document i comes from the reply that its mode says."""
+        both = [dataclasses.replace(c, noisy=mode) for mode in (False, True) for c in contexts]
+        found = self.engine.search(texts * 2, both, k=self.env.num_documents)
+        useful, bad = found[:len(texts)], found[len(texts):]
+        return [[reply[i] for i, mode in enumerate(modes) if i < len(reply := bad[b] if mode else useful[b])]
+                for b, modes in enumerate(noisy.tolist())]
