@@ -289,6 +289,8 @@ def _check_algorithm(found, config):
                   "set algorithm.kl_coef to where it starts")
     if algorithm.dual_clip and not algorithm.dual_clip > 1:
         found.add("algorithm.dual_clip", "bounds the loss at a ratio that no clip has reached", "give more than 1, or 0")
+    if algorithm.dual_clip and algorithm.loss == "gspo":
+        found.add("algorithm.dual_clip", "the loss 'gspo' has none", "set it to 0, or algorithm.loss to 'ppo_clip'")
     if algorithm.advantage == "gae" and not algorithm.value_model:
         found.add("algorithm.value_model", "the advantage 'gae' needs values", "set it to true")
     if algorithm.refill_rounds and not algorithm.drop_equal_groups:

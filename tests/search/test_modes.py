@@ -26,7 +26,8 @@ def test_each_document_is_of_its_own_mode():
     requests = Requests(question=slot(8), answers=slot(4), query=slot(6), noisy=noisy,
                         question_key=np.arange(len(noisy), dtype=np.uint32),
                         active=np.array([True, True, True, True, False]))
-    write = jax.jit(lambda requests: simulator.write(simulator.params, simulator.tables, requests, jax.random.key(1)))
+    tables = simulator.tables
+    write = jax.jit(lambda requests: simulator.write(simulator.params, tables, requests, jax.random.key(1)))
     mixed = write(requests)
     useful, bad = (write(requests.replace(noisy=np.full(len(noisy), mode))) for mode in (False, True))
     assert not np.array_equal(useful.tokens, bad.tokens)

@@ -175,8 +175,8 @@ def truncated_weights(old_logprobs, behavior_logprobs, *, loss_mask, limit):
 
     The sampler (cached decoding, other kernels, perhaps int8 weights) and the trainer do not give exactly the same
     log-probs; multiplied by these weights, a token's loss is that of data from the trainer's policy, with the variance
-    of large ratios cut off. Truncated importance sampling: Ionides 2008; Yao et al. 2025, "Your efficient RL framework
-    secretly brings you off-policy RL training" (`rollout_is` in verl, `behavior clip` elsewhere).
+    of large ratios cut off: truncated importance sampling (Ionides 2008), per token. verl gives its losses such factors
+    as `rollout_is_weights`, TRL as `importance_sampling_ratio`.
 
     Args:
       old_logprobs: float[B, T], nats, recomputed by the trainer.
@@ -240,6 +240,8 @@ def kl_penalty(logprobs, ref_logprobs, *, kind):
       "k1": d                     unbiased, of either sign
       "k2": d^2 / 2               biased, low variance; its gradient is an unbiased gradient of the KL
       "k3": exp(-d) + d - 1       unbiased, never negative
+    The values are those of verl's `kl_penalty_forward`, which limits d to +-20 and k3 to 10, where its gradient ends;
+    ours goes on pulling.
     k1 belongs into a reward, not into a loss: the expectation of its gradient over the policy's own tokens is
     E[d logprobs] = 0, so it would add noise and no force. `zsjax.rl.update.make_update` refuses it.
 

@@ -57,7 +57,7 @@ def keep_rows(how: str, count: int, *, scores, group_id, num_searches) -> np.nda
     Args:
       how: "reward_spread": whole groups first whose scores have the largest deviation, as those say most about what
         made the difference; "search_depth": the episodes with the most searches, which are the rare ones early on
-        (the idea of CuSearch, whose budget over depths is learned; here it is a plain ranking).
+        (in the spirit of CuSearch; a plain ranking here).
       count: rows wanted.
       scores: float[B]; group_id, num_searches: int[B].
 
