@@ -22,7 +22,13 @@ VARIANTS = {
     "real": ("engine=bm25", "real engine (BM25)"),
     "inverted": ("noise=0.0,invert_mask", "simulator, loss mask inverted"),
     "empty": ("engine=empty", "empty documents"),
+    # The algorithms, each with the curriculum (GRPO's row is "curriculum").
+    "reinforce": ("noise=0.5,algorithm=reinforce", "simulator, REINFORCE"),
+    "rloo": ("noise=0.5,algorithm=rloo", "simulator, RLOO"),
+    "ppo": ("noise=0.5,algorithm=ppo", "simulator, PPO"),
+    "grpo": ("noise=0.5,algorithm=grpo", "simulator, GRPO"),
 }
+DEFAULT = ("clean", "curriculum", "real", "inverted", "empty")  # without the algorithms, which are asked for by name
 
 
 def run(arg: str, workdir: pathlib.Path, *overrides: str):
@@ -103,7 +109,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", default=list(DEFAULT), choices=list(VARIANTS))
     parser.add_argument("--table", action="store_true")
     options, extra = parser.parse_known_args()
     if not options.table:

@@ -23,6 +23,7 @@ simulator=Qwen2.5-7B-Instruct,chat,data=questions.jsonl,corpus=paragraphs.jsonl.
     :tokenizer=PATH      folder of tokenizer.json; the policy's if left out
     :data=PATH           questions, .jsonl[.gz] or .parquet, trained on and evaluated on (set data.eval apart)
     :corpus=PATH         paragraphs {id, title, text}, .jsonl[.gz], which BM25 searches in evaluations
+    :algorithm=grpo      any of zsjax.rl.algorithms
     :chat                apply the tokenizer's chat template to the policy's prompt
     :steps=20 :seed=0
     :smoke               two small steps
@@ -32,12 +33,13 @@ import ml_collections
 
 from zsjax.config import parse_arg
 from zsjax.data.assets import asset_path
+from zsjax.rl.algorithms import preset
 
 
 def get_config(arg=None):
     arg = parse_arg(arg, steps=20, policy="", simulator="", tokenizer="", chat=False, seed=0,
                     data=str(asset_path("asset:real/questions.jsonl.gz")),
-                    corpus=str(asset_path("asset:real/paragraphs.jsonl.gz")), smoke=False)
+                    corpus=str(asset_path("asset:real/paragraphs.jsonl.gz")), smoke=False, algorithm="grpo")
     c = ml_collections.ConfigDict()
     c.name, c.seed = "real_questions", arg.seed
     c.stages = ("train", "evaluate", "report")
@@ -51,7 +53,7 @@ def get_config(arg=None):
                     max_query_tokens=24)
     c.rollout = dict(max_turns=2, max_turn_tokens=48, max_tokens=704, max_prompt_tokens=320)
     c.curriculum = dict(schedule="zero_search", start=0.0, end=0.5)
-    c.algorithm = dict(advantage="grpo", loss="ppo_clip", kl_coef=1e-3)
+    c.algorithm = preset(arg.algorithm, kl_coef=1e-3)
     c.optimizer = dict(learning_rate=1e-4)
     c.train = dict(steps=arg.steps, questions_per_step=8, group_size=5, eval_every=10, eval_questions=32)
     c.evaluate = dict(batch_rows=32)

@@ -11,6 +11,7 @@ figures of three seeds.
     :engine=bm25         learn with the real engine (Search-R1's way) instead of the simulator
     :engine=empty        ablation: documents without content
     :noise=0.0           P(noisy) at the end of the curriculum, which starts at 0; 0.5 by default, by measurement
+    :algorithm=ppo       any of zsjax.rl.algorithms: reinforce, reinforce_plus_plus, rloo, grpo, dr_grpo, dapo, gspo, ppo
     :invert_mask         ablation: train on everything but the policy's tokens
     :smoke               every stage at toy length
 """
@@ -18,12 +19,14 @@ figures of three seeds.
 import ml_collections
 
 from zsjax.config import parse_arg
+from zsjax.rl.algorithms import preset
 
 MODEL = dict(num_layers=3, num_heads=8, num_kv_heads=2, head_dim=16, rope_theta=10000.0)
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, engine="simulator", noise=0.5, steps=60, seed=0, invert_mask=False, pretrain=False, smoke=False)
+    arg = parse_arg(arg, engine="simulator", noise=0.5, steps=60, seed=0, invert_mask=False, pretrain=False, smoke=False,
+                    algorithm="grpo")
     c = ml_collections.ConfigDict()
     c.name, c.seed = "tiny_world", arg.seed
     c.stages = ("collect", "tune_simulator", "train", "evaluate", "report")
@@ -45,11 +48,12 @@ def get_config(arg=None):
     c.prompts = dict(policy="tiny_world", simulator="tiny_world")
     c.search = dict(engine=arg.engine, eval_engine="bm25", num_documents=3, max_document_tokens=12, max_query_tokens=12,
                     temperature=0.25, shuffle_documents=True, document_format="* {text}")
-    c.rollout = dict(max_turns=3, max_turn_tokens=40, max_tokens=256, max_prompt_tokens=24, rows=32, simulator_slots=8, lanes=8,
-                     busy=0.85)
+    c.rollout = dict(max_turns=3, max_turn_tokens=40, max_tokens=256, max_prompt_tokens=24, rows=32,
+                     simulator_slots=8, lanes=8, busy=0.85)
     c.curriculum = dict(schedule="zero_search", start=0.0, end=arg.noise)
-    c.algorithm = dict(advantage="grpo", loss="ppo_clip", invert_mask=arg.invert_mask)
-    c.optimizer = dict(learning_rate=1e-3, b2=0.98, clip_norm=1.0)
+    c.algorithm = preset(arg.algorithm, invert_mask=arg.invert_mask)
+    c.optimizer = dict(learning_rate=1e-3, schedule="linear", warmup_steps=3, b2=0.98, clip_norm=1.0)
+    c.value = dict(optimizer=dict(learning_rate=1e-3, b2=0.98))
     c.train = dict(steps=arg.steps, questions_per_step=12, group_size=8, logprob_chunk=32, checkpoint_every=10,
                    eval_every=20, eval_questions=64)
     c.collect = dict(episodes=960, probes=480)

@@ -89,7 +89,27 @@ def test_all_problems_at_once():
     ("rollout.temperature", "0", "above 0"),
     ("curriculum.schedule", "exponential", "zero_search"),
     ("curriculum.end", "1.5", "0 to 1"),
-    ("algorithm.advantage", "gae", "grpo"),
+    ("algorithm.advantage", "gea", "grpo"),
+    ("algorithm.advantage", "no.such:thing", "package.module:function"),
+    ("algorithm.kl_in", "prompt", "reward"),
+    ("algorithm.kl_target", "0.1", "kl_coef"),
+    ("algorithm.dual_clip", "0.9", "more than 1"),
+    ("algorithm.refill_rounds", "2", "drop_equal_groups"),
+    ("algorithm.mask", "short", "truncated"),
+    ("reward.terms", "{'f2': 1.0}", "retry_helped"),
+    ("reward.terms", "{'f1': 'much'}", "finite number"),
+    ("reward.terms", "{}", "at least one"),
+    ("reward.overlong_to", "10", "overlong_from"),
+    ("curriculum.schedule", "steep", "adaptive"),
+    ("curriculum.decay", "1.0", "not, 1"),
+    ("search.noise_per", "word", "document"),
+    ("health.alarms", "{'entropy': 3}", "two numbers"),
+    ("health.patience", "0", "1 or more"),
+    ("train.remat", "everything", "matmuls"),
+    ("train.keep", "best", "search_depth"),
+    ("train.keep_fraction", "0.5", "reward_spread"),
+    ("train.epochs", "0", "1 or more"),
+    ("value.optimizer.b2", "1.5", "not, 1"),
     ("algorithm.loss", "no.such:thing", "package.module:function"),
     ("algorithm.loss", "zsjax.types:PAD", "function"),
     ("algorithm.kl_kind", "k1", "k2 or k3"),
@@ -128,6 +148,34 @@ def test_devices():
     assert "320 rows" in problem.reason and "multiple of 7" in problem.mend
     tensor = dataclasses.replace(config, mesh=configuration.MeshConfig(data=2, tensor=3))
     assert [p.field for p in validation.find_device_problems(tensor, 8)] == ["mesh.data"]
+    tensor = dataclasses.replace(config, mesh=configuration.MeshConfig(data=-1, tensor=8))
+    (problem,) = validation.find_device_problems(tensor, 8)
+    assert problem.field == "mesh.tensor" and "the 4 heads of policy.init" in problem.reason
+    (problem,) = validation.find_device_problems(resolve(good(train=dict(microbatch_rows=4))), 8)
+    assert problem.field == "train.microbatch_rows" and "multiple of 8" in problem.mend
+    # 5 questions a step fill no 8 devices evenly: rollouts fill up, only rows of an update must divide.
+    assert not validation.find_device_problems(resolve(good(train=dict(questions_per_step=5, group_size=8))), 8)
+
+
+def test_what_many_hosts_cannot_do():
+    config = resolve(good(mesh=dict(data=-1, tensor=4)))
+    assert not validation.find_device_problems(config, 8, num_hosts=2)
+    (problem,) = validation.find_device_problems(config, 8, num_hosts=4)
+    assert problem.field == "mesh.tensor" and "hosts of 2 devices" in problem.reason
+    alone = dataclasses.replace(resolve(good()), stages=("collect", "train"))
+    assert [p.field for p in validation.find_device_problems(alone, 8, num_hosts=2)] == ["stages"]
+    assert not validation.find_device_problems(alone, 8)
+
+
+def test_checkpoints_of_the_hub_and_files_that_a_plan_does_not_need():
+    config = good(tokenizer="hf:Qwen/Qwen2.5-3B")
+    config.policy = dict(init="hf:Qwen/Qwen2.5-3B")
+    assert resolve(config).policy.init == "hf:Qwen/Qwen2.5-3B"
+    assert "hf:OWNER/NAME" in problems_of(good(tokenizer="hf:Qwen"))["tokenizer"]
+    away = good(data=dict(train="nowhere.jsonl"))
+    away.policy = dict(init="/nowhere/model")
+    assert set(problems_of(away)) == {"policy.init", "data.train"}
+    assert resolve(away, files=False).data.train == "nowhere.jsonl"
 
 
 def test_json_round_trip():

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zsjax import schedules
+from zsjax.config import resolve
+from zsjax.train import curriculum, next_control, start_control
 
 
 def test_zero_search_gives_the_papers_numbers():
@@ -104,3 +106,53 @@ def test_impossible_arguments_are_refused():
     for values, boundaries in (([1.0], [1]), ([1.0, 2.0, 3.0], [5, 5]), ([1.0, 2.0], [])):
         with pytest.raises(ValueError):
             schedules.step(values, boundaries)
+
+
+def test_noise_follows_the_reward_and_holds_the_target():
+    state = np.float32(0.0), np.float32(np.nan)
+    options = dict(target=0.6, rate=0.2, decay=0.5, low=0.0, high=0.5)
+    noise, average = schedules.follow_reward(*state, 0.8, **options)
+    assert (noise.dtype, average.dtype) == (np.float32, np.float32)
+    assert float(average) == pytest.approx(0.8) and float(noise) == pytest.approx(0.2 * 0.2)
+    noise, average = schedules.follow_reward(noise, average, 0.2, **options)
+    assert float(average) == pytest.approx(0.5) and float(noise) == pytest.approx(0.04 - 0.2 * 0.1)
+    for reward, bound in ((1.0, 0.5), (0.0, 0.0)):
+        for _ in range(50):
+            noise, average = schedules.follow_reward(noise, average, reward, **options)
+        assert float(noise) == bound
+    # A policy that earns 1 - noise comes to rest where it earns the target.
+    for _ in range(200):
+        noise, average = schedules.follow_reward(noise, average, 1 - float(noise), **options)
+    assert float(noise) == pytest.approx(0.4, abs=1e-3)
+
+
+def test_the_kl_coefficient_follows_the_kl():
+    follow = lambda coef, kl: float(schedules.follow_kl(coef, kl, target=0.1, horizon=1000, episodes=100))
+    assert follow(1.0, 0.1) == 1.0
+    assert follow(1.0, 9.0) == pytest.approx(1.02) and follow(1.0, 0.0) == pytest.approx(0.98)  # at most 20 % a horizon
+    assert follow(1.0, 0.11) == pytest.approx(1.01)
+
+
+@pytest.mark.parametrize("options, want", [
+    (dict(schedule="constant", end=0.3), [0.3] * 5),
+    (dict(schedule="linear", start=0.0, end=0.4), [0, 0.1, 0.2, 0.3, 0.4]),
+    (dict(schedule="linear", start=0.0, end=0.4, reverse=True), [0.4, 0.3, 0.2, 0.1, 0]),
+    (dict(schedule="cosine", start=0.0, end=1.0), [0, 0.14645, 0.5, 0.85355, 1]),
+    (dict(schedule="zero_search", start=0.0, end=1.0, base=4.0), [0, 0.13807, 1 / 3, 0.60948, 1]),
+    (dict(schedule="step", values=[0.1, 0.6], boundaries=[2]), [0.1, 0.1, 0.6, 0.6, 0.6]),
+])
+def test_curricula_of_the_config(options, want):
+    config = resolve(dict(curriculum=options), check=False).curriculum
+    np.testing.assert_allclose([float(curriculum(config, 4)(i)) for i in range(5)], want, atol=1e-5)
+
+
+def test_the_adaptive_curriculum_has_no_schedule_but_a_state():
+    config = resolve(dict(curriculum=dict(schedule="adaptive", start=0.1, end=0.5, target=0.5, rate=0.1, decay=0.0),
+                          algorithm=dict(kl_coef=0.2, kl_target=0.1)), check=False)
+    assert curriculum(config.curriculum, 4) is None
+    control = jax.device_get(start_control(config))
+    after = next_control(config, control, {"reward": 1.0, "kl": 1.0})
+    assert float(control["noise"]) == pytest.approx(0.1) and float(after["noise"]) == pytest.approx(0.15)
+    assert float(after["kl_coef"]) > float(control["kl_coef"]) == pytest.approx(0.2)
+    assert {name: value.dtype for name, value in after.items()} == dict.fromkeys(control, np.float32)
+    assert next_control(config, control, {"reward": 1.0})["kl_coef"] == control["kl_coef"]  # nothing was measured

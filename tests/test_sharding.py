@@ -1,18 +1,35 @@
 """Meshes, rules, and that 8 devices compute what one does."""
 
+import dataclasses
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zsjax.config import MeshConfig
+from zsjax.config import MeshConfig, OptimizerConfig
 from zsjax.models.decoder import forward, init_params
 from zsjax.models.layers import DecoderConfig
+from zsjax.models.presets import PRESETS
+from zsjax.rl.update import make_optimizer, make_update
 from zsjax.sampling import decode
 from zsjax.sampling.decode import generate
-from zsjax.sharding import DECODE_RULES, TRAIN_RULES, make_mesh, param_shardings, reshard, row_sharding
+from zsjax.sharding import (
+    DECODE_RULES,
+    TRAIN_RULES,
+    for_decoding,
+    make_mesh,
+    on,
+    param_shardings,
+    replicated,
+    reshard,
+    row_sharding,
+)
+from zsjax.types import DOCUMENT, PAD, POLICY, PROMPT, TokenBatch
 
-CONFIG = DecoderConfig(vocab_size=64, embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48)
+CONFIG = DecoderConfig(vocab_size=64, embed_dim=32, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +70,52 @@ def test_eight_devices_equal_one(params, sizes):
     np.testing.assert_allclose(np.asarray(out.logprobs), np.asarray(alone.logprobs), atol=1e-5)
 
 
+ADAM = make_optimizer(OptimizerConfig(learning_rate=1e-3, weight_decay=0.1), 10)
+UPDATE = make_update(CONFIG, "ppo_clip", ADAM, chunk=4, microbatch_rows=8, kl_coef=0.1)
+
+
+@functools.cache
+def _token_batch():
+    rng = np.random.default_rng(0)
+    B, T = 16, 12
+    row = np.array([PROMPT] * 2 + [POLICY] * 3 + [DOCUMENT] * 3 + [POLICY] * 4, np.int8)
+    roles = np.where(np.arange(T) < rng.integers(6, T + 1, B)[:, None], row, PAD)
+    logprobs = np.where(roles == POLICY, -5 * rng.random((B, T)), 0).astype(np.float32)
+    return TokenBatch(
+        tokens=rng.integers(0, CONFIG.vocab_size, (B, T)).astype(np.int32), roles=roles, behavior_logprobs=logprobs,
+        old_logprobs=logprobs, ref_logprobs=logprobs, advantages=rng.normal(size=(B, T)).astype(np.float32),
+        returns=None, values=None, rewards=np.zeros((B, T), np.float32), group_id=np.arange(B) // 2,
+        row_valid=np.ones(B, bool))
+
+
+def _three_updates(params, mesh):
+    """(parameters after three updates on the mesh, HLO of the update)."""
+    params = reshard(jax.tree.map(jnp.copy, params), param_shardings(CONFIG, mesh, TRAIN_RULES))
+    state = jax.tree.map(lambda x: x if x.ndim else reshard(x, replicated(mesh)), ADAM.init(params))
+    batch = reshard(_token_batch(), row_sharding(mesh))
+    before = jax.tree.map(lambda x: x.sharding, (params, state))
+    hlo = on(mesh, lambda *a: UPDATE.lower(*a).compile().as_text())(params, state, batch)
+    for _ in range(3):
+        params, state, info = on(mesh, UPDATE)(params, state, batch)
+    assert float(info["grad_norm"]) > 0.1 and not float(info["nonfinite"])
+    # Parameters and Adam's moments stay where the rules put them, or the second update would compile again.
+    for x, sharding in zip(jax.tree.leaves((params, state)), jax.tree.leaves(before)):
+        assert x.sharding.is_equivalent_to(sharding, x.ndim)
+    return jax.device_get(params), hlo
+
+
+@pytest.mark.parametrize("sizes", [dict(data=2, fsdp=2, tensor=2), dict(fsdp=8), dict(data=2, tensor=4)])
+def test_three_updates_on_eight_devices_equal_those_on_one(params, sizes):
+    one, _ = _three_updates(params, make_mesh({}, jax.devices()[:1]))
+    assert max(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(params))) > 1e-3
+    many, hlo = _three_updates(params, make_mesh(sizes))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, many)
+    if "tensor" not in sizes:
+        # Layers are gathered and their gradients added up; activations, which have rows and positions, stay.
+        moved = re.findall(r"= f32\[([\d,]*)\]\S* (?:all-gather|all-reduce|all-to-all|reduce-scatter)\(", hlo)
+        assert moved and all(shape.count(",") < 2 for shape in moved), moved
+
+
 @pytest.mark.parametrize("sizes", [dict(data=8), dict(fsdp=4, tensor=2)])
 def test_decoding_gathers_nothing(params, sizes):
     """Rows and heads stay where they are: the devices only add up partial products and agree on the end."""
@@ -91,10 +154,11 @@ def test_mesh_sizes():
 
 def test_axes_that_do_not_divide_are_named():
     mesh = make_mesh(dict(data=2, tensor=4))
-    with pytest.raises(ValueError, match="num_kv_heads=2 is not a multiple of mesh.tensor=4"):
-        param_shardings(CONFIG, mesh, TRAIN_RULES)
-    whole = param_shardings(CONFIG, mesh, {**TRAIN_RULES, "kv_heads": None})
-    assert whole["layers"][0]["attn"]["k_proj"]["kernel"].spec == jax.sharding.PartitionSpec("fsdp", None)
+    whole = param_shardings(CONFIG, mesh, TRAIN_RULES)["layers"][0]["attn"]  # 2 kv heads: all of them everywhere
+    assert whole["k_proj"]["kernel"].spec == jax.sharding.PartitionSpec("fsdp", None)
+    assert whole["q_proj"]["kernel"].spec == jax.sharding.PartitionSpec("fsdp", "tensor")
+    with pytest.raises(ValueError, match="num_heads=4 is not a multiple of mesh.tensor=8"):
+        param_shardings(CONFIG, make_mesh(dict(tensor=8)), TRAIN_RULES)
     with pytest.raises(ValueError, match="unknown logical axis"):
         param_shardings(CONFIG, mesh, {"hedas": "tensor"})
     with pytest.raises(ValueError, match="the mesh has axes"):
@@ -107,3 +171,30 @@ def test_reshard_keeps_values(params):
     back = reshard(there, jax.tree.map(lambda x: x.sharding, params))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(back), jax.device_get(params))
     assert jnp.asarray(back["norm"]).sharding == params["norm"].sharding
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_fits_a_tensor_axis_or_says_why_not(name):
+    config = PRESETS[name]
+    for size in (2, 4, 8):
+        mesh = make_mesh(dict(data=-1, tensor=size))
+        if config.num_heads % size:
+            with pytest.raises(ValueError, match=f"num_heads={config.num_heads} is not a multiple of mesh.tensor={size}"):
+                param_shardings(config, mesh, TRAIN_RULES)
+            continue
+        attn = param_shardings(config, mesh, TRAIN_RULES)["layers"][0]["attn"]
+        assert attn["q_proj"]["kernel"].spec[1] == "tensor"
+        assert attn["v_proj"]["kernel"].spec[1] == ("tensor" if config.num_kv_heads % size == 0 else None)
+
+
+def test_for_decoding_is_whole_over_fsdp_and_in_the_dtype_of_use(params):
+    mesh = make_mesh(dict(fsdp=4, tensor=2))
+    cut = reshard(params, param_shardings(CONFIG, mesh, TRAIN_RULES))
+    config = dataclasses.replace(CONFIG, dtype="bfloat16")
+    ready = for_decoding(cut, config, mesh)
+    gate, norm = ready["layers"][0]["mlp"]["gate_proj"]["kernel"], ready["norm"]
+    assert gate.addressable_shards[0].data.size == gate.size // 2 and gate.dtype == jnp.bfloat16
+    assert norm.dtype == jnp.float32
+    np.testing.assert_array_equal(gate, params["layers"][0]["mlp"]["gate_proj"]["kernel"].astype(jnp.bfloat16))
+    assert for_decoding(ready, config, mesh) is ready
+    assert for_decoding(params, config, None) is params

@@ -6,6 +6,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
+from zsjax import sharding
 from zsjax.config import Config, ModelConfig
 from zsjax.data import load_corpus, load_questions, load_tokenizer
 from zsjax.data.assets import asset_path
@@ -22,12 +23,14 @@ def tokenizer(config: Config):
     return load_tokenizer(asset_path(config.tokenizer))
 
 
-def model(config: ModelConfig, tokenizer, *, seed: int, path=None) -> tuple[DecoderConfig, dict]:
+def model(config: ModelConfig, tokenizer, *, seed: int, path=None, mesh=None, rules=None) -> tuple[DecoderConfig, dict]:
     """(DecoderConfig, params) of a model: random, or loaded from `path` or, without one, `config.init`.
 
-    Activations get `config.dtype`, parameters `config.param_dtype`, whatever the checkpoint was written in.
+    Activations get `config.dtype`, parameters `config.param_dtype`, whatever the checkpoint was written in. With a mesh
+    of several devices, parameters are cut over it under `rules` (`zsjax.sharding`).
     """
     path = path or config.init
+    mesh = None if mesh is None or mesh.size == 1 else mesh
     if str(path) == "random":
         shape = DecoderConfig(**({"vocab_size": tokenizer.vocab_size} | dict(config.shape)), dtype=config.dtype)
         params = init_params(shape, jax.random.key(seed), jnp.dtype(config.param_dtype))
@@ -35,10 +38,10 @@ def model(config: ModelConfig, tokenizer, *, seed: int, path=None) -> tuple[Deco
             from zsjax.models.init import positional_bias_init
 
             params = positional_bias_init(params, shape, jax.random.key(seed))
-        return shape, params
+        return shape, params if mesh is None else sharding.reshard(params, sharding.param_shardings(shape, mesh, rules))
     from zsjax.models.hf import load_hf
 
-    shape, params = load_hf(asset_path(str(path)), dtype=config.param_dtype)
+    shape, params = load_hf(asset_path(str(path)), dtype=config.param_dtype, mesh=mesh, rules=rules)
     return dataclasses.replace(shape, dtype=config.dtype), params
 
 

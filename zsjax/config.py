@@ -26,19 +26,23 @@ from zsjax.config_fields import (
     DataConfig,
     EvaluateConfig,
     GatesConfig,
+    HealthConfig,
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
     PromptsConfig,
+    RewardConfig,
     RolloutConfig,
     SearchConfig,
     SupervisedConfig,
     TrainConfig,
+    ValueConfig,
 )
 
 __all__ = ["MAY_CHANGE", "STAGES", "AlgorithmConfig", "CollectConfig", "Config", "CurriculumConfig", "DataConfig",
-           "EvaluateConfig", "GatesConfig", "MeshConfig", "ModelConfig", "OptimizerConfig", "PromptsConfig",
-           "RolloutConfig", "SearchConfig", "SupervisedConfig", "TrainConfig", "UserError", "Problem", "ConfigError",
+           "EvaluateConfig", "GatesConfig", "HealthConfig", "MeshConfig", "ModelConfig", "OptimizerConfig", "PromptsConfig",
+           "RewardConfig", "RolloutConfig", "SearchConfig", "SupervisedConfig", "TrainConfig", "UserError", "ValueConfig",
+           "Problem", "ConfigError",
            "parse_arg", "resolve", "to_json", "from_json", "diff", "check_resume", "write_config"]
 
 
@@ -118,13 +122,15 @@ def parse_arg(arg: str | None, lazy: bool = False, **defaults):
     return result
 
 
-def resolve(config=None, overrides: Mapping[str, str] | None = None, *, check: bool = True) -> Config:
+def resolve(config=None, overrides: Mapping[str, str] | None = None, *, check: bool = True,
+            files: bool = True) -> Config:
     """The frozen `Config` of what an experiment returned.
 
     Args:
       config: ml_collections.ConfigDict, a mapping, or a `Config`; None is all defaults.
       overrides: dotted field -> text, from `--config.train.steps=5`; they win. Text is read by the field's type.
       check: also check values and their combinations (`zsjax.validation`), not only names and types.
+      files: also check that the files and folders named are there.
 
     Raises:
       ConfigError: with every problem.
@@ -140,7 +146,7 @@ def resolve(config=None, overrides: Mapping[str, str] | None = None, *, check: b
 
         # Fields that did not read hold their defaults here, so what follows speaks of other fields only.
         wrong = {problem.field for problem in problems}
-        problems += [problem for problem in validation.find_problems(resolved) if problem.field not in wrong]
+        problems += [problem for problem in validation.find_problems(resolved, files=files) if problem.field not in wrong]
     if problems:
         raise ConfigError(problems)
     return resolved

@@ -9,7 +9,7 @@ STAGES = ("pretrain", "pretrain_simulator", "collect", "tune_simulator", "train"
 # what is computed. A name that ends in "." stands for all fields below it.
 MAY_CHANGE = ("name", "train.checkpoint_every", "train.keep_checkpoints", "train.trajectories_every",
               "pretrain.checkpoint_every", "pretrain_simulator.checkpoint_every", "tune_simulator.checkpoint_every",
-              "gates.")
+              "gates.", "health.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +60,9 @@ class PromptsConfig:
 class SearchConfig:
     """How documents are found or made.
 
+    noise_per: "search", one coin for all documents of a search, or "document", a coin for each (twice the simulator's
+      work: a useful and a noisy reply are written and mixed).
+
     engine: "simulator", "bm25", or "empty" (documents without content: an ablation).
     eval_engine: the engine of evaluations.
     num_documents: documents shown per search, 1 to 20.
@@ -79,6 +82,7 @@ class SearchConfig:
     top_p: float = 1.0
     shuffle_documents: bool = False
     document_format: str = "Doc {i}: {title}. {text}"
+    noise_per: str = "search"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,12 +113,24 @@ class RolloutConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CurriculumConfig:
-    """P(noisy) over training: `schedule` is a name in zsjax.schedules; its length is the steps that really run."""
+    """P(noisy) over training: `schedule` is a name in zsjax.schedules; its length is the steps that really run.
+
+    schedule: "zero_search", "linear" or "cosine" from `start` to `end`; "constant" at `end`; "step": `values`, changing
+      at the steps `boundaries`; "adaptive": from `start`, up to `end` while the recent reward is above `target`, down
+      while it is below (zsjax.schedules.follow_reward with `rate` and `decay`).
+    reverse: the schedule runs backwards: hard first.
+    """
 
     schedule: str = "zero_search"
     start: float = 0.0
     end: float = 0.5
     base: float = 4.0
+    values: tuple[float, ...] = ()
+    boundaries: tuple[int, ...] = ()
+    reverse: bool = False
+    target: float = 0.7
+    rate: float = 0.05
+    decay: float = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +138,9 @@ class OptimizerConfig:
     """An optax chain: clip by global norm, AdamW, learning-rate schedule.
 
     schedule: "constant", "linear" or "cosine" after `warmup_steps`; `final_fraction` of the rate is left at the end.
+    chain: any optax chain in place of clip and AdamW: dicts of a transformation's name in optax and its arguments, as
+      [dict(name="clip_by_global_norm", max_norm=1.0), dict(name="lion", learning_rate="schedule")]; the text
+      "schedule" stands for the learning-rate schedule. b1, b2, weight_decay and clip_norm are then not read.
     """
 
     learning_rate: float = 1e-6
@@ -132,19 +151,31 @@ class OptimizerConfig:
     b2: float = 0.999
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    chain: tuple[dict, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class AlgorithmConfig:
     """How rewards become a loss.
 
-    advantage: "grpo", "rloo", "reinforce", "reinforce_plus_plus" or "gae".
-    loss: a registered name ("ppo_clip") or "package.module:function".
+    advantage: "grpo", "rloo", "reinforce", "reinforce_plus_plus", "gae" or "package.module:function".
+    loss: a registered name ("ppo_clip", "gspo") or "package.module:function".
     normalize: GRPO divides by the group's deviation.
-    kl_coef, kl_kind: KL to the reference as a loss (k2, k3).
+    kl_coef, kl_kind: KL to the reference as a loss (k2, k3) or, with kl_in="reward", as a cost of tokens (k1 is right
+      there; k2 and k3 hold back little, see zsjax.rl.credit.kl_rewards).
     track_kl: log the KL even when kl_coef is 0, at the cost of a reference copy and one more forward pass a step.
-    reduction: "token_mean", "sequence_mean" or "fixed_length".
+    reduction: "token_mean", "sequence_mean" or "fixed_length" (rollout.max_tokens).
     invert_mask: an ablation that trains on everything but the policy's tokens.
+    kl_in: "loss" or "reward".
+    kl_target: nats per token that an adaptive kl_coef holds, changing by about 20 % in kl_horizon episodes; 0: fixed.
+    gamma, lam: of "gae" (both) and "reinforce_plus_plus" (gamma), per policy token.
+    value_model: train a value model beside the policy (config.value), which "gae" needs.
+    whiten: advantages get mean 0 and deviation 1 over the batch's policy tokens.
+    dual_clip: > 1 bounds the loss of a token with a negative advantage, see zsjax.rl.losses.ppo_clip; 0: off.
+    sampler_clip: > 0 weighs tokens by min(trainer's / sampler's probability, this); 0: off.
+    drop_equal_groups, refill_rounds: groups whose rewards are all equal leave the loss; up to so many times further
+      questions are played to replace them.
+    mask: episodes that leave the loss: some of "truncated" (the context was full), "overlong" (reward.overlong_to).
     """
 
     advantage: str = "grpo"
@@ -158,19 +189,89 @@ class AlgorithmConfig:
     entropy_coef: float = 0.0
     reduction: str = "token_mean"
     invert_mask: bool = False
+    kl_in: str = "loss"
+    kl_target: float = 0.0
+    kl_horizon: int = 10_000
+    gamma: float = 1.0
+    lam: float = 1.0
+    value_model: bool = False
+    whiten: bool = False
+    dual_clip: float = 0.0
+    sampler_clip: float = 0.0
+    drop_equal_groups: bool = False
+    refill_rounds: int = 0
+    mask: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """An episode's reward: the sum of weight * term, see zsjax.reward_terms.
+
+    terms: term -> weight: "f1", "em", "contains", "format", "no_answer", "no_search", "searches", "invalid_actions",
+      "retry_helped", "truncated", "overlong" or "package.module:function". Penalties get negative weights.
+    overlong_from, overlong_to: policy tokens between which the term "overlong" rises from 0 to 1; 0: it stays 0.
+    """
+
+    terms: dict = dataclasses.field(default_factory=lambda: {"f1": 1.0})
+    overlong_from: int = 0
+    overlong_to: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ValueConfig:
+    """The value model of algorithm.value_model: the starting policy's trunk and a scalar head.
+
+    clip: a prediction moves at most so far from the old one before it stops to be trained, in reward; 0: no clip.
+    warmup_steps: the first so many steps train it alone.
+    """
+
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=lambda: OptimizerConfig(learning_rate=1e-5))
+    clip: float = 0.2
+    warmup_steps: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class HealthConfig:
+    """Signs of collapse, see zsjax.health.
+
+    alarms: metric -> [low, high], either may be None; a metric of a step line that is outside raises its alarm.
+    patience: steps in a row outside before it does.
+    stop: an alarm stops the run, after a checkpoint.
+    keep_best: the policy with the best `best_metric` so far, of the evaluations in training, is kept in models/best.
+    """
+
+    alarms: dict = dataclasses.field(default_factory=lambda: {
+        "entropy": [1e-4, None], "response_tokens": [2.0, None], "repetition": [None, 0.8],
+        "share_answered": [0.05, None], "searches": [0.02, None], "sampler_gap_mean": [None, 0.1],
+        "grad_norm": [None, 100.0]})
+    patience: int = 3
+    stop: bool = False
+    keep_best: bool = True
+    best_metric: str = "eval/em"
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """The RL loop. One step: questions_per_step x group_size episodes, cut into minibatches rows each update."""
+    """The RL loop. One step: questions_per_step x group_size episodes, cut into `minibatches` updates, `epochs` times.
+
+    microbatch_rows: rows whose activations exist at a time; 0 is a minibatch at once.
+    microbatch_tokens: > 0 cuts by tokens instead: rows are sorted by length into few shapes of about so many tokens.
+    remat: what the backward pass computes again instead of keeping: a name in zsjax.models.decoder.REMAT.
+    keep, keep_fraction: which share of the episodes is updated on, by "reward_spread" (groups whose rewards differ
+      most) or "search_depth" (episodes that searched most); "all" is all.
+    """
 
     steps: int = 200
     questions_per_step: int = 64
     group_size: int = 5
     minibatches: int = 1
-    microbatch_rows: int = 0  # 0: a minibatch at once
+    epochs: int = 1
+    microbatch_rows: int = 0
+    microbatch_tokens: int = 0
     logprob_chunk: int = 256
-    remat: bool = False
+    remat: str = "none"
+    keep: str = "all"
+    keep_fraction: float = 1.0
     checkpoint_every: int = 20
     keep_checkpoints: int = 2
     trajectories_every: int = 10
@@ -256,6 +357,9 @@ class Config:
     rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
     curriculum: CurriculumConfig = dataclasses.field(default_factory=CurriculumConfig)
     algorithm: AlgorithmConfig = dataclasses.field(default_factory=AlgorithmConfig)
+    reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
+    value: ValueConfig = dataclasses.field(default_factory=ValueConfig)
+    health: HealthConfig = dataclasses.field(default_factory=HealthConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     pretrain: SupervisedConfig = dataclasses.field(default_factory=SupervisedConfig)

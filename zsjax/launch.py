@@ -29,6 +29,7 @@ STAGE_COMMANDS = {
 }
 OTHER_COMMANDS = {
     "ask": 'one question: ask "Who ...?" prints the episode, coloured by who wrote what',
+    "plan": "whether the run fits a --target, and the least time of a step; needs neither the target nor weights",
     "report": "WORKDIR/report.html from what the run has written so far",
     "export": "the run's policy as a Hugging Face folder: export OUT",
 }
@@ -41,6 +42,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options, overrides = parse_flags(sys.argv[1:] if arguments is None else arguments)
         _show_logs()
+        if options.distributed or options.hosts:
+            from zsjax import hosts
+
+            hosts.initialize(options.hosts or "")
         run_command(options, overrides)
         return 0
     except KeyboardInterrupt:
@@ -69,6 +74,12 @@ def parse_flags(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str
     parser.add_argument("--config", metavar="F.py[:arg]",
                         help="experiment file with get_config(arg); left out, WORKDIR/config.json of a run that began")
     parser.add_argument("--workdir", type=pathlib.Path, metavar="DIR", help="the run's folder")
+    parser.add_argument("--target", metavar="CHIP:NUMBER", help="of plan: a100-80gb:8, h100, h200, v5e:16, v5p:8, v6e:16")
+    parser.add_argument("--estimate", action="store_true", help="of plan: do not compile for TPUs, which takes minutes")
+    parser.add_argument("--distributed", action="store_true",
+                        help="join the other hosts of the job, found from SLURM, Cloud TPU, Kubernetes or Open MPI")
+    parser.add_argument("--hosts", metavar="ADDRESS:PORT,COUNT,INDEX",
+                        help="join hosts that cannot be found: the first one's address, how many, and which this is")
     options, rest = parser.parse_known_args(arguments)
     overrides = {}
     for flag in rest:
@@ -85,7 +96,10 @@ def parse_flags(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str
     if options.argument is None and options.command in ("ask", "export"):
         parser.error('ask needs a question: ask "Who ...?"' if options.command == "ask"
                      else "export needs a folder: export OUT")
-    if options.workdir is None and options.command != "ask":
+    if (options.target is None) == (options.command == "plan"):
+        parser.error("plan needs a target, such as --target a100-80gb:8" if options.command == "plan"
+                     else f"{options.command} takes no --target; plan does")
+    if options.workdir is None and options.command not in ("ask", "plan"):
         parser.error("give --workdir DIR, the run's folder")
     return options, overrides
 
@@ -105,7 +119,11 @@ def run_command(options: argparse.Namespace, overrides: dict[str, str]):
     config = _find_config(options, overrides, stages)
     from zsjax import pipeline
 
-    if command == "ask":
+    if command == "plan":
+        from zsjax import plan
+
+        print(plan.describe(plan.make_plan(config, options.target, compiles=not options.estimate)))
+    elif command == "ask":
         from zsjax import report
 
         report.show_episode(pipeline.ask(options.argument, config, workdir))
@@ -133,7 +151,7 @@ def _find_config(options, overrides, stages) -> Config:
         config = load_experiment(str(next((path for path in found if path.is_file()), found[0])))
     else:
         raise UserError(f"give --config F.py, an experiment file{_known_experiments()}")
-    config = resolve(config, overrides)
+    config = resolve(config, overrides, files=options.command != "plan")
     if stages:  # the run's own config.stages stay as they are; what this command needs of the rest must be there
         problems = find_problems(dataclasses.replace(config, stages=stages))
         if problems:
@@ -182,7 +200,7 @@ def _check_devices(config):
 
     from zsjax.validation import find_device_problems
 
-    problems = find_device_problems(config, jax.device_count())
+    problems = find_device_problems(config, jax.device_count(), jax.process_count())
     if problems:
         raise ConfigError(problems)
 

@@ -95,7 +95,8 @@ class Timer:
 class Writer:
     """Writes a run's metrics into files and shows them: a progress bar on a terminal, else one line a step."""
 
-    def __init__(self, workdir=None, *, show: tuple[str, ...] = (), tensorboard: bool = True, console=None):
+    def __init__(self, workdir=None, *, show: tuple[str, ...] = (), tensorboard: bool = True, console=None,
+                 quiet: bool = False):
         """Opens `workdir` for appending.
 
         Args:
@@ -103,12 +104,13 @@ class Writer:
           show: names shown beside the bar; () shows what `SHOWN` lists.
           tensorboard: also write TensorBoard events into workdir/tensorboard/<phase>.
           console: a rich.console.Console; None is stdout.
+          quiet: shows nothing.
         """
         self.workdir = None if workdir is None else pathlib.Path(workdir)
         self._show = show or SHOWN
         self._tensorboard: dict[str, Any] | None = {} if tensorboard and workdir is not None else None
         self._purge: dict[str, int] = {}
-        self._console = console or _console()
+        self._console = console or _console(quiet)
         self._bar = self._task = None
         self._totals: dict[str, int] = {}
         self._file = None
@@ -234,7 +236,7 @@ class Writer:
 
 # What is shown of a line, in this order, where it is there.
 SHOWN = ("loss", "reward", "em", "f1", "noise", "searches", "on_path", "response_tokens", "kl", "entropy", "grad_norm",
-         "sampler_gap_mean", "eval/em", "eval/f1", "speed/tokens_per_second", "time/step")
+         "sampler_gap_mean", "eval/em", "eval/f1", "occupancy/policy", "speed/tokens_per_second", "time/step")
 
 
 class _Events:
@@ -294,10 +296,10 @@ def _short(value):
     return f"{value:.1e}" if abs(value) < 1 else f"{value:.3g}"
 
 
-def _console():
+def _console(quiet):
     from rich.console import Console
 
-    return Console(file=sys.stdout)
+    return Console(file=sys.stdout, quiet=quiet)
 
 
 def _drop_half_line(path):

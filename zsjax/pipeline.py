@@ -21,7 +21,7 @@ import pathlib
 
 import jax
 
-from zsjax import build
+from zsjax import build, hosts, sharding
 from zsjax import config as configuration
 from zsjax.config import Config, UserError
 from zsjax.data import QuestionStream
@@ -44,11 +44,13 @@ def run(config: Config, workdir, *, stages=None):
       UserError: the folder holds a run with another config, an input is missing, or a gate failed.
     """
     workdir = pathlib.Path(workdir)
-    config_json = configuration.write_config(workdir, config)
-    with Writer(workdir) as writer:
+    config_json = configuration.write_config(workdir, config) if hosts.is_lead() else configuration.to_json(config)
+    hosts.wait("config")
+    with Writer(workdir) if hosts.is_lead() else Writer(None, quiet=True) as writer:
         context = Run(config, workdir, writer, config_json)
         for stage in stages or config.stages:
             STAGES[stage](context)
+            hosts.wait(stage)
 
 
 class Run:
@@ -64,33 +66,48 @@ class Run:
     def tokenizer(self):
         return build.tokenizer(self.config)
 
-    def policy(self, *names: str):
-        """(DecoderConfig, params) of the first of models/NAME that this run has made, else of config.policy.init."""
-        return self._model(self.config.policy, self.config.seed, names)
+    @functools.cached_property
+    def mesh(self):
+        return sharding.make_mesh(self.config.mesh)
 
-    def simulator(self, *names: str) -> Simulator:
-        """The simulator around the first of models/NAME that this run has made, else around config.simulator.init."""
-        model = self._model(self.config.simulator, self.config.seed + 1, names)
+    def policy(self, *names: str, rules=None):
+        """(DecoderConfig, params) of the first of models/NAME that this run has made, else of config.policy.init.
+
+        rules: None loads them onto one device; else how they are cut over the run's mesh.
+        """
+        return self._model(self.config.policy, self.config.seed, names, self.mesh if rules else None, rules)
+
+    def simulator(self, *names: str, spread: bool = False) -> Simulator:
+        """The simulator around the first of models/NAME that this run has made, else around config.simulator.init.
+
+        spread: whether its parameters are loaded onto all devices of this host, as rollouts on the mesh use them.
+        """
+        mesh = sharding.local_mesh(self.mesh) if spread else None
+        model = self._model(self.config.simulator, self.config.seed + 1, names, mesh, sharding.DECODE_RULES)
         return build.simulator(self.config, *model, self.tokenizer)
 
-    def _model(self, config, seed, names):
+    def _model(self, config, seed, names, mesh, rules):
         made = [self.path("models") / name for name in names]
         path = next((path for path in made if build.checkpoint_exists(path)), None)
-        return build.model(config, self.tokenizer, seed=seed, path=path)
+        return build.model(config, self.tokenizer, seed=seed, path=path, mesh=mesh, rules=rules)
 
     def save_model(self, name: str, config, params):
         from zsjax.models.hf import save_hf
 
-        save_hf(self.path("models") / name, config, params, tokenizer=self.tokenizer)
+        params = params if jax.process_count() == 1 else hosts.fetch(params)
+        if hosts.is_lead():
+            save_hf(self.path("models") / name, config, params, tokenizer=self.tokenizer)
 
     def done(self, stage: str, output: str) -> bool:
         """Whether the stage's output is there already; says so once."""
-        there = self.path(output).exists()
+        there = hosts.agree(self.path(output).exists())
         if there:
             self.writer.note(f"{stage}: {output} is there already")
         return there
 
     def write_json(self, name: str, value):
+        if not hosts.is_lead():
+            return
         path = self.path(name)
         half = path.with_name(path.name + ".writing")
         half.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
@@ -211,14 +228,15 @@ def train(run: Run):
     from zsjax.train import train
 
     config = run.config
-    model, params = run.policy("base")
+    model, params = run.policy("base", rules=sharding.TRAIN_RULES)
     if config.search.engine == "simulator":
-        engine = run.simulator("simulator", "simulator_base")
+        engine = run.simulator("simulator", "simulator_base", spread=True)
     else:
         engine = build.engine(config.search.engine, config, config.data.corpus)
     params = train(config, run.workdir, policy_config=model, params=params, tokenizer=run.tokenizer, engine=engine,
                    stream=QuestionStream(build.questions(config, config.data.train), config.seed), writer=run.writer,
-                   evaluate_now=real_evaluation(run, model), config_json=run.config_json)
+                   evaluate_now=real_evaluation(run, model), config_json=run.config_json,
+                   save_best=lambda params: run.save_model("best", model, params))
     run.save_model("policy", model, params)
 
 
@@ -226,7 +244,7 @@ def real_evaluation(run: Run, model):
     """params -> scores on a few held-out questions with the real engine, logged beside the score in the simulator."""
     config = run.config
     engine = build.engine(config.search.eval_engine, config, config.data.eval_corpus)
-    rollout = make_rollout(model, engine, run.tokenizer, config)
+    rollout = make_rollout(model, engine, run.tokenizer, config, run.mesh)
     questions = build.questions(config, config.data.eval, config.train.eval_questions)
 
     def evaluate_now(params):
@@ -247,9 +265,9 @@ def evaluate(run: Run):
     config = run.config
     questions = build.questions(config, config.data.eval, config.data.eval_limit)
     engine = build.engine(config.search.eval_engine, config, config.data.eval_corpus)
-    policies = [("before", run.policy("base"))]
+    policies = [("before", run.policy("base", rules=sharding.DECODE_RULES))]
     if build.checkpoint_exists(run.path("models/policy")):
-        policies.append(("after", run.policy("policy")))
+        policies.append(("after", run.policy("policy", rules=sharding.DECODE_RULES)))
     engines = [("", engine)]
     if config.evaluate.drop_best:
         lossy = build.engine(config.search.eval_engine, config, config.data.eval_corpus,
@@ -257,7 +275,7 @@ def evaluate(run: Run):
         engines.append((f", best document lost in {config.evaluate.drop_best:.0%} of searches", lossy))
     table = []
     for suffix, engine_used in engines:
-        rollout = make_rollout(policies[0][1][0], engine_used, run.tokenizer, config)
+        rollout = make_rollout(policies[0][1][0], engine_used, run.tokenizer, config, run.mesh)
         for name, (_, params) in policies:
             title = f"{name} training{suffix}"
             with run.writer.track(f"evaluate {title}", len(questions)) as advance:
@@ -270,6 +288,8 @@ def evaluate(run: Run):
                                   batch_rows=config.evaluate.batch_rows, temperature=config.evaluate.temperature)
             table += summarize(title, records, questions)
             path = run.path("evaluation") / f"{name}{'_lossy' if suffix else ''}.jsonl"
+            if not hosts.is_lead():
+                continue
             path.parent.mkdir(exist_ok=True)
             path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     if config.data.eval.startswith(build.TINY_WORLD):
@@ -285,7 +305,8 @@ def evaluate(run: Run):
 def report(run: Run):
     from zsjax import report
 
-    run.writer.note(f"report: {report.write(run.workdir)}")
+    if hosts.is_lead():
+        run.writer.note(f"report: {report.write(run.workdir)}")
 
 
 STAGES = {stage.__name__: stage for stage in (pretrain, pretrain_simulator, collect, tune_simulator, train, evaluate,

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from zsjax.chart import escape, legend, line_chart, printable, short
 from zsjax.metrics import read_jsonl
+from zsjax.types import STATUS_NAMES
 
 # Curves of a stage: title, unit, {metric: its name in the chart}, at least from, at least to. A chart whose metrics are
 # not there is left out; metrics that are in no chart stand under "other".
@@ -28,9 +29,19 @@ CURVES = (
     ("Entropy", "nats per token", {"entropy": "entropy"}, 0, None),
     ("Sampler–trainer gap", "nats per token", {"sampler_gap_mean": "mean", "sampler_gap_p99": "99 %",
                                                "sampler_gap_max": "max"}, 0, None),
+    ("Terms of the reward", "unweighted", {f"reward/{name}": name for name in (
+        "f1", "em", "contains", "format", "no_answer", "no_search", "searches", "invalid_actions", "retry_helped",
+        "truncated", "overlong")}, None, None),
+    ("Ends", "share of episodes", {f"share_{name}": name for name in STATUS_NAMES[1:]}, 0, 1),
+    ("Repetition", "share of 4-grams seen before", {"repetition": "repetition"}, 0, 1),
+    ("Alarms", "1: out of bounds", {f"alarm/{name}": name for name in (
+        "entropy", "response_tokens", "repetition", "share_answered", "searches", "sampler_gap_mean", "grad_norm")}, 0, 1),
+    ("Value model", "squared error", {"value/value_error": "error"}, 0, None),
+    ("KL coefficient", "", {"kl_coef": "adaptive"}, 0, None),
     ("Groups with a signal", "share of groups", {"groups_with_signal": "groups"}, 0, 1),
     ("Loss", "", {"loss": "loss"}, None, None),
     ("Gradient norm", "before clipping", {"grad_norm": "norm"}, 0, None),
+    ("Occupancy", "share of decode steps' places", {"occupancy/policy": "policy", "occupancy/simulator": "simulator"}, 0, 1),
     ("Speed", "tokens per second", {"speed/tokens_per_second": "tokens/s"}, 0, None),
     ("Time", "seconds per step", {"time/step": "step", "time/rollout": "rollout", "time/score": "score",
                                   "time/update": "update"}, 0, None),

@@ -12,6 +12,7 @@ import itertools
 import math
 
 import jax.numpy as jnp
+import numpy as np
 
 
 def _check_steps(total_steps):
@@ -110,3 +111,47 @@ def reverse(schedule, total_steps):
     """count -> schedule(clip(total_steps - count, 0, total_steps)); ValueError for total_steps <= 0."""
     _check_steps(total_steps)
     return lambda count: jnp.asarray(schedule(jnp.clip(total_steps - jnp.asarray(count), 0, total_steps)), jnp.float32)
+
+
+def follow_reward(noise, average, reward, *, target, rate, decay, low, high):
+    """One step of the adaptive curriculum: harder while the policy earns more than `target`, easier while less.
+
+      average' = decay * average + (1 - decay) * reward        (the reward itself where average is NaN: the first step)
+      noise'   = clip(noise + rate * (average' - target), low, high)
+    An integral controller: at rest the policy's recent reward is the target. Unlike a schedule it needs a state, which a
+    run keeps in `TrainState.control`.
+
+    Args:
+      noise, average: the state; start with (low, NaN).
+      reward: the step's mean reward.
+      target: the reward to hold.
+      rate: change of noise per step and unit of reward.
+      decay: 0 to below 1; how slowly the average forgets.
+      low, high: bounds of the noise.
+
+    Returns:
+      (noise', average'), numpy float32.
+    """
+    # Rounded to float32 at every step, as checkpoints keep them: a resumed run goes on with the same numbers.
+    average = np.float32(reward if np.isnan(average) else decay * average + (1 - decay) * reward)
+    return np.float32(np.clip(noise + rate * (average - target), low, high)), average
+
+
+def follow_kl(coef, kl, *, target, horizon, episodes):
+    """One step of the adaptive KL coefficient of Ziegler et al. 2019 (arXiv 1909.08593), section 2.2.
+
+      coef' = coef * (1 + clip(kl / target - 1, -0.2, 0.2) * episodes / horizon)
+    verl's and TRL's `AdaptiveKLController.update` (fixtures in tests/rl/peers.json).
+
+    Args:
+      coef: the coefficient so far, > 0.
+      kl: measured KL, in the unit of `target` (nats per token).
+      target: KL to hold, > 0.
+      horizon: episodes in which the coefficient may change by about 20 %.
+      episodes: in this step.
+
+    Returns:
+      numpy float32.
+    """
+    error = np.clip(kl / target - 1, -0.2, 0.2)
+    return np.float32(coef * (1 + error * episodes / horizon))

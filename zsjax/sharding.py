@@ -1,27 +1,32 @@
-"""Where arrays live: a mesh of devices, rules from logical axes to mesh axes, shardings of parameters and rows.
+"""Where arrays live: a mesh of devices, and rules that say which mesh axis cuts which logical axis.
 
-The mesh has axes ("data", "fsdp", "tensor"). Rows of a batch are cut over data and fsdp together. Parameters name
-their logical axes (`zsjax.models.decoder.ParamSpec`); a rule set says which mesh axis cuts which. Training cuts
-`embed` over fsdp (gathered when used); decoding keeps parameters whole over fsdp, so that no step gathers anything:
-`reshard` goes from one to the other once per rollout.
+The mesh has axes ("data", "fsdp", "tensor"). Parameters name their logical axes (`zsjax.models.decoder.ParamSpec`), and
+so do activations and the cache, where `constrain` pins them. There are three rule sets: training cuts parameters and
+what the optimizer keeps of them over fsdp as well (a layer is gathered when it is used); decoding keeps them whole over
+fsdp, so that no step gathers anything; activations are cut by rows and heads. `for_decoding` goes from the first to the
+second, once per rollout. Rows of a batch are cut over data and fsdp together.
+
+With many hosts a rollout is each host's own matter: it plays its rows on `local_mesh`, its own devices, with a copy of
+the parameters there, and nothing is exchanged until the episodes are finished (`zsjax.hosts`).
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-from zsjax.models.decoder import ParamSpec, param_specs
-from zsjax.models.layers import DecoderConfig
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")
 
 # Logical axis -> mesh axis; absent or None is not cut.
 TRAIN_RULES = {"embed": "fsdp", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
 DECODE_RULES = {"heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+ACTIVATION_RULES = {"rows": ROWS, "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
 
 
 def make_mesh(sizes, devices=None) -> Mesh:
@@ -38,29 +43,47 @@ def make_mesh(sizes, devices=None) -> Mesh:
     Raises:
       ValueError: an unknown axis, a size that is neither positive nor -1, or sizes that do not give all devices.
     """
+    devices = list(jax.devices() if devices is None else devices)
+    return Mesh(np.asarray(devices).reshape(mesh_shape(sizes, len(devices))), AXES)
+
+
+def mesh_shape(sizes, num_devices: int) -> tuple[int, int, int]:
+    """Devices along data, fsdp and tensor; arguments and errors as `make_mesh`."""
     given = dataclasses.asdict(sizes) if dataclasses.is_dataclass(sizes) else dict(sizes)
     if set(given) - set(AXES):
         raise ValueError(f"unknown mesh axes {sorted(set(given) - set(AXES))}; there are {', '.join(AXES)}")
-    devices = list(jax.devices() if devices is None else devices)
     shape = [given.get(axis, 1) for axis in AXES]
     text = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape))
     if any(size < 1 and size != -1 for size in shape) or shape.count(-1) > 1:
         raise ValueError(f"mesh ({text}): sizes are positive, and at most one is -1")
     known = math.prod(size for size in shape if size != -1)
     if -1 in shape:
-        shape[shape.index(-1)] = max(len(devices) // known, 1)
-    if math.prod(shape) != len(devices):
-        raise ValueError(f"mesh ({text}) does not fit {len(devices)} devices: the product must be their number"
+        shape[shape.index(-1)] = max(num_devices // known, 1)
+    if math.prod(shape) != num_devices:
+        raise ValueError(f"mesh ({text}) does not fit {num_devices} devices: the product must be their number"
                          + (f", and {known} does not divide it" if -1 in (given.get(a, 1) for a in AXES) else ""))
-    return Mesh(np.asarray(devices).reshape(shape), AXES)
+    return tuple(shape)
 
 
-def _check_divides(config: DecoderConfig, mesh: Mesh, rules: Mapping[str, str | None]):
-    """Every cut axis divides. Heads are counted whole: a head cut in two would make attention wrong or slow."""
+def fitting_rules(config, mesh: Mesh, rules: Mapping[str, str | None]) -> dict[str, str | None]:
+    """The rules as this decoder can follow them on this mesh.
+
+    Heads are counted whole: a head cut in two would make attention wrong or slow. Where kv heads are too few for the
+    mesh axis that cuts the query heads (Qwen2.5-3B has 2), every device keeps all of them: they are a small part of
+    the weights, and a query head still finds its kv head at home. A vocabulary that does not divide stays whole, too.
+
+    Args:
+      config: DecoderConfig.
+      mesh: of `make_mesh`.
+      rules: logical axis -> mesh axis, such as TRAIN_RULES; absent or None is not cut.
+
+    Raises:
+      ValueError: another axis that is cut does not divide, with fields and sizes named.
+    """
     sizes = {"heads": ("num_heads", config.num_heads), "kv_heads": ("num_kv_heads", config.num_kv_heads),
              "embed": ("embed_dim", config.embed_dim), "mlp": ("mlp_dim", config.mlp_dim),
              "vocab": ("vocab_size", config.vocab_size)}
-    problems = []
+    fitting, problems = dict(rules), []
     for logical, axis in rules.items():
         if axis is None:
             continue
@@ -69,35 +92,33 @@ def _check_divides(config: DecoderConfig, mesh: Mesh, rules: Mapping[str, str | 
         if logical not in sizes:
             raise ValueError(f"unknown logical axis {logical!r}; parameters have {', '.join(sizes)}")
         field, size = sizes[logical]
-        if size % mesh.shape[axis]:
+        if size % mesh.shape[axis] == 0:
+            continue
+        if logical in ("kv_heads", "vocab"):
+            fitting[logical] = None
+        else:
             problems.append(f"{field}={size} is not a multiple of mesh.{axis}={mesh.shape[axis]}")
     if problems:
         raise ValueError("; ".join(problems) + ": choose a mesh axis that divides, or a rule set that leaves the "
                          "axis whole (rule None)")
+    return fitting
 
 
-def param_shardings(config: DecoderConfig, mesh: Mesh, rules: Mapping[str, str | None]):
-    """The tree of NamedShardings of a decoder's parameters.
+def param_shardings(config, mesh: Mesh, rules: Mapping[str, str | None]):
+    """The tree of NamedShardings of a decoder's parameters. Arguments and errors as `fitting_rules`."""
+    from zsjax.models.decoder import param_specs  # models pin their activations with `constrain`: they import us
 
-    Args:
-      config: the decoder.
-      mesh: of `make_mesh`.
-      rules: logical axis -> mesh axis, such as TRAIN_RULES; absent or None is not cut.
+    rules = fitting_rules(config, mesh, rules)
 
-    Raises:
-      ValueError: heads, kv heads or another cut axis does not divide, with fields and sizes named.
-    """
-    _check_divides(config, mesh, rules)
-
-    def sharding(spec: ParamSpec):
+    def sharding(spec):
         return NamedSharding(mesh, PartitionSpec(*(rules.get(axis) if axis else None for axis in spec.axes)))
 
-    return jax.tree.map(sharding, param_specs(config), is_leaf=lambda x: isinstance(x, ParamSpec))
+    return jax.tree.map(sharding, param_specs(config), is_leaf=lambda x: hasattr(x, "axes"))
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
     """Rows, the first axis of a batch, over data and fsdp; other axes whole. Rows must be a multiple of both."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -105,6 +126,126 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def row_shards(mesh: Mesh | None) -> int:
+    """Into how many parts rows are cut."""
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def reshard(tree, shardings):
-    """Moves a tree of arrays to other shardings (a tree like it, or one for all); what is in place stays there."""
-    return jax.device_put(tree, shardings)
+    """Moves a tree of arrays to other shardings (a tree like it, or one for all); what is in place stays there.
+
+    With many hosts, arrays of a host's own (numpy, or on its devices) are whole and the same on every host, and each
+    feeds what its own devices hold.
+    """
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+
+    def move(x, sharding):
+        if sharding.is_fully_addressable or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+            return jax.device_put(x, sharding)
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(move, tree, shardings)
+
+
+def constrain(x, *axes: str | None):
+    """Pins an activation to where ACTIVATION_RULES put its logical axes, one name or None a dimension.
+
+    Does nothing unless the caller runs under a mesh (`on`); mesh axes that a `shard_map` has taken, or that do not
+    divide, are left out. Without pins XLA may cut activations the way fsdp cuts weights, and add up partial products
+    over all devices instead of gathering a layer.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    free = {name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Auto}
+
+    def cut(logical, size):
+        names = ACTIVATION_RULES[logical] if logical else ()
+        names = tuple(name for name in ((names,) if isinstance(names, str) else names) if name in free)
+        return names if names and size % math.prod(mesh.shape[name] for name in names) == 0 else None
+
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*map(cut, axes, x.shape)))
+
+
+def on(mesh: Mesh | None, function):
+    """The function, traced and called under the mesh, so that `constrain` knows it."""
+    if mesh is None or mesh.size == 1:
+        return function
+
+    def call(*args, **kwargs):
+        with jax.set_mesh(mesh):
+            return function(*args, **kwargs)
+
+    return call
+
+
+def over_rows(function, mesh: Mesh | None, in_rows):
+    """The function, run by each group of devices on its own rows: nothing is exchanged but within the tensor axis.
+
+    Loops in it end where their own rows have ended, each group's at its own time.
+
+    Args:
+      function: its result's arrays all begin with rows.
+      mesh: None, or of one device: the function as it is.
+      in_rows: a bool for each argument: cut by rows, or the same for all.
+    """
+    if mesh is None or mesh.size == 1:
+        return function
+    rows = PartitionSpec(ROWS)
+    return jax.shard_map(function, mesh=mesh, in_specs=tuple(rows if cut else PartitionSpec() for cut in in_rows),
+                         out_specs=rows, axis_names=set(AXES if mesh.shape["tensor"] == 1 else ROWS), check_vma=False)
+
+
+def local_mesh(mesh: Mesh) -> Mesh:
+    """The part of the mesh that is this host's: the same axes, its rows along data, tensor whole.
+
+    Raises:
+      ValueError: tensor groups reach over hosts.
+    """
+    if all(device.process_index == jax.process_index() for device in mesh.devices.flat):
+        return mesh
+    lines = mesh.devices.reshape(-1, mesh.shape["tensor"])
+    mine = [[device.process_index == jax.process_index() for device in line] for line in lines]
+    if any(any(line) != all(line) for line in mine):
+        raise ValueError(f"mesh.tensor={mesh.shape['tensor']} reaches over hosts of {jax.local_device_count()} devices: "
+                         "choose one that divides a host's devices")
+    lines = lines[[all(line) for line in mine]]
+    return Mesh(lines[:, None], AXES)
+
+
+def local_row_shards(mesh: Mesh) -> list[int]:
+    """Which of the `row_shards` parts of the rows this host's devices hold, in the order of `local_mesh`."""
+    lines = mesh.devices.reshape(-1, mesh.shape["tensor"])
+    return [i for i, line in enumerate(lines) if line[0].process_index == jax.process_index()]
+
+
+def for_decoding(params, config, mesh: Mesh | None):
+    """Parameters as rollouts read them: under DECODE_RULES, on this host's own part of the mesh, matrices in the dtype
+    that they are used in. What is so already is not copied."""
+    if mesh is None or mesh.size == 1:
+        return params
+    mine = local_mesh(mesh)
+    here = param_shardings(config, mine, DECODE_RULES)
+    dtype = jnp.dtype(config.dtype)
+    there = lambda x, sharding: x.sharding.is_equivalent_to(sharding, x.ndim) and (x.ndim != 2 or x.dtype == dtype)
+    if all(jax.tree.leaves(jax.tree.map(there, params, here))):
+        return params
+    if mine is mesh:
+        return jax.device_put(_cast(params, config), here)
+    whole = _gathering(config, mesh)(params)
+    local = lambda x, sharding: jax.make_array_from_single_device_arrays(
+        x.shape, sharding, [shard.data for shard in x.addressable_shards])
+    return jax.tree.map(local, whole, here)
+
+
+def _cast(params, config):
+    from zsjax.models.decoder import cast_matrices
+
+    return cast_matrices(params, config)
+
+
+@functools.cache
+def _gathering(config, mesh):
+    return jax.jit(lambda params: _cast(params, config), out_shardings=param_shardings(config, mesh, DECODE_RULES))

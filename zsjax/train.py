@@ -1,13 +1,15 @@
 """The reinforcement learning loop, top to bottom.
 
-    questions -> rollout (policy and search, on the device) -> rewards (text, host) -> old and reference log-probs
-    -> advantages -> updates -> metrics, checkpoint, evaluation
+    questions -> rollout (policy and search, on the device) -> rewards (text, host) -> old, reference and value scores
+    -> advantages -> updates -> metrics, evaluation, alarms, checkpoint
 
 Every draw is keyed by (seed, step, episode, position) and questions are a function of (seed, step), so a run that was
 killed goes on from its last checkpoint as if nothing had happened.
+
+Between the passes over the device everything is numpy, whole, and the same on every host (`zsjax.rl.passes`), so metrics
+and decisions agree.
 """
 
-import json
 import logging
 import pathlib
 from collections.abc import Callable
@@ -16,15 +18,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsjax import rewards, schedules, sharding, types
+from zsjax import health, hosts, schedules, sharding
 from zsjax.checkpoint import Checkpointer
-from zsjax.config import AlgorithmConfig, Config, CurriculumConfig, UserError
-from zsjax.evaluate import on_path
-from zsjax.metrics import Timer
-from zsjax.rl import advantages, roles
+from zsjax.config import Config, CurriculumConfig, UserError
+from zsjax.episode_metrics import episode_metrics, sampler_gap, save_trajectories
+from zsjax.experience import make_player
+from zsjax.metrics import Timer, read_jsonl
+from zsjax.models.value import init_value
+from zsjax.rl import credit, roles, selection
 from zsjax.rl.batch import token_batch
-from zsjax.rl.update import load_loss, make_optimizer, make_score, make_update
-from zsjax.rollout import make_rollout, transcript
+from zsjax.rl.optimizer import make_optimizer
+from zsjax.rl.passes import make_passes
+from zsjax.rl.update import load_loss
+from zsjax.rollout import make_rollout
 from zsjax.types import TokenBatch, TrainState
 
 
@@ -35,18 +41,22 @@ class NonFiniteUpdate(UserError):
 
 
 def train(config: Config, workdir: pathlib.Path, *, policy_config, params, tokenizer, engine, stream, writer,
-          evaluate_now: Callable | None = None, config_json: str = "{}"):
+          evaluate_now: Callable | None = None, save_best: Callable | None = None, loss: Callable | None = None,
+          advantage: Callable | None = None, config_json: str = "{}"):
     """Trains the policy.
 
     Args:
-      config: the run's; train, rollout, search, curriculum, algorithm and optimizer are read.
+      config: the run's; train, rollout, search, reward, curriculum, algorithm, value, health and optimizer are read.
       workdir: where checkpoints/train and trajectories/ go; an interrupted run in it is resumed.
-      policy_config, params: DecoderConfig and the starting parameters, which are also the reference.
+      policy_config, params: DecoderConfig and the starting parameters, which are also the reference. They are donated:
+        copy them if you need them afterwards.
       tokenizer: the policy's.
       engine: what answers searches: a `Simulator` or a host engine.
       stream: `QuestionStream`; `stream.batch(step, n)` gives the step's questions.
       writer: `zsjax.metrics.Writer`.
       evaluate_now: params -> dict of floats, called every `train.eval_every` steps.
+      save_best: params -> None, called when `health.best_metric` of an evaluation is the best so far.
+      loss, advantage: functions in place of `algorithm.loss` and `algorithm.advantage`, of the same contracts.
       config_json: kept with the checkpoints.
 
     Returns:
@@ -54,30 +64,33 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
 
     Raises:
       NonFiniteUpdate: see there.
+      health.HealthAlarm: a metric stayed out of its bounds and config.health.stop is set.
     """
     steps, algorithm, options = config.train.steps, config.algorithm, config.train
     mesh = sharding.make_mesh(config.mesh)
-    rows = sharding.row_sharding(mesh)
+    everywhere = sharding.replicated(mesh)
     params = sharding.reshard(params, sharding.param_shardings(policy_config, mesh, sharding.TRAIN_RULES))
-    reference = jax.tree.map(jnp.copy, params) if algorithm.track_kl or algorithm.kl_coef else None
+    needs_reference = algorithm.track_kl or algorithm.kl_coef or algorithm.kl_target
+    reference = jax.tree.map(jnp.copy, params) if needs_reference else None
 
-    noise_at = curriculum(config.curriculum, steps)
-    optimizer = make_optimizer(config.optimizer, steps * options.minibatches)
+    updates = options.minibatches * options.epochs
+    optimizer, value_optimizer = (make_optimizer(c, steps * updates) for c in (config.optimizer, config.value.optimizer))
+    passes = make_passes(config, policy_config, mesh, loss=loss or load_loss(algorithm.loss), optimizer=optimizer,
+                         value_optimizer=value_optimizer)
     rollout = make_rollout(policy_config, engine, tokenizer, config, mesh, group_size=options.group_size)
-    temperature = config.rollout.temperature
-    score = make_score(policy_config, chunk=options.logprob_chunk, temperature=temperature, remat=options.remat,
-                       microbatch_rows=options.microbatch_rows)
-    update = make_update(
-        policy_config, load_loss(algorithm.loss), optimizer, chunk=options.logprob_chunk, temperature=temperature,
-        remat=options.remat, microbatch_rows=options.microbatch_rows, kl_coef=algorithm.kl_coef,
-        kl_kind=algorithm.kl_kind, entropy_coef=algorithm.entropy_coef, reduction=algorithm.reduction,
-        invert_mask=algorithm.invert_mask, clip_low=algorithm.clip_low, clip_high=algorithm.clip_high)
+    play = make_player(config, rollout, stream, tokenizer)
+    noise_at = curriculum(config.curriculum, steps)
 
-    root = jax.random.key(config.seed)
     # Counters lie on the mesh like the rest, or the second update would compile again.
-    opt_state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, sharding.replicated(mesh)),
-                             optimizer.init(params))
-    state = TrainState(step=jnp.int32(0), params=params, opt_state=opt_state, key=jax.random.key_data(root))
+    on_mesh = lambda tree: jax.tree.map(lambda x: x if x.ndim else sharding.reshard(x, everywhere), tree)
+    root = jax.random.key(config.seed)
+    counters = sharding.reshard((np.int32(0), jax.random.key_data(root), start_control(config)), everywhere)
+    state = TrainState(step=counters[0], params=params, opt_state=on_mesh(optimizer.init(params)), key=counters[1],
+                       control=counters[2])
+    if algorithm.value_model:
+        value_params = init_value(policy_config, params, jax.random.fold_in(root, 2**31))
+        value_params["value_head"] = sharding.reshard(value_params["value_head"], everywhere)
+        state = state.replace(value_params=value_params, value_opt_state=on_mesh(value_optimizer.init(value_params)))
     checkpoints = Checkpointer(workdir / "checkpoints" / "train", keep=options.keep_checkpoints,
                                config_json=config_json)
     if (restored := checkpoints.restore(state)) is not None:
@@ -85,135 +98,149 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
         logging.info("train: resumed at step %d", int(state.step))
     first_step = int(state.step)
     writer.truncate("train", first_step)
+    history = [line for line in read_jsonl(workdir / "metrics.jsonl") if line["stage"] == "train"]
 
     with writer.progress("train", total=steps, done=first_step):
         for step in range(first_step, steps):
-            timer = Timer()
-            noise = float(noise_at(step))
-            key = jax.random.fold_in(jax.random.wrap_key_data(state.key), step)
-            asked = stream.batch(step, options.questions_per_step)
-            questions = [q for q in asked for _ in range(options.group_size)]
+            timer, control = Timer(), hosts.fetch(state.control)
+            noise = float(control["noise"] if noise_at is None else noise_at(step))
+            key = jax.random.fold_in(jax.random.wrap_key_data(np.asarray(state.key)), step)
 
             with timer("rollout"):
-                episodes = jax.device_get(rollout(state.params, asked, noise=noise, key=key))
+                played = play(state.params, step, noise=noise, key=key)
+                episodes, scores = played.episodes, played.scores
 
             with timer("score"):
-                said = transcript.answers(episodes, tokenizer)
-                scores = np.array([rewards.f1_score(a, q.golden_answers) for a, q in zip(said, questions)], np.float32)
-                batch = jax.device_put(token_batch(episodes, scores), rows)
-                valid = roles.attention_mask(batch.roles)
-                batch = batch.replace(old_logprobs=score(state.params, batch.tokens, valid)[0])
+                batch = token_batch(episodes, scores).replace(row_valid=played.row_valid)
+                mask = roles.loss_mask(batch.roles) & batch.row_valid[:, None]
+                batch = batch.replace(old_logprobs=passes.logprobs(state.params, batch))
                 if reference is not None:
-                    batch = batch.replace(ref_logprobs=score(reference, batch.tokens, valid)[0])
-                batch = jax.block_until_ready(batch.replace(advantages=estimate_advantages(algorithm, batch, scores)))
+                    batch = batch.replace(ref_logprobs=passes.logprobs(reference, batch))
+                if algorithm.value_model:
+                    batch = batch.replace(values=passes.values(state.value_params, batch))
+                if algorithm.kl_in == "reward":
+                    batch = batch.replace(rewards=np.asarray(credit.kl_rewards(
+                        batch, loss_mask=roles.loss_mask(batch.roles), coef=control["kl_coef"], kind=algorithm.kl_kind)))
+                estimated, returns = jax.device_get(credit.estimate(algorithm, batch, loss_mask=mask, own=advantage))
+                batch = batch.replace(advantages=estimated, returns=returns)
+                gap = sampler_gap(batch)
 
             with timer("update"):
                 params, opt_state, infos = state.params, state.opt_state, []
-                gap = sampler_gap(batch)
-                for minibatch in minibatches(batch, options.minibatches, key):
-                    params, opt_state, info = update(params, opt_state, minibatch)
-                    infos.append(info)
-                infos = jax.device_get(infos)
+                value_params, value_opt_state, value_infos = state.value_params, state.value_opt_state, []
+                coef = (jnp.float32(control["kl_coef"]),) if algorithm.kl_target and algorithm.kl_in == "loss" else ()
+                for minibatch in minibatches(kept(options, batch, played), options.minibatches, options.epochs, key):
+                    if algorithm.value_model:
+                        value_params, value_opt_state, info = passes.update_value(value_params, value_opt_state, minibatch)
+                        value_infos.append(info)
+                    if not (algorithm.value_model and step < config.value.warmup_steps):
+                        params, opt_state, info = passes.update(params, opt_state, minibatch, *coef)
+                        infos.append(info)
+                infos, value_infos = jax.device_get((infos, value_infos))
 
-            nonfinite = any(info["nonfinite"] for info in infos)
-            if nonfinite or step % options.trajectories_every == 0 or step + 1 == steps:
-                path = workdir / "trajectories" / f"train_{step + 1:06d}.jsonl"
-                save_trajectories(path, episodes, questions, tokenizer, scores, every=nonfinite)
+            nonfinite = any(info["nonfinite"] for info in infos + value_infos)
+            path = workdir / "trajectories" / f"train_{step + 1:06d}.jsonl"
+            if hosts.is_lead() and (nonfinite or step % options.trajectories_every == 0 or step + 1 == steps):
+                save_trajectories(path, episodes, played.questions, tokenizer, scores, every=nonfinite)
             if nonfinite:
                 raise NonFiniteUpdate(f"step {step + 1}: the loss or its gradient is not finite. The step's trajectories "
                                       f"are in {path}, the last good state in {checkpoints.directory}")
 
-            state = state.replace(step=jnp.int32(step + 1), params=params, opt_state=opt_state)
             metrics = {
                 "noise": noise,
-                **episode_metrics(episodes, questions, said, scores, tokenizer),
+                **episode_metrics(played),
                 **gap,
-                **{name: float(np.mean([info[name] for info in infos])) for name in infos[0]},
+                **means(infos),
+                **means(value_infos, prefix="value/"),
             }
+            if algorithm.kl_target:
+                metrics["kl_coef"] = float(control["kl_coef"])
+            control = next_control(config, control, metrics)
+            state = state.replace(step=sharding.reshard(np.int32(step + 1), everywhere), params=params, opt_state=opt_state,
+                                  value_params=value_params, value_opt_state=value_opt_state)
             if evaluate_now and ((step + 1) % options.eval_every == 0 or step + 1 == steps):
                 with timer("evaluate"):
                     metrics |= evaluate_now(state.params)
+                if metrics.get(config.health.best_metric, -np.inf) > control["best"]:
+                    control["best"] = np.float32(metrics[config.health.best_metric])
+                    if save_best and config.health.keep_best:
+                        save_best(state.params)
+            state = state.replace(control=sharding.reshard(jax.tree.map(np.float32, control), everywhere))
+
+            history = [*history, metrics][-config.health.patience:]
+            ringing = health.alarms(history, config.health.alarms, config.health.patience)
+            alarm = health.stop_message(ringing, metrics, config.health.alarms, config.health.patience)
             seconds = timer.take()
             speed = int(episodes.length.sum()) / sum(seconds[f"time/{part}"] for part in ("rollout", "score", "update"))
-            writer.write(step + 1, metrics | seconds | {"time/step": sum(seconds.values()),
-                                                        "speed/tokens_per_second": speed}, "train")
-            if (step + 1) % options.checkpoint_every == 0 or step + 1 == steps:
+            writer.write(step + 1, metrics | ringing | seconds | {
+                "time/step": sum(seconds.values()), "speed/tokens_per_second": speed}, "train")
+            stops = alarm is not None and config.health.stop
+            if (step + 1) % options.checkpoint_every == 0 or step + 1 == steps or stops:
                 checkpoints.save(step + 1, state, {"data_position": step + 1})
+            if stops:
+                checkpoints.close()
+                raise health.HealthAlarm(f"stopped after step {step + 1}, {alarm}. Widen config.health.alarms or set "
+                                         "health.stop to false to go on from here")
 
     checkpoints.close()
     return state.params
 
 
 def curriculum(config: CurriculumConfig, steps: int):
-    """The schedule count -> P(noisy) over the `steps` steps that really run."""
-    if config.schedule == "constant":
-        return schedules.constant(config.end)
-    if config.schedule == "zero_search":
-        return schedules.zero_search(config.start, config.end, steps, config.base)
-    return {"linear": schedules.linear, "cosine": schedules.cosine}[config.schedule](config.start, config.end, steps)
+    """The schedule count -> P(noisy) over the `steps` steps that really run; None for the adaptive one."""
+    start, end = config.start, config.end
+    schedule = {
+        "adaptive": lambda: None,
+        "constant": lambda: schedules.constant(end),
+        "zero_search": lambda: schedules.zero_search(start, end, steps, config.base),
+        "linear": lambda: schedules.linear(start, end, steps),
+        "cosine": lambda: schedules.cosine(start, end, steps),
+        "step": lambda: schedules.step(config.values, config.boundaries),
+    }[config.schedule]()
+    return schedules.reverse(schedule, steps) if config.reverse else schedule
 
 
-def estimate_advantages(algorithm: AlgorithmConfig, batch: TokenBatch, scores):
-    """float32[B, T] advantages under `algorithm.advantage`; see `zsjax.rl.advantages`."""
-    scores = jnp.asarray(scores)
-    if algorithm.advantage == "reinforce_plus_plus":
-        return advantages.reinforce_plus_plus(batch.rewards, loss_mask=roles.loss_mask(batch.roles), gamma=1.0)
-    per_episode = {
-        "grpo": lambda: advantages.grpo(scores, group_id=batch.group_id, normalize=algorithm.normalize),
-        "rloo": lambda: advantages.rloo(scores, group_id=batch.group_id),
-        "reinforce": lambda: advantages.reinforce(scores, baseline="batch"),
-    }[algorithm.advantage]()
-    return jnp.broadcast_to(per_episode[:, None], batch.tokens.shape)
+def start_control(config: Config) -> dict:
+    """What steers the run and is learned on the way, float32[] each: the adaptive curriculum's noise and average
+    reward, the adaptive KL coefficient, the best evaluation so far."""
+    start = dict(noise=config.curriculum.start, reward_average=np.nan, kl_coef=config.algorithm.kl_coef, best=-np.inf)
+    return {name: np.float32(value) for name, value in start.items()}
 
 
-def minibatches(batch: TokenBatch, count: int, key):
-    """The rows in random order, cut into `count` equal parts."""
-    if count == 1:
-        return [batch]
-    order = jax.random.permutation(jax.random.fold_in(key, 2**31), batch.tokens.shape[0])
-    return [jax.tree.map(lambda x: x[part], batch) for part in jnp.split(order, count)]
+def next_control(config: Config, control: dict, metrics: dict) -> dict:
+    """The control of the next step, after this step's metrics."""
+    control, rule, algorithm = dict(control), config.curriculum, config.algorithm
+    control["noise"], control["reward_average"] = schedules.follow_reward(
+        control["noise"], control["reward_average"], metrics["reward"], target=rule.target, rate=rule.rate,
+        decay=rule.decay, low=min(rule.start, rule.end), high=max(rule.start, rule.end))
+    if algorithm.kl_target and "kl" in metrics:
+        episodes = config.train.questions_per_step * config.train.group_size
+        control["kl_coef"] = schedules.follow_kl(control["kl_coef"], metrics["kl"], target=algorithm.kl_target,
+                                                 horizon=algorithm.kl_horizon, episodes=episodes)
+    return control
 
 
-def sampler_gap(batch: TokenBatch) -> dict[str, float]:
-    """|log-prob recomputed by the trainer - recorded by the sampler| over POLICY tokens, in nats."""
-    gap = np.abs(np.asarray(batch.old_logprobs) - np.asarray(batch.behavior_logprobs))
-    gap = gap[np.asarray(roles.loss_mask(batch.roles))]
-    return {"sampler_gap_mean": float(gap.mean()), "sampler_gap_p99": float(np.quantile(gap, 0.99)),
-            "sampler_gap_max": float(gap.max())}
+def kept(options, batch: TokenBatch, played) -> TokenBatch:
+    """The rows that are updated on: all, or the most informative `keep_fraction` of them."""
+    if options.keep == "all":
+        return batch
+    count = round(options.keep_fraction * len(played.scores))
+    rows = selection.keep_rows(options.keep, count, scores=played.scores, group_id=played.episodes.group_id,
+                               num_searches=played.episodes.num_searches)
+    return jax.tree.map(lambda x: x[rows], batch)
 
 
-def episode_metrics(episodes, questions, said, scores, tokenizer) -> dict[str, float]:
-    """Means over the step's episodes."""
-    asked = transcript.searches(episodes, tokenizer)
-    right, searches = np.sum([on_path({"queries": a}, q) for a, q in zip(asked, questions)], axis=0)
-    status = np.bincount(episodes.status, minlength=len(types.STATUS_NAMES)) / len(scores)
-    per_role = [(episodes.roles == role).sum() / len(scores) for role in (types.POLICY, types.DOCUMENT)]
-    ran = episodes.search_status != types.NOT_SEARCHED
-    groups = {}
-    for group, value in zip(episodes.group_id.tolist(), scores.tolist()):
-        groups.setdefault(group, []).append(value)
-    return {
-        "reward": float(scores.mean()),
-        "em": float(np.mean([rewards.exact_match(a, q.golden_answers) for a, q in zip(said, questions)])),
-        "searches": float(episodes.num_searches.mean()),
-        "on_path": float(right / searches) if searches else 0.0,
-        "noisy_share": float(episodes.noisy.any(axis=2).sum() / max(episodes.num_searches.sum(), 1)),
-        "invalid_actions": float((episodes.search_status == types.INVALID_ACTION).sum() / len(scores)),
-        "short_replies": float(np.isin(episodes.search_status, (types.SEARCH_SHORT, types.SEARCH_FAILED)).sum()
-                               / max(ran.sum(), 1)),
-        "groups_with_signal": float(np.mean([len(set(values)) > 1 for values in groups.values()])),
-        "response_tokens": float(per_role[0]),
-        "document_tokens": float(per_role[1]),
-        "length": float(episodes.length.mean()),
-        **{f"share_{name}": float(share) for name, share in zip(types.STATUS_NAMES[1:], status[1:])},
-    }
+def minibatches(batch: TokenBatch, count: int, epochs: int, key):
+    """`epochs` times the rows in random order, cut into `count` equal parts."""
+    for epoch in range(epochs):
+        if count == 1:
+            yield batch
+            continue
+        order = jax.random.permutation(jax.random.fold_in(key, 2**31 + epoch), batch.tokens.shape[0])
+        for part in np.split(np.asarray(order), count):
+            yield jax.tree.map(lambda x, part=part: x[part], batch)
 
 
-def save_trajectories(path: pathlib.Path, episodes, questions, tokenizer, scores, *, every: bool = False):
-    """Writes trajectories as JSON lines: one a question, or all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _, first = np.unique(episodes.group_id, return_index=True)
-    rows = None if every else sorted(first.tolist())
-    lines = transcript.records(episodes, questions, tokenizer, rows=rows, reward=scores)
-    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
+def means(infos: list[dict], prefix: str = "") -> dict[str, float]:
+    """The mean of each number over a step's updates."""
+    return {prefix + name: float(np.mean([info[name] for info in infos])) for name in infos[0]} if infos else {}

@@ -93,3 +93,4 @@ class TrainState:
     value_opt_state: Any = None
     reranker: Any = None
     key: Any = None  # raw key data uint32[2] of the run's root key
+    control: Any = None  # dict of what steers the run and is learned on the way: see zsjax.train

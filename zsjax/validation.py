@@ -9,13 +9,13 @@ import inspect
 import math
 import os
 import pathlib
+import re
 
 from zsjax.config import STAGES, Config, Problem
 
 ENGINES = ("simulator", "bm25", "empty")
 EVAL_ENGINES = ("bm25", "empty")
-ADVANTAGES = ("grpo", "rloo", "reinforce", "reinforce_plus_plus")
-CURRICULA = ("zero_search", "constant", "linear", "cosine")
+CURRICULA = ("zero_search", "constant", "linear", "cosine", "step", "adaptive")
 RATES = ("constant", "linear", "cosine")
 REDUCTIONS = ("token_mean", "sequence_mean", "fixed_length")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -26,9 +26,12 @@ SHAPE = ("embed_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "ml
 SUPERVISED = ("pretrain", "pretrain_simulator", "tune_simulator")
 
 
-def find_problems(config: Config) -> list[Problem]:
-    """All that is wrong with a config of the right types, in the order of its fields."""
-    found = _Found(config)
+def find_problems(config: Config, *, files: bool = True) -> list[Problem]:
+    """All that is wrong with a config of the right types, in the order of its fields.
+
+    files: whether the files and folders that it names must be there; a plan of a run needs none.
+    """
+    found = _Found(config, files)
     _check_stages(found, config)
     _check_models(found, config)
     _check_data(found, config)
@@ -40,8 +43,11 @@ def find_problems(config: Config) -> list[Problem]:
     return found.problems
 
 
-def find_device_problems(config: Config, num_devices: int) -> list[Problem]:
-    """What is wrong once the number of devices is known: the mesh, and rows that do not divide over it."""
+def find_device_problems(config: Config, num_devices: int, num_hosts: int = 1) -> list[Problem]:
+    """What is wrong once the number of devices is known: the mesh, and rows that do not divide over it.
+
+    Questions need not divide: a rollout fills up its shape and drops the surplus rows.
+    """
     found = _Found(config)
     axes = {name: getattr(config.mesh, name) for name in ("data", "fsdp", "tensor")}
     fixed = math.prod(size for size in axes.values() if size > 0)
@@ -58,19 +64,44 @@ def find_device_problems(config: Config, num_devices: int) -> list[Problem]:
         found.add("train.questions_per_step",
                   f"{rows} rows a minibatch (questions_per_step x group_size / minibatches) do not divide over "
                   f"{shards} devices", f"make the rows a multiple of {shards}, or set mesh")
-    if config.evaluate.batch_rows % shards:
-        found.add("evaluate.batch_rows", f"does not divide over {shards} devices", f"give a multiple of {shards}")
-    for stage in SUPERVISED:
-        if stage in config.stages and getattr(config, stage).batch_rows % shards:
-            found.add(f"{stage}.batch_rows", f"does not divide over {shards} devices", f"give a multiple of {shards}")
+    if "train" in config.stages and 0 < config.train.microbatch_rows < rows and config.train.microbatch_rows % shards:
+        found.add("train.microbatch_rows", f"does not divide over {shards} devices", f"give a multiple of {shards}")
+    tensor = num_devices // shards
+    if num_devices // num_hosts % tensor:
+        found.add("mesh.tensor", f"reaches over hosts of {num_devices // num_hosts} devices", "give a divisor of that")
+    for name in ("policy", "simulator") if tensor > 1 else ():
+        heads = _num_heads(config, getattr(config, name))
+        if heads % tensor:
+            found.add("mesh.tensor", f"does not divide the {heads} heads of {name}.init", "give a divisor of that")
+    alone = [stage for stage in config.stages if stage in (*SUPERVISED, "collect")]
+    if num_hosts > 1 and alone:
+        found.add("stages", f"{', '.join(alone)} run on one host",
+                  "run them there first, by their commands, and then only train, evaluate and report on many")
     return found.problems
+
+
+def _num_heads(config, model):
+    """Query heads of a model that the run uses, 0 where they cannot be known before it is loaded or made."""
+    from zsjax.data.assets import asset_path
+    from zsjax.models.hf_config import read_config
+
+    if model is config.simulator and not _uses_simulator(config):
+        return 0
+    if model.init == "random":
+        return model.shape["num_heads"]
+    if model.init.startswith("hf:"):  # not downloaded only to look
+        return 0
+    try:
+        return read_config(asset_path(model.init)).num_heads
+    except (OSError, ValueError):
+        return 0
 
 
 class _Found:
     """Problems of one config, and the few ways to look for them. Fields are dotted names."""
 
-    def __init__(self, config):
-        self.config = config
+    def __init__(self, config, files=True):
+        self.config, self.files = config, files
         self.problems: list[Problem] = []
 
     def value(self, field):
@@ -158,14 +189,19 @@ def _check_shape(found, field, shape):
 
 
 def _check_path(found, field):
-    from zsjax.data.assets import asset_path
+    from zsjax.data.assets import HUB, asset_path
 
+    value = found.value(field)
+    if value.startswith(HUB):
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", value[len(HUB):]):
+            found.add(field, "no name of the hub", f"give {HUB}OWNER/NAME, such as {HUB}Qwen/Qwen2.5-3B")
+        return
     try:
-        path = asset_path(found.value(field))
+        path = asset_path(value)
     except FileNotFoundError as error:
         found.add(field, "no such asset", str(error).partition("; ")[2] or str(error))
         return
-    if not path.exists():
+    if found.files and not path.exists():
         found.add(field, f"no file or folder there (looked in {os.getcwd()})", "check the path")
 
 
@@ -186,7 +222,7 @@ def _check_source(found, field, endings, *, tfds):
         return
     if source.startswith(("tiny_world:", "tfds:")) or not source.endswith(endings):
         found.add(field, "not a source", f"give {known}")
-    elif not pathlib.Path(source).is_file():
+    elif found.files and not pathlib.Path(source).is_file():
         found.add(field, f"no such file (looked in {os.getcwd()})", "check the path")
 
 
@@ -205,6 +241,7 @@ def _check_rollout(found, config):
     search, rollout = config.search, config.rollout
     found.one_of("search.engine", ENGINES)
     found.one_of("search.eval_engine", EVAL_ENGINES)
+    found.one_of("search.noise_per", ("search", "document"))
     found.within(1, 20, "search.num_documents")
     found.at_least(1, "search.max_document_tokens", "search.max_query_tokens", "rollout.max_turns",
                    "rollout.max_turn_tokens", "rollout.max_prompt_tokens")
@@ -236,24 +273,100 @@ def _check_rollout(found, config):
 
 def _check_algorithm(found, config):
     algorithm = config.algorithm
-    found.one_of("algorithm.advantage", ADVANTAGES)
     found.one_of("algorithm.reduction", REDUCTIONS)
-    found.at_least(0, "algorithm.kl_coef", "algorithm.entropy_coef", "algorithm.clip_low", "algorithm.clip_high")
-    if algorithm.kl_kind == "k1":
-        found.add("algorithm.kl_kind", "as a loss, k1 has an expected gradient of zero", "give k2 or k3")
+    found.one_of("algorithm.kl_in", ("loss", "reward"))
+    found.at_least(0, *(f"algorithm.{name}" for name in (
+        "kl_coef", "entropy_coef", "clip_low", "clip_high", "kl_target", "sampler_clip", "refill_rounds")))
+    found.at_least(1, "algorithm.kl_horizon")
+    found.within(0, 1, "algorithm.gamma", "algorithm.lam")
+    if algorithm.kl_kind == "k1" and algorithm.kl_in == "loss":
+        found.add("algorithm.kl_kind", "as a loss, k1 has an expected gradient of zero",
+                  "give k2 or k3, or set algorithm.kl_in to 'reward'")
     else:
-        found.one_of("algorithm.kl_kind", ("k2", "k3"))
+        found.one_of("algorithm.kl_kind", ("k1", "k2", "k3"))
+    if algorithm.kl_target and not algorithm.kl_coef > 0:
+        found.add("algorithm.kl_target", "an adaptive coefficient grows from kl_coef, which is 0",
+                  "set algorithm.kl_coef to where it starts")
+    if algorithm.dual_clip and not algorithm.dual_clip > 1:
+        found.add("algorithm.dual_clip", "bounds the loss at a ratio that no clip has reached", "give more than 1, or 0")
+    if algorithm.dual_clip and algorithm.loss == "gspo":
+        found.add("algorithm.dual_clip", "the loss 'gspo' has none", "set it to 0, or algorithm.loss to 'ppo_clip'")
+    if algorithm.advantage == "gae" and not algorithm.value_model:
+        found.add("algorithm.value_model", "the advantage 'gae' needs values", "set it to true")
+    if algorithm.refill_rounds and not algorithm.drop_equal_groups:
+        found.add("algorithm.refill_rounds", "nothing is dropped that could be replaced",
+                  "set algorithm.drop_equal_groups to true")
+    unknown = [name for name in algorithm.mask if name not in ("truncated", "overlong")]
+    if unknown:
+        found.add("algorithm.mask", f"{unknown[0]!r} is unknown", "name some of truncated, overlong")
+    from zsjax.rl.credit import load_advantage
     from zsjax.rl.update import load_loss
 
+    _check_function(found, "algorithm.loss", load_loss, "ppo_clip, gspo")
+    _check_function(found, "algorithm.advantage", load_advantage, "one of grpo, rloo, reinforce, reinforce_plus_plus, gae")
+    _check_reward(found, config.reward)
+    _check_curriculum(found, config.curriculum)
+    found.at_least(0, "value.clip", "value.warmup_steps")
+    _check_optimizer(found, "value.optimizer")
+    _check_health(found, config.health)
+
+
+def _check_function(found, field, load, names):
     try:
-        if not callable(load_loss(algorithm.loss)):
-            found.add("algorithm.loss", "is no function", "name a function as package.module:function")
+        load(found.value(field))
     except Exception as error:  # importing a user's module may raise anything
-        found.add("algorithm.loss", str(error).split("\n")[0] or type(error).__name__,
-                  "give ppo_clip, or package.module:function of a module that imports")
+        found.add(field, str(error).split("\n")[0] or type(error).__name__,
+                  f"give {names}, or package.module:function of a module that imports")
+
+
+def _check_reward(found, reward):
+    from zsjax.reward_terms import TERMS, load_term
+
+    if not reward.terms:
+        found.add("reward.terms", "no reward at all", "give at least one term, as {'f1': 1.0}")
+    for name, weight in reward.terms.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            found.add("reward.terms", f"the weight of {name!r} is no number", "give a finite number")
+        try:
+            load_term(name)
+        except Exception as error:  # importing a user's module may raise anything
+            found.add("reward.terms", str(error).split("\n")[0] or type(error).__name__,
+                      f"give {', '.join(TERMS)}, or package.module:function")
+    if reward.overlong_to and not 0 < reward.overlong_from < reward.overlong_to:
+        found.add("reward.overlong_to", f"is not above reward.overlong_from = {reward.overlong_from}",
+                  "give policy tokens 0 < overlong_from < overlong_to")
+    used = "overlong" in reward.terms or "overlong" in found.config.algorithm.mask
+    if used and not reward.overlong_to:
+        found.add("reward.overlong_to", "says from where on an episode is overlong", "give policy tokens")
+
+
+def _check_curriculum(found, curriculum):
     found.one_of("curriculum.schedule", CURRICULA)
     found.within(0, 1, "curriculum.start", "curriculum.end")
     found.positive("curriculum.base")
+    found.at_least(0, "curriculum.rate")
+    if not 0 <= curriculum.decay < 1:
+        found.add("curriculum.decay", "out of range", "give 0 up to, but not, 1")
+    if curriculum.schedule == "step":
+        if len(curriculum.values) != len(curriculum.boundaries) + 1:
+            found.add("curriculum.values", f"{len(curriculum.boundaries)} boundaries need one value more",
+                      "give the noise before the first boundary and from each boundary on")
+        if any(not 0 <= value <= 1 for value in curriculum.values):
+            found.add("curriculum.values", "out of range", "give probabilities, 0 to 1")
+        if any(a >= b for a, b in zip(curriculum.boundaries, curriculum.boundaries[1:])):
+            found.add("curriculum.boundaries", "do not rise", "give steps in rising order")
+    if curriculum.schedule == "adaptive" and curriculum.reverse:
+        found.add("curriculum.reverse", "an adaptive curriculum follows the reward, not the step", "set it to false")
+
+
+def _check_health(found, health):
+    found.at_least(1, "health.patience")
+    for name, bounds in health.alarms.items():
+        numbers = isinstance(bounds, list | tuple) and len(bounds) == 2 and all(
+            b is None or (isinstance(b, int | float) and not isinstance(b, bool)) for b in bounds)
+        if not numbers or bounds[0] is None is bounds[1]:
+            found.add("health.alarms", f"the bounds of {name!r} are not [low, high]",
+                      "give two numbers, one of which may be None")
 
 
 def _check_optimizer(found, prefix):
@@ -264,6 +377,14 @@ def _check_optimizer(found, prefix):
     for name in ("b1", "b2"):
         if not 0 <= found.value(f"{prefix}.{name}") < 1:
             found.add(f"{prefix}.{name}", "out of range", "give 0 up to, but not, 1")
+    from zsjax.rl.optimizer import transformation
+
+    for link in found.value(f"{prefix}.chain"):
+        try:
+            transformation(link, lambda count: 0.0)
+        except Exception as error:  # optax checks arguments in its own ways
+            found.add(f"{prefix}.chain", str(error).split("\n")[0] or type(error).__name__,
+                      "give dicts of a name in optax and its arguments, as dict(name='scale_by_adam', b1=0.9)")
 
 
 def _check_train(found, config):
@@ -273,12 +394,29 @@ def _check_train(found, config):
                                            "checkpoint_every", "keep_checkpoints", "trajectories_every", "eval_every")]
     found.at_least(1 if "train" in config.stages else 0, "train.steps")
     found.at_least(1, *counts)
-    found.at_least(0, "train.microbatch_rows", "train.eval_questions")
+    found.at_least(1, "train.epochs")
+    found.at_least(0, "train.microbatch_rows", "train.microbatch_tokens", "train.eval_questions")
+    from zsjax.models.decoder import REMAT
+
+    found.one_of("train.remat", ("none", *REMAT))
+    found.one_of("train.keep", ("all", "reward_spread", "search_depth"))
+    if not 0 < train.keep_fraction <= 1:
+        found.add("train.keep_fraction", "out of range", "give a share above 0, up to 1")
+        return
+    if train.keep == "all" and train.keep_fraction < 1:
+        found.add("train.keep_fraction", "nothing says what to keep",
+                  "set train.keep to 'reward_spread' or 'search_depth', or this to 1")
+    if train.microbatch_rows > 0 and train.microbatch_tokens > 0:
+        found.add("train.microbatch_tokens", f"train.microbatch_rows = {train.microbatch_rows} cuts already",
+                  "set one of the two to 0")
     if config.algorithm.advantage in ("grpo", "rloo") and train.group_size == 1:
         found.add("train.group_size", f"{config.algorithm.advantage} compares the episodes of a group",
                   "give 2 or more, or another algorithm.advantage")
     rows = train.questions_per_step * train.group_size
     product = f"questions_per_step x group_size = {train.questions_per_step} x {train.group_size} = {rows} rows"
+    if train.keep != "all":
+        rows = round(train.keep_fraction * rows)
+        product = f"the {rows} rows that keep_fraction leaves of {product}"
     if train.minibatches > 0 and rows % train.minibatches:
         found.add("train.minibatches", f"does not divide {product}", f"give a divisor of {rows}")
         return

@@ -3,15 +3,20 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.hlo import cache_sized_results
 from tests.rollout.test_turns import PARAMS, POLICY, TOKENIZER, check_rows, make_config, searching, simulator  # noqa: F401
 from zsjax import types
-from zsjax.rollout import make_rollout
+from zsjax.rollout import continuous, make_rollout
+from zsjax.rollout import engine as pieces
+from zsjax.search.simulator import question_keys
 from zsjax.types import Question
 
 ROWS, GROUP = 4, 2
+SLOTS = 3
 QUESTIONS = [Question(str(i), f"What is the mother of {name}?", ("Kara",)) for i, name in enumerate(
     ("Kara", "Lonor Cruwick", "Kara Lonor", "Cruwick", "Lonor", "Kara Cruwick", "Lonor Kara", "Cruwick Kara"))]
 
@@ -46,3 +51,27 @@ def test_the_schedule_changes_no_trajectory(monkeypatch, simulator, lockstep, sl
     assert policy_tokens <= work.policy_steps[0] * work.policy_rows[0]
     assert work.policy_steps[0] < lockstep_steps or not busy  # a row that does not wait for others ends sooner
     assert (work.policy_rows, work.simulator_slots) == (ROWS, slots)
+
+
+def test_neither_cache_is_copied(simulator):  # noqa: F811
+    """No cache-sized array is written in the whole program but by updates in place, of the policy's or the simulator's."""
+    rows, capacity, prompt = 5, 101, 8  # numbers that no other array has by chance
+    env = pieces.Environment(
+        policy=POLICY, max_turns=2, max_turn_tokens=12, max_tokens=capacity, max_query_tokens=6, num_documents=2,
+        max_document_tokens=12, information_open=np.array([1, 2]), information_close=np.array([3]), hint=np.array([4]),
+        group_size=2, lanes=2)
+    Q = 4
+    question, answers = simulator.encode_questions(QUESTIONS[:Q])
+    inputs = {"prompts": jnp.ones((Q, prompt), jnp.int32), "prompt_lengths": jnp.full(Q, prompt), "question": question,
+              "group_id": jnp.arange(Q), "answers": answers, "question_key": question_keys(QUESTIONS[:Q])}
+    tables, simulator_tables = pieces.tables(TOKENIZER, POLICY), simulator.tables
+    schedule = continuous.Schedule(rows, SLOTS, 0.8)
+    call = jax.jit(lambda params, theirs, inputs: continuous.play(
+        params, theirs, env, schedule, tables, simulator, simulator_tables, inputs, 0.5, 1.0, jax.random.key(0)))
+    hlo = call.lower(PARAMS, simulator.params, inputs).compile().as_text()
+    policy_cache = rows * POLICY.num_kv_heads * capacity * POLICY.head_dim
+    theirs = simulator.config
+    simulator_cache = SLOTS * theirs.num_kv_heads * simulator.idle(simulator.params, 1).cache.capacity * theirs.head_dim
+    for size in (policy_cache, simulator_cache):
+        inside, found = cache_sized_results(hlo, size)
+        assert inside and not found, found

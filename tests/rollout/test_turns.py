@@ -1,6 +1,7 @@
 """The turn rules, held against a slow oracle that plays the same script in plain Python."""
 
 import dataclasses
+import math
 import re
 
 import jax
@@ -18,7 +19,7 @@ from zsjax.rollout import make_rollout, transcript
 from zsjax.search import Document
 from zsjax.search.prompts import SimulatorTemplate
 from zsjax.search.simulator import ALL_TAGS, Simulator
-from zsjax.sharding import make_mesh
+from zsjax.sharding import TRAIN_RULES, make_mesh, param_shardings, reshard
 from zsjax.types import Question
 
 TOKENIZER = load_tokenizer(asset_path("asset:tiny_world/tokenizer"))
@@ -282,15 +283,24 @@ def test_compiled_rollout(monkeypatch, simulator):
     np.testing.assert_array_equal(host.noisy, episodes.noisy)
 
 
-def test_eight_devices_equal_one(monkeypatch, simulator):
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("sizes", [dict(data=8), dict(fsdp=2, tensor=2)])
+def test_many_devices_equal_one(monkeypatch, simulator, sizes, real):
     searching(monkeypatch)
-    mesh = make_mesh({"data": 8, "fsdp": 1, "tensor": 1})
-    questions = [dataclasses.replace(QUESTIONS[i % 6], id=f"r{i}") for i in range(8)]
-    play = lambda mesh: jax.device_get(make_rollout(POLICY, simulator, TOKENIZER, CONFIG, mesh)(
-        PARAMS, questions, noise=0.5, key=jax.random.key(4)))
-    one, eight = play(None), play(mesh)
-    np.testing.assert_array_equal(one.tokens, eight.tokens)
-    np.testing.assert_allclose(one.behavior_logprobs, eight.behavior_logprobs, atol=1e-5)
+    questions = [dataclasses.replace(QUESTIONS[i], id=f"r{i}") for i in range(3)]  # fill no mesh evenly
+    mesh = make_mesh(sizes, jax.devices()[:math.prod(sizes.values())])
+    params = reshard(PARAMS, param_shardings(POLICY, mesh, TRAIN_RULES))
+
+    def play(engine, params, mesh):
+        rollout = make_rollout(POLICY, engine, TOKENIZER, CONFIG, mesh, group_size=2)
+        return jax.device_get(rollout(params, questions, noise=0.5, key=jax.random.key(4)))
+
+    engine = Library() if real else simulator
+    one, many = play(engine, PARAMS, None), play(engine, params, mesh)
+    assert len(many.tokens) == 6 and one.num_searches.sum() > 0
+    np.testing.assert_array_equal(one.tokens, many.tokens)
+    np.testing.assert_array_equal(one.noisy, many.noisy)
+    np.testing.assert_allclose(one.behavior_logprobs, many.behavior_logprobs, atol=1e-5)
 
 
 def test_long_prompts_are_refused():

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from zsjax.models.layers import DecoderConfig
+from zsjax.sharding import constrain
 
 
 @flax.struct.dataclass
@@ -79,9 +80,11 @@ class KVCache:
 def init_cache(config: DecoderConfig, batch: int, capacity: int, dtype=jnp.float32) -> KVCache:
     """An empty cache for `batch` rows of `capacity` slots."""
     shape = (batch, config.num_kv_heads, capacity, config.head_dim)
+    empty = lambda: tuple(constrain(jnp.zeros(shape, dtype), "rows", "kv_heads", None, None)
+                          for _ in range(config.num_layers))
     return KVCache(
-        k=tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)),
-        v=tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)),
+        k=empty(),
+        v=empty(),
         lengths=jnp.zeros(batch, jnp.int32),
     )
 

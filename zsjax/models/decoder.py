@@ -14,13 +14,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from zsjax.models.attention import attend
 from zsjax.models.cache import KVCache, init_cache
 from zsjax.models.layers import DecoderConfig, linear, rms_norm, rotary_angles, rotate, swiglu
+from zsjax.sharding import constrain
 
 __all__ = ["DecoderConfig", "ParamSpec", "param_specs", "init_params", "num_params", "cast_matrices", "forward",
            "hidden_states", "unembedding", "logits_of", "extend", "init_cache"]
+
+
+# What the backward pass may keep of a layer's forward pass, by name; it computes the rest again.
+REMAT = {
+    "layers": None,  # nothing but the layer's input
+    "attention": jax.checkpoint_policies.save_only_these_names("attention"),  # attention is not run twice
+    "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # only what is cheap is run twice
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +121,11 @@ def cast_matrices(params, config: DecoderConfig):
     return jax.tree.map(lambda x: x.astype(dtype) if x.ndim == 2 else x, params)
 
 
+def _embed(params, config, tokens):
+    table = constrain(params["embed_tokens"], "vocab", None)  # gathered over fsdp before the look-up, not after
+    return constrain(table[tokens].astype(config.dtype), "rows", None, None)
+
+
 def _split_heads(x, num_heads):
     B, T, _ = x.shape
     return x.reshape(B, T, num_heads, -1).swapaxes(1, 2)
@@ -127,7 +142,7 @@ def _layer(params, config: DecoderConfig, index, x, cos, sin, read_kv):
         q = rms_norm(q, attn["q_norm"], eps=config.rms_eps)
         k = rms_norm(k, attn["k_norm"], eps=config.rms_eps)
     out = read_kv(rotate(q, cos, sin), rotate(k, cos, sin), v)
-    x = x + linear(attn["o_proj"], out.astype(x.dtype))
+    x = x + linear(attn["o_proj"], checkpoint_name(out.astype(x.dtype), "attention"))
     y = rms_norm(x, params["post_attention_layernorm"], eps=config.rms_eps)
     return x + swiglu(params["mlp"], y)
 
@@ -136,7 +151,7 @@ def _window(config, layer):
     return config.sliding_window if layer in config.sliding_layers else None
 
 
-def hidden_states(params, config: DecoderConfig, tokens, *, positions=None, valid=None, remat=False):
+def hidden_states(params, config: DecoderConfig, tokens, *, positions=None, valid=None, remat="none"):
     """Final hidden states of whole rows, after the last norm.
 
     Args:
@@ -144,24 +159,27 @@ def hidden_states(params, config: DecoderConfig, tokens, *, positions=None, vali
       tokens: int32[B, T], right-padded.
       positions: int32[B, T] or None for 0 .. T-1, used by the rotary embedding only; causality follows the order.
       valid: bool[B, T] or None; True for a prefix of each row. What stands at invalid positions is meaningless.
-      remat: recompute each layer in the backward pass instead of keeping its activations.
+      remat: "none" keeps all activations for the backward pass; a name in `REMAT` recomputes some of a layer's.
 
     Returns:
       [B, T, D] in config.dtype.
+
+    Raises:
+      KeyError: an unknown remat.
     """
     B, T = tokens.shape
     order = jnp.broadcast_to(jnp.arange(T), (B, T))
     positions = order if positions is None else positions
     lengths = jnp.full(B, T) if valid is None else valid.sum(axis=1)
     cos, sin = rotary_angles(config, positions)
-    x = params["embed_tokens"][tokens].astype(config.dtype)
+    x = _embed(params, config, tokens)
 
     def layer(params, x, index):
         read_kv = lambda q, k, v: attend(q, k, v, q_positions=order, kv_lengths=lengths, window=_window(config, index))
-        return _layer(params, config, index, x, cos, sin, read_kv)
+        return constrain(_layer(params, config, index, x, cos, sin, read_kv), "rows", None, None)
 
-    if remat:
-        layer = jax.checkpoint(layer, static_argnums=2)
+    if remat not in (False, "none"):
+        layer = jax.checkpoint(layer, static_argnums=2, policy=REMAT["layers" if remat is True else remat])
     for index, layer_params in enumerate(params["layers"]):
         x = layer(layer_params, x, index)
     return rms_norm(x, params["norm"], eps=config.rms_eps)
@@ -169,7 +187,8 @@ def hidden_states(params, config: DecoderConfig, tokens, *, positions=None, vali
 
 def unembedding(params, config: DecoderConfig):
     """[D, V], the matrix from hidden states to logits."""
-    return params["embed_tokens"].T if config.tie_embeddings else params["lm_head"]["kernel"]
+    matrix = params["embed_tokens"].T if config.tie_embeddings else params["lm_head"]["kernel"]
+    return constrain(matrix, None, "vocab")  # gathered over fsdp once, not in every chunk of positions
 
 
 def logits_of(params, config: DecoderConfig, hidden):
@@ -199,7 +218,7 @@ def extend(params, config: DecoderConfig, tokens, count, cache: KVCache, rows=No
     positions = lengths[:, None] + jnp.arange(N)
     kv_lengths = lengths + count
     cos, sin = rotary_angles(config, positions)
-    x = params["embed_tokens"][tokens].astype(config.dtype)
+    x = _embed(params, config, tokens)
     for index, layer_params in enumerate(params["layers"]):
 
         def read_kv(q, k, v):

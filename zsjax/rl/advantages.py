@@ -39,7 +39,8 @@ def gae(rewards, values, *, loss_mask, gamma, lam):
       advantages_t = delta_t + gamma * lam * advantages_t'
       returns_t    = advantages_t + values_t
     Schulman et al. 2015 (arXiv 1506.02438), equations 11 and 16. lam = 1 is the discounted return minus the value,
-    lam = 0 the one-step error. Nothing is whitened here; see `whiten`.
+    lam = 0 the one-step error. Nothing is whitened here; see `whiten`. verl's `compute_gae_advantage_return` whitens
+    inside, so that its caller cannot have the bare advantages; the returns are the same.
 
     Args:
       rewards: float[B, T], of the transition that follows the token; a final reward stands at the last True position.
@@ -94,7 +95,9 @@ def grpo(scores, *, group_id, normalize=True, eps=1e-6):
 
       (scores_i - mean) / (std + eps),  std with ddof 1
     "DeepSeekMath", Shao et al. 2024 (arXiv 2402.03300), section 4.1.2. Without `normalize` only the mean is
-    subtracted (Dr. GRPO, arXiv 2503.20783), so that easy and hard questions are not weighted up.
+    subtracted (Dr. GRPO, arXiv 2503.20783), so that easy and hard questions are not weighted up. verl's
+    `compute_grpo_outcome_advantage` is the same but for a group of one, to which it gives the score itself: a score
+    that was compared with nothing, next to advantages around 0.
 
     Args:
       scores: float[B], one per episode.
@@ -120,6 +123,7 @@ def rloo(scores, *, group_id):
     """Score minus the mean of the others in its group (leave one out).
 
     Ahmadian et al. 2024 (arXiv 2402.14740), section 3: an unbiased baseline, as it does not contain the score itself.
+    The same as verl's and TRL's, but for verl's group of one (see `grpo`).
 
     Args:
       scores: float[B], one per episode.
@@ -183,6 +187,8 @@ def reinforce_plus_plus(rewards, *, loss_mask, gamma):
 
 def whiten(x, *, loss_mask, eps=1e-8):
     """(x - mean) / sqrt(variance + eps) over the True positions of the whole batch; population variance.
+
+    verl's `masked_whiten` takes the unbiased variance, smaller by sqrt((n - 1) / n), which a single token has none of.
 
     Args:
       x: float[B, T].

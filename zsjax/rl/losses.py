@@ -76,13 +76,20 @@ def aggregate(per_token, *, loss_mask, reduction):
     raise ValueError(f"unknown reduction {reduction!r}: 'token_mean', 'sequence_mean' or ('fixed_length', n)")
 
 
-def ppo_clip(logprobs, old_logprobs, advantages, *, loss_mask, clip_low=0.2, clip_high=0.2, reduction="token_mean"):
+def ppo_clip(logprobs, old_logprobs, advantages, *, loss_mask, clip_low=0.2, clip_high=0.2, dual_clip=0.0,
+             token_weights=None, reduction="token_mean"):
     """Clipped surrogate policy loss.
 
     With ratio_t = exp(logprobs_t - old_logprobs_t), the loss of a token is
       -min(ratio_t A_t, clip(ratio_t, 1 - clip_low, 1 + clip_high) A_t),
     "Proximal Policy Optimization Algorithms", Schulman et al. 2017 (arXiv 1707.06347), equation 7; different bounds as
-    in DAPO (arXiv 2503.14476, equation 10). At ratio 1 its gradient is REINFORCE's, -A_t d logprobs_t.
+    in DAPO (arXiv 2503.14476, equation 10). At ratio 1 its gradient is REINFORCE's, -A_t d logprobs_t. With a dual clip
+    c > 1 the loss is at most -c A_t where A_t < 0 (Ye et al. 2020, arXiv 1912.09729, equation 5): a token that became
+    much more likely than when it was sampled cannot throw the whole step.
+
+    Equals verl's `compute_policy_loss_vanilla` (fixtures in tests/rl/peers.json) but for two things, on purpose: verl
+    limits log-ratios to +-20 where we do to +-80, which no token comes near in either; and verl always applies its dual
+    clip (c = 3), which is off here unless asked for, as in the equation above.
 
     Args:
       logprobs: float[B, T], nats, of the tokens under the policy that is trained; the only argument with a gradient.
@@ -90,12 +97,14 @@ def ppo_clip(logprobs, old_logprobs, advantages, *, loss_mask, clip_low=0.2, cli
       advantages: float[B, T], or [B, 1] for one advantage per episode.
       loss_mask: bool[B, T], True at the tokens the policy sampled; what stands elsewhere has no influence.
       clip_low, clip_high: the band around ratio 1, at least 0.
+      dual_clip: c, greater than 1; 0 is off.
+      token_weights: None or float[B, T], factors of each token's loss, see `truncated_weights`; no gradient.
       reduction: see `aggregate`.
 
     Returns:
       loss_sum, weight: float[] each; the loss is their quotient, and the weight may be 0.
       info: dict name -> (sum, number of tokens): `ratio_mean`; `clip_fraction`, the share of tokens whose gradient
-        the clip removed; `approx_kl`, k3 of KL(old || new) in nats.
+        the clip removed; `approx_kl`, k3 of KL(old || new) in nats; with a dual clip `dual_clip_fraction`.
 
     Raises:
       ValueError: shapes differ, the mask is not bool, or the reduction is unknown.
@@ -109,14 +118,85 @@ def ppo_clip(logprobs, old_logprobs, advantages, *, loss_mask, clip_low=0.2, cli
     # A select rather than jnp.minimum, which splits the gradient at ties: at ratio 1 with a band of 0 half was lost.
     is_clipped = clipped * advantages < ratio * advantages
     per_token = -jnp.where(is_clipped, clipped, ratio) * advantages
-    loss_sum, weight = aggregate(per_token, loss_mask=loss_mask, reduction=reduction)
     mean = lambda x: aggregate(jax.lax.stop_gradient(x), loss_mask=loss_mask, reduction="token_mean")
     info = {
         "ratio_mean": mean(ratio),
         "clip_fraction": mean(is_clipped.astype(ratio.dtype)),
         "approx_kl": mean(jnp.expm1(log_ratio) - log_ratio),
     }
+    if dual_clip:
+        bound = -dual_clip * advantages
+        is_bounded = (advantages < 0) & (per_token > bound)
+        per_token = jnp.where(is_bounded, bound, per_token)
+        info["dual_clip_fraction"] = mean(is_bounded.astype(ratio.dtype))
+    per_token = _weighted(per_token, token_weights, loss_mask)
+    loss_sum, weight = aggregate(per_token, loss_mask=loss_mask, reduction=reduction)
     return loss_sum, weight, info
+
+
+def gspo(logprobs, old_logprobs, advantages, *, loss_mask, clip_low=3e-4, clip_high=4e-4, token_weights=None,
+         reduction="sequence_mean"):
+    """Clipped surrogate with one ratio a sequence, the geometric mean of its tokens' ratios.
+
+    With s_b = exp(mean_t (logprobs_bt - old_logprobs_bt)) over the True positions of row b, the loss of a token is
+      -min(s_b A_bt, clip(s_b, 1 - clip_low, 1 + clip_high) A_bt),
+    "Group Sequence Policy Optimization", Zheng et al. 2025 (arXiv 2507.18071), equations 5 to 7, whose band is
+    [3e-4, 4e-4]. Where advantages differ within a row this is GSPO-token (equation 14): each token's advantage meets
+    the row's ratio, and the gradient of token t's log-prob is that of its own term, s_b A_bt. With one advantage a row
+    both have the same value and gradient, under "sequence_mean" that of the paper.
+
+    Equals verl's `compute_policy_loss_gspo` (fixtures in tests/rl/peers.json), which limits s_b to e^10; ours to e^80.
+
+    Args, returns, raises: as `ppo_clip`, which see; `clip_fraction` counts tokens of clipped sequences.
+    """
+    loss_mask, logprobs, old_logprobs, advantages = _prepare(
+        loss_mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
+    old_logprobs, advantages = jax.lax.stop_gradient((old_logprobs, advantages))
+    log_ratio = logprobs - old_logprobs
+    count = jnp.maximum(loss_mask.sum(axis=1, keepdims=True), 1)
+    mean_log_ratio = jax.lax.stop_gradient(log_ratio.sum(axis=1, keepdims=True) / count)
+    # The row's ratio in value, the token's own log-prob in gradient: d ratio / d logprobs_t = ratio.
+    log_s = mean_log_ratio + logprobs - jax.lax.stop_gradient(logprobs)
+    ratio = jnp.exp(jnp.clip(log_s, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+    clipped = jax.lax.stop_gradient(jnp.clip(ratio, 1 - clip_low, 1 + clip_high))
+    is_clipped = clipped * advantages < ratio * advantages
+    per_token = -jnp.where(is_clipped, clipped, ratio) * advantages
+    per_token = _weighted(per_token, token_weights, loss_mask)
+    loss_sum, weight = aggregate(per_token, loss_mask=loss_mask, reduction=reduction)
+    mean = lambda x: aggregate(jax.lax.stop_gradient(x), loss_mask=loss_mask, reduction="token_mean")
+    own = jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    info = {"ratio_mean": mean(ratio), "clip_fraction": mean(is_clipped.astype(ratio.dtype)),
+            "approx_kl": mean(jnp.expm1(own) - own)}
+    return loss_sum, weight, info
+
+
+def truncated_weights(old_logprobs, behavior_logprobs, *, loss_mask, limit):
+    """min(exp(old - behavior), limit): importance weights of tokens that another program sampled.
+
+    The sampler (cached decoding, other kernels, perhaps int8 weights) and the trainer do not give exactly the same
+    log-probs; multiplied by these weights, a token's loss is that of data from the trainer's policy, with the variance
+    of large ratios cut off: truncated importance sampling (Ionides 2008), per token. verl gives its losses such factors
+    as `rollout_is_weights`, TRL as `importance_sampling_ratio`.
+
+    Args:
+      old_logprobs: float[B, T], nats, recomputed by the trainer.
+      behavior_logprobs: float[B, T], nats, recorded by the sampler.
+      loss_mask: bool[B, T].
+      limit: largest weight, > 0.
+
+    Returns:
+      float[B, T], exactly 1 where the mask is False; no gradient.
+    """
+    loss_mask, old, behavior = _prepare(loss_mask, old_logprobs=old_logprobs, behavior_logprobs=behavior_logprobs)
+    gap = jax.lax.stop_gradient(jnp.clip(old - behavior, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+    return jnp.where(loss_mask, jnp.minimum(jnp.exp(gap), limit), 1)
+
+
+def _weighted(per_token, token_weights, loss_mask):
+    if token_weights is None:
+        return per_token
+    _, factors = _prepare(loss_mask, token_weights=token_weights)
+    return per_token * jax.lax.stop_gradient(factors)
 
 
 def value_clip(values, old_values, returns, *, loss_mask, clip, reduction="token_mean"):
@@ -160,6 +240,8 @@ def kl_penalty(logprobs, ref_logprobs, *, kind):
       "k1": d                     unbiased, of either sign
       "k2": d^2 / 2               biased, low variance; its gradient is an unbiased gradient of the KL
       "k3": exp(-d) + d - 1       unbiased, never negative
+    The values are those of verl's `kl_penalty_forward`, which limits d to +-20 and k3 to 10, where its gradient ends;
+    ours goes on pulling.
     k1 belongs into a reward, not into a loss: the expectation of its gradient over the policy's own tokens is
     E[d logprobs] = 0, so it would add noise and no force. `zsjax.rl.update.make_update` refuses it.
 

@@ -5,74 +5,54 @@
     update = make_update(model_config, "ppo_clip", optimizer, chunk=256, kl_coef=0.001)
     params, opt_state, info = update(params, opt_state, batch)
 
-A batch may be cut into microbatches of rows. Sums and weights are added over them and divided once, so that the step
-is that of the whole batch whatever the cut (ZeroSearch's own code divided a smaller second part by the first's count).
+Microbatches and what a step does with sums, weights and NaN are in `zsjax.rl.accumulate`.
 """
-
-import importlib
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from zsjax.models import decoder
 from zsjax.rl import losses, roles
+from zsjax.rl.accumulate import accumulate, divide, packed_step, slices, step, whole_step
+from zsjax.rl.credit import load_function
 from zsjax.rl.logprobs import token_logprobs
+from zsjax.rl.optimizer import make_optimizer
+
+__all__ = ["LOSSES", "gspo_loss", "load_loss", "make_optimizer", "make_packed_update", "make_score",
+           "make_supervised_update", "make_update", "ppo_clip_loss"]
 
 
-def ppo_clip_loss(batch, logprobs, *, loss_mask, entropy=None, values=None, **hyper):
-    """`losses.ppo_clip` of a TokenBatch; hyper: clip_low, clip_high, reduction."""
+def ppo_clip_loss(batch, logprobs, *, loss_mask, entropy=None, values=None, sampler_clip=0.0, **hyper):
+    """`losses.ppo_clip` of a TokenBatch; hyper: clip_low, clip_high, dual_clip, sampler_clip, reduction."""
     del entropy, values
-    return losses.ppo_clip(logprobs, batch.old_logprobs, batch.advantages, loss_mask=loss_mask, **hyper)
+    return losses.ppo_clip(logprobs, batch.old_logprobs, batch.advantages, loss_mask=loss_mask,
+                           token_weights=_sampler_weights(batch, loss_mask, sampler_clip), **hyper)
 
 
-LOSSES = {"ppo_clip": ppo_clip_loss}
+def gspo_loss(batch, logprobs, *, loss_mask, entropy=None, values=None, sampler_clip=0.0, **hyper):
+    """`losses.gspo` of a TokenBatch; hyper: clip_low, clip_high, sampler_clip, reduction."""
+    del entropy, values
+    return losses.gspo(logprobs, batch.old_logprobs, batch.advantages, loss_mask=loss_mask,
+                       token_weights=_sampler_weights(batch, loss_mask, sampler_clip), **hyper)
+
+
+def _sampler_weights(batch, loss_mask, limit):
+    if not limit:
+        return None
+    return losses.truncated_weights(batch.old_logprobs, batch.behavior_logprobs, loss_mask=loss_mask, limit=limit)
+
+
+POLICY_INFO = {"clip_fraction": 0.0, "kl": 0.0}  # what is told where neither loss nor reference tells it
+LOSSES = {"ppo_clip": ppo_clip_loss, "gspo": gspo_loss}
 
 
 def load_loss(name):
     """The loss of a name in `LOSSES`, or of "package.module:function"; ValueError if there is none."""
     if name in LOSSES:
         return LOSSES[name]
-    module, colon, function = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise ValueError(f"unknown loss {name!r}: one of {sorted(LOSSES)} or 'package.module:function'")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"cannot load the loss {name!r}: {error}") from error
-
-
-def make_optimizer(config, steps):
-    """The optax chain of an `OptimizerConfig`: clip by global norm, AdamW, learning-rate schedule.
-
-    The rate rises linearly to `learning_rate` over `warmup_steps` (the first step already moves), then follows the
-    schedule to `final_fraction` of it at step `steps`. Weight decay applies to matrices only. `clip_norm` 0 is no clip.
-
-    Args:
-      config: OptimizerConfig.
-      steps: int, optimizer steps of the whole run.
-
-    Raises:
-      ValueError: unknown schedule.
-    """
-    decay_steps = max(steps - config.warmup_steps, 1)
-    peak, final = config.learning_rate, config.learning_rate * config.final_fraction
-    if config.schedule == "constant":
-        decay = optax.constant_schedule(peak)
-    elif config.schedule == "linear":
-        decay = optax.linear_schedule(peak, final, decay_steps)
-    elif config.schedule == "cosine":
-        decay = optax.cosine_decay_schedule(peak, decay_steps, alpha=config.final_fraction)
-    else:
-        raise ValueError(f"unknown learning-rate schedule {config.schedule!r}: 'constant', 'linear' or 'cosine'")
-
-    def rate(count):
-        warm = jnp.minimum((count + 1) / max(config.warmup_steps, 1), 1.0)
-        return warm * decay(jnp.maximum(count - config.warmup_steps, 0))
-
-    matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
-    adamw = optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=matrices)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+    return load_function(name, "loss")
 
 
 def _model_logprobs(params, config, tokens, valid, **options):
@@ -81,19 +61,7 @@ def _model_logprobs(params, config, tokens, valid, **options):
     return token_logprobs(hidden, decoder.unembedding(params, config), tokens, **options)
 
 
-def _slices(tree, microbatch_rows):
-    """[B, ...] -> [n, microbatch_rows, ...] for every array; microbatch i holds the rows i, i + n, i + 2n, ...
-
-    Strided, so that rows sharded over devices in blocks stay on their devices in each microbatch.
-    """
-    rows = jax.tree.leaves(tree)[0].shape[0]
-    if rows % microbatch_rows:
-        raise ValueError(f"microbatch_rows={microbatch_rows} does not divide the {rows} rows of the batch")
-    n = rows // microbatch_rows
-    return jax.tree.map(lambda x: x.reshape(microbatch_rows, n, *x.shape[1:]).swapaxes(0, 1), tree)
-
-
-def make_score(model_config, *, chunk, temperature=1.0, remat=False, microbatch_rows=0):
+def make_score(model_config, *, chunk, temperature=1.0, remat="none", microbatch_rows=0):
     """Returns the jitted score(params, tokens int32[B, T], valid bool[B, T]) -> (logprobs, entropy) float32[B, T].
 
     Nats, of each token given those before it under softmax(logits / temperature), by the forward that training uses;
@@ -110,49 +78,13 @@ def make_score(model_config, *, chunk, temperature=1.0, remat=False, microbatch_
         B, T = tokens.shape
         if not 0 < microbatch_rows < B:
             return rows(params, tokens, valid)
-        out = jax.lax.map(lambda part: rows(params, *part), _slices((tokens, valid), microbatch_rows))
+        out = jax.lax.map(lambda part: rows(params, *part), slices((tokens, valid), microbatch_rows))
         return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(B, T), out)
 
     return score
 
 
-def _accumulate(value_and_grad, params, batch, microbatch_rows):
-    """Sums value_and_grad(params, microbatch) over the microbatches, gradients in float32."""
-    float32 = lambda tree: jax.tree.map(lambda g: g.astype(jnp.float32), tree)
-    if not 0 < microbatch_rows < jax.tree.leaves(batch)[0].shape[0]:
-        sums, grads = value_and_grad(params, batch)
-        return sums, float32(grads)
-    parts = _slices(batch, microbatch_rows)
-
-    def body(total, part):
-        sums, grads = value_and_grad(params, part)
-        return jax.tree.map(jnp.add, total, (sums, float32(grads))), None
-
-    shapes = jax.eval_shape(lambda *a: value_and_grad(*a)[0], params, jax.tree.map(lambda x: x[0], parts))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    start = zeros, jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-    return jax.lax.scan(body, start, parts)[0]
-
-
-def _step(optimizer, params, opt_state, grads, loss, weight):
-    """One optimizer step; nothing changes where loss or gradient is not finite, or no token had a weight."""
-    grad_norm = optax.global_norm(grads)
-    finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)
-    updates, new_state = optimizer.update(grads, opt_state, params)
-    new_params = optax.apply_updates(params, updates)
-    # A select, not a lax.cond, whose branches would each hold a copy of everything. The cast keeps the dtypes that
-    # the state was made with when parameters are bf16 and gradients float32.
-    keep = lambda new, old: jnp.where(finite & (weight > 0), new, old).astype(old.dtype)
-    params, opt_state = jax.tree.map(keep, (new_params, new_state), (params, opt_state))
-    return params, opt_state, {"grad_norm": grad_norm, "nonfinite": (~finite).astype(jnp.float32)}
-
-
-def _divide(x, weight):
-    return jnp.where(weight > 0, x / jnp.where(weight > 0, weight, 1), 0)
-
-
-def make_update(model_config, loss, optimizer, *, chunk, temperature=1.0, remat=False, microbatch_rows=0, kl_coef=0.0,
-                kl_kind="k3", entropy_coef=0.0, reduction="token_mean", invert_mask=False, **loss_hyper):
+def make_update(model_config, loss, optimizer, *, microbatch_rows=0, **options):
     """Makes one optimizer step of reinforcement learning.
 
     The objective that is minimised, with the mask roles == POLICY and sums over the whole batch, is
@@ -166,10 +98,10 @@ def make_update(model_config, loss, optimizer, *, chunk, temperature=1.0, remat=
         microbatch of rows; rows of a group need not be in the same one. With KL or entropy terms its weight must not
         depend on the logprobs.
       optimizer: an optax.GradientTransformation, see `make_optimizer`.
+      microbatch_rows: rows at a time; 0 is all. Must divide the batch's rows.
       chunk: positions per chunk of `token_logprobs`.
       temperature: the sampling temperature of the rollout.
-      remat: recompute layers in the backward pass.
-      microbatch_rows: rows at a time; 0 is all. Must divide the batch's rows.
+      remat: what the backward pass computes again, see `decoder.hidden_states`.
       kl_coef, kl_kind: KL to `batch.ref_logprobs` as a loss, "k2" or "k3".
       entropy_coef: > 0 rewards entropy.
       reduction: see `losses.aggregate`; the bare name "fixed_length" stands for ("fixed_length", T).
@@ -177,27 +109,57 @@ def make_update(model_config, loss, optimizer, *, chunk, temperature=1.0, remat=
       **loss_hyper: given to the loss.
 
     Returns:
-      update(params, opt_state, batch: TokenBatch) -> (params, opt_state, info), jitted, with params and opt_state
-      donated. info: dict of float32[]: loss (all terms), grad_norm (before clipping), weight (the loss's), entropy and
-      kl (k3, 0 without ref_logprobs) in nats per token, ratio_mean, approx_kl, clip_fraction (0 unless the loss
-      tells), nonfinite (1 if loss or gradient was not finite: then params and opt_state are unchanged, as they are
-      when the weight is 0), and what the loss's info adds.
+      update(params, opt_state, batch: TokenBatch, coef=None) -> (params, opt_state, info), jitted, with params and
+      opt_state donated; a coef float32[] takes the place of kl_coef (an adaptive one). info: dict of float32[]: loss
+      (all terms), grad_norm (before clipping), weight (the loss's), entropy and kl (k3, 0 without ref_logprobs) in nats
+      per token, ratio_mean, approx_kl, clip_fraction (0 unless the loss tells), nonfinite (1 if loss or gradient was not
+      finite: then params and opt_state are unchanged, as they are when the weight is 0), and what the loss's info adds.
 
     Raises:
       ValueError: kl_kind "k1" or unknown, an unknown loss; while tracing, rows that microbatch_rows does not divide, or
         kl_coef without ref_logprobs.
+    """
+    return whole_step(_objective(model_config, loss, **options), optimizer, microbatch_rows, defaults=POLICY_INFO)
+
+
+def make_packed_update(model_config, loss, optimizer, **options):
+    """`make_update` over parts of different shapes, driven from the host: see `zsjax.rl.packing`.
+
+    Args:
+      model_config, loss, optimizer, **options: as `make_update`. A reduction "fixed_length" needs its length, since
+        parts have several: ("fixed_length", n).
+
+    Returns:
+      update(params, opt_state, parts: list of TokenBatch, coef=None) -> (params, opt_state, info): the step that
+      `make_update` makes of all parts in one batch, whatever the cut: sums and weights are added and divided once. One
+      compiled program for each shape of a part; params and opt_state are donated.
+    """
+    if options.get("reduction") == "fixed_length":
+        raise ValueError("parts have several lengths: give reduction=('fixed_length', n)")
+    return packed_step(_objective(model_config, loss, **options), optimizer, defaults=POLICY_INFO)
+
+
+def _objective(model_config, loss, *, chunk, temperature=1.0, remat="none", kl_coef=0.0, kl_kind="k3", entropy_coef=0.0,
+               reduction="token_mean", invert_mask=False, **loss_hyper):
+    """The two parts of a step, over the rows of any part of a batch; see `make_update`.
+
+    Returns:
+      weigh(batch) -> (the loss's weight, the penalties' weight), from masks alone, no model is run.
+      value_and_grad(params, batch, scale, kl_coef) -> ((loss_sum, sums), gradient of loss_sum), where the penalties
+      are multiplied by scale, the quotient of the two weights over the whole batch.
     """
     if kl_kind not in ("k2", "k3"):
         why = ("k1 as a loss has an expected gradient of zero: E[d logprobs] = 0 over the policy's own tokens; use k2 "
                "or k3, or put k1 into the reward") if kl_kind == "k1" else "k2 or k3"
         raise ValueError(f"kl_kind={kl_kind!r}: {why}")
     loss_fn = loss if callable(loss) else load_loss(loss)
+    fixed_coef = kl_coef
 
     def mask_of(batch):
         mask = roles.inverted_mask(batch.roles) if invert_mask else roles.loss_mask(batch.roles)
         return mask if batch.row_valid is None else mask & batch.row_valid[:, None]
 
-    def terms(batch, logprobs, entropy):
+    def terms(batch, logprobs, entropy, kl_coef):
         """(loss_sum, weight, penalty_sum, penalty_weight, metrics), sums over the rows of `batch`."""
         mask = mask_of(batch)
         how = ("fixed_length", mask.shape[1]) if reduction == "fixed_length" else reduction
@@ -212,39 +174,32 @@ def make_update(model_config, loss, optimizer, *, chunk, temperature=1.0, remat=
         if batch.ref_logprobs is not None:
             kl = lambda kind: losses.kl_penalty(safe(logprobs), safe(batch.ref_logprobs), kind=kind)
             metrics["kl"] = mean(kl("k3"))
-            penalty += kl_coef * kl(kl_kind) if kl_coef else 0
-        elif kl_coef:
-            raise ValueError(f"kl_coef={kl_coef} needs batch.ref_logprobs, which are None")
+            if kl_coef is not None:
+                penalty += kl_coef * kl(kl_kind)
+            else:
+                penalty += fixed_coef * kl(kl_kind) if fixed_coef else 0
+        elif fixed_coef or kl_coef is not None:
+            raise ValueError(f"kl_coef={fixed_coef} needs batch.ref_logprobs, which are None")
         penalty_sum, penalty_weight = losses.aggregate(penalty, loss_mask=mask, reduction=how)
         return loss_sum, weight, penalty_sum, penalty_weight, metrics | info
 
-    def objective(params, batch, scale):
+    def weigh(batch):
+        # The weights come from masks, so XLA drops the rest of this call.
+        _, weight, _, penalty_weight, _ = terms(batch, batch.old_logprobs, jnp.zeros_like(batch.old_logprobs), None)
+        return weight, penalty_weight
+
+    def objective(params, batch, scale, kl_coef):
         logprobs, entropy = _model_logprobs(params, model_config, batch.tokens, roles.attention_mask(batch.roles),
                                             remat=remat, chunk=chunk, temperature=temperature)
-        loss_sum, weight, penalty_sum, _, metrics = terms(batch, logprobs, entropy)
-        if kl_coef or entropy_coef:
+        loss_sum, weight, penalty_sum, _, metrics = terms(batch, logprobs, entropy, kl_coef)
+        if fixed_coef or entropy_coef or kl_coef is not None:
             loss_sum = loss_sum + scale * penalty_sum
         return loss_sum, {"weight": weight, "metrics": metrics}
 
-    def update(params, opt_state, batch):
-        # The loss's weight over the penalty's: 1 for the registered losses. Both weights come from masks, so XLA drops
-        # the rest of this call.
-        _, weight, _, penalty_weight, _ = terms(batch, batch.old_logprobs, jnp.zeros_like(batch.old_logprobs))
-        scale = _divide(weight, penalty_weight)
-        value_and_grad = lambda params, part: jax.value_and_grad(objective, has_aux=True)(params, part, scale)
-        (loss_sum, sums), grads = _accumulate(value_and_grad, params, batch, microbatch_rows)
-        weight = sums["weight"]
-        grads = jax.tree.map(lambda g: _divide(g, weight), grads)
-        loss_value = _divide(loss_sum, weight)
-        params, opt_state, info = _step(optimizer, params, opt_state, grads, loss_value, weight)
-        info |= {"loss": loss_value, "weight": weight, "clip_fraction": 0.0, "kl": 0.0}
-        info |= {name: _divide(*pair) for name, pair in sums["metrics"].items()}
-        return params, opt_state, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), info)
-
-    return jax.jit(update, donate_argnums=(0, 1))
+    return weigh, jax.value_and_grad(objective, has_aux=True)
 
 
-def make_supervised_update(model_config, optimizer, *, chunk, remat=False, microbatch_rows=0):
+def make_supervised_update(model_config, optimizer, *, chunk, remat="none", microbatch_rows=0):
     """Makes one optimizer step of weighted next-token prediction, -sum(w_t log p(token_t)) / sum(w_t).
 
     Args:
@@ -266,10 +221,10 @@ def make_supervised_update(model_config, optimizer, *, chunk, remat=False, micro
 
     def update(params, opt_state, tokens, weights, valid):
         value_and_grad = jax.value_and_grad(objective, has_aux=True)
-        (loss_sum, weight), grads = _accumulate(value_and_grad, params, (tokens, weights, valid), microbatch_rows)
-        grads = jax.tree.map(lambda g: _divide(g, weight), grads)
-        loss = _divide(loss_sum, weight)
-        params, opt_state, info = _step(optimizer, params, opt_state, grads, loss, weight)
+        (loss_sum, weight), grads = accumulate(value_and_grad, params, (tokens, weights, valid), microbatch_rows)
+        grads = jax.tree.map(lambda g: divide(g, weight), grads)
+        loss = divide(loss_sum, weight)
+        params, opt_state, info = step(optimizer, params, opt_state, grads, loss, weight)
         info |= {"loss": loss, "weight": weight}
         return params, opt_state, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), info)
 

@@ -9,8 +9,8 @@ import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 
+from zsjax import hosts, sharding
 from zsjax.rollout import continuous
 from zsjax.rollout import engine as pieces
 from zsjax.rollout.host import HostRollout
@@ -26,20 +26,65 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
       engine: a `Simulator`, or any object with `search(queries, contexts, *, k)`.
       tokenizer: the policy's.
       config: `zsjax.config.Config`; rollout, search and prompts are read.
-      mesh: None, or a mesh whose ("data", "fsdp") axes the questions are spread over; each device plays its own.
-        Compiled rollouts only.
+      mesh: None, or a mesh whose ("data", "fsdp") axes the questions are spread over: each device, or group of devices
+        along tensor, plays its own. The mesh may span hosts, which then play their own questions and exchange episodes.
       group_size: episodes per question; the prompt is read once.
 
     Returns:
       rollout(params, questions, *, noise=0.0, key, temperature=None, group_ids=None) -> Episodes of
       len(questions) * group_size rows, a question's next to each other. group_ids int32[Q] name the questions in the
       random streams (default 0 .. Q-1); temperature None is the config's, 0 is greedy. `rollout.tokenizer` is the one
-      given. With with_work=True: (Episodes, `continuous.Work`).
+      given. params may lie anywhere on the mesh. With many hosts, everyone calls with all questions and the Episodes,
+      numpy, are all of them on each. With with_work=True: (Episodes, `continuous.Work`).
       Raises ValueError when a prompt is longer than config.rollout.max_prompt_tokens: prompts are never cut.
     """
     template = PolicyTemplate.load(config.prompts.policy)
+    env = environment(policy_config, tokenizer, config, group_size)
+    tables = pieces.tables(tokenizer, policy_config)
+    schedule = continuous.Schedule(config.rollout.rows, config.rollout.simulator_slots, config.rollout.busy)
+    compiled = isinstance(engine, Simulator) and engine.tokenizer is tokenizer
+    local = None if mesh is None else sharding.local_mesh(mesh)
+    if compiled:
+        play = _compiled(env, schedule, tables, engine, local)
+    else:
+        if isinstance(engine, Simulator):
+            logging.info("the simulator has its own tokenizer: documents go through text on the host")
+        play = HostRollout(env, tables, engine, tokenizer, config.search.document_format, local)
+
+    def play_here(params, questions, ids, noise, temperature, key):
+        prompts = encode_prompts(template, tokenizer, questions, config.rollout.max_prompt_tokens, config.prompts.chat)
+        inputs = {"prompts": prompts[0], "prompt_lengths": prompts[1], "group_id": ids}
+        return play(params, inputs, questions, jnp.float32(noise), jnp.float32(temperature), key)
+
+    def rollout(params, questions, *, noise=0.0, key, temperature=None, group_ids=None, with_work=False):
+        ids = np.arange(len(questions), dtype=np.int32) if group_ids is None else np.asarray(group_ids, np.int32)
+        temperature = config.rollout.temperature if temperature is None else temperature
+        params = sharding.for_decoding(params, policy_config, mesh)
+        # Questions that only fill up the shape are the last one again; their rows are dropped.
+        count, shards = len(questions), sharding.row_shards(mesh)
+        fill = -count % shards
+        questions, ids = [*questions, *questions[-1:] * fill], np.pad(ids, (0, fill), mode="edge")
+        if local is mesh:
+            episodes, work = play_here(params, questions, ids, noise, temperature, key)
+        else:
+            my_shards, parts = sharding.local_row_shards(mesh), np.split(np.arange(count + fill), shards)
+            mine = np.concatenate([parts[shard] for shard in my_shards])
+            here = [questions[i] for i in mine]
+            played, work = jax.device_get(play_here(params, here, ids[mine], noise, temperature, key))
+            rows = (mine[:, None] * group_size + np.arange(group_size)).ravel()
+            episodes, work = hosts.gather_rows(played, rows), hosts.gather_rows(work, my_shards)
+        episodes = episodes if not fill else jax.tree.map(lambda x: x[:count * group_size], episodes)
+        return (episodes, work) if with_work else episodes
+
+    rollout.tokenizer = tokenizer
+    return rollout
+
+
+def environment(policy_config, tokenizer, config, group_size: int = 1) -> pieces.Environment:
+    """What is fixed for the rollouts of a run: budgets, and the texts the environment inserts in the policy's tokens."""
+    template = PolicyTemplate.load(config.prompts.policy)
     encode = lambda text: np.array(tokenizer.encode(text), np.int32)
-    env = pieces.Environment(
+    return pieces.Environment(
         policy=policy_config,
         max_turns=config.rollout.max_turns,
         max_turn_tokens=config.rollout.max_turn_tokens,
@@ -52,27 +97,8 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
         hint=encode(template.hint),
         group_size=group_size,
         lanes=config.rollout.lanes or None,
+        noise_per_document=config.search.noise_per == "document",
     )
-    schedule = continuous.Schedule(config.rollout.rows, config.rollout.simulator_slots, config.rollout.busy)
-    tables = pieces.tables(tokenizer, policy_config)
-    compiled = isinstance(engine, Simulator) and engine.tokenizer is tokenizer
-    if compiled:
-        play = _compiled(env, schedule, tables, engine, mesh)
-    else:
-        if isinstance(engine, Simulator):
-            logging.info("the simulator has its own tokenizer: documents go through text on the host")
-        play = HostRollout(env, tables, engine, tokenizer, config.search.document_format)
-
-    def rollout(params, questions, *, noise=0.0, key, temperature=None, group_ids=None, with_work=False):
-        prompts = encode_prompts(template, tokenizer, questions, config.rollout.max_prompt_tokens, config.prompts.chat)
-        ids = np.arange(len(questions), dtype=np.int32) if group_ids is None else np.asarray(group_ids, np.int32)
-        inputs = {"prompts": prompts[0], "prompt_lengths": prompts[1], "group_id": ids}
-        temperature = config.rollout.temperature if temperature is None else temperature
-        episodes, work = play(params, inputs, questions, jnp.float32(noise), jnp.float32(temperature), key)
-        return (episodes, work) if with_work else episodes
-
-    rollout.tokenizer = tokenizer
-    return rollout
 
 
 def encode_prompts(template, tokenizer, questions, size: int, chat: bool = False):
@@ -87,21 +113,27 @@ def encode_prompts(template, tokenizer, questions, size: int, chat: bool = False
     return tokens, lengths
 
 
-def _compiled(env, schedule, tables, simulator: Simulator, mesh):
+def compiled_program(env, schedule, simulator: Simulator, mesh):
+    """The whole rollout as one jitted program; its arguments are those of `program` below, parameters as
+    `sharding.for_decoding` gives them."""
     def program(policy_params, simulator_params, tables, simulator_tables, inputs, noise, temperature, key):
         return continuous.play(policy_params, simulator_params, env, schedule, tables, simulator, simulator_tables, inputs,
                                noise, temperature, key)
 
-    if mesh is not None and mesh.size > 1:
-        rows = P(("data", "fsdp"))
-        # Every device loops over its own questions and stops when they are done; nothing is exchanged.
-        program = jax.shard_map(program, mesh=mesh, in_specs=(P(), P(), P(), P(), rows, P(), P(), P()), out_specs=rows,
-                                check_vma=False)
-    program = jax.jit(program)
+    in_rows = (False, False, False, False, True, False, False, False)
+    return jax.jit(sharding.over_rows(program, mesh, in_rows))
+
+
+def _compiled(env, schedule, tables, simulator: Simulator, mesh):
+    program = compiled_program(env, schedule, simulator, mesh)
+    simulator_params = None
 
     def play(params, inputs, questions, noise, temperature, key):
+        nonlocal simulator_params
+        if simulator_params is None:
+            simulator_params = sharding.for_decoding(simulator.params, simulator.config, mesh)
         question, answers = simulator.encode_questions(questions)
         inputs = dict(inputs, question=question, answers=answers, question_key=question_keys(questions))
-        return program(params, simulator.params, tables, simulator.tables, inputs, noise, temperature, key)
+        return program(params, simulator_params, tables, simulator.tables, inputs, noise, temperature, key)
 
     return play

@@ -20,10 +20,11 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zsjax import types
 from zsjax.rollout import engine as pieces
-from zsjax.rollout.engine import DOCUMENTS, HINT, Environment, Prompts, RolloutState, generating
+from zsjax.rollout.engine import DOCUMENTS, HINT, Environment, RolloutState, generating
 from zsjax.sampling.prefill import first_rows
 from zsjax.search.simulator import Requests, Simulator, Writing
 
@@ -42,6 +43,11 @@ class Schedule:
     slots: int = 0
     busy: float = 0.0
 
+    def sizes(self, episodes: int) -> tuple[int, int]:
+        """(rows, slots) of a rollout of so many episodes."""
+        rows = min(self.rows or episodes, episodes)
+        return rows, min(self.slots or (-(-rows // 4) if self.rows else rows), rows)
+
 
 @flax.struct.dataclass
 class Work:
@@ -51,6 +57,19 @@ class Work:
     policy_rows: Any
     simulator_steps: Any
     simulator_slots: Any
+
+
+def occupancy(episodes: types.Episodes, work: Work) -> dict[str, float]:
+    """Shares of the decode steps' places that held a token of an episode, "policy" and "simulator"; numpy.
+
+    Everything else counts as idle: rows that wait, the end of the queue, documents that were cut or not shown. No entry
+    for a model that took no step.
+    """
+    parts = {"policy": (types.POLICY, work.policy_steps, work.policy_rows),
+             "simulator": (types.DOCUMENT, work.simulator_steps, work.simulator_slots)}
+    places = {name: float((np.asarray(steps) * np.asarray(at_once)).sum()) for name, (_, steps, at_once) in parts.items()}
+    return {name: float((np.asarray(episodes.roles) == role).sum()) / places[name]
+            for name, (role, *_) in parts.items() if places[name]}
 
 
 @flax.struct.dataclass
@@ -81,8 +100,7 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
     policy_key, simulator_key, noise_key = (jax.random.fold_in(key, i) for i in range(3))
     prompts = pieces.read_prompts(policy_params, env, inputs["prompts"], inputs["prompt_lengths"], inputs["group_id"])
     E = prompts.tokens.shape[0] * env.group_size
-    R = min(schedule.rows or E, E)
-    S = min(schedule.slots or (-(-R // 4) if schedule.rows else R), R)
+    R, S = schedule.sizes(E)
     lanes = env.lanes or R
 
     def remaining(loop):  # rows that can still be kept busy
@@ -102,7 +120,8 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
 
     def decode(loop):
         go_on = lambda state: ~low(loop.replace(state=state)) | ~other_work(loop.replace(state=state))
-        return loop.replace(state=pieces.generate_turn(policy_params, env, tables, loop.state, policy_key, temperature, go_on))
+        state = pieces.generate_turn(policy_params, env, tables, loop.state, policy_key, temperature, go_on)
+        return loop.replace(state=state)
 
     def seat(loop):
         episodes = hand_over(loop)
@@ -134,20 +153,20 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
 
     def write(loop):
         # Until a reading pass of the policy is full, or nothing is left to write.
-        finished = lambda writing: ((loop.owner < R) & ~writing.busy).sum()
+        finished = lambda writing: ((loop.owner < R) & ~writing.working).sum()
         go_on = lambda writing: finished(writing) < lanes
         return loop.replace(writing=simulator.proceed(simulator_params, simulator_tables, loop.writing, go_on))
 
     def answer(loop):
         replies = simulator.replies(loop.writing)
-        ready = (loop.owner < R) & ~loop.writing.busy
+        ready = (loop.owner < R) & ~loop.writing.working
         rows = jnp.where(ready, loop.owner, R)
         of_slot = lambda x: jnp.zeros((R, *x.shape[1:]), x.dtype).at[rows].set(x, mode="drop")
         served = jnp.zeros(R, bool).at[rows].set(True, mode="drop")
         noisy = pieces.coins(env, loop.state, noise, noise_key)
         state = pieces.insert(
             policy_params, env, loop.state, of_slot(replies.tokens), of_slot(replies.lengths), of_slot(replies.count),
-            jnp.broadcast_to(noisy[:, None], (R, env.num_documents)), served | (loop.state.waits_for == HINT))
+            pieces.per_document(noisy, (R, env.num_documents)), served | (loop.state.waits_for == HINT))
         return loop.replace(state=state, owner=jnp.where(ready, R, loop.owner), asked=loop.asked & ~served)
 
     def around(loop):
@@ -155,7 +174,7 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
         loop = when(ended(loop).any() & (loop.next < E), seat, loop)
         loop = when(low(loop) & pending(loop).any() & (loop.owner == R).any(), ask, loop)
         loop = when(low(loop) & loop.writing.busy.any(), write, loop)
-        ready = ((loop.owner < R) & ~loop.writing.busy).any() | (loop.state.waits_for == HINT).any()
+        ready = ((loop.owner < R) & ~loop.writing.working).any() | (loop.state.waits_for == HINT).any()
         return when(low(loop) & ready, answer, loop)
 
     def hand_over(loop):
@@ -163,9 +182,10 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
         put = lambda all_rows, rows: all_rows.at[done].set(rows, mode="drop")
         return jax.tree.map(put, loop.episodes, pieces.finish(loop.state))
 
+    idle = simulator.idle(simulator_params, S, per_document=env.noise_per_document)
     loop = Loop(
         episodes=pieces.finish(pieces.empty_rows(env, E)), next=jnp.int32(0), state=pieces.empty_rows(env, R),
-        episode=jnp.full(R, E, jnp.int32), writing=simulator.idle(simulator_params, S), owner=jnp.full(S, R, jnp.int32),
+        episode=jnp.full(R, E, jnp.int32), writing=idle, owner=jnp.full(S, R, jnp.int32),
         asked=jnp.zeros(R, bool))
     unfinished = lambda loop: (loop.next < E) | (loop.state.status == types.RUNNING).any()
     loop = jax.lax.while_loop(unfinished, around, loop)

@@ -56,6 +56,7 @@ class Environment:
     hint: np.ndarray
     group_size: int = 1
     lanes: int | None = None  # rows that are read at a time where prompts and documents are read; None: all
+    noise_per_document: bool = False
 
 
 @flax.struct.dataclass
@@ -251,9 +252,18 @@ def queries(env: Environment, tables: Tables, state: RolloutState):
 
 
 def coins(env: Environment, state: RolloutState, noise, key):
-    """bool[B], P(True) = noise: whether this turn's search is noisy. Keyed by (key, episode, turn)."""
+    """P(True) = noise: bool[B], whether this turn's search is noisy, or bool[B, k], whether each of its documents is.
+
+    Keyed by (key, episode, turn).
+    """
     keys = row_keys(key, state.episode_id, state.turn)
-    return jax.vmap(lambda key: jax.random.uniform(key))(keys) < noise
+    shape = (env.num_documents,) if env.noise_per_document else ()
+    return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys) < noise
+
+
+def per_document(noisy, shape):
+    """bool[B, k] of `coins`, numpy or jax: a search's coin is that of all its documents."""
+    return jnp.broadcast_to(noisy if noisy.ndim == 2 else noisy[:, None], shape)
 
 
 def insert(params, env: Environment, state: RolloutState, documents, document_lengths, count, noisy,

@@ -4,13 +4,14 @@ The same compiled pieces as `zsjax.rollout.engine`, with a visit to the host onc
 are decoded for the engine, documents are made inert, encoded, cut to size and inserted.
 """
 
+import dataclasses
 import logging
 import re
 
 import jax
 import numpy as np
 
-from zsjax import types
+from zsjax import sharding, types
 from zsjax.rollout import engine as pieces
 from zsjax.rollout.continuous import Work
 from zsjax.search.engine import SearchContext
@@ -51,20 +52,22 @@ def encode_documents(found, tokenizer, document_format: str, *, num_documents: i
 class HostRollout:
     """Compiled pieces plus a host engine. Call with (params, inputs, questions, noise, temperature, key)."""
 
-    def __init__(self, env, tables, search_engine, tokenizer, document_format: str):
+    def __init__(self, env, tables, search_engine, tokenizer, document_format: str, mesh=None):
+        """mesh: None, or this host's mesh, over whose rows the episodes are spread."""
         self.env, self.tables, self.engine, self.tokenizer = env, tables, search_engine, tokenizer
         self.document_format = document_format
-        self._start = jax.jit(lambda params, prompts, lengths, group_id: pieces.start(
-            params, env, prompts, lengths, group_id))
+        over_rows = lambda function, *in_rows: sharding.over_rows(function, mesh, in_rows)
+        self._start = jax.jit(over_rows(lambda params, prompts, lengths, group_id: pieces.start(
+            params, env, prompts, lengths, group_id), False, True, True, True))
 
         def turn(params, tables, state, key, temperature, noise):
             state = pieces.generate_turn(params, env, tables, state, jax.random.fold_in(key, 0), temperature)
             state, query = pieces.queries(env, tables, state)
             return state, query, pieces.coins(env, state, noise, jax.random.fold_in(key, 2))
 
-        self._turn = jax.jit(turn, donate_argnums=2)
-        self._insert = jax.jit(lambda params, state, documents, lengths, count, noisy: pieces.insert(
-            params, env, state, documents, lengths, count, noisy), donate_argnums=1)
+        self._turn = jax.jit(over_rows(turn, False, False, True, False, False, False), donate_argnums=2)
+        self._insert = jax.jit(over_rows(lambda params, state, documents, lengths, count, noisy: pieces.insert(
+            params, env, state, documents, lengths, count, noisy), False, True, True, True, True, True), donate_argnums=1)
 
     def __call__(self, params, inputs, questions, noise, temperature, key) -> tuple[types.Episodes, Work]:
         env = self.env
@@ -79,7 +82,7 @@ class HostRollout:
                 none = np.zeros_like(rows)
                 return pieces.finish(state), Work(jax.device_get(state.steps), rows, none, none)
             documents, lengths, count = self._search(row_questions, waits_for, query, noisy, calls, key)
-            noisy = np.broadcast_to(noisy[:, None], lengths.shape) & self.uses_noise
+            noisy = np.asarray(pieces.per_document(noisy, lengths.shape)) & self.uses_noise
             state = self._insert(params, state, documents, lengths, count, noisy)
 
     @property
@@ -94,10 +97,13 @@ class HostRollout:
         if len(rows):
             texts = [self.tokenizer.decode(query[0][b, :query[1][b]].tolist()) for b in rows]
             simulator_key, draw = jax.random.fold_in(key, 1), int(jax.random.bits(key))
-            contexts = [SearchContext(questions[b], noisy=bool(noisy[b]), key=simulator_key,
+            contexts = [SearchContext(questions[b], noisy=bool(noisy[b].any()), key=simulator_key,
                                       call=(draw, *(int(c[b]) for c in calls))) for b in rows]
             try:
-                results = self.engine.search(texts, contexts, k=env.num_documents)
+                if noisy.ndim == 2 and self.uses_noise:
+                    results = self._mixed(texts, contexts, noisy[rows])
+                else:
+                    results = self.engine.search(texts, contexts, k=env.num_documents)
             except (OSError, TimeoutError) as error:  # a peer that failed; the episodes record it as SEARCH_FAILED
                 logging.warning("search failed for %d queries: %s", len(rows), error)
                 results = [[] for _ in rows]
@@ -105,3 +111,11 @@ class HostRollout:
                 found[b] = documents
         return encode_documents(found, self.tokenizer, self.document_format, num_documents=env.num_documents,
                                 max_document_tokens=env.max_document_tokens)
+
+    def _mixed(self, texts, contexts, noisy):
+        """A mode for each document, as `Simulator._write_mixed`: document i comes from the reply that its mode says."""
+        both = [dataclasses.replace(c, noisy=mode) for mode in (False, True) for c in contexts]
+        found = self.engine.search(texts * 2, both, k=self.env.num_documents)
+        useful, bad = found[:len(texts)], found[len(texts):]
+        return [[reply[i] for i, mode in enumerate(modes) if i < len(reply := bad[b] if mode else useful[b])]
+                for b, modes in enumerate(noisy.tolist())]

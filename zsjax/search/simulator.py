@@ -39,7 +39,7 @@ class Requests:
 
     Attributes:
       question, answers, query: (int32[B, N], int32[B]) ragged tokens.
-      noisy: bool[B].
+      noisy: bool[B], or bool[B, k] for a mode for each document.
       question_key: uint32[B], names the question in the random stream.
       active: bool[B]; the other rows cost their share of the batch and write nothing.
     """
@@ -66,7 +66,10 @@ class Replies:
 
 @flax.struct.dataclass
 class Writing:
-    """Requests under way, one a slot. All a continuous rollout needs to interleave them with the policy's work."""
+    """S requests under way. All a continuous rollout needs to interleave them with the policy's work.
+
+    B is S, or 2 S where each document has a mode: the useful replies of all requests, then the noisy ones.
+    """
 
     cache: KVCache
     hidden: Any  # [B, D], at the slot's last token
@@ -77,7 +80,13 @@ class Writing:
     step: Any  # int32[B], tokens drawn for the request
     keys: Any  # uint32[B, 2], key data of the request
     busy: Any  # bool[B]
+    noisy: Any  # bool[S] or bool[S, k], the requests' modes
     steps: Any  # int32[1], decode steps so far (one number a device)
+
+    @property
+    def working(self):
+        """bool[S]: requests that are not finished."""
+        return self.busy.reshape(-1, len(self.noisy)).any(axis=0)
 
 
 @flax.struct.dataclass
@@ -157,7 +166,8 @@ class Simulator:
 
     @functools.cached_property
     def tables(self) -> Tables:
-        return _tables(self.tokenizer, self.config.vocab_size)
+        with jax.ensure_compile_time_eval():  # kept for later: never a tracer, though first asked for inside a jit
+            return _tables(self.tokenizer, self.config.vocab_size)
 
     @functools.cached_property
     def _pieces(self):
@@ -208,12 +218,20 @@ class Simulator:
 
     def write(self, params, tables: Tables, requests: Requests, key) -> Replies:
         """Reads the prompts of the active requests and writes their documents. Pure; traced inside the rollout."""
-        writing = self.take(params, self.idle(params, requests.noisy.shape[0]), requests, key)
-        return self.replies(self.proceed(params, tables, writing))
+        writing = self.idle(params, requests.noisy.shape[0], per_document=requests.noisy.ndim == 2)
+        return self.replies(self.proceed(params, tables, self.take(params, writing, requests, key)))
 
-    def idle(self, params, slots: int) -> "Writing":
-        """`slots` places for requests, none taken. What all prompts begin with is read here, once for all of them."""
+    def idle(self, params, slots: int, *, per_document: bool = False) -> "Writing":
+        """`slots` places for requests, none taken. What all prompts begin with is read here, once for all of them.
+
+        per_document: requests will have a mode for each document. Then both replies are written, and document i comes
+          from the one its mode says: the simulator was tuned on prompts that name one mode, and both prompts are such
+          ones; a prompt with a word for each document would ask it for something it never saw. Requests whose modes
+          are all the same write one reply only.
+        """
         config, k, N = self.config, self.num_documents, self.max_document_tokens
+        noisy = jnp.zeros((slots, k) if per_document else slots, bool)
+        slots = slots * 2 if per_document else slots
         cache = init_cache(config, slots, self.prompt_size + self._budget, jnp.dtype(config.dtype))
         hidden = jnp.zeros((slots, config.embed_dim), config.dtype)
         if shared := self._shared_prefix:
@@ -225,25 +243,33 @@ class Simulator:
         zeros = jnp.zeros(slots, jnp.int32)
         return Writing(cache=cache, hidden=hidden, documents=jnp.zeros((slots, k, N), jnp.int32),
                        lengths=jnp.zeros((slots, k), jnp.int32), count=zeros, tag_state=zeros, step=zeros,
-                       keys=jnp.zeros((slots, 2), jnp.uint32), busy=jnp.zeros(slots, bool), steps=jnp.zeros(1, jnp.int32))
+                       keys=jnp.zeros((slots, 2), jnp.uint32), busy=jnp.zeros(slots, bool), noisy=noisy,
+                       steps=jnp.zeros(1, jnp.int32))
 
     def take(self, params, writing: "Writing", requests: Requests, key, *, lanes: int | None = None) -> "Writing":
         """Begins the active requests, each in the place of its row; what these held is lost.
 
         lanes: prompts read per pass, see `prefill`.
         """
+        began = requests.active
+        noisy = jnp.where(began if requests.noisy.ndim == 1 else began[:, None], requests.noisy, writing.noisy)
+        if requests.noisy.ndim == 2:
+            B, began = len(began), jnp.tile(began, 2)
+            one = lambda mode, active: requests.replace(noisy=jnp.full(B, mode), active=requests.active & active)
+            requests = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), one(False, ~requests.noisy.all(axis=1)),
+                                    one(True, requests.noisy.any(axis=1)))
         new = requests.active
         tokens, lengths = self.prompts(requests)
         shared = len(self._shared_prefix)
         cache = writing.cache.replace(lengths=jnp.where(new, shared, writing.cache.lengths))
         hidden, cache = prefill(params, self.config, tokens[:, shared:], jnp.where(new, lengths - shared, 0), cache,
                                 writing.hidden, chunk=PREFILL_CHUNK, lanes=lanes)
-        fresh = lambda old: jnp.where(new.reshape(-1, *[1] * (old.ndim - 1)), 0, old).astype(old.dtype)
+        fresh = lambda old: jnp.where(began.reshape(-1, *[1] * (old.ndim - 1)), 0, old).astype(old.dtype)
         keys = jax.random.key_data(request_keys(key, requests))
         return writing.replace(
             cache=cache, hidden=hidden, documents=fresh(writing.documents), lengths=fresh(writing.lengths),
             count=fresh(writing.count), tag_state=fresh(writing.tag_state), step=fresh(writing.step),
-            keys=jnp.where(new[:, None], keys, writing.keys), busy=writing.busy | new)
+            keys=jnp.where(new[:, None], keys, writing.keys), busy=writing.busy | new, noisy=noisy)
 
     def proceed(self, params, tables: Tables, writing: "Writing", go_on=lambda writing: True) -> "Writing":
         """Writes a token of every request under way, again and again, while there is one and `go_on(writing)` holds."""
@@ -286,7 +312,12 @@ class Simulator:
             order = jnp.argsort(jnp.where(complete, order, 2.0), axis=1)
             documents = jnp.take_along_axis(documents, order[:, :, None], axis=1)
             lengths = jnp.take_along_axis(lengths, order, axis=1)
-        return Replies(tokens=documents, lengths=lengths, count=writing.count)
+        if writing.noisy.ndim == 1:
+            return Replies(tokens=documents, lengths=lengths, count=writing.count)
+        B = len(writing.noisy)
+        documents = jnp.where(writing.noisy[:, :, None], documents[B:], documents[:B])
+        lengths = jnp.where(writing.noisy, lengths[B:], lengths[:B])
+        return Replies(tokens=documents, lengths=lengths, count=(lengths > 0).sum(axis=1))
 
     @property
     def _budget(self) -> int:

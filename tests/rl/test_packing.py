@@ -1,0 +1,156 @@
+"""Packed parts: every row once, few shapes, the same step as one batch, and no compiling after the warm-up."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zsjax.models.decoder import REMAT, DecoderConfig, init_params
+from zsjax.models.value import init_value
+from zsjax.rl import packing
+from zsjax.rl import roles as role_masks
+from zsjax.rl.update import make_packed_update, make_update
+from zsjax.rl.value import make_value_score, make_value_update, state_values
+from zsjax.types import DOCUMENT, PAD, POLICY, PROMPT, TokenBatch
+
+CONFIG = DecoderConfig(vocab_size=23, embed_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=16)
+SGD = optax.sgd(1.0)
+OPTIONS = dict(chunk=8, kl_coef=0.3, kl_kind="k2", entropy_coef=0.2)
+
+
+def params_of(seed):
+    return jax.tree.map(lambda p: p * 5 if p.ndim > 1 else p, init_params(CONFIG, jax.random.key(seed)))
+
+
+PARAMS = params_of(0)
+
+
+def make_batch(B, T, seed=0):
+    """numpy rows of many lengths, P x x D x x D ... with random log-probs near each other."""
+    rng = np.random.default_rng(seed)
+    roles = np.tile(np.array([PROMPT, POLICY, POLICY, DOCUMENT], np.int8), T)[:T]
+    lengths = rng.integers(2, T + 1, B)
+    roles = np.where(np.arange(T) < lengths[:, None], roles, PAD).astype(np.int8)
+    draw = lambda scale: (rng.normal(size=(B, T)) * scale).astype(np.float32)
+    old = -3 + draw(0.1)
+    return TokenBatch(tokens=rng.integers(0, 23, (B, T)).astype(np.int32), roles=roles, behavior_logprobs=old,
+                      old_logprobs=old, ref_logprobs=old + draw(0.3), advantages=draw(1.0), returns=draw(1.0),
+                      values=draw(0.5), rewards=draw(1.0), group_id=np.arange(B) // 2, row_valid=np.arange(B) != 1)
+
+
+def close(a, b, atol=1e-6):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
+
+
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.sampled_from([100, 512, 4096]), st.sampled_from([1, 4]))
+def test_every_row_is_in_one_part_of_few_shapes(lengths, budget, multiple):
+    parts = packing.pack(lengths, budget=budget, max_length=300, multiple=multiple, shortest=32)
+    assert sorted(np.concatenate([part.rows for part in parts]).tolist()) == list(range(len(lengths)))
+    shapes = {(part.num_rows, part.length) for part in parts}
+    assert len(shapes) <= len(packing.ladder(300, 32))
+    for part in parts:
+        assert len(part.rows) <= part.num_rows and part.num_rows % multiple == 0
+        assert max(lengths[row] for row in part.rows) <= part.length
+        assert part.num_rows * part.length <= max(budget, multiple * part.length)
+
+
+def test_ladder_and_taking_and_putting_back():
+    assert packing.ladder(300, 32) == [32, 48, 64, 96, 128, 192, 256, 300] and packing.ladder(64) == [64]
+    with pytest.raises(ValueError, match="301"):
+        packing.pack([301], budget=10, max_length=300)
+    batch = make_batch(5, 20)
+    lengths = (batch.roles != PAD).sum(axis=1)
+    parts = packing.pack(lengths, budget=24, max_length=24, shortest=8)
+    micro = [packing.take(batch, part) for part in parts]
+    assert {x.tokens.shape for x in micro} <= {(3, 8), (2, 12), (1, 16), (1, 24)} and len(parts) > 2
+    assert all(not x.row_valid[len(part.rows):].any() for x, part in zip(micro, parts))
+    back = packing.put_back(parts, [x.old_logprobs for x in micro], batch.tokens.shape)
+    np.testing.assert_array_equal(back, np.where(np.arange(20) < back.astype(bool).sum(1)[:, None], batch.old_logprobs, 0))
+    assert (back.astype(bool).sum(axis=1) >= lengths).all()
+
+
+@pytest.mark.parametrize("reduction", ["sequence_mean", ("fixed_length", 40)])
+def test_the_packed_step_is_the_whole_batchs(reduction):
+    batch = make_batch(8, 20)
+    whole = make_update(CONFIG, "ppo_clip", SGD, reduction=reduction, **OPTIONS)
+    packed = make_packed_update(CONFIG, "ppo_clip", SGD, reduction=reduction, **OPTIONS)
+    copy = lambda: jax.tree.map(lambda x: x.copy(), PARAMS)
+    want, _, want_info = whole(copy(), SGD.init(PARAMS), batch)
+    parts = packing.pack((batch.roles != PAD).sum(axis=1), budget=40, max_length=20, shortest=8)
+    got, _, info = packed(copy(), SGD.init(PARAMS), [packing.take(batch, part) for part in parts])
+    close(got, want)
+    assert {name: float(x) for name, x in info.items()} == pytest.approx(
+        {name: float(x) for name, x in want_info.items()}, abs=1e-5)
+
+
+def test_nothing_compiles_after_the_warm_up():
+    packed = make_packed_update(CONFIG, "ppo_clip", SGD, **OPTIONS)
+    params, state = jax.tree.map(lambda x: x.copy(), PARAMS), SGD.init(PARAMS)
+    seen, counts = set(), []
+    for seed in range(6):
+        batch = make_batch(8, 20 - seed, seed)  # the batch's own width changes from step to step
+        parts = packing.pack((batch.roles != PAD).sum(axis=1), budget=40, max_length=20, shortest=8)
+        seen |= {(part.num_rows, part.length) for part in parts}
+        params, state, _ = packed(params, state, [packing.take(batch, part) for part in parts])
+        counts.append({name: program._cache_size() for name, program in packed.programs.items()})
+    # One program a shape, and no more than the ladder has rungs, whatever comes.
+    assert counts[-1]["add"] == len(seen) <= len(packing.ladder(20, 8))
+    assert counts[-1]["finish"] == 1
+    warm = counts[-1]
+    for seed in range(6):
+        parts = packing.pack((make_batch(8, 20 - seed, seed).roles != PAD).sum(axis=1), budget=40, max_length=20, shortest=8)
+        params, state, _ = packed(params, state, [packing.take(make_batch(8, 20 - seed, seed), part) for part in parts])
+    assert {name: program._cache_size() for name, program in packed.programs.items()} == warm
+
+
+def test_fixed_length_needs_its_length():
+    with pytest.raises(ValueError, match="fixed_length"):
+        make_packed_update(CONFIG, "ppo_clip", SGD, chunk=8, reduction="fixed_length")
+
+
+@pytest.mark.parametrize("name", REMAT)
+def test_remat_changes_no_gradient(name):
+    batch = make_batch(4, 12)
+    step = lambda remat: make_update(CONFIG, "ppo_clip", SGD, remat=remat, **OPTIONS)(
+        jax.tree.map(lambda x: x.copy(), PARAMS), SGD.init(PARAMS), batch)[0]
+    close(step(name), step("none"), 1e-5)
+
+
+def test_a_token_is_valued_by_what_stands_before_it():
+    value_params = init_value(CONFIG, PARAMS, jax.random.key(1), scale=1.0)
+    batch = make_batch(4, 12)
+    valid = role_masks.attention_mask(batch.roles)
+    values = np.asarray(make_value_score(CONFIG)(value_params, batch.tokens, valid))
+    assert not values[:, 0].any() and not values[~np.asarray(valid)].any()
+    changed = batch.tokens.copy()
+    changed[:, 5] = (changed[:, 5] + 1) % 23
+    other = np.asarray(state_values(value_params, CONFIG, changed, valid))
+    np.testing.assert_allclose(other[:, :6], values[:, :6], atol=1e-6)  # token 5's own value has not read it
+    later = np.asarray(valid)[:, 6]
+    assert (np.abs(other[later, 6] - values[later, 6]) > 1e-6).all()
+    close(make_value_score(CONFIG, microbatch_rows=2)(value_params, batch.tokens, valid), values)
+
+
+def test_the_value_model_learns_the_returns_in_parts_as_whole():
+    batch = make_batch(8, 20)
+    batch = batch.replace(values=np.zeros_like(batch.values),
+                          returns=np.where(batch.roles == POLICY, batch.returns, np.nan).astype(np.float32))
+    adam = optax.adam(0.02)
+    update, packed = (make_value_update(CONFIG, adam, clip=0.0, packed=packed) for packed in (False, True))
+    start = lambda: init_value(CONFIG, PARAMS, jax.random.key(1))
+    params = start()
+    state, errors = adam.init(params), []
+    parts = packing.pack((batch.roles != PAD).sum(axis=1), budget=80, max_length=20, shortest=20)
+    in_parts, _, packed_info = packed(start(), adam.init(params), [packing.take(batch, part) for part in parts])
+    for step in range(40):
+        params, state, info = update(params, state, batch)
+        errors.append(float(info["value_error"]))
+        if step == 0:
+            close(in_parts, params, 1e-5)
+            assert float(packed_info["loss"]) == pytest.approx(float(info["loss"]), rel=1e-5)
+    mask = (batch.roles == POLICY) & batch.row_valid[:, None]
+    assert errors[0] == pytest.approx((batch.returns[mask] ** 2).mean(), rel=1e-5)  # the head begins at 0
+    assert errors[-1] < 0.3 * errors[0] and float(info["nonfinite"]) == 0

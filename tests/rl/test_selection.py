@@ -1,0 +1,49 @@
+"""Which episodes teach: groups with a signal, refilling, the most informative rows."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from zsjax.rl import selection
+from zsjax.types import Episodes
+
+
+def episodes_of(group_id, **fields):
+    empty = dict.fromkeys((field.name for field in dataclasses.fields(Episodes)), np.zeros(len(group_id)))
+    return Episodes(**(empty | {"group_id": np.array(group_id)} | fields))
+
+
+def test_groups_with_signal():
+    scores, groups = [1, 1, 0, 0, 0.5, 0, 7], [3, 3, -1, -1, -1, 8, 9]
+    got = selection.groups_with_signal(scores, groups)
+    assert got.tolist() == [False, False, True, True, True, False, False]
+
+
+def test_refill_replaces_whole_groups_and_keeps_the_rest():
+    def part(scores, first_group):
+        groups = np.repeat(np.arange(len(scores)) + first_group, 2)
+        names = np.empty(len(groups), object)
+        names[:] = [f"{g}.{i}" for g, i in zip(groups, [0, 1] * len(scores))]
+        flat = np.array(scores, float).ravel()
+        return episodes_of(groups, tokens=groups[:, None] * np.ones((1, 3))), flat, {"f1": flat * 2}, names
+
+    first = part([[0, 0], [0, 1], [1, 1], [0, 0]], 0)
+    second = part([[1, 1], [1, 0], [0, 1], [0, 0]], 4)
+    episodes, scores, terms, names = selection.refill(first, second)
+    assert episodes.group_id.tolist() == [5, 5, 1, 1, 6, 6, 3, 3]
+    assert names.tolist() == ["5.0", "5.1", "1.0", "1.1", "6.0", "6.1", "3.0", "3.1"]
+    assert scores.tolist() == [1, 0, 0, 1, 0, 1, 0, 0] and terms["f1"].tolist() == (scores * 2).tolist()
+    assert episodes.tokens[:, 0].tolist() == episodes.group_id.tolist()
+    assert first[0].group_id.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]  # what was given is left alone
+
+
+def test_the_most_informative_rows():
+    scores = [0, 0, 0, 1, 0, 0.5, 1, 0]
+    groups, searches = [0, 0, 1, 1, 2, 2, 3, 3], [1, 3, 0, 2, 2, 2, 0, 5]
+    keep = lambda how, count: selection.keep_rows(how, count, scores=scores, group_id=np.array(groups),
+                                                  num_searches=np.array(searches)).tolist()
+    assert keep("reward_spread", 4) == [2, 3, 6, 7] and keep("reward_spread", 6) == [2, 3, 4, 5, 6, 7]
+    assert keep("search_depth", 2) == [1, 7] and keep("search_depth", 3) == [1, 3, 7]
+    with pytest.raises(ValueError, match="reward_spread"):
+        keep("luck", 1)

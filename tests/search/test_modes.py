@@ -1,0 +1,54 @@
+"""A coin for each document: documents come from the reply that their coin names, whatever the batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zsjax.data import load_tokenizer
+from zsjax.data.assets import asset_path
+from zsjax.models.decoder import DecoderConfig, init_params
+from zsjax.rollout import engine as pieces
+from zsjax.search.prompts import SimulatorTemplate
+from zsjax.search.simulator import Requests, Simulator
+
+TOKENIZER = load_tokenizer(asset_path("asset:tiny_world/tokenizer"))
+CONFIG = DecoderConfig(vocab_size=TOKENIZER.vocab_size, embed_dim=32, num_layers=1, num_heads=2, num_kv_heads=1,
+                       head_dim=16, mlp_dim=32)
+K = 3
+
+
+def test_each_document_is_of_its_own_mode():
+    simulator = Simulator(config=CONFIG, params=init_params(CONFIG, jax.random.key(0)), tokenizer=TOKENIZER,
+                          template=SimulatorTemplate.load("tiny_world"), num_documents=K, max_document_tokens=6,
+                          max_query_tokens=6, max_question_tokens=8, max_answer_tokens=4, temperature=1.0)
+    noisy = np.array([[False] * K, [True] * K, [True, False, True], [False, True, False], [True, False, False]])
+    slot = lambda size: simulator.encode_slots(["spouse of Lonor"] * len(noisy), size)
+    requests = Requests(question=slot(8), answers=slot(4), query=slot(6), noisy=noisy,
+                        question_key=np.arange(len(noisy), dtype=np.uint32),
+                        active=np.array([True, True, True, True, False]))
+    tables = simulator.tables
+    write = jax.jit(lambda requests: simulator.write(simulator.params, tables, requests, jax.random.key(1)))
+    mixed = write(requests)
+    useful, bad = (write(requests.replace(noisy=np.full(len(noisy), mode))) for mode in (False, True))
+    assert not np.array_equal(useful.tokens, bad.tokens)
+    for b in range(4):
+        for i in range(K):
+            source = bad if noisy[b, i] else useful
+            assert mixed.lengths[b, i] == source.lengths[b, i] > 0
+            np.testing.assert_array_equal(mixed.tokens[b, i], source.tokens[b, i])
+    assert mixed.count.tolist() == [K] * 4 + [0] and not mixed.lengths[4].any()
+
+
+def test_coins_have_the_asked_for_frequency_and_shape():
+    class State:
+        episode_id, turn = jnp.arange(4000), jnp.zeros(4000, jnp.int32)
+
+    class Environment:
+        num_documents, noise_per_document = K, True
+
+    coins = pieces.coins(Environment, State, jnp.float32(0.3), jax.random.key(0))
+    assert coins.shape == (4000, K)
+    np.testing.assert_allclose(coins.mean(axis=0), 0.3, atol=0.03)
+    assert abs(np.corrcoef(coins[:, 0], coins[:, 1])[0, 1]) < 0.06  # each is tossed on its own
+    Environment.noise_per_document = False
+    assert pieces.coins(Environment, State, jnp.float32(0.3), jax.random.key(0)).shape == (4000,)

@@ -1,0 +1,144 @@
+"""Plans: figures called exact are what arrays really take, formulas are what XLA counts, and the paper's settings fit."""
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zsjax import plan, sharding
+from zsjax.config import ConfigError, UserError, resolve
+from zsjax.launch import load_experiment, parse_flags
+from zsjax.models.decoder import forward, init_params
+from zsjax.models.layers import DecoderConfig
+from zsjax.plan import aot, memory
+from zsjax.plan.setup import model_shape, prepare
+from zsjax.plan.targets import read_target
+from zsjax.plan.work import forward_flops
+from zsjax.rl.update import make_optimizer
+
+ROOT = pathlib.Path(__file__).parents[1]
+SHAPE = dict(vocab_size=4096, embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48)
+SMALL = dict(
+    policy=dict(init="random", shape=SHAPE), simulator=dict(init="random", shape=SHAPE | dict(num_layers=1)),
+    tokenizer="asset:real/tokenizer", train=dict(questions_per_step=8, group_size=2, logprob_chunk=8),
+    search=dict(num_documents=2, max_document_tokens=8),
+    rollout=dict(max_turns=2, max_turn_tokens=16, max_tokens=64, max_prompt_tokens=24),
+    mesh=dict(data=2, fsdp=2, tensor=2))
+
+
+def paper(arg, **overrides):
+    config = load_experiment(f"{ROOT / 'experiments' / 'zerosearch_qwen25.py'}:{arg}")
+    return resolve(config, {name.replace("__", "."): str(value) for name, value in overrides.items()}, files=False)
+
+
+def bytes_on_first_device(tree) -> int:
+    device = jax.devices()[0]
+    return sum(shard.data.nbytes for x in jax.tree.leaves(tree) for shard in x.addressable_shards if shard.device == device)
+
+
+def test_exact_figures_are_what_a_device_holds():
+    config = resolve(SMALL)
+    setup = prepare(config, read_target("h100:8"))
+    figures = {figure.name: figure for figure in memory.footprint(setup)}
+    mesh = sharding.make_mesh(config.mesh)
+    model = DecoderConfig(**SHAPE)
+    params = sharding.reshard(init_params(model, jax.random.key(0)),
+                              sharding.param_shardings(model, mesh, sharding.TRAIN_RULES))
+    state = jax.tree.map(lambda x: x if x.ndim else sharding.reshard(x, sharding.replicated(mesh)),
+                         make_optimizer(config.optimizer, 1).init(params))
+    ready = sharding.for_decoding(params, model, mesh)
+    for name, held in (("policy parameters", params), ("reference parameters", params), ("optimizer state", state),
+                       ("policy parameters for decoding", ready)):
+        assert figures[name].exact and figures[name].bytes == bytes_on_first_device(held), name
+    # 4 shards: 2 questions of 2 episodes; 1 of 2 kv heads of 8 numbers; k and v of 2 layers; beside it 4 lengths.
+    assert figures["policy cache"].bytes == pytest.approx(4 * 64 * 8 * 2 * 2 * 4, abs=16)
+    peaks = memory.peak(list(figures.values()))
+    assert peaks["update"] > peaks["score"] > sum(f.bytes for f in figures.values() if f.phase == memory.ALWAYS)
+
+
+def test_flops_are_those_that_xla_counts():
+    model, B, T = DecoderConfig(**SHAPE | dict(embed_dim=128, mlp_dim=256)), 2, 32
+    params = memory.param_shapes(model, "float32")
+    tokens = jax.ShapeDtypeStruct((B, T), jnp.int32)
+    counted = jax.jit(lambda params, tokens: forward(params, model, tokens)).lower(params, tokens).cost_analysis()["flops"]
+    # XLA makes all T^2 pairs, masked or not, and counts norms, softmax and rotations as well.
+    assert forward_flops(model, B * T, B * T * T, B * T) == pytest.approx(counted, rel=0.1)
+
+
+def test_residuals_under_remat_are_the_layers_inputs():
+    kept = [memory.residual_bytes(DecoderConfig(**SHAPE | dict(num_layers=n)), 3, 16, True, jnp.float32) for n in (1, 2, 3)]
+    assert kept[2] - kept[1] == kept[1] - kept[0] == 3 * 16 * 32 * 4
+    assert memory.residual_bytes(DecoderConfig(**SHAPE), 3, 16, False, jnp.float32) > 3 * kept[1]
+
+
+def test_programs_are_those_that_train_calls():
+    """Compiled for the CPU's eight devices instead of a TPU's: arguments are the exact figures, to the byte."""
+    setup = prepare(resolve(SMALL), read_target("v5e:8"))
+    figures = {figure.name: figure.bytes for figure in memory.footprint(setup)}
+    lowered = aot.programs(setup, jax.devices())
+    assert set(lowered) == {"update", "score", "rollout"}
+    rows = 16 // 4
+    batch = rows * (64 * (4 + 1 + 3 * 4) + 1)  # tokens, roles, log-probs old and of the reference, advantages; validity
+    arguments = aot.measure(lowered["update"]().compile())["arguments"]
+    assert arguments == figures["policy parameters"] + figures["optimizer state"] + batch
+    assert "while" in lowered["rollout"]().as_text()
+
+
+@pytest.mark.parametrize("policy", ["3b", "7b"])
+def test_the_papers_settings_fit_eight_a100(policy):
+    steps = []
+    for simulator in ("3b", "7b", "14b"):
+        found = plan.make_plan(paper(f"policy={policy},simulator={simulator}"), "a100-80gb:8")
+        assert found.fits and found.setup.target.devices == 8 and not found.advice
+        train, rollout = found.setup.config.train, found.setup.config.rollout
+        assert (train.questions_per_step, train.group_size, rollout.max_tokens) == (64, 5, 4096)
+        steps.append(found.seconds)
+    assert 10 < steps[0] < steps[1] < steps[2] < 300
+    text = plan.describe(found)
+    assert "FITS" in text and "estimated" in text and "exact" in text and "stand-in" in text
+
+
+def test_advice_makes_it_fit():
+    options = dict(train__remat=False, train__microbatch_rows=0)
+    tight = plan.make_plan(paper("policy=7b,simulator=3b", **options), "a100-80gb:8")
+    assert not tight.fits and tight.advice and "try --config.train.remat=True" in plan.describe(tight)
+    changes = {flag.removeprefix("--config.").split("=")[0].replace(".", "__"): flag.split("=")[1] for flag in tight.advice}
+    assert plan.make_plan(paper("policy=7b,simulator=3b", **options | changes), "a100-80gb:8").fits
+    hopeless = plan.make_plan(paper("policy=7b,simulator=3b"), "v5e:1", compiles=False)
+    assert not hopeless.fits and "more devices" in plan.describe(hopeless)
+
+
+def test_shapes_are_found_without_weights(tmp_path):
+    config = paper("policy=7b,instruct,weights=/nowhere")
+    assert model_shape(config.policy, "policy", None).num_layers == 28
+    with pytest.raises(UserError, match="does not know its shape"):
+        model_shape(dataclasses.replace(config.policy, init="hf:some/model"), "policy", None)
+
+
+@pytest.mark.parametrize("target, message", [("a100", "unknown target"), ("h100:none", "no number"), ("v5e:3", "slices of")])
+def test_targets_that_there_are_not(target, message):
+    with pytest.raises(UserError, match=message):
+        plan.make_plan(resolve(SMALL), target)
+
+
+def test_a_mesh_that_does_not_fit_is_refused():
+    with pytest.raises(ConfigError, match="does not fit 4 devices"):
+        plan.make_plan(resolve(SMALL), "h100:4")
+
+
+@pytest.mark.parametrize("line", ["plan --config x.py", "--config x.py --workdir w --target h100"])
+def test_only_plan_has_a_target(line, capsys):
+    with pytest.raises(SystemExit):
+        parse_flags(line.split())
+    assert "--target" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_tpu_programs_really_compile():
+    pytest.importorskip("libtpu")
+    found = plan.make_plan(resolve(SMALL | dict(mesh=dict(data=-1, tensor=2))), "v5e:4")
+    assert {line["program"] for line in found.compiled} == {"update", "score", "rollout"}
+    assert all(line["flops"] > 0 and np.isfinite(line["arguments"]) for line in found.compiled) and found.fits

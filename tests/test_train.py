@@ -1,0 +1,158 @@
+"""The loop with a scripted rollout: every algorithm takes its steps, and what steers a run survives a kill.
+
+The rollout is faked (tests/test_experiments.py runs the real one), all else is real: scores, advantages, updates,
+evaluation, alarms, checkpoints.
+"""
+
+import dataclasses
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zsjax import health, types
+from zsjax import train as loop
+from zsjax.config import resolve
+from zsjax.data import QuestionStream
+from zsjax.metrics import Writer, read_jsonl, without_wall_time
+from zsjax.models.decoder import DecoderConfig, init_params
+from zsjax.rl.algorithms import PRESETS, preset
+from zsjax.rollout.continuous import Work
+from zsjax.types import DOCUMENT, POLICY, PROMPT, Episodes, Question
+
+MODEL = DecoderConfig(vocab_size=12, embed_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=16)
+PARAMS = init_params(MODEL, jax.random.key(0))
+QUESTIONS = [Question(str(i), "who", ("Bo",)) for i in range(64)]
+T = 20
+
+
+class Words:
+    words = ["", "<answer>", "</answer>", "Bo", "Ada", "<search>", "</search>", "who", "hm", "x", "y", "z"]
+
+    def decode(self, ids):
+        return " ".join(self.words[i] for i in ids)
+
+
+def fake_rollout(model, engine, tokenizer, config, mesh, *, group_size):
+    """Prompt, a search, a document, hm's, and an answer that is right half of the time; a function of key and ids."""
+
+    def rollout(params, asked, *, noise, key, group_ids, with_work):
+        rng = np.random.default_rng([*np.asarray(jax.random.key_data(key)), int(group_ids[0])])
+        B = len(asked) * group_size
+        head, roles = [7, 5, 7, 6, 9, 10, 11], [PROMPT, POLICY, POLICY, POLICY, DOCUMENT, DOCUMENT, DOCUMENT]
+        tokens, rows, length = np.zeros((B, T), np.int32), np.zeros((B, T), np.int8), np.zeros(B, np.int32)
+        for b in range(B):
+            said = [8] * int(rng.integers(1, 9)) + [1, int(rng.integers(3, 5)), 2]
+            length[b] = len(head) + len(said)
+            tokens[b, :length[b]], rows[b, :length[b]] = head + said, roles + [POLICY] * len(said)
+        empty = {field.name: np.zeros(B, np.int32) for field in dataclasses.fields(Episodes)}
+        spans = lambda start, stop: np.tile(np.array([[start, stop]], np.int32), (B, 1, 1))
+        group = np.repeat(group_ids, group_size)
+        episodes = Episodes(**(empty | dict(
+            tokens=tokens, roles=rows, behavior_logprobs=np.where(rows == POLICY, -2.4, 0).astype(np.float32),
+            length=length, status=np.full(B, types.ANSWERED, np.int8), num_searches=np.ones(B, np.int32),
+            noisy=rng.random((B, 1, 1)) < noise, search_status=np.ones((B, 1), np.int8), query_span=spans(1, 4),
+            documents_span=spans(4, 7), group_id=group, episode_id=np.arange(B, dtype=np.int32))))
+        return episodes, Work(*np.ones((4, 1), int))
+
+    return rollout
+
+
+@pytest.fixture(autouse=True)
+def one_device_and_no_rollout(monkeypatch):
+    monkeypatch.setattr(loop, "make_rollout", fake_rollout)
+    monkeypatch.setattr(loop.sharding, "make_mesh", lambda sizes: jax.make_mesh(
+        (1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1],
+        axis_types=(jax.sharding.AxisType.Auto,) * 3))
+
+
+def run(workdir, algorithm, steps=2, given=None, **sections):
+    config = resolve(dict(
+        rollout=dict(max_tokens=T), optimizer=dict(learning_rate=0.01), algorithm=algorithm,
+        **(sections | dict(train=dict(steps=steps, questions_per_step=3, group_size=4, logprob_chunk=8, eval_every=1,
+                                      checkpoint_every=1, keep_checkpoints=9, **sections.get("train", {}))))), check=False)
+    workdir.mkdir(exist_ok=True)
+    with Writer(workdir, tensorboard=False) as writer:  # train donates the parameters it is given
+        params = loop.train(config, workdir, policy_config=MODEL, params=jax.tree.map(jnp.copy, PARAMS), tokenizer=Words(),
+                            engine=None, stream=QuestionStream(QUESTIONS, 0), writer=writer, **(given or {}))
+    return params, [without_wall_time(line) for line in read_jsonl(workdir / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_algorithm_takes_its_steps(name, tmp_path):
+    params, lines = run(tmp_path, preset(name))
+    assert [line["step"] for line in lines] == [1, 2] and not any(line["nonfinite"] for line in lines)
+    assert all(np.isfinite(value) for line in lines for value in line.values() if isinstance(value, float))
+    assert all(line["grad_norm"] > 0 for line in lines) and lines[0]["reward"] == lines[0]["reward/f1"]
+    assert any(np.abs(np.asarray(a) - b).max() > 1e-4 for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(PARAMS)))
+    assert ("value/value_error" in lines[0]) == (name == "ppo")
+    assert lines[0]["rounds"] >= 1 and (name == "dapo" or lines[0]["rounds"] == 1)
+
+
+STEERED = dict(
+    algorithm=preset("ppo", kl_coef=0.1, kl_in="reward", kl_kind="k1", kl_target=0.01, kl_horizon=20, lam=0.9,
+                     drop_equal_groups=True, refill_rounds=1, sampler_clip=2.0, dual_clip=3.0, entropy_coef=0.01),
+    curriculum=dict(schedule="adaptive", start=0.1, end=0.6, target=0.2, rate=0.5, decay=0.5),
+    value=dict(warmup_steps=1, optimizer=dict(learning_rate=0.01)), reward=dict(terms={"f1": 1.0, "searches": -0.1}),
+    train=dict(microbatch_tokens=64, minibatches=2, epochs=2))
+
+
+def test_what_steers_a_run_survives_a_kill(tmp_path):
+    params, whole = run(tmp_path / "run", steps=3, **STEERED)
+    # The first step trains the value model alone.
+    assert "loss" not in whole[0] and whole[0]["value/loss"] > 0 and whole[1]["loss"] != 0
+    assert whole[0]["noise"] == pytest.approx(0.1) and whole[0]["noise"] < whole[1]["noise"] < whole[2]["noise"] <= 0.6
+    assert len({line["kl_coef"] for line in whole}) > 1
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "train" / "3")
+    again, resumed = run(tmp_path / "run", steps=3, **STEERED)
+    assert resumed == whole
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+def test_functions_of_ones_own(tmp_path):
+    def loss(batch, logprobs, *, loss_mask, entropy, values, reduction, clip_low, clip_high):
+        total = -(batch.advantages * logprobs * loss_mask).sum()
+        return total, loss_mask.sum().astype("float32"), {"mine": (total, 1.0)}
+
+    advantage = lambda batch, *, loss_mask: (batch.rewards * loss_mask).sum(axis=1)
+    _, lines = run(tmp_path, preset("grpo"), given=dict(loss=loss, advantage=advantage))
+    assert all(line["mine"] > 0 and line["grad_norm"] > 0 for line in lines)
+
+
+def test_the_best_policy_is_kept(tmp_path):
+    scores, told, kept = iter([0.5, 0.9, 0.2, 0.9]), [], []
+
+    def evaluate_now(params):
+        told.append(next(scores))
+        return {"eval/em": told[-1]}
+
+    run(tmp_path, preset("rloo"), steps=4, given=dict(evaluate_now=evaluate_now,
+                                                      save_best=lambda params: kept.append(told[-1])))
+    assert kept == [0.5, 0.9]
+
+
+def test_an_alarm_stops_the_run_after_a_checkpoint_and_it_can_go_on(tmp_path):
+    bounds = dict(alarms={"entropy": [50.0, None], "reward": [None, 2.0]}, patience=2, stop=True)
+    with pytest.raises(health.HealthAlarm, match="entropy"):
+        run(tmp_path, preset("grpo"), steps=3, health=bounds, train=dict())
+    lines = read_jsonl(tmp_path / "metrics.jsonl")
+    assert [line["alarm/entropy"] for line in lines] == [0, 1] and not any(line["alarm/reward"] for line in lines)
+    assert (tmp_path / "checkpoints" / "train" / "2").is_dir()
+    _, lines = run(tmp_path, preset("grpo"), steps=3, health=bounds | dict(stop=False))
+    assert [line["alarm/entropy"] for line in lines] == [0, 1, 1]
+
+
+def test_nan_stops_the_run_with_its_trajectories(tmp_path):
+    advantage = lambda batch, *, loss_mask: batch.rewards.sum(axis=1) * np.nan
+    with pytest.raises(loop.NonFiniteUpdate, match="train_000001"):
+        run(tmp_path, preset("grpo"), given=dict(advantage=advantage))
+    assert len(read_jsonl(tmp_path / "trajectories" / "train_000001.jsonl")) == 12
+    assert not read_jsonl(tmp_path / "metrics.jsonl")
+
+
+def test_only_the_most_informative_rows_are_updated_on(tmp_path):
+    _, lines = run(tmp_path, preset("grpo"), train=dict(keep="reward_spread", keep_fraction=2 / 3))
+    _, whole = run(tmp_path / "all", preset("grpo"))
+    assert lines[0]["weight"] < whole[0]["weight"] and lines[0]["reward"] == whole[0]["reward"]

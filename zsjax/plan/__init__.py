@@ -1,0 +1,204 @@
+"""Whether a run fits a target, how long a step must at least take, and what to change: without the target or weights.
+
+    python -m zsjax.launch plan --config experiments/zerosearch_qwen25.py:policy=7b,simulator=14b --target a100-80gb:8
+
+Each figure says whether it is exact (it follows from shapes and shardings, or a compiler counted it) or estimated.
+For TPUs the three programs of a step are really compiled, by the TPU's own compiler (pip install 'zsjax[plan]').
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+
+from zsjax import config as configuration
+from zsjax.config import Config, ConfigError, UserError
+from zsjax.plan import memory
+from zsjax.plan.setup import Setup, prepare
+from zsjax.plan.targets import Target, read_target, readable
+from zsjax.plan.work import Work, step_work
+from zsjax.validation import find_device_problems, find_problems
+
+# What a process can use of a device's memory: launch/env.sh gives XLA 92 % of a GPU's, TPU runtimes keep a little back.
+USABLE = {"gpu": 0.92, "tpu": 0.97}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run on a target.
+
+    Attributes:
+      figures: bytes on one device, by part and phase.
+      compiled: what the target's compiler says of each program; empty for GPUs.
+      work: FLOPs and least seconds of the parts of a step on one device.
+      advice: flags that make it fit, where it does not; () where nothing was found, too.
+    """
+
+    setup: Setup
+    figures: list[memory.Figure]
+    compiled: list[dict]
+    work: list[Work]
+    advice: tuple[str, ...] = ()
+
+    @property
+    def usable(self) -> float:
+        chip = self.setup.target.chip
+        return chip.memory * USABLE[chip.kind]
+
+    @property
+    def peak(self) -> float:
+        """Bytes on one device at the fullest moment: the compiler's count where there is one."""
+        if self.compiled:
+            return max(_compiled_peak(self, line) for line in self.compiled)
+        return max(memory.peak(self.figures).values())
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= self.usable
+
+    @property
+    def seconds(self) -> float:
+        return sum(part.seconds for part in self.work)
+
+
+def make_plan(config: Config, target: str, *, compiles: bool = True, advise: bool = True) -> Plan:
+    """The plan of `config` on "CHIP:NUMBER".
+
+    Args:
+      compiles: for TPUs, really compile the programs (minutes for models of billions of parameters).
+      advise: where it does not fit, look for settings that do.
+
+    Raises:
+      UserError: an unknown target, a config that cannot run on so many devices, an unknown shape, or no libtpu.
+    """
+    try:
+        target = read_target(target)
+    except ValueError as error:
+        raise UserError(f"--target: {error}") from error
+    problems = find_problems(config, files=False) or find_device_problems(config, target.devices)
+    if problems:
+        raise ConfigError(problems)
+    plan = _estimate(config, target)
+    if target.chip.kind == "tpu" and compiles:
+        plan = dataclasses.replace(plan, compiled=compile_for_tpu(config, target))
+    if advise and not plan.fits:
+        plan = dataclasses.replace(plan, advice=_advice(config, target))
+    return plan
+
+
+def _estimate(config, target) -> Plan:
+    setup = prepare(config, target)
+    try:
+        return Plan(setup, memory.footprint(setup), [], step_work(setup))
+    except ValueError as error:  # heads that do not divide the tensor axis
+        raise UserError(str(error)) from error
+
+
+def compile_for_tpu(config: Config, target: Target) -> list[dict]:
+    """The lines of `zsjax.plan.aot`, from a process of its own: libtpu reads its environment when it is loaded."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("a plan for TPUs needs the TPU's compiler: pip install 'zsjax[plan]'; or --estimate does without")
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "config.json"
+        path.write_text(configuration.to_json(config))
+        # The compiler would look for a TPU, ask the cloud where it is, and keep others from doing the same.
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
+            "TPU_ACCELERATOR_TYPE": f"{target.name}-{target.devices}", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+        done = subprocess.run([sys.executable, "-m", "zsjax.plan.aot", str(path), f"{target.name}:{target.devices}"],
+                              env=environment, capture_output=True, text=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not lines:
+        raise UserError(f"the TPU compiler failed: {done.stderr.strip()[-800:]}")
+    return lines
+
+
+def _compiled_peak(plan: Plan, line: dict) -> float:
+    """Bytes while one program runs: its own, and what lies on the device beside its arguments."""
+    if "error" in line:
+        return float("inf")
+    always = {f.name: f.bytes for f in plan.figures if f.phase == memory.ALWAYS}
+    own = line["arguments"] + line["outputs"] - line["aliased"] + line["temporaries"] + line["code"]
+    needed = {"update": ("policy parameters", "optimizer state"), "score": ("policy parameters",),
+              "rollout": ("simulator parameters",)}[line["program"]]
+    return own + sum(size for name, size in always.items() if name not in needed)
+
+
+# Fields that make a step smaller, in the order in which they cost least: (field, value of the config and the setup).
+_CHANGES: list[tuple[str, Callable]] = [
+    ("train.remat", lambda config, setup: True),
+    ("train.microbatch_rows", lambda config, setup: setup.shards),
+    ("mesh.fsdp", lambda config, setup: -1 if config.mesh.data != -1 else setup.target.devices // setup.tensor),
+    ("simulator.param_dtype", lambda config, setup: "bfloat16"),
+    ("policy.dtype", lambda config, setup: "bfloat16"),
+    ("train.logprob_chunk", lambda config, setup: min(config.train.logprob_chunk, 128)),
+    ("mesh.tensor", lambda config, setup: 2 * setup.tensor),
+    ("mesh.tensor", lambda config, setup: 2 * setup.tensor),
+    ("train.group_size", lambda config, setup: max(config.train.group_size // 2, 2)),
+]
+
+
+def _advice(config: Config, target: Target) -> tuple[str, ...]:
+    """Flags that, together, make the estimate fit; () if none of those known do."""
+    changed: dict[str, str] = {}
+    plan = _estimate(config, target)
+    for field, value_of in _CHANGES:
+        candidate = dict(changed, **{field: str(value_of(config, plan.setup))})
+        try:
+            tried = configuration.resolve(config, candidate, check=False)
+            if find_problems(tried, files=False) or find_device_problems(tried, target.devices):
+                continue
+            smaller = _estimate(tried, target)
+        except UserError:
+            continue
+        if smaller.peak < plan.peak:
+            config, changed, plan = tried, candidate, smaller
+            if smaller.fits:
+                return tuple(f"--config.{name}={text}" for name, text in changed.items())
+    return ()
+
+
+def describe(plan: Plan) -> str:
+    """The plan as text."""
+    setup, target = plan.setup, plan.setup.target
+    of = lambda model: f"{model.num_layers} layers of {model.embed_dim}, {model.num_heads}/{model.num_kv_heads} heads"
+    mesh = " x ".join(f"{name} {size}" for name, size in setup.mesh.shape.items())
+    train, rollout = setup.config.train, setup.config.rollout
+    lines = [f"{setup.config.name} on {target}  (mesh {mesh}; {target.chip.source})", f"  policy     {of(setup.policy)}"]
+    if setup.simulator is not None:
+        lines.append(f"  simulator  {of(setup.simulator)}")
+    lines.append(f"  a step     {train.questions_per_step} questions x {train.group_size} episodes of {rollout.max_tokens} "
+                 f"tokens; {setup.rollout_rows} rows a shard in the rollout, {setup.micro_rows} at a time in the update")
+    if setup.stand_in:
+        lines.append(f"  {setup.config.tokenizer} is not on this machine: lengths of prompts are a stand-in tokenizer's")
+    for phase in (memory.ALWAYS, memory.ROLLOUT, memory.SCORE, memory.UPDATE):
+        lines.append(f"\nbytes on each device, {'always there' if phase == memory.ALWAYS else phase}")
+        lines += [f"  {figure.name:<52} {readable(figure.bytes, 'B'):>9}  {'exact' if figure.exact else 'estimated'}"
+                  for figure in plan.figures if figure.phase == phase and figure.bytes]
+        if phase != memory.ALWAYS:
+            lines.append(f"  {'= with what is always there':<52} {readable(memory.peak(plan.figures)[phase], 'B'):>9}  "
+                         "estimated")
+    for line in plan.compiled:
+        if "error" in line:
+            lines.append(f"\ncompiled {line['program']}: does not compile: {line['error']}")
+        else:
+            lines.append(f"\ncompiled {line['program']}: arguments {readable(line['arguments'], 'B')}, temporaries "
+                         f"{readable(line['temporaries'], 'B')}, {readable(_compiled_peak(plan, line), 'B')} with what lies "
+                         f"beside; {readable(line['flops'], 'FLOP')} with each loop's body once  exact")
+    lines.append("\nleast seconds of a step at the published peaks  (exact counts of products, every row at its longest)")
+    lines += [f"  {part.name:<52} {part.seconds:9.3g} s  {readable(part.flops, 'FLOP')}" for part in plan.work]
+    lines.append(f"  {'= a step, no run can be faster':<52} {plan.seconds:9.3g} s  "
+                 f"{readable(sum(part.flops for part in plan.work), 'FLOP')} a device")
+    kind = "exact" if plan.compiled else "estimated"
+    peak = "more than there is" if plan.peak == float("inf") else readable(plan.peak, "B")
+    lines.append(f"\n{'FITS' if plan.fits else 'DOES NOT FIT'}: {peak} of {readable(plan.usable, 'B')} usable "
+                 f"({readable(target.chip.memory, 'B')})  {kind}")
+    if not plan.fits:
+        lines.append("  try " + " ".join(plan.advice) if plan.advice else
+                     "  no change of remat, microbatches, mesh or dtypes makes it fit: take more devices")
+    return "\n".join(lines)

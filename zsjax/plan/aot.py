@@ -1,0 +1,129 @@
+"""Ahead-of-time compilation of a step's three programs for a TPU slice, on a machine without one.
+
+    python -m zsjax.plan.aot config.json v5e:16
+
+prints one JSON line a program: {"program", "arguments", "outputs", "aliased", "temporaries", "code", "flops"} in bytes on
+one device and FLOPs, or {"program", "error"}. It needs libtpu, which must not be loaded where other work is done, hence a
+process of its own (`zsjax.plan.compile_for_tpu` starts it).
+"""
+
+import json
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zsjax import config as configuration
+from zsjax import sharding
+from zsjax.plan import memory
+from zsjax.plan.setup import Setup, prepare
+from zsjax.plan.targets import read_target
+from zsjax.rl.roles import attention_mask
+from zsjax.rl.update import load_loss, make_optimizer, make_score, make_update
+from zsjax.rollout import compiled_program, environment
+from zsjax.rollout.engine import tables
+from zsjax.types import TokenBatch
+
+
+def main(path: str, target: str):
+    from jax.experimental import topologies
+
+    setup = prepare(configuration.from_json(pathlib.Path(path).read_text()), read_target(target))
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=setup.target.topology).devices
+    for name, lower in programs(setup, devices).items():
+        try:
+            line = {"program": name} | measure(lower().compile())
+        except Exception as error:  # the compiler says itself by how much a program does not fit
+            line = {"program": name, "error": str(error).strip()[:600]}
+        print(json.dumps(line), flush=True)
+
+
+def measure(compiled) -> dict:
+    """Bytes and FLOPs on one device, as the compiler counts them."""
+    stats, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    return {"arguments": stats.argument_size_in_bytes, "outputs": stats.output_size_in_bytes,
+            "aliased": stats.alias_size_in_bytes, "temporaries": stats.temp_size_in_bytes,
+            "code": stats.generated_code_size_in_bytes, "flops": cost.get("flops", 0.0)}
+
+
+def programs(setup: Setup, devices) -> dict:
+    """{"update", "score", "rollout"} -> a function that lowers the program for the devices, as `train` calls it."""
+    config, train, algorithm = setup.config, setup.config.train, setup.config.algorithm
+    mesh = sharding.make_mesh(config.mesh, devices)
+    rows = sharding.row_sharding(mesh)
+    cut = sharding.param_shardings(setup.policy, mesh, sharding.TRAIN_RULES)
+    params = _placed(memory.param_shapes(setup.policy, config.policy.param_dtype), cut)
+    optimizer = make_optimizer(config.optimizer, train.steps * train.minibatches)
+    state = jax.eval_shape(optimizer.init, params)
+    state = _placed(state, memory.moment_shardings(state, cut, mesh))
+    options = dict(chunk=train.logprob_chunk, temperature=config.rollout.temperature, remat=train.remat,
+                   microbatch_rows=train.microbatch_rows)
+
+    def update():
+        function = make_update(
+            setup.policy, load_loss(algorithm.loss), optimizer, kl_coef=algorithm.kl_coef, kl_kind=algorithm.kl_kind,
+            entropy_coef=algorithm.entropy_coef, reduction=algorithm.reduction, clip_low=algorithm.clip_low,
+            clip_high=algorithm.clip_high, **options)
+        count = train.questions_per_step * train.group_size // train.minibatches
+        return sharding.on(mesh, function.lower)(params, state, _batch(config, count, rows))
+
+    def score():
+        batch = _batch(config, train.questions_per_step * train.group_size, rows)
+        valid = jax.eval_shape(attention_mask, batch.roles)
+        return sharding.on(mesh, make_score(setup.policy, **options).lower)(
+            params, batch.tokens, jax.ShapeDtypeStruct(valid.shape, valid.dtype, sharding=rows))
+
+    def rollout():
+        return _lower_rollout(setup, sharding.local_mesh(mesh))
+
+    return {"update": update, "score": score} | ({"rollout": rollout} if setup.simulator is not None else {})
+
+
+def _lower_rollout(setup: Setup, mesh):
+    """One host's part of the rollout: its devices, its questions."""
+    config, engine = setup.config, setup.engine
+    tokenizer = engine.tokenizer
+    env = environment(setup.policy, tokenizer, config, config.train.group_size)
+    everywhere, rows = sharding.replicated(mesh), sharding.row_sharding(mesh)
+    count = setup.questions * sharding.row_shards(mesh)
+    P = config.rollout.max_prompt_tokens
+    ids = lambda *shape: jax.ShapeDtypeStruct((count, *shape), jnp.int32, sharding=rows)
+    inputs = {
+        "prompts": ids(P), "prompt_lengths": ids(), "group_id": ids(),
+        "question": (ids(engine.max_question_tokens), ids()), "answers": (ids(engine.max_answer_tokens), ids()),
+        "question_key": jax.ShapeDtypeStruct((count,), jnp.uint32, sharding=rows),
+    }
+    decoding = lambda model, dtype: _placed(memory.decoding_shapes(model, dtype),
+                                            sharding.param_shardings(model, mesh, sharding.DECODE_RULES))
+    models = decoding(setup.policy, config.policy.param_dtype), decoding(setup.simulator, config.simulator.param_dtype)
+
+    def wide(table, model):  # a stand-in's tables, as wide as the model's vocabulary
+        sizes = lambda shape: tuple(model.vocab_size if n == tokenizer.vocab_size else n for n in shape)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(sizes(x.shape), x.dtype, sharding=everywhere), table)
+
+    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)
+    program = compiled_program(env, setup.schedule, engine, mesh)
+    return program.lower(*models, wide(tables(tokenizer, setup.policy), setup.policy),
+                         wide(engine.tables, setup.simulator), inputs, scalar, scalar, key)
+
+
+def _placed(shapes, shardings):
+    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings)
+
+
+def _batch(config, count: int, rows) -> TokenBatch:
+    T = config.rollout.max_tokens
+    of = lambda dtype, *shape: jax.ShapeDtypeStruct((count, *shape), np.dtype(dtype), sharding=rows)
+    logprobs = of("float32", T)
+    reference = logprobs if config.algorithm.track_kl or config.algorithm.kl_coef else None
+    return TokenBatch(tokens=of("int32", T), roles=of("int8", T), behavior_logprobs=logprobs, old_logprobs=logprobs,
+                      ref_logprobs=reference, advantages=logprobs, returns=None, values=None, rewards=logprobs,
+                      group_id=of("int32"), row_valid=of("bool"))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

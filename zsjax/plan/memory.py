@@ -1,0 +1,194 @@
+"""Bytes on each device: what is exact follows from shapes and shardings, the rest is estimated from saved residuals.
+
+A step has three phases. What persists (parameters, moments, reference, simulator) lies there in all of them; the peak is
+that and the largest phase's own. Residuals, what the backward pass keeps of the forward, come from tracing the model at
+one device's share of heads, mlp and rows; which temporaries live at once is the compiler's choice, so that they are an
+estimate even so. For TPUs the compiler is asked (`zsjax.plan.aot`).
+"""
+
+import collections
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from zsjax import sharding
+from zsjax.models.cache import init_cache
+from zsjax.models.decoder import hidden_states, param_specs
+from zsjax.plan.setup import Setup
+from zsjax.rl.update import make_optimizer
+from zsjax.rollout.engine import PREFILL_CHUNK
+
+ALWAYS, ROLLOUT, SCORE, UPDATE = "always", "rollout", "score", "update"
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """Bytes on one device, in one phase or always; exact, or estimated."""
+
+    name: str
+    phase: str
+    bytes: int
+    exact: bool
+
+
+def footprint(setup: Setup) -> list[Figure]:
+    """Everything of size that a device holds while a step runs, at the longest rows that the config allows."""
+    config, figures = setup.config, []
+    add = lambda name, phase, size, exact=True: figures.append(Figure(name, phase, int(size), exact))
+    policy = param_shapes(setup.policy, config.policy.param_dtype)
+    cut = sharding.param_shardings(setup.policy, setup.mesh, sharding.TRAIN_RULES)
+    weights = local_bytes(policy, cut)
+    add("policy parameters", ALWAYS, weights)
+    add("optimizer state", ALWAYS, _optimizer_bytes(setup, policy, cut))
+    if config.algorithm.track_kl or config.algorithm.kl_coef:
+        add("reference parameters", ALWAYS, weights)
+    _add_rollout(add, setup)
+    _add_forward_and_update(add, setup, policy, cut)
+    return figures
+
+
+def peak(figures: list[Figure]) -> dict[str, int]:
+    """Phase -> bytes at once, with what is always there."""
+    total = collections.Counter()
+    for figure in figures:
+        total[figure.phase] += figure.bytes
+    return {phase: total[phase] + total[ALWAYS] for phase in (ROLLOUT, SCORE, UPDATE)}
+
+
+def param_shapes(model, dtype):
+    """The tree of parameters as jax.ShapeDtypeStruct."""
+    return jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.dtype(dtype)), param_specs(model),
+                        is_leaf=lambda x: hasattr(x, "axes"))
+
+
+def decoding_shapes(model, dtype):
+    """The same as `sharding.for_decoding` gives it: matrices in the dtype that they are used in."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(model.dtype)) if x.ndim == 2 else x,
+                        param_shapes(model, dtype))
+
+
+def local_bytes(shapes, shardings) -> int:
+    """Bytes of a tree of shapes on one device."""
+    size = lambda x, where: math.prod(where.shard_shape(x.shape)) * x.dtype.itemsize
+    return sum(jax.tree.leaves(jax.tree.map(size, shapes, shardings)))
+
+
+def moment_shardings(state, cut, mesh):
+    """Shardings of an optimizer's state: arrays that belong to a parameter lie as it does, counters everywhere."""
+    places = [(jax.tree_util.keystr(path), where) for path, where in jax.tree_util.tree_flatten_with_path(cut)[0]]
+
+    def place(path, leaf):
+        name = jax.tree_util.keystr(path)
+        return next((where for end, where in places if leaf.ndim and name.endswith(end)), sharding.replicated(mesh))
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def _optimizer_bytes(setup, policy, cut):
+    state = jax.eval_shape(make_optimizer(setup.config.optimizer, 1).init, policy)
+    return local_bytes(state, moment_shardings(state, cut, setup.mesh))
+
+
+def _add_rollout(add, setup: Setup):
+    config = setup.config
+    rows, slots = setup.schedule.sizes(setup.rollout_rows)
+    lanes = config.rollout.lanes or rows
+    decode = lambda model, dtype: local_bytes(decoding_shapes(model, dtype), sharding.param_shardings(
+        model, setup.mesh, sharding.DECODE_RULES))
+    if setup.mesh.size > 1:
+        add("policy parameters for decoding", ROLLOUT, decode(setup.policy, config.policy.param_dtype))
+    T = config.rollout.max_tokens
+    row = cache_bytes(setup, setup.policy, 1, T)
+    add("policy cache", ROLLOUT, rows * row)
+    add("prompts' cache, from which rows begin", ROLLOUT,
+        setup.questions * cache_bytes(setup, setup.policy, 1, config.rollout.max_prompt_tokens))
+    if lanes < rows:
+        add("cache of the rows that are read at a time", ROLLOUT, lanes * row // setup.policy.num_layers, exact=False)
+    chunk = attention_bytes(setup, setup.policy, min(lanes, rows), PREFILL_CHUNK, T)
+    if setup.simulator is not None:
+        capacity = setup.engine.prompt_size + setup.reply_steps
+        dtype = config.simulator.param_dtype
+        whole = decode(setup.simulator, dtype) if setup.mesh.size > 1 else local_bytes(
+            param_shapes(setup.simulator, dtype), sharding.param_shardings(setup.simulator, setup.mesh, {}))
+        add("simulator parameters", ALWAYS, whole)
+        add("simulator cache", ROLLOUT, cache_bytes(setup, setup.simulator, slots, capacity))
+        chunk = max(chunk, attention_bytes(setup, setup.simulator, min(lanes, slots), PREFILL_CHUNK, capacity))
+    add("attention scores while prompts and documents are read", ROLLOUT, 2 * chunk, exact=False)
+    add("logits and noise of one token a row", ROLLOUT, 4 * 4 * rows * setup.policy.vocab_size, exact=False)
+
+
+def _add_forward_and_update(add, setup: Setup, policy, cut):
+    config, rows, T = setup.config, setup.micro_rows, setup.config.rollout.max_tokens
+    model, train = local_model(setup), config.train
+    dtype, share = jnp.dtype(config.policy.param_dtype), model.embed_dim * model.vocab_size
+    one, two = (residual_bytes(dataclasses.replace(model, num_layers=n), rows, T, train.remat, dtype) for n in (1, 2))
+    full = residual_bytes(dataclasses.replace(model, num_layers=1), rows, T, False, dtype)
+    saved = one + (model.num_layers - 1) * (two - one)  # layers are alike
+    scores = attention_bytes(setup, setup.policy, rows, T, T)
+    per_layer = (local_elements(model) - share * (1 if model.tie_embeddings else 2)) // model.num_layers
+    gathered = 0
+    if setup.mesh.shape["fsdp"] > 1:
+        # Two layers at a time, one in use and one on its way, and the embedding (and unembedding) in between.
+        gathered = (2 * per_layer + share * (1 if model.tie_embeddings else 2)) * dtype.itemsize
+    logits = 4 * rows * min(train.logprob_chunk, T) * model.vocab_size
+    for phase in (SCORE, UPDATE):
+        add("weights gathered for use", phase, gathered, exact=False)
+    add("one layer's activations", SCORE, full, exact=False)
+    add("logits of one chunk", SCORE, 2 * logits, exact=False)
+    add("residuals kept for the backward pass", UPDATE, saved, exact=False)
+    if train.remat:
+        add("one layer's residuals, recomputed", UPDATE, full, exact=False)
+    add("attention scores' gradient", UPDATE, 2 * scores, exact=False)
+    add("logits of one chunk and their gradient", UPDATE, 3 * logits, exact=False)
+    add("gradient of the unembedding, whole", UPDATE, 4 * share, exact=False)
+    float32 = local_bytes(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), policy), cut)
+    add("gradients, float32", UPDATE, float32)
+    if rows < setup.update_rows:
+        add("gradients of one microbatch", UPDATE, local_bytes(policy, cut))
+
+
+def cache_bytes(setup: Setup, model, rows: int, capacity: int) -> int:
+    """Of the cache's `rows` rows on one device."""
+    cache = jax.eval_shape(lambda: init_cache(model, rows, capacity, jnp.dtype(model.dtype)))
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
+    return size // setup.tensor if model.num_kv_heads % setup.tensor == 0 else size
+
+
+def attention_bytes(setup: Setup, model, rows: int, queries: int, keys: int) -> int:
+    """float32 scores of one layer: `zsjax.models.attention` makes them whole."""
+    return 4 * rows * model.num_heads // setup.tensor * queries * keys
+
+
+def local_model(setup: Setup):
+    """The policy as one device of a tensor group computes it: its share of heads, mlp and vocabulary."""
+    model, t = setup.policy, setup.tensor
+    heads = model.num_heads // t
+    kv_heads = model.num_kv_heads // t if model.num_kv_heads % t == 0 else math.gcd(model.num_kv_heads, heads)
+    vocab = model.vocab_size // t if model.vocab_size % t == 0 else model.vocab_size
+    return dataclasses.replace(model, num_heads=heads, num_kv_heads=kv_heads, mlp_dim=model.mlp_dim // t,
+                               vocab_size=vocab)
+
+
+def local_elements(model) -> int:
+    return sum(x.size for x in jax.tree.leaves(param_shapes(model, "float32")))
+
+
+def residual_bytes(model, rows: int, tokens: int, remat: bool, dtype) -> int:
+    """What the backward pass of `hidden_states` is given by the forward, beyond the parameters themselves."""
+    params = param_shapes(model, dtype)
+    given = jax.ShapeDtypeStruct((rows, tokens), jnp.int32)
+
+    def residuals(params, tokens):
+        return jax.tree.leaves(jax.vjp(lambda params: hidden_states(params, model, tokens, remat=remat), params)[1])
+
+    kept = jax.eval_shape(residuals, params, given)
+    inputs = collections.Counter((x.shape, x.dtype) for x in [*jax.tree.leaves(params), given])
+    total = 0
+    for x in kept:
+        if inputs[x.shape, x.dtype] > 0:
+            inputs[x.shape, x.dtype] -= 1
+        else:
+            total += x.size * x.dtype.itemsize
+    return total

@@ -1,0 +1,120 @@
+"""What a plan speaks of: the models' shapes, the mesh and the counts of rows and tokens, without weights or devices."""
+
+import dataclasses
+import pathlib
+import re
+
+import jax
+
+from zsjax import build, sharding
+from zsjax.config import Config, ModelConfig, UserError
+from zsjax.data.assets import asset_path
+from zsjax.models.hf_config import read_config
+from zsjax.models.layers import DecoderConfig
+from zsjax.models.presets import PRESETS
+from zsjax.plan.targets import Target
+from zsjax.rollout.continuous import Schedule
+from zsjax.search.simulator import Simulator
+
+STAND_IN = "asset:real/tokenizer"  # of Qwen2's kind, with a smaller vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A run on a target. Counts are of rows, or of tokens a row.
+
+    Attributes:
+      mesh: sizes only, no devices.
+      policy, simulator: None where a real engine answers the searches.
+      engine: the simulator without parameters, which knows its prompt; its tokenizer may be the stand-in.
+      stand_in: whether the config's tokenizer is not on this machine.
+    """
+
+    config: Config
+    target: Target
+    mesh: jax.sharding.AbstractMesh
+    policy: DecoderConfig
+    simulator: DecoderConfig | None
+    engine: Simulator | None
+    stand_in: bool
+
+    @property
+    def shards(self) -> int:
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    @property
+    def tensor(self) -> int:
+        return self.mesh.shape["tensor"]
+
+    @property
+    def questions(self) -> int:
+        """Per shard, those that fill up the shape included."""
+        return -(-self.config.train.questions_per_step // self.shards)
+
+    @property
+    def rollout_rows(self) -> int:
+        return self.questions * self.config.train.group_size
+
+    @property
+    def schedule(self) -> Schedule:
+        rollout = self.config.rollout
+        return Schedule(rollout.rows, rollout.simulator_slots, rollout.busy)
+
+    @property
+    def update_rows(self) -> int:
+        """Per shard and update, of all microbatches."""
+        train = self.config.train
+        return train.questions_per_step * train.group_size // train.minibatches // self.shards
+
+    @property
+    def micro_rows(self) -> int:
+        """Per shard, at a time."""
+        return min(self.config.train.microbatch_rows // self.shards or self.update_rows, self.update_rows)
+
+    @property
+    def document_tokens(self) -> int:
+        """That one search adds to a row at most; the tags around are few."""
+        return self.config.search.num_documents * self.config.search.max_document_tokens
+
+    @property
+    def reply_steps(self) -> int:
+        return self.document_tokens + self.config.search.num_documents
+
+
+def prepare(config: Config, target: Target) -> Setup:
+    """Raises UserError where a model's shape cannot be known."""
+    simulated = config.search.engine == "simulator"
+    try:
+        tokenizer, stand_in = build.tokenizer(config) if _is_here(config.tokenizer) else None, False
+    except (OSError, ValueError) as error:
+        raise UserError(f"tokenizer = {config.tokenizer!r} cannot be read: {error}") from error
+    if tokenizer is None:
+        tokenizer, stand_in = build.tokenizer(dataclasses.replace(config, tokenizer=STAND_IN)), True
+    policy = model_shape(config.policy, "policy", tokenizer)
+    simulator = model_shape(config.simulator, "simulator", tokenizer) if simulated else None
+    mesh = jax.sharding.AbstractMesh(sharding.mesh_shape(config.mesh, target.devices), sharding.AXES)
+    try:
+        engine = build.simulator(config, simulator, None, tokenizer) if simulated else None
+    except ValueError as error:  # vocabularies that do not fit
+        raise UserError(str(error)) from error
+    return Setup(config, target, mesh, policy, simulator, engine, stand_in)
+
+
+def model_shape(model: ModelConfig, field: str, tokenizer) -> DecoderConfig:
+    """The decoder's shape: given, read from a local config.json, or known by the checkpoint's name."""
+    if model.init == "random":
+        return DecoderConfig(**({"vocab_size": tokenizer.vocab_size} | dict(model.shape)), dtype=model.dtype)
+    if _is_here(model.init):
+        try:
+            return dataclasses.replace(read_config(asset_path(model.init)), dtype=model.dtype)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{field}.init = {model.init!r}: {error}") from error
+    name = re.sub(r"-(Instruct|Base)$", "", model.init.rstrip("/").split("/")[-1])
+    if name not in PRESETS:
+        raise UserError(f"{field}.init = {model.init!r} is not on this machine, and its name is none of "
+                        f"{', '.join(PRESETS)}: the plan does not know its shape")
+    return dataclasses.replace(PRESETS[name], dtype=model.dtype)
+
+
+def _is_here(path: str) -> bool:
+    return path.startswith("asset:") or (not path.startswith("hf:") and pathlib.Path(path).exists())

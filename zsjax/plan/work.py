@@ -1,0 +1,88 @@
+"""FLOPs of a step and the least time that they and the memory traffic take at the target's published peaks.
+
+Every row is taken as long as the config allows: `max_turns` searches with all documents, and the context filled up by the
+policy. Products count two FLOPs a multiplication; attention counts the pairs that a causal mask leaves. Communication
+between devices is not counted, nor anything but products and the reading of weights and caches: no run can be faster,
+real ones take a multiple.
+"""
+
+import dataclasses
+
+from zsjax.models.decoder import num_params
+from zsjax.plan.memory import cache_bytes, decoding_shapes, local_bytes
+from zsjax.plan.setup import Setup
+from zsjax.sharding import DECODE_RULES, param_shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """One part of a step on one device: FLOPs, bytes read from memory, and the least seconds for both."""
+
+    name: str
+    flops: float
+    bytes: float
+    seconds: float
+
+
+def forward_flops(model, tokens: float, pairs: float, logits: float) -> float:
+    """Of a forward pass over `tokens` tokens, `pairs` visible (query, key) pairs and `logits` rows of logits."""
+    embedding = model.vocab_size * model.embed_dim
+    matrices = num_params(model) - embedding * (1 if model.tie_embeddings else 2)
+    attention = 4 * model.num_layers * model.num_heads * model.head_dim * pairs
+    return 2 * matrices * tokens + attention + 2 * embedding * logits
+
+
+def step_work(setup: Setup) -> list[Work]:
+    """The parts of a step, one after the other."""
+    config, rows = setup.config, setup.rollout_rows
+    at_once, slots = setup.schedule.sizes(rows)
+    T, P = config.rollout.max_tokens, config.rollout.max_prompt_tokens
+    searches = min(config.rollout.max_turns, (T - P) // (setup.document_tokens + 1))  # as many as the context holds
+    documents = searches * setup.document_tokens
+    spoken = min(T - P - documents, (searches + 1) * config.rollout.max_turn_tokens)
+    used = P + documents + spoken
+    parts = [
+        _reading(setup, "read prompts", setup.policy, setup.questions, 0, P),
+        _times(rows / at_once, _decoding(setup, "policy writes", setup.policy, config.policy.param_dtype, at_once, spoken,
+                                         (P + used) / 2)),
+        _reading(setup, "policy reads documents", setup.policy, rows, (P + used) / 2, documents),
+    ]
+    if setup.simulator is not None:
+        prompt, steps = setup.engine.prompt_size, setup.reply_steps
+        read = _reading(setup, "simulator reads prompts", setup.simulator, rows, 0, prompt)
+        write = _decoding(setup, "simulator writes", setup.simulator, config.simulator.param_dtype, slots, steps,
+                          prompt + steps / 2)
+        parts += [_times(searches, read), _times(searches * rows / slots, write)]
+
+    trained = config.train.questions_per_step * config.train.group_size // setup.shards
+    forward = trained * forward_flops(setup.policy, used, used**2 / 2, used) / setup.tensor
+    scores = 2 if config.algorithm.track_kl or config.algorithm.kl_coef else 1
+    parts.append(_compute(setup, "old and reference log-probs" if scores == 2 else "old log-probs", scores * forward))
+    parts.append(_compute(setup, "update" + (" with remat" if config.train.remat else ""),
+                          (4 if config.train.remat else 3) * forward))
+    return parts
+
+
+def _compute(setup, name, flops, traffic=0.0):
+    return Work(name, flops, traffic, max(flops / setup.target.chip.flops, traffic / setup.target.chip.bandwidth))
+
+
+def _times(count, work):
+    return Work(work.name, count * work.flops, count * work.bytes, count * work.seconds)
+
+
+def _reading(setup, name, model, rows, before, tokens):
+    """Many tokens at once behind `before` others; bound by FLOPs."""
+    flops = rows * forward_flops(model, tokens, tokens * (before + tokens / 2), 0) / setup.tensor
+    return _compute(setup, name, flops)
+
+
+def _decoding(setup, name, model, dtype, rows, steps, context):
+    """`steps` tokens a row, one at a time, behind `context` others on average: weights and caches are read each time."""
+    flops = rows * forward_flops(model, 1, context, 1) / setup.tensor
+    weights = local_bytes(decoding_shapes(model, dtype), param_shardings(model, setup.mesh, DECODE_RULES))
+    if not model.tie_embeddings:  # of the embedding a step reads a few rows
+        table = decoding_shapes(model, dtype)["embed_tokens"]
+        weights -= table.size * table.dtype.itemsize // setup.tensor
+    cache = cache_bytes(setup, model, rows, int(context))
+    return _times(steps, _compute(setup, name, flops, weights + cache))

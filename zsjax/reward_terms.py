@@ -1,0 +1,148 @@
+"""Rewards as a sum of named terms: config.reward.terms = {"f1": 1.0, "searches": -0.02, "no_search": -0.1}.
+
+A term is a number of one finished episode. What is good counts up (`f1`, `format`), what is to be discouraged is an
+indicator or a count that gets a negative weight (`no_answer`, `searches`). Every term is logged by its name, so a run
+shows which of them it is climbing.
+
+Only what the policy wrote is looked at: its answer, its queries and its text, never the prompt or a document.
+`retry_helped` alone also asks what the documents said.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from zsjax import rewards, types
+from zsjax.rollout import transcript
+
+_THOUGHT = re.compile(r"</?think>")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What one episode came to.
+
+    Attributes:
+      answer: inside of the policy's <answer> tags; None if the episode did not end with one.
+      golds: every answer that counts as right.
+      status: one of `types.STATUS_NAMES`.
+      queries: what was searched for, in order; documents: what each search showed, as text.
+      invalid_actions: generations that were neither a search nor an answer.
+      texts: what the policy wrote, one text a generation.
+      policy_tokens: number of tokens that the policy wrote.
+      overlong: 0 to 1, how far policy_tokens is beyond config.reward.overlong_from on the way to overlong_to.
+    """
+
+    answer: str | None
+    golds: Sequence[str]
+    status: str
+    queries: Sequence[str]
+    documents: Sequence[str]
+    invalid_actions: int
+    texts: Sequence[str]
+    policy_tokens: int
+    overlong: float = 0.0
+
+
+def outcomes(episodes: types.Episodes, questions, tokenizer, *, overlong=(0, 0)) -> list[Outcome]:
+    """The outcome of each row. overlong: (from, to) in policy tokens, see `Outcome`; (0, 0) is none."""
+    said, asked = transcript.answers(episodes, tokenizer), transcript.searches(episodes, tokenizer)
+    low, high = overlong
+    found = []
+    for b, question in enumerate(questions):
+        written = transcript.generations(episodes, b)
+        tokens = sum(len(piece) for piece in written)
+        beyond = min(max((tokens - low) / max(high - low, 1), 0.0), 1.0) if high else 0.0
+        found.append(Outcome(
+            answer=said[b], golds=question.golden_answers, status=types.STATUS_NAMES[int(episodes.status[b])],
+            queries=asked[b], documents=_documents(episodes, b, tokenizer),
+            invalid_actions=int((episodes.search_status[b] == types.INVALID_ACTION).sum()),
+            texts=[tokenizer.decode(piece.tolist()) for piece in written], policy_tokens=tokens, overlong=beyond))
+    return found
+
+
+def _documents(episodes, b, tokenizer):
+    spans = episodes.documents_span[b][episodes.query_span[b][:, 1] > 0]
+    return [tokenizer.decode(np.asarray(episodes.tokens[b][start:stop]).tolist()) for start, stop in spans]
+
+
+def well_formed(outcome: Outcome) -> float:
+    """1 if the episode ended with a non-empty answer, no generation was an invalid action, and in each generation
+    thoughts are opened and closed in turn, before the one search or answer that ends it."""
+
+    def generation_is(text):
+        tags = _THOUGHT.findall(text)
+        paired = tags == ["<think>", "</think>"] * (len(tags) // 2)
+        action = min((at for tag in ("<search>", "<answer>") if (at := text.find(tag)) >= 0), default=-1)
+        one = text.count("<search>") + text.count("<answer>") == 1
+        return paired and one and text.rfind("</think>") < action
+
+    good = outcome.answer and not outcome.invalid_actions and all(map(generation_is, outcome.texts))
+    return float(bool(good))
+
+
+def retry_helped(outcome: Outcome) -> float:
+    """1 if asking again in other words, or once more, found what led to the right answer.
+
+    That is: the answer is an exact match, the documents of some search do not hold a gold answer, and those of a later
+    search do whose query shares at least half of its words with the earlier one (F1 >= 0.5; without that, the second
+    hop of every question of two would be a retry). Keep its weight small beside the answer's: a policy can fail on
+    purpose to be seen retrying.
+    """
+    if not rewards.exact_match(outcome.answer, outcome.golds):
+        return 0.0
+    holds = [rewards.contains_match(text, outcome.golds) > 0 for text in outcome.documents]
+    pairs = ((i, j) for j in range(len(holds)) for i in range(j))
+    return float(any(not holds[i] and holds[j] and rewards.f1_score(outcome.queries[j], [outcome.queries[i]]) >= 0.5
+                     for i, j in pairs))
+
+
+TERMS: dict[str, Callable[[Outcome], float]] = {
+    "f1": lambda o: rewards.f1_score(o.answer, o.golds),  # 0 where the answer is None, as the next two
+    "em": lambda o: rewards.exact_match(o.answer, o.golds),
+    "contains": lambda o: rewards.contains_match(o.answer, o.golds),
+    "format": well_formed,
+    "no_answer": lambda o: float(o.answer is None),
+    "no_search": lambda o: float(not o.queries),
+    "searches": lambda o: float(len(o.queries)),
+    "invalid_actions": lambda o: float(o.invalid_actions),
+    "retry_helped": retry_helped,
+    "truncated": lambda o: float(o.status == "out_of_tokens"),  # the row was full before the policy was done
+    "overlong": lambda o: o.overlong,  # DAPO's soft punishment (arXiv 2503.14476, equation 13), with a negative weight
+}
+
+
+@functools.cache
+def load_term(name: str) -> Callable[[Outcome], float]:
+    """The term of a name in `TERMS`, or the function "package.module:function"; ValueError if there is none."""
+    from zsjax.rl.credit import load_function
+
+    if name in TERMS:
+        return TERMS[name]
+    if ":" not in name:
+        raise ValueError(f"unknown reward term {name!r}: one of {', '.join(TERMS)} or 'package.module:function'")
+    return load_function(name, "reward term")
+
+
+def score(found: Sequence[Outcome], weights: Mapping[str, float]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Rewards of episodes.
+
+    Args:
+      found: of `outcomes`.
+      weights: term -> weight.
+
+    Returns:
+      (float32[B] sums of weight * term, {term: float64[B] unweighted}).
+    """
+    terms = {name: np.array([load_term(name)(outcome) for outcome in found], np.float64) for name in weights}
+    total = sum((weights[name] * values for name, values in terms.items()), np.zeros(len(found)))
+    return total.astype(np.float32), terms
+
+
+def masked_rows(found: Sequence[Outcome], names: Sequence[str]) -> np.ndarray:
+    """bool[B]: episodes that are left out of the loss; names: some of "truncated" and "overlong" (overlong wholly)."""
+    return np.array([("truncated" in names and o.status == "out_of_tokens") or ("overlong" in names and o.overlong >= 1)
+                     for o in found], bool)

@@ -1,0 +1,129 @@
+"""One optimizer step over a batch in pieces: sums and weights are added over the pieces and divided once.
+
+So the step is that of the whole batch whatever the cut (ZeroSearch's own code divided a smaller second part by the
+first's count). An objective is a pair of functions over the rows of any part of a batch:
+
+    weigh(batch) -> (weight of the loss, weight of its penalties)            no model is run
+    value_and_grad(params, batch, scale, coef) -> ((loss_sum, {"weight": ..., "metrics": {name: (sum, weight)}}), grads)
+
+`scale` is the quotient of the two weights over the whole batch; `coef` is None or float32[], a coefficient that changes
+from step to step.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def whole_step(objective, optimizer, microbatch_rows=0, *, defaults=None):
+    """The step of a batch in one array, in one compiled program; microbatches of rows are scanned over.
+
+    Returns:
+      update(params, opt_state, batch, coef=None) -> (params, opt_state, info), params and opt_state donated.
+    """
+    weigh, value_and_grad = objective
+
+    def update(params, opt_state, batch, coef=None):
+        scale = divide(*weigh(batch))
+        sums, grads = accumulate(lambda params, part: value_and_grad(params, part, scale, coef), params, batch,
+                                 microbatch_rows)
+        return _finish(optimizer, params, opt_state, sums, grads, defaults or {})
+
+    return jax.jit(update, donate_argnums=(0, 1))
+
+
+def packed_step(objective, optimizer, *, defaults=None):
+    """The same step over a list of parts of different shapes, driven from the host: see `zsjax.rl.packing`.
+
+    Returns:
+      update(params, opt_state, parts, coef=None) -> (params, opt_state, info). One compiled program for each shape of a
+      part, `update.programs` names them; params, opt_state and the running sums are donated.
+    """
+    weigh, value_and_grad = objective
+
+    def part_of(params, part, scale, coef):
+        sums, grads = value_and_grad(params, part, scale, coef)
+        return sums, float32(grads)
+
+    def add_part(total, params, part, scale, coef):
+        return jax.tree.map(jnp.add, total, part_of(params, part, scale, coef))
+
+    def finish(params, opt_state, total):
+        return _finish(optimizer, params, opt_state, *total, defaults or {})
+
+    weigh, add = jax.jit(weigh), jax.jit(add_part, donate_argnums=0)
+    zeros = jax.jit(lambda *given: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part_of, *given)))
+    finish = jax.jit(finish, donate_argnums=(0, 1))
+
+    def update(params, opt_state, parts, coef=None):
+        # On the device, in order: nothing waits for the host until the info is asked for.
+        scale = divide(*jax.tree.map(lambda *x: sum(x), *[weigh(part) for part in parts]))
+        total = zeros(params, parts[-1], scale, coef)
+        for part in parts:
+            total = add(total, params, part, scale, coef)
+        return finish(params, opt_state, total)
+
+    update.programs = {"weigh": weigh, "add": add, "zeros": zeros, "finish": finish}
+    return update
+
+
+def _finish(optimizer, params, opt_state, sums, grads, defaults):
+    """Divides the sums by their weights, once, and makes the step."""
+    loss_sum, sums = sums
+    weight = sums["weight"]
+    grads = jax.tree.map(lambda g: divide(g, weight), grads)
+    loss_value = divide(loss_sum, weight)
+    params, opt_state, info = step(optimizer, params, opt_state, grads, loss_value, weight)
+    info |= {"loss": loss_value, "weight": weight} | defaults
+    info |= {name: divide(*pair) for name, pair in sums["metrics"].items()}
+    return params, opt_state, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), info)
+
+
+def float32(tree):
+    return jax.tree.map(lambda g: g.astype(jnp.float32), tree)
+
+
+def accumulate(value_and_grad, params, batch, microbatch_rows):
+    """Sums value_and_grad(params, microbatch) over the microbatches, gradients in float32."""
+    if not 0 < microbatch_rows < jax.tree.leaves(batch)[0].shape[0]:
+        sums, grads = value_and_grad(params, batch)
+        return sums, float32(grads)
+    parts = slices(batch, microbatch_rows)
+
+    def body(total, part):
+        sums, grads = value_and_grad(params, part)
+        return jax.tree.map(jnp.add, total, (sums, float32(grads))), None
+
+    shapes = jax.eval_shape(lambda *a: value_and_grad(*a)[0], params, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    start = zeros, jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+    return jax.lax.scan(body, start, parts)[0]
+
+
+def step(optimizer, params, opt_state, grads, loss, weight):
+    """One optimizer step; nothing changes where loss or gradient is not finite, or no token had a weight."""
+    grad_norm = optax.global_norm(grads)
+    finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)
+    updates, new_state = optimizer.update(grads, opt_state, params)
+    new_params = optax.apply_updates(params, updates)
+    # A select, not a lax.cond, whose branches would each hold a copy of everything. The cast keeps the dtypes that
+    # the state was made with when parameters are bf16 and gradients float32.
+    keep = lambda new, old: jnp.where(finite & (weight > 0), new, old).astype(old.dtype)
+    params, opt_state = jax.tree.map(keep, (new_params, new_state), (params, opt_state))
+    return params, opt_state, {"grad_norm": grad_norm, "nonfinite": (~finite).astype(jnp.float32)}
+
+
+def divide(x, weight):
+    return jnp.where(weight > 0, x / jnp.where(weight > 0, weight, 1), 0)
+
+
+def slices(tree, microbatch_rows):
+    """[B, ...] -> [n, microbatch_rows, ...] for every array; microbatch i holds the rows i, i + n, i + 2n, ...
+
+    Strided, so that rows sharded over devices in blocks stay on their devices in each microbatch.
+    """
+    rows = jax.tree.leaves(tree)[0].shape[0]
+    if rows % microbatch_rows:
+        raise ValueError(f"microbatch_rows={microbatch_rows} does not divide the {rows} rows of the batch")
+    n = rows // microbatch_rows
+    return jax.tree.map(lambda x: x.reshape(microbatch_rows, n, *x.shape[1:]).swapaxes(0, 1), tree)

@@ -1,0 +1,70 @@
+"""Optimizers from the config: clip and AdamW by default, any chain of optax transformations by name.
+
+    OptimizerConfig(learning_rate=1e-5, chain=[dict(name="clip_by_global_norm", max_norm=1.0),
+                                               dict(name="lion", learning_rate="schedule", b1=0.95)])
+"""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import optax
+
+SCHEDULE = "schedule"  # as an argument's value: the learning-rate schedule of the config
+
+
+def make_optimizer(config, steps):
+    """The optax chain of an `OptimizerConfig`: clip by global norm, AdamW, learning-rate schedule; or `config.chain`.
+
+    The rate rises linearly to `learning_rate` over `warmup_steps` (the first step already moves), then follows the
+    schedule to `final_fraction` of it at step `steps`. Weight decay applies to matrices only. `clip_norm` 0 is no clip.
+
+    Args:
+      config: OptimizerConfig.
+      steps: int, optimizer steps of the whole run.
+
+    Raises:
+      ValueError: unknown schedule, or a chain that cannot be built.
+    """
+    decay_steps = max(steps - config.warmup_steps, 1)
+    peak, final = config.learning_rate, config.learning_rate * config.final_fraction
+    if config.schedule == "constant":
+        decay = optax.constant_schedule(peak)
+    elif config.schedule == "linear":
+        decay = optax.linear_schedule(peak, final, decay_steps)
+    elif config.schedule == "cosine":
+        decay = optax.cosine_decay_schedule(peak, decay_steps, alpha=config.final_fraction)
+    else:
+        raise ValueError(f"unknown learning-rate schedule {config.schedule!r}: 'constant', 'linear' or 'cosine'")
+
+    def rate(count):
+        warm = jnp.minimum((count + 1) / max(config.warmup_steps, 1), 1.0)
+        return warm * decay(jnp.maximum(count - config.warmup_steps, 0))
+
+    if config.chain:
+        return optax.chain(*[transformation(link, rate) for link in config.chain])
+    matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+    adamw = optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=matrices)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+
+
+def transformation(link, rate):
+    """One link of a chain: the optax function `link["name"]` called with the other entries.
+
+    Only names that optax itself offers are looked up, so a config names transformations and runs nothing else.
+
+    Raises:
+      ValueError: no such transformation, or arguments it does not take.
+    """
+    arguments = {key: rate if value == SCHEDULE else value for key, value in link.items() if key != "name"}
+    name = link.get("name", "")
+    make = getattr(optax, name, None) if isinstance(name, str) and name.isidentifier() and name[0] != "_" else None
+    if not inspect.isfunction(make) and not isinstance(make, type(jax.jit(lambda: None))):
+        raise ValueError(f"{name!r} is no transformation of optax {optax.__version__}")
+    try:
+        made = make(**arguments)
+    except TypeError as error:
+        raise ValueError(f"optax.{name}: {error}") from error
+    if not isinstance(made, optax.GradientTransformation):
+        raise ValueError(f"optax.{name} makes no transformation of gradients but {type(made).__name__}")
+    return made

@@ -1,0 +1,65 @@
+"""The value model's part of PPO: predictions before the update, and the step that fits them to the returns.
+
+V(tokens[:, :t]) is what the model says after it has read what stands before token t: the prediction at position t - 1,
+whatever role that token has. So every [B, T] array here speaks of its own token, as everywhere, and a policy token that
+follows a span of documents is valued with the documents read.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from zsjax.models.value import value_forward
+from zsjax.rl import losses, roles
+from zsjax.rl.accumulate import packed_step, slices, whole_step
+
+
+def state_values(value_params, model_config, tokens, valid, *, remat="none"):
+    """float32[B, T]: V of the state before each token; 0 at position 0 and where `valid` (bool[B, T]) is False."""
+    after = value_forward(value_params, model_config, tokens, valid=valid, remat=remat)
+    before = jnp.pad(after[:, :-1], ((0, 0), (1, 0)))
+    return jnp.where(valid, before, 0)
+
+
+def make_value_score(model_config, *, microbatch_rows=0):
+    """Returns the jitted values(value_params, tokens int32[B, T], valid bool[B, T]) -> float32[B, T] `state_values`."""
+
+    @jax.jit
+    def values(value_params, tokens, valid):
+        B, T = tokens.shape
+        if not 0 < microbatch_rows < B:
+            return state_values(value_params, model_config, tokens, valid)
+        out = jax.lax.map(lambda part: state_values(value_params, model_config, *part),
+                          slices((tokens, valid), microbatch_rows))
+        return out.swapaxes(0, 1).reshape(B, T)
+
+    return values
+
+
+def make_value_update(model_config, optimizer, *, clip, reduction="token_mean", remat="none", microbatch_rows=0,
+                      packed=False):
+    """Makes one optimizer step of the value model towards `batch.returns`, with `losses.value_clip`.
+
+    Args:
+      model_config: DecoderConfig of its trunk.
+      optimizer: an optax.GradientTransformation.
+      clip: see `losses.value_clip`; 0 is no clip.
+      reduction, remat, microbatch_rows: as `zsjax.rl.update.make_update`.
+      packed: the step takes a list of parts, as `make_packed_update`.
+
+    Returns:
+      update(value_params, opt_state, batch) -> (value_params, opt_state, info); batch.values, returns and the masks are
+      read. info: loss, grad_norm, nonfinite, weight, value_error (mean squared error before the step),
+      value_clip_fraction.
+    """
+
+    def objective(params, batch, scale, coef):
+        del scale, coef
+        values = state_values(params, model_config, batch.tokens, roles.attention_mask(batch.roles), remat=remat)
+        mask = roles.loss_mask(batch.roles) & batch.row_valid[:, None]
+        how = ("fixed_length", mask.shape[1]) if reduction == "fixed_length" else reduction
+        loss_sum, weight, info = losses.value_clip(values, batch.values, batch.returns, loss_mask=mask,
+                                                   clip=clip or jnp.inf, reduction=how)
+        return loss_sum, {"weight": weight, "metrics": info}
+
+    pieces = (lambda batch: (jnp.float32(1), jnp.float32(1))), jax.value_and_grad(objective, has_aux=True)
+    return packed_step(pieces, optimizer) if packed else whole_step(pieces, optimizer, microbatch_rows)
