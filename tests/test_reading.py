@@ -51,6 +51,5 @@ def test_the_carried_base_searches_badly():
     rollout = make_rollout(model, engine(), tokenizer, CONFIG)
     records, _ = play(rollout, params, questions, key=jax.random.key(0), batch_rows=96)
     one, two = summarize("", records, questions)
-    # Two hops: 0.5 is aimed at and 0.63 is what the carried base has (experiments/README.md): this holds it there.
-    assert one["em"] <= 0.1 + 0.05 and two["em"] <= 0.63 + 0.1
+    assert one["em"] <= 0.1 and two["em"] <= 0.5
     assert one["answered"] > 0.95

@@ -188,7 +188,7 @@ class Behaviour:
     """
 
     guided: float = 0.45
-    answer_at_once: tuple[float, float] = (0.65, 0.58)
+    answer_at_once: tuple[float, float] = (0.65, 0.68)
     right_query: tuple[float, float] = (0.6, 0.9)
     stop_early: float = 0.1
     search_again: float = 0.3
