@@ -69,9 +69,9 @@ def test_flops_are_those_that_xla_counts():
 
 
 def test_residuals_under_remat_are_the_layers_inputs():
-    kept = [memory.residual_bytes(DecoderConfig(**SHAPE | dict(num_layers=n)), 3, 16, True, jnp.float32) for n in (1, 2, 3)]
+    kept = [memory.residual_bytes(DecoderConfig(**SHAPE | dict(num_layers=n)), 3, 16, "layers", jnp.float32) for n in (1, 2, 3)]
     assert kept[2] - kept[1] == kept[1] - kept[0] == 3 * 16 * 32 * 4
-    assert memory.residual_bytes(DecoderConfig(**SHAPE), 3, 16, False, jnp.float32) > 3 * kept[1]
+    assert memory.residual_bytes(DecoderConfig(**SHAPE), 3, 16, "none", jnp.float32) > 3 * kept[1]
 
 
 def test_programs_are_those_that_train_calls():
@@ -102,9 +102,9 @@ def test_the_papers_settings_fit_eight_a100(policy):
 
 
 def test_advice_makes_it_fit():
-    options = dict(train__remat=False, train__microbatch_rows=0)
+    options = dict(train__remat="none", train__microbatch_rows=0)
     tight = plan.make_plan(paper("policy=7b,simulator=3b", **options), "a100-80gb:8")
-    assert not tight.fits and tight.advice and "try --config.train.remat=True" in plan.describe(tight)
+    assert not tight.fits and tight.advice and "try --config.train.remat=layers" in plan.describe(tight)
     changes = {flag.removeprefix("--config.").split("=")[0].replace(".", "__"): flag.split("=")[1] for flag in tight.advice}
     assert plan.make_plan(paper("policy=7b,simulator=3b", **options | changes), "a100-80gb:8").fits
     hopeless = plan.make_plan(paper("policy=7b,simulator=3b"), "v5e:1", compiles=False)

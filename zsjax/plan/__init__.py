@@ -131,7 +131,7 @@ def _compiled_peak(plan: Plan, line: dict) -> float:
 
 # Fields that make a step smaller, in the order in which they cost least: (field, value of the config and the setup).
 _CHANGES: list[tuple[str, Callable]] = [
-    ("train.remat", lambda config, setup: True),
+    ("train.remat", lambda config, setup: "layers"),
     ("train.microbatch_rows", lambda config, setup: setup.shards),
     ("mesh.fsdp", lambda config, setup: -1 if config.mesh.data != -1 else setup.target.devices // setup.tensor),
     ("simulator.param_dtype", lambda config, setup: "bfloat16"),

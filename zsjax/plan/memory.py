@@ -124,7 +124,7 @@ def _add_forward_and_update(add, setup: Setup, policy, cut):
     model, train = local_model(setup), config.train
     dtype, share = jnp.dtype(config.policy.param_dtype), model.embed_dim * model.vocab_size
     one, two = (residual_bytes(dataclasses.replace(model, num_layers=n), rows, T, train.remat, dtype) for n in (1, 2))
-    full = residual_bytes(dataclasses.replace(model, num_layers=1), rows, T, False, dtype)
+    full = residual_bytes(dataclasses.replace(model, num_layers=1), rows, T, "none", dtype)
     saved = one + (model.num_layers - 1) * (two - one)  # layers are alike
     scores = attention_bytes(setup, setup.policy, rows, T, T)
     per_layer = (local_elements(model) - share * (1 if model.tie_embeddings else 2)) // model.num_layers
@@ -138,7 +138,7 @@ def _add_forward_and_update(add, setup: Setup, policy, cut):
     add("one layer's activations", SCORE, full, exact=False)
     add("logits of one chunk", SCORE, 2 * logits, exact=False)
     add("residuals kept for the backward pass", UPDATE, saved, exact=False)
-    if train.remat:
+    if train.remat != "none":
         add("one layer's residuals, recomputed", UPDATE, full, exact=False)
     add("attention scores' gradient", UPDATE, 2 * scores, exact=False)
     add("logits of one chunk and their gradient", UPDATE, 3 * logits, exact=False)
@@ -175,7 +175,7 @@ def local_elements(model) -> int:
     return sum(x.size for x in jax.tree.leaves(param_shapes(model, "float32")))
 
 
-def residual_bytes(model, rows: int, tokens: int, remat: bool, dtype) -> int:
+def residual_bytes(model, rows: int, tokens: int, remat: str, dtype) -> int:
     """What the backward pass of `hidden_states` is given by the forward, beyond the parameters themselves."""
     params = param_shapes(model, dtype)
     given = jax.ShapeDtypeStruct((rows, tokens), jnp.int32)

@@ -58,8 +58,9 @@ def step_work(setup: Setup) -> list[Work]:
     forward = trained * forward_flops(setup.policy, used, used**2 / 2, used) / setup.tensor
     scores = 2 if config.algorithm.track_kl or config.algorithm.kl_coef else 1
     parts.append(_compute(setup, "old and reference log-probs" if scores == 2 else "old log-probs", scores * forward))
-    parts.append(_compute(setup, "update" + (" with remat" if config.train.remat else ""),
-                          (4 if config.train.remat else 3) * forward))
+    remat = config.train.remat == "layers"  # the other kinds compute little or nothing of the products again
+    parts.append(_compute(setup, "update" + (" with remat" if remat else ""),
+                          (4 if remat else 3) * forward))
     return parts
 
 
