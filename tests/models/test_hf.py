@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from zsjax.models import DecoderConfig, RopeScaling, init_params, load_hf, num_params, read_config, save_hf
 from zsjax.models.presets import PRESETS
@@ -142,19 +143,25 @@ def _wrong_shape(folder):
 def _wrong_dtype(folder):
     file = _shard_of(folder, NORM)
     _edit_header(file, lambda header: header[NORM].update(dtype="I32"))
-    return ValueError, [file.name, NORM, "int32"]
+    return ValueError, [file.name, NORM, "I32"]
 
 
 def _unknown_dtype(folder):
     file = _shard_of(folder, NORM)
-    _edit_header(file, lambda header: header[NORM].update(dtype="F8_E4M3"))
+    _edit_header(file, lambda header: header[NORM].update(dtype="F8_E4M3", shape=[64]))
     return ValueError, [file.name, NORM, "F8_E4M3"]
 
 
 def _missing_tensor(folder):
     file = _shard_of(folder, NORM)
-    _edit_header(file, lambda header: header.pop(NORM))
+    save_file({name: x for name, x in load_file(file).items() if name != NORM}, file, {"format": "pt"})
     return ValueError, [file.name, NORM, "missing"]
+
+
+def _hole(folder):
+    file = _shard_of(folder, NORM)
+    _edit_header(file, lambda header: header.pop(NORM))
+    return ValueError, [file.name, "not a safetensors file, or damaged"]
 
 
 def _surplus_tensor(folder):
@@ -188,7 +195,7 @@ def _no_folder(folder):
 
 
 @pytest.mark.parametrize("damage", [_missing_shard, _truncated, _not_safetensors, _wrong_shape, _wrong_dtype,
-                                    _unknown_dtype, _missing_tensor, _surplus_tensor, _missing_layer, _pickle,
+                                    _unknown_dtype, _missing_tensor, _hole, _surplus_tensor, _missing_layer, _pickle,
                                     _no_weights, _no_folder])
 def test_damage_is_named(damage, folder):
     error, words = damage(folder)
@@ -196,6 +203,75 @@ def test_damage_is_named(damage, folder):
         load_hf(folder)
     for word in words:
         assert word in str(e.value)
+
+
+def test_values_that_are_not_finite_are_found_if_asked_for(folder):
+    file = _shard_of(folder, NORM)
+    tensors = {name: x.copy() for name, x in load_file(file).items()}
+    tensors[NORM][3] = np.nan
+    save_file(tensors, file, {"format": "pt"})
+    load_hf(folder)
+    with pytest.raises(ValueError, match=f"{file.name}: tensor '{NORM}' holds NaN"):
+        load_hf(folder, check_finite=True)
+    tensors[NORM][3] = 1e6
+    save_file(tensors, file, {"format": "pt"})
+    load_hf(folder, check_finite=True)
+    with pytest.raises(ValueError, match="float16"):  # what the run would compute with is what is looked at
+        load_hf(folder, check_finite=True, dtype="float16")
+
+
+def test_a_tokenizer_must_fit_the_embedding(folder):
+    class Tokenizer:
+        path, vocab_size = "big/tokenizer.json", 40
+
+    load_hf(folder, tokenizer=Tokenizer)
+    Tokenizer.vocab_size = 41
+    with pytest.raises(ValueError, match="'model.embed_tokens.weight' has 40 rows.*big/tokenizer.json has 41 ids"):
+        load_hf(folder, tokenizer=Tokenizer)
+
+
+def test_names_of_the_hub(folder, params, monkeypatch, tmp_path):
+    import huggingface_hub
+
+    asked = []
+
+    def download(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    for name in ("someone/a-model_1.5B", "hf:someone/a-model_1.5B"):
+        jax.tree.map(np.testing.assert_array_equal, load_hf(name)[1], params)
+        assert asked[-1][0] == "someone/a-model_1.5B" and not any("bin" in pattern for pattern in asked[-1][1])
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, tmp_path / "someone" / "a-model_1.5B")  # a folder of that name comes first
+    load_hf("someone/a-model_1.5B")
+    assert len(asked) == 2
+
+    def offline(name, allow_patterns):
+        raise OSError("no network\nand more lines")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(FileNotFoundError, match=r"'other/model'.*\(no network\).*give the folder's path"):
+        load_hf("other/model")
+    with pytest.raises(FileNotFoundError, match="hf:owner/name"):
+        load_hf("hf:nothing")
+
+
+def test_only_the_local_shards_are_read(folder, params, monkeypatch):
+    from zsjax.models import tensor_files
+    from zsjax.sharding import make_mesh
+
+    mesh, seen, read = make_mesh({"fsdp": 1, "tensor": 1}, jax.devices()[:1]), [], tensor_files.StoredTensor.read
+    monkeypatch.setattr(tensor_files.StoredTensor, "read",
+                        lambda self, index=...: seen.append(self.name) or read(self, index))
+    _, loaded = load_hf(folder, mesh=mesh)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    assert len(seen) == len(set(seen)) == len(jax.tree.leaves(params))
+    stored = tensor_files.read_header(_shard_of(folder, NORM))
+    name = next(name for name, tensor in stored.items() if len(tensor.shape) == 2)
+    whole = stored[name].read()
+    np.testing.assert_array_equal(stored[name].read(np.s_[3:7, 2:9]), whole[3:7, 2:9])
 
 
 def test_a_tied_head_may_be_stored_twice_if_equal(folder, params, tmp_path):
