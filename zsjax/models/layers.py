@@ -98,8 +98,7 @@ def rms_norm(x, weight, *, eps):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis, in float32, returned in x's dtype."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
-    # transformers rounds to x's dtype before the weight; parity in bf16 needs the same order.
-    return weight.astype(x.dtype) * y.astype(x.dtype)
+    return (weight.astype(jnp.float32) * y).astype(x.dtype)
 
 
 def rope_frequencies(config: DecoderConfig):
@@ -164,5 +163,7 @@ def linear(params, x):
 
 
 def swiglu(params, x):
-    """down(silu(gate(x)) * up(x))."""
-    return linear(params["down_proj"], jax.nn.silu(linear(params["gate_proj"], x)) * linear(params["up_proj"], x))
+    """down(silu(gate(x)) * up(x)), the middle in float32."""
+    gate, up = linear(params["gate_proj"], x), linear(params["up_proj"], x)
+    inner = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
+    return linear(params["down_proj"], inner.astype(x.dtype))
