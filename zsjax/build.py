@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from zsjax.config import Config, ModelConfig
 from zsjax.data import load_corpus, load_questions, load_tokenizer
 from zsjax.data.assets import asset_path
+from zsjax.models import attention, hub
 from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.search import BM25, Document, DropBest, Empty
 from zsjax.search.prompts import SimulatorTemplate
@@ -19,27 +20,40 @@ TINY_WORLD = "tiny_world:"
 
 
 def tokenizer(config: Config):
-    return load_tokenizer(asset_path(config.tokenizer))
+    return load_tokenizer(_local(config.tokenizer, weights=False))
+
+
+def _local(name: str, *, weights: bool) -> pathlib.Path:
+    """The path of "asset:NAME", "hf:OWNER/NAME" or a path."""
+    return hub.local_folder(name, weights=weights) if name.startswith(hub.PREFIX) else asset_path(name)
 
 
 def model(config: ModelConfig, tokenizer, *, seed: int, path=None) -> tuple[DecoderConfig, dict]:
     """(DecoderConfig, params) of a model: random, or loaded from `path` or, without one, `config.init`.
 
     Activations get `config.dtype`, parameters `config.param_dtype`, whatever the checkpoint was written in.
+
+    Raises:
+      ValueError, FileNotFoundError: what `load_hf` says of the checkpoint, or an attention kernel that cannot run.
     """
     path = path or config.init
     if str(path) == "random":
-        shape = DecoderConfig(**({"vocab_size": tokenizer.vocab_size} | dict(config.shape)), dtype=config.dtype)
+        shape = DecoderConfig(**({"vocab_size": tokenizer.vocab_size} | dict(config.shape)), dtype=config.dtype,
+                              attention=config.attention)
+        attention.choose(shape)
         params = init_params(shape, jax.random.key(seed), jnp.dtype(config.param_dtype))
         if config.positional_bias_init:
             from zsjax.models.init import positional_bias_init
 
             params = positional_bias_init(params, shape, jax.random.key(seed))
         return shape, params
-    from zsjax.models.hf import load_hf
+    from zsjax.models.hf import load_hf, read_config
 
-    shape, params = load_hf(asset_path(str(path)), dtype=config.param_dtype)
-    return dataclasses.replace(shape, dtype=config.dtype), params
+    folder = _local(str(path), weights=True)
+    shape = dataclasses.replace(read_config(folder), dtype=config.dtype, attention=config.attention)
+    attention.choose(shape)
+    _, params = load_hf(folder, dtype=config.param_dtype, tokenizer=tokenizer, check_finite=config.check_finite)
+    return shape, params
 
 
 def worlds(config: Config, name: str):
@@ -81,6 +95,15 @@ def simulator(config: Config, model_config: DecoderConfig, params, tokenizer) ->
         max_document_tokens=search.max_document_tokens, max_query_tokens=search.max_query_tokens,
         max_question_tokens=config.rollout.max_prompt_tokens, temperature=search.temperature, top_p=search.top_p,
         shuffle_documents=search.shuffle_documents)
+
+
+def frozen(config: ModelConfig, simulator: Simulator) -> Simulator:
+    """The simulator as it plays: with `config.quantize`, which cannot be trained any more."""
+    if config.quantize == "none":
+        return simulator
+    from zsjax.models.quant import quantize
+
+    return dataclasses.replace(simulator, params=quantize(simulator.params))
 
 
 def checkpoint_exists(path: pathlib.Path) -> bool:

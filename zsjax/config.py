@@ -26,6 +26,7 @@ from zsjax.config_fields import (
     DataConfig,
     EvaluateConfig,
     GatesConfig,
+    LoraConfig,
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
@@ -37,7 +38,7 @@ from zsjax.config_fields import (
 )
 
 __all__ = ["MAY_CHANGE", "STAGES", "AlgorithmConfig", "CollectConfig", "Config", "CurriculumConfig", "DataConfig",
-           "EvaluateConfig", "GatesConfig", "MeshConfig", "ModelConfig", "OptimizerConfig", "PromptsConfig",
+           "EvaluateConfig", "GatesConfig", "LoraConfig", "MeshConfig", "ModelConfig", "OptimizerConfig", "PromptsConfig",
            "RolloutConfig", "SearchConfig", "SupervisedConfig", "TrainConfig", "UserError", "Problem", "ConfigError",
            "parse_arg", "resolve", "to_json", "from_json", "diff", "check_resume", "write_config"]
 

@@ -186,7 +186,7 @@ def tune_simulator(run: Run):
 
     simulator = tune.tune(run.config, run.simulator("simulator_base"), run.path("searches.jsonl"), writer=run.writer,
                           directory=run.path("checkpoints") / "tune_simulator", config_json=run.config_json)
-    check_simulator(run, simulator)
+    check_simulator(run, build.frozen(run.config.simulator, simulator))  # as it will play
     run.save_model("simulator", simulator.config, simulator.params)
 
 
@@ -213,7 +213,7 @@ def train(run: Run):
     config = run.config
     model, params = run.policy("base")
     if config.search.engine == "simulator":
-        engine = run.simulator("simulator", "simulator_base")
+        engine = build.frozen(config.simulator, run.simulator("simulator", "simulator_base"))
     else:
         engine = build.engine(config.search.engine, config, config.data.corpus)
     params = train(config, run.workdir, policy_config=model, params=params, tokenizer=run.tokenizer, engine=engine,
@@ -335,6 +335,7 @@ def export(config: Config, workdir, out) -> pathlib.Path:
     import jax.numpy as jnp
 
     from zsjax.checkpoint import Checkpointer
+    from zsjax.models import lora
     from zsjax.models.hf import save_hf
     from zsjax.rl.update import make_optimizer
     from zsjax.types import TrainState
@@ -351,13 +352,15 @@ def export(config: Config, workdir, out) -> pathlib.Path:
             if not folder.is_dir():
                 raise UserError(f"{workdir} has neither models/policy nor checkpoints/train: train first")
             model, params = context.policy("base")
-            optimizer = make_optimizer(config.optimizer, 1)
-            template = TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params),
+            optimizer, adapters = make_optimizer(config.optimizer, 1), config.policy.lora
+            trained = lora.init_adapters(model, adapters, jax.random.key(0)) if adapters.rank else params
+            template = TrainState(step=jnp.int32(0), params=trained, opt_state=optimizer.init(trained),
                                   key=jax.random.key_data(jax.random.key(0)))
             with Checkpointer(folder) as checkpoints:
                 restored = checkpoints.restore(template)
             if restored is None:
                 raise UserError(f"{folder} holds no complete checkpoint: train first")
-            params = restored[1].params
+            trained = restored[1].params
+            params = lora.merge(params, trained, adapters) if adapters.rank else trained
         save_hf(out, model, params, tokenizer=context.tokenizer)
     return out

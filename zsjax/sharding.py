@@ -76,13 +76,14 @@ def _check_divides(config: DecoderConfig, mesh: Mesh, rules: Mapping[str, str | 
                          "axis whole (rule None)")
 
 
-def param_shardings(config: DecoderConfig, mesh: Mesh, rules: Mapping[str, str | None]):
-    """The tree of NamedShardings of a decoder's parameters.
+def param_shardings(config: DecoderConfig, mesh: Mesh, rules: Mapping[str, str | None], specs=None):
+    """The tree of NamedShardings of a decoder's parameters, or of others on its axes.
 
     Args:
       config: the decoder.
       mesh: of `make_mesh`.
       rules: logical axis -> mesh axis, such as TRAIN_RULES; absent or None is not cut.
+      specs: a tree of ParamSpecs, such as `zsjax.models.lora.adapter_specs`; None is the decoder's.
 
     Raises:
       ValueError: heads, kv heads or another cut axis does not divide, with fields and sizes named.
@@ -92,7 +93,8 @@ def param_shardings(config: DecoderConfig, mesh: Mesh, rules: Mapping[str, str |
     def sharding(spec: ParamSpec):
         return NamedSharding(mesh, PartitionSpec(*(rules.get(axis) if axis else None for axis in spec.axes)))
 
-    return jax.tree.map(sharding, param_specs(config), is_leaf=lambda x: isinstance(x, ParamSpec))
+    specs = param_specs(config) if specs is None else specs
+    return jax.tree.map(sharding, specs, is_leaf=lambda x: isinstance(x, ParamSpec))
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:

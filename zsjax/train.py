@@ -21,6 +21,7 @@ from zsjax.checkpoint import Checkpointer
 from zsjax.config import AlgorithmConfig, Config, CurriculumConfig, UserError
 from zsjax.evaluate import on_path
 from zsjax.metrics import Timer
+from zsjax.models import lora
 from zsjax.rl import advantages, roles
 from zsjax.rl.batch import token_batch
 from zsjax.rl.update import load_loss, make_optimizer, make_score, make_update
@@ -39,7 +40,7 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
     """Trains the policy.
 
     Args:
-      config: the run's; train, rollout, search, curriculum, algorithm and optimizer are read.
+      config: the run's; train, rollout, search, curriculum, algorithm, optimizer and policy.lora are read.
       workdir: where checkpoints/train and trajectories/ go; an interrupted run in it is resumed.
       policy_config, params: DecoderConfig and the starting parameters, which are also the reference.
       tokenizer: the policy's.
@@ -50,7 +51,7 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
       config_json: kept with the checkpoints.
 
     Returns:
-      The trained parameters.
+      The trained parameters; with `policy.lora` the adapters are merged into them.
 
     Raises:
       NonFiniteUpdate: see there.
@@ -59,7 +60,18 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
     mesh = sharding.make_mesh(config.mesh)
     rows = sharding.row_sharding(mesh)
     params = sharding.reshard(params, sharding.param_shardings(policy_config, mesh, sharding.TRAIN_RULES))
-    reference = jax.tree.map(jnp.copy, params) if algorithm.track_kl or algorithm.kl_coef else None
+    needs_reference = algorithm.track_kl or algorithm.kl_coef
+    # With adapters the policy is frozen weights, which are the reference as well, and what is trained beside them.
+    adapted, frozen = config.policy.lora.rank > 0, None
+    whole = lambda params, frozen: lora.attach(frozen, params, config.policy.lora) if adapted else params
+    if adapted:
+        key = jax.random.fold_in(jax.random.key(config.seed), 2**30)
+        frozen, params = params, lora.init_adapters(policy_config, config.policy.lora, key)
+        params = sharding.reshard(params, sharding.param_shardings(
+            policy_config, mesh, sharding.TRAIN_RULES, lora.adapter_specs(policy_config, config.policy.lora)))
+        reference = frozen if needs_reference else None
+    else:
+        reference = jax.tree.map(jnp.copy, params) if needs_reference else None
 
     noise_at = curriculum(config.curriculum, steps)
     optimizer = make_optimizer(config.optimizer, steps * options.minibatches)
@@ -71,7 +83,7 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
         policy_config, load_loss(algorithm.loss), optimizer, chunk=options.logprob_chunk, temperature=temperature,
         remat=options.remat, microbatch_rows=options.microbatch_rows, kl_coef=algorithm.kl_coef,
         kl_kind=algorithm.kl_kind, entropy_coef=algorithm.entropy_coef, reduction=algorithm.reduction,
-        invert_mask=algorithm.invert_mask, clip_low=algorithm.clip_low, clip_high=algorithm.clip_high)
+        invert_mask=algorithm.invert_mask, assemble=whole, clip_low=algorithm.clip_low, clip_high=algorithm.clip_high)
 
     root = jax.random.key(config.seed)
     # Counters lie on the mesh like the rest, or the second update would compile again.
@@ -95,14 +107,15 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
             questions = [q for q in asked for _ in range(options.group_size)]
 
             with timer("rollout"):
-                episodes = jax.device_get(rollout(state.params, asked, noise=noise, key=key))
+                policy = whole(state.params, frozen)
+                episodes = jax.device_get(rollout(policy, asked, noise=noise, key=key))
 
             with timer("score"):
                 said = transcript.answers(episodes, tokenizer)
                 scores = np.array([rewards.f1_score(a, q.golden_answers) for a, q in zip(said, questions)], np.float32)
                 batch = jax.device_put(token_batch(episodes, scores), rows)
                 valid = roles.attention_mask(batch.roles)
-                batch = batch.replace(old_logprobs=score(state.params, batch.tokens, valid)[0])
+                batch = batch.replace(old_logprobs=score(policy, batch.tokens, valid)[0])
                 if reference is not None:
                     batch = batch.replace(ref_logprobs=score(reference, batch.tokens, valid)[0])
                 batch = jax.block_until_ready(batch.replace(advantages=estimate_advantages(algorithm, batch, scores)))
@@ -111,7 +124,7 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
                 params, opt_state, infos = state.params, state.opt_state, []
                 gap = sampler_gap(batch)
                 for minibatch in minibatches(batch, options.minibatches, key):
-                    params, opt_state, info = update(params, opt_state, minibatch)
+                    params, opt_state, info = update(params, opt_state, minibatch, frozen)
                     infos.append(info)
                 infos = jax.device_get(infos)
 
@@ -132,7 +145,7 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
             }
             if evaluate_now and ((step + 1) % options.eval_every == 0 or step + 1 == steps):
                 with timer("evaluate"):
-                    metrics |= evaluate_now(state.params)
+                    metrics |= evaluate_now(whole(state.params, frozen))
             seconds = timer.take()
             speed = int(episodes.length.sum()) / sum(seconds[f"time/{part}"] for part in ("rollout", "score", "update"))
             writer.write(step + 1, metrics | seconds | {"time/step": sum(seconds.values()),
@@ -141,7 +154,7 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
                 checkpoints.save(step + 1, state, {"data_position": step + 1})
 
     checkpoints.close()
-    return state.params
+    return lora.merge(frozen, state.params, config.policy.lora) if adapted else state.params
 
 
 def curriculum(config: CurriculumConfig, steps: int):

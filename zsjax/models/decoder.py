@@ -15,9 +15,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from zsjax.models.attention import attend
+from zsjax.models.attention import attend, choose
 from zsjax.models.cache import KVCache, init_cache
-from zsjax.models.layers import DecoderConfig, linear, rms_norm, rotary_angles, rotate, swiglu
+from zsjax.models.layers import (
+    DecoderConfig,
+    Int8Matrix,
+    embed,
+    linear,
+    matmul,
+    rms_norm,
+    rotary_angles,
+    rotate,
+    swiglu,
+)
 
 __all__ = ["DecoderConfig", "ParamSpec", "param_specs", "init_params", "num_params", "cast_matrices", "forward",
            "hidden_states", "unembedding", "logits_of", "extend", "init_cache"]
@@ -105,10 +115,10 @@ def num_params(config: DecoderConfig) -> int:
 def cast_matrices(params, config: DecoderConfig):
     """Kernels and embeddings in config.dtype, cast once before a loop instead of at every use inside it.
 
-    Every use casts them anyway, so results are the same bit for bit; norms and biases keep their dtype.
+    Every use casts them anyway, so results are the same bit for bit; norms, biases and int8 matrices stay as they are.
     """
-    dtype = jnp.dtype(config.dtype)
-    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim == 2 else x, params)
+    dtype, is_int8 = jnp.dtype(config.dtype), lambda x: isinstance(x, Int8Matrix)
+    return jax.tree.map(lambda x: x if is_int8(x) or x.ndim != 2 else x.astype(dtype), params, is_leaf=is_int8)
 
 
 def _split_heads(x, num_heads):
@@ -150,14 +160,14 @@ def hidden_states(params, config: DecoderConfig, tokens, *, positions=None, vali
       [B, T, D] in config.dtype.
     """
     B, T = tokens.shape
-    order = jnp.broadcast_to(jnp.arange(T), (B, T))
-    positions = order if positions is None else positions
+    positions = jnp.broadcast_to(jnp.arange(T), (B, T)) if positions is None else positions
+    kernel = choose(config)
     lengths = jnp.full(B, T) if valid is None else valid.sum(axis=1)
     cos, sin = rotary_angles(config, positions)
-    x = params["embed_tokens"][tokens].astype(config.dtype)
+    x = embed(params["embed_tokens"], tokens, config.dtype)
 
     def layer(params, x, index):
-        read_kv = lambda q, k, v: attend(q, k, v, q_positions=order, kv_lengths=lengths, window=_window(config, index))
+        read_kv = lambda q, k, v: attend(q, k, v, kv_lengths=lengths, window=_window(config, index), kernel=kernel)
         return _layer(params, config, index, x, cos, sin, read_kv)
 
     if remat:
@@ -167,14 +177,19 @@ def hidden_states(params, config: DecoderConfig, tokens, *, positions=None, vali
     return rms_norm(x, params["norm"], eps=config.rms_eps)
 
 
-def unembedding(params, config: DecoderConfig):
-    """[D, V], the matrix from hidden states to logits."""
+def _unembedding(params, config):
     return params["embed_tokens"].T if config.tie_embeddings else params["lm_head"]["kernel"]
+
+
+def unembedding(params, config: DecoderConfig):
+    """[D, V], the matrix from hidden states to logits, as an array."""
+    matrix = _unembedding(params, config)
+    return matrix.dequantize(config.dtype) if isinstance(matrix, Int8Matrix) else matrix
 
 
 def logits_of(params, config: DecoderConfig, hidden):
     """float32[..., V] logits of [..., D] hidden states, accumulated in float32."""
-    return jnp.matmul(hidden, unembedding(params, config).astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return matmul(hidden, _unembedding(params, config))
 
 
 def forward(params, config: DecoderConfig, tokens, *, positions=None, valid=None):
@@ -197,7 +212,7 @@ def extend(params, config: DecoderConfig, tokens, count, cache: KVCache):
     positions = cache.lengths[:, None] + jnp.arange(N)
     kv_lengths = cache.lengths + count
     cos, sin = rotary_angles(config, positions)
-    x = params["embed_tokens"][tokens].astype(config.dtype)
+    x = embed(params["embed_tokens"], tokens, config.dtype)
     for index, layer_params in enumerate(params["layers"]):
 
         def read_kv(q, k, v):

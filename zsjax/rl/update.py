@@ -18,6 +18,7 @@ import optax
 from zsjax.models import decoder
 from zsjax.rl import losses, roles
 from zsjax.rl.logprobs import token_logprobs
+from zsjax.rl.master_weights import with_master_weights
 
 
 def ppo_clip_loss(batch, logprobs, *, loss_mask, entropy=None, values=None, **hyper):
@@ -47,6 +48,7 @@ def make_optimizer(config, steps):
 
     The rate rises linearly to `learning_rate` over `warmup_steps` (the first step already moves), then follows the
     schedule to `final_fraction` of it at step `steps`. Weight decay applies to matrices only. `clip_norm` 0 is no clip.
+    With `master_weights`, parameters narrower than float32 are updated in float32 copies (zsjax.rl.master_weights).
 
     Args:
       config: OptimizerConfig.
@@ -72,7 +74,14 @@ def make_optimizer(config, steps):
 
     matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
     adamw = optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=matrices)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+    chain = optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+    return with_master_weights(chain) if config.master_weights else chain
+
+
+def trained_alone(params, frozen):
+    """The model where nothing is frozen: what is trained is all there is."""
+    del frozen
+    return params
 
 
 def _model_logprobs(params, config, tokens, valid, **options):
@@ -152,7 +161,8 @@ def _divide(x, weight):
 
 
 def make_update(model_config, loss, optimizer, *, chunk, temperature=1.0, remat=False, microbatch_rows=0, kl_coef=0.0,
-                kl_kind="k3", entropy_coef=0.0, reduction="token_mean", invert_mask=False, **loss_hyper):
+                kl_kind="k3", entropy_coef=0.0, reduction="token_mean", invert_mask=False, assemble=trained_alone,
+                **loss_hyper):
     """Makes one optimizer step of reinforcement learning.
 
     The objective that is minimised, with the mask roles == POLICY and sums over the whole batch, is
@@ -174,11 +184,12 @@ def make_update(model_config, loss, optimizer, *, chunk, temperature=1.0, remat=
       entropy_coef: > 0 rewards entropy.
       reduction: see `losses.aggregate`; the bare name "fixed_length" stands for ("fixed_length", T).
       invert_mask: an ablation that trains on every token but the policy's; the caller broadcasts the advantages.
+      assemble: (params, frozen) -> the decoder's parameters, where what is trained is not the whole model (LoRA).
       **loss_hyper: given to the loss.
 
     Returns:
-      update(params, opt_state, batch: TokenBatch) -> (params, opt_state, info), jitted, with params and opt_state
-      donated. info: dict of float32[]: loss (all terms), grad_norm (before clipping), weight (the loss's), entropy and
+      update(params, opt_state, batch: TokenBatch, frozen=None) -> (params, opt_state, info), jitted, with params and
+      opt_state donated; frozen is a pytree for `assemble`. info: dict of float32[]: loss (all terms), grad_norm (before clipping), weight (the loss's), entropy and
       kl (k3, 0 without ref_logprobs) in nats per token, ratio_mean, approx_kl, clip_fraction (0 unless the loss
       tells), nonfinite (1 if loss or gradient was not finite: then params and opt_state are unchanged, as they are
       when the weight is 0), and what the loss's info adds.
@@ -218,20 +229,21 @@ def make_update(model_config, loss, optimizer, *, chunk, temperature=1.0, remat=
         penalty_sum, penalty_weight = losses.aggregate(penalty, loss_mask=mask, reduction=how)
         return loss_sum, weight, penalty_sum, penalty_weight, metrics | info
 
-    def objective(params, batch, scale):
-        logprobs, entropy = _model_logprobs(params, model_config, batch.tokens, roles.attention_mask(batch.roles),
-                                            remat=remat, chunk=chunk, temperature=temperature)
+    def objective(params, batch, scale, frozen):
+        logprobs, entropy = _model_logprobs(assemble(params, frozen), model_config, batch.tokens,
+                                            roles.attention_mask(batch.roles), remat=remat, chunk=chunk,
+                                            temperature=temperature)
         loss_sum, weight, penalty_sum, _, metrics = terms(batch, logprobs, entropy)
         if kl_coef or entropy_coef:
             loss_sum = loss_sum + scale * penalty_sum
         return loss_sum, {"weight": weight, "metrics": metrics}
 
-    def update(params, opt_state, batch):
+    def update(params, opt_state, batch, frozen=None):
         # The loss's weight over the penalty's: 1 for the registered losses. Both weights come from masks, so XLA drops
         # the rest of this call.
         _, weight, _, penalty_weight, _ = terms(batch, batch.old_logprobs, jnp.zeros_like(batch.old_logprobs))
         scale = _divide(weight, penalty_weight)
-        value_and_grad = lambda params, part: jax.value_and_grad(objective, has_aux=True)(params, part, scale)
+        value_and_grad = lambda *given: jax.value_and_grad(objective, has_aux=True)(*given, scale, frozen)
         (loss_sum, sums), grads = _accumulate(value_and_grad, params, batch, microbatch_rows)
         weight = sums["weight"]
         grads = jax.tree.map(lambda g: _divide(g, weight), grads)
@@ -244,28 +256,29 @@ def make_update(model_config, loss, optimizer, *, chunk, temperature=1.0, remat=
     return jax.jit(update, donate_argnums=(0, 1))
 
 
-def make_supervised_update(model_config, optimizer, *, chunk, remat=False, microbatch_rows=0):
+def make_supervised_update(model_config, optimizer, *, chunk, remat=False, microbatch_rows=0, assemble=trained_alone):
     """Makes one optimizer step of weighted next-token prediction, -sum(w_t log p(token_t)) / sum(w_t).
 
     Args:
-      model_config, optimizer, chunk, remat, microbatch_rows: as `make_update`.
+      model_config, optimizer, chunk, remat, microbatch_rows, assemble: as `make_update`.
 
     Returns:
-      update(params, opt_state, tokens int32[B, T], weights float32[B, T], valid bool[B, T]) -> (params, opt_state,
-      info), jitted, with params and opt_state donated. weights[b, t] >= 0 is the weight of predicting tokens[b, t]; it
+      update(params, opt_state, tokens int32[B, T], weights float32[B, T], valid bool[B, T], frozen=None) -> (params,
+      opt_state, info), jitted, with params and opt_state donated. weights[b, t] >= 0 is the weight of predicting tokens[b, t]; it
       is ignored at position 0 and where `valid` (a prefix of each row) is False. info: loss (nats per unit of
       weight), grad_norm, weight, nonfinite; what holds for them in `make_update` holds here.
     """
 
-    def objective(params, part):
+    def objective(params, part, frozen):
         tokens, weights, valid = part
-        logprobs, _ = _model_logprobs(params, model_config, tokens, valid, remat=remat, chunk=chunk, with_entropy=False)
+        logprobs, _ = _model_logprobs(assemble(params, frozen), model_config, tokens, valid, remat=remat, chunk=chunk,
+                                      with_entropy=False)
         used = valid & (weights != 0) & (jnp.arange(tokens.shape[1]) > 0)
         weights = jnp.where(used, weights, 0).astype(jnp.float32)
         return -(weights * jnp.where(used, logprobs, 0)).sum(), weights.sum()
 
-    def update(params, opt_state, tokens, weights, valid):
-        value_and_grad = jax.value_and_grad(objective, has_aux=True)
+    def update(params, opt_state, tokens, weights, valid, frozen=None):
+        value_and_grad = lambda *given: jax.value_and_grad(objective, has_aux=True)(*given, frozen)
         (loss_sum, weight), grads = _accumulate(value_and_grad, params, (tokens, weights, valid), microbatch_rows)
         grads = jax.tree.map(lambda g: _divide(g, weight), grads)
         loss = _divide(loss_sum, weight)
