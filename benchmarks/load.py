@@ -22,8 +22,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 def resident() -> dict[str, int]:
     """Bytes: now and peak, anonymous and mapped from files."""
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.startswith(("VmHWM", "VmRSS", "RssAnon"))}
-    return found
+    return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines
+            if line.startswith(("VmHWM", "VmRSS", "RssAnon"))}
 
 
 def load(folder: str, dtype: str | None):

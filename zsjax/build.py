@@ -1,6 +1,8 @@
 """The objects that a config names: tokenizer, models, questions, corpora, engines, simulator."""
 
 import dataclasses
+import functools
+import logging
 import pathlib
 
 import jax
@@ -88,13 +90,21 @@ def engine(name: str, config: Config, source: str, *, drop_best: float = 0.0):
 
 
 def simulator(config: Config, model_config: DecoderConfig, params, tokenizer) -> Simulator:
-    search = config.search
+    search, template = config.search, SimulatorTemplate.load(config.prompts.simulator)
+    if config.prompts.simulator_chat:
+        template = template.in_chat(tokenizer)
+    _tell_form(template.name, config.prompts.simulator_chat)
     return Simulator(
-        config=model_config, params=params, tokenizer=tokenizer,
-        template=SimulatorTemplate.load(config.prompts.simulator), num_documents=search.num_documents,
+        config=model_config, params=params, tokenizer=tokenizer, template=template, num_documents=search.num_documents,
         max_document_tokens=search.max_document_tokens, max_query_tokens=search.max_query_tokens,
         max_question_tokens=config.rollout.max_prompt_tokens, temperature=search.temperature, top_p=search.top_p,
         shuffle_documents=search.shuffle_documents)
+
+
+@functools.cache  # once a run
+def _tell_form(template: str, chat: bool):
+    form = "in the tokenizer's chat template" if chat else "as plain text"
+    logging.info("simulator prompts: template %r %s", template, form)
 
 
 def frozen(config: ModelConfig, simulator: Simulator) -> Simulator:

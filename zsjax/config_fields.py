@@ -69,12 +69,16 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PromptsConfig:
-    """Names of prompt templates: "tiny_world", "default", or a path of a template file. Chat: apply the tokenizer's
-    chat template to the policy's prompt."""
+    """Names of prompt templates: "tiny_world", "default", or a path of a template file.
+
+    chat, simulator_chat: the policy's and the simulator's prompt are put into the tokenizer's chat template, which
+      instruct models want; base models read plain text.
+    """
 
     policy: str = "default"
     simulator: str = "default"
     chat: bool = False
+    simulator_chat: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -189,10 +189,10 @@ def make_update(model_config, loss, optimizer, *, chunk, temperature=1.0, remat=
 
     Returns:
       update(params, opt_state, batch: TokenBatch, frozen=None) -> (params, opt_state, info), jitted, with params and
-      opt_state donated; frozen is a pytree for `assemble`. info: dict of float32[]: loss (all terms), grad_norm (before clipping), weight (the loss's), entropy and
-      kl (k3, 0 without ref_logprobs) in nats per token, ratio_mean, approx_kl, clip_fraction (0 unless the loss
-      tells), nonfinite (1 if loss or gradient was not finite: then params and opt_state are unchanged, as they are
-      when the weight is 0), and what the loss's info adds.
+      opt_state donated; frozen is a pytree for `assemble`. info: dict of float32[]: loss (all terms), grad_norm (before
+      clipping), weight (the loss's), entropy and kl (k3, 0 without ref_logprobs) in nats per token, ratio_mean,
+      approx_kl, clip_fraction (0 unless the loss tells), nonfinite (1 if loss or gradient was not finite: then params
+      and opt_state are unchanged, as they are when the weight is 0), and what the loss's info adds.
 
     Raises:
       ValueError: kl_kind "k1" or unknown, an unknown loss; while tracing, rows that microbatch_rows does not divide, or
@@ -264,9 +264,9 @@ def make_supervised_update(model_config, optimizer, *, chunk, remat=False, micro
 
     Returns:
       update(params, opt_state, tokens int32[B, T], weights float32[B, T], valid bool[B, T], frozen=None) -> (params,
-      opt_state, info), jitted, with params and opt_state donated. weights[b, t] >= 0 is the weight of predicting tokens[b, t]; it
-      is ignored at position 0 and where `valid` (a prefix of each row) is False. info: loss (nats per unit of
-      weight), grad_norm, weight, nonfinite; what holds for them in `make_update` holds here.
+      opt_state, info), jitted, with params and opt_state donated. weights[b, t] >= 0 is the weight of predicting
+      tokens[b, t]; it is ignored at position 0 and where `valid` (a prefix of each row) is False. info: loss (nats per
+      unit of weight), grad_norm, weight, nonfinite; what holds for them in `make_update` holds here.
     """
 
     def objective(params, part, frozen):

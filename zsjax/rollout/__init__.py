@@ -4,6 +4,7 @@
 program; everything else is driven from the host, with the same compiled pieces.
 """
 
+import functools
 import logging
 
 import jax
@@ -37,6 +38,7 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
       Raises ValueError when a prompt is longer than config.rollout.max_prompt_tokens: prompts are never cut.
     """
     template = PolicyTemplate.load(config.prompts.policy)
+    _tell_form(template.name, config.prompts.chat)
     encode = lambda text: np.array(tokenizer.encode(text), np.int32)
     env = pieces.Environment(
         policy=policy_config,
@@ -69,6 +71,12 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
 
     rollout.tokenizer = tokenizer
     return rollout
+
+
+@functools.cache  # once a run, not once for each of its rollouts
+def _tell_form(template: str, chat: bool):
+    form = "in the tokenizer's chat template" if chat else "as plain text (an instruct model wants prompts.chat=true)"
+    logging.info("policy prompts: template %r %s", template, form)
 
 
 def encode_prompts(template, tokenizer, questions, size: int, chat: bool = False):

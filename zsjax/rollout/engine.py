@@ -26,7 +26,7 @@ import numpy as np
 
 from zsjax import types
 from zsjax.models.cache import KVCache, init_cache, repeat_rows
-from zsjax.models.decoder import DecoderConfig, extend, logits_of
+from zsjax.models.decoder import DecoderConfig, cast_matrices, extend, logits_of
 from zsjax.sampling.logits import row_keys, sample
 from zsjax.sampling.prefill import prefill
 from zsjax.sampling.splice import append, concatenate, take_span
@@ -284,6 +284,9 @@ def simulated(policy_params, simulator_params, env: Environment, tables: Tables,
         question_key.
       noise: float32[], P(noisy). temperature: float32[], of the policy. key: the step's key.
     """
+    # Cast once, outside of all loops.
+    policy_params = cast_matrices(policy_params, env.policy)
+    simulator_params = cast_matrices(simulator_params, simulator.config)
     policy_key, simulator_key, noise_key = (jax.random.fold_in(key, i) for i in range(3))
     repeat = lambda x: jnp.repeat(x, env.group_size, axis=0)
     question, answers, question_key = jax.tree.map(

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from zsjax import types
+from zsjax.models.decoder import cast_matrices
 from zsjax.rollout import engine as pieces
 from zsjax.search.engine import SearchContext
 from zsjax.search.prompts import format_document
@@ -53,17 +54,18 @@ class HostRollout:
     def __init__(self, env, tables, search_engine, tokenizer, document_format: str):
         self.env, self.tables, self.engine, self.tokenizer = env, tables, search_engine, tokenizer
         self.document_format = document_format
+        cast = lambda params: cast_matrices(params, env.policy)  # once a call, outside of its loop
         self._start = jax.jit(lambda params, prompts, lengths, group_id: pieces.start(
-            params, env, prompts, lengths, group_id))
+            cast(params), env, prompts, lengths, group_id))
 
         def turn(params, tables, state, key, temperature, noise):
-            state = pieces.generate_turn(params, env, tables, state, jax.random.fold_in(key, 0), temperature)
+            state = pieces.generate_turn(cast(params), env, tables, state, jax.random.fold_in(key, 0), temperature)
             state, query = pieces.queries(env, tables, state)
             return state, query, pieces.coins(env, state, noise, jax.random.fold_in(key, 2))
 
         self._turn = jax.jit(turn, donate_argnums=2)
         self._insert = jax.jit(lambda params, state, documents, lengths, count, noisy: pieces.insert(
-            params, env, state, documents, lengths, count, noisy), donate_argnums=1)
+            cast(params), env, state, documents, lengths, count, noisy), donate_argnums=1)
 
     def __call__(self, params, inputs, questions, noise, temperature, key) -> types.Episodes:
         env = self.env

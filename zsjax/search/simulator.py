@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zsjax.models.cache import init_cache
-from zsjax.models.decoder import DecoderConfig, extend, logits_of
+from zsjax.models.decoder import DecoderConfig, cast_matrices, extend, logits_of
 from zsjax.sampling.logits import sample
 from zsjax.sampling.prefill import prefill
 from zsjax.sampling.splice import concatenate
@@ -193,6 +193,7 @@ class Simulator:
     def write(self, params, tables: Tables, requests: Requests, key) -> Replies:
         """Reads the prompts of the active requests and writes their documents. Pure; traced inside the rollout."""
         config, k, N = self.config, self.num_documents, self.max_document_tokens
+        params = cast_matrices(params, config)
         tokens, lengths = self.prompts(requests)
         B = tokens.shape[0]
         # A blank line costs a step and is no document; k of them are borne.
