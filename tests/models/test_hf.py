@@ -351,3 +351,12 @@ def test_what_transformers_cannot_run_is_not_saved(params, tmp_path):
     with pytest.raises(ValueError, match="do not fit"):
         save_hf(tmp_path / "model", CONFIG, {"embed_tokens": params["embed_tokens"]})
     assert not (tmp_path / "model").exists()
+
+
+def test_names_of_the_hub_in_a_config():
+    from zsjax import config as configuration
+
+    resolve = lambda name: configuration.resolve({"policy": {"init": name}, "search": {"engine": "empty"}})
+    assert resolve("hf:Qwen/Qwen2.5-0.5B").policy.init == "hf:Qwen/Qwen2.5-0.5B"
+    with pytest.raises(configuration.ConfigError, match="policy.init = 'hf:Qwen'.*hf:OWNER/NAME"):
+        resolve("hf:Qwen")

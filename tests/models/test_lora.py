@@ -49,7 +49,8 @@ def test_attached_equals_merged_and_the_formula(params):
     adapters = random_adapters()
     merged = lora.merge(params, adapters, LORA)
     pair = adapters["layers"][1]["attn"]["q_proj"]
-    expected = np.asarray(params["layers"][1]["attn"]["q_proj"]["kernel"]) + 3 * np.asarray(pair["a"]) @ np.asarray(pair["b"])
+    kernel, a, b = map(np.asarray, (params["layers"][1]["attn"]["q_proj"]["kernel"], pair["a"], pair["b"]))
+    expected = kernel + 3 * a @ b
     np.testing.assert_allclose(merged["layers"][1]["attn"]["q_proj"]["kernel"], expected, atol=1e-6)
     attached = forward(lora.attach(params, adapters, LORA), CONFIG, TOKENS)
     np.testing.assert_allclose(attached, forward(merged, CONFIG, TOKENS), atol=1e-5)

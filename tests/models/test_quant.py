@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zsjax.config import ModelConfig
+from zsjax import build
+from zsjax import config as configuration
+from zsjax.config import ConfigError, ModelConfig
 from zsjax.models import forward, init_params, lora, num_params
 from zsjax.models.decoder import cast_matrices, unembedding
 from zsjax.models.layers import DecoderConfig
@@ -65,3 +67,14 @@ def test_bytes(name):
     config = PRESETS[name]
     shapes = jax.eval_shape(lambda: quantize(init_params(config, jax.random.key(0), jnp.bfloat16)))
     assert num_bytes(shapes) <= 0.55 * 2 * num_params(config)
+
+
+def test_only_the_simulator_that_plays_is_quantized(model):
+    config, params = model
+    playing = dataclasses.make_dataclass("Playing", ["params"])(params)
+    assert build.frozen(ModelConfig(), playing) is playing
+    frozen = build.frozen(ModelConfig(quantize="int8"), playing)
+    assert num_bytes(frozen.params) < 0.3 * num_bytes(params)
+    assert {x.dtype for x in jax.tree.leaves(playing.params)} == {jnp.dtype("float32")}
+    with pytest.raises(ConfigError, match="policy.quantize.*no gradient"):
+        configuration.resolve({"policy": {"quantize": "int8"}})
