@@ -124,14 +124,14 @@ def _compiled_peak(plan: Plan, line: dict) -> float:
         return float("inf")
     always = {f.name: f.bytes for f in plan.figures if f.phase == memory.ALWAYS}
     own = line["arguments"] + line["outputs"] - line["aliased"] + line["temporaries"] + line["code"]
-    needed = {"update": ("policy parameters", "optimizer state"), "score": ("policy parameters",),
-              "rollout": ("simulator parameters",)}[line["program"]]
+    policy = ("policy parameters", "adapters", "frozen policy parameters, also the reference")
+    needed = {"update": (*policy, "optimizer state"), "score": policy, "rollout": ("simulator parameters",)}[line["program"]]
     return own + sum(size for name, size in always.items() if name not in needed)
 
 
 # Fields that make a step smaller, in the order in which they cost least: (field, value of the config and the setup).
 _CHANGES: list[tuple[str, Callable]] = [
-    ("train.remat", lambda config, setup: True),
+    ("train.remat", lambda config, setup: "layers"),
     ("train.microbatch_rows", lambda config, setup: setup.shards),
     ("mesh.fsdp", lambda config, setup: -1 if config.mesh.data != -1 else setup.target.devices // setup.tensor),
     ("simulator.param_dtype", lambda config, setup: "bfloat16"),
