@@ -27,6 +27,8 @@ setup(
         "orbax-checkpoint>=0.12",
         "numpy>=2.0",
         "ml-collections>=1.1",
+        "safetensors>=0.8",  # reads and writes bfloat16 as numpy
+        "huggingface-hub>=1.0",
         "transformers>=5.0",
         "tokenizers>=0.22",
         "jinja2>=3.1",  # transformers' chat templates
@@ -43,7 +45,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
         "plan": ["jax[tpu]>=0.10.2,<0.12"],  # the TPU's compiler (libtpu), which needs no TPU
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.8", "torch==2.13.0",
-                 "safetensors>=0.7", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6", "matplotlib>=3.9"],
+                 "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6", "matplotlib>=3.9"],
         "notebooks": ["jupyterlab>=4", "matplotlib>=3.9", "ipykernel>=6"],
     },
 )

@@ -57,8 +57,8 @@ def get_config(arg=None):
     c.curriculum = dict(schedule="zero_search", start=0.0, end=0.5)
     c.algorithm = dict(advantage=arg.algorithm, loss="ppo_clip", kl_coef=1e-3, kl_kind="k3")
     c.optimizer = dict(learning_rate=1e-6, warmup_steps=int(0.285 * arg.steps), clip_norm=1.0)
-    c.train = dict(steps=arg.steps, questions_per_step=64, group_size=5, microbatch_rows=8, remat="layers", logprob_chunk=256,
-                   eval_every=50, eval_questions=128)
+    c.train = dict(steps=arg.steps, questions_per_step=64, group_size=5, microbatch_rows=8, remat="layers",
+                   logprob_chunk=256, eval_every=50, eval_questions=128)
     c.evaluate = dict(batch_rows=64)
     # One row a device at a time; a 14B simulator is cut over two devices, which with 8 makes 4 shards of rows.
     c.mesh = dict(data=1, fsdp=-1, tensor=2 if arg.simulator == "14b" else 1)

@@ -59,6 +59,22 @@ def test_exact_figures_are_what_a_device_holds():
     assert peaks["update"] > peaks["score"] > sum(f.bytes for f in figures.values() if f.phase == memory.ALWAYS)
 
 
+
+def test_adapters_and_int8_are_counted_as_they_are():
+    changed = SMALL | dict(policy=SMALL["policy"] | dict(lora=dict(rank=2), param_dtype="bfloat16"),
+                           simulator=SMALL["simulator"] | dict(quantize="int8", param_dtype="bfloat16"))
+    plain, setup = (prepare(resolve(config), read_target("h100:8")) for config in (SMALL, changed))
+    before, after = ({f.name: f.bytes for f in memory.footprint(s)} for s in (plain, setup))
+    assert "reference parameters" not in after
+    assert after["frozen policy parameters, also the reference"] == before["policy parameters"] // 2
+    assert after["optimizer state"] == pytest.approx(2 * after["adapters"], abs=16) and after["adapters"] > 0
+    assert after["simulator parameters"] < 0.35 * before["simulator parameters"]
+    arguments = aot.measure(aot.programs(setup, jax.devices())["update"]().compile())["arguments"]
+    batch = 4 * (64 * (4 + 1 + 3 * 4) + 1)
+    held = [after[name] for name in ("adapters", "frozen policy parameters, also the reference", "optimizer state")]
+    assert arguments == sum(held) + batch
+
+
 def test_flops_are_those_that_xla_counts():
     model, B, T = DecoderConfig(**SHAPE | dict(embed_dim=128, mlp_dim=256)), 2, 32
     params = memory.param_shapes(model, "float32")
@@ -69,9 +85,10 @@ def test_flops_are_those_that_xla_counts():
 
 
 def test_residuals_under_remat_are_the_layers_inputs():
-    kept = [memory.residual_bytes(DecoderConfig(**SHAPE | dict(num_layers=n)), 3, 16, "layers", jnp.float32) for n in (1, 2, 3)]
+    model = DecoderConfig(**SHAPE)
+    kept = [memory.residual_bytes(dataclasses.replace(model, num_layers=n), 3, 16, "layers", jnp.float32) for n in (1, 2, 3)]
     assert kept[2] - kept[1] == kept[1] - kept[0] == 3 * 16 * 32 * 4
-    assert memory.residual_bytes(DecoderConfig(**SHAPE), 3, 16, "none", jnp.float32) > 3 * kept[1]
+    assert memory.residual_bytes(model, 3, 16, "none", jnp.float32) > 3 * kept[1]
 
 
 def test_programs_are_those_that_train_calls():

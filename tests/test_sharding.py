@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zsjax.config import MeshConfig, OptimizerConfig
-from zsjax.models.decoder import forward, init_params
+from zsjax.config import LoraConfig, MeshConfig, OptimizerConfig
+from zsjax.models import lora
+from zsjax.models.decoder import forward, init_params, specs_of
 from zsjax.models.layers import DecoderConfig
 from zsjax.models.presets import PRESETS
+from zsjax.models.quant import quantize
 from zsjax.rl.update import make_optimizer, make_update
 from zsjax.sampling import decode
 from zsjax.sampling.decode import generate
@@ -198,3 +200,33 @@ def test_for_decoding_is_whole_over_fsdp_and_in_the_dtype_of_use(params):
     np.testing.assert_array_equal(gate, params["layers"][0]["mlp"]["gate_proj"]["kernel"].astype(jnp.bfloat16))
     assert for_decoding(ready, config, mesh) is ready
     assert for_decoding(params, config, None) is params
+
+
+@pytest.mark.parametrize("kind", ["adapters", "int8"])
+def test_adapters_and_int8_matrices_lie_as_the_matrices_they_change(params, kind):
+    mesh, adapters = make_mesh(dict(fsdp=4, tensor=2)), LoraConfig(rank=2)
+    pairs = jax.tree.map(lambda x: x + 0.1, lora.init_adapters(CONFIG, adapters, jax.random.key(1)))
+    tree = lora.attach(params, pairs, adapters) if kind == "adapters" else quantize(params)
+    cut = reshard(tree, param_shardings(CONFIG, mesh, TRAIN_RULES, specs_of(tree, CONFIG)))
+    ready = for_decoding(cut, CONFIG, mesh)
+    assert for_decoding(ready, CONFIG, mesh) is ready
+    gate, down = (ready["layers"][0]["mlp"][name] for name in ("gate_proj", "down_proj"))
+    if kind == "adapters":
+        halved, whole = (gate["kernel"], gate["lora_b"], down["lora_a"]), (gate["lora_a"], down["lora_b"])
+    else:
+        halved, whole = (gate["kernel"].values, gate["kernel"].scale, down["kernel"].values), (down["kernel"].scale,)
+    assert all(x.addressable_shards[0].data.size == x.size // 2 for x in halved)
+    assert all(x.addressable_shards[0].data.size == x.size for x in whole)
+    tokens, _ = _batch()
+    one = jax.jit(forward, static_argnums=1)(tree, CONFIG, tokens)
+    many = on(mesh, jax.jit(forward, static_argnums=1))(ready, CONFIG, jax.device_put(tokens, row_sharding(mesh)))
+    np.testing.assert_allclose(np.asarray(many), one, atol=1e-5)
+
+
+def test_copies_of_bfloat16_weights_lie_as_the_weights(params):
+    mesh = make_mesh(dict(fsdp=4, tensor=2))
+    narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    cut = reshard(narrow, param_shardings(CONFIG, mesh, TRAIN_RULES))
+    state = ADAM.init(cut)
+    for x, copy in zip(jax.tree.leaves(cut), jax.tree.leaves(state.master)):
+        assert copy.dtype == jnp.float32 and copy.sharding.is_equivalent_to(x.sharding, x.ndim)

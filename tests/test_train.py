@@ -111,6 +111,21 @@ def test_what_steers_a_run_survives_a_kill(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
+
+def test_adapters_beside_a_value_model_go_on_after_a_kill(tmp_path):
+    sections = dict(algorithm=preset("ppo"), policy=dict(lora=dict(rank=2)), train=dict(microbatch_tokens=64))
+    best = []
+    given = dict(evaluate_now=lambda params: {"eval/em": float(len(best))}, save_best=best.append)
+    params, whole = run(tmp_path / "run", given=given, **sections)
+    assert whole[0]["kl"] == pytest.approx(0, abs=1e-6) and whole[1]["kl"] > 1e-6  # the reference is what it was
+    assert whole[0]["value/loss"] > 0 and jax.tree.structure(best[0]) == jax.tree.structure(PARAMS)  # merged
+    changed = [np.abs(a - b).max() > 0 for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(PARAMS), strict=True)]
+    assert sum(changed) == 7  # the seven projections of the layer
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "train" / "2")
+    again, resumed = run(tmp_path / "run", given=given, **sections)
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
 def test_functions_of_ones_own(tmp_path):
     def loss(batch, logprobs, *, loss_mask, entropy, values, reduction, clip_low, clip_high):
         total = -(batch.advantages * logprobs * loss_mask).sum()

@@ -27,6 +27,7 @@ from zsjax.config_fields import (
     EvaluateConfig,
     GatesConfig,
     HealthConfig,
+    LoraConfig,
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
@@ -40,9 +41,9 @@ from zsjax.config_fields import (
 )
 
 __all__ = ["MAY_CHANGE", "STAGES", "AlgorithmConfig", "CollectConfig", "Config", "CurriculumConfig", "DataConfig",
-           "EvaluateConfig", "GatesConfig", "HealthConfig", "MeshConfig", "ModelConfig", "OptimizerConfig", "PromptsConfig",
-           "RewardConfig", "RolloutConfig", "SearchConfig", "SupervisedConfig", "TrainConfig", "UserError", "ValueConfig",
-           "Problem", "ConfigError",
+           "EvaluateConfig", "GatesConfig", "HealthConfig", "LoraConfig", "MeshConfig", "ModelConfig", "OptimizerConfig",
+           "PromptsConfig", "RewardConfig", "RolloutConfig", "SearchConfig", "SupervisedConfig", "TrainConfig", "UserError",
+           "ValueConfig", "Problem", "ConfigError",
            "parse_arg", "resolve", "to_json", "from_json", "diff", "check_resume", "write_config"]
 
 

@@ -13,14 +13,31 @@ MAY_CHANGE = ("name", "train.checkpoint_every", "train.keep_checkpoints", "train
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Train low-rank adapters instead of the model (zsjax.models.lora); merged where the model is saved.
+
+    rank: 0 trains the model itself.
+    alpha: adapters are scaled by alpha / rank.
+    targets: projections that get one: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """A decoder and where its weights come from.
 
-    init: "asset:NAME" (carried with the package), a folder in Hugging Face's form, a run's checkpoint folder, or
-      "random".
+    init: "asset:NAME" (carried with the package), a folder in Hugging Face's form, a run's checkpoint folder,
+      "hf:OWNER/NAME" (the Hugging Face hub, where there is a network), or "random".
     shape: fields of DecoderConfig, for `init="random"`; otherwise read from the checkpoint.
     positional_bias_init: whether random layer-0 heads start as "attend n tokens back" (zsjax.models.init).
     dtype: dtype of the activations; parameters are kept in `param_dtype`.
+    attention: "auto" takes the platform's kernel (zsjax.models.attention); "xla", "cudnn" or "splash" that one or none.
+    check_finite: refuse a checkpoint with NaN or infinite weights.
+    quantize: "int8" stores the weights of the frozen simulator in half of bfloat16's bytes; "none".
     """
 
     init: str = "random"
@@ -28,6 +45,10 @@ class ModelConfig:
     positional_bias_init: bool = False
     dtype: str = "float32"
     param_dtype: str = "float32"
+    attention: str = "auto"
+    check_finite: bool = False
+    quantize: str = "none"
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +69,16 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PromptsConfig:
-    """Names of prompt templates: "tiny_world", "default", or a path of a template file. Chat: apply the tokenizer's
-    chat template to the policy's prompt."""
+    """Names of prompt templates: "tiny_world", "default", or a path of a template file.
+
+    chat, simulator_chat: the policy's and the simulator's prompt are put into the tokenizer's chat template, which
+      instruct models want; base models read plain text.
+    """
 
     policy: str = "default"
     simulator: str = "default"
     chat: bool = False
+    simulator_chat: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +166,7 @@ class OptimizerConfig:
     chain: any optax chain in place of clip and AdamW: dicts of a transformation's name in optax and its arguments, as
       [dict(name="clip_by_global_norm", max_norm=1.0), dict(name="lion", learning_rate="schedule")]; the text
       "schedule" stands for the learning-rate schedule. b1, b2, weight_decay and clip_norm are then not read.
+    master_weights: parameters narrower than float32 are updated in float32 copies, which the optimizer keeps.
     """
 
     learning_rate: float = 1e-6
@@ -152,6 +178,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     chain: tuple[dict, ...] = ()
+    master_weights: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -208,8 +208,8 @@ def _check_devices(config):
 def _is_about_input(error) -> bool:
     """Whether an error came out of code that reads the user's files: its message names the file and the mend."""
     package = pathlib.Path(__file__).parent
-    readers = (package / "data", package / "models" / "hf.py", package / "search" / "prompts.py",
-               package / "rollout" / "__init__.py")
+    readers = (package / "data", package / "search" / "prompts.py", package / "rollout" / "__init__.py",
+               *(package / "models" / f"{name}.py" for name in ("hf", "hf_config", "hub", "tensor_files", "attention")))
     files = [pathlib.Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
     last = next((file for file in reversed(files) if file.is_relative_to(package)), None)
     return last is not None and any(last.is_relative_to(reader) for reader in readers)

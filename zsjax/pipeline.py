@@ -203,7 +203,7 @@ def tune_simulator(run: Run):
 
     simulator = tune.tune(run.config, run.simulator("simulator_base"), run.path("searches.jsonl"), writer=run.writer,
                           directory=run.path("checkpoints") / "tune_simulator", config_json=run.config_json)
-    check_simulator(run, simulator)
+    check_simulator(run, build.frozen(run.config.simulator, simulator))  # as it will play
     run.save_model("simulator", simulator.config, simulator.params)
 
 
@@ -230,7 +230,7 @@ def train(run: Run):
     config = run.config
     model, params = run.policy("base", rules=sharding.TRAIN_RULES)
     if config.search.engine == "simulator":
-        engine = run.simulator("simulator", "simulator_base", spread=True)
+        engine = build.frozen(config.simulator, run.simulator("simulator", "simulator_base", spread=True))
     else:
         engine = build.engine(config.search.engine, config, config.data.corpus)
     params = train(config, run.workdir, policy_config=model, params=params, tokenizer=run.tokenizer, engine=engine,
@@ -353,12 +353,10 @@ def export(config: Config, workdir, out) -> pathlib.Path:
     Raises:
       UserError: the run has no policy yet, or `out` exists.
     """
-    import jax.numpy as jnp
-
     from zsjax.checkpoint import Checkpointer
+    from zsjax.models import lora
     from zsjax.models.hf import save_hf
-    from zsjax.rl.update import make_optimizer
-    from zsjax.types import TrainState
+    from zsjax.train import make_optimizers, start_state
 
     workdir, out = pathlib.Path(workdir), pathlib.Path(out)
     if out.exists():
@@ -372,13 +370,14 @@ def export(config: Config, workdir, out) -> pathlib.Path:
             if not folder.is_dir():
                 raise UserError(f"{workdir} has neither models/policy nor checkpoints/train: train first")
             model, params = context.policy("base")
-            optimizer = make_optimizer(config.optimizer, 1)
-            template = TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params),
-                                  key=jax.random.key_data(jax.random.key(0)))
+            template, frozen = start_state(config, model, params, make_optimizers(config),
+                                           sharding.make_mesh({}, jax.devices()[:1]))
             with Checkpointer(folder) as checkpoints:
                 restored = checkpoints.restore(template)
             if restored is None:
                 raise UserError(f"{folder} holds no complete checkpoint: train first")
             params = restored[1].params
+            if frozen is not None:
+                params = lora.merge(frozen, params, config.policy.lora)
         save_hf(out, model, params, tokenizer=context.tokenizer)
     return out

@@ -16,7 +16,6 @@ import math
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -104,8 +103,13 @@ def fitting_rules(config, mesh: Mesh, rules: Mapping[str, str | None]) -> dict[s
     return fitting
 
 
-def param_shardings(config, mesh: Mesh, rules: Mapping[str, str | None]):
-    """The tree of NamedShardings of a decoder's parameters. Arguments and errors as `fitting_rules`."""
+def param_shardings(config, mesh: Mesh, rules: Mapping[str, str | None], specs=None):
+    """The tree of NamedShardings of a decoder's parameters, or of others on its axes.
+
+    Args:
+      config, mesh, rules: as `fitting_rules`, with its errors.
+      specs: a tree of ParamSpecs, such as `zsjax.models.lora.adapter_specs`; None is the decoder's.
+    """
     from zsjax.models.decoder import param_specs  # models pin their activations with `constrain`: they import us
 
     rules = fitting_rules(config, mesh, rules)
@@ -113,7 +117,7 @@ def param_shardings(config, mesh: Mesh, rules: Mapping[str, str | None]):
     def sharding(spec):
         return NamedSharding(mesh, PartitionSpec(*(rules.get(axis) if axis else None for axis in spec.axes)))
 
-    return jax.tree.map(sharding, param_specs(config), is_leaf=lambda x: hasattr(x, "axes"))
+    return jax.tree.map(sharding, param_specs(config) if specs is None else specs, is_leaf=lambda x: hasattr(x, "axes"))
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
@@ -150,7 +154,8 @@ def reshard(tree, shardings):
 
 
 def constrain(x, *axes: str | None):
-    """Pins an activation to where ACTIVATION_RULES put its logical axes, one name or None a dimension.
+    """Pins an activation to where ACTIVATION_RULES put its logical axes, one name or None a dimension; the leaves of a
+    pytree alike (an `Int8Matrix`, whose scale has a dimension of 1: it stays whole).
 
     Does nothing unless the caller runs under a mesh (`on`); mesh axes that a `shard_map` has taken, or that do not
     divide, are left out. Without pins XLA may cut activations the way fsdp cuts weights, and add up partial products
@@ -166,7 +171,7 @@ def constrain(x, *axes: str | None):
         names = tuple(name for name in ((names,) if isinstance(names, str) else names) if name in free)
         return names if names and size % math.prod(mesh.shape[name] for name in names) == 0 else None
 
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*map(cut, axes, x.shape)))
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec(*map(cut, axes, x.shape))), x)
 
 
 def on(mesh: Mesh | None, function):
@@ -223,29 +228,28 @@ def local_row_shards(mesh: Mesh) -> list[int]:
 
 def for_decoding(params, config, mesh: Mesh | None):
     """Parameters as rollouts read them: under DECODE_RULES, on this host's own part of the mesh, matrices in the dtype
-    that they are used in. What is so already is not copied."""
+    that they are used in. What is so already is not copied. They may have adapters or int8 matrices."""
     if mesh is None or mesh.size == 1:
         return params
-    mine = local_mesh(mesh)
-    here = param_shardings(config, mine, DECODE_RULES)
-    dtype = jnp.dtype(config.dtype)
-    there = lambda x, sharding: x.sharding.is_equivalent_to(sharding, x.ndim) and (x.ndim != 2 or x.dtype == dtype)
-    if all(jax.tree.leaves(jax.tree.map(there, params, here))):
+    from zsjax.models.decoder import cast_matrices, specs_of
+
+    mine, specs = local_mesh(mesh), specs_of(params, config)
+    here = param_shardings(config, mine, DECODE_RULES, specs)
+    used = jax.eval_shape(lambda params: cast_matrices(params, config), params)
+    there = lambda x, sharding, used: x.sharding.is_equivalent_to(sharding, x.ndim) and x.dtype == used.dtype
+    if all(jax.tree.leaves(jax.tree.map(there, params, here, used))):
         return params
     if mine is mesh:
-        return jax.device_put(_cast(params, config), here)
-    whole = _gathering(config, mesh)(params)
+        return jax.device_put(cast_matrices(params, config), here)
+    shardings, treedef = jax.tree.flatten(param_shardings(config, mesh, DECODE_RULES, specs))
+    whole = _gathering(config, treedef, tuple(shardings))(params)
     local = lambda x, sharding: jax.make_array_from_single_device_arrays(
         x.shape, sharding, [shard.data for shard in x.addressable_shards])
     return jax.tree.map(local, whole, here)
 
 
-def _cast(params, config):
+@functools.cache
+def _gathering(config, treedef, shardings):
     from zsjax.models.decoder import cast_matrices
 
-    return cast_matrices(params, config)
-
-
-@functools.cache
-def _gathering(config, mesh):
-    return jax.jit(lambda params: _cast(params, config), out_shardings=param_shardings(config, mesh, DECODE_RULES))
+    return jax.jit(lambda params: cast_matrices(params, config), out_shardings=treedef.unflatten(shardings))

@@ -13,6 +13,7 @@ import numpy as np
 
 from zsjax.checkpoint import Checkpointer
 from zsjax.config import SupervisedConfig
+from zsjax.models import lora as adapters
 from zsjax.rl.update import make_optimizer, make_supervised_update
 from zsjax.types import TrainState
 
@@ -20,7 +21,7 @@ LOG_EVERY = 10
 
 
 def train(config: SupervisedConfig, model_config, params, batches: Callable, *, writer, stage: str, directory,
-          config_json: str = "{}", measure: Callable | None = None):
+          config_json: str = "{}", measure: Callable | None = None, lora=None, seed: int = 0):
     """Trains a model on rows of tokens.
 
     Args:
@@ -33,6 +34,8 @@ def train(config: SupervisedConfig, model_config, params, batches: Callable, *, 
       directory: where checkpoints go; a run that was interrupted there is resumed.
       config_json: kept with the checkpoints.
       measure: params -> dict of floats, called every `checkpoint_every` steps and at the end, outside of the gradient.
+      lora: None, or LoraConfig: with a rank, adapters are trained instead of the model and merged at the end.
+      seed: of the adapters' start.
 
     Returns:
       The trained parameters.
@@ -41,7 +44,11 @@ def train(config: SupervisedConfig, model_config, params, batches: Callable, *, 
       FloatingPointError: a loss or gradient that is not finite.
     """
     optimizer = make_optimizer(config.optimizer, config.steps)
-    update = make_supervised_update(model_config, optimizer, chunk=config.logprob_chunk)
+    adapted, frozen = lora is not None and lora.rank > 0, None
+    whole = adapters.assembler(lora)
+    if adapted:
+        frozen, params = params, adapters.init_adapters(model_config, lora, jax.random.fold_in(jax.random.key(seed), 2**30))
+    update = make_supervised_update(model_config, optimizer, chunk=config.logprob_chunk, assemble=whole)
     state = TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params))
     checkpoints = Checkpointer(directory, keep=1, config_json=config_json)
     if (restored := checkpoints.restore(state)) is not None:
@@ -55,7 +62,7 @@ def train(config: SupervisedConfig, model_config, params, batches: Callable, *, 
         start = time.perf_counter()
         for step in range(first, config.steps):
             tokens, weights = batches(step)
-            params, opt_state, info = update(params, opt_state, tokens, weights, row_extent(weights))
+            params, opt_state, info = update(params, opt_state, tokens, weights, row_extent(weights), frozen)
             done = step + 1
             saves = done % config.checkpoint_every == 0 or done == config.steps
             if done % LOG_EVERY == 0 or saves:
@@ -64,12 +71,12 @@ def train(config: SupervisedConfig, model_config, params, batches: Callable, *, 
                     raise FloatingPointError(f"{stage}, step {done}: the loss or its gradient is not finite; the last good "
                                              f"state is in {directory}")
                 if saves and measure is not None:
-                    metrics |= measure(params)
+                    metrics |= measure(whole(params, frozen))
                 writer.write(done, metrics | {"time/elapsed": time.perf_counter() - start}, stage)
             if saves:
                 checkpoints.save(done, TrainState(step=jnp.int32(done), params=params, opt_state=opt_state))
     checkpoints.close()
-    return params
+    return adapters.merge(frozen, params, lora) if adapted else params
 
 
 def row_extent(weights) -> np.ndarray:

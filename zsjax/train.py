@@ -24,6 +24,7 @@ from zsjax.config import Config, CurriculumConfig, UserError
 from zsjax.episode_metrics import episode_metrics, sampler_gap, save_trajectories
 from zsjax.experience import make_player
 from zsjax.metrics import Timer, read_jsonl
+from zsjax.models import lora
 from zsjax.models.value import init_value
 from zsjax.rl import credit, roles, selection
 from zsjax.rl.batch import token_batch
@@ -46,7 +47,8 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
     """Trains the policy.
 
     Args:
-      config: the run's; train, rollout, search, reward, curriculum, algorithm, value, health and optimizer are read.
+      config: the run's; train, rollout, search, reward, curriculum, algorithm, value, health, optimizer and policy.lora
+        are read.
       workdir: where checkpoints/train and trajectories/ go; an interrupted run in it is resumed.
       policy_config, params: DecoderConfig and the starting parameters, which are also the reference. They are donated:
         copy them if you need them afterwards.
@@ -60,7 +62,7 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
       config_json: kept with the checkpoints.
 
     Returns:
-      The trained parameters.
+      The trained parameters; with `policy.lora` the adapters are merged into them.
 
     Raises:
       NonFiniteUpdate: see there.
@@ -69,28 +71,21 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
     steps, algorithm, options = config.train.steps, config.algorithm, config.train
     mesh = sharding.make_mesh(config.mesh)
     everywhere = sharding.replicated(mesh)
-    params = sharding.reshard(params, sharding.param_shardings(policy_config, mesh, sharding.TRAIN_RULES))
+    optimizers = make_optimizers(config)
+    state, frozen = start_state(config, policy_config, params, optimizers, mesh)
+    # With adapters the policy is frozen weights, which are the reference as well, and what is trained beside them.
+    adapted = frozen is not None
+    whole = lora.assembler(config.policy.lora)
+    merged = lambda trained: lora.merge(frozen, trained, config.policy.lora) if adapted else trained
     needs_reference = algorithm.track_kl or algorithm.kl_coef or algorithm.kl_target
-    reference = jax.tree.map(jnp.copy, params) if needs_reference else None
+    reference = None if not needs_reference else frozen if adapted else jax.tree.map(jnp.copy, state.params)
 
-    updates = options.minibatches * options.epochs
-    optimizer, value_optimizer = (make_optimizer(c, steps * updates) for c in (config.optimizer, config.value.optimizer))
-    passes = make_passes(config, policy_config, mesh, loss=loss or load_loss(algorithm.loss), optimizer=optimizer,
-                         value_optimizer=value_optimizer)
+    passes = make_passes(config, policy_config, mesh, loss=loss or load_loss(algorithm.loss), optimizer=optimizers[0],
+                         value_optimizer=optimizers[1], assemble=whole)
     rollout = make_rollout(policy_config, engine, tokenizer, config, mesh, group_size=options.group_size)
     play = make_player(config, rollout, stream, tokenizer)
     noise_at = curriculum(config.curriculum, steps)
 
-    # Counters lie on the mesh like the rest, or the second update would compile again.
-    on_mesh = lambda tree: jax.tree.map(lambda x: x if x.ndim else sharding.reshard(x, everywhere), tree)
-    root = jax.random.key(config.seed)
-    counters = sharding.reshard((np.int32(0), jax.random.key_data(root), start_control(config)), everywhere)
-    state = TrainState(step=counters[0], params=params, opt_state=on_mesh(optimizer.init(params)), key=counters[1],
-                       control=counters[2])
-    if algorithm.value_model:
-        value_params = init_value(policy_config, params, jax.random.fold_in(root, 2**31))
-        value_params["value_head"] = sharding.reshard(value_params["value_head"], everywhere)
-        state = state.replace(value_params=value_params, value_opt_state=on_mesh(value_optimizer.init(value_params)))
     checkpoints = Checkpointer(workdir / "checkpoints" / "train", keep=options.keep_checkpoints,
                                config_json=config_json)
     if (restored := checkpoints.restore(state)) is not None:
@@ -107,13 +102,14 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
             key = jax.random.fold_in(jax.random.wrap_key_data(np.asarray(state.key)), step)
 
             with timer("rollout"):
-                played = play(state.params, step, noise=noise, key=key)
+                policy = whole(state.params, frozen)
+                played = play(policy, step, noise=noise, key=key)
                 episodes, scores = played.episodes, played.scores
 
             with timer("score"):
                 batch = token_batch(episodes, scores).replace(row_valid=played.row_valid)
                 mask = roles.loss_mask(batch.roles) & batch.row_valid[:, None]
-                batch = batch.replace(old_logprobs=passes.logprobs(state.params, batch))
+                batch = batch.replace(old_logprobs=passes.logprobs(policy, batch))
                 if reference is not None:
                     batch = batch.replace(ref_logprobs=passes.logprobs(reference, batch))
                 if algorithm.value_model:
@@ -128,13 +124,13 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
             with timer("update"):
                 params, opt_state, infos = state.params, state.opt_state, []
                 value_params, value_opt_state, value_infos = state.value_params, state.value_opt_state, []
-                coef = (jnp.float32(control["kl_coef"]),) if algorithm.kl_target and algorithm.kl_in == "loss" else ()
+                coef = jnp.float32(control["kl_coef"]) if algorithm.kl_target and algorithm.kl_in == "loss" else None
                 for minibatch in minibatches(kept(options, batch, played), options.minibatches, options.epochs, key):
                     if algorithm.value_model:
                         value_params, value_opt_state, info = passes.update_value(value_params, value_opt_state, minibatch)
                         value_infos.append(info)
                     if not (algorithm.value_model and step < config.value.warmup_steps):
-                        params, opt_state, info = passes.update(params, opt_state, minibatch, *coef)
+                        params, opt_state, info = passes.update(params, opt_state, minibatch, coef, frozen)
                         infos.append(info)
                 infos, value_infos = jax.device_get((infos, value_infos))
 
@@ -160,11 +156,11 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
                                   value_params=value_params, value_opt_state=value_opt_state)
             if evaluate_now and ((step + 1) % options.eval_every == 0 or step + 1 == steps):
                 with timer("evaluate"):
-                    metrics |= evaluate_now(state.params)
+                    metrics |= evaluate_now(whole(state.params, frozen))
                 if metrics.get(config.health.best_metric, -np.inf) > control["best"]:
                     control["best"] = np.float32(metrics[config.health.best_metric])
                     if save_best and config.health.keep_best:
-                        save_best(state.params)
+                        save_best(merged(state.params))
             state = state.replace(control=sharding.reshard(jax.tree.map(np.float32, control), everywhere))
 
             history = [*history, metrics][-config.health.patience:]
@@ -183,7 +179,35 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
                                          "health.stop to false to go on from here")
 
     checkpoints.close()
-    return state.params
+    return merged(state.params)
+
+
+def make_optimizers(config: Config):
+    """(the policy's, the value model's) optimizers of the run."""
+    updates = config.train.steps * config.train.minibatches * config.train.epochs
+    return make_optimizer(config.optimizer, updates), make_optimizer(config.value.optimizer, updates)
+
+
+def start_state(config: Config, policy_config, params, optimizers, mesh) -> tuple[TrainState, dict | None]:
+    """The state before the first step, and the frozen policy where only adapters (policy.lora) are trained, else None."""
+    everywhere = sharding.replicated(mesh)
+    place = lambda tree, specs=None: sharding.reshard(
+        tree, sharding.param_shardings(policy_config, mesh, sharding.TRAIN_RULES, specs))
+    # Counters lie on the mesh like the rest, or the second update would compile again.
+    on_mesh = lambda tree: jax.tree.map(lambda x: x if x.ndim else sharding.reshard(x, everywhere), tree)
+    root, adapters = jax.random.key(config.seed), config.policy.lora
+    policy = trained = place(params)
+    if adapters.rank:
+        trained = place(lora.init_adapters(policy_config, adapters, jax.random.fold_in(root, 2**30)),
+                        lora.adapter_specs(policy_config, adapters))
+    counters = sharding.reshard((np.int32(0), jax.random.key_data(root), start_control(config)), everywhere)
+    state = TrainState(step=counters[0], params=trained, opt_state=on_mesh(optimizers[0].init(trained)), key=counters[1],
+                       control=counters[2])
+    if config.algorithm.value_model:  # all of it is trained, whatever is of the policy
+        value_params = init_value(policy_config, policy, jax.random.fold_in(root, 2**31))
+        value_params["value_head"] = sharding.reshard(value_params["value_head"], everywhere)
+        state = state.replace(value_params=value_params, value_opt_state=on_mesh(optimizers[1].init(value_params)))
+    return state, policy if adapters.rank else None
 
 
 def curriculum(config: CurriculumConfig, steps: int):

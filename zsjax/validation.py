@@ -9,7 +9,6 @@ import inspect
 import math
 import os
 import pathlib
-import re
 
 from zsjax.config import STAGES, Config, Problem
 
@@ -20,6 +19,8 @@ RATES = ("constant", "linear", "cosine")
 REDUCTIONS = ("token_mean", "sequence_mean", "fixed_length")
 DTYPES = ("float32", "bfloat16", "float16")
 TEMPLATES = ("default", "tiny_world")
+ATTENTION = ("auto", "xla", "cudnn", "splash")
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 WORLDS = ("tiny_world:train", "tiny_world:eval")
 # A shape that `init="random"` must give; vocab_size is the tokenizer's where it is left out.
 SHAPE = ("embed_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
@@ -84,12 +85,13 @@ def _num_heads(config, model):
     """Query heads of a model that the run uses, 0 where they cannot be known before it is loaded or made."""
     from zsjax.data.assets import asset_path
     from zsjax.models.hf_config import read_config
+    from zsjax.models.hub import PREFIX
 
     if model is config.simulator and not _uses_simulator(config):
         return 0
     if model.init == "random":
         return model.shape["num_heads"]
-    if model.init.startswith("hf:"):  # not downloaded only to look
+    if model.init.startswith(PREFIX):  # not downloaded only to look
         return 0
     try:
         return read_config(asset_path(model.init)).num_heads
@@ -152,6 +154,12 @@ def _check_models(found, config):
         model = getattr(config, name)
         found.one_of(f"{name}.dtype", DTYPES)
         found.one_of(f"{name}.param_dtype", DTYPES)
+        found.one_of(f"{name}.attention", ATTENTION)
+        found.one_of(f"{name}.quantize", ("none", "int8"))
+        found.at_least(0, f"{name}.lora.rank")
+        found.positive(f"{name}.lora.alpha")
+        if model.lora.rank > 0 and not (model.lora.targets and set(model.lora.targets) <= set(LORA_TARGETS)):
+            found.add(f"{name}.lora.targets", "not projections", f"name some of {', '.join(LORA_TARGETS)}")
         if model.init == "random":
             if needed:
                 _check_shape(found, f"{name}.shape", model.shape)
@@ -164,16 +172,20 @@ def _check_models(found, config):
             if model.positional_bias_init:
                 found.add(f"{name}.positional_bias_init", "only random weights can be given a start",
                           f"set it to false, or {name}.init to 'random'")
+    if config.policy.quantize != "none":
+        found.add("policy.quantize", "only the frozen simulator is quantized: int8 weights have no gradient",
+                  "set it to 'none'")
 
 
 def _check_shape(found, field, shape):
     from zsjax.models.layers import DecoderConfig
 
     known = {f.name: f.type for f in dataclasses.fields(DecoderConfig)}
-    unknown = [name for name in shape if name not in known or name == "dtype"]
+    known = {name: kind for name, kind in known.items() if name not in ("dtype", "attention")}  # fields of their own
+    unknown = [name for name in shape if name not in known]
     missing = [name for name in SHAPE if name not in shape]
     if unknown:
-        found.add(field, f"{unknown[0]!r} is unknown here", f"known: {', '.join(n for n in known if n != 'dtype')}")
+        found.add(field, f"{unknown[0]!r} is unknown here", f"known: {', '.join(known)}")
     elif missing:
         found.add(field, f"random weights need {', '.join(missing)}", "give them, or name a checkpoint as init")
     else:
@@ -189,12 +201,13 @@ def _check_shape(found, field, shape):
 
 
 def _check_path(found, field):
-    from zsjax.data.assets import HUB, asset_path
+    from zsjax.data.assets import asset_path
+    from zsjax.models.hub import PREFIX, hub_name
 
     value = found.value(field)
-    if value.startswith(HUB):
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", value[len(HUB):]):
-            found.add(field, "no name of the hub", f"give {HUB}OWNER/NAME, such as {HUB}Qwen/Qwen2.5-3B")
+    if value.startswith(PREFIX):  # whether the hub has it is seen when it is fetched
+        if hub_name(value) is None:
+            found.add(field, "no name of the Hugging Face hub", f"give {PREFIX}OWNER/NAME, such as {PREFIX}Qwen/Qwen2.5-3B")
         return
     try:
         path = asset_path(value)

@@ -1,11 +1,13 @@
 """Configs of both transformers generations; damage is named by file and tensor; saving is all or nothing."""
 
 import json
+import math
 import shutil
 
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from zsjax.models import DecoderConfig, RopeScaling, init_params, load_hf, num_params, read_config, save_hf
 from zsjax.models.presets import PRESETS
@@ -103,8 +105,11 @@ def test_presets_survive_saving_and_count_their_parameters(name, tmp_path):
         "Qwen2.5-72B": 72_706_203_648, "Qwen3-0.6B": 596_049_920, "Qwen3-1.7B": 1_720_574_976,
         "Qwen3-4B": 4_022_468_096, "Qwen3-8B": 8_190_735_360, "Qwen3-14B": 14_768_307_200,
         "Qwen3-32B": 32_762_123_264, "Llama-3.1-8B": 8_030_261_248, "Llama-3.1-70B": 70_553_706_496,
+        "Llama-3.1-405B": 405_853_388_800,
         "Llama-3.2-1B": 1_235_814_400, "Llama-3.2-3B": 3_212_749_824}
     assert num_params(config) == published[name]
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == published[name]
 
 
 # ------------------------------------------------------------------------------------------------- bad checkpoints
@@ -142,19 +147,25 @@ def _wrong_shape(folder):
 def _wrong_dtype(folder):
     file = _shard_of(folder, NORM)
     _edit_header(file, lambda header: header[NORM].update(dtype="I32"))
-    return ValueError, [file.name, NORM, "int32"]
+    return ValueError, [file.name, NORM, "I32"]
 
 
 def _unknown_dtype(folder):
     file = _shard_of(folder, NORM)
-    _edit_header(file, lambda header: header[NORM].update(dtype="F8_E4M3"))
+    _edit_header(file, lambda header: header[NORM].update(dtype="F8_E4M3", shape=[64]))
     return ValueError, [file.name, NORM, "F8_E4M3"]
 
 
 def _missing_tensor(folder):
     file = _shard_of(folder, NORM)
-    _edit_header(file, lambda header: header.pop(NORM))
+    save_file({name: x for name, x in load_file(file).items() if name != NORM}, file, {"format": "pt"})
     return ValueError, [file.name, NORM, "missing"]
+
+
+def _hole(folder):
+    file = _shard_of(folder, NORM)
+    _edit_header(file, lambda header: header.pop(NORM))
+    return ValueError, [file.name, "not a safetensors file, or damaged"]
 
 
 def _surplus_tensor(folder):
@@ -188,7 +199,7 @@ def _no_folder(folder):
 
 
 @pytest.mark.parametrize("damage", [_missing_shard, _truncated, _not_safetensors, _wrong_shape, _wrong_dtype,
-                                    _unknown_dtype, _missing_tensor, _surplus_tensor, _missing_layer, _pickle,
+                                    _unknown_dtype, _missing_tensor, _hole, _surplus_tensor, _missing_layer, _pickle,
                                     _no_weights, _no_folder])
 def test_damage_is_named(damage, folder):
     error, words = damage(folder)
@@ -196,6 +207,78 @@ def test_damage_is_named(damage, folder):
         load_hf(folder)
     for word in words:
         assert word in str(e.value)
+
+
+def test_values_that_are_not_finite_are_found_if_asked_for(folder):
+    file = _shard_of(folder, NORM)
+    tensors = {name: x.copy() for name, x in load_file(file).items()}
+    tensors[NORM][3] = np.nan
+    save_file(tensors, file, {"format": "pt"})
+    load_hf(folder)
+    with pytest.raises(ValueError, match=f"{file.name}: tensor '{NORM}' holds NaN"):
+        load_hf(folder, check_finite=True)
+    tensors[NORM][3] = 1e6
+    save_file(tensors, file, {"format": "pt"})
+    load_hf(folder, check_finite=True)
+    with pytest.raises(ValueError, match="float16"):  # what the run would compute with is what is looked at
+        load_hf(folder, check_finite=True, dtype="float16")
+
+
+def test_a_tokenizer_must_fit_the_embedding(folder):
+    class Tokenizer:
+        path, vocab_size = "big/tokenizer.json", 40
+
+    load_hf(folder, tokenizer=Tokenizer)
+    Tokenizer.vocab_size = 41
+    with pytest.raises(ValueError, match="'model.embed_tokens.weight' has 40 rows.*big/tokenizer.json has 41 ids"):
+        load_hf(folder, tokenizer=Tokenizer)
+
+
+def test_names_of_the_hub(folder, params, monkeypatch, tmp_path):
+    import huggingface_hub
+
+    asked = []
+
+    def download(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    for name in ("someone/a-model_1.5B", "hf:someone/a-model_1.5B"):
+        jax.tree.map(np.testing.assert_array_equal, load_hf(name)[1], params)
+        assert asked[-1][0] == "someone/a-model_1.5B" and not any("bin" in pattern for pattern in asked[-1][1])
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, tmp_path / "someone" / "a-model_1.5B")  # a folder of that name comes first
+    load_hf("someone/a-model_1.5B")
+    assert len(asked) == 2
+
+    def offline(name, allow_patterns):
+        raise OSError("no network\nand more lines")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(FileNotFoundError, match=r"'other/model'.*\(no network\).*give the folder's path"):
+        load_hf("other/model")
+    with pytest.raises(FileNotFoundError, match="hf:owner/name"):
+        load_hf("hf:nothing")
+
+
+def test_each_device_reads_its_own_part(folder, params, monkeypatch):
+    from zsjax.models import tensor_files
+    from zsjax.sharding import make_mesh
+
+    seen, read = [], tensor_files.StoredTensor.read
+
+    def watch(self, index=...):
+        part = read(self, index)
+        seen.append((self.name, part.size))
+        return part
+
+    monkeypatch.setattr(tensor_files.StoredTensor, "read", watch)
+    _, loaded = load_hf(folder, mesh=make_mesh({"fsdp": 8}))
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    name = "model.layers.0.self_attn.o_proj.weight"  # "embed" is its first axis in the file, the second in our tree
+    assert [size for n, size in seen if n == name] == [16 * 16 // 8] * 8
+    assert loaded["layers"][0]["attn"]["o_proj"]["kernel"].addressable_shards[0].data.shape == (16, 2)
 
 
 def test_a_tied_head_may_be_stored_twice_if_equal(folder, params, tmp_path):
@@ -268,3 +351,12 @@ def test_what_transformers_cannot_run_is_not_saved(params, tmp_path):
     with pytest.raises(ValueError, match="do not fit"):
         save_hf(tmp_path / "model", CONFIG, {"embed_tokens": params["embed_tokens"]})
     assert not (tmp_path / "model").exists()
+
+
+def test_names_of_the_hub_in_a_config():
+    from zsjax import config as configuration
+
+    resolve = lambda name: configuration.resolve({"policy": {"init": name}, "search": {"engine": "empty"}})
+    assert resolve("hf:Qwen/Qwen2.5-0.5B").policy.init == "hf:Qwen/Qwen2.5-0.5B"
+    with pytest.raises(configuration.ConfigError, match="policy.init = 'hf:Qwen'.*hf:OWNER/NAME"):
+        resolve("hf:Qwen")

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zsjax.config import LoraConfig
+from zsjax.models import lora
 from zsjax.models.decoder import REMAT, DecoderConfig, init_params
 from zsjax.models.value import init_value
 from zsjax.rl import packing
@@ -154,3 +156,20 @@ def test_the_value_model_learns_the_returns_in_parts_as_whole():
     mask = (batch.roles == POLICY) & batch.row_valid[:, None]
     assert errors[0] == pytest.approx((batch.returns[mask] ** 2).mean(), rel=1e-5)  # the head begins at 0
     assert errors[-1] < 0.3 * errors[0] and float(info["nonfinite"]) == 0
+
+
+def test_adapters_take_the_same_step_in_parts_and_as_a_whole():
+    adapters, batch = LoraConfig(rank=2), make_batch(6, 12)
+    start = lambda: jax.tree.map(lambda x: x + 0.1, lora.init_adapters(CONFIG, adapters, jax.random.key(1)))
+    options = dict(OPTIONS, assemble=lora.assembler(adapters))
+    parts = [packing.take(batch, part) for part in packing.pack(
+        (batch.roles != PAD).sum(axis=1), budget=24, max_length=12, multiple=1, shortest=4)]
+    assert len(parts) > 1
+    whole, _, info = make_update(CONFIG, "ppo_clip", SGD, microbatch_rows=3, **options)(
+        start(), SGD.init(start()), batch, None, PARAMS)
+    packed, _, packed_info = make_packed_update(CONFIG, "ppo_clip", SGD, **options)(
+        start(), SGD.init(start()), parts, None, PARAMS)
+    close(packed, whole, atol=1e-5)
+    close(packed_info, info, atol=1e-5)
+    assert jax.tree.structure(whole) == jax.tree.structure(start())  # the rest gets no gradient
+    assert min(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(start()))) > 1e-5

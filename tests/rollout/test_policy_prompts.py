@@ -53,3 +53,16 @@ def test_files(tmp_path):
         assert "prompt.json" in str(caught.value)
     with pytest.raises(FileNotFoundError, match="no policy template 'nowhere': give 'default', 'tiny_world'"):
         PolicyTemplate.load("nowhere")
+
+
+def test_the_form_of_the_prompt_is_told_once(caplog):
+    import logging
+
+    from zsjax import rollout
+
+    rollout._tell_form.cache_clear()
+    with caplog.at_level(logging.INFO):
+        for chat in (True, True, False):
+            rollout._tell_form("default", chat)
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2 and "chat template" in told[0] and "plain text" in told[1]

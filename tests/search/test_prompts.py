@@ -109,3 +109,14 @@ def test_a_document_is_one_line():
         format_document("{body} {text}", 1, document)
     with pytest.raises(ValueError, match="no slot {text}"):
         format_document("{title}", 1, document)
+
+
+def test_in_chat_the_same_words_stand_between_the_markers():
+    plain, tokenizer = SimulatorTemplate.load("default"), qwen2()
+    chat = plain.in_chat(tokenizer)
+    ids = chat.build(tokenizer, **SLOTS)
+    text = whole(plain, SLOTS).strip()
+    assert ids == tokenizer.apply_chat_template([{"role": "user", "content": unicodedata.normalize("NFC", text)}])
+    assert ids[0] == 151644 and tokenizer.decode(ids).endswith("<|im_start|>assistant\n")
+    with pytest.raises(ValueError, match="no chat template"):
+        plain.in_chat(load_tokenizer("asset:tiny_world/tokenizer"))

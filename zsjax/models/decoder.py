@@ -16,13 +16,23 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from zsjax.models.attention import attend
+from zsjax.models.attention import attend, choose
 from zsjax.models.cache import KVCache, init_cache
-from zsjax.models.layers import DecoderConfig, linear, rms_norm, rotary_angles, rotate, swiglu
+from zsjax.models.layers import (
+    DecoderConfig,
+    Int8Matrix,
+    embed,
+    linear,
+    matmul,
+    rms_norm,
+    rotary_angles,
+    rotate,
+    swiglu,
+)
 from zsjax.sharding import constrain
 
-__all__ = ["DecoderConfig", "ParamSpec", "param_specs", "init_params", "num_params", "cast_matrices", "forward",
-           "hidden_states", "unembedding", "logits_of", "extend", "init_cache"]
+__all__ = ["DecoderConfig", "ParamSpec", "param_specs", "specs_of", "init_params", "num_params", "cast_matrices",
+           "forward", "hidden_states", "unembedding", "logits_of", "extend", "init_cache"]
 
 
 # What the backward pass may keep of a layer's forward pass, by name; it computes the rest again.
@@ -88,6 +98,27 @@ def _is_spec(x):
     return isinstance(x, ParamSpec)
 
 
+def specs_of(params, config: DecoderConfig):
+    """`ParamSpec`s of a tree as it is: `param_specs`, or those of the adapters beside its kernels (zsjax.models.lora)
+    and of the int8 matrices in their place (zsjax.models.quant)."""
+    def of(given, spec):
+        if isinstance(given, Int8Matrix):
+            cut = lambda x: ParamSpec(x.shape, tuple(axis if n > 1 else None for axis, n in zip(spec.axes, x.shape)))
+            return Int8Matrix(cut(given.values), cut(given.scale))
+        if isinstance(given, list):
+            return [of(*pair) for pair in zip(given, spec, strict=True)]
+        if not isinstance(given, dict):
+            return spec
+        specs = {name: of(x, spec[name]) for name, x in given.items() if name not in ("lora_a", "lora_b")}
+        if "lora_a" in given:
+            inputs, outputs = spec["kernel"].axes
+            specs |= {"lora_a": ParamSpec(given["lora_a"].shape, (inputs, None)),
+                      "lora_b": ParamSpec(given["lora_b"].shape, (None, outputs))}
+        return specs
+
+    return of(params, param_specs(config))
+
+
 def init_params(config: DecoderConfig, key, dtype=jnp.float32):
     """Random parameters: normal with deviation 0.02, residual outputs scaled by (2L)^-1/2 (GPT-2), norms at one."""
     specs = param_specs(config)
@@ -115,15 +146,15 @@ def num_params(config: DecoderConfig) -> int:
 def cast_matrices(params, config: DecoderConfig):
     """Kernels and embeddings in config.dtype, cast once before a loop instead of at every use inside it.
 
-    Every use casts them anyway, so results are the same bit for bit; norms and biases keep their dtype.
+    Every use casts them anyway, so results are the same bit for bit; norms, biases and int8 matrices stay as they are.
     """
-    dtype = jnp.dtype(config.dtype)
-    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim == 2 else x, params)
+    dtype, is_int8 = jnp.dtype(config.dtype), lambda x: isinstance(x, Int8Matrix)
+    return jax.tree.map(lambda x: x if is_int8(x) or x.ndim != 2 else x.astype(dtype), params, is_leaf=is_int8)
 
 
 def _embed(params, config, tokens):
     table = constrain(params["embed_tokens"], "vocab", None)  # gathered over fsdp before the look-up, not after
-    return constrain(table[tokens].astype(config.dtype), "rows", None, None)
+    return constrain(embed(table, tokens, config.dtype), "rows", None, None)
 
 
 def _split_heads(x, num_heads):
@@ -168,14 +199,14 @@ def hidden_states(params, config: DecoderConfig, tokens, *, positions=None, vali
       KeyError: an unknown remat.
     """
     B, T = tokens.shape
-    order = jnp.broadcast_to(jnp.arange(T), (B, T))
-    positions = order if positions is None else positions
+    positions = jnp.broadcast_to(jnp.arange(T), (B, T)) if positions is None else positions
+    kernel = choose(config)
     lengths = jnp.full(B, T) if valid is None else valid.sum(axis=1)
     cos, sin = rotary_angles(config, positions)
     x = _embed(params, config, tokens)
 
     def layer(params, x, index):
-        read_kv = lambda q, k, v: attend(q, k, v, q_positions=order, kv_lengths=lengths, window=_window(config, index))
+        read_kv = lambda q, k, v: attend(q, k, v, kv_lengths=lengths, window=_window(config, index), kernel=kernel)
         return constrain(_layer(params, config, index, x, cos, sin, read_kv), "rows", None, None)
 
     if remat not in (False, "none"):
@@ -185,15 +216,20 @@ def hidden_states(params, config: DecoderConfig, tokens, *, positions=None, vali
     return rms_norm(x, params["norm"], eps=config.rms_eps)
 
 
-def unembedding(params, config: DecoderConfig):
-    """[D, V], the matrix from hidden states to logits."""
+def _unembedding(params, config):
     matrix = params["embed_tokens"].T if config.tie_embeddings else params["lm_head"]["kernel"]
     return constrain(matrix, None, "vocab")  # gathered over fsdp once, not in every chunk of positions
 
 
+def unembedding(params, config: DecoderConfig):
+    """[D, V], the matrix from hidden states to logits, as an array."""
+    matrix = _unembedding(params, config)
+    return matrix.dequantize(config.dtype) if isinstance(matrix, Int8Matrix) else matrix
+
+
 def logits_of(params, config: DecoderConfig, hidden):
     """float32[..., V] logits of [..., D] hidden states, accumulated in float32."""
-    return jnp.matmul(hidden, unembedding(params, config).astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return matmul(hidden, _unembedding(params, config))
 
 
 def forward(params, config: DecoderConfig, tokens, *, positions=None, valid=None):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsjax.models import tensor_files
+from zsjax.models import hub, tensor_files
 from zsjax.models.decoder import ParamSpec, param_specs
 from zsjax.models.hf_config import config_dict, read_config
 from zsjax.models.layers import DecoderConfig
@@ -22,7 +22,6 @@ __all__ = ["load_hf", "read_config", "save_hf"]
 
 SHARD_BYTES = 5_000_000_000
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-_FLOATS = tuple(np.dtype(d) for d in (np.float32, jnp.bfloat16, np.float16))
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
                     "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json")
 
@@ -87,55 +86,76 @@ def _check(folder, config, named, tensors):
         if name not in tensors:
             raise ValueError(f"{folder}: tensor {name!r} of shape {shape} is missing")
         stored = tensors[name]
+        if stored.dtype not in tensor_files.DTYPES:
+            raise ValueError(f"{stored.file}: tensor {name!r} has dtype {stored.dtype}; supported are "
+                             f"{', '.join(tensor_files.DTYPES)}")
         if stored.shape != shape:
             raise ValueError(f"{stored.file}: tensor {name!r} has shape {stored.shape}, config.json asks for {shape}")
-        if stored.dtype not in _FLOATS:
-            raise ValueError(f"{stored.file}: tensor {name!r} has dtype {stored.dtype}; supported are "
-                             f"{', '.join(map(str, _FLOATS))}")
     for name in sorted(set(tensors) - set(wanted)):
         if name.endswith("rotary_emb.inv_freq"):  # a buffer that old Llama checkpoints carry
             continue
         if name == "lm_head.weight" and config.tie_embeddings:
-            if np.array_equal(tensors[name].open(), tensors["model.embed_tokens.weight"].open()):
+            if _equal(tensors[name], tensors["model.embed_tokens.weight"]):
                 continue  # Qwen3's small models store it twice
             raise ValueError(f"{tensors[name].file}: tensor {name!r} differs from the embedding, but config.json has "
                              "tie_word_embeddings=true")
         raise ValueError(f"{tensors[name].file}: surplus tensor {name!r}: config.json has no place for it")
 
 
-def _place(stored, transposed, dtype, sharding):
+def _equal(a, b, rows: int = 4096) -> bool:
+    """Whether two stored tensors hold the same numbers, a few rows at a time."""
+    parts = [np.s_[i:min(i + rows, a.shape[0])] for i in range(0, a.shape[0], rows)]
+    return a.shape == b.shape and all(np.array_equal(a.read(part), b.read(part)) for part in parts)
+
+
+def _place(stored, transposed, dtype, sharding, check_finite):
     """One tensor onto its devices; of the file only the pages of local shards are read, a shard at a time."""
-    view = stored.open()
-    view = view.T if transposed else view
-    # A fresh row-major array each time: jax on CPU may keep what it is given, and must not keep the file.
-    read = lambda index: np.array(view[index], dtype=dtype, order="C")
+    shape = stored.shape[::-1] if transposed else stored.shape
+    dtype = tensor_files.DTYPES[stored.dtype] if dtype is None else dtype
+
+    def read(index):
+        index = tuple(slice(*s.indices(n)[:2]) for s, n in zip(index, shape))
+        array = stored.read(index[::-1]).T if transposed else stored.read(index)
+        with np.errstate(over="ignore"):  # check_finite tells of it
+            array = np.asarray(array, dtype=dtype, order="C")
+        if check_finite and not np.isfinite(array).all():
+            raise ValueError(f"{stored.file}: tensor {stored.name!r} holds NaN or infinite values (as {array.dtype})")
+        return array
+
     if sharding is None:
-        return jnp.asarray(read(...))
-    return jax.make_array_from_callback(view.shape, sharding, read)
+        return jnp.asarray(read((slice(None),) * len(shape)))
+    return jax.make_array_from_callback(shape, sharding, read)
 
 
-def load_hf(path, *, mesh=None, rules=None, dtype=None):
-    """Reads a Hugging Face checkpoint folder (qwen2, qwen3, llama) without torch or transformers.
+def load_hf(path, *, mesh=None, rules=None, dtype=None, tokenizer=None, check_finite: bool = False):
+    """Reads a Hugging Face checkpoint (qwen2, qwen3, llama) without torch or transformers.
 
-    The files are memory-mapped and each tensor goes straight to its devices, so the extra host memory is about one
-    tensor (one shard of one tensor with a mesh).
+    The files are memory-mapped and each tensor goes straight to its devices, so the extra host memory is about twice
+    the largest tensor, as it is stored and as it is kept (of one shard of it with a mesh; benchmarks/load.py).
 
     Args:
-      path: folder with config.json and model.safetensors, or with an index and shards.
+      path: folder with config.json and model.safetensors, or with an index and shards; or the name of a model on the
+        Hugging Face hub, "hf:owner/name" or "owner/name", where the machine has a network.
       mesh: None puts everything on the default device.
       rules: logical axis -> mesh axis; None with a mesh is `zsjax.sharding.TRAIN_RULES`.
       dtype: of the parameters and of the config (activations); None keeps the file's.
+      tokenizer: None, or what must fit: all of its `vocab_size` ids need a row of the embedding.
+      check_finite: also refuse NaN and infinite weights; reads every number on the host.
 
     Returns:
       (DecoderConfig, params).
 
     Raises:
-      FileNotFoundError: the folder, config.json, the weights or a shard is missing.
+      FileNotFoundError: the folder, config.json, the weights or a shard is missing, or the hub cannot be reached.
       ValueError: names file and tensor: pickled weights, a file cut short, a missing or surplus tensor, a wrong shape
-        or dtype, or a config that asks for something not implemented.
+        or dtype, values that are not finite, a tokenizer that does not fit, or a config that asks for something not
+        implemented.
     """
-    folder = Path(path)
+    folder = hub.local_folder(path)
     config = read_config(folder)
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(f"{folder}: tensor 'model.embed_tokens.weight' has {config.vocab_size} rows, but the tokenizer "
+                         f"{getattr(tokenizer, 'path', '')} has {tokenizer.vocab_size} ids: give the model's own tokenizer")
     named, treedef = _named_specs(config)
     tensors = _find_tensors(folder)
     _check(folder, config, named, tensors)
@@ -146,7 +166,7 @@ def load_hf(path, *, mesh=None, rules=None, dtype=None):
         from zsjax.sharding import TRAIN_RULES, param_shardings
 
         shardings = jax.tree.leaves(param_shardings(config, mesh, TRAIN_RULES if rules is None else rules))
-    params = [_place(tensors[name], transposed, tensors[name].dtype if dtype is None else dtype, sharding)
+    params = [_place(tensors[name], transposed, dtype, sharding, check_finite)
               for (name, transposed, _), sharding in zip(named, shardings)]
     return config, treedef.unflatten(params)
 
@@ -167,14 +187,15 @@ def _plan_shards(tensors: dict, shard_bytes: int) -> list[dict]:
 
 
 def _write_weights(folder: Path, tensors: dict, load, shard_bytes: int):
+    """Writes the shards, each of which is in host memory while it is written."""
     shards = _plan_shards(tensors, shard_bytes)
     if len(shards) == 1:
-        tensor_files.write_file(folder / WEIGHTS, tensors, load)
+        tensor_files.write_file(folder / WEIGHTS, {name: load(name) for name in tensors})
         return
     weight_map = {}
     for i, shard in enumerate(shards):
         file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        tensor_files.write_file(folder / file, shard, load)
+        tensor_files.write_file(folder / file, {name: load(name) for name in shard})
         weight_map |= dict.fromkeys(shard, file)
     total = sum(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize for shape, dtype in tensors.values())
     _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})

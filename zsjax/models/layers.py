@@ -7,8 +7,30 @@ import dataclasses
 import math
 from typing import Literal
 
+import flax.struct
 import jax
 import jax.numpy as jnp
+
+
+@flax.struct.dataclass
+class Int8Matrix:
+    """A matrix values * scale, in place of an array of weights; made by `zsjax.models.quant`.
+
+    Attributes:
+      values: int8[i, o].
+      scale: float32[1, o] or [i, 1].
+    """
+
+    values: jax.Array
+    scale: jax.Array
+
+    @property
+    def T(self) -> "Int8Matrix":
+        return Int8Matrix(self.values.T, self.scale.T)
+
+    def dequantize(self, dtype) -> jax.Array:
+        """The whole matrix [i, o]."""
+        return (self.values * self.scale).astype(dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +81,7 @@ class DecoderConfig:
       sliding_layers: which layers use the window.
       model_type: "qwen2", "qwen3" or "llama": what `save_hf` writes.
       dtype: name of the dtype activations are computed in; norms, softmax and logits are always float32.
+      attention: "auto", or the kernel to insist on; see `zsjax.models.attention`.
     """
 
     vocab_size: int
@@ -79,6 +102,7 @@ class DecoderConfig:
     sliding_layers: tuple[int, ...] = ()
     model_type: str = "qwen2"
     dtype: str = "float32"
+    attention: str = "auto"
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
@@ -98,8 +122,7 @@ def rms_norm(x, weight, *, eps):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis, in float32, returned in x's dtype."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
-    # transformers rounds to x's dtype before the weight; parity in bf16 needs the same order.
-    return weight.astype(x.dtype) * y.astype(x.dtype)
+    return (weight.astype(jnp.float32) * y).astype(x.dtype)
 
 
 def rope_frequencies(config: DecoderConfig):
@@ -152,17 +175,38 @@ def rotate(x, cos, sin):
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def linear(params, x):
-    """x[..., i] @ kernel[i, o] (+ bias[o]), accumulated in float32, returned in x's dtype.
+def matmul(x, matrix):
+    """x[..., i] @ matrix[i, o], an array or an `Int8Matrix` with a scale an output; operands in x's dtype, float32 out.
 
     Asking the product for a float32 result is also what keeps bfloat16 fast on CPU (3x, measured).
     """
-    y = jnp.matmul(x, params["kernel"].astype(x.dtype), preferred_element_type=jnp.float32)
+    if isinstance(matrix, Int8Matrix):
+        # Tied to x: XLA would convert every matrix before a decoding loop and keep the copies. It drops barriers early
+        # on CPU, where the copies remain (measured: as many bytes as the model has without int8).
+        x, values = jax.lax.optimization_barrier((x, matrix.values))
+        return matmul(x, values) * matrix.scale[0]
+    return jnp.matmul(x, matrix.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+def embed(matrix, tokens, dtype):
+    """Rows of [V, D], an array or an `Int8Matrix` with a scale a row, in `dtype`."""
+    if isinstance(matrix, Int8Matrix):
+        return (matrix.values[tokens] * matrix.scale[tokens]).astype(dtype)
+    return matrix[tokens].astype(dtype)
+
+
+def linear(params, x):
+    """x[..., i] @ kernel[i, o] (+ bias[o]) (+ x @ lora_a[i, r] @ lora_b[r, o]), accumulated in float32, in x's dtype."""
+    y = matmul(x, params["kernel"])
     if "bias" in params:
         y = y + params["bias"].astype(jnp.float32)
+    if "lora_a" in params:
+        y = y + matmul(matmul(x, params["lora_a"]).astype(x.dtype), params["lora_b"])
     return y.astype(x.dtype)
 
 
 def swiglu(params, x):
-    """down(silu(gate(x)) * up(x))."""
-    return linear(params["down_proj"], jax.nn.silu(linear(params["gate_proj"], x)) * linear(params["up_proj"], x))
+    """down(silu(gate(x)) * up(x)), the middle in float32."""
+    gate, up = linear(params["gate_proj"], x), linear(params["up_proj"], x)
+    inner = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
+    return linear(params["down_proj"], inner.astype(x.dtype))

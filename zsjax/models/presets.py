@@ -45,6 +45,7 @@ PRESETS: dict[str, DecoderConfig] = {
     "Qwen3-32B": _qwen3(5120, 64, 64, 25600),
     "Llama-3.1-8B": _llama3(4096, 32, 32, 14336, factor=8.0),
     "Llama-3.1-70B": _llama3(8192, 80, 64, 28672, factor=8.0),
+    "Llama-3.1-405B": _llama3(16384, 126, 128, 53248, factor=8.0),
     "Llama-3.2-1B": _llama3(2048, 16, 32, 8192, factor=32.0, tie=True),
     "Llama-3.2-3B": _llama3(3072, 28, 24, 8192, factor=32.0, tie=True),
 }

@@ -124,8 +124,8 @@ def _compiled_peak(plan: Plan, line: dict) -> float:
         return float("inf")
     always = {f.name: f.bytes for f in plan.figures if f.phase == memory.ALWAYS}
     own = line["arguments"] + line["outputs"] - line["aliased"] + line["temporaries"] + line["code"]
-    needed = {"update": ("policy parameters", "optimizer state"), "score": ("policy parameters",),
-              "rollout": ("simulator parameters",)}[line["program"]]
+    policy = ("policy parameters", "adapters", "frozen policy parameters, also the reference")
+    needed = {"update": (*policy, "optimizer state"), "score": policy, "rollout": ("simulator parameters",)}[line["program"]]
     return own + sum(size for name, size in always.items() if name not in needed)
 
 

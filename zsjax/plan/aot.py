@@ -17,6 +17,7 @@ import numpy as np
 
 from zsjax import config as configuration
 from zsjax import sharding
+from zsjax.models import lora
 from zsjax.plan import memory
 from zsjax.plan.setup import Setup, prepare
 from zsjax.plan.targets import read_target
@@ -53,11 +54,12 @@ def programs(setup: Setup, devices) -> dict:
     config, train, algorithm = setup.config, setup.config.train, setup.config.algorithm
     mesh = sharding.make_mesh(config.mesh, devices)
     rows = sharding.row_sharding(mesh)
-    cut = sharding.param_shardings(setup.policy, mesh, sharding.TRAIN_RULES)
-    params = _placed(memory.param_shapes(setup.policy, config.policy.param_dtype), cut)
+    cut = memory.policy_shardings(setup, mesh)
+    trained, frozen = _placed(memory.policy_shapes(setup), cut)
+    whole = lora.assembler(config.policy.lora)
     optimizer = make_optimizer(config.optimizer, train.steps * train.minibatches)
-    state = jax.eval_shape(optimizer.init, params)
-    state = _placed(state, memory.moment_shardings(state, cut, mesh))
+    state = jax.eval_shape(optimizer.init, trained)
+    state = _placed(state, memory.moment_shardings(state, cut[0], mesh))
     options = dict(chunk=train.logprob_chunk, temperature=config.rollout.temperature, remat=train.remat,
                    microbatch_rows=train.microbatch_rows)
 
@@ -65,15 +67,17 @@ def programs(setup: Setup, devices) -> dict:
         function = make_update(
             setup.policy, load_loss(algorithm.loss), optimizer, kl_coef=algorithm.kl_coef, kl_kind=algorithm.kl_kind,
             entropy_coef=algorithm.entropy_coef, reduction=algorithm.reduction, clip_low=algorithm.clip_low,
-            clip_high=algorithm.clip_high, **options)
+            clip_high=algorithm.clip_high, assemble=whole, **options)
         count = train.questions_per_step * train.group_size // train.minibatches
-        return sharding.on(mesh, function.lower)(params, state, _batch(config, count, rows))
+        return sharding.on(mesh, function.lower)(trained, state, _batch(config, count, rows), None, frozen)
 
     def score():
         batch = _batch(config, train.questions_per_step * train.group_size, rows)
         valid = jax.eval_shape(attention_mask, batch.roles)
+        policy = memory.whole_policy(setup)
+        policy = _placed(policy, memory.decoding_shardings(policy, setup.policy, mesh, sharding.TRAIN_RULES))
         return sharding.on(mesh, make_score(setup.policy, **options).lower)(
-            params, batch.tokens, jax.ShapeDtypeStruct(valid.shape, valid.dtype, sharding=rows))
+            policy, batch.tokens, jax.ShapeDtypeStruct(valid.shape, valid.dtype, sharding=rows))
 
     def rollout():
         return _lower_rollout(setup, sharding.local_mesh(mesh))
@@ -95,9 +99,10 @@ def _lower_rollout(setup: Setup, mesh):
         "question": (ids(engine.max_question_tokens), ids()), "answers": (ids(engine.max_answer_tokens), ids()),
         "question_key": jax.ShapeDtypeStruct((count,), jnp.uint32, sharding=rows),
     }
-    decoding = lambda model, dtype: _placed(memory.decoding_shapes(model, dtype),
-                                            sharding.param_shardings(model, mesh, sharding.DECODE_RULES))
-    models = decoding(setup.policy, config.policy.param_dtype), decoding(setup.simulator, config.simulator.param_dtype)
+    decoding = lambda shapes, model: _placed(memory.decoding_shapes(shapes, model),
+                                             memory.decoding_shardings(shapes, model, mesh))
+    models = (decoding(memory.whole_policy(setup), setup.policy),
+              decoding(memory.frozen_simulator(setup), setup.simulator))
 
     def wide(table, model):  # a stand-in's tables, as wide as the model's vocabulary
         sizes = lambda shape: tuple(model.vocab_size if n == tokenizer.vocab_size else n for n in shape)

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from zsjax import sharding
+from zsjax.models import lora, quant
 from zsjax.models.cache import init_cache
-from zsjax.models.decoder import hidden_states, param_specs
+from zsjax.models.decoder import cast_matrices, hidden_states, param_specs, specs_of
 from zsjax.plan.setup import Setup
 from zsjax.rl.update import make_optimizer
 from zsjax.rollout.engine import PREFILL_CHUNK
@@ -37,15 +38,17 @@ def footprint(setup: Setup) -> list[Figure]:
     """Everything of size that a device holds while a step runs, at the longest rows that the config allows."""
     config, figures = setup.config, []
     add = lambda name, phase, size, exact=True: figures.append(Figure(name, phase, int(size), exact))
-    policy = param_shapes(setup.policy, config.policy.param_dtype)
-    cut = sharding.param_shardings(setup.policy, setup.mesh, sharding.TRAIN_RULES)
-    weights = local_bytes(policy, cut)
-    add("policy parameters", ALWAYS, weights)
-    add("optimizer state", ALWAYS, _optimizer_bytes(setup, policy, cut))
-    if config.algorithm.track_kl or config.algorithm.kl_coef:
+    trained, frozen = policy_shapes(setup)
+    cut = policy_shardings(setup, setup.mesh)
+    weights = local_bytes(trained, cut[0])
+    add("policy parameters" if frozen is None else "adapters", ALWAYS, weights)
+    add("optimizer state", ALWAYS, _optimizer_bytes(setup, trained, cut[0]))
+    if frozen is not None:
+        add("frozen policy parameters, also the reference", ALWAYS, local_bytes(frozen, cut[1]))
+    elif config.algorithm.track_kl or config.algorithm.kl_coef:
         add("reference parameters", ALWAYS, weights)
     _add_rollout(add, setup)
-    _add_forward_and_update(add, setup, policy, cut)
+    _add_forward_and_update(add, setup, trained, cut[0])
     return figures
 
 
@@ -59,14 +62,46 @@ def peak(figures: list[Figure]) -> dict[str, int]:
 
 def param_shapes(model, dtype):
     """The tree of parameters as jax.ShapeDtypeStruct."""
-    return jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.dtype(dtype)), param_specs(model),
+    return _shapes(param_specs(model), dtype)
+
+
+def _shapes(specs, dtype):
+    return jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.dtype(dtype)), specs,
                         is_leaf=lambda x: hasattr(x, "axes"))
 
 
-def decoding_shapes(model, dtype):
-    """The same as `sharding.for_decoding` gives it: matrices in the dtype that they are used in."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(model.dtype)) if x.ndim == 2 else x,
-                        param_shapes(model, dtype))
+def policy_shapes(setup: Setup):
+    """(what is trained, what is frozen) of the policy: all of it and None, or adapters and all of it."""
+    adapters, whole = setup.config.policy.lora, param_shapes(setup.policy, setup.config.policy.param_dtype)
+    return (_shapes(lora.adapter_specs(setup.policy, adapters), "float32"), whole) if adapters.rank else (whole, None)
+
+
+def policy_shardings(setup: Setup, mesh):
+    """Where `policy_shapes` lie while training."""
+    place = lambda specs=None: sharding.param_shardings(setup.policy, mesh, sharding.TRAIN_RULES, specs)
+    adapters = setup.config.policy.lora
+    return (place(lora.adapter_specs(setup.policy, adapters)), place()) if adapters.rank else (place(), None)
+
+
+def whole_policy(setup: Setup):
+    """The policy as it is scored and played, adapters attached."""
+    return jax.eval_shape(lora.assembler(setup.config.policy.lora), *policy_shapes(setup))
+
+
+def frozen_simulator(setup: Setup):
+    """The simulator as it plays, with its `quantize`."""
+    shapes = param_shapes(setup.simulator, setup.config.simulator.param_dtype)
+    return shapes if setup.config.simulator.quantize == "none" else jax.eval_shape(quant.quantize, shapes)
+
+
+def decoding_shapes(shapes, model):
+    """A model as `sharding.for_decoding` gives it: matrices in the dtype that they are used in."""
+    return jax.eval_shape(lambda params: cast_matrices(params, model), shapes)
+
+
+def decoding_shardings(shapes, model, mesh, rules=sharding.DECODE_RULES):
+    """Where it lies then."""
+    return sharding.param_shardings(model, mesh, rules, specs_of(shapes, model))
 
 
 def local_bytes(shapes, shardings) -> int:
@@ -86,8 +121,8 @@ def moment_shardings(state, cut, mesh):
     return jax.tree_util.tree_map_with_path(place, state)
 
 
-def _optimizer_bytes(setup, policy, cut):
-    state = jax.eval_shape(make_optimizer(setup.config.optimizer, 1).init, policy)
+def _optimizer_bytes(setup, trained, cut):
+    state = jax.eval_shape(make_optimizer(setup.config.optimizer, 1).init, trained)
     return local_bytes(state, moment_shardings(state, cut, setup.mesh))
 
 
@@ -95,10 +130,10 @@ def _add_rollout(add, setup: Setup):
     config = setup.config
     rows, slots = setup.schedule.sizes(setup.rollout_rows)
     lanes = config.rollout.lanes or rows
-    decode = lambda model, dtype: local_bytes(decoding_shapes(model, dtype), sharding.param_shardings(
-        model, setup.mesh, sharding.DECODE_RULES))
+    decode = lambda shapes, model: local_bytes(decoding_shapes(shapes, model),
+                                               decoding_shardings(shapes, model, setup.mesh))
     if setup.mesh.size > 1:
-        add("policy parameters for decoding", ROLLOUT, decode(setup.policy, config.policy.param_dtype))
+        add("policy parameters for decoding", ROLLOUT, decode(whole_policy(setup), setup.policy))
     T = config.rollout.max_tokens
     row = cache_bytes(setup, setup.policy, 1, T)
     add("policy cache", ROLLOUT, rows * row)
@@ -109,9 +144,9 @@ def _add_rollout(add, setup: Setup):
     chunk = attention_bytes(setup, setup.policy, min(lanes, rows), PREFILL_CHUNK, T)
     if setup.simulator is not None:
         capacity = setup.engine.prompt_size + setup.reply_steps
-        dtype = config.simulator.param_dtype
-        whole = decode(setup.simulator, dtype) if setup.mesh.size > 1 else local_bytes(
-            param_shapes(setup.simulator, dtype), sharding.param_shardings(setup.simulator, setup.mesh, {}))
+        shapes = frozen_simulator(setup)
+        whole = decode(shapes, setup.simulator) if setup.mesh.size > 1 else local_bytes(
+            shapes, decoding_shardings(shapes, setup.simulator, setup.mesh, {}))
         add("simulator parameters", ALWAYS, whole)
         add("simulator cache", ROLLOUT, cache_bytes(setup, setup.simulator, slots, capacity))
         chunk = max(chunk, attention_bytes(setup, setup.simulator, min(lanes, slots), PREFILL_CHUNK, capacity))
@@ -119,7 +154,7 @@ def _add_rollout(add, setup: Setup):
     add("logits and noise of one token a row", ROLLOUT, 4 * 4 * rows * setup.policy.vocab_size, exact=False)
 
 
-def _add_forward_and_update(add, setup: Setup, policy, cut):
+def _add_forward_and_update(add, setup: Setup, trained, cut):
     config, rows, T = setup.config, setup.micro_rows, setup.config.rollout.max_tokens
     model, train = local_model(setup), config.train
     dtype, share = jnp.dtype(config.policy.param_dtype), model.embed_dim * model.vocab_size
@@ -143,10 +178,10 @@ def _add_forward_and_update(add, setup: Setup, policy, cut):
     add("attention scores' gradient", UPDATE, 2 * scores, exact=False)
     add("logits of one chunk and their gradient", UPDATE, 3 * logits, exact=False)
     add("gradient of the unembedding, whole", UPDATE, 4 * share, exact=False)
-    float32 = local_bytes(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), policy), cut)
+    float32 = local_bytes(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), trained), cut)
     add("gradients, float32", UPDATE, float32)
     if rows < setup.update_rows:
-        add("gradients of one microbatch", UPDATE, local_bytes(policy, cut))
+        add("gradients of one microbatch", UPDATE, local_bytes(trained, cut))
 
 
 def cache_bytes(setup: Setup, model, rows: int, capacity: int) -> int:

@@ -10,6 +10,7 @@ from zsjax import build, sharding
 from zsjax.config import Config, ModelConfig, UserError
 from zsjax.data.assets import asset_path
 from zsjax.models.hf_config import read_config
+from zsjax.models.hub import PREFIX
 from zsjax.models.layers import DecoderConfig
 from zsjax.models.presets import PRESETS
 from zsjax.plan.targets import Target
@@ -117,4 +118,4 @@ def model_shape(model: ModelConfig, field: str, tokenizer) -> DecoderConfig:
 
 
 def _is_here(path: str) -> bool:
-    return path.startswith("asset:") or (not path.startswith("hf:") and pathlib.Path(path).exists())
+    return path.startswith("asset:") or (not path.startswith(PREFIX) and pathlib.Path(path).exists())

@@ -9,9 +9,16 @@ real ones take a multiple.
 import dataclasses
 
 from zsjax.models.decoder import num_params
-from zsjax.plan.memory import cache_bytes, decoding_shapes, local_bytes
+from zsjax.models.quant import num_bytes
+from zsjax.plan.memory import (
+    cache_bytes,
+    decoding_shapes,
+    decoding_shardings,
+    frozen_simulator,
+    local_bytes,
+    whole_policy,
+)
 from zsjax.plan.setup import Setup
-from zsjax.sharding import DECODE_RULES, param_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,14 +50,14 @@ def step_work(setup: Setup) -> list[Work]:
     used = P + documents + spoken
     parts = [
         _reading(setup, "read prompts", setup.policy, setup.questions, 0, P),
-        _times(rows / at_once, _decoding(setup, "policy writes", setup.policy, config.policy.param_dtype, at_once, spoken,
+        _times(rows / at_once, _decoding(setup, "policy writes", setup.policy, whole_policy(setup), at_once, spoken,
                                          (P + used) / 2)),
         _reading(setup, "policy reads documents", setup.policy, rows, (P + used) / 2, documents),
     ]
     if setup.simulator is not None:
         prompt, steps = setup.engine.prompt_size, setup.reply_steps
         read = _reading(setup, "simulator reads prompts", setup.simulator, rows, 0, prompt)
-        write = _decoding(setup, "simulator writes", setup.simulator, config.simulator.param_dtype, slots, steps,
+        write = _decoding(setup, "simulator writes", setup.simulator, frozen_simulator(setup), slots, steps,
                           prompt + steps / 2)
         parts += [_times(searches, read), _times(searches * rows / slots, write)]
 
@@ -59,8 +66,7 @@ def step_work(setup: Setup) -> list[Work]:
     scores = 2 if config.algorithm.track_kl or config.algorithm.kl_coef else 1
     parts.append(_compute(setup, "old and reference log-probs" if scores == 2 else "old log-probs", scores * forward))
     remat = config.train.remat == "layers"  # the other kinds compute little or nothing of the products again
-    parts.append(_compute(setup, "update" + (" with remat" if remat else ""),
-                          (4 if remat else 3) * forward))
+    parts.append(_compute(setup, "update" + (" with remat" if remat else ""), (4 if remat else 3) * forward))
     return parts
 
 
@@ -78,12 +84,12 @@ def _reading(setup, name, model, rows, before, tokens):
     return _compute(setup, name, flops)
 
 
-def _decoding(setup, name, model, dtype, rows, steps, context):
+def _decoding(setup, name, model, shapes, rows, steps, context):
     """`steps` tokens a row, one at a time, behind `context` others on average: weights and caches are read each time."""
     flops = rows * forward_flops(model, 1, context, 1) / setup.tensor
-    weights = local_bytes(decoding_shapes(model, dtype), param_shardings(model, setup.mesh, DECODE_RULES))
+    shapes = decoding_shapes(shapes, model)
+    weights = local_bytes(shapes, decoding_shardings(shapes, model, setup.mesh))
     if not model.tie_embeddings:  # of the embedding a step reads a few rows
-        table = decoding_shapes(model, dtype)["embed_tokens"]
-        weights -= table.size * table.dtype.itemsize // setup.tensor
+        weights -= num_bytes(shapes["embed_tokens"]) // setup.tensor
     cache = cache_bytes(setup, model, rows, int(context))
     return _times(steps, _compute(setup, name, flops, weights + cache))

@@ -4,10 +4,11 @@ So the step is that of the whole batch whatever the cut (ZeroSearch's own code d
 first's count). An objective is a pair of functions over the rows of any part of a batch:
 
     weigh(batch) -> (weight of the loss, weight of its penalties)            no model is run
-    value_and_grad(params, batch, scale, coef) -> ((loss_sum, {"weight": ..., "metrics": {name: (sum, weight)}}), grads)
+    loss_sum(params, batch, scale, coef) -> (loss_sum, {"weight": ..., "metrics": {name: (sum, weight)}})
 
 `scale` is the quotient of the two weights over the whole batch; `coef` is None or float32[], a coefficient that changes
-from step to step.
+from step to step. An objective is given the whole model. What is trained of it may be less: `assemble(params, frozen)`
+is the model of the trained parameters and of others, which get no gradient (zsjax.models.lora).
 """
 
 import jax
@@ -15,38 +16,44 @@ import jax.numpy as jnp
 import optax
 
 
-def whole_step(objective, optimizer, microbatch_rows=0, *, defaults=None):
+def trained_alone(params, frozen):
+    """The model where nothing is frozen: what is trained is all there is."""
+    del frozen
+    return params
+
+
+def whole_step(objective, optimizer, microbatch_rows=0, *, defaults=None, assemble=trained_alone):
     """The step of a batch in one array, in one compiled program; microbatches of rows are scanned over.
 
     Returns:
-      update(params, opt_state, batch, coef=None) -> (params, opt_state, info), params and opt_state donated.
+      update(params, opt_state, batch, coef=None, frozen=None) -> (params, opt_state, info), params and opt_state donated.
     """
-    weigh, value_and_grad = objective
+    weigh, value_and_grad = _differentiated(objective, assemble)
 
-    def update(params, opt_state, batch, coef=None):
+    def update(params, opt_state, batch, coef=None, frozen=None):
         scale = divide(*weigh(batch))
-        sums, grads = accumulate(lambda params, part: value_and_grad(params, part, scale, coef), params, batch,
+        sums, grads = accumulate(lambda params, part: value_and_grad(params, part, scale, coef, frozen), params, batch,
                                  microbatch_rows)
         return _finish(optimizer, params, opt_state, sums, grads, defaults or {})
 
     return jax.jit(update, donate_argnums=(0, 1))
 
 
-def packed_step(objective, optimizer, *, defaults=None):
+def packed_step(objective, optimizer, *, defaults=None, assemble=trained_alone):
     """The same step over a list of parts of different shapes, driven from the host: see `zsjax.rl.packing`.
 
     Returns:
-      update(params, opt_state, parts, coef=None) -> (params, opt_state, info). One compiled program for each shape of a
-      part, `update.programs` names them; params, opt_state and the running sums are donated.
+      update(params, opt_state, parts, coef=None, frozen=None) -> (params, opt_state, info). One compiled program for each
+      shape of a part, `update.programs` names them; params, opt_state and the running sums are donated.
     """
-    weigh, value_and_grad = objective
+    weigh, value_and_grad = _differentiated(objective, assemble)
 
-    def part_of(params, part, scale, coef):
-        sums, grads = value_and_grad(params, part, scale, coef)
+    def part_of(params, *given):
+        sums, grads = value_and_grad(params, *given)
         return sums, float32(grads)
 
-    def add_part(total, params, part, scale, coef):
-        return jax.tree.map(jnp.add, total, part_of(params, part, scale, coef))
+    def add_part(total, *given):
+        return jax.tree.map(jnp.add, total, part_of(*given))
 
     def finish(params, opt_state, total):
         return _finish(optimizer, params, opt_state, *total, defaults or {})
@@ -55,16 +62,23 @@ def packed_step(objective, optimizer, *, defaults=None):
     zeros = jax.jit(lambda *given: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part_of, *given)))
     finish = jax.jit(finish, donate_argnums=(0, 1))
 
-    def update(params, opt_state, parts, coef=None):
+    def update(params, opt_state, parts, coef=None, frozen=None):
         # On the device, in order: nothing waits for the host until the info is asked for.
         scale = divide(*jax.tree.map(lambda *x: sum(x), *[weigh(part) for part in parts]))
-        total = zeros(params, parts[-1], scale, coef)
+        total = zeros(params, parts[-1], scale, coef, frozen)
         for part in parts:
-            total = add(total, params, part, scale, coef)
+            total = add(total, params, part, scale, coef, frozen)
         return finish(params, opt_state, total)
 
     update.programs = {"weigh": weigh, "add": add, "zeros": zeros, "finish": finish}
     return update
+
+
+def _differentiated(objective, assemble):
+    """(weigh, value_and_grad(params, batch, scale, coef, frozen)), the gradient with respect to params alone."""
+    weigh, loss_sum = objective
+    whole = lambda params, batch, scale, coef, frozen: loss_sum(assemble(params, frozen), batch, scale, coef)
+    return weigh, jax.value_and_grad(whole, has_aux=True)
 
 
 def _finish(optimizer, params, opt_state, sums, grads, defaults):

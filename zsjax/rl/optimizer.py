@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zsjax.rl.master_weights import with_master_weights
+
 SCHEDULE = "schedule"  # as an argument's value: the learning-rate schedule of the config
 
 
@@ -18,6 +20,7 @@ def make_optimizer(config, steps):
 
     The rate rises linearly to `learning_rate` over `warmup_steps` (the first step already moves), then follows the
     schedule to `final_fraction` of it at step `steps`. Weight decay applies to matrices only. `clip_norm` 0 is no clip.
+    With `master_weights`, parameters narrower than float32 are updated in float32 copies (zsjax.rl.master_weights).
 
     Args:
       config: OptimizerConfig.
@@ -42,10 +45,12 @@ def make_optimizer(config, steps):
         return warm * decay(jnp.maximum(count - config.warmup_steps, 0))
 
     if config.chain:
-        return optax.chain(*[transformation(link, rate) for link in config.chain])
-    matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
-    adamw = optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=matrices)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+        optimizer = optax.chain(*[transformation(link, rate) for link in config.chain])
+    else:
+        matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+        adamw = optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=matrices)
+        optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+    return with_master_weights(optimizer) if config.master_weights else optimizer
 
 
 def transformation(link, rate):

@@ -12,6 +12,7 @@ import numpy as np
 
 from zsjax import hosts, sharding
 from zsjax.rl import packing, roles
+from zsjax.rl.accumulate import trained_alone
 from zsjax.rl.update import make_packed_update, make_score, make_update
 from zsjax.rl.value import make_value_score, make_value_update
 
@@ -21,9 +22,9 @@ class Passes:
     """Functions over a TokenBatch of B rows.
 
     Attributes:
-      logprobs: (params, batch) -> float32[B, T] under the training forward.
+      logprobs: (params of the whole model, batch) -> float32[B, T] under the training forward.
       values: (value_params, batch) -> float32[B, T], see `zsjax.rl.value.state_values`.
-      update: (params, opt_state, batch, coef=None) -> (params, opt_state, info).
+      update: (params, opt_state, batch, coef=None, frozen=None) -> (params, opt_state, info), see `make_update`.
       update_value: (value_params, opt_state, batch) -> (value_params, opt_state, info).
 
     Batches and what is scored are numpy, whole and the same on every host; each host feeds the mesh its own rows.
@@ -35,7 +36,7 @@ class Passes:
     update_value: Callable
 
 
-def make_passes(config, model_config, mesh, *, loss, optimizer, value_optimizer=None) -> Passes:
+def make_passes(config, model_config, mesh, *, loss, optimizer, value_optimizer=None, assemble=trained_alone) -> Passes:
     """The passes of a run.
 
     Args:
@@ -44,6 +45,7 @@ def make_passes(config, model_config, mesh, *, loss, optimizer, value_optimizer=
       mesh: rows lie over its ("data", "fsdp") axes.
       loss: a name or a function, see `make_update`.
       optimizer, value_optimizer: optax transformations.
+      assemble: of the policy, see `make_update`.
     """
     algorithm, options = config.algorithm, config.train
     # One length for the whole run: the batch's own would change from step to step.
@@ -57,7 +59,8 @@ def make_passes(config, model_config, mesh, *, loss, optimizer, value_optimizer=
     in_loss = algorithm.kl_in == "loss"
     objective = dict(chunk=options.logprob_chunk, temperature=config.rollout.temperature, remat=options.remat,
                      kl_coef=algorithm.kl_coef if in_loss else 0.0, kl_kind=algorithm.kl_kind if in_loss else "k3",
-                     entropy_coef=algorithm.entropy_coef, reduction=reduction, invert_mask=algorithm.invert_mask, **hyper)
+                     entropy_coef=algorithm.entropy_coef, reduction=reduction, invert_mask=algorithm.invert_mask,
+                     assemble=assemble, **hyper)
     packed, rows = options.microbatch_tokens > 0, 0 if options.microbatch_tokens else options.microbatch_rows
     score = make_score(model_config, chunk=options.logprob_chunk, temperature=config.rollout.temperature,
                        remat=options.remat, microbatch_rows=rows)
@@ -79,7 +82,7 @@ def make_passes(config, model_config, mesh, *, loss, optimizer, value_optimizer=
 
     logprobs, values = scoring(lambda *arguments: score(*arguments)[0]), scoring(value_score)
     if not packed:
-        on_rows = lambda update: lambda params, opt_state, batch, *coef: update(params, opt_state, place(batch), *coef)
+        on_rows = lambda update: lambda params, opt_state, batch, *given: update(params, opt_state, place(batch), *given)
         return Passes(logprobs, values, on_rows(update), update_value and on_rows(update_value))
 
     def parts_of(batch):
@@ -95,8 +98,8 @@ def make_passes(config, model_config, mesh, *, loss, optimizer, value_optimizer=
         return scored
 
     def in_parts(update):
-        def updated(params, opt_state, batch, *coef):
-            return update(params, opt_state, [place(packing.take(batch, part)) for part in parts_of(batch)], *coef)
+        def updated(params, opt_state, batch, *given):
+            return update(params, opt_state, [place(packing.take(batch, part)) for part in parts_of(batch)], *given)
 
         return updated
 

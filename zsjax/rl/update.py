@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from zsjax.models import decoder
 from zsjax.rl import losses, roles
-from zsjax.rl.accumulate import accumulate, divide, packed_step, slices, step, whole_step
+from zsjax.rl.accumulate import accumulate, divide, packed_step, slices, step, trained_alone, whole_step
 from zsjax.rl.credit import load_function
 from zsjax.rl.logprobs import token_logprobs
 from zsjax.rl.optimizer import make_optimizer
@@ -84,7 +84,7 @@ def make_score(model_config, *, chunk, temperature=1.0, remat="none", microbatch
     return score
 
 
-def make_update(model_config, loss, optimizer, *, microbatch_rows=0, **options):
+def make_update(model_config, loss, optimizer, *, microbatch_rows=0, assemble=trained_alone, **options):
     """Makes one optimizer step of reinforcement learning.
 
     The objective that is minimised, with the mask roles == POLICY and sums over the whole batch, is
@@ -106,37 +106,40 @@ def make_update(model_config, loss, optimizer, *, microbatch_rows=0, **options):
       entropy_coef: > 0 rewards entropy.
       reduction: see `losses.aggregate`; the bare name "fixed_length" stands for ("fixed_length", T).
       invert_mask: an ablation that trains on every token but the policy's; the caller broadcasts the advantages.
+      assemble: (params, frozen) -> the decoder's parameters, where what is trained is not the whole model (LoRA).
       **loss_hyper: given to the loss.
 
     Returns:
-      update(params, opt_state, batch: TokenBatch, coef=None) -> (params, opt_state, info), jitted, with params and
-      opt_state donated; a coef float32[] takes the place of kl_coef (an adaptive one). info: dict of float32[]: loss
-      (all terms), grad_norm (before clipping), weight (the loss's), entropy and kl (k3, 0 without ref_logprobs) in nats
-      per token, ratio_mean, approx_kl, clip_fraction (0 unless the loss tells), nonfinite (1 if loss or gradient was not
-      finite: then params and opt_state are unchanged, as they are when the weight is 0), and what the loss's info adds.
+      update(params, opt_state, batch: TokenBatch, coef=None, frozen=None) -> (params, opt_state, info), jitted, with
+      params and opt_state donated; a coef float32[] takes the place of kl_coef (an adaptive one), frozen is a pytree for
+      `assemble`, which gets no gradient. info: dict of float32[]: loss (all terms), grad_norm (before clipping), weight
+      (the loss's), entropy and kl (k3, 0 without ref_logprobs) in nats per token, ratio_mean, approx_kl, clip_fraction (0
+      unless the loss tells), nonfinite (1 if loss or gradient was not finite: then params and opt_state are unchanged, as
+      they are when the weight is 0), and what the loss's info adds.
 
     Raises:
       ValueError: kl_kind "k1" or unknown, an unknown loss; while tracing, rows that microbatch_rows does not divide, or
         kl_coef without ref_logprobs.
     """
-    return whole_step(_objective(model_config, loss, **options), optimizer, microbatch_rows, defaults=POLICY_INFO)
+    return whole_step(_objective(model_config, loss, **options), optimizer, microbatch_rows, defaults=POLICY_INFO,
+                      assemble=assemble)
 
 
-def make_packed_update(model_config, loss, optimizer, **options):
+def make_packed_update(model_config, loss, optimizer, *, assemble=trained_alone, **options):
     """`make_update` over parts of different shapes, driven from the host: see `zsjax.rl.packing`.
 
     Args:
-      model_config, loss, optimizer, **options: as `make_update`. A reduction "fixed_length" needs its length, since
-        parts have several: ("fixed_length", n).
+      model_config, loss, optimizer, assemble, **options: as `make_update`. A reduction "fixed_length" needs its length,
+        since parts have several: ("fixed_length", n).
 
     Returns:
-      update(params, opt_state, parts: list of TokenBatch, coef=None) -> (params, opt_state, info): the step that
-      `make_update` makes of all parts in one batch, whatever the cut: sums and weights are added and divided once. One
-      compiled program for each shape of a part; params and opt_state are donated.
+      update(params, opt_state, parts: list of TokenBatch, coef=None, frozen=None) -> (params, opt_state, info): the step
+      that `make_update` makes of all parts in one batch, whatever the cut: sums and weights are added and divided once.
+      One compiled program for each shape of a part; params and opt_state are donated.
     """
     if options.get("reduction") == "fixed_length":
         raise ValueError("parts have several lengths: give reduction=('fixed_length', n)")
-    return packed_step(_objective(model_config, loss, **options), optimizer, defaults=POLICY_INFO)
+    return packed_step(_objective(model_config, loss, **options), optimizer, defaults=POLICY_INFO, assemble=assemble)
 
 
 def _objective(model_config, loss, *, chunk, temperature=1.0, remat="none", kl_coef=0.0, kl_kind="k3", entropy_coef=0.0,
@@ -145,8 +148,8 @@ def _objective(model_config, loss, *, chunk, temperature=1.0, remat="none", kl_c
 
     Returns:
       weigh(batch) -> (the loss's weight, the penalties' weight), from masks alone, no model is run.
-      value_and_grad(params, batch, scale, kl_coef) -> ((loss_sum, sums), gradient of loss_sum), where the penalties
-      are multiplied by scale, the quotient of the two weights over the whole batch.
+      loss_sum(params, batch, scale, kl_coef) -> (loss_sum, sums), where the penalties are multiplied by scale, the
+      quotient of the two weights over the whole batch.
     """
     if kl_kind not in ("k2", "k3"):
         why = ("k1 as a loss has an expected gradient of zero: E[d logprobs] = 0 over the policy's own tokens; use k2 "
@@ -196,31 +199,32 @@ def _objective(model_config, loss, *, chunk, temperature=1.0, remat="none", kl_c
             loss_sum = loss_sum + scale * penalty_sum
         return loss_sum, {"weight": weight, "metrics": metrics}
 
-    return weigh, jax.value_and_grad(objective, has_aux=True)
+    return weigh, objective
 
 
-def make_supervised_update(model_config, optimizer, *, chunk, remat="none", microbatch_rows=0):
+def make_supervised_update(model_config, optimizer, *, chunk, remat="none", microbatch_rows=0, assemble=trained_alone):
     """Makes one optimizer step of weighted next-token prediction, -sum(w_t log p(token_t)) / sum(w_t).
 
     Args:
-      model_config, optimizer, chunk, remat, microbatch_rows: as `make_update`.
+      model_config, optimizer, chunk, remat, microbatch_rows, assemble: as `make_update`.
 
     Returns:
-      update(params, opt_state, tokens int32[B, T], weights float32[B, T], valid bool[B, T]) -> (params, opt_state,
-      info), jitted, with params and opt_state donated. weights[b, t] >= 0 is the weight of predicting tokens[b, t]; it
-      is ignored at position 0 and where `valid` (a prefix of each row) is False. info: loss (nats per unit of
-      weight), grad_norm, weight, nonfinite; what holds for them in `make_update` holds here.
+      update(params, opt_state, tokens int32[B, T], weights float32[B, T], valid bool[B, T], frozen=None) -> (params,
+      opt_state, info), jitted, with params and opt_state donated. weights[b, t] >= 0 is the weight of predicting
+      tokens[b, t]; it is ignored at position 0 and where `valid` (a prefix of each row) is False. info: loss (nats per
+      unit of weight), grad_norm, weight, nonfinite; what holds for them in `make_update` holds here.
     """
 
-    def objective(params, part):
+    def objective(params, part, frozen):
         tokens, weights, valid = part
-        logprobs, _ = _model_logprobs(params, model_config, tokens, valid, remat=remat, chunk=chunk, with_entropy=False)
+        logprobs, _ = _model_logprobs(assemble(params, frozen), model_config, tokens, valid, remat=remat, chunk=chunk,
+                                      with_entropy=False)
         used = valid & (weights != 0) & (jnp.arange(tokens.shape[1]) > 0)
         weights = jnp.where(used, weights, 0).astype(jnp.float32)
         return -(weights * jnp.where(used, logprobs, 0)).sum(), weights.sum()
 
-    def update(params, opt_state, tokens, weights, valid):
-        value_and_grad = jax.value_and_grad(objective, has_aux=True)
+    def update(params, opt_state, tokens, weights, valid, frozen=None):
+        value_and_grad = lambda *given: jax.value_and_grad(objective, has_aux=True)(*given, frozen)
         (loss_sum, weight), grads = accumulate(value_and_grad, params, (tokens, weights, valid), microbatch_rows)
         grads = jax.tree.map(lambda g: divide(g, weight), grads)
         loss = divide(loss_sum, weight)

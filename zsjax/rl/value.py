@@ -61,5 +61,5 @@ def make_value_update(model_config, optimizer, *, clip, reduction="token_mean", 
                                                    clip=clip or jnp.inf, reduction=how)
         return loss_sum, {"weight": weight, "metrics": info}
 
-    pieces = (lambda batch: (jnp.float32(1), jnp.float32(1))), jax.value_and_grad(objective, has_aux=True)
+    pieces = (lambda batch: (jnp.float32(1), jnp.float32(1))), objective
     return packed_step(pieces, optimizer) if packed else whole_step(pieces, optimizer, microbatch_rows)

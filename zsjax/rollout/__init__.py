@@ -4,6 +4,7 @@
 program; everything else is driven from the host, with the same compiled pieces.
 """
 
+import functools
 import logging
 
 import jax
@@ -39,6 +40,7 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
       Raises ValueError when a prompt is longer than config.rollout.max_prompt_tokens: prompts are never cut.
     """
     template = PolicyTemplate.load(config.prompts.policy)
+    _tell_form(template.name, config.prompts.chat)
     env = environment(policy_config, tokenizer, config, group_size)
     tables = pieces.tables(tokenizer, policy_config)
     schedule = continuous.Schedule(config.rollout.rows, config.rollout.simulator_slots, config.rollout.busy)
@@ -99,6 +101,12 @@ def environment(policy_config, tokenizer, config, group_size: int = 1) -> pieces
         lanes=config.rollout.lanes or None,
         noise_per_document=config.search.noise_per == "document",
     )
+
+
+@functools.cache  # once a run, not once for each of its rollouts
+def _tell_form(template: str, chat: bool):
+    form = "in the tokenizer's chat template" if chat else "as plain text (an instruct model wants prompts.chat=true)"
+    logging.info("policy prompts: template %r %s", template, form)
 
 
 def encode_prompts(template, tokenizer, questions, size: int, chat: bool = False):

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zsjax import types
+from zsjax.models.decoder import cast_matrices
 from zsjax.rollout import engine as pieces
 from zsjax.rollout.engine import DOCUMENTS, HINT, Environment, RolloutState, generating
 from zsjax.sampling.prefill import first_rows
@@ -97,6 +98,9 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
     Returns:
       (Episodes of all questions x group_size rows, Work).
     """
+    # Cast once, outside of all loops.
+    policy_params = cast_matrices(policy_params, env.policy)
+    simulator_params = cast_matrices(simulator_params, simulator.config)
     policy_key, simulator_key, noise_key = (jax.random.fold_in(key, i) for i in range(3))
     prompts = pieces.read_prompts(policy_params, env, inputs["prompts"], inputs["prompt_lengths"], inputs["group_id"])
     E = prompts.tokens.shape[0] * env.group_size

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from zsjax import sharding, types
+from zsjax.models.decoder import cast_matrices
 from zsjax.rollout import engine as pieces
 from zsjax.rollout.continuous import Work
 from zsjax.search.engine import SearchContext
@@ -57,17 +58,19 @@ class HostRollout:
         self.env, self.tables, self.engine, self.tokenizer = env, tables, search_engine, tokenizer
         self.document_format = document_format
         over_rows = lambda function, *in_rows: sharding.over_rows(function, mesh, in_rows)
+        cast = lambda params: cast_matrices(params, env.policy)  # once a call, outside of its loop
         self._start = jax.jit(over_rows(lambda params, prompts, lengths, group_id: pieces.start(
-            params, env, prompts, lengths, group_id), False, True, True, True))
+            cast(params), env, prompts, lengths, group_id), False, True, True, True))
 
         def turn(params, tables, state, key, temperature, noise):
-            state = pieces.generate_turn(params, env, tables, state, jax.random.fold_in(key, 0), temperature)
+            state = pieces.generate_turn(cast(params), env, tables, state, jax.random.fold_in(key, 0), temperature)
             state, query = pieces.queries(env, tables, state)
             return state, query, pieces.coins(env, state, noise, jax.random.fold_in(key, 2))
 
         self._turn = jax.jit(over_rows(turn, False, False, True, False, False, False), donate_argnums=2)
         self._insert = jax.jit(over_rows(lambda params, state, documents, lengths, count, noisy: pieces.insert(
-            params, env, state, documents, lengths, count, noisy), False, True, True, True, True, True), donate_argnums=1)
+            cast(params), env, state, documents, lengths, count, noisy), False, True, True, True, True, True),
+            donate_argnums=1)
 
     def __call__(self, params, inputs, questions, noise, temperature, key) -> tuple[types.Episodes, Work]:
         env = self.env

@@ -86,6 +86,18 @@ class SimulatorTemplate:
         name = str(name_or_path)
         return cls(name, TEMPLATES[name] if name in TEMPLATES else read_template(name, TEMPLATES, "simulator"))
 
+    def in_chat(self, tokenizer) -> "SimulatorTemplate":
+        """The template as the user's message in the tokenizer's chat format, up to where the assistant begins to write.
+
+        The format's special tokens are written out in the text, where `encode` recognises them.
+
+        Raises:
+          ValueError: the tokenizer has no chat template.
+        """
+        mark = "\N{OBJECT REPLACEMENT CHARACTER}"
+        chat = tokenizer.decode(tokenizer.apply_chat_template([{"role": "user", "content": mark}]))
+        return dataclasses.replace(self, text=chat.replace(mark, self.text.strip()))
+
     def parts(self) -> list[tuple[str, str]]:
         """("text", text) and ("slot", name), in order."""
         parts, at = [], 0

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zsjax.models.cache import KVCache, init_cache
-from zsjax.models.decoder import DecoderConfig, extend, logits_of
+from zsjax.models.decoder import DecoderConfig, cast_matrices, extend, logits_of
 from zsjax.sampling.logits import sample
 from zsjax.sampling.prefill import prefill
 from zsjax.sampling.splice import concatenate
@@ -218,6 +218,7 @@ class Simulator:
 
     def write(self, params, tables: Tables, requests: Requests, key) -> Replies:
         """Reads the prompts of the active requests and writes their documents. Pure; traced inside the rollout."""
+        params = cast_matrices(params, self.config)  # once, outside of the loops
         writing = self.idle(params, requests.noisy.shape[0], per_document=requests.noisy.ndim == 2)
         return self.replies(self.proceed(params, tables, self.take(params, writing, requests, key)))
 

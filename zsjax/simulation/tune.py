@@ -36,15 +36,16 @@ def tune(config: Config, simulator: Simulator, path: str | os.PathLike, *, write
     writer.note(f"tune_simulator: {len(examples)} examples of {len(searches)} searches "
                 f"({provenance.get('engine', 'unknown engine')})")
     return train(config.tune_simulator, simulator, examples, document_format=config.search.document_format,
-                 seed=config.seed, stage="tune_simulator", writer=writer, directory=directory, config_json=config_json)
+                 seed=config.seed, stage="tune_simulator", writer=writer, directory=directory, config_json=config_json,
+                 lora=config.simulator.lora)
 
 
 def train(options: SupervisedConfig, simulator: Simulator, examples: list[Example], *, document_format: str, seed: int,
-          stage: str, writer, directory, config_json: str = "{}") -> Simulator:
+          stage: str, writer, directory, config_json: str = "{}", lora=None) -> Simulator:
     """Supervised training of a simulator on examples; used for tuning and for the tiny world's pretraining.
 
     options.options may have "emphasis": True, or a dict of `Emphasis`'s fields; without it every document token weighs
-    the same.
+    the same. lora: see `supervised.train`.
     """
     try:
         tokens, weights = Encoder(simulator, document_format, emphasis(options)).rows(examples, options.max_tokens)
@@ -52,7 +53,7 @@ def train(options: SupervisedConfig, simulator: Simulator, examples: list[Exampl
         raise UserError(f"{stage}: {error}") from error
     batches = make_batches(tokens, weights, batch_rows=options.batch_rows, seed=seed)
     params = supervised.train(options, simulator.config, simulator.params, batches, writer=writer, stage=stage,
-                              directory=directory, config_json=config_json)
+                              directory=directory, config_json=config_json, lora=lora, seed=seed)
     return dataclasses.replace(simulator, params=params)
 
 

@@ -6,7 +6,6 @@ Their names are used wherever a path is: "asset:tiny_world/base" is the folder `
 import pathlib
 
 PREFIX = "asset:"
-HUB = "hf:"  # "hf:Qwen/Qwen2.5-3B" is a checkpoint on the Hugging Face hub, downloaded when it is first used
 _ROOT = pathlib.Path(__file__).resolve().parent
 
 
@@ -17,18 +16,12 @@ def list_assets() -> list[str]:
 
 
 def asset_path(path: str | pathlib.Path) -> pathlib.Path:
-    """The path that a config's string names: "asset:NAME" is a packaged folder or file, "hf:OWNER/NAME" is downloaded
-    (config, tokenizer and safetensors only), anything else is a path.
+    """The path that a config's string names: "asset:NAME" is a packaged folder or file, anything else is a path.
 
     Raises:
       FileNotFoundError: no such asset; the message lists those that exist. Other paths are not looked at.
     """
     text = str(path)
-    if text.startswith(HUB):
-        import huggingface_hub
-
-        return pathlib.Path(huggingface_hub.snapshot_download(
-            text[len(HUB):], allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model"]))
     if not text.startswith(PREFIX):
         return pathlib.Path(path)
     name = text[len(PREFIX) :].strip("/")

@@ -1,0 +1,92 @@
+"""The kernels keep the reference's contract; which one runs is decided once, told, and never swapped in silence."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zsjax.models import attention
+from zsjax.models.attention import attend, choose
+from zsjax.models.layers import DecoderConfig
+
+CONFIG = DecoderConfig(vocab_size=40, embed_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24)
+
+
+def _inputs(T, dtype=jnp.float32, head_dim=16, B=2):
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v, g = (jax.random.normal(key, (B, heads, T, head_dim), dtype) for key, heads in zip(keys, (4, 2, 2, 4)))
+    lengths = jnp.array([T, T // 3] + [T // 2] * (B - 2))
+    weight = g.swapaxes(1, 2).reshape(B, T, -1) * (jnp.arange(T) < lengths[:, None])[..., None]
+    return q, k, v, lengths, weight
+
+
+def _outputs_and_gradients(function, q, k, v, weight):
+    """What a kernel gives where somebody looks, and the gradients of it."""
+    total = lambda q, k, v: (function(q, k, v).reshape(weight.shape).astype(jnp.float32) * weight).sum()
+    out = function(q, k, v).reshape(weight.shape).astype(jnp.float32) * (weight != 0)
+    return [np.asarray(x, np.float32) for x in (out, *jax.grad(total, (0, 1, 2))(q, k, v))]
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_splash_equals_the_reference(window):
+    q, k, v, lengths, weight = _inputs(140)  # two tiles, the second one cut
+    reference = lambda q, k, v: attend(q, k, v, kv_lengths=lengths, window=window)
+    splash = lambda q, k, v: attention._splash(q, k, v, lengths, window, interpret=True)
+    ours = _outputs_and_gradients(jax.jit(splash), q, k, v, weight)
+    theirs = _outputs_and_gradients(jax.jit(reference), q, k, v, weight)
+    for a, b in zip(ours, theirs):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [None, 100])
+def test_cudnn_equals_the_reference(window):
+    if jax.default_backend() != "gpu":
+        pytest.fail("marked gpu, but there is none")
+    q, k, v, lengths, weight = _inputs(384, jnp.bfloat16, head_dim=64, B=3)
+    kernel = lambda name: jax.jit(lambda q, k, v: attend(q, k, v, kv_lengths=lengths, window=window, kernel=name))
+    for a, b in zip(_outputs_and_gradients(kernel("cudnn"), q, k, v, weight),
+                    _outputs_and_gradients(kernel("xla"), q, k, v, weight)):
+        assert np.abs(a - b).max() <= 0.03 * np.abs(b).max()
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_the_reference_equals_jax(window):
+    q, k, v, lengths, weight = _inputs(12)
+    by_jax = lambda q, k, v: jax.nn.dot_product_attention(
+        *(x.swapaxes(1, 2) for x in (q, k, v)), is_causal=True, query_seq_lengths=lengths.astype(jnp.int32),
+        key_value_seq_lengths=lengths.astype(jnp.int32), local_window_size=window and (window - 1, 0))
+    for a, b in zip(_outputs_and_gradients(lambda *x: attend(*x, kv_lengths=lengths, window=window), q, k, v, weight),
+                    _outputs_and_gradients(by_jax, q, k, v, weight)):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_the_choice_is_told_once_and_what_cannot_run_is_refused(caplog):
+    attention._choose.cache_clear()
+    with caplog.at_level(logging.INFO):
+        assert [choose(CONFIG) for _ in range(3)] == ["xla"] * 3
+    assert [record.getMessage() for record in caplog.records] == ["attention on cpu: xla"]
+    for kernel, words in (("cudnn", "needs an NVIDIA GPU"), ("splash", "needs a TPU"), ("flash", "unknown")):
+        with pytest.raises(ValueError, match=f"attention='{kernel}' .*{words}"):
+            choose(DecoderConfig(**{**CONFIG.__dict__, "attention": kernel}))
+
+
+class _Device:
+    platform, device_kind = "gpu", "a GPU"
+
+    class client:
+        platform_version = "PJRT C API\ncuda 12090"
+
+
+@pytest.mark.parametrize("dtype, head_dim, chosen, why", [
+    ("bfloat16", 128, "cudnn", "cached decoding: xla"), ("float32", 128, "xla", "because cudnn computes in bfloat16"),
+    ("bfloat16", 256, "xla", "because cudnn needs a head_dim")])
+def test_on_nvidia(monkeypatch, caplog, dtype, head_dim, chosen, why):
+    monkeypatch.setattr(jax, "devices", lambda: [_Device])
+    attention._choose.cache_clear()
+    with caplog.at_level(logging.INFO):
+        assert attention._choose("auto", dtype, head_dim) == chosen
+    assert why in caplog.text
+    attention._choose.cache_clear()

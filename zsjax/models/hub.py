@@ -1,0 +1,51 @@
+"""Checkpoints and tokenizers of the Hugging Face hub, by their name: "owner/name"."""
+
+import re
+from pathlib import Path
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+TOKENIZER_FILES = ("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+                   "*.model", "chat_template*", "config.json", "generation_config.json")
+PREFIX = "hf:"
+
+
+def hub_name(path) -> str | None:
+    """The hub's name for a path: of "hf:owner/name", or of "owner/name" where no such file or folder is; else None.
+
+    >>> hub_name("hf:Qwen/Qwen2.5-0.5B")
+    'Qwen/Qwen2.5-0.5B'
+    """
+    text = str(path)
+    name = text.removeprefix(PREFIX)
+    if not _NAME.fullmatch(name) or (name == text and Path(text).exists()):
+        return None
+    return name
+
+
+def local_folder(path, *, weights: bool = True) -> Path:
+    """`path` itself, or the folder that a hub's name was downloaded to (once: the hub's cache keeps it).
+
+    Args:
+      path: a local path, "hf:owner/name", or "owner/name" where no such folder is.
+      weights: False leaves the weights there: a tokenizer is wanted. Pickled weights are never downloaded.
+
+    Raises:
+      FileNotFoundError: there is no such folder and the hub cannot be reached, does not have the model, or refuses it.
+    """
+    name = hub_name(path)
+    if name is None:
+        if str(path).startswith(PREFIX):
+            raise FileNotFoundError(f"{path!r} is no name of the Hugging Face hub: write {PREFIX}owner/name")
+        return Path(path)
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise FileNotFoundError(f"there is no folder {name!r}, and reading it from the Hugging Face hub needs the "
+                                "package huggingface_hub") from None
+    patterns = [*TOKENIZER_FILES, *(("*.safetensors", "*.safetensors.index.json") if weights else ())]
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # the hub's and httpx's own kinds; all mean that it cannot be had
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise FileNotFoundError(f"there is no folder {name!r}, and it cannot be had from the Hugging Face hub "
+                                f"({reason}); download it where there is a network and give the folder's path") from error
