@@ -35,11 +35,28 @@ class SearchContext:
     call: tuple = ()
 
 
+class Failed(list):
+    """The empty result of a search that failed. kind says how: see `zsjax.search.transport.FAILURES`."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+
+
+class BudgetSpent(Exception):
+    """The next search would cost more than is left. Nothing is lost: what was paid for is kept, and the run can go on."""
+
+
 class Engine(Protocol):
-    """Anything that finds documents for a batch of queries."""
+    """Anything that finds documents for a batch of queries.
+
+    An engine may have `obeys_noise` (True for simulators: they obey SearchContext.noisy) and `counters`, a Counter of
+    requests and failures that loops write into the metrics.
+    """
 
     def search(self, queries: Sequence[str], contexts: Sequence[SearchContext], *, k: int) -> list[list[Document]]:
-        """Up to k documents for each query, best first. An empty list says that nothing was found."""
+        """Up to k documents for each query, best first. An empty list says that nothing was found, `Failed` that the
+        search itself failed; neither ends an episode."""
         ...
 
 
