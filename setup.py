@@ -34,6 +34,8 @@ setup(
         "tensorflow-datasets>=4.9.9",
         "pyarrow>=17",
         "bm25s>=0.3",
+        "httpx>=0.27",
+        "tenacity>=9",
         "tensorboardX>=2.6",
         "rich>=13",
     ],

@@ -26,9 +26,11 @@ ROOMS = {
     "data": ("search", "sampling", "rewards"),  # Document, the corpus's type; template texts
 }
 # The loops may import everything below them, and no room imports them.
-LOOPS = ("train", "evaluate", "pipeline", "simulation", "report", "launch", "build", "pretrain", "reading", "pretrain_simulator")
+LOOPS = ("train", "evaluate", "pipeline", "simulation", "report", "launch", "build", "pretrain", "reading",
+         "pretrain_simulator")
 LAZY = ("transformers", "orbax", "safetensors", "sentencepiece", "tokenizers", "tensorflow", "tensorflow_datasets",
-        "bm25s", "ml_collections", "tensorboardX", "rich", "pyarrow", "torch", "array_record")
+        "bm25s", "ml_collections", "tensorboardX", "rich", "pyarrow", "torch", "array_record",
+        "httpx", "tenacity")
 BLOCKED = tuple(name for name in LAZY if name != "rich")  # flax imports rich itself
 
 

@@ -89,6 +89,8 @@ def test_all_config_problems_in_one_message(calls, experiment, tmp_path, capsys)
     (["run", "more", "--workdir", "w"], "takes no argument"),
     (["ask"], "ask needs a question"),
     (["export", "--workdir", "w"], "export needs a folder"),
+    (["serve-corpus"], "serve-corpus needs a corpus"),
+    (["serve-corpus", "nowhere.jsonl"], "cannot serve nowhere.jsonl: no file"),
     (["--workdir", "w", "--confg=3"], "unknown argument '--confg=3'"),
     (["--workdir", "w", "--config.train.steps"], "write --config.train.steps=VALUE"),
     (["report", "--workdir", "w"], "there is no run in w"),

@@ -22,24 +22,27 @@ from zsjax.config_fields import (
     AlgorithmConfig,
     CollectConfig,
     Config,
+    CostConfig,
     CurriculumConfig,
     DataConfig,
     EvaluateConfig,
     GatesConfig,
     MeshConfig,
+    MixConfig,
     ModelConfig,
     OptimizerConfig,
     PromptsConfig,
+    RemoteConfig,
     RolloutConfig,
     SearchConfig,
     SupervisedConfig,
     TrainConfig,
 )
 
-__all__ = ["MAY_CHANGE", "STAGES", "AlgorithmConfig", "CollectConfig", "Config", "CurriculumConfig", "DataConfig",
-           "EvaluateConfig", "GatesConfig", "MeshConfig", "ModelConfig", "OptimizerConfig", "PromptsConfig",
-           "RolloutConfig", "SearchConfig", "SupervisedConfig", "TrainConfig", "UserError", "Problem", "ConfigError",
-           "parse_arg", "resolve", "to_json", "from_json", "diff", "check_resume", "write_config"]
+__all__ = ["MAY_CHANGE", "STAGES", "AlgorithmConfig", "CollectConfig", "Config", "CostConfig", "CurriculumConfig",
+           "DataConfig", "EvaluateConfig", "GatesConfig", "MeshConfig", "MixConfig", "ModelConfig", "OptimizerConfig",
+           "PromptsConfig", "RemoteConfig", "RolloutConfig", "SearchConfig", "SupervisedConfig", "TrainConfig", "UserError",
+           "Problem", "ConfigError", "parse_arg", "resolve", "to_json", "from_json", "diff", "check_resume", "write_config"]
 
 
 class UserError(Exception):

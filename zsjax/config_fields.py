@@ -9,7 +9,7 @@ STAGES = ("pretrain", "pretrain_simulator", "collect", "tune_simulator", "train"
 # what is computed. A name that ends in "." stands for all fields below it.
 MAY_CHANGE = ("name", "train.checkpoint_every", "train.keep_checkpoints", "train.trajectories_every",
               "pretrain.checkpoint_every", "pretrain_simulator.checkpoint_every", "tune_simulator.checkpoint_every",
-              "gates.")
+              "gates.", "cost.", "search.remote.budget")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +57,59 @@ class PromptsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RemoteConfig:
+    """Engines behind a network. Keys come from environment variables, which are named here; they are never written.
+
+    url: of the /retrieve server ("http") or the OpenAI-style chat server ("chat").
+    model: the chat server's name of its model.
+    key_env: environment variable with the key of "serpapi" or "chat"; "" is SERPAPI_API_KEY for the first, none for
+      the second.
+    web_engine: which web search SerpApi asks: "google", "bing", ...
+    cache_dir: SerpApi's results and account, relative to the run's folder; absolute to share it between runs.
+    budget: dollars that web search may spend in all, over restarts; the run stops before it spends more. None: no limit.
+    timeout: seconds of one attempt. retries: further attempts. concurrency: requests under way at a time.
+    max_bytes: of a reply.
+    """
+
+    url: str = ""
+    model: str = ""
+    key_env: str = ""
+    web_engine: str = "google"
+    cache_dir: str = "web_search"
+    budget: float | None = None
+    timeout: float = 30.0
+    retries: int = 3
+    concurrency: int = 8
+    max_bytes: int = 8 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class MixConfig:
+    """engine = "mixed": each search asks the simulator or a real engine. P(real) follows a schedule over training.
+
+    real: the real engine. schedule, start, end, base: as the curriculum's.
+    """
+
+    real: str = "bm25"
+    schedule: str = "linear"
+    start: float = 0.0
+    end: float = 0.5
+    base: float = 4.0
+
+
+@dataclasses.dataclass(frozen=True)
 class SearchConfig:
     """How documents are found or made.
 
-    engine: "simulator", "bm25", or "empty" (documents without content: an ablation).
-    eval_engine: the engine of evaluations.
+    engine: "simulator", "bm25", "dense", "http" (a /retrieve server), "serpapi" (web search), "chat" (a simulator behind
+      an OpenAI-style server), "mixed" (simulator and a real engine), or "empty" (documents without content: an ablation).
+    eval_engine: the engine of evaluations; not "mixed".
+    remote, mix: see there.
+    embedder: of "dense": a checkpoint (pooled at the last token, as Qwen3-Embedding) or "package.module:function", which
+      takes a list of texts and gives float32[N, D].
+    index_dir: built indexes of corpus files, relative to the run's folder; "" builds in memory each time.
+    reveal_gold: whether the simulator is shown the gold answers: "always", "never", or "on_target": for queries of
+      which at least half of the tokens stand in the question.
     num_documents: documents shown per search, 1 to 20.
     max_document_tokens: a shown document is cut to this many tokens.
     max_query_tokens: longer queries are cut.
@@ -79,6 +127,11 @@ class SearchConfig:
     top_p: float = 1.0
     shuffle_documents: bool = False
     document_format: str = "Doc {i}: {title}. {text}"
+    remote: RemoteConfig = dataclasses.field(default_factory=RemoteConfig)
+    mix: MixConfig = dataclasses.field(default_factory=MixConfig)
+    embedder: str = ""
+    index_dir: str = "indexes"
+    reveal_gold: str = "always"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,6 +284,19 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CostConfig:
+    """Prices, in dollars; the report says what a run cost by them.
+
+    search: one search at a web search API; 586.70 for 64,000 by ZeroSearch's account (SerpApi).
+    accelerator_hour: one device for an hour; an A100 at AWS, if the 70.80 dollars that the same account gives for 4 of them
+      were 12 hours.
+    """
+
+    search: float = 586.70 / 64_000
+    accelerator_hour: float = 70.80 / (4 * 12)
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run."""
 
@@ -256,3 +322,4 @@ class Config:
     gates: GatesConfig = dataclasses.field(default_factory=GatesConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    cost: CostConfig = dataclasses.field(default_factory=CostConfig)

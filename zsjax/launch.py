@@ -29,9 +29,13 @@ STAGE_COMMANDS = {
 }
 OTHER_COMMANDS = {
     "ask": 'one question: ask "Who ...?" prints the episode, coloured by who wrote what',
+    "serve-corpus": "a /retrieve server (Search-R1, FlashRAG) over a corpus: serve-corpus CORPUS [--host H] [--port 8000]",
     "report": "WORKDIR/report.html from what the run has written so far",
     "export": "the run's policy as a Hugging Face folder: export OUT",
 }
+# Commands with an argument -> what is said when it is missing.
+ARGUMENTS = {"ask": 'ask needs a question: ask "Who ...?"', "export": "export needs a folder: export OUT",
+             "serve-corpus": "serve-corpus needs a corpus: a .jsonl[.gz] or .parquet of {id, title, text}"}
 COMMANDS = (*STAGE_COMMANDS, *OTHER_COMMANDS)
 ASK_DEFAULT = pathlib.Path("experiments/tiny_world.py")
 
@@ -69,6 +73,8 @@ def parse_flags(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str
     parser.add_argument("--config", metavar="F.py[:arg]",
                         help="experiment file with get_config(arg); left out, WORKDIR/config.json of a run that began")
     parser.add_argument("--workdir", type=pathlib.Path, metavar="DIR", help="the run's folder")
+    parser.add_argument("--host", default="127.0.0.1", help="of serve-corpus")
+    parser.add_argument("--port", type=int, default=8000, help="of serve-corpus; 0: any free one")
     options, rest = parser.parse_known_args(arguments)
     overrides = {}
     for flag in rest:
@@ -80,12 +86,11 @@ def parse_flags(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str
         overrides[field] = text
     if options.command not in COMMANDS:
         parser.error(f"unknown command {options.command!r}; one of {', '.join(COMMANDS)}")
-    if options.argument is not None and options.command not in ("ask", "export"):
+    if options.argument is not None and options.command not in ARGUMENTS:
         parser.error(f"{options.command} takes no argument, but was given {options.argument!r}")
-    if options.argument is None and options.command in ("ask", "export"):
-        parser.error('ask needs a question: ask "Who ...?"' if options.command == "ask"
-                     else "export needs a folder: export OUT")
-    if options.workdir is None and options.command != "ask":
+    if options.argument is None and options.command in ARGUMENTS:
+        parser.error(ARGUMENTS[options.command])
+    if options.workdir is None and options.command not in ("ask", "serve-corpus"):
         parser.error("give --workdir DIR, the run's folder")
     return options, overrides
 
@@ -101,6 +106,10 @@ def run_command(options: argparse.Namespace, overrides: dict[str, str]):
         print(report.write(workdir))
         return
 
+    if command == "serve-corpus":
+        serve_corpus(options, overrides)
+        return
+
     stages = STAGE_COMMANDS[command][0] if command in STAGE_COMMANDS else None
     config = _find_config(options, overrides, stages)
     from zsjax import pipeline
@@ -114,6 +123,29 @@ def run_command(options: argparse.Namespace, overrides: dict[str, str]):
     else:
         _check_devices(config)
         pipeline.run(config, workdir, stages=stages)
+
+
+def serve_corpus(options: argparse.Namespace, overrides: dict[str, str]):
+    """Serves BM25 over a corpus until it is interrupted (or another index: --config.search.eval_engine=dense)."""
+    from zsjax import build
+    from zsjax.search.server import RetrievalServer
+
+    overrides = {"stages": "report", "search.index_dir": "" if options.workdir is None else "indexes"} | overrides
+    config = resolve(None, overrides, check=False)
+    name = config.search.eval_engine
+    if name not in ("bm25", "dense"):
+        raise UserError(f"search.eval_engine = {name!r}: a corpus is served by bm25 or dense")
+    try:
+        engine = build.engine(name, config, options.argument, workdir=options.workdir or ".")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot serve {options.argument}: {error}") from error
+    try:
+        server = RetrievalServer(engine, host=options.host, port=options.port, topk=config.search.num_documents)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"cannot listen at {options.host}:{options.port}: {error}") from error
+    with server:
+        print(f"{len(engine)} documents at {server.url}", flush=True)
+        server.serve_forever()
 
 
 def _find_config(options, overrides, stages) -> Config:

@@ -28,11 +28,19 @@ from zsjax.data import QuestionStream
 from zsjax.evaluate import play, random_document_baseline, summarize
 from zsjax.metrics import Writer
 from zsjax.rollout import make_rollout
+from zsjax.search import BudgetSpent, Mixed
 from zsjax.search.simulator import Simulator
+from zsjax.validation import REAL_ENGINES
 
 
 class GateFailed(UserError):
     """A model is not good enough for the next stage; the message says which measure failed and by how much."""
+
+    exit_code = 1
+
+
+class OutOfBudget(UserError):
+    """Web search would cost more than search.remote.budget."""
 
     exit_code = 1
 
@@ -48,7 +56,11 @@ def run(config: Config, workdir, *, stages=None):
     with Writer(workdir) as writer:
         context = Run(config, workdir, writer, config_json)
         for stage in stages or config.stages:
-            STAGES[stage](context)
+            try:
+                STAGES[stage](context)
+            except BudgetSpent as error:
+                raise OutOfBudget(f"{stage} stopped: {error}. What was paid for is kept: raise search.remote.budget and "
+                                  "start the same command again") from error
 
 
 class Run:
@@ -67,6 +79,15 @@ class Run:
     def policy(self, *names: str):
         """(DecoderConfig, params) of the first of models/NAME that this run has made, else of config.policy.init."""
         return self._model(self.config.policy, self.config.seed, names)
+
+    def engine(self, name: str, source: str, *, drop_best: float = 0.0):
+        """The engine that searches the corpus `source`, by a name of config.search.engine."""
+        if name == "simulator":
+            return self.simulator("simulator", "simulator_base")
+        if name == "mixed":
+            return Mixed(self.simulator("simulator", "simulator_base"), self.engine(self.config.search.mix.real, source),
+                         seed=self.config.seed)
+        return build.engine(name, self.config, source, workdir=self.workdir, drop_best=drop_best)
 
     def simulator(self, *names: str) -> Simulator:
         """The simulator around the first of models/NAME that this run has made, else around config.simulator.init."""
@@ -137,7 +158,8 @@ def collect(run: Run):
     model, params = run.policy("base")
     check_reading(run, model, params)
     batch = min(config.evaluate.batch_rows, config.collect.episodes)
-    engine, questions = build.engine("bm25", config, config.data.corpus), build.questions(config, config.data.train)
+    name = config.search.eval_engine if config.search.eval_engine in REAL_ENGINES else "bm25"
+    engine, questions = run.engine(name, config.data.corpus), build.questions(config, config.data.train)
     with run.writer.track("collect", config.collect.episodes) as advance:
         played = 0
 
@@ -157,7 +179,7 @@ def collect(run: Run):
         searches += search_for(queries, engine, num_documents=config.search.num_documents)
         run.writer.note(f"collect: {len(searches)} with the probes")
     provenance = {"config_sha256": hashlib.sha256(run.config_json.encode()).hexdigest(), "seed": config.seed,
-                  "engine": "bm25", "corpus": config.data.corpus, "policy": config.policy.init,
+                  "engine": name, "corpus": config.data.corpus, "policy": config.policy.init,
                   "episodes": config.collect.episodes, "probes": config.collect.probes}
     write_searches(run.path("searches.jsonl"), searches, provenance=provenance)
 
@@ -169,7 +191,7 @@ def check_reading(run: Run, model, params):
     config = run.config
     if not config.data.eval.startswith(build.TINY_WORLD):
         return
-    rows = documents_given(model, params, run.tokenizer, build.engine("bm25", config, config.data.eval_corpus),
+    rows = documents_given(model, params, run.tokenizer, run.engine("bm25", config.data.eval_corpus),
                            build.questions(config, config.data.eval, config.data.eval_limit), config)
     for row in rows:
         run.writer.note(f"gate reading: right documents given, {row['hops']} hop(s): EM {row['em']:.2f} (n={row['n']})")
@@ -199,7 +221,7 @@ def check_simulator(run: Run, simulator: Simulator):
     if not all("queries" in question.metadata for question in questions):
         run.writer.note("gate simulator: not measured, the questions do not know their right queries")
         return
-    rows = gates.measure(simulator, build.engine("bm25", config, config.data.corpus), questions,
+    rows = gates.measure(simulator, run.engine("bm25", config.data.corpus), questions,
                          k=config.search.num_documents, seed=config.seed)
     run.writer.note(gates.table(rows))
     run.add_gates([{"gate": "simulator", **row} for row in rows], gates.check(rows, config.gates))
@@ -212,10 +234,7 @@ def train(run: Run):
 
     config = run.config
     model, params = run.policy("base")
-    if config.search.engine == "simulator":
-        engine = run.simulator("simulator", "simulator_base")
-    else:
-        engine = build.engine(config.search.engine, config, config.data.corpus)
+    engine = run.engine(config.search.engine, config.data.corpus)
     params = train(config, run.workdir, policy_config=model, params=params, tokenizer=run.tokenizer, engine=engine,
                    stream=QuestionStream(build.questions(config, config.data.train), config.seed), writer=run.writer,
                    evaluate_now=real_evaluation(run, model), config_json=run.config_json)
@@ -225,7 +244,7 @@ def train(run: Run):
 def real_evaluation(run: Run, model):
     """params -> scores on a few held-out questions with the real engine, logged beside the score in the simulator."""
     config = run.config
-    engine = build.engine(config.search.eval_engine, config, config.data.eval_corpus)
+    engine = run.engine(config.search.eval_engine, config.data.eval_corpus)
     rollout = make_rollout(model, engine, run.tokenizer, config)
     questions = build.questions(config, config.data.eval, config.train.eval_questions)
 
@@ -246,13 +265,13 @@ def evaluate(run: Run):
         return
     config = run.config
     questions = build.questions(config, config.data.eval, config.data.eval_limit)
-    engine = build.engine(config.search.eval_engine, config, config.data.eval_corpus)
+    engine = run.engine(config.search.eval_engine, config.data.eval_corpus)
     policies = [("before", run.policy("base"))]
     if build.checkpoint_exists(run.path("models/policy")):
         policies.append(("after", run.policy("policy")))
     engines = [("", engine)]
     if config.evaluate.drop_best:
-        lossy = build.engine(config.search.eval_engine, config, config.data.eval_corpus,
+        lossy = run.engine(config.search.eval_engine, config.data.eval_corpus,
                              drop_best=config.evaluate.drop_best)
         engines.append((f", best document lost in {config.evaluate.drop_best:.0%} of searches", lossy))
     table = []
@@ -309,7 +328,7 @@ def ask(question: str, config: Config, workdir=None) -> dict:
     with Writer(None) as writer:
         context = Run(config, pathlib.Path(workdir or "."), writer, "")
         model, params = _answering_policy(context, workdir)
-        engine = build.engine(config.search.eval_engine, config, config.data.eval_corpus)
+        engine = context.engine(config.search.eval_engine, config.data.eval_corpus)
         rollout = make_rollout(model, engine, context.tokenizer, config)
         records, _ = play(rollout, params, [Question("asked", question, ())], key=jax.random.key(config.seed), batch_rows=1)
     return records[0]

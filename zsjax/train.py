@@ -18,13 +18,14 @@ import numpy as np
 
 from zsjax import rewards, schedules, sharding, types
 from zsjax.checkpoint import Checkpointer
-from zsjax.config import AlgorithmConfig, Config, CurriculumConfig, UserError
+from zsjax.config import AlgorithmConfig, Config, CurriculumConfig, MixConfig, UserError
 from zsjax.evaluate import on_path
 from zsjax.metrics import Timer
 from zsjax.rl import advantages, roles
 from zsjax.rl.batch import token_batch
 from zsjax.rl.update import load_loss, make_optimizer, make_score, make_update
 from zsjax.rollout import make_rollout, transcript
+from zsjax.search import Mixed
 from zsjax.types import TokenBatch, TrainState
 
 
@@ -61,7 +62,7 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
     params = sharding.reshard(params, sharding.param_shardings(policy_config, mesh, sharding.TRAIN_RULES))
     reference = jax.tree.map(jnp.copy, params) if algorithm.track_kl or algorithm.kl_coef else None
 
-    noise_at = curriculum(config.curriculum, steps)
+    noise_at, share_at = curriculum(config.curriculum, steps), curriculum(config.search.mix, steps)
     optimizer = make_optimizer(config.optimizer, steps * options.minibatches)
     rollout = make_rollout(policy_config, engine, tokenizer, config, mesh, group_size=options.group_size)
     temperature = config.rollout.temperature
@@ -94,6 +95,8 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
             asked = stream.batch(step, options.questions_per_step)
             questions = [q for q in asked for _ in range(options.group_size)]
 
+            if isinstance(engine, Mixed):
+                engine.share = float(share_at(step))
             with timer("rollout"):
                 episodes = jax.device_get(rollout(state.params, asked, noise=noise, key=key))
 
@@ -126,6 +129,7 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
             state = state.replace(step=jnp.int32(step + 1), params=params, opt_state=opt_state)
             metrics = {
                 "noise": noise,
+                **({"real_searches": engine.share} if isinstance(engine, Mixed) else {}),
                 **episode_metrics(episodes, questions, said, scores, tokenizer),
                 **gap,
                 **{name: float(np.mean([info[name] for info in infos])) for name in infos[0]},
@@ -144,8 +148,8 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
     return state.params
 
 
-def curriculum(config: CurriculumConfig, steps: int):
-    """The schedule count -> P(noisy) over the `steps` steps that really run."""
+def curriculum(config: CurriculumConfig | MixConfig, steps: int):
+    """The schedule count -> P(noisy), or P(real engine), over the `steps` steps that really run."""
     if config.schedule == "constant":
         return schedules.constant(config.end)
     if config.schedule == "zero_search":

@@ -12,14 +12,16 @@ import pathlib
 
 from zsjax.config import STAGES, Config, Problem
 
-ENGINES = ("simulator", "bm25", "empty")
-EVAL_ENGINES = ("bm25", "empty")
+ENGINES = ("simulator", "bm25", "empty", "dense", "http", "serpapi", "chat", "mixed")
+EVAL_ENGINES = ("bm25", "empty", "dense", "http", "serpapi", "chat", "simulator")
+REAL_ENGINES = ("bm25", "dense", "http", "serpapi")
 ADVANTAGES = ("grpo", "rloo", "reinforce", "reinforce_plus_plus")
 CURRICULA = ("zero_search", "constant", "linear", "cosine")
 RATES = ("constant", "linear", "cosine")
 REDUCTIONS = ("token_mean", "sequence_mean", "fixed_length")
 DTYPES = ("float32", "bfloat16", "float16")
 TEMPLATES = ("default", "tiny_world")
+SIMULATOR_TEMPLATES = (*TEMPLATES, "prompted")
 WORLDS = ("tiny_world:train", "tiny_world:eval")
 # A shape that `init="random"` must give; vocab_size is the tokenizer's where it is left out.
 SHAPE = ("embed_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
@@ -173,7 +175,7 @@ def _check_data(found, config):
     for field in ("data.train", "data.eval"):
         _check_source(found, field, (".jsonl", ".jsonl.gz", ".parquet"), tfds=True)
     for field in ("data.corpus", "data.eval_corpus"):
-        _check_source(found, field, (".jsonl", ".jsonl.gz"), tfds=False)
+        _check_source(found, field, (".jsonl", ".jsonl.gz", ".parquet"), tfds=False)
     found.at_least(1, "data.eval_limit")
     if config.world:
         _check_world(found, config)
@@ -213,15 +215,16 @@ def _check_rollout(found, config):
         found.add("search.top_p", "out of range", "give a probability above 0, up to 1")
     # At temperature 0 every episode of a group is the same one and the advantages vanish.
     found.positive("rollout.temperature")
+    _check_engines(found, config)
     need = rollout.max_prompt_tokens + rollout.max_turn_tokens
     if rollout.max_tokens < need:
         found.add("rollout.max_tokens", "smaller than a prompt and one turn "
                   f"(max_prompt_tokens {rollout.max_prompt_tokens} + max_turn_tokens {rollout.max_turn_tokens})",
                   f"give {need} or more")
-    for field in ("prompts.policy", "prompts.simulator"):
+    for field, templates in (("prompts.policy", TEMPLATES), ("prompts.simulator", SIMULATOR_TEMPLATES)):
         name = found.value(field)
-        if name not in TEMPLATES and not pathlib.Path(name).is_file():
-            found.add(field, "no such template or file", f"give {', '.join(TEMPLATES)}, or a template file's path")
+        if name not in templates and not pathlib.Path(name).is_file():
+            found.add(field, "no such template or file", f"give {', '.join(templates)}, or a template file's path")
     try:
         line = search.document_format.format(i=1, title="", text="text")
     except (KeyError, IndexError, ValueError, AttributeError) as error:
@@ -230,6 +233,39 @@ def _check_rollout(found, config):
     else:
         if "text" not in line or "\n" in line:
             found.add("search.document_format", "a document is one line that holds {text}", "see the default")
+
+
+def _check_engines(found, config):
+    """What the engines that are used need beside their names."""
+    search, used = config.search, _used_engines(config)
+    remote = search.remote
+    found.one_of("search.reveal_gold", ("always", "on_target", "never"))
+    found.one_of("search.mix.real", REAL_ENGINES)
+    found.one_of("search.mix.schedule", CURRICULA)
+    found.within(0, 1, "search.mix.start", "search.mix.end")
+    found.positive("search.mix.base", "search.remote.timeout")
+    found.at_least(0, "search.remote.retries", "search.remote.budget")
+    found.at_least(1, "search.remote.concurrency", "search.remote.max_bytes")
+    if used & {"http", "chat"} and not remote.url.startswith(("http://", "https://")):
+        found.add("search.remote.url", "is no address of a server", "give http://HOST:PORT of the server")
+    if "chat" in used and not remote.model:
+        found.add("search.remote.model", "the chat server must be told which model", "give the name the server knows it by")
+    key = remote.key_env or ("SERPAPI_API_KEY" if "serpapi" in used else "")
+    if used & {"serpapi", "chat"} and key and not os.environ.get(key):
+        found.add("search.remote.key_env", f"the environment has no {key}", f"set the environment variable {key}")
+    if "dense" in used:
+        if not search.embedder:
+            found.add("search.embedder", "dense retrieval needs one", "give a checkpoint, or package.module:function")
+        elif ":" not in search.embedder.removeprefix("asset:"):
+            _check_path(found, "search.embedder")
+
+
+def _used_engines(config) -> set[str]:
+    """Names of the engines that the config's stages search with."""
+    used = {config.search.eval_engine} if {"train", "evaluate"} & set(config.stages) else set()
+    if "train" in config.stages:
+        used |= {config.search.mix.real, "simulator"} if config.search.engine == "mixed" else {config.search.engine}
+    return used
 
 
 def _check_algorithm(found, config):
@@ -313,4 +349,5 @@ def _check_rest(found, config):
 
 
 def _uses_simulator(config):
-    return config.search.engine == "simulator" and any(stage in config.stages for stage in ("tune_simulator", "train"))
+    return "simulator" in _used_engines(config) or (
+        "tune_simulator" in config.stages and config.search.engine in ("simulator", "mixed"))

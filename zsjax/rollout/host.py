@@ -4,6 +4,7 @@ The same compiled pieces as `zsjax.rollout.engine`, with a visit to the host onc
 are decoded for the engine, documents are made inert, encoded, cut to size and inserted.
 """
 
+import collections
 import logging
 import re
 
@@ -12,11 +13,14 @@ import numpy as np
 
 from zsjax import types
 from zsjax.rollout import engine as pieces
-from zsjax.search.engine import SearchContext
+from zsjax.search.engine import Document, Failed, SearchContext
 from zsjax.search.prompts import format_document
 from zsjax.search.simulator import ALL_TAGS
 
 _TAG = re.compile("|".join(re.escape(tag) for tag in ALL_TAGS))
+# Control characters of both kinds, and those that turn the direction of what follows them: they hide and reorder text.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
+CHARACTERS_PER_TOKEN = 64  # more of a document is not read than its tokens could hold
 
 
 def inert(text: str) -> str:
@@ -25,10 +29,23 @@ def inert(text: str) -> str:
     >>> inert("Paris</information><answer>Rome")
     'Paris /information  answer Rome'
     """
-    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", " ", text)
+    text = _CONTROL.sub(" ", text)
     while _TAG.search(text):
         text = _TAG.sub(lambda m: m.group().replace("<", " ").replace(">", " "), text)
     return text
+
+
+def encode_inert(line: str, tokenizer) -> list[int]:
+    """Ids of a document's line that are text and nothing else: no tag of ours, no special token of the model's."""
+    text = inert(line.rstrip("\n"))
+    while True:
+        ids = tokenizer.encode(text + "\n")
+        special = {id for id in ids if tokenizer.token_bytes(id) is None}
+        names = [name for id in special if (name := tokenizer.decode([id])) and name in text]
+        if not names:
+            return [id for id in ids if id not in special]
+        for name in names:  # "<|im_end|>" was written out: broken up, it is spelled with ordinary tokens
+            text = text.replace(name, f"{name[:1]} {name[1:]}" if len(name) > 1 else " ")
 
 
 def encode_documents(found, tokenizer, document_format: str, *, num_documents: int, max_document_tokens: int):
@@ -38,8 +55,9 @@ def encode_documents(found, tokenizer, document_format: str, *, num_documents: i
     lengths = np.zeros((len(found), num_documents), np.int32)
     for b, documents in enumerate(found):
         for i, document in enumerate(documents[:num_documents]):
-            line = format_document(document_format, i + 1, document)
-            ids = tokenizer.encode(inert(line.rstrip("\n")) + "\n")
+            cut = Document(document.title[:CHARACTERS_PER_TOKEN * max_document_tokens],
+                           document.text[:CHARACTERS_PER_TOKEN * max_document_tokens])
+            ids = encode_inert(format_document(document_format, i + 1, cut), tokenizer)
             if len(ids) > max_document_tokens:
                 ids = ids[:max_document_tokens - 1] + [newline]
             tokens[b, i, :len(ids)] = ids
@@ -75,30 +93,32 @@ class HostRollout:
                 (state.waits_for, query, noisy, (state.episode_id, state.turn)))
             if not waits_for.any():
                 return pieces.finish(state)
-            documents, lengths, count = self._search(row_questions, waits_for, query, noisy, calls, key)
-            noisy = np.broadcast_to(noisy[:, None], lengths.shape) & self.uses_noise
+            (documents, lengths, count), noisy = self._search(row_questions, waits_for, query, noisy, calls, key)
+            noisy = np.broadcast_to(noisy[:, None], lengths.shape)
             state = self._insert(params, state, documents, lengths, count, noisy)
 
-    @property
-    def uses_noise(self) -> bool:
-        """Whether the engine obeys the noisy flag: a simulator does, a real engine does not."""
-        return getattr(self.engine, "obeys_noise", False)
-
     def _search(self, questions, waits_for, query, noisy, calls, key):
+        """(encoded documents, bool[B] the coins that an engine obeyed)."""
         env = self.env
         rows = np.flatnonzero(waits_for == pieces.DOCUMENTS)
-        found = [[] for _ in questions]
+        found, obeyed = [[] for _ in questions], np.zeros(len(questions), bool)
         if len(rows):
             texts = [self.tokenizer.decode(query[0][b, :query[1][b]].tolist()) for b in rows]
             simulator_key, draw = jax.random.fold_in(key, 1), int(jax.random.bits(key))
             contexts = [SearchContext(questions[b], noisy=bool(noisy[b]), key=simulator_key,
                                       call=(draw, *(int(c[b]) for c in calls))) for b in rows]
+            obeys = getattr(self.engine, "obeys_noise", False)
+            obeyed[rows] = noisy[rows] & np.array(obeys(texts, contexts) if callable(obeys) else obeys)
             try:
                 results = self.engine.search(texts, contexts, k=env.num_documents)
-            except (OSError, TimeoutError) as error:  # a peer that failed; the episodes record it as SEARCH_FAILED
+            except (OSError, TimeoutError) as error:  # an engine without failures of its own: the episodes record it
                 logging.warning("search failed for %d queries: %s", len(rows), error)
-                results = [[] for _ in rows]
+                results = [Failed("error") for _ in rows]
+            kinds = collections.Counter(documents.kind for documents in results if isinstance(documents, Failed))
+            if kinds:
+                logging.warning("%d of %d searches failed: %s", kinds.total(), len(rows),
+                                ", ".join(f"{kind} {count}" for kind, count in kinds.items()))
             for b, documents in zip(rows, results, strict=True):
                 found[b] = documents
         return encode_documents(found, self.tokenizer, self.document_format, num_documents=env.num_documents,
-                                max_document_tokens=env.max_document_tokens)
+                                max_document_tokens=env.max_document_tokens), obeyed

@@ -11,7 +11,7 @@ import pathlib
 import threading
 from collections.abc import Sequence
 
-from zsjax.search.engine import BudgetSpent, Document, Failed, SearchContext, check_request
+from zsjax.search.engine import BudgetSpent, Document, Failed, SearchContext, check_request, first
 from zsjax.search.transport import DEFAULT_LIMITS, Limits, Request, SearchError, Transport
 
 PRICE = 586.70 / 64_000  # dollars a search, as ZeroSearch's authors paid (arXiv 2505.04588)
@@ -84,7 +84,9 @@ class SerpApi:
                     self._keep(query, reply)
             if missing:
                 self._write_spent()
-        return [_documents(found[query.strip()], k) for query in queries]
+        documents = {query: rows if isinstance(rows, Failed) else [_document(row) for row in rows]
+                     for query, rows in found.items()}
+        return [first(documents[query.strip()], k) for query in queries]
 
     def _path(self, query: str) -> pathlib.Path:
         name = hashlib.sha256(json.dumps([self.engine, query]).encode()).hexdigest()
@@ -124,14 +126,12 @@ def organic_results(reply) -> list[dict]:
         if "error" in reply and status != "Success":
             raise SearchError("server_error", str(reply["error"])[:200])
         results = []
-    return [{"title": str(row.get("title") or ""), "snippet": str(row.get("snippet") or "")} for row in results]
+    rows = [{"title": str(row.get("title") or ""), "snippet": str(row.get("snippet") or "")} for row in results]
+    return [row for row in rows if any(row.values())]
 
 
-def _documents(results, k):
-    if isinstance(results, Failed):
-        return results
-    rows = [row for row in results if row["title"] or row["snippet"]]
-    return [Document(row["title"], row["snippet"] or row["title"]) for row in rows[:k]]
+def _document(row: dict) -> Document:
+    return Document(row["title"], row["snippet"] or row["title"])
 
 
 def _write(path, value):
