@@ -69,7 +69,17 @@ def questions(config: Config, source: str, limit: int | None = None) -> list[Que
         from zsjax.data import tiny_world
 
         return list(tiny_world.questions(worlds(config, source)))[:limit]
-    return list(load_questions(source, limit=limit))
+    source, _, split = source.partition("#")
+    return list(load_questions(source, split=split or None, limit=limit))
+
+
+def benchmarks(config: Config) -> list[Question]:
+    """The questions of an evaluation: of every benchmark, under its name, or of config.data.eval."""
+    limit = config.data.eval_limit
+    if not config.data.benchmarks:
+        return questions(config, config.data.eval, limit)
+    return [dataclasses.replace(question, metadata={**question.metadata, "data_set": name})
+            for name, source in config.data.benchmarks.items() for question in questions(config, source, limit)]
 
 
 def corpus(config: Config, source: str) -> list[Document]:

@@ -34,9 +34,11 @@ class ModelConfig:
 class DataConfig:
     """Questions and the corpus that real engines search.
 
-    train, eval: a .jsonl[.gz] or .parquet path, "tfds:NAME", or "tiny_world:train" / "tiny_world:eval".
+    train, eval: a .jsonl[.gz] or .parquet path, "tfds:NAME", or "tiny_world:train" / "tiny_world:eval". "#SPLIT" behind a
+      file or TFDS name takes that split only.
+    benchmarks: {name: source}; the evaluation then goes over each of these instead of `eval`, e.g. {"nq": "nq.jsonl"}.
     corpus, eval_corpus: a .jsonl[.gz] path of {id, title, text}, or "tiny_world:train" / "tiny_world:eval".
-    eval_limit: questions per evaluation; None is all.
+    eval_limit: questions per evaluation (of each benchmark); None is all.
     """
 
     train: str = "tiny_world:train"
@@ -44,6 +46,7 @@ class DataConfig:
     corpus: str = "tiny_world:train"
     eval_corpus: str = "tiny_world:eval"
     eval_limit: int | None = None
+    benchmarks: dict = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,11 +268,13 @@ class EvaluateConfig:
     """Evaluation with `search.eval_engine` of the starting and the trained policy.
 
     temperature: 0 is greedy.
+    samples: episodes of each question, each with a seed of its own; needs a temperature above 0.
     batch_rows: questions played at a time.
     drop_best: > 0 also evaluates with a real engine that loses its best document with this probability.
     """
 
     temperature: float = 0.0
+    samples: int = 1
     batch_rows: int = 64
     drop_best: float = 0.0
 

@@ -30,11 +30,13 @@ STAGE_COMMANDS = {
 OTHER_COMMANDS = {
     "ask": 'one question: ask "Who ...?" prints the episode, coloured by who wrote what',
     "serve-corpus": "a /retrieve server (Search-R1, FlashRAG) over a corpus: serve-corpus CORPUS [--host H] [--port 8000]",
+    "compare": "the run's evaluation beside another's, question by question: compare OTHER_WORKDIR",
     "report": "WORKDIR/report.html from what the run has written so far",
     "export": "the run's policy as a Hugging Face folder: export OUT",
 }
 # Commands with an argument -> what is said when it is missing.
 ARGUMENTS = {"ask": 'ask needs a question: ask "Who ...?"', "export": "export needs a folder: export OUT",
+             "compare": "compare needs another run's folder: compare OTHER_WORKDIR",
              "serve-corpus": "serve-corpus needs a corpus: a .jsonl[.gz] or .parquet of {id, title, text}"}
 COMMANDS = (*STAGE_COMMANDS, *OTHER_COMMANDS)
 ASK_DEFAULT = pathlib.Path("experiments/tiny_world.py")
@@ -106,6 +108,11 @@ def run_command(options: argparse.Namespace, overrides: dict[str, str]):
         print(report.write(workdir))
         return
 
+    if command == "compare":
+        from zsjax import compare
+
+        print(compare.comparison_table(compare.compare_runs(workdir, pathlib.Path(options.argument))), end="")
+        return
     if command == "serve-corpus":
         serve_corpus(options, overrides)
         return

@@ -21,11 +21,11 @@ import pathlib
 
 import jax
 
-from zsjax import build
+from zsjax import build, compare, costs
 from zsjax import config as configuration
 from zsjax.config import Config, UserError
 from zsjax.data import QuestionStream
-from zsjax.evaluate import play, random_document_baseline, summarize
+from zsjax.evaluate import play, play_samples, random_document_baseline, summarize
 from zsjax.metrics import Writer
 from zsjax.rollout import make_rollout
 from zsjax.search import BudgetSpent, Mixed
@@ -168,10 +168,18 @@ def collect(run: Run):
             advance(total - played)
             played = total
 
+        meters = []
+
+        def metered(recorder):
+            meters.append(costs.Meter(make_rollout(model, recorder, run.tokenizer, config), engine))
+            return meters[-1]
+
         searches = collect(
-            lambda engine: make_rollout(model, engine, run.tokenizer, config), engine, params, questions, run.tokenizer,
+            metered, engine, params, questions, run.tokenizer,
             episodes=config.collect.episodes, batch_questions=batch, num_documents=config.search.num_documents,
             key=jax.random.fold_in(jax.random.key(config.seed), 1), progress=progress)
+    run.writer.truncate("collect", 0)
+    run.writer.write(1, meters[0].take(), "collect", show=False)
     run.writer.note(f"collect: {len(searches)} different searches of {config.collect.episodes} episodes")
     if config.collect.probes:
         probes = make_probes(questions, limit=config.collect.probes, seed=config.seed + 1)
@@ -264,7 +272,7 @@ def evaluate(run: Run):
     if run.done("evaluate", "evaluation.json"):
         return
     config = run.config
-    questions = build.questions(config, config.data.eval, config.data.eval_limit)
+    questions = build.benchmarks(config)
     engine = run.engine(config.search.eval_engine, config.data.eval_corpus)
     policies = [("before", run.policy("base"))]
     if build.checkpoint_exists(run.path("models/policy")):
@@ -274,30 +282,41 @@ def evaluate(run: Run):
         lossy = run.engine(config.search.eval_engine, config.data.eval_corpus,
                              drop_best=config.evaluate.drop_best)
         engines.append((f", best document lost in {config.evaluate.drop_best:.0%} of searches", lossy))
-    table = []
+    table, played = [], {}
+    run.writer.truncate("evaluate", 0)
     for suffix, engine_used in engines:
-        rollout = make_rollout(policies[0][1][0], engine_used, run.tokenizer, config)
+        rollout = costs.Meter(make_rollout(policies[0][1][0], engine_used, run.tokenizer, config), engine_used)
         for name, (_, params) in policies:
             title = f"{name} training{suffix}"
-            with run.writer.track(f"evaluate {title}", len(questions)) as advance:
+            with run.writer.track(f"evaluate {title}", len(questions) * config.evaluate.samples) as advance:
                 def progress(batches):
                     for batch in batches:
                         yield batch
                         advance(min(config.evaluate.batch_rows, len(questions) - batch))
 
-                records, _ = play(rollout, params, questions, key=jax.random.key(config.seed), progress=progress,
-                                  batch_rows=config.evaluate.batch_rows, temperature=config.evaluate.temperature)
+                records = play_samples(
+                    rollout, params, questions, key=jax.random.key(config.seed), samples=config.evaluate.samples,
+                    progress=progress, batch_rows=config.evaluate.batch_rows, temperature=config.evaluate.temperature)
             table += summarize(title, records, questions)
-            path = run.path("evaluation") / f"{name}{'_lossy' if suffix else ''}.jsonl"
+            run.writer.write(len(played) + 1, rollout.take(), "evaluate", show=False)
+            part = f"{name}{'_lossy' if suffix else ''}"
+            played[part] = records
+            path = run.path("evaluation") / f"{part}.jsonl"
             path.parent.mkdir(exist_ok=True)
             path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-    if config.data.eval.startswith(build.TINY_WORLD):
+    if config.data.eval.startswith(build.TINY_WORLD) and not config.data.benchmarks:
         from zsjax.data.tiny_world import answer_of
 
         table += random_document_baseline(engine, questions, answer_of, k=config.search.num_documents, seed=config.seed)
+    if "after" in played:
+        rows = compare.compare_records(played["before"], played["after"], seed=config.seed)
+        run.write_json("evaluation/comparison.json", rows)
+        run.writer.note("before (first) and after (second) training, paired bootstrap:\n" + compare.comparison_table(rows))
+    compare.write_tables(run.workdir, table)
     run.write_json("evaluation.json", table)
     for row in table:
-        run.writer.note(f"{row['name']:<60} hops {row['hops']}  EM {row['em']:.3f} ± {row['em_se']:.3f}  "
+        group = row.get("data_set", f"hops {row['hops']}")
+        run.writer.note(f"{row['name']:<60} {group}  EM {row['em']:.3f} ± {row['em_se']:.3f}  "
                         f"F1 {row['f1']:.3f}  searches {row['searches']:.2f}  n {row['n']}")
 
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsjax import rewards, schedules, sharding, types
+from zsjax import costs, rewards, schedules, sharding, types
 from zsjax.checkpoint import Checkpointer
 from zsjax.config import AlgorithmConfig, Config, CurriculumConfig, MixConfig, UserError
 from zsjax.evaluate import on_path
@@ -74,6 +74,7 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
         kl_kind=algorithm.kl_kind, entropy_coef=algorithm.entropy_coef, reduction=algorithm.reduction,
         invert_mask=algorithm.invert_mask, clip_low=algorithm.clip_low, clip_high=algorithm.clip_high)
 
+    counters = costs.EngineCounters(engine)
     root = jax.random.key(config.seed)
     # Counters lie on the mesh like the rest, or the second update would compile again.
     opt_state = jax.tree.map(lambda x: x if x.ndim else jax.device_put(x, sharding.replicated(mesh)),
@@ -131,6 +132,8 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
                 "noise": noise,
                 **({"real_searches": engine.share} if isinstance(engine, Mixed) else {}),
                 **episode_metrics(episodes, questions, said, scores, tokenizer),
+                **costs.used(episodes, devices=mesh.size),
+                **counters.take(),
                 **gap,
                 **{name: float(np.mean([info[name] for info in infos])) for name in infos[0]},
             }

@@ -176,13 +176,15 @@ def _check_data(found, config):
         _check_source(found, field, (".jsonl", ".jsonl.gz", ".parquet"), tfds=True)
     for field in ("data.corpus", "data.eval_corpus"):
         _check_source(found, field, (".jsonl", ".jsonl.gz", ".parquet"), tfds=False)
+    for name in config.data.benchmarks:
+        _check_source(found, f"data.benchmarks.{name}", (".jsonl", ".jsonl.gz", ".parquet"), tfds=True)
     found.at_least(1, "data.eval_limit")
     if config.world:
         _check_world(found, config)
 
 
 def _check_source(found, field, endings, *, tfds):
-    source = found.value(field)
+    source = str(found.value(field)).partition("#")[0]
     known = f"a path that ends in {', '.join(endings)}, {' or '.join(WORLDS)}" + (", or tfds:NAME" if tfds else "")
     if source in WORLDS or (tfds and source.startswith("tfds:") and len(source) > 5):
         return
@@ -337,7 +339,9 @@ def _check_supervised(found, config):
 
 
 def _check_rest(found, config):
-    found.at_least(1, "collect.episodes", "evaluate.batch_rows")
+    found.at_least(1, "collect.episodes", "evaluate.batch_rows", "evaluate.samples")
+    if config.evaluate.samples > 1 and config.evaluate.temperature == 0:
+        found.add("evaluate.samples", "at temperature 0 every sample is the same", "set evaluate.temperature, or give 1")
     found.within(0, 10, "evaluate.temperature")
     found.within(0, 1, "evaluate.drop_best", "gates.reading", "gates.useful", "gates.noisy", "gates.leak")
     for axis in ("data", "fsdp", "tensor"):

@@ -80,6 +80,7 @@ class SerpApi:
                 found[query] = Failed(reply.kind) if isinstance(reply, SearchError) else reply
                 if not isinstance(reply, SearchError):
                     self.paid_searches += 1
+                    self.counters["paid_searches"] += 1
                     self.dollars += self.price
                     self._keep(query, reply)
             if missing:
