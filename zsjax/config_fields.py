@@ -246,11 +246,17 @@ class CollectConfig:
     probes: questions of each number of hops whose right queries, and wrong ones beside them, are searched for as well: a
       small policy asks fewer different things than a language model. They need questions that know their right queries.
     balance: as many noisy as useful examples.
+    label: how replies are labelled useful or noisy: "ranking", "answer" (by the final answer, the paper's first version) or
+      "contains" (by document, its second version); zsjax.simulation.dataset says more.
+    hold_out: share of the questions whose searches are not tuned on: on them it is reported how often useful and noisy
+      replies hold a gold answer, before and after tuning. 0 reports nothing.
     """
 
     episodes: int = 512
     probes: int = 0
     balance: bool = True
+    label: str = "ranking"
+    hold_out: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import importlib.util
 import inspect
+import json
 import logging
 import os
 import pathlib
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a command line (without the program's name). Returns 0, 2 after a mistake, 130 if interrupted."""
     try:
         options, overrides = parse_flags(sys.argv[1:] if arguments is None else arguments)
-        _show_logs()
+        _show_logs(sys.stderr if options.json else sys.stdout)
         run_command(options, overrides)
         return 0
     except KeyboardInterrupt:
@@ -75,6 +76,7 @@ def parse_flags(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str
     parser.add_argument("--config", metavar="F.py[:arg]",
                         help="experiment file with get_config(arg); left out, WORKDIR/config.json of a run that began")
     parser.add_argument("--workdir", type=pathlib.Path, metavar="DIR", help="the run's folder")
+    parser.add_argument("--json", action="store_true", help="of ask: the whole episode as JSON instead")
     parser.add_argument("--host", default="127.0.0.1", help="of serve-corpus")
     parser.add_argument("--port", type=int, default=8000, help="of serve-corpus; 0: any free one")
     options, rest = parser.parse_known_args(arguments)
@@ -124,7 +126,10 @@ def run_command(options: argparse.Namespace, overrides: dict[str, str]):
     if command == "ask":
         from zsjax import report
 
-        report.show_episode(pipeline.ask(options.argument, config, workdir))
+        if options.json:
+            print(json.dumps(pipeline.ask(options.argument, config, workdir), ensure_ascii=False))
+        else:
+            report.print_result(pipeline.ask(options.argument, config, workdir, show=report.episode_printer()))
     elif command == "export":
         print(pipeline.export(config, workdir, pathlib.Path(options.argument)))
     else:
@@ -236,8 +241,8 @@ def _is_about_input(error) -> bool:
     return last is not None and any(last.is_relative_to(reader) for reader in readers)
 
 
-def _show_logs():
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+def _show_logs(stream):
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=stream)
     for noisy in ("jax", "absl", "orbax", "httpx", "bm25s", "etils"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

@@ -12,6 +12,7 @@ A stage takes its input from the folder if an earlier stage put it there, else f
 stages stand gates (config.gates): a model that cannot read, or a simulator that leaks, stops the run.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -27,7 +28,7 @@ from zsjax.config import Config, UserError
 from zsjax.data import QuestionStream
 from zsjax.evaluate import play, play_samples, random_document_baseline, summarize
 from zsjax.metrics import Writer
-from zsjax.rollout import make_rollout
+from zsjax.rollout import make_rollout, transcript
 from zsjax.search import BudgetSpent, Mixed
 from zsjax.search.simulator import Simulator
 from zsjax.validation import REAL_ENGINES
@@ -215,7 +216,8 @@ def tune_simulator(run: Run):
     from zsjax.simulation import tune
 
     simulator = tune.tune(run.config, run.simulator("simulator_base"), run.path("searches.jsonl"), writer=run.writer,
-                          directory=run.path("checkpoints") / "tune_simulator", config_json=run.config_json)
+                          directory=run.path("checkpoints") / "tune_simulator", config_json=run.config_json,
+                          report=lambda rows: run.add_gates([{"gate": "held-out searches", **row} for row in rows], []))
     check_simulator(run, simulator)
     run.save_model("simulator", simulator.config, simulator.params)
 
@@ -330,7 +332,7 @@ STAGES = {stage.__name__: stage for stage in (pretrain, pretrain_simulator, coll
                                               report)}
 
 
-def ask(question: str, config: Config, workdir=None) -> dict:
+def ask(question: str, config: Config, workdir=None, *, show=None) -> dict:
     """One question through the policy and the evaluation engine; greedy.
 
     Args:
@@ -338,17 +340,21 @@ def ask(question: str, config: Config, workdir=None) -> dict:
       config: names policy, tokenizer and engine.
       workdir: a run whose trained policy answers; without one, or where it has none, the carried policy of the tiny
         world if the config is the tiny world's, else config.policy.init.
+      show: called with (role, text) of each piece of the episode as soon as it is there.
 
     Returns:
       A record as `transcript.records` gives.
     """
     from zsjax.types import Question
 
+    if workdir is None:  # nowhere to keep an index
+        config = dataclasses.replace(config, search=dataclasses.replace(config.search, index_dir=""))
     with Writer(None) as writer:
         context = Run(config, pathlib.Path(workdir or "."), writer, "")
         model, params = _answering_policy(context, workdir)
         engine = context.engine(config.search.eval_engine, config.data.eval_corpus)
-        rollout = make_rollout(model, engine, context.tokenizer, config)
+        stream = transcript.Stream(context.tokenizer, show) if show else None
+        rollout = make_rollout(model, engine, context.tokenizer, config, watch=stream)
         records, _ = play(rollout, params, [Question("asked", question, ())], key=jax.random.key(config.seed), batch_rows=1)
     return records[0]
 

@@ -343,6 +343,8 @@ def _check_rest(found, config):
     if config.evaluate.samples > 1 and config.evaluate.temperature == 0:
         found.add("evaluate.samples", "at temperature 0 every sample is the same", "set evaluate.temperature, or give 1")
     found.within(0, 10, "evaluate.temperature")
+    found.one_of("collect.label", ("ranking", "answer", "contains"))
+    found.within(0, 0.5, "collect.hold_out")
     found.within(0, 1, "evaluate.drop_best", "gates.reading", "gates.useful", "gates.noisy", "gates.leak")
     for axis in ("data", "fsdp", "tensor"):
         size = getattr(config.mesh, axis)

@@ -17,7 +17,7 @@ from zsjax.rollout.prompts import PolicyTemplate
 from zsjax.search.simulator import Simulator, question_keys
 
 
-def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_size: int = 1):
+def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_size: int = 1, watch=None):
     """A function that plays one episode per question and group member.
 
     Args:
@@ -28,6 +28,8 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
       mesh: None, or a mesh whose ("data", "fsdp") axes the questions are spread over; each device plays its own.
         Compiled rollouts only.
       group_size: episodes per question; the prompt is read once.
+      watch: called with the `RolloutState` after every generation and insertion; the rollout is then driven from the host,
+        whatever the engine.
 
     Returns:
       rollout(params, questions, *, noise=0.0, key, temperature=None, group_ids=None) -> Episodes of
@@ -52,13 +54,13 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
         group_size=group_size,
     )
     tables = pieces.tables(tokenizer, policy_config)
-    compiled = isinstance(engine, Simulator) and engine.tokenizer is tokenizer
+    compiled = isinstance(engine, Simulator) and engine.tokenizer is tokenizer and watch is None
     if compiled:
         play = _compiled(env, tables, engine, mesh)
     else:
-        if isinstance(engine, Simulator):
+        if isinstance(engine, Simulator) and engine.tokenizer is not tokenizer:
             logging.info("the simulator has its own tokenizer: documents go through text on the host")
-        play = HostRollout(env, tables, engine, tokenizer, config.search.document_format)
+        play = HostRollout(env, tables, engine, tokenizer, config.search.document_format, watch)
 
     def rollout(params, questions, *, noise=0.0, key, temperature=None, group_ids=None):
         prompts = encode_prompts(template, tokenizer, questions, config.rollout.max_prompt_tokens, config.prompts.chat)

@@ -68,7 +68,9 @@ def encode_documents(found, tokenizer, document_format: str, *, num_documents: i
 class HostRollout:
     """Compiled pieces plus a host engine. Call with (params, inputs, questions, noise, temperature, key)."""
 
-    def __init__(self, env, tables, search_engine, tokenizer, document_format: str):
+    def __init__(self, env, tables, search_engine, tokenizer, document_format: str, watch=None):
+        """watch: called with the state after every generation and every insertion, for who wants to see it grow."""
+        self.watch = watch or (lambda state: None)
         self.env, self.tables, self.engine, self.tokenizer = env, tables, search_engine, tokenizer
         self.document_format = document_format
         self._start = jax.jit(lambda params, prompts, lengths, group_id: pieces.start(
@@ -86,9 +88,11 @@ class HostRollout:
     def __call__(self, params, inputs, questions, noise, temperature, key) -> types.Episodes:
         env = self.env
         state = self._start(params, inputs["prompts"], inputs["prompt_lengths"], inputs["group_id"])
+        self.watch(state)
         row_questions = [q for q in questions for _ in range(env.group_size)]
         while True:
             state, query, noisy = self._turn(params, self.tables, state, key, temperature, noise)
+            self.watch(state)
             waits_for, query, noisy, calls = jax.device_get(
                 (state.waits_for, query, noisy, (state.episode_id, state.turn)))
             if not waits_for.any():
@@ -96,6 +100,7 @@ class HostRollout:
             (documents, lengths, count), noisy = self._search(row_questions, waits_for, query, noisy, calls, key)
             noisy = np.broadcast_to(noisy[:, None], lengths.shape)
             state = self._insert(params, state, documents, lengths, count, noisy)
+            self.watch(state)
 
     def _search(self, questions, waits_for, query, noisy, calls, key):
         """(encoded documents, bool[B] the coins that an engine obeyed)."""

@@ -13,10 +13,9 @@ from typing import ClassVar
 
 from zsjax.search.engine import Document, Failed, SearchContext, check_request, first
 from zsjax.search.http import MAX_TEXT
-from zsjax.search.prompts import SimulatorTemplate
+from zsjax.search.prompts import SimulatorTemplate, bare_line
 from zsjax.search.transport import DEFAULT_LIMITS, Limits, Request, SearchError, Transport
 
-_NUMBER = re.compile(r"^\W*(?:doc(?:ument)?\W{0,3})?\d{1,2}\W{0,3}[:.)\]]\s*|^[-*•]\s+|^doc(?:ument)?\s*:\s*", re.IGNORECASE)
 TOKENS_PER_DOCUMENT = 100
 
 
@@ -91,6 +90,6 @@ def _content(reply) -> str:
 def reply_documents(text: str, num_documents: int) -> list[Document]:
     """The documents of a reply: its lines, without numbers, blanks and repetitions, at most num_documents."""
     text = re.sub(r"<think>.*?(</think>|$)", "", text, flags=re.DOTALL)  # of models that reason first
-    lines = (_NUMBER.sub("", line.strip()).strip(" \t*_") for line in text.splitlines())
+    lines = (bare_line(line).strip("*_ ") for line in text.splitlines())
     kept = list(dict.fromkeys(line for line in lines if any(c.isalnum() for c in line)))
     return [Document("", line[:MAX_TEXT]) for line in kept[:num_documents]]

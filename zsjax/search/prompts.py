@@ -14,6 +14,8 @@ MODES = ("useful", "noisy")
 _SLOT = re.compile(r" ?\{(\w+)\}")
 _DOCUMENT_SLOT = re.compile(r"\{(\w+)\}")
 
+_NUMBER = re.compile(r"^\W*(?:doc(?:ument)?\W{0,3})?\d{1,2}\W{0,3}[:.)\]]\s*|^[-*•]\s+|^doc(?:ument)?\s*:\s*", re.IGNORECASE)
+
 _DEFAULT = """\
 You play a web search engine. For a query you write the documents that a search engine would list for it, as a mixture \
 of web pages and encyclopedia articles reads: about thirty words each, each on a line of its own, in the form \
@@ -194,6 +196,11 @@ def format_document(fmt: str, index: int, document) -> str:
     if not values["title"]:
         fmt = re.sub(r"\{title\}[^\w{]*", "", fmt)
     return _one_line(_DOCUMENT_SLOT.sub(lambda match: values[match.group(1)], fmt)) + "\n"
+
+
+def bare_line(line: str) -> str:
+    """A line that a simulator wrote without its number or bullet: the document's text, to be formatted again."""
+    return _NUMBER.sub("", line.strip()).strip()
 
 
 def _one_line(text: str) -> str:

@@ -27,7 +27,7 @@ from zsjax.sampling.prefill import prefill
 from zsjax.sampling.splice import concatenate
 from zsjax.sampling.tags import TagAutomaton
 from zsjax.search.engine import Document, SearchContext, check_request
-from zsjax.search.prompts import SimulatorTemplate
+from zsjax.search.prompts import SimulatorTemplate, bare_line
 
 ALL_TAGS = ("<search>", "</search>", "<answer>", "</answer>", "<information>", "</information>", "<think>", "</think>")
 PREFILL_CHUNK = 128
@@ -296,7 +296,7 @@ class Simulator:
         key = contexts[0].key if contexts[0].key is not None else jax.random.key(0)
         replies = jax.device_get(self._write(self.params, self.tables, requests, key))
         written = {names[row]: [
-            Document("", self.tokenizer.decode(replies.tokens[b, i, :replies.lengths[b, i]].tolist()).strip())
+            Document("", bare_line(self.tokenizer.decode(replies.tokens[b, i, :replies.lengths[b, i]].tolist())))
             for i in range(min(k, replies.count[b]))] for b, row in enumerate(rows)}
         return [written[name] for name in names]
 
