@@ -42,7 +42,9 @@ def test_meter_counts_what_is_played_and_what_the_engine_did():
 def test_account_adds_up_and_compares():
     lines = [{"stage": "train", "step": i, "used/searches": 100, "used/episodes": 50, "used/policy_tokens": 7,
               "used/document_tokens": 9, "used/devices": 2, "time/step": 900.0, "engine/paid_searches": 3} for i in range(2)]
-    lines += [{"stage": "pretrain", "step": 1, "loss": 1.0, "time/step": 3600.0},
+    lines += [{"stage": "pretrain", "step": i, "loss": 1.0, "time/elapsed": t} for i, t in enumerate((900, 1800, 1800))]
+    lines += [{"stage": "pretrain", "step": 4, "loss": 1.0, "time/elapsed": 1000.0},
+              {"stage": "pretrain", "step": 5, "loss": 1.0, "time/elapsed": 1800.0},  # killed and begun again at 4
               {"stage": "evaluate", "step": 1, "used/searches": 5}]
     train, pretrain, evaluate, everything = costs.account(lines, PRICES)
     assert (train["searches"], train["accelerator_hours"], train["accelerator_dollars"]) == (200, 1.0, 2.0)

@@ -9,6 +9,7 @@ STAGES = ("pretrain", "pretrain_simulator", "collect", "tune_simulator", "train"
 # what is computed. A name that ends in "." stands for all fields below it.
 MAY_CHANGE = ("name", "train.checkpoint_every", "train.keep_checkpoints", "train.trajectories_every",
               "pretrain.checkpoint_every", "pretrain_simulator.checkpoint_every", "tune_simulator.checkpoint_every",
+              "trajectory_sft.checkpoint_every",
               "gates.", "cost.", "search.remote.budget")
 
 
@@ -277,12 +278,16 @@ class EvaluateConfig:
     samples: episodes of each question, each with a seed of its own; needs a temperature above 0.
     batch_rows: questions played at a time.
     drop_best: > 0 also evaluates with a real engine that loses its best document with this probability.
+    baselines: names of zsjax.baselines, played by the run's policy (trained where there is one) on the same questions.
+    baseline_samples: episodes a question of "best_of_n" and "tree_search", at rollout.temperature.
     """
 
     temperature: float = 0.0
     samples: int = 1
     batch_rows: int = 64
     drop_best: float = 0.0
+    baselines: tuple[str, ...] = ()
+    baseline_samples: int = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,6 +334,7 @@ class Config:
     pretrain: SupervisedConfig = dataclasses.field(default_factory=SupervisedConfig)
     pretrain_simulator: SupervisedConfig = dataclasses.field(default_factory=SupervisedConfig)
     tune_simulator: SupervisedConfig = dataclasses.field(default_factory=SupervisedConfig)
+    trajectory_sft: SupervisedConfig = dataclasses.field(default_factory=SupervisedConfig)  # a baseline
     collect: CollectConfig = dataclasses.field(default_factory=CollectConfig)
     gates: GatesConfig = dataclasses.field(default_factory=GatesConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)

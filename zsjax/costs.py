@@ -73,8 +73,12 @@ def account(lines: Iterable[Mapping], prices) -> list[dict]:
       and api_dollars (what all searches would have cost there).
     """
     stages: dict[str, collections.Counter] = {}
+    last: dict[str, float] = {}
     for line in lines:
         seconds = line.get("time/step")
+        if (elapsed := line.get("time/elapsed")) is not None:  # since the stage began, or began again after a kill
+            before = last.get(line["stage"], 0.0)
+            seconds, last[line["stage"]] = elapsed - before if elapsed >= before else elapsed, elapsed
         if not any(name.startswith("used/") for name in line) and seconds is None:
             continue
         total = stages.setdefault(line["stage"], collections.Counter())

@@ -306,6 +306,7 @@ def evaluate(run: Run):
             path = run.path("evaluation") / f"{part}.jsonl"
             path.parent.mkdir(exist_ok=True)
             path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    table += play_baselines(run, engine, questions, *policies[-1][1])
     if config.data.eval.startswith(build.TINY_WORLD) and not config.data.benchmarks:
         from zsjax.data.tiny_world import answer_of
 
@@ -320,6 +321,31 @@ def evaluate(run: Run):
         group = row.get("data_set", f"hops {row['hops']}")
         run.writer.note(f"{row['name']:<60} {group}  EM {row['em']:.3f} ± {row['em_se']:.3f}  "
                         f"F1 {row['f1']:.3f}  searches {row['searches']:.2f}  n {row['n']}")
+
+
+def play_baselines(run: Run, engine, questions, model, params) -> list[dict]:
+    """Rows of config.evaluate.baselines, on the evaluation's questions and engine."""
+    from zsjax.baselines import METHODS, Setting
+
+    config, rows, meters = run.config, [], []
+
+    def meter(rollout, engine):
+        meters.append(costs.Meter(rollout, engine))
+        return meters[-1]
+
+    for number, name in enumerate(config.evaluate.baselines):
+        setting = Setting(
+            config, model, params, run.tokenizer, engine, questions, jax.random.key(config.seed), meter,
+            train_questions=lambda: build.questions(config, config.data.train),
+            train_engine=lambda: run.engine(config.search.eval_engine, config.data.corpus),
+            base_params=run.policy("base")[1], writer=run.writer, directory=run.path("checkpoints") / "trajectory_sft")
+        records = METHODS[name](setting)
+        run.write_json(f"evaluation/baseline_{name}.json", records)
+        rows += summarize(f"baseline {name}", records, questions)
+        for meter_of in meters:
+            run.writer.write(number + 1, {"baseline": name} | meter_of.take(), "evaluate", show=False)
+        meters.clear()
+    return rows
 
 
 def report(run: Run):

@@ -21,11 +21,14 @@ RATES = ("constant", "linear", "cosine")
 REDUCTIONS = ("token_mean", "sequence_mean", "fixed_length")
 DTYPES = ("float32", "bfloat16", "float16")
 TEMPLATES = ("default", "tiny_world")
+POLICY_TEMPLATES = (*TEMPLATES, "direct", "chain_of_thought", "rag", "search_agent")
 SIMULATOR_TEMPLATES = (*TEMPLATES, "prompted")
+BASELINES = ("direct", "chain_of_thought", "rag", "interleaved", "search_agent", "no_search", "best_of_n", "tree_search",
+             "trajectory_sft")
 WORLDS = ("tiny_world:train", "tiny_world:eval")
 # A shape that `init="random"` must give; vocab_size is the tokenizer's where it is left out.
 SHAPE = ("embed_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
-SUPERVISED = ("pretrain", "pretrain_simulator", "tune_simulator")
+SUPERVISED = ("pretrain", "pretrain_simulator", "tune_simulator", "trajectory_sft")
 
 
 def find_problems(config: Config) -> list[Problem]:
@@ -223,7 +226,7 @@ def _check_rollout(found, config):
         found.add("rollout.max_tokens", "smaller than a prompt and one turn "
                   f"(max_prompt_tokens {rollout.max_prompt_tokens} + max_turn_tokens {rollout.max_turn_tokens})",
                   f"give {need} or more")
-    for field, templates in (("prompts.policy", TEMPLATES), ("prompts.simulator", SIMULATOR_TEMPLATES)):
+    for field, templates in (("prompts.policy", POLICY_TEMPLATES), ("prompts.simulator", SIMULATOR_TEMPLATES)):
         name = found.value(field)
         if name not in templates and not pathlib.Path(name).is_file():
             found.add(field, "no such template or file", f"give {', '.join(templates)}, or a template file's path")
@@ -343,6 +346,12 @@ def _check_rest(found, config):
     if config.evaluate.samples > 1 and config.evaluate.temperature == 0:
         found.add("evaluate.samples", "at temperature 0 every sample is the same", "set evaluate.temperature, or give 1")
     found.within(0, 10, "evaluate.temperature")
+    for name in config.evaluate.baselines:
+        if name not in BASELINES:
+            found.add("evaluate.baselines", f"{name!r} is unknown", f"name some of {', '.join(BASELINES)}")
+    found.at_least(2, "evaluate.baseline_samples")
+    if "trajectory_sft" in config.evaluate.baselines and "evaluate" in config.stages and not config.trajectory_sft.steps:
+        found.add("trajectory_sft.steps", "the baseline would learn nothing", "give its steps")
     found.one_of("collect.label", ("ranking", "answer", "contains"))
     found.within(0, 0.5, "collect.hold_out")
     found.within(0, 1, "evaluate.drop_best", "gates.reading", "gates.useful", "gates.noisy", "gates.leak")

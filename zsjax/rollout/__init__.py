@@ -32,10 +32,10 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
         whatever the engine.
 
     Returns:
-      rollout(params, questions, *, noise=0.0, key, temperature=None, group_ids=None) -> Episodes of
+      rollout(params, questions, *, noise=0.0, key, temperature=None, group_ids=None, prefixes=None) -> Episodes of
       len(questions) * group_size rows, a question's next to each other. group_ids int32[Q] name the questions in the
-      random streams (default 0 .. Q-1); temperature None is the config's, 0 is greedy. `rollout.tokenizer` is the one
-      given.
+      random streams (default 0 .. Q-1); temperature None is the config's, 0 is greedy. prefixes: for each question (ids,
+      turns) of an episode under way, which is gone on with: its ids count as prompt. `rollout.tokenizer` is the one given.
       Raises ValueError when a prompt is longer than config.rollout.max_prompt_tokens: prompts are never cut.
     """
     template = PolicyTemplate.load(config.prompts.policy)
@@ -62,10 +62,15 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
             logging.info("the simulator has its own tokenizer: documents go through text on the host")
         play = HostRollout(env, tables, engine, tokenizer, config.search.document_format, watch)
 
-    def rollout(params, questions, *, noise=0.0, key, temperature=None, group_ids=None):
-        prompts = encode_prompts(template, tokenizer, questions, config.rollout.max_prompt_tokens, config.prompts.chat)
+    def rollout(params, questions, *, noise=0.0, key, temperature=None, group_ids=None, prefixes=None):
+        if prefixes is None:
+            prompts = encode_prompts(template, tokenizer, questions, config.rollout.max_prompt_tokens, config.prompts.chat)
+        else:
+            prompts = _pad([tokens for tokens, _ in prefixes], config.rollout.max_tokens)
         ids = np.arange(len(questions), dtype=np.int32) if group_ids is None else np.asarray(group_ids, np.int32)
         inputs = {"prompts": prompts[0], "prompt_lengths": prompts[1], "group_id": ids}
+        if prefixes is not None:
+            inputs["turn"] = np.array([turns for _, turns in prefixes], np.int32)
         temperature = config.rollout.temperature if temperature is None else temperature
         return play(params, inputs, questions, jnp.float32(noise), jnp.float32(temperature), key)
 
@@ -83,6 +88,13 @@ def encode_prompts(template, tokenizer, questions, size: int, chat: bool = False
                              f"rollout.max_prompt_tokens from {size}, prompts are never cut")
         tokens[i, :len(ids)], lengths[i] = ids, len(ids)
     return tokens, lengths
+
+
+def _pad(rows, size):
+    tokens = np.zeros((len(rows), size), np.int32)
+    for row, ids in zip(tokens, rows, strict=True):
+        row[:len(ids)] = ids
+    return tokens, np.array([len(ids) for ids in rows], np.int32)
 
 
 def _compiled(env, tables, simulator: Simulator, mesh):

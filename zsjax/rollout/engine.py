@@ -98,13 +98,14 @@ def tables(tokenizer, config: DecoderConfig) -> Tables:
     return Tables(automaton=TagAutomaton.from_tokenizer(tokenizer, POLICY_TAGS), eos=eos)
 
 
-def start(params, env: Environment, prompts, prompt_lengths, group_id) -> RolloutState:
+def start(params, env: Environment, prompts, prompt_lengths, group_id, turn=None) -> RolloutState:
     """Reads the prompts, each once, and makes `group_size` rows of each.
 
     Args:
       prompts: int32[Q, P] right-padded.
       prompt_lengths: int32[Q].
       group_id: int32[Q], names the questions in every random stream: ids must differ within a step.
+      turn: int32[Q] or None, turns that were taken in the prompt already (0): they count against max_turns.
 
     Returns:
       B = Q * group_size rows, those of a question next to each other; episode_id = group_id * group_size + index.
@@ -131,7 +132,7 @@ def start(params, env: Environment, prompts, prompt_lengths, group_id) -> Rollou
         query_open=zeros - 1,
         answer_open=jnp.zeros(B, bool),
         waits_for=jnp.zeros(B, jnp.int8),
-        turn=zeros,
+        turn=zeros if turn is None else repeat(turn),
         status=jnp.zeros(B, jnp.int8),
         num_searches=zeros,
         noisy=jnp.zeros((B, M, k), bool),
@@ -288,7 +289,8 @@ def simulated(policy_params, simulator_params, env: Environment, tables: Tables,
     repeat = lambda x: jnp.repeat(x, env.group_size, axis=0)
     question, answers, question_key = jax.tree.map(
         repeat, (inputs["question"], inputs["answers"], inputs["question_key"]))
-    state = start(policy_params, env, inputs["prompts"], inputs["prompt_lengths"], inputs["group_id"])
+    state = start(policy_params, env, inputs["prompts"], inputs["prompt_lengths"], inputs["group_id"],
+                  inputs.get("turn"))
 
     def turn(state):
         state = generate_turn(policy_params, env, tables, state, policy_key, temperature)

@@ -73,8 +73,8 @@ class HostRollout:
         self.watch = watch or (lambda state: None)
         self.env, self.tables, self.engine, self.tokenizer = env, tables, search_engine, tokenizer
         self.document_format = document_format
-        self._start = jax.jit(lambda params, prompts, lengths, group_id: pieces.start(
-            params, env, prompts, lengths, group_id))
+        self._start = jax.jit(lambda params, prompts, lengths, group_id, turn: pieces.start(
+            params, env, prompts, lengths, group_id, turn))
 
         def turn(params, tables, state, key, temperature, noise):
             state = pieces.generate_turn(params, env, tables, state, jax.random.fold_in(key, 0), temperature)
@@ -87,7 +87,7 @@ class HostRollout:
 
     def __call__(self, params, inputs, questions, noise, temperature, key) -> types.Episodes:
         env = self.env
-        state = self._start(params, inputs["prompts"], inputs["prompt_lengths"], inputs["group_id"])
+        state = self._start(params, inputs["prompts"], inputs["prompt_lengths"], inputs["group_id"], inputs.get("turn"))
         self.watch(state)
         row_questions = [q for q in questions for _ in range(env.group_size)]
         while True:

@@ -74,7 +74,7 @@ Query:
 Documents:
 """
 
-TEMPLATES = {"default": _DEFAULT, "prompted": _PROMPTED, "tiny_world": _TINY_WORLD}
+TEMPLATES = {"default": _DEFAULT, "tiny_world": _TINY_WORLD, "prompted": _PROMPTED}
 
 
 @dataclasses.dataclass(frozen=True)
