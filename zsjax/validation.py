@@ -180,6 +180,9 @@ def _check_data(found, config):
     for field in ("data.corpus", "data.eval_corpus"):
         _check_source(found, field, (".jsonl", ".jsonl.gz", ".parquet"), tfds=False)
     for name in config.data.benchmarks:
+        if "." in name or "/" in name:
+            found.add("data.benchmarks", f"{name!r} is no name", "give names without '.' and '/'")
+            continue
         _check_source(found, f"data.benchmarks.{name}", (".jsonl", ".jsonl.gz", ".parquet"), tfds=True)
     found.at_least(1, "data.eval_limit")
     if config.world:
