@@ -43,8 +43,9 @@ setup(
         "cuda12": ["jax[cuda12]>=0.10.2,<0.12"],
         "cuda13": ["jax[cuda13]>=0.10.2,<0.12"],
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
-        "test": ["transformers[serving]", "pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.8", "torch==2.13.0",
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.8", "torch==2.13.0",
                  "safetensors>=0.7", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6", "matplotlib>=3.9"],
+        "serving": ["transformers[serving]>=5.0"],  # a chat server to try the chat simulator with
         "notebooks": ["jupyterlab>=4", "matplotlib>=3.9", "ipykernel>=6"],
     },
 )

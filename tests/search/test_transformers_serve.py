@@ -22,7 +22,7 @@ CONTEXT = SearchContext(Question("1", "Who wrote Emma?", ("Jane Austen",)))
 def server(tmp_path_factory):
     """(url, model's name)"""
     for package in ("torch", "fastapi", "uvicorn", "openai"):
-        pytest.importorskip(package, reason=f"{package} is missing: pip install 'transformers[serving]' torch")
+        pytest.importorskip(package, reason=f"{package} is missing: pip install 'zsjax[serving]' torch")
     folder = tmp_path_factory.mktemp("model")
     for part in ("real/tokenizer", "real/policy"):
         shutil.copytree(asset_path(f"asset:{part}"), folder, dirs_exist_ok=True)
