@@ -18,6 +18,7 @@ class FaultyServer(socketserver.ThreadingTCPServer):
         """replies: path -> function(body) -> (status, JSON value), for the paths that do work."""
         super().__init__(("127.0.0.1", 0), _Handler)
         self.replies, self.requests, self.stop = replies or {}, [], threading.Event()
+        self.at_once, self.most_at_once, self.lock = 0, 0, threading.Lock()
 
     @property
     def url(self):
@@ -106,7 +107,12 @@ class _Handler(socketserver.StreamRequestHandler):
         self._send(200, json.dumps({"result": []}).encode())
 
     def do_slow(self):
-        time.sleep(0.15)
+        with self.server.lock:
+            self.server.at_once += 1
+            self.server.most_at_once = max(self.server.most_at_once, self.server.at_once)
+        time.sleep(0.1)
+        with self.server.lock:
+            self.server.at_once -= 1
         self._send(200, json.dumps({"result": [[]]}).encode())
 
 

@@ -5,7 +5,7 @@ import collections
 import numpy as np
 import pytest
 
-from zsjax.search import Document, DropBest, Empty, Mixed, SearchContext
+from zsjax.search import Document, DropBest, Empty, Failed, Mixed, SearchContext
 from zsjax.types import Question
 
 
@@ -44,6 +44,17 @@ def test_drop_best_depends_on_seed_query_and_call_only():
     assert whole == alone
     assert whole != engine.search(queries, contexts(200, turn=1), k=2)  # asked again: another chance
     assert whole != DropBest(Counting(), 0.5, seed=2).search(queries, contexts(200), k=2)
+
+
+def test_a_failure_stays_one():
+    class Down:
+        counters = collections.Counter({"failed_timeout": 3})
+
+        def search(self, queries, contexts=None, *, k):
+            return [Failed("timeout") for _ in queries]
+
+    engine = DropBest(Down(), 1.0)
+    assert engine.search(["a"], contexts(1), k=2)[0].kind == "timeout" and engine.counters["failed_timeout"] == 3
 
 
 def test_errors_name_the_value():

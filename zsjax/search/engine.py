@@ -131,13 +131,14 @@ class DropBest:
         if not 0 <= probability <= 1:
             raise ValueError(f"probability={probability} must be between 0 and 1")
         self.engine, self.probability, self.seed = engine, probability, seed
+        self.counters = getattr(engine, "counters", collections.Counter())
 
     def search(self, queries: Sequence[str], contexts: Sequence[SearchContext] | None = None, *,
                k: int) -> list[list[Document]]:
         check_request(queries, contexts, k)
         found = self.engine.search(queries, contexts, k=k + 1)
         calls = [()] * len(queries) if contexts is None else [(c.question.id, *c.call) for c in contexts]
-        return [documents[1:] if self._loses(query, call) else documents[:k]
+        return [documents[1:] if documents and self._loses(query, call) else first(documents, k)
                 for documents, query, call in zip(found, queries, calls, strict=True)]
 
     def _loses(self, query: str, call: tuple) -> bool:
