@@ -36,6 +36,8 @@ setup(
         "tensorflow-datasets>=4.9.9",
         "pyarrow>=17",
         "bm25s>=0.3",
+        "httpx>=0.27",
+        "tenacity>=9",
         "tensorboardX>=2.6",
         "rich>=13",
     ],
@@ -46,6 +48,7 @@ setup(
         "plan": ["jax[tpu]>=0.10.2,<0.12"],  # the TPU's compiler (libtpu), which needs no TPU
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.8", "torch==2.13.0",
                  "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6", "matplotlib>=3.9"],
+        "serving": ["transformers[serving]>=5.0"],  # a chat server to try the chat simulator with
         "notebooks": ["jupyterlab>=4", "matplotlib>=3.9", "ipykernel>=6"],
     },
 )

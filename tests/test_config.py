@@ -79,9 +79,17 @@ def test_all_problems_at_once():
     ("data.train", "questions.csv", ".jsonl"),
     ("data.eval", "nowhere.jsonl", "check the path"),
     ("data.corpus", "tfds:nq", "a path"),
+    ("data.benchmarks", "{'a.b': 'x.jsonl'}", "names without"),
+    ("evaluate.samples", "3", "evaluate.temperature"),
+    ("evaluate.baselines", "direct,oracle", "tree_search"),
+    ("collect.label", "judge", "contains"),
     ("world", "{'entites': 3}", "entities"),
     ("prompts.policy", "nowhere.txt", "tiny_world"),
     ("search.engine", "google", "simulator, bm25, empty"),
+    ("search.eval_engine", "mixed", "bm25, empty"),
+    ("search.reveal_gold", "sometimes", "on_target"),
+    ("search.mix.real", "simulator", "bm25"),
+    ("search.remote.budget", "-1", "0 or more"),
     ("search.num_documents", "0", "1 to 20"),
     ("search.top_p", "0", "above 0"),
     ("search.document_format", "{title}: {body}", "{i}, {title}, {text}"),
@@ -130,6 +138,19 @@ def test_impossible_values(field, value, mend):
         name = "pretrain.steps"
     assert mend in found[name], found
     assert len(found) == 1, found
+
+
+@pytest.mark.parametrize("engine, field, mend", [
+    ("http", "search.remote.url", "http://HOST:PORT"),
+    ("chat", "search.remote.url", "http://HOST:PORT"),
+    ("chat", "search.remote.model", "the name the server knows"),
+    ("serpapi", "search.remote.key_env", "SERPAPI_API_KEY"),
+    ("dense", "search.embedder", "package.module:function"),
+])
+def test_what_engines_need(engine, field, mend, monkeypatch):
+    monkeypatch.delenv("SERPAPI_API_KEY", raising=False)
+    for which in ("search.engine", "search.eval_engine"):
+        assert mend in problems_of(overrides={which: engine})[field]
 
 
 def test_weights_from_a_folder_bring_their_shape():

@@ -20,6 +20,7 @@ PURE = ("schedules", "rewards", "models.layers", "sampling.logits", "rl.roles", 
 ROOMS = {
     "types": (), "schedules": (), "rewards": (), "sharding": ("models",), "hosts": (), "metrics": (),
     "config": ("config_fields",), "config_fields": (),
+    "tables": (), "costs": (),
     "chart": (), "checkpoint": ("config",), "models": (), "sampling": ("models",), "rl": ("models",),
     "search": ("sampling", "models"), "rollout": ("search", "sampling", "models", "rewards"),
     "supervised": ("models", "rl", "config", "checkpoint"), "validation": ("config",),
@@ -28,9 +29,10 @@ ROOMS = {
 }
 # The loops may import everything below them, and no room imports them.
 LOOPS = ("train", "evaluate", "pipeline", "simulation", "report", "launch", "build", "pretrain", "reading",
-         "pretrain_simulator", "plan", "episode_metrics", "experience")
+         "pretrain_simulator", "plan", "episode_metrics", "experience", "compare", "baselines")
 LAZY = ("transformers", "orbax", "safetensors", "sentencepiece", "tokenizers", "tensorflow", "tensorflow_datasets",
-        "bm25s", "ml_collections", "tensorboardX", "rich", "pyarrow", "torch", "array_record")
+        "bm25s", "ml_collections", "tensorboardX", "rich", "pyarrow", "torch", "array_record",
+        "httpx", "tenacity")
 BLOCKED = tuple(name for name in LAZY if name != "rich")  # flax imports rich itself
 
 

@@ -1,5 +1,6 @@
 """The command line: what it refuses, how, and what it hands on. The stages themselves have their own tests."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -89,6 +90,8 @@ def test_all_config_problems_in_one_message(calls, experiment, tmp_path, capsys)
     (["run", "more", "--workdir", "w"], "takes no argument"),
     (["ask"], "ask needs a question"),
     (["export", "--workdir", "w"], "export needs a folder"),
+    (["serve-corpus"], "serve-corpus needs a corpus"),
+    (["serve-corpus", "nowhere.jsonl"], "cannot serve nowhere.jsonl: no file"),
     (["--workdir", "w", "--confg=3"], "unknown argument '--confg=3'"),
     (["--workdir", "w", "--config.train.steps"], "write --config.train.steps=VALUE"),
     (["report", "--workdir", "w"], "there is no run in w"),
@@ -144,10 +147,18 @@ def test_interrupt_and_gates(experiment, tmp_path, monkeypatch, capsys):
 def test_ask_report_export(experiment, tmp_path, monkeypatch, capsys):
     record = {"segments": [{"role": "policy", "text": "<answer> Dran Tosk </answer>"}], "answer": "Dran Tosk",
               "status": "answered", "num_searches": 0}
-    monkeypatch.setattr(pipeline, "ask", lambda question, config, workdir: record)
+
+    def ask(question, config, workdir, show=None):
+        for segment in record["segments"] if show else ():
+            show(segment["role"], segment["text"])
+        return record
+
+    monkeypatch.setattr(pipeline, "ask", ask)
     monkeypatch.setattr(pipeline, "export", lambda config, workdir, out: out)
     assert launch.main(["ask", "Who?", "--config", str(experiment)]) == 0
     assert "<answer> Dran Tosk </answer>" in capsys.readouterr().out
+    assert launch.main(["ask", "Who?", "--json", "--config", str(experiment)]) == 0
+    assert json.loads(capsys.readouterr().out) == record
     assert launch.main(["export", "out", "--config", str(experiment), "--workdir", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "out\n"
     assert launch.main(["report", "--workdir", str(tmp_path)]) == 0

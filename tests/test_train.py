@@ -57,6 +57,7 @@ def fake_rollout(model, engine, tokenizer, config, mesh, *, group_size):
             documents_span=spans(4, 7), group_id=group, episode_id=np.arange(B, dtype=np.int32))))
         return episodes, Work(*np.ones((4, 1), int))
 
+    rollout.tokenizer = tokenizer
     return rollout
 
 

@@ -2,19 +2,33 @@
 
 import dataclasses
 import functools
+import hashlib
+import importlib
 import logging
 import pathlib
 
 import jax
 import jax.numpy as jnp
 
-from zsjax import sharding
+from zsjax import hosts, sharding
 from zsjax.config import Config, ModelConfig
 from zsjax.data import load_corpus, load_questions, load_tokenizer
 from zsjax.data.assets import asset_path
 from zsjax.models import attention, hub
 from zsjax.models.decoder import DecoderConfig, init_params
-from zsjax.search import BM25, Document, DropBest, Empty
+from zsjax.search import (
+    BM25,
+    ChatSimulator,
+    Dense,
+    Document,
+    DropBest,
+    Empty,
+    HttpRetriever,
+    Limits,
+    SerpApi,
+    decoder_embedder,
+)
+from zsjax.search.dense import QUERY_FORMAT
 from zsjax.search.prompts import SimulatorTemplate
 from zsjax.search.simulator import Simulator
 from zsjax.types import Question
@@ -74,7 +88,17 @@ def questions(config: Config, source: str, limit: int | None = None) -> list[Que
         from zsjax.data import tiny_world
 
         return list(tiny_world.questions(worlds(config, source)))[:limit]
-    return list(load_questions(source, limit=limit))
+    source, _, split = source.partition("#")
+    return list(load_questions(source, split=split or None, limit=limit))
+
+
+def benchmarks(config: Config) -> list[Question]:
+    """The questions of an evaluation: of every benchmark, under its name, or of config.data.eval."""
+    limit = config.data.eval_limit
+    if not config.data.benchmarks:
+        return questions(config, config.data.eval, limit)
+    return [dataclasses.replace(question, metadata={**question.metadata, "data_set": name})
+            for name, source in config.data.benchmarks.items() for question in questions(config, source, limit)]
 
 
 def corpus(config: Config, source: str) -> list[Document]:
@@ -85,12 +109,91 @@ def corpus(config: Config, source: str) -> list[Document]:
     return load_corpus(source)
 
 
-def engine(name: str, config: Config, source: str, *, drop_best: float = 0.0):
-    """A host engine by name over the corpus `source`; drop_best > 0 loses the best document at random."""
-    if name == "empty":
-        return Empty()
-    found = BM25.from_documents(corpus(config, source))
+def engine(name: str, config: Config, source: str, *, workdir=".", drop_best: float = 0.0):
+    """A host engine by name.
+
+    Args:
+      name: "bm25", "dense", "http", "serpapi", "chat" or "empty"; the others need a model (`pipeline.Run.engine`).
+      source: the corpus, for engines that have one.
+      workdir: what config.search.index_dir and .remote.cache_dir are relative to.
+      drop_best: > 0 loses the best document at random.
+    """
+    if name in ("bm25", "dense"):
+        found = _index(name, config, source, pathlib.Path(workdir))
+    else:
+        found = {"empty": _empty, "http": _http, "serpapi": _serpapi, "chat": _chat}[name](config, pathlib.Path(workdir))
     return DropBest(found, drop_best, seed=config.seed) if drop_best else found
+
+
+def _index(name, config, source, workdir):
+    """An index over a corpus: of a file, built once and kept under the hash of what it was built from."""
+    if source.startswith(TINY_WORLD) or not config.search.index_dir:
+        return _build_index(name, config, source)
+    what = [config.search.embedder] if name == "dense" else []
+    key = hashlib.sha256(repr([name, *what]).encode())
+    with open(source, "rb") as file:
+        while block := file.read(1 << 20):
+            key.update(block)
+    folder = workdir / config.search.index_dir / f"{name}-{key.hexdigest()[:16]}"
+    load = BM25.load if name == "bm25" else lambda path: Dense.load(path, embedder(config)[1], name=config.search.embedder)
+    if not hosts.agree(folder.exists()):
+        if hosts.is_lead():
+            logging.info("building the %s index of %s", name, source)
+            _build_index(name, config, source).save(folder)
+        hosts.wait("index")
+    return load(folder)  # memory-mapped, also when it has just been built
+
+
+def _build_index(name, config, source):
+    documents = corpus(config, source)
+    if name == "bm25":
+        return BM25.from_documents(documents)
+    embed, embed_query = embedder(config)
+    return Dense.from_documents(documents, embed, embed_query=embed_query, name=config.search.embedder)
+
+
+def embedder(config: Config):
+    """(embed documents, embed queries) of config.search.embedder: list[str] -> float32[N, D]."""
+    name = config.search.embedder
+    if ":" in name.removeprefix("asset:"):
+        module, _, function = name.partition(":")
+        embed = getattr(importlib.import_module(module), function)
+        return embed, embed
+    from zsjax.models.hf import load_hf
+
+    shape, params = load_hf(asset_path(name))
+    its_tokenizer = load_tokenizer(name)
+    return tuple(decoder_embedder(shape, params, its_tokenizer, text_format=text_format)
+                 for text_format in ("{query}", QUERY_FORMAT))
+
+
+def _limits(config):
+    remote = config.search.remote
+    return Limits(timeout=remote.timeout, retries=remote.retries, concurrency=remote.concurrency,
+                  max_bytes=remote.max_bytes)
+
+
+def _empty(config, workdir):
+    return Empty()
+
+
+def _http(config, workdir):
+    return HttpRetriever(config.search.remote.url, limits=_limits(config))
+
+
+def _serpapi(config, workdir):
+    remote = config.search.remote
+    return SerpApi(engine=remote.web_engine, key_env=remote.key_env or "SERPAPI_API_KEY",
+                   cache_dir=workdir / remote.cache_dir, budget=remote.budget, price=config.cost.search,
+                   limits=_limits(config))
+
+
+def _chat(config, workdir):
+    search = config.search
+    return ChatSimulator(
+        search.remote.url, model=search.remote.model, template=SimulatorTemplate.load(config.prompts.simulator),
+        num_documents=search.num_documents, temperature=search.temperature, top_p=search.top_p,
+        reveal_gold=search.reveal_gold != "never", key_env=search.remote.key_env, seed=config.seed, limits=_limits(config))
 
 
 def simulator(config: Config, model_config: DecoderConfig, params, tokenizer) -> Simulator:
@@ -102,7 +205,7 @@ def simulator(config: Config, model_config: DecoderConfig, params, tokenizer) ->
         config=model_config, params=params, tokenizer=tokenizer, template=template, num_documents=search.num_documents,
         max_document_tokens=search.max_document_tokens, max_query_tokens=search.max_query_tokens,
         max_question_tokens=config.rollout.max_prompt_tokens, temperature=search.temperature, top_p=search.top_p,
-        shuffle_documents=search.shuffle_documents)
+        shuffle_documents=search.shuffle_documents, reveal_gold=search.reveal_gold)
 
 
 @functools.cache  # once a run

@@ -22,6 +22,7 @@ from zsjax.config_fields import (
     AlgorithmConfig,
     CollectConfig,
     Config,
+    CostConfig,
     CurriculumConfig,
     DataConfig,
     EvaluateConfig,
@@ -29,9 +30,11 @@ from zsjax.config_fields import (
     HealthConfig,
     LoraConfig,
     MeshConfig,
+    MixConfig,
     ModelConfig,
     OptimizerConfig,
     PromptsConfig,
+    RemoteConfig,
     RewardConfig,
     RolloutConfig,
     SearchConfig,
@@ -40,10 +43,10 @@ from zsjax.config_fields import (
     ValueConfig,
 )
 
-__all__ = ["MAY_CHANGE", "STAGES", "AlgorithmConfig", "CollectConfig", "Config", "CurriculumConfig", "DataConfig",
-           "EvaluateConfig", "GatesConfig", "HealthConfig", "LoraConfig", "MeshConfig", "ModelConfig", "OptimizerConfig",
-           "PromptsConfig", "RewardConfig", "RolloutConfig", "SearchConfig", "SupervisedConfig", "TrainConfig", "UserError",
-           "ValueConfig", "Problem", "ConfigError",
+__all__ = ["MAY_CHANGE", "STAGES", "AlgorithmConfig", "CollectConfig", "Config", "CostConfig", "CurriculumConfig",
+           "DataConfig", "EvaluateConfig", "GatesConfig", "HealthConfig", "LoraConfig", "MeshConfig", "MixConfig",
+           "ModelConfig", "OptimizerConfig", "PromptsConfig", "RemoteConfig", "RewardConfig", "RolloutConfig",
+           "SearchConfig", "SupervisedConfig", "TrainConfig", "UserError", "ValueConfig", "Problem", "ConfigError",
            "parse_arg", "resolve", "to_json", "from_json", "diff", "check_resume", "write_config"]
 
 

@@ -9,7 +9,8 @@ STAGES = ("pretrain", "pretrain_simulator", "collect", "tune_simulator", "train"
 # what is computed. A name that ends in "." stands for all fields below it.
 MAY_CHANGE = ("name", "train.checkpoint_every", "train.keep_checkpoints", "train.trajectories_every",
               "pretrain.checkpoint_every", "pretrain_simulator.checkpoint_every", "tune_simulator.checkpoint_every",
-              "gates.", "health.")
+              "trajectory_sft.checkpoint_every",
+              "gates.", "health.", "cost.", "search.remote.budget")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +56,11 @@ class ModelConfig:
 class DataConfig:
     """Questions and the corpus that real engines search.
 
-    train, eval: a .jsonl[.gz] or .parquet path, "tfds:NAME", or "tiny_world:train" / "tiny_world:eval".
+    train, eval: a .jsonl[.gz] or .parquet path, "tfds:NAME", or "tiny_world:train" / "tiny_world:eval". "#SPLIT" behind a
+      file or TFDS name takes that split only.
+    benchmarks: {name: source}; the evaluation then goes over each of these instead of `eval`, e.g. {"nq": "nq.jsonl"}.
     corpus, eval_corpus: a .jsonl[.gz] path of {id, title, text}, or "tiny_world:train" / "tiny_world:eval".
-    eval_limit: questions per evaluation; None is all.
+    eval_limit: questions per evaluation (of each benchmark); None is all.
     """
 
     train: str = "tiny_world:train"
@@ -65,6 +68,7 @@ class DataConfig:
     corpus: str = "tiny_world:train"
     eval_corpus: str = "tiny_world:eval"
     eval_limit: int | None = None
+    benchmarks: dict = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,14 +86,61 @@ class PromptsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RemoteConfig:
+    """Engines behind a network. Keys come from environment variables, which are named here; they are never written.
+
+    url: of the /retrieve server ("http") or the OpenAI-style chat server ("chat").
+    model: the chat server's name of its model.
+    key_env: environment variable with the key of "serpapi" or "chat"; "" is SERPAPI_API_KEY for the first, none for
+      the second.
+    web_engine: which web search SerpApi asks: "google", "bing", ...
+    cache_dir: SerpApi's results and account, relative to the run's folder; absolute to share it between runs.
+    budget: dollars that web search may spend in all, over restarts; the run stops before it spends more. None: no limit.
+    timeout: seconds of one attempt. retries: further attempts. concurrency: requests under way at a time.
+    max_bytes: of a reply.
+    """
+
+    url: str = ""
+    model: str = ""
+    key_env: str = ""
+    web_engine: str = "google"
+    cache_dir: str = "web_search"
+    budget: float | None = None
+    timeout: float = 30.0
+    retries: int = 3
+    concurrency: int = 8
+    max_bytes: int = 8 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class MixConfig:
+    """engine = "mixed": each search asks the simulator or a real engine. P(real) follows a schedule over training.
+
+    real: the real engine. schedule, start, end, base: as the curriculum's.
+    """
+
+    real: str = "bm25"
+    schedule: str = "linear"
+    start: float = 0.0
+    end: float = 0.5
+    base: float = 4.0
+
+
+@dataclasses.dataclass(frozen=True)
 class SearchConfig:
     """How documents are found or made.
 
+    engine: "simulator", "bm25", "dense", "http" (a /retrieve server), "serpapi" (web search), "chat" (a simulator behind
+      an OpenAI-style server), "mixed" (simulator and a real engine), or "empty" (documents without content: an ablation).
+    eval_engine: the engine of evaluations; not "mixed".
+    remote, mix: see there.
+    embedder: of "dense": a checkpoint (pooled at the last token, as Qwen3-Embedding) or "package.module:function", which
+      takes a list of texts and gives float32[N, D].
+    index_dir: built indexes of corpus files, relative to the run's folder; "" builds in memory each time.
+    reveal_gold: whether the simulator is shown the gold answers: "always", "never", or "on_target": for queries of
+      which at least half of the tokens stand in the question.
     noise_per: "search", one coin for all documents of a search, or "document", a coin for each (twice the simulator's
       work: a useful and a noisy reply are written and mixed).
-
-    engine: "simulator", "bm25", or "empty" (documents without content: an ablation).
-    eval_engine: the engine of evaluations.
     num_documents: documents shown per search, 1 to 20.
     max_document_tokens: a shown document is cut to this many tokens.
     max_query_tokens: longer queries are cut.
@@ -108,6 +159,11 @@ class SearchConfig:
     shuffle_documents: bool = False
     document_format: str = "Doc {i}: {title}. {text}"
     noise_per: str = "search"
+    remote: RemoteConfig = dataclasses.field(default_factory=RemoteConfig)
+    mix: MixConfig = dataclasses.field(default_factory=MixConfig)
+    embedder: str = ""
+    index_dir: str = "indexes"
+    reveal_gold: str = "always"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,11 +383,17 @@ class CollectConfig:
     probes: questions of each number of hops whose right queries, and wrong ones beside them, are searched for as well: a
       small policy asks fewer different things than a language model. They need questions that know their right queries.
     balance: as many noisy as useful examples.
+    label: how replies are labelled useful or noisy: "ranking", "answer" (by the final answer, the paper's first version) or
+      "contains" (by document, its second version); zsjax.simulation.dataset says more.
+    hold_out: share of the questions whose searches are not tuned on: on them it is reported how often useful and noisy
+      replies hold a gold answer, before and after tuning. 0 reports nothing.
     """
 
     episodes: int = 512
     probes: int = 0
     balance: bool = True
+    label: str = "ranking"
+    hold_out: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,13 +411,19 @@ class EvaluateConfig:
     """Evaluation with `search.eval_engine` of the starting and the trained policy.
 
     temperature: 0 is greedy.
+    samples: episodes of each question, each with a seed of its own; needs a temperature above 0.
     batch_rows: questions played at a time.
     drop_best: > 0 also evaluates with a real engine that loses its best document with this probability.
+    baselines: names of zsjax.baselines, played by the run's policy (trained where there is one) on the same questions.
+    baseline_samples: episodes a question of "best_of_n" and "tree_search", at rollout.temperature.
     """
 
     temperature: float = 0.0
+    samples: int = 1
     batch_rows: int = 64
     drop_best: float = 0.0
+    baselines: tuple[str, ...] = ()
+    baseline_samples: int = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -365,6 +433,19 @@ class MeshConfig:
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class CostConfig:
+    """Prices, in dollars; the report says what a run cost by them.
+
+    search: one search at a web search API; 586.70 for 64,000 by ZeroSearch's account (SerpApi).
+    accelerator_hour: one device for an hour; an A100 at AWS, if the 70.80 dollars that the same account gives for 4 of them
+      were 12 hours.
+    """
+
+    search: float = 586.70 / 64_000
+    accelerator_hour: float = 70.80 / (4 * 12)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -392,7 +473,9 @@ class Config:
     pretrain: SupervisedConfig = dataclasses.field(default_factory=SupervisedConfig)
     pretrain_simulator: SupervisedConfig = dataclasses.field(default_factory=SupervisedConfig)
     tune_simulator: SupervisedConfig = dataclasses.field(default_factory=SupervisedConfig)
+    trajectory_sft: SupervisedConfig = dataclasses.field(default_factory=SupervisedConfig)  # a baseline
     collect: CollectConfig = dataclasses.field(default_factory=CollectConfig)
     gates: GatesConfig = dataclasses.field(default_factory=GatesConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    cost: CostConfig = dataclasses.field(default_factory=CostConfig)

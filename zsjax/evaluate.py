@@ -1,5 +1,6 @@
 """Evaluation: questions -> episodes -> scores -> tables. Every question counts; greedy unless asked otherwise."""
 
+import collections
 import math
 from collections.abc import Callable, Sequence
 
@@ -11,6 +12,16 @@ from zsjax.rollout import transcript
 from zsjax.types import Episodes, Question
 
 SCORES = {"em": rewards.exact_match, "f1": rewards.f1_score, "contains": rewards.contains_match}
+
+
+def play_samples(rollout, params, questions: Sequence[Question], *, key, samples: int, **options) -> list[dict]:
+    """`play`, `samples` times with keys of their own: a record of every episode, with its "sample" number, all questions
+    of the first sample first."""
+    records = []
+    for sample in range(samples):
+        played, _ = play(rollout, params, questions, key=jax.random.fold_in(key, sample) if sample else key, **options)
+        records += [record | {"sample": sample} for record in played]
+    return records
 
 
 def play(rollout, params, questions: Sequence[Question], *, key, batch_rows: int, temperature: float = 0.0,
@@ -37,7 +48,9 @@ def play(rollout, params, questions: Sequence[Question], *, key, batch_rows: int
         batches.append(episodes)
         said = transcript.answers(episodes, tokenizer)
         scores = {name: [score(a, q.golden_answers) for a, q in zip(said, filled)] for name, score in SCORES.items()}
-        all_records += transcript.records(episodes, filled, tokenizer, **scores)
+        records = transcript.records(episodes, filled, tokenizer, **scores)
+        all_records += [record | ({"data_set": q.metadata["data_set"]} if "data_set" in q.metadata else {})
+                        for record, q in zip(records, filled)]
     return all_records, jax.tree.map(lambda *x: np.concatenate(x), *batches)
 
 
@@ -54,24 +67,83 @@ def on_path(record: dict, question: Question) -> tuple[int, int]:
     return sum(rewards.normalize_answer(q) in right for q in record["queries"]), len(record["queries"])
 
 
+def group_of(question: Question) -> tuple[str, object]:
+    """("data_set", name), ("hops", number), or ("hops", "all"): what a question is tabled under."""
+    name = next((name for name in ("data_set", "hops") if name in question.metadata), "hops")
+    return name, question.metadata.get(name, "all")
+
+
 def summarize(name: str, records: Sequence[dict], questions: Sequence[Question]) -> list[dict]:
-    """Rows of the evaluation table: one per number of hops where questions say it, else one for all."""
+    """Rows of the evaluation table: one per data set or number of hops where questions say it, else one for all.
+
+    Args:
+      records: of `play` or `play_samples`; with several samples a question's scores are averaged first, so that the
+        standard error is over questions.
+      questions: all that were asked. Raises ValueError when the records are not a whole number of times as many.
+    """
+    if not questions or len(records) % len(questions):
+        raise ValueError(f"{len(records)} records of {len(questions)} questions")
     groups = {}
-    for record, question in zip(records, questions, strict=True):
-        groups.setdefault(question.metadata.get("hops", "all"), []).append((record, question))
+    for row, record in enumerate(records):
+        question = questions[row % len(questions)]
+        groups.setdefault(group_of(question), {}).setdefault(row % len(questions), []).append(record)
     rows = []
-    for hops, group in sorted(groups.items(), key=lambda item: str(item[0])):
-        row = {"name": name, "hops": hops, "n": len(group)}
+    for (kind, value), group in sorted(groups.items(), key=lambda item: str(item[0])):
+        played = [record for samples in group.values() for record in samples]
+        row = {"name": name, "hops": value if kind == "hops" else "all", "n": len(group)}
+        row |= {"data_set": value} if kind == "data_set" else {}
+        row |= {"samples": len(records) // len(questions)} if len(records) > len(questions) else {}
         for score in SCORES:
-            row[score], row[f"{score}_se"] = mean_and_error([r[score] for r, _ in group])
-        row["searches"] = float(np.mean([r["num_searches"] for r, _ in group]))
-        row["answered"] = float(np.mean([r["status"] == "answered" for r, _ in group]))
-        row["tokens"] = float(np.mean([r["tokens"] for r, _ in group]))
-        if all("queries" in q.metadata for _, q in group):
-            right, asked = np.sum([on_path(r, q) for r, q in group], axis=0)
-            row["on_path"] = float(right / asked) if asked else 0.0
+            row[score], row[f"{score}_se"] = mean_and_error(
+                [np.mean([record[score] for record in samples]) for samples in group.values()])
+        row["searches"] = float(np.mean([r["num_searches"] for r in played]))
+        row["answered"] = float(np.mean([r["status"] == "answered" for r in played]))
+        row["tokens"] = float(np.mean([r["tokens"] for r in played]))
+        asked = [(record, questions[i]) for i, samples in group.items() for record in samples]
+        if all("queries" in question.metadata for _, question in asked):
+            right, total = np.sum([on_path(record, question) for record, question in asked], axis=0)
+            row["on_path"] = float(right / total) if total else 0.0
         rows.append(row)
     return rows
+
+
+def paired_bootstrap(first: Sequence[dict], second: Sequence[dict], *, score: str = "em", resamples: int = 10_000,
+                     seed: int = 0) -> dict:
+    """Whether the second of two runs over the same questions is better (Efron and Tibshirani 1993, chapter 16).
+
+    Questions are drawn with replacement, both runs' scores of a question together.
+
+    Args:
+      first, second: records of `play` or `play_samples`; paired by data set and id, samples averaged.
+      score: a name in `SCORES`.
+
+    Returns:
+      n questions, first and second mean, difference second - first, its 95 % interval low and high, and p: twice the share
+      of resamples on the rarer side of zero (ties count half), at most 1.
+
+    Raises:
+      ValueError: the runs did not answer the same questions.
+    """
+    scores = [collections.defaultdict(list), collections.defaultdict(list)]
+    for side, records in zip(scores, (first, second), strict=True):
+        for record in records:
+            side[str(record.get("data_set", "")), record["id"]].append(record[score])
+    if scores[0].keys() != scores[1].keys() or not scores[0]:
+        missing = sorted(scores[0].keys() ^ scores[1].keys())[:3]
+        raise ValueError(f"the two runs did not answer the same questions ({len(scores[0])} and {len(scores[1])}; "
+                         f"only one has {', '.join(id for _, id in missing)})")
+    a, b = (np.array([np.mean(side[id]) for id in scores[0]]) for side in scores)
+    rng = np.random.default_rng(seed)
+    # The mean of a resample is a weighted mean; blocks keep the counts small in memory.
+    counts = (rng.multinomial(len(a), np.full(len(a), 1 / len(a)), size=min(1000, resamples - done))
+              for done in range(0, resamples, 1000))
+    differences = np.concatenate([block @ (b - a) / len(a) for block in counts])
+    low, high = np.quantile(differences, [0.025, 0.975])
+    tiny = 1e-12
+    below = float(np.mean(differences < -tiny) + 0.5 * np.mean(abs(differences) <= tiny))
+    return {"score": score, "n": len(a), "first": float(a.mean()), "second": float(b.mean()),
+            "difference": float((b - a).mean()), "low": float(low), "high": float(high),
+            "p": min(1.0, 2 * min(below, 1 - below))}
 
 
 def random_document_baseline(engine, questions: Sequence[Question], answer_of: Callable, *, k: int,

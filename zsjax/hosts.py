@@ -6,6 +6,10 @@ and decisions agree without being talked about; only files are one host's to wri
 is asked of that host (`agree`). With one host everything here does nothing.
 """
 
+import collections
+import json
+from collections.abc import Mapping
+
 import jax
 import numpy as np
 
@@ -67,6 +71,21 @@ def fetch(tree):
         return multihost_utils.process_allgather(x, tiled=True)
 
     return jax.tree.map(one, tree)
+
+
+def add_up(counts: Mapping[str, int]) -> dict[str, int]:
+    """The sum of what every host counted, name by name; all must call, and may have counted different things."""
+    if jax.process_count() == 1:
+        return dict(counts)
+    from jax.experimental import multihost_utils
+
+    text = np.frombuffer(json.dumps(dict(counts)).encode(), np.uint8)
+    size = multihost_utils.process_allgather(np.int32(len(text))).max()
+    texts = multihost_utils.process_allgather(np.pad(text, (0, size - len(text)), constant_values=ord(" ")))
+    total = collections.Counter()
+    for row in texts:
+        total.update(json.loads(row.tobytes()))
+    return dict(total)
 
 
 def gather_rows(tree, rows):

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import importlib.util
 import inspect
+import json
 import logging
 import os
 import pathlib
@@ -30,9 +31,15 @@ STAGE_COMMANDS = {
 OTHER_COMMANDS = {
     "ask": 'one question: ask "Who ...?" prints the episode, coloured by who wrote what',
     "plan": "whether the run fits a --target, and the least time of a step; needs neither the target nor weights",
+    "serve-corpus": "a /retrieve server (Search-R1, FlashRAG) over a corpus: serve-corpus CORPUS [--host H] [--port 8000]",
+    "compare": "the run's evaluation beside another's, question by question: compare OTHER_WORKDIR",
     "report": "WORKDIR/report.html from what the run has written so far",
     "export": "the run's policy as a Hugging Face folder: export OUT",
 }
+# Commands with an argument -> what is said when it is missing.
+ARGUMENTS = {"ask": 'ask needs a question: ask "Who ...?"', "export": "export needs a folder: export OUT",
+             "compare": "compare needs another run's folder: compare OTHER_WORKDIR",
+             "serve-corpus": "serve-corpus needs a corpus: a .jsonl[.gz] or .parquet of {id, title, text}"}
 COMMANDS = (*STAGE_COMMANDS, *OTHER_COMMANDS)
 ASK_DEFAULT = pathlib.Path("experiments/tiny_world.py")
 
@@ -41,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a command line (without the program's name). Returns 0, 2 after a mistake, 130 if interrupted."""
     try:
         options, overrides = parse_flags(sys.argv[1:] if arguments is None else arguments)
-        _show_logs()
+        _show_logs(sys.stderr if options.json else sys.stdout)
         if options.distributed or options.hosts:
             from zsjax import hosts
 
@@ -80,6 +87,9 @@ def parse_flags(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str
                         help="join the other hosts of the job, found from SLURM, Cloud TPU, Kubernetes or Open MPI")
     parser.add_argument("--hosts", metavar="ADDRESS:PORT,COUNT,INDEX",
                         help="join hosts that cannot be found: the first one's address, how many, and which this is")
+    parser.add_argument("--json", action="store_true", help="of ask: the whole episode as JSON instead")
+    parser.add_argument("--host", default="127.0.0.1", help="of serve-corpus")
+    parser.add_argument("--port", type=int, default=8000, help="of serve-corpus; 0: any free one")
     options, rest = parser.parse_known_args(arguments)
     overrides = {}
     for flag in rest:
@@ -91,15 +101,14 @@ def parse_flags(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str
         overrides[field] = text
     if options.command not in COMMANDS:
         parser.error(f"unknown command {options.command!r}; one of {', '.join(COMMANDS)}")
-    if options.argument is not None and options.command not in ("ask", "export"):
+    if options.argument is not None and options.command not in ARGUMENTS:
         parser.error(f"{options.command} takes no argument, but was given {options.argument!r}")
-    if options.argument is None and options.command in ("ask", "export"):
-        parser.error('ask needs a question: ask "Who ...?"' if options.command == "ask"
-                     else "export needs a folder: export OUT")
+    if options.argument is None and options.command in ARGUMENTS:
+        parser.error(ARGUMENTS[options.command])
     if (options.target is None) == (options.command == "plan"):
         parser.error("plan needs a target, such as --target a100-80gb:8" if options.command == "plan"
                      else f"{options.command} takes no --target; plan does")
-    if options.workdir is None and options.command not in ("ask", "plan"):
+    if options.workdir is None and options.command not in ("ask", "plan", "serve-corpus"):
         parser.error("give --workdir DIR, the run's folder")
     return options, overrides
 
@@ -115,6 +124,15 @@ def run_command(options: argparse.Namespace, overrides: dict[str, str]):
         print(report.write(workdir))
         return
 
+    if command == "compare":
+        from zsjax import compare
+
+        print(compare.comparison_table(compare.compare_runs(workdir, pathlib.Path(options.argument))), end="")
+        return
+    if command == "serve-corpus":
+        serve_corpus(options, overrides)
+        return
+
     stages = STAGE_COMMANDS[command][0] if command in STAGE_COMMANDS else None
     config = _find_config(options, overrides, stages)
     from zsjax import pipeline
@@ -126,12 +144,38 @@ def run_command(options: argparse.Namespace, overrides: dict[str, str]):
     elif command == "ask":
         from zsjax import report
 
-        report.show_episode(pipeline.ask(options.argument, config, workdir))
+        if options.json:
+            print(json.dumps(pipeline.ask(options.argument, config, workdir), ensure_ascii=False))
+        else:
+            report.print_result(pipeline.ask(options.argument, config, workdir, show=report.episode_printer()))
     elif command == "export":
         print(pipeline.export(config, workdir, pathlib.Path(options.argument)))
     else:
         _check_devices(config)
         pipeline.run(config, workdir, stages=stages)
+
+
+def serve_corpus(options: argparse.Namespace, overrides: dict[str, str]):
+    """Serves BM25 over a corpus until it is interrupted (or another index: --config.search.eval_engine=dense)."""
+    from zsjax import build
+    from zsjax.search.server import RetrievalServer
+
+    overrides = {"stages": "report", "search.index_dir": "" if options.workdir is None else "indexes"} | overrides
+    config = resolve(None, overrides, check=False)
+    name = config.search.eval_engine
+    if name not in ("bm25", "dense"):
+        raise UserError(f"search.eval_engine = {name!r}: a corpus is served by bm25 or dense")
+    try:
+        engine = build.engine(name, config, options.argument, workdir=options.workdir or ".")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot serve {options.argument}: {error}") from error
+    try:
+        server = RetrievalServer(engine, host=options.host, port=options.port, topk=config.search.num_documents)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"cannot listen at {options.host}:{options.port}: {error}") from error
+    with server:
+        print(f"{len(engine)} documents at {server.url}", flush=True)
+        server.serve_forever()
 
 
 def _find_config(options, overrides, stages) -> Config:
@@ -215,8 +259,8 @@ def _is_about_input(error) -> bool:
     return last is not None and any(last.is_relative_to(reader) for reader in readers)
 
 
-def _show_logs():
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+def _show_logs(stream):
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=stream)
     for noisy in ("jax", "absl", "orbax", "httpx", "bm25s", "etils"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

@@ -12,6 +12,7 @@ A stage takes its input from the folder if an earlier stage put it there, else f
 stages stand gates (config.gates): a model that cannot read, or a simulator that leaks, stops the run.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -21,18 +22,26 @@ import pathlib
 
 import jax
 
-from zsjax import build, hosts, sharding
+from zsjax import build, compare, costs, hosts, sharding
 from zsjax import config as configuration
 from zsjax.config import Config, UserError
 from zsjax.data import QuestionStream
-from zsjax.evaluate import play, random_document_baseline, summarize
+from zsjax.evaluate import play, play_samples, random_document_baseline, summarize
 from zsjax.metrics import Writer
-from zsjax.rollout import make_rollout
+from zsjax.rollout import make_rollout, transcript
+from zsjax.search import BudgetSpent, Mixed
 from zsjax.search.simulator import Simulator
+from zsjax.validation import REAL_ENGINES
 
 
 class GateFailed(UserError):
     """A model is not good enough for the next stage; the message says which measure failed and by how much."""
+
+    exit_code = 1
+
+
+class OutOfBudget(UserError):
+    """Web search would cost more than search.remote.budget."""
 
     exit_code = 1
 
@@ -49,7 +58,11 @@ def run(config: Config, workdir, *, stages=None):
     with Writer(workdir) if hosts.is_lead() else Writer(None, quiet=True) as writer:
         context = Run(config, workdir, writer, config_json)
         for stage in stages or config.stages:
-            STAGES[stage](context)
+            try:
+                STAGES[stage](context)
+            except BudgetSpent as error:
+                raise OutOfBudget(f"{stage} stopped: {error}. What was paid for is kept: raise search.remote.budget and "
+                                  "start the same command again") from error
             hosts.wait(stage)
 
 
@@ -69,6 +82,15 @@ class Run:
     @functools.cached_property
     def mesh(self):
         return sharding.make_mesh(self.config.mesh)
+
+    def engine(self, name: str, source: str, *, drop_best: float = 0.0, spread: bool = False):
+        """The engine that searches the corpus `source`, by a name of config.search.engine; spread: as of `simulator`."""
+        if name in ("simulator", "mixed"):
+            playing = build.frozen(self.config.simulator, self.simulator("simulator", "simulator_base", spread=spread))
+            if name == "simulator":
+                return playing
+            return Mixed(playing, self.engine(self.config.search.mix.real, source), seed=self.config.seed)
+        return build.engine(name, self.config, source, workdir=self.workdir, drop_best=drop_best)
 
     def policy(self, *names: str, rules=None):
         """(DecoderConfig, params) of the first of models/NAME that this run has made, else of config.policy.init.
@@ -154,7 +176,8 @@ def collect(run: Run):
     model, params = run.policy("base")
     check_reading(run, model, params)
     batch = min(config.evaluate.batch_rows, config.collect.episodes)
-    engine, questions = build.engine("bm25", config, config.data.corpus), build.questions(config, config.data.train)
+    name = config.search.eval_engine if config.search.eval_engine in REAL_ENGINES else "bm25"
+    engine, questions = run.engine(name, config.data.corpus), build.questions(config, config.data.train)
     with run.writer.track("collect", config.collect.episodes) as advance:
         played = 0
 
@@ -163,10 +186,18 @@ def collect(run: Run):
             advance(total - played)
             played = total
 
+        meters = []
+
+        def metered(recorder):
+            meters.append(costs.Meter(make_rollout(model, recorder, run.tokenizer, config), engine))
+            return meters[-1]
+
         searches = collect(
-            lambda engine: make_rollout(model, engine, run.tokenizer, config), engine, params, questions, run.tokenizer,
+            metered, engine, params, questions, run.tokenizer,
             episodes=config.collect.episodes, batch_questions=batch, num_documents=config.search.num_documents,
             key=jax.random.fold_in(jax.random.key(config.seed), 1), progress=progress)
+    run.writer.truncate("collect", 0)
+    run.writer.write(1, meters[0].take(), "collect", show=False)
     run.writer.note(f"collect: {len(searches)} different searches of {config.collect.episodes} episodes")
     if config.collect.probes:
         probes = make_probes(questions, limit=config.collect.probes, seed=config.seed + 1)
@@ -174,7 +205,7 @@ def collect(run: Run):
         searches += search_for(queries, engine, num_documents=config.search.num_documents)
         run.writer.note(f"collect: {len(searches)} with the probes")
     provenance = {"config_sha256": hashlib.sha256(run.config_json.encode()).hexdigest(), "seed": config.seed,
-                  "engine": "bm25", "corpus": config.data.corpus, "policy": config.policy.init,
+                  "engine": name, "corpus": config.data.corpus, "policy": config.policy.init,
                   "episodes": config.collect.episodes, "probes": config.collect.probes}
     write_searches(run.path("searches.jsonl"), searches, provenance=provenance)
 
@@ -186,7 +217,7 @@ def check_reading(run: Run, model, params):
     config = run.config
     if not config.data.eval.startswith(build.TINY_WORLD):
         return
-    rows = documents_given(model, params, run.tokenizer, build.engine("bm25", config, config.data.eval_corpus),
+    rows = documents_given(model, params, run.tokenizer, run.engine("bm25", config.data.eval_corpus),
                            build.questions(config, config.data.eval, config.data.eval_limit), config)
     for row in rows:
         run.writer.note(f"gate reading: right documents given, {row['hops']} hop(s): EM {row['em']:.2f} (n={row['n']})")
@@ -202,7 +233,8 @@ def tune_simulator(run: Run):
     from zsjax.simulation import tune
 
     simulator = tune.tune(run.config, run.simulator("simulator_base"), run.path("searches.jsonl"), writer=run.writer,
-                          directory=run.path("checkpoints") / "tune_simulator", config_json=run.config_json)
+                          directory=run.path("checkpoints") / "tune_simulator", config_json=run.config_json,
+                          report=lambda rows: run.add_gates([{"gate": "held-out searches", **row} for row in rows], []))
     check_simulator(run, build.frozen(run.config.simulator, simulator))  # as it will play
     run.save_model("simulator", simulator.config, simulator.params)
 
@@ -216,7 +248,7 @@ def check_simulator(run: Run, simulator: Simulator):
     if not all("queries" in question.metadata for question in questions):
         run.writer.note("gate simulator: not measured, the questions do not know their right queries")
         return
-    rows = gates.measure(simulator, build.engine("bm25", config, config.data.corpus), questions,
+    rows = gates.measure(simulator, run.engine("bm25", config.data.corpus), questions,
                          k=config.search.num_documents, seed=config.seed)
     run.writer.note(gates.table(rows))
     run.add_gates([{"gate": "simulator", **row} for row in rows], gates.check(rows, config.gates))
@@ -229,10 +261,7 @@ def train(run: Run):
 
     config = run.config
     model, params = run.policy("base", rules=sharding.TRAIN_RULES)
-    if config.search.engine == "simulator":
-        engine = build.frozen(config.simulator, run.simulator("simulator", "simulator_base", spread=True))
-    else:
-        engine = build.engine(config.search.engine, config, config.data.corpus)
+    engine = run.engine(config.search.engine, config.data.corpus, spread=True)
     params = train(config, run.workdir, policy_config=model, params=params, tokenizer=run.tokenizer, engine=engine,
                    stream=QuestionStream(build.questions(config, config.data.train), config.seed), writer=run.writer,
                    evaluate_now=real_evaluation(run, model), config_json=run.config_json,
@@ -243,7 +272,7 @@ def train(run: Run):
 def real_evaluation(run: Run, model):
     """params -> scores on a few held-out questions with the real engine, logged beside the score in the simulator."""
     config = run.config
-    engine = build.engine(config.search.eval_engine, config, config.data.eval_corpus)
+    engine = run.engine(config.search.eval_engine, config.data.eval_corpus, spread=True)
     rollout = make_rollout(model, engine, run.tokenizer, config, run.mesh)
     questions = build.questions(config, config.data.eval, config.train.eval_questions)
 
@@ -263,43 +292,82 @@ def evaluate(run: Run):
     if run.done("evaluate", "evaluation.json"):
         return
     config = run.config
-    questions = build.questions(config, config.data.eval, config.data.eval_limit)
-    engine = build.engine(config.search.eval_engine, config, config.data.eval_corpus)
+    questions = build.benchmarks(config)
+    engine = run.engine(config.search.eval_engine, config.data.eval_corpus, spread=True)
     policies = [("before", run.policy("base", rules=sharding.DECODE_RULES))]
     if build.checkpoint_exists(run.path("models/policy")):
         policies.append(("after", run.policy("policy", rules=sharding.DECODE_RULES)))
     engines = [("", engine)]
     if config.evaluate.drop_best:
-        lossy = build.engine(config.search.eval_engine, config, config.data.eval_corpus,
-                             drop_best=config.evaluate.drop_best)
+        lossy = run.engine(config.search.eval_engine, config.data.eval_corpus, drop_best=config.evaluate.drop_best)
         engines.append((f", best document lost in {config.evaluate.drop_best:.0%} of searches", lossy))
-    table = []
+    table, played = [], {}
+    run.writer.truncate("evaluate", 0)
     for suffix, engine_used in engines:
         rollout = make_rollout(policies[0][1][0], engine_used, run.tokenizer, config, run.mesh)
+        rollout = costs.Meter(rollout, engine_used, devices=run.mesh.size)
         for name, (_, params) in policies:
             title = f"{name} training{suffix}"
-            with run.writer.track(f"evaluate {title}", len(questions)) as advance:
+            with run.writer.track(f"evaluate {title}", len(questions) * config.evaluate.samples) as advance:
                 def progress(batches):
                     for batch in batches:
                         yield batch
                         advance(min(config.evaluate.batch_rows, len(questions) - batch))
 
-                records, _ = play(rollout, params, questions, key=jax.random.key(config.seed), progress=progress,
-                                  batch_rows=config.evaluate.batch_rows, temperature=config.evaluate.temperature)
+                records = play_samples(
+                    rollout, params, questions, key=jax.random.key(config.seed), samples=config.evaluate.samples,
+                    progress=progress, batch_rows=config.evaluate.batch_rows, temperature=config.evaluate.temperature)
             table += summarize(title, records, questions)
-            path = run.path("evaluation") / f"{name}{'_lossy' if suffix else ''}.jsonl"
+            run.writer.write(len(played) + 1, rollout.take(), "evaluate", show=False)
+            part = f"{name}{'_lossy' if suffix else ''}"
+            played[part] = records
             if not hosts.is_lead():
                 continue
+            path = run.path("evaluation") / f"{part}.jsonl"
             path.parent.mkdir(exist_ok=True)
             path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-    if config.data.eval.startswith(build.TINY_WORLD):
+    table += play_baselines(run, engine, questions, *policies[-1][1])
+    if config.data.eval.startswith(build.TINY_WORLD) and not config.data.benchmarks:
         from zsjax.data.tiny_world import answer_of
 
         table += random_document_baseline(engine, questions, answer_of, k=config.search.num_documents, seed=config.seed)
+    if "after" in played:
+        rows = compare.compare_records(played["before"], played["after"], seed=config.seed)
+        run.write_json("evaluation/comparison.json", rows)
+        run.writer.note("before (first) and after (second) training, paired bootstrap:\n" + compare.comparison_table(rows))
+    if hosts.is_lead():
+        compare.write_tables(run.workdir, table)
     run.write_json("evaluation.json", table)
     for row in table:
-        run.writer.note(f"{row['name']:<60} hops {row['hops']}  EM {row['em']:.3f} ± {row['em_se']:.3f}  "
+        group = row.get("data_set", f"hops {row['hops']}")
+        run.writer.note(f"{row['name']:<60} {group}  EM {row['em']:.3f} ± {row['em_se']:.3f}  "
                         f"F1 {row['f1']:.3f}  searches {row['searches']:.2f}  n {row['n']}")
+
+
+def play_baselines(run: Run, engine, questions, model, params) -> list[dict]:
+    """Rows of config.evaluate.baselines, on the evaluation's questions and engine."""
+    from zsjax.baselines import METHODS, Setting
+
+    config, rows, meters = run.config, [], []
+
+    def meter(rollout, engine):
+        meters.append(costs.Meter(rollout, engine, devices=run.mesh.size))
+        return meters[-1]
+
+    for number, name in enumerate(config.evaluate.baselines):
+        setting = Setting(
+            config, model, params, run.tokenizer, engine, questions, jax.random.key(config.seed), meter, run.mesh,
+            train_questions=lambda: build.questions(config, config.data.train),
+            train_engine=lambda: run.engine(config.search.eval_engine, config.data.corpus, spread=True),
+            base_params=lambda: run.policy("base")[1], writer=run.writer,
+            directory=run.path("checkpoints") / "trajectory_sft")
+        records = METHODS[name](setting)
+        run.write_json(f"evaluation/baseline_{name}.json", records)
+        rows += summarize(f"baseline {name}", records, questions)
+        for meter_of in meters:
+            run.writer.write(number + 1, {"baseline": name} | meter_of.take(), "evaluate", show=False)
+        meters.clear()
+    return rows
 
 
 def report(run: Run):
@@ -313,7 +381,7 @@ STAGES = {stage.__name__: stage for stage in (pretrain, pretrain_simulator, coll
                                               report)}
 
 
-def ask(question: str, config: Config, workdir=None) -> dict:
+def ask(question: str, config: Config, workdir=None, *, show=None) -> dict:
     """One question through the policy and the evaluation engine; greedy.
 
     Args:
@@ -321,17 +389,21 @@ def ask(question: str, config: Config, workdir=None) -> dict:
       config: names policy, tokenizer and engine.
       workdir: a run whose trained policy answers; without one, or where it has none, the carried policy of the tiny
         world if the config is the tiny world's, else config.policy.init.
+      show: called with (role, text) of each piece of the episode as soon as it is there.
 
     Returns:
       A record as `transcript.records` gives.
     """
     from zsjax.types import Question
 
+    if workdir is None:  # nowhere to keep an index
+        config = dataclasses.replace(config, search=dataclasses.replace(config.search, index_dir=""))
     with Writer(None) as writer:
         context = Run(config, pathlib.Path(workdir or "."), writer, "")
         model, params = _answering_policy(context, workdir)
-        engine = build.engine(config.search.eval_engine, config, config.data.eval_corpus)
-        rollout = make_rollout(model, engine, context.tokenizer, config)
+        engine = context.engine(config.search.eval_engine, config.data.eval_corpus)
+        stream = transcript.Stream(context.tokenizer, show) if show else None
+        rollout = make_rollout(model, engine, context.tokenizer, config, watch=stream)
         records, _ = play(rollout, params, [Question("asked", question, ())], key=jax.random.key(config.seed), batch_rows=1)
     return records[0]
 

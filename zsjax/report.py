@@ -9,8 +9,10 @@ import json
 import math
 import os
 import pathlib
+import types
 from collections.abc import Mapping, Sequence
 
+from zsjax import costs, tables
 from zsjax.chart import escape, legend, line_chart, printable, short
 from zsjax.metrics import read_jsonl
 from zsjax.types import STATUS_NAMES
@@ -58,14 +60,16 @@ def write(workdir) -> pathlib.Path:
     """Writes workdir/report.html from what the run has written so far; returns its path."""
     workdir = pathlib.Path(workdir)
     config = _read_json(workdir / "config.json") or {}
-    lines = read_jsonl(workdir / "metrics.jsonl")
+    account = read_jsonl(workdir / "metrics.jsonl")
+    lines = [line for line in account if line["stage"] not in ("collect", "evaluate")]  # those have no curves
     evaluation, gates = (_read_json(workdir / f"{name}.json") or [] for name in ("evaluation", "gates"))
     name = str(config.get("name", workdir.name))
     body = [f"<header><h1>{escape(name)}</h1><p>{_facts(config, lines)}</p></header>"]
-    body += _evaluation_section(evaluation) + _gates_section(gates)
+    body += _evaluation_section(evaluation) + _benchmarks_section(evaluation) + _gates_section(gates)
     stages = list(dict.fromkeys(line["stage"] for line in lines))
     for stage in sorted(stages, key=lambda stage: stage != "train"):
         body += _curves_section(stage, [line for line in lines if line["stage"] == stage])
+    body += _cost_section(account, config.get("cost"))
     body += _trajectories_section(choose_trajectories(workdir))
     if config:
         text = escape(json.dumps(config, indent=2))
@@ -95,22 +99,41 @@ def choose_trajectories(workdir) -> list[tuple[str, dict]]:
 
 def show_episode(record: Mapping, console=None):
     """Prints one trajectory (`zsjax.rollout.transcript.records`) on a terminal, coloured by role."""
+    show = episode_printer(console)
+    for segment, noisy in zip(record["segments"], noisy_segments(record)):
+        if noisy:
+            show("noisy", "[noisy] ")
+        show(segment["role"], segment["text"])
+    print_result(record, console)
+
+
+TERMINAL_STYLES = {"prompt": "dim", "policy": "bold blue", "document": "yellow", "template": "dim magenta",
+                   "noisy": "bold red"}
+
+
+def episode_printer(console=None):
+    """show(role, text): prints pieces of an episode on a terminal, one behind the other, coloured by role."""
     from rich.console import Console
     from rich.text import Text
 
     console = console or Console()
-    styles = {"prompt": "dim", "policy": "bold blue", "document": "yellow", "template": "dim magenta"}
-    text = Text()
-    for segment, noisy in zip(record["segments"], noisy_segments(record)):
-        text.append("[noisy] " if noisy else "", style="bold red")
-        text.append(printable(segment["text"]), style=styles.get(segment["role"], ""))
-    console.print(text, soft_wrap=True)
-    legend = Text()
-    for role, style in styles.items():
+    return lambda role, text: console.print(Text(printable(text), style=TERMINAL_STYLES.get(role, "")), soft_wrap=True,
+                                            end="")
+
+
+def print_result(record: Mapping, console=None):
+    """Prints what stands below an episode: the key to its colours, and its outcome."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = console or Console()
+    legend = Text("\n")
+    for role, style in list(TERMINAL_STYLES.items())[:4]:
         legend.append(f" {role} ", style=style)
     console.print(legend)
+    failed = "".join(f"   search {status}" for status in record.get("search_status", ()) if status in ("failed", "short"))
     console.print(Text(f"answer: {record['answer']}   status: {record['status']}   "
-                       f"searches: {record['num_searches']}"), soft_wrap=True)
+                       f"searches: {record['num_searches']}{failed}"), soft_wrap=True)
 
 
 def noisy_segments(record: Mapping) -> list[bool]:
@@ -144,17 +167,42 @@ def _evaluation_section(rows):
     others = [(name, title) for name, title in (("searches", "Searches"), ("on_path", "On path"),
                                                 ("answered", "Answered"), ("tokens", "Tokens"), ("n", "Questions"))
               if any(name in row for row in rows)]
-    head = "".join(f"<th>{title}</th>" for _, title in (("", "Policy and engine"), ("", "Hops"), *scores, *others))
+    head = "".join(f"<th>{title}</th>" for title in ("Policy and engine", "Hops or data set",
+                                                     *(title for _, title in (*scores, *others))))
     body = []
     for index, row in enumerate(rows):
         again = index and row.get("name") == rows[index - 1].get("name")
         cells = [f"<td class='name'>{'' if again else escape(row.get('name', ''))}</td>",
-                 f"<td>{escape(row.get('hops', ''))}</td>"]
+                 f"<td>{escape(row.get('data_set', row.get('hops', '')))}</td>"]
         cells += [_score_cell(row.get(name), row.get(f"{name}_se")) for name, _ in scores]
         cells += [f"<td class='num'>{escape(short(row.get(name)))}</td>" for name, _ in others]
         body.append(f"<tr{'' if again else ' class=first'}>{''.join(cells)}</tr>")
     return [f"<section><h2>Evaluation</h2><p>Questions that were not trained on, ± one standard error.</p>"
             f"{_table(head, ''.join(body))}</section>"]
+
+
+def _benchmarks_section(rows):
+    """Data sets of the paper's table that were evaluated on, in its layout with its rows."""
+    if not any(tables.canonical(str(row.get("data_set"))) in tables.DATA_SETS for row in rows):
+        return []
+    table = tables.to_html(*tables.paper_table(rows))
+    return [f"<section><details open><summary>Beside the published rows</summary><p>{escape(tables.NOTE)}</p>"
+            f"<div class=scroll>{table}</div></details></section>"]
+
+
+def _cost_section(lines, prices):
+    rows = costs.account(lines, types.SimpleNamespace(**prices)) if prices else []
+    if not rows:
+        return []
+    titles = {"stage": "Stage", "episodes": "Episodes", "searches": "Searches", "policy_tokens": "Policy tokens",
+              "document_tokens": "Document tokens", "accelerator_hours": "Accelerator hours",
+              "accelerator_dollars": "$ accelerators", "paid_dollars": "$ paid searches",
+              "api_dollars": "$ at a web search API"}
+    head = "".join(f"<th>{title}</th>" for title in titles.values())
+    body = "".join("<tr>" + "".join(f"<td class='num'>{escape(short(row[name]))}</td>" for name in titles) + "</tr>"
+                   for row in rows)
+    return [f"<section><h2>Cost</h2><p>By the prices of the config. {escape(costs.comparison(rows))}</p>"
+            f"{_table(head, body)}</section>"]
 
 
 def _table(head, body):
@@ -194,7 +242,7 @@ def _curves_section(stage, lines):
         charts.append(_chart(title, unit, names, lines, low, high))
         used |= names.keys()
     rest = sorted({name for line in lines for name, value in line.items()
-                   if name not in used and isinstance(value, int | float)})
+                   if name not in used and not name.startswith("used/") and isinstance(value, int | float)})
     others = "".join(_chart(name, "", {name: name}, lines, None, None) for name in rest)
     more = f"<details><summary>Other metrics</summary><div class=charts>{others}</div></details>" if others else ""
     title = escape(STAGE_TITLES.get(stage, stage))

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsjax import health, hosts, schedules, sharding
+from zsjax import costs, health, hosts, schedules, sharding
 from zsjax.checkpoint import Checkpointer
-from zsjax.config import Config, CurriculumConfig, UserError
+from zsjax.config import Config, CurriculumConfig, MixConfig, UserError
 from zsjax.episode_metrics import episode_metrics, sampler_gap, save_trajectories
 from zsjax.experience import make_player
 from zsjax.metrics import Timer, read_jsonl
@@ -32,6 +32,7 @@ from zsjax.rl.optimizer import make_optimizer
 from zsjax.rl.passes import make_passes
 from zsjax.rl.update import load_loss
 from zsjax.rollout import make_rollout
+from zsjax.search import Mixed
 from zsjax.types import TokenBatch, TrainState
 
 
@@ -83,8 +84,9 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
     passes = make_passes(config, policy_config, mesh, loss=loss or load_loss(algorithm.loss), optimizer=optimizers[0],
                          value_optimizer=optimizers[1], assemble=whole)
     rollout = make_rollout(policy_config, engine, tokenizer, config, mesh, group_size=options.group_size)
+    rollout = costs.Meter(rollout, engine, devices=mesh.size)
     play = make_player(config, rollout, stream, tokenizer)
-    noise_at = curriculum(config.curriculum, steps)
+    noise_at, share_at = curriculum(config.curriculum, steps), real_share(config.search.mix, steps)
 
     checkpoints = Checkpointer(workdir / "checkpoints" / "train", keep=options.keep_checkpoints,
                                config_json=config_json)
@@ -101,6 +103,8 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
             noise = float(control["noise"] if noise_at is None else noise_at(step))
             key = jax.random.fold_in(jax.random.wrap_key_data(np.asarray(state.key)), step)
 
+            if isinstance(engine, Mixed):
+                engine.share = float(share_at(step))
             with timer("rollout"):
                 policy = whole(state.params, frozen)
                 played = play(policy, step, noise=noise, key=key)
@@ -144,7 +148,9 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
 
             metrics = {
                 "noise": noise,
+                **({"real_searches": engine.share} if isinstance(engine, Mixed) else {}),
                 **episode_metrics(played),
+                **rollout.take(),
                 **gap,
                 **means(infos),
                 **means(value_infos, prefix="value/"),
@@ -222,6 +228,11 @@ def curriculum(config: CurriculumConfig, steps: int):
         "step": lambda: schedules.step(config.values, config.boundaries),
     }[config.schedule]()
     return schedules.reverse(schedule, steps) if config.reverse else schedule
+
+
+def real_share(mix: MixConfig, steps: int):
+    """The schedule count -> P(the real engine answers a search) of a mixed engine."""
+    return curriculum(CurriculumConfig(schedule=mix.schedule, start=mix.start, end=mix.end, base=mix.base), steps)
 
 
 def start_control(config: Config) -> dict:

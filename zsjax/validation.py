@@ -12,19 +12,25 @@ import pathlib
 
 from zsjax.config import STAGES, Config, Problem
 
-ENGINES = ("simulator", "bm25", "empty")
-EVAL_ENGINES = ("bm25", "empty")
-CURRICULA = ("zero_search", "constant", "linear", "cosine", "step", "adaptive")
+ENGINES = ("simulator", "bm25", "empty", "dense", "http", "serpapi", "chat", "mixed")
+EVAL_ENGINES = ("bm25", "empty", "dense", "http", "serpapi", "chat", "simulator")
+REAL_ENGINES = ("bm25", "dense", "http", "serpapi")
+MIX_SCHEDULES = ("zero_search", "constant", "linear", "cosine")
+CURRICULA = (*MIX_SCHEDULES, "step", "adaptive")
 RATES = ("constant", "linear", "cosine")
 REDUCTIONS = ("token_mean", "sequence_mean", "fixed_length")
 DTYPES = ("float32", "bfloat16", "float16")
 TEMPLATES = ("default", "tiny_world")
 ATTENTION = ("auto", "xla", "cudnn", "splash")
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+POLICY_TEMPLATES = (*TEMPLATES, "direct", "chain_of_thought", "rag", "search_agent")
+SIMULATOR_TEMPLATES = (*TEMPLATES, "prompted")
+BASELINES = ("direct", "chain_of_thought", "rag", "interleaved", "search_agent", "no_search", "best_of_n", "tree_search",
+             "trajectory_sft")
 WORLDS = ("tiny_world:train", "tiny_world:eval")
 # A shape that `init="random"` must give; vocab_size is the tokenizer's where it is left out.
 SHAPE = ("embed_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
-SUPERVISED = ("pretrain", "pretrain_simulator", "tune_simulator")
+SUPERVISED = ("pretrain", "pretrain_simulator", "tune_simulator", "trajectory_sft")
 
 
 def find_problems(config: Config, *, files: bool = True) -> list[Problem]:
@@ -78,6 +84,10 @@ def find_device_problems(config: Config, num_devices: int, num_hosts: int = 1) -
     if num_hosts > 1 and alone:
         found.add("stages", f"{', '.join(alone)} run on one host",
                   "run them there first, by their commands, and then only train, evaluate and report on many")
+    if num_hosts > 1 and "evaluate" in config.stages and "trajectory_sft" in config.evaluate.baselines:
+        found.add("evaluate.baselines", "trajectory_sft tunes on one host", "leave it out, or evaluate on one host")
+    if num_hosts > 1 and "serpapi" in _used_engines(config):
+        found.add("search.remote.cache_dir", "results and account of web search are one host's", "run it on one host")
     return found.problems
 
 
@@ -222,14 +232,19 @@ def _check_data(found, config):
     for field in ("data.train", "data.eval"):
         _check_source(found, field, (".jsonl", ".jsonl.gz", ".parquet"), tfds=True)
     for field in ("data.corpus", "data.eval_corpus"):
-        _check_source(found, field, (".jsonl", ".jsonl.gz"), tfds=False)
+        _check_source(found, field, (".jsonl", ".jsonl.gz", ".parquet"), tfds=False)
+    for name in config.data.benchmarks:
+        if "." in name or "/" in name:
+            found.add("data.benchmarks", f"{name!r} is no name", "give names without '.' and '/'")
+            continue
+        _check_source(found, f"data.benchmarks.{name}", (".jsonl", ".jsonl.gz", ".parquet"), tfds=True)
     found.at_least(1, "data.eval_limit")
     if config.world:
         _check_world(found, config)
 
 
 def _check_source(found, field, endings, *, tfds):
-    source = found.value(field)
+    source = str(found.value(field)).partition("#")[0]
     known = f"a path that ends in {', '.join(endings)}, {' or '.join(WORLDS)}" + (", or tfds:NAME" if tfds else "")
     if source in WORLDS or (tfds and source.startswith("tfds:") and len(source) > 5):
         return
@@ -265,15 +280,16 @@ def _check_rollout(found, config):
         found.add("search.top_p", "out of range", "give a probability above 0, up to 1")
     # At temperature 0 every episode of a group is the same one and the advantages vanish.
     found.positive("rollout.temperature")
+    _check_engines(found, config)
     need = rollout.max_prompt_tokens + rollout.max_turn_tokens
     if rollout.max_tokens < need:
         found.add("rollout.max_tokens", "smaller than a prompt and one turn "
                   f"(max_prompt_tokens {rollout.max_prompt_tokens} + max_turn_tokens {rollout.max_turn_tokens})",
                   f"give {need} or more")
-    for field in ("prompts.policy", "prompts.simulator"):
+    for field, templates in (("prompts.policy", POLICY_TEMPLATES), ("prompts.simulator", SIMULATOR_TEMPLATES)):
         name = found.value(field)
-        if name not in TEMPLATES and not pathlib.Path(name).is_file():
-            found.add(field, "no such template or file", f"give {', '.join(TEMPLATES)}, or a template file's path")
+        if name not in templates and not pathlib.Path(name).is_file():
+            found.add(field, "no such template or file", f"give {', '.join(templates)}, or a template file's path")
     try:
         line = search.document_format.format(i=1, title="", text="text")
     except (KeyError, IndexError, ValueError, AttributeError) as error:
@@ -282,6 +298,39 @@ def _check_rollout(found, config):
     else:
         if "text" not in line or "\n" in line:
             found.add("search.document_format", "a document is one line that holds {text}", "see the default")
+
+
+def _check_engines(found, config):
+    """What the engines that are used need beside their names."""
+    search, used = config.search, _used_engines(config)
+    remote = search.remote
+    found.one_of("search.reveal_gold", ("always", "on_target", "never"))
+    found.one_of("search.mix.real", REAL_ENGINES)
+    found.one_of("search.mix.schedule", MIX_SCHEDULES)
+    found.within(0, 1, "search.mix.start", "search.mix.end")
+    found.positive("search.mix.base", "search.remote.timeout")
+    found.at_least(0, "search.remote.retries", "search.remote.budget")
+    found.at_least(1, "search.remote.concurrency", "search.remote.max_bytes")
+    if used & {"http", "chat"} and not remote.url.startswith(("http://", "https://")):
+        found.add("search.remote.url", "is no address of a server", "give http://HOST:PORT of the server")
+    if "chat" in used and not remote.model:
+        found.add("search.remote.model", "the chat server must be told which model", "give the name the server knows it by")
+    key = remote.key_env or ("SERPAPI_API_KEY" if "serpapi" in used else "")
+    if found.files and used & {"serpapi", "chat"} and key and not os.environ.get(key):
+        found.add("search.remote.key_env", f"the environment has no {key}", f"set the environment variable {key}")
+    if "dense" in used:
+        if not search.embedder:
+            found.add("search.embedder", "dense retrieval needs one", "give a checkpoint, or package.module:function")
+        elif ":" not in search.embedder.removeprefix("asset:"):
+            _check_path(found, "search.embedder")
+
+
+def _used_engines(config) -> set[str]:
+    """Names of the engines that the config's stages search with."""
+    used = {config.search.eval_engine} if {"train", "evaluate"} & set(config.stages) else set()
+    if "train" in config.stages:
+        used |= {config.search.mix.real, "simulator"} if config.search.engine == "mixed" else {config.search.engine}
+    return used
 
 
 def _check_algorithm(found, config):
@@ -454,8 +503,18 @@ def _check_supervised(found, config):
 
 
 def _check_rest(found, config):
-    found.at_least(1, "collect.episodes", "evaluate.batch_rows")
+    found.at_least(1, "collect.episodes", "evaluate.batch_rows", "evaluate.samples")
+    if config.evaluate.samples > 1 and config.evaluate.temperature == 0:
+        found.add("evaluate.samples", "at temperature 0 every sample is the same", "set evaluate.temperature, or give 1")
     found.within(0, 10, "evaluate.temperature")
+    for name in config.evaluate.baselines:
+        if name not in BASELINES:
+            found.add("evaluate.baselines", f"{name!r} is unknown", f"name some of {', '.join(BASELINES)}")
+    found.at_least(2, "evaluate.baseline_samples")
+    if "trajectory_sft" in config.evaluate.baselines and "evaluate" in config.stages and not config.trajectory_sft.steps:
+        found.add("trajectory_sft.steps", "the baseline would learn nothing", "give its steps")
+    found.one_of("collect.label", ("ranking", "answer", "contains"))
+    found.within(0, 0.5, "collect.hold_out")
     found.within(0, 1, "evaluate.drop_best", "gates.reading", "gates.useful", "gates.noisy", "gates.leak")
     for axis in ("data", "fsdp", "tensor"):
         size = getattr(config.mesh, axis)
@@ -466,4 +525,5 @@ def _check_rest(found, config):
 
 
 def _uses_simulator(config):
-    return config.search.engine == "simulator" and any(stage in config.stages for stage in ("tune_simulator", "train"))
+    return "simulator" in _used_engines(config) or (
+        "tune_simulator" in config.stages and config.search.engine in ("simulator", "mixed"))

@@ -53,6 +53,24 @@ def test_bm25_finds_an_article_of_most_annotated_questions(questions, corpus):
     assert np.mean(hits) > 0.9
 
 
+def test_recall_equals_bm25s_used_directly(questions, corpus):
+    import bm25s
+
+    asked = [q for q in questions if q.metadata.get("supporting_titles")]
+    direct = bm25s.BM25()
+    direct.index(bm25s.tokenize([f"{d.title} {d.text}" for d in corpus], show_progress=False), show_progress=False)
+    rows, _ = direct.retrieve(bm25s.tokenize([q.question for q in asked], show_progress=False), k=5, show_progress=False)
+    theirs = [[corpus[row].title for row in found] for found in rows]
+    ours = [[d.title for d in found] for found in BM25.from_documents(corpus).search([q.question for q in asked], None, k=5)]
+
+    def recall(found):
+        return np.mean([len({t.lower() for t in titles} & {t.lower() for t in q.metadata["supporting_titles"]})
+                        / len({t.lower() for t in q.metadata["supporting_titles"]})
+                        for titles, q in zip(found, asked, strict=True)])
+
+    assert recall(ours) == recall(theirs) and 0.4 < recall(ours) < 1
+
+
 def test_origin_names_every_file_and_data_set_and_the_sample_is_small():
     origin = (REAL / "ORIGIN.md").read_text()
     for entry in REAL.iterdir():

@@ -1,8 +1,11 @@
 """Engines for ablations: what they return, and what their draws depend on."""
 
+import collections
+
+import numpy as np
 import pytest
 
-from zsjax.search import Document, DropBest, Empty, SearchContext
+from zsjax.search import Document, DropBest, Empty, Failed, Mixed, SearchContext
 from zsjax.types import Question
 
 
@@ -43,6 +46,17 @@ def test_drop_best_depends_on_seed_query_and_call_only():
     assert whole != DropBest(Counting(), 0.5, seed=2).search(queries, contexts(200), k=2)
 
 
+def test_a_failure_stays_one():
+    class Down:
+        counters = collections.Counter({"failed_timeout": 3})
+
+        def search(self, queries, contexts=None, *, k):
+            return [Failed("timeout") for _ in queries]
+
+    engine = DropBest(Down(), 1.0)
+    assert engine.search(["a"], contexts(1), k=2)[0].kind == "timeout" and engine.counters["failed_timeout"] == 3
+
+
 def test_errors_name_the_value():
     with pytest.raises(ValueError, match="1.5"):
         DropBest(Counting(), 1.5)
@@ -50,3 +64,25 @@ def test_errors_name_the_value():
         Empty().search(["a", "b"], contexts(1), k=1)
     with pytest.raises(ValueError, match="k=0"):
         Empty().search(["a"], contexts(1), k=0)
+
+
+def test_mixed_asks_each_engine_its_share_and_says_who_obeys_the_noise():
+    class Named:
+        def __init__(self, name):
+            self.name, self.counters = name, collections.Counter({name: 1})
+
+        def search(self, queries, contexts, *, k):
+            return [[Document(self.name, query)] for query in queries]
+
+    n = 1000
+    queries = [f"q{i}" for i in range(n)]
+    engine = Mixed(Named("simulator"), Named("real"), seed=3)
+    for share in (0.0, 0.3, 1.0):
+        engine.share = share
+        found = engine.search(queries, contexts(n), k=1)
+        assert [documents[0].text for documents in found] == queries
+        real = [documents[0].title == "real" for documents in found]
+        assert abs(np.mean(real) - share) < 0.05
+        assert [not simulated for simulated in engine.obeys_noise(queries, contexts(n))] == real
+        assert engine.search(queries[7:8], contexts(n)[7:8], k=1) == found[7:8]  # whatever else is asked
+    assert engine.counters == {"simulator": 1, "real": 1}

@@ -89,7 +89,8 @@ def test_template_files(tmp_path):
         with pytest.raises(ValueError, match=message) as caught:
             SimulatorTemplate.load(path)
         assert "published.txt" in str(caught.value)
-    with pytest.raises(FileNotFoundError, match="no simulator template 'nowhere': give 'default', 'tiny_world' or"):
+    given = "give 'default', 'tiny_world', 'prompted' or"
+    with pytest.raises(FileNotFoundError, match=f"no simulator template 'nowhere': {given}"):
         SimulatorTemplate.load("nowhere")
     with pytest.raises(ValueError, match="slot {mode}; give mode="):
         template.build(qwen2(), query="who")

@@ -120,3 +120,41 @@ def test_rows_refuse_what_does_not_fit(simulator, world):
         dataset.Encoder(simulator, FORMAT).rows(examples, 30)
     with pytest.raises(ValueError, match="3 documents"):
         dataset.Encoder(simulator, FORMAT).rows([dataclasses.replace(examples[0], documents=())], 80)
+
+
+def test_labels():
+    from zsjax.search import Document
+    from zsjax.simulation.collect import Search
+    from zsjax.simulation.dataset import targets_of
+    from zsjax.types import Question
+
+    question = Question("1", "?", ("Rome", "Roma"))
+    ranking = tuple(Document("", text) for text in ("Roman law", "in Rome", "Oslo", "Paris", "roma!"))
+    texts = lambda correct, label: {noisy: [d.text for d in documents] for noisy, documents in targets_of(
+        Search(question, "q", ranking, correct), 2, label).items()}
+    assert texts(True, "ranking") == {False: ["Roman law", "in Rome"], True: ["Oslo", "Paris"]}
+    assert texts(True, "answer") == {False: ["Roman law", "in Rome"]}
+    assert texts(False, "answer") == {True: ["Roman law", "in Rome"]} and texts(None, "answer") == {}
+    assert texts(None, "contains") == {False: ["Roman law", "in Rome"], True: ["Roman law", "Oslo"]}
+    poor = Search(question, "q", ranking[2:4], True)
+    assert {noisy: len(documents) for noisy, documents in targets_of(poor, 2, "contains").items()} == {True: 2}
+    with pytest.raises(ValueError, match="ranking, answer, contains"):
+        targets_of(poor, 2, "judge")
+
+
+def test_each_example_is_there_once_and_held_out_questions_stay_out():
+    from zsjax.search import Document
+    from zsjax.simulation.collect import Search
+    from zsjax.simulation.dataset import make_examples
+    from zsjax.simulation.tune import split
+    from zsjax.types import Question
+
+    ranking = tuple(Document("", text) for text in ("in Rome", "Oslo", "Paris"))
+    searches = [Search(Question(str(i), "?", ("Rome",)), "Same Query", ranking, correct)
+                for i in range(200) for correct in (True, False)]
+    examples = make_examples(searches, 2, label="contains")
+    assert len(examples) == 400 and len({(e.question.id, e.noisy) for e in examples}) == 400
+    tuned_on, held_out = split(searches, 0.2)
+    assert len(tuned_on) + len(held_out) == 400 and 40 <= len(held_out) <= 120
+    assert not {s.question.id for s in tuned_on} & {s.question.id for s in held_out}
+    assert split(searches, 0.0) == (searches, [])

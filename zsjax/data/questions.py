@@ -166,7 +166,8 @@ def _tfds_questions(name: str, split: str) -> list[Question]:
         golds = _tfds_answers(row)
         if "question" not in row or not golds:
             raise ValueError(f"{where}: no features 'question' and 'answer' (there are {', '.join(sorted(row))})")
-        id = _string(row["question_id"]) if "question_id" in row else f"{name}-{split}-{number}"
+        key = next((key for key in ("id", "question_id") if key in row), None)
+        id = _string(row[key]) if key else f"{name}-{split}-{number}"
         questions.append(Question(id, _string(row["question"]), golds, {"split": split}))
     return questions
 

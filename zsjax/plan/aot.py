@@ -95,7 +95,7 @@ def _lower_rollout(setup: Setup, mesh):
     P = config.rollout.max_prompt_tokens
     ids = lambda *shape: jax.ShapeDtypeStruct((count, *shape), jnp.int32, sharding=rows)
     inputs = {
-        "prompts": ids(P), "prompt_lengths": ids(), "group_id": ids(),
+        "prompts": ids(P), "prompt_lengths": ids(), "turn": ids(), "group_id": ids(),
         "question": (ids(engine.max_question_tokens), ids()), "answers": (ids(engine.max_answer_tokens), ids()),
         "question_key": jax.ShapeDtypeStruct((count,), jnp.uint32, sharding=rows),
     }

@@ -19,7 +19,7 @@ from zsjax.rollout.prompts import PolicyTemplate
 from zsjax.search.simulator import Simulator, question_keys
 
 
-def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_size: int = 1):
+def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_size: int = 1, watch=None):
     """A function that plays one episode per question and group member.
 
     Args:
@@ -30,13 +30,16 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
       mesh: None, or a mesh whose ("data", "fsdp") axes the questions are spread over: each device, or group of devices
         along tensor, plays its own. The mesh may span hosts, which then play their own questions and exchange episodes.
       group_size: episodes per question; the prompt is read once.
+      watch: called with the `RolloutState` after every generation and insertion; the rollout is then driven from the host,
+        whatever the engine.
 
     Returns:
-      rollout(params, questions, *, noise=0.0, key, temperature=None, group_ids=None) -> Episodes of
-      len(questions) * group_size rows, a question's next to each other. group_ids int32[Q] name the questions in the
-      random streams (default 0 .. Q-1); temperature None is the config's, 0 is greedy. `rollout.tokenizer` is the one
-      given. params may lie anywhere on the mesh. With many hosts, everyone calls with all questions and the Episodes,
-      numpy, are all of them on each. With with_work=True: (Episodes, `continuous.Work`).
+      rollout(params, questions, *, noise=0.0, key, temperature=None, group_ids=None, prefixes=None, with_work=False) ->
+      Episodes of len(questions) * group_size rows, a question's next to each other. group_ids int32[Q] name the questions
+      in the random streams (default 0 .. Q-1); temperature None is the config's, 0 is greedy. prefixes: for each question
+      (ids, turns) of an episode under way, which is gone on with: its ids count as prompt. with_work: (Episodes,
+      `continuous.Work`) instead. `rollout.tokenizer` is the one given. params may lie anywhere on the mesh. With many
+      hosts, everyone calls with all questions and the Episodes, numpy, are all of them on each.
       Raises ValueError when a prompt is longer than config.rollout.max_prompt_tokens: prompts are never cut.
     """
     template = PolicyTemplate.load(config.prompts.policy)
@@ -44,38 +47,43 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
     env = environment(policy_config, tokenizer, config, group_size)
     tables = pieces.tables(tokenizer, policy_config)
     schedule = continuous.Schedule(config.rollout.rows, config.rollout.simulator_slots, config.rollout.busy)
-    compiled = isinstance(engine, Simulator) and engine.tokenizer is tokenizer
+    compiled = isinstance(engine, Simulator) and engine.tokenizer is tokenizer and watch is None
     local = None if mesh is None else sharding.local_mesh(mesh)
     if compiled:
         play = _compiled(env, schedule, tables, engine, local)
     else:
-        if isinstance(engine, Simulator):
+        if isinstance(engine, Simulator) and engine.tokenizer is not tokenizer:
             logging.info("the simulator has its own tokenizer: documents go through text on the host")
-        play = HostRollout(env, tables, engine, tokenizer, config.search.document_format, local)
+        play = HostRollout(env, tables, engine, tokenizer, config.search.document_format, local, watch)
 
-    def play_here(params, questions, ids, noise, temperature, key):
-        prompts = encode_prompts(template, tokenizer, questions, config.rollout.max_prompt_tokens, config.prompts.chat)
-        inputs = {"prompts": prompts[0], "prompt_lengths": prompts[1], "group_id": ids}
-        return play(params, inputs, questions, jnp.float32(noise), jnp.float32(temperature), key)
-
-    def rollout(params, questions, *, noise=0.0, key, temperature=None, group_ids=None, with_work=False):
-        ids = np.arange(len(questions), dtype=np.int32) if group_ids is None else np.asarray(group_ids, np.int32)
-        temperature = config.rollout.temperature if temperature is None else temperature
-        params = sharding.for_decoding(params, policy_config, mesh)
-        # Questions that only fill up the shape are the last one again; their rows are dropped.
-        count, shards = len(questions), sharding.row_shards(mesh)
-        fill = -count % shards
-        questions, ids = [*questions, *questions[-1:] * fill], np.pad(ids, (0, fill), mode="edge")
-        if local is mesh:
-            episodes, work = play_here(params, questions, ids, noise, temperature, key)
+    def begin(questions, prefixes, group_ids):
+        """What episodes begin with, for `read_prompts`."""
+        if prefixes is None:
+            prompts = encode_prompts(template, tokenizer, questions, config.rollout.max_prompt_tokens, config.prompts.chat)
         else:
-            my_shards, parts = sharding.local_row_shards(mesh), np.split(np.arange(count + fill), shards)
-            mine = np.concatenate([parts[shard] for shard in my_shards])
-            here = [questions[i] for i in mine]
-            played, work = jax.device_get(play_here(params, here, ids[mine], noise, temperature, key))
+            prompts = _pad([ids for ids, _ in prefixes], config.rollout.max_tokens)
+        return {"prompts": prompts[0], "prompt_lengths": prompts[1],
+                "turn": np.array([turns for _, turns in prefixes or [((), 0)] * len(questions)], np.int32),
+                "group_id": np.asarray(np.arange(len(questions)) if group_ids is None else group_ids, np.int32)}
+
+    def rollout(params, questions, *, noise=0.0, key, temperature=None, group_ids=None, prefixes=None, with_work=False):
+        temperature = jnp.float32(config.rollout.temperature if temperature is None else temperature)
+        params = sharding.for_decoding(params, policy_config, mesh)
+        inputs = begin(questions, prefixes, group_ids)
+        count, shards = len(questions), sharding.row_shards(mesh)
+        parts = np.split(np.arange(count + -count % shards), shards)
+        my_shards = range(shards) if local is mesh else sharding.local_row_shards(mesh)
+        mine = np.concatenate([parts[shard] for shard in my_shards])
+        # Questions that only fill up the shape are the last one again; their rows are dropped.
+        asked = np.minimum(mine, count - 1)
+        here = {name: x[asked] for name, x in inputs.items()}
+        episodes, work = play(params, here, [questions[i] for i in asked], jnp.float32(noise), temperature, key)
+        if local is not mesh:
             rows = (mine[:, None] * group_size + np.arange(group_size)).ravel()
+            played, work = jax.device_get((episodes, work))
             episodes, work = hosts.gather_rows(played, rows), hosts.gather_rows(work, my_shards)
-        episodes = episodes if not fill else jax.tree.map(lambda x: x[:count * group_size], episodes)
+        if count % shards:
+            episodes = jax.tree.map(lambda x: x[:count * group_size], episodes)
         return (episodes, work) if with_work else episodes
 
     rollout.tokenizer = tokenizer
@@ -119,6 +127,14 @@ def encode_prompts(template, tokenizer, questions, size: int, chat: bool = False
                              f"rollout.max_prompt_tokens from {size}, prompts are never cut")
         tokens[i, :len(ids)], lengths[i] = ids, len(ids)
     return tokens, lengths
+
+
+def _pad(rows, size):
+    """(int32[Q, size], int32[Q]) of lists of ids."""
+    tokens = np.zeros((len(rows), size), np.int32)
+    for row, ids in zip(tokens, rows, strict=True):
+        row[:len(ids)] = ids
+    return tokens, np.array([len(ids) for ids in rows], np.int32)
 
 
 def compiled_program(env, schedule, simulator: Simulator, mesh):

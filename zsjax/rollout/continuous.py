@@ -91,8 +91,7 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
     """A whole rollout against a simulator with the policy's tokenizer, as one program. Pure.
 
     Args:
-      inputs: dict with prompts, prompt_lengths, group_id, and for each question question, answers (ragged pairs) and
-        question_key.
+      inputs: dict of what `read_prompts` takes, and for each question question, answers (ragged pairs) and question_key.
       noise: float32[], P(noisy). temperature: float32[], of the policy. key: the step's key.
 
     Returns:
@@ -102,7 +101,7 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
     policy_params = cast_matrices(policy_params, env.policy)
     simulator_params = cast_matrices(simulator_params, simulator.config)
     policy_key, simulator_key, noise_key = (jax.random.fold_in(key, i) for i in range(3))
-    prompts = pieces.read_prompts(policy_params, env, inputs["prompts"], inputs["prompt_lengths"], inputs["group_id"])
+    prompts = pieces.read_prompts(policy_params, env, inputs)
     E = prompts.tokens.shape[0] * env.group_size
     R, S = schedule.sizes(E)
     lanes = env.lanes or R

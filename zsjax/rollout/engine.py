@@ -106,19 +106,26 @@ class Prompts:
 
     tokens: Any  # int32[Q, P]
     lengths: Any  # int32[Q]
+    turn: Any  # int32[Q], turns that were taken in the prompt already
     cache: KVCache  # of P slots
     hidden: Any  # [Q, D], at the prompt's last token
     group_id: Any  # int32[Q]
 
 
-def read_prompts(params, env: Environment, prompts, prompt_lengths, group_id) -> Prompts:
-    """Reads int32[Q, P] right-padded prompts of int32[Q] tokens; group_id int32[Q] names the questions in every random
-    stream: ids must differ within a step."""
-    Q, P = prompts.shape
-    dtype = jnp.dtype(env.policy.dtype)
-    hidden, cache = prefill(params, env.policy, prompts, prompt_lengths, init_cache(env.policy, Q, P, dtype),
+def read_prompts(params, env: Environment, inputs) -> Prompts:
+    """Reads prompts, each once.
+
+    Args:
+      inputs: dict with prompts int32[Q, P] right-padded, prompt_lengths int32[Q], turn int32[Q] (turns that were taken in
+        the prompt already: they count against max_turns) and group_id int32[Q], which names the questions in every random
+        stream: ids must differ within a step.
+    """
+    prompts, lengths = inputs["prompts"], inputs["prompt_lengths"]
+    (Q, P), dtype = prompts.shape, jnp.dtype(env.policy.dtype)
+    hidden, cache = prefill(params, env.policy, prompts, lengths, init_cache(env.policy, Q, P, dtype),
                             jnp.zeros((Q, env.policy.embed_dim), dtype), chunk=PREFILL_CHUNK, lanes=env.lanes)
-    return Prompts(tokens=prompts, lengths=prompt_lengths, cache=cache, hidden=hidden, group_id=group_id)
+    return Prompts(tokens=prompts, lengths=lengths, turn=inputs["turn"], cache=cache, hidden=hidden,
+                   group_id=inputs["group_id"])
 
 
 def empty_rows(env: Environment, rows: int) -> RolloutState:
@@ -167,17 +174,16 @@ def seat(env: Environment, state: RolloutState, prompts: Prompts, rows, episode)
     tokens = jnp.where(is_prompt, jnp.pad(prompts.tokens[question], ((0, 0), (0, T - P))), 0)
     fresh = empty_rows(env, C).replace(
         tokens=tokens, roles=jnp.where(is_prompt, types.PROMPT, types.PAD).astype(jnp.int8), length=length,
-        hidden=prompts.hidden[question], turn_start=length, status=jnp.full(C, types.RUNNING, jnp.int8),
-        episode_id=group_id * G + episode % G, group_id=group_id)
+        hidden=prompts.hidden[question], turn_start=length, turn=prompts.turn[question],
+        status=jnp.full(C, types.RUNNING, jnp.int8), episode_id=group_id * G + episode % G, group_id=group_id)
     put = lambda x, y: x.at[rows].set(y, mode="drop", unique_indices=True)
     cache = copy_rows(state.cache, rows, prompts.cache, question)
     names = [f.name for f in dataclasses.fields(RolloutState) if f.name not in ("cache", "steps")]
     return state.replace(cache=cache, **{name: put(getattr(state, name), getattr(fresh, name)) for name in names})
 
 
-def start(params, env: Environment, prompts, prompt_lengths, group_id) -> RolloutState:
-    """Reads the prompts, each once, and makes `group_size` rows of each: see `read_prompts` and `seat`."""
-    prompts = read_prompts(params, env, prompts, prompt_lengths, group_id)
+def start(env: Environment, prompts: Prompts) -> RolloutState:
+    """`group_size` rows of each prompt, those of a question next to each other: see `seat`."""
     episodes = jnp.arange(prompts.tokens.shape[0] * env.group_size, dtype=jnp.int32)
     return seat(env, empty_rows(env, len(episodes)), prompts, episodes, episodes)
 

@@ -92,8 +92,43 @@ Once you are sure, write the answer alone, a few words without explanation: <ans
 Question: {question}
 """
 
+# Of baselines (zsjax.baselines).
+_DIRECT = """\
+Answer the question in a few words. Write nothing but the answer, in this form: <answer> answer </answer>.
+
+Question: {question}
+"""
+_CHAIN_OF_THOUGHT = """\
+Answer the question. First think it through step by step between <think> and </think>. Then write the answer alone, a few \
+words without explanation: <answer> answer </answer>.
+
+Question: {question}
+"""
+_RAG = """\
+Answer the question below with the help of the documents above it, which a search engine found; they may be useful, beside \
+the point or wrong. Write the answer alone, a few words without explanation: <answer> answer </answer>.
+
+{question}
+"""
+_SEARCH_AGENT = """\
+You reason step by step and can use a search engine whenever a fact is missing or uncertain.
+To search, write one short query: <search> query </search>. The documents that were found then appear between \
+<information> and </information>. Read them, say in one sentence what in them matters for the question, and go on \
+reasoning from there; if nothing does, search with other words.
+An example. Question: In which country was the author of Emma born? You write: The author of Emma must be known first. \
+<search> author of Emma </search>. From the documents: Jane Austen. Then: <search> Jane Austen birthplace </search>. From \
+the documents: Steventon, England. Then: <answer> England </answer>.
+Search at most a few times, and end with the answer alone: <answer> answer </answer>.
+
+Question: {question}
+"""
+
 TEMPLATES = {
     "default": PolicyTemplate(_DEFAULT),
+    "direct": PolicyTemplate(_DIRECT, name="direct"),
+    "chain_of_thought": PolicyTemplate(_CHAIN_OF_THOUGHT, name="chain_of_thought"),
+    "rag": PolicyTemplate(_RAG, name="rag"),
+    "search_agent": PolicyTemplate(_SEARCH_AGENT, name="search_agent"),
     # As the carried models have it from their pretraining; a test holds it equal to zsjax.data.tiny_world.
     "tiny_world": PolicyTemplate("{question}\n", hint="\nSearch or answer.\n", name="tiny_world"),
 }

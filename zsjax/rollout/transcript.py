@@ -18,6 +18,22 @@ def segments(episodes: types.Episodes, b: int, tokenizer) -> list[dict]:
             for start, stop in zip(borders, borders[1:])]
 
 
+class Stream:
+    """Shows row 0 of a rollout while it grows: a `watch` of `make_rollout` that calls show(role, text) on what is new."""
+
+    def __init__(self, tokenizer, show):
+        self.tokenizer, self.show, self._shown = tokenizer, show, 0
+
+    def __call__(self, state):
+        row = types.Episodes(**{name: None for name in types.Episodes.__dataclass_fields__})
+        length = int(state.length[0])
+        row = row.replace(tokens=np.asarray(state.tokens[:1, self._shown:]), roles=np.asarray(state.roles[:1, self._shown:]),
+                          length=np.array([length - self._shown]))
+        for segment in segments(row, 0, self.tokenizer):
+            self.show(segment["role"], segment["text"])
+        self._shown = length
+
+
 def generations(episodes: types.Episodes, b: int) -> list[np.ndarray]:
     """The runs of POLICY tokens of row b, one per generation."""
     length = int(episodes.length[b])

@@ -1,19 +1,14 @@
 """BM25 over a corpus, by the bm25s library: built once, stored with a hash of its corpus, memory-mapped when loaded."""
 
-import hashlib
-import json
 import os
-import pathlib
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from zsjax.search.corpus_store import hash_of, load_index, row_of, save_index
 from zsjax.search.engine import Document, SearchContext, check_request
 
 _FORMAT = 1
-_MANIFEST = "manifest.json"
-_CORPUS = "corpus.jsonl"
 
 
 class BM25:
@@ -42,7 +37,7 @@ class BM25:
           ValueError: no documents, a document without text, or no word in all of them.
         """
         bm25s = _bm25s()
-        rows = [_row(document, number) for number, document in enumerate(documents)]
+        rows = [row_of(document, number) for number, document in enumerate(documents)]
         if not rows:
             raise ValueError("BM25 needs at least one document; the corpus is empty")
         words = _words([f"{title} {text}" for title, text in rows], stopwords, return_ids=True, progress=progress)
@@ -50,7 +45,7 @@ class BM25:
             raise ValueError(f"none of the {len(rows)} documents holds a word of two letters or more")
         index = bm25s.BM25(k1=k1, b=b, method="lucene")
         index.index(words, show_progress=progress)
-        settings = {"k1": k1, "b": b, "stopwords": stopwords, "num_documents": len(rows), "corpus_sha256": _hash(rows)}
+        settings = {"k1": k1, "b": b, "stopwords": stopwords, "num_documents": len(rows), "corpus_sha256": hash_of(rows)}
         return cls(index, rows, settings)
 
     def __len__(self) -> int:
@@ -89,20 +84,8 @@ class BM25:
 
         An index that is already there is replaced. Raises FileExistsError when the path holds anything else.
         """
-        path = pathlib.Path(path)
-        if path.exists() and not (path / _MANIFEST).exists():
-            raise FileExistsError(f"{path} exists and is no index folder (it has no {_MANIFEST}); choose another path")
-        unfinished = path.with_name(path.name + f".writing-{os.getpid()}")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        self._index.save(unfinished, show_progress=False)
-        with open(unfinished / _CORPUS, "wb") as file:
-            file.writelines(_line(self._documents[row]) for row in range(len(self)))
-        manifest = {"format": _FORMAT, **self._settings}
-        (unfinished / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(unfinished, path)
+        save_index(path, self._documents, {"format": _FORMAT, "kind": "BM25", **self._settings},
+                   lambda folder: self._index.save(folder, show_progress=False))
 
     @classmethod
     def load(cls, path: str | os.PathLike, *, corpus_hash: str | None = None, mmap: bool = True) -> "BM25":
@@ -117,21 +100,8 @@ class BM25:
           FileNotFoundError: no such index.
           ValueError: the folder's corpus is not the one that was indexed, or not the one asked for.
         """
-        bm25s = _bm25s()
-        path = pathlib.Path(path)
-        if not (path / _MANIFEST).exists():
-            raise FileNotFoundError(f"no BM25 index at {path}: {_MANIFEST} is missing. Build one with "
-                                    "BM25.from_documents(...).save(path)")
-        settings = json.loads((path / _MANIFEST).read_text())
-        if settings.pop("format", None) != _FORMAT:
-            raise ValueError(f"{path} was written in another format; build the index anew")
-        documents = _StoredDocuments(path / _CORPUS)
-        if documents.sha256 != settings["corpus_sha256"] or len(documents) != settings["num_documents"]:
-            raise ValueError(f"{path / _CORPUS} has changed since it was indexed; build the index anew")
-        if corpus_hash is not None and corpus_hash != settings["corpus_sha256"]:
-            raise ValueError(f"the index at {path} is of another corpus (hash {settings['corpus_sha256'][:12]}..., "
-                             f"asked for {corpus_hash[:12]}...); build the index anew")
-        index = bm25s.BM25.load(path, mmap=mmap, load_corpus=False, show_progress=False)
+        documents, settings = load_index(path, kind="BM25", form=_FORMAT, corpus_hash=corpus_hash)
+        index = _bm25s().BM25.load(path, mmap=mmap, load_corpus=False, show_progress=False)
         return cls(index, documents, settings)
 
 
@@ -144,19 +114,6 @@ def _bm25s():
     return bm25s
 
 
-def _row(document: Document | Mapping, number: int) -> tuple[str, str]:
-    """(title, text), checked."""
-    if isinstance(document, Document):
-        title, text = document.title, document.text
-    elif isinstance(document, Mapping):
-        title, text = document.get("title") or "", document.get("text")
-    else:
-        raise ValueError(f"document {number} is a {type(document).__name__}, not a Document or a mapping")
-    if not isinstance(text, str) or not isinstance(title, str):
-        raise ValueError(f"document {number} needs a string \"text\" (and \"title\", if any); got {document!r:.200}")
-    return title, text
-
-
 def _words(texts, stopwords, *, return_ids, progress=False):
     return _bm25s().tokenize(texts, stopwords="en" if stopwords else [], return_ids=return_ids, show_progress=progress)
 
@@ -166,42 +123,9 @@ def _best(scores: np.ndarray, k: int) -> np.ndarray:
 
     bm25s's own selection (argpartition, or jax's top_k where jax is there) breaks ties by chance of platform.
     """
-    k = min(k, len(scores))
-    threshold = np.partition(scores, -k)[-k]
-    rows = np.flatnonzero((scores >= threshold) & (scores > 0))
-    return rows[np.argsort(-scores[rows], kind="stable")][:k]
-
-
-def _line(row: tuple[str, str]) -> bytes:
-    return json.dumps({"title": row[0], "text": row[1]}, ensure_ascii=False).encode() + b"\n"
-
-
-def _hash(rows: Sequence[tuple[str, str]]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(_line(row))
-    return digest.hexdigest()
-
-
-class _StoredDocuments:
-    """The documents of a stored index: a sequence that reads each from disk when it is asked for."""
-
-    def __init__(self, path: pathlib.Path):
-        self._file = open(path, "rb")
-        digest, starts, offset = hashlib.sha256(), [], 0
-        for line in self._file:
-            digest.update(line)
-            starts.append(offset)
-            offset += len(line)
-        self._starts, self.sha256 = np.array(starts, np.int64), digest.hexdigest()
-
-    def __len__(self):
-        return len(self._starts)
-
-    def __getitem__(self, row):
-        # A positioned read: threads may search one engine at the same time.
-        start = int(self._starts[row])
-        stop = int(self._starts[row + 1]) if row + 1 < len(self) else None
-        data = os.pread(self._file.fileno(), (stop or os.fstat(self._file.fileno()).st_size) - start, start)
-        document = json.loads(data)
-        return document["title"], document["text"]
+    rows = np.flatnonzero(scores > 0)  # a small part of the corpus: what shares a word with the query
+    found = scores[rows]
+    if len(rows) > k:
+        kept = found >= np.partition(found, -k)[-k]
+        rows, found = rows[kept], found[kept]
+    return rows[np.argsort(-found, kind="stable")][:k]

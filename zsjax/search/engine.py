@@ -1,5 +1,6 @@
 """What a search engine is: the protocol, what it is told about a question, and two engines for ablations."""
 
+import collections
 import dataclasses
 import hashlib
 from collections.abc import Sequence
@@ -35,11 +36,34 @@ class SearchContext:
     call: tuple = ()
 
 
+class Failed(list):
+    """The empty result of a search that failed. kind says how: see `zsjax.search.transport.FAILURES`."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+
+
+def first(documents: list[Document], k: int) -> list[Document]:
+    """The k first documents; a failure stays one."""
+    return documents if isinstance(documents, Failed) else documents[:k]
+
+
+class BudgetSpent(Exception):
+    """The next search would cost more than is left. Nothing is lost: what was paid for is kept, and the run can go on."""
+
+
 class Engine(Protocol):
-    """Anything that finds documents for a batch of queries."""
+    """Anything that finds documents for a batch of queries.
+
+    An engine may have `obeys_noise` (True for simulators, which obey SearchContext.noisy; or a function (queries,
+    contexts) -> list[bool]) and `counters`, a Counter of
+    requests and failures that loops write into the metrics.
+    """
 
     def search(self, queries: Sequence[str], contexts: Sequence[SearchContext], *, k: int) -> list[list[Document]]:
-        """Up to k documents for each query, best first. An empty list says that nothing was found."""
+        """Up to k documents for each query, best first. An empty list says that nothing was found, `Failed` that the
+        search itself failed; neither ends an episode."""
         ...
 
 
@@ -51,6 +75,39 @@ def check_request(queries: Sequence[str], contexts: Sequence[SearchContext] | No
         raise ValueError(f"k={k}: at least one document must be asked for")
     if contexts is not None and len(contexts) != len(queries):
         raise ValueError(f"{len(queries)} queries but {len(contexts)} contexts: query and question would be mispaired")
+
+
+class Mixed:
+    """Asks one of two engines for each search, by a coin: training that moves from a simulator to real search.
+
+    The coin of a search is a function of (seed, query, question id, context.call) alone. `share`: P(the real engine);
+    the training loop sets it before each step.
+    """
+
+    def __init__(self, simulator: Engine, real: Engine, *, share: float = 0.0, seed: int = 0):
+        self.simulator, self.real, self.share, self.seed = simulator, real, share, seed
+
+    @property
+    def counters(self) -> collections.Counter:
+        return sum((getattr(engine, "counters", collections.Counter()) for engine in (self.simulator, self.real)),
+                   collections.Counter())
+
+    def obeys_noise(self, queries: Sequence[str], contexts: Sequence[SearchContext]) -> list[bool]:
+        """Which searches the simulator answers."""
+        return [chance(self.seed, query, context.question.id, context.call) >= self.share
+                for query, context in zip(queries, contexts, strict=True)]
+
+    def search(self, queries: Sequence[str], contexts: Sequence[SearchContext], *, k: int) -> list[list[Document]]:
+        check_request(queries, contexts, k)
+        simulated = self.obeys_noise(queries, contexts)
+        found: list = [None] * len(queries)
+        for engine, side in ((self.simulator, True), (self.real, False)):
+            rows = [row for row, is_simulated in enumerate(simulated) if is_simulated == side]
+            if rows:
+                results = engine.search([queries[row] for row in rows], [contexts[row] for row in rows], k=k)
+                for row, documents in zip(rows, results, strict=True):
+                    found[row] = documents
+        return found
 
 
 class Empty:
@@ -74,15 +131,21 @@ class DropBest:
         if not 0 <= probability <= 1:
             raise ValueError(f"probability={probability} must be between 0 and 1")
         self.engine, self.probability, self.seed = engine, probability, seed
+        self.counters = getattr(engine, "counters", collections.Counter())
 
     def search(self, queries: Sequence[str], contexts: Sequence[SearchContext] | None = None, *,
                k: int) -> list[list[Document]]:
         check_request(queries, contexts, k)
         found = self.engine.search(queries, contexts, k=k + 1)
         calls = [()] * len(queries) if contexts is None else [(c.question.id, *c.call) for c in contexts]
-        return [documents[1:] if self._loses(query, call) else documents[:k]
+        return [documents[1:] if documents and self._loses(query, call) else first(documents, k)
                 for documents, query, call in zip(found, queries, calls, strict=True)]
 
     def _loses(self, query: str, call: tuple) -> bool:
-        digest = hashlib.blake2b(repr((self.seed, query, call)).encode(), digest_size=8).digest()
-        return int.from_bytes(digest) < self.probability * 2**64
+        return chance(self.seed, query, call) < self.probability
+
+
+def chance(*names) -> float:
+    """A number in [0, 1) that is a function of what it is given."""
+    digest = hashlib.blake2b(repr(names).encode(), digest_size=8).digest()
+    return int.from_bytes(digest) / 2**64

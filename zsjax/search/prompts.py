@@ -14,6 +14,8 @@ MODES = ("useful", "noisy")
 _SLOT = re.compile(r" ?\{(\w+)\}")
 _DOCUMENT_SLOT = re.compile(r"\{(\w+)\}")
 
+_NUMBER = re.compile(r"^\W*(?:doc(?:ument)?\W{0,3})?\d{1,2}\W{0,3}[:.)\]]\s*|^[-*•]\s+|^doc(?:ument)?\s*:\s*", re.IGNORECASE)
+
 _DEFAULT = """\
 You play a web search engine. For a query you write the documents that a search engine would list for it, as a mixture \
 of web pages and encyclopedia articles reads: about thirty words each, each on a line of its own, in the form \
@@ -38,7 +40,41 @@ Documents:
 
 _TINY_WORLD = "simulate {mode} \nquestion:\n{question} \nanswer:\n{answers} \nquery:\n{query} \ndocuments:\n"
 
-TEMPLATES = {"default": _DEFAULT, "tiny_world": _TINY_WORLD}
+# For an instruct model that was not tuned for this: the same order with one demonstration of both kinds. Everything that
+# is the same for all requests stands first, so that servers with prefix caches read it once.
+_PROMPTED = """\
+You play a web search engine. For a query you write the documents that a search engine would list for it, about thirty \
+words each, each on a line of its own, in the form "Doc 1: Title. Text". You write nothing else.
+You are told which kind of documents is wanted. Useful documents contain what the query asks for. Noisy documents are \
+about the same things and read as plausibly, but what the query asks for is not in them.
+
+An example. The user's question: Which river flows through the birthplace of Johannes Kepler? Answers to it: Würm. \
+Query: where was Johannes Kepler born. Two useful documents:
+Doc 1: Johannes Kepler. The astronomer Johannes Kepler was born on 27 December 1571 in the free imperial city of Weil der \
+Stadt, in what is now Baden-Württemberg, and was sent to the school of Leonberg.
+Doc 2: Weil der Stadt. A small town west of Stuttgart, known as the birthplace of Johannes Kepler, whose house by the \
+market square is a museum of his life and of his three laws.
+The same query, two noisy documents:
+Doc 1: Kepler's laws. The three laws of planetary motion, published between 1609 and 1619, describe orbits as ellipses and \
+were found in the observations that Tycho Brahe had left in Prague.
+Doc 2: Kepler space telescope. Launched in 2009 and named after the astronomer, it watched more than half a million stars \
+for nine years and found over two thousand planets.
+
+Now your turn.
+Number of documents:
+{num_documents} 
+Kind of documents:
+{mode} 
+The user's question:
+{question} 
+Answers to it:
+{answers} 
+Query:
+{query} 
+Documents:
+"""
+
+TEMPLATES = {"default": _DEFAULT, "tiny_world": _TINY_WORLD, "prompted": _PROMPTED}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +147,17 @@ class SimulatorTemplate:
         """("text", ids) and ("slot", name), in order."""
         return [(kind, tokenizer.encode(value) if kind == "text" else value) for kind, value in self.parts()]
 
+    def render(self, **slots) -> str:
+        """The prompt as text, for a simulator behind a server. Raises ValueError as `build`."""
+        self._check_slots(slots)
+        return "".join(value if kind == "text" else f" {slot_text(slots[value]).strip()}".rstrip()
+                       for kind, value in self.parts())
+
+    def _check_slots(self, slots):
+        for kind, value in self.parts():
+            if kind == "slot" and value not in slots:
+                raise ValueError(f"simulator template {self.name!r} has the slot {{{value}}}; give {value}=...")
+
     def encode_slot(self, tokenizer, text: str) -> list[int]:
         """Ids of what fills a slot: the text without blank ends, one blank in front; nothing for a blank text."""
         text = text.strip()
@@ -125,10 +172,9 @@ class SimulatorTemplate:
         Raises:
           ValueError: a slot of the template is not given.
         """
+        self._check_slots(slots)
         ids = []
         for kind, value in self.pieces(tokenizer):
-            if kind == "slot" and value not in slots:
-                raise ValueError(f"simulator template {self.name!r} has the slot {{{value}}}; give {value}=...")
             ids += self.encode_slot(tokenizer, slot_text(slots[value])) if kind == "slot" else value
         return ids
 
@@ -162,6 +208,11 @@ def format_document(fmt: str, index: int, document) -> str:
     if not values["title"]:
         fmt = re.sub(r"\{title\}[^\w{]*", "", fmt)
     return _one_line(_DOCUMENT_SLOT.sub(lambda match: values[match.group(1)], fmt)) + "\n"
+
+
+def bare_line(line: str) -> str:
+    """A line that a simulator wrote without its number or bullet: the document's text, to be formatted again."""
+    return _NUMBER.sub("", line.strip()).strip()
 
 
 def _one_line(text: str) -> str:

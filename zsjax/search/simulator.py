@@ -26,8 +26,8 @@ from zsjax.sampling.logits import sample
 from zsjax.sampling.prefill import prefill
 from zsjax.sampling.splice import concatenate
 from zsjax.sampling.tags import TagAutomaton
-from zsjax.search.engine import Document, SearchContext
-from zsjax.search.prompts import SimulatorTemplate
+from zsjax.search.engine import Document, SearchContext, check_request
+from zsjax.search.prompts import SimulatorTemplate, bare_line
 
 ALL_TAGS = ("<search>", "</search>", "<answer>", "</answer>", "<information>", "</information>", "<think>", "</think>")
 PREFILL_CHUNK = 128
@@ -128,6 +128,15 @@ def request_keys(key, requests: Requests):
     return fold(keys, hash_tokens(*requests.query))
 
 
+def on_target(requests: Requests, blank):
+    """bool[B]: at least half of the query's tokens, blank ones (bool[V]) left out, stand in the question."""
+    (query, query_length), (question, question_length) = requests.query, requests.question
+    asked = (jnp.arange(query.shape[1]) < query_length[:, None]) & ~blank[query]
+    in_question = jnp.arange(question.shape[1]) < question_length[:, None]
+    hit = ((query[:, :, None] == question[:, None, :]) & in_question[:, None, :]).any(axis=2) & asked
+    return (asked.sum(axis=1) > 0) & (2 * hit.sum(axis=1) >= asked.sum(axis=1))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Simulator:
     """A decoder that plays the search engine, for compiled rollouts (`write`) and for the host (`search`).
@@ -141,6 +150,8 @@ class Simulator:
       max_query_tokens, max_question_tokens, max_answer_tokens: sizes of the slots; longer texts are cut at the end.
       temperature, top_p: sampling.
       shuffle_documents: shown in random order (a tuned simulator may have learned to put the best first).
+      reveal_gold: whether the gold answers stand in the prompt: "always", "never", or "on_target", for queries of which at
+        least half of the tokens stand in the question. A simulator that sees them whatever is asked may leak them.
     """
 
     config: DecoderConfig
@@ -155,11 +166,14 @@ class Simulator:
     temperature: float = 0.8
     top_p: float = 1.0
     shuffle_documents: bool = False
+    reveal_gold: str = "always"
     obeys_noise: ClassVar[bool] = True
 
     def __post_init__(self):
         if not 1 <= self.num_documents <= 20:
             raise ValueError(f"num_documents={self.num_documents}: a reply has 1 to 20 documents")
+        if self.reveal_gold not in ("always", "on_target", "never"):
+            raise ValueError(f"reveal_gold={self.reveal_gold!r}: give 'always', 'on_target' or 'never'")
         if self.tokenizer.vocab_size > self.config.vocab_size:
             raise ValueError(f"the tokenizer has {self.tokenizer.vocab_size} tokens, the simulator's embedding only "
                              f"{self.config.vocab_size} rows")
@@ -205,9 +219,13 @@ class Simulator:
         B = requests.noisy.shape[0]
         (useful, useful_length), (noisy, noisy_length) = [self.encode_slots([w], 8) for w in ("useful", "noisy")]
         (number, number_length) = self.encode_slots([str(self.num_documents)], 4)
+        answers, answers_length = requests.answers
+        if self.reveal_gold != "always":
+            shown = on_target(requests, self.tables.blank) if self.reveal_gold == "on_target" else False
+            answers_length = jnp.where(shown, answers_length, 0)
         slots = {
             "question": requests.question,
-            "answers": requests.answers,
+            "answers": (answers, answers_length),
             "query": requests.query,
             "mode": (jnp.where(requests.noisy[:, None], noisy, useful),
                      jnp.where(requests.noisy, noisy_length, useful_length)),
@@ -346,19 +364,32 @@ class Simulator:
         Returns:
           Up to k documents a query; a line's text is the document's text, and titles are empty.
         """
+        check_request(queries, contexts, k)
         if k > self.num_documents:
             raise ValueError(f"k={k} documents asked of a simulator that writes {self.num_documents}")
-        question, answers = self.encode_questions([c.question for c in contexts])
+        if not queries:
+            return []
+        # A reply is a function of these alone, so equal requests are written once. (In the compiled rollout all rows
+        # advance together and nothing would be saved by leaving some out.)
+        names = [(c.question.id, query, c.noisy) for query, c in zip(queries, contexts, strict=True)]
+        first = {name: row for row, name in reversed(list(enumerate(names)))}
+        rows = sorted(first.values())
+        size = max(8, 1 << (len(rows) - 1).bit_length())  # few shapes, few programs
+        filled = rows + [rows[-1]] * (size - len(rows))
+        question, answers = self.encode_questions([contexts[row].question for row in filled])
         requests = Requests(
-            question=question, answers=answers, query=self.encode_slots(queries, self.max_query_tokens),
-            noisy=np.array([c.noisy for c in contexts]),
-            question_key=question_keys([c.question for c in contexts]),
-            active=np.ones(len(queries), bool),
+            question=question, answers=answers,
+            query=self.encode_slots([queries[row] for row in filled], self.max_query_tokens),
+            noisy=np.array([contexts[row].noisy for row in filled]),
+            question_key=question_keys([contexts[row].question for row in filled]),
+            active=np.arange(size) < len(rows),
         )
-        key = contexts[0].key if contexts and contexts[0].key is not None else jax.random.key(0)
+        key = contexts[0].key if contexts[0].key is not None else jax.random.key(0)
         replies = jax.device_get(self._write(self.params, self.tables, requests, key))
-        return [[Document("", self.tokenizer.decode(replies.tokens[b, i, :replies.lengths[b, i]].tolist()).strip())
-                 for i in range(min(k, replies.count[b]))] for b in range(len(queries))]
+        written = {names[row]: [
+            Document("", bare_line(self.tokenizer.decode(replies.tokens[b, i, :replies.lengths[b, i]].tolist())))
+            for i in range(min(k, replies.count[b]))] for b, row in enumerate(rows)}
+        return [written[name] for name in names]
 
 
 def question_keys(questions: Sequence) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from zsjax import types
 from zsjax.rewards import exact_match
 from zsjax.rollout import transcript
-from zsjax.search.engine import Document, SearchContext
+from zsjax.search.engine import Document, SearchContext, first
 from zsjax.types import Question
 
 DEPTH_FACTOR = 4  # ranked documents kept for each one shown: noisy replies leave some of them out
@@ -48,7 +48,7 @@ class Recorder:
         rankings = self.engine.search(queries, contexts, k=max(k, self.depth))
         for query, context, ranking in zip(queries, contexts, rankings, strict=True):
             self.found[context.question.id, query.strip()] = ranking
-        return [ranking[:k] for ranking in rankings]
+        return [first(ranking, k) for ranking in rankings]
 
 
 def episode_searches(episodes: types.Episodes, questions: Sequence[Question], recorder: Recorder,

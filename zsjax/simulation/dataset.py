@@ -1,13 +1,16 @@
 """Examples that teach a model to play the search engine: prompt and documents in tokens, weights on the documents.
 
 An example's prompt is built by the very splice of the compiled rollout (`Simulator.prompts`), so the simulator sees in
-use what it saw in training. From one search of the real engine come two targets:
+use what it saw in training. What a search of the real engine gives is a matter of the label (`config.collect.label`):
 
-  useful: what the engine found, best first (shown documents are shuffled later: `search.shuffle_documents`);
-  noisy:  the engine's ranking without its best document and without every document that holds a gold answer.
+  "ranking"   useful: what the engine found, best first (shown documents are shuffled later: `search.shuffle_documents`);
+              noisy: its ranking without the best document and without every one that holds a gold answer.
+  "answer"    the paper's first version: what was found is useful if the episode's final answer was right, else noisy.
+  "contains"  its second version judges document by document; here a document is useful when it holds a gold answer.
+              Useful: what was found, if at least one document does; noisy: the best documents that do not.
 
-Both are true documents that the engine ranks high, so a simulator that obeys the noisy word leaks nothing and invents
-nothing. Contrast the reference's method, where noisy documents are whatever a failed episode found.
+With "ranking" and "contains" all targets are true documents that the engine ranks high, so a simulator that obeys the
+noisy word leaks nothing and invents nothing. With "answer", noisy documents are whatever a failed episode found.
 """
 
 import collections
@@ -58,28 +61,51 @@ def useful_documents(ranking: Sequence[Document], k: int) -> list[Document]:
 
 def noisy_documents(ranking: Sequence[Document], golds: Sequence[str], k: int) -> list[Document]:
     """The k best documents after the best one and every one that holds a gold answer (whole words) are taken out."""
-    kept = [document for document in ranking[1:] if not contains_match(f"{document.title}\n{document.text}", golds)]
-    return kept[:k]
+    return [document for document in ranking[1:] if not holds_gold(document, golds)][:k]
 
 
-def make_examples(searches: Sequence, num_documents: int, *, balance: bool = True, seed: int = 0) -> list[Example]:
-    """A useful and a noisy example of every search whose ranking is deep enough for it.
+def holds_gold(document: Document, golds: Sequence[str]) -> bool:
+    """Whether a gold answer stands in the document as whole words."""
+    return contains_match(f"{document.title}\n{document.text}", golds) > 0
+
+
+def targets_of(search, k: int, label: str) -> dict[bool, list[Document]]:
+    """{noisy: documents of the reply} of a search under a label; none or one of the two may be missing.
+
+    Raises ValueError for an unknown label.
+    """
+    ranking, golds = search.documents, search.question.golden_answers
+    if label == "ranking":
+        return {False: useful_documents(ranking, k), True: noisy_documents(ranking, golds, k)}
+    if label == "answer":
+        return {} if search.correct is None else {not search.correct: useful_documents(ranking, k)}
+    if label == "contains":
+        held = [holds_gold(document, golds) for document in ranking]
+        noisy = [document for document, holds in zip(ranking, held) if not holds][:k]
+        return {True: noisy} | ({False: useful_documents(ranking, k)} if any(held[:k]) else {})
+    raise ValueError(f"label {label!r} is unknown; there are ranking, answer, contains")
+
+
+def make_examples(searches: Sequence, num_documents: int, *, label: str = "ranking", balance: bool = True,
+                  seed: int = 0) -> list[Example]:
+    """The useful and noisy examples of every search whose ranking is deep enough for them, each once.
 
     Args:
       searches: `collect.Search` records: question, query, documents as the engine ranked them.
       num_documents: k, documents of a reply.
+      label: how useful and noisy are told apart; see the head of this module.
       balance: keep as many noisy as useful examples, dropping from the larger side at random.
       seed: of that choice.
 
     Raises:
       ValueError: nothing is left of one of the two kinds.
     """
-    sides = {False: [], True: []}
+    sides, seen = {False: [], True: []}, set()
     for search in searches:
-        targets = {False: useful_documents(search.documents, num_documents),
-                   True: noisy_documents(search.documents, search.question.golden_answers, num_documents)}
-        for noisy, documents in targets.items():
-            if len(documents) == num_documents:
+        for noisy, documents in targets_of(search, num_documents, label).items():
+            name = (search.question.id, " ".join(search.query.lower().split()), noisy)
+            if len(documents) == num_documents and (label == "ranking" or name not in seen):
+                seen.add(name)
                 sides[noisy].append(Example(search.question, search.query, noisy, tuple(documents)))
     if not (sides[False] and sides[True]):
         raise ValueError(f"{len(searches)} searches give {len(sides[False])} useful and {len(sides[True])} noisy "

@@ -2,16 +2,22 @@
 
 import dataclasses
 import os
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
 
 from zsjax import supervised
 from zsjax.config import Config, SupervisedConfig, UserError
+from zsjax.search.engine import chance
 from zsjax.search.simulator import Simulator
-from zsjax.simulation.collect import read_searches
+from zsjax.simulation.collect import Search, read_searches
 from zsjax.simulation.dataset import Emphasis, Encoder, Example, make_batches, make_examples
+from zsjax.simulation.gates import Probe, find, holds_gold
 
 
 def tune(config: Config, simulator: Simulator, path: str | os.PathLike, *, writer, directory,
-         config_json: str = "{}") -> Simulator:
+         config_json: str = "{}", report: Callable = lambda rows: None) -> Simulator:
     """Teaches a simulator to play the engine that was searched with.
 
     Args:
@@ -21,6 +27,7 @@ def tune(config: Config, simulator: Simulator, path: str | os.PathLike, *, write
       writer: `zsjax.metrics.Writer`; the stage is "tune_simulator".
       directory: of this stage's checkpoints; an interrupted run in it goes on.
       config_json: kept with the checkpoints.
+      report: called with a row before and one after tuning about held-out searches, where config.collect.hold_out > 0.
 
     Returns:
       The simulator with tuned parameters.
@@ -30,14 +37,44 @@ def tune(config: Config, simulator: Simulator, path: str | os.PathLike, *, write
     """
     try:
         provenance, searches = read_searches(path)
-        examples = make_examples(searches, simulator.num_documents, balance=config.collect.balance, seed=config.seed)
+        searches, held_out = split(searches, config.collect.hold_out)
+        examples = make_examples(searches, simulator.num_documents, label=config.collect.label,
+                                 balance=config.collect.balance, seed=config.seed)
     except (OSError, ValueError) as error:
         raise UserError(f"tune_simulator: {error}") from error
     writer.note(f"tune_simulator: {len(examples)} examples of {len(searches)} searches "
                 f"({provenance.get('engine', 'unknown engine')})")
-    return train(config.tune_simulator, simulator, examples, document_format=config.search.document_format,
-                 seed=config.seed, stage="tune_simulator", writer=writer, directory=directory, config_json=config_json,
-                 lora=config.simulator.lora)
+    tuned = train(config.tune_simulator, simulator, examples, document_format=config.search.document_format,
+                  seed=config.seed, stage="tune_simulator", writer=writer, directory=directory, config_json=config_json,
+                  lora=config.simulator.lora)
+    if held_out:
+        rows = [{"simulator": name, **held_out_shares(which, held_out, seed=config.seed)}
+                for name, which in (("before tuning", simulator), ("after tuning", tuned))]
+        for row in rows:
+            writer.note(f"held-out searches, {row['simulator']}: gold in {row['useful']:.2f} of useful and "
+                        f"{row['noisy']:.2f} of noisy replies (n={row['n']}; the engine itself {row['engine']:.2f})")
+        report(rows)
+    return tuned
+
+
+def split(searches: Sequence[Search], hold_out: float) -> tuple[list[Search], list[Search]]:
+    """(tuned on, held out): by question, so that no held-out question was seen with another query."""
+    sides = ([], [])
+    for search in searches:
+        sides[chance("hold out", search.question.id) < hold_out].append(search)
+    return sides
+
+
+def held_out_shares(simulator: Simulator, searches: Sequence[Search], *, limit: int = 256, seed: int = 0) -> dict:
+    """Shares of searches for which a reply holds a gold answer: {n, useful, noisy, engine}."""
+    searches, k = searches[:limit], simulator.num_documents
+    probes = [Probe(search.source, search.question, search.query) for search in searches]
+    share = lambda found: float(np.mean([holds_gold(documents, search.question)
+                                         for documents, search in zip(found, searches, strict=True)]))
+    found = {name: find(simulator, probes, k=k, noisy=name == "noisy", key=jax.random.key(seed))
+             for name in ("useful", "noisy")}
+    return {"n": len(searches), **{name: share(replies) for name, replies in found.items()},
+            "engine": share([search.documents[:k] for search in searches])}
 
 
 def train(options: SupervisedConfig, simulator: Simulator, examples: list[Example], *, document_format: str, seed: int,

@@ -1,0 +1,135 @@
+"""10,000 episodes, many of which stop early: every search is answered for its own question, gold answer and query.
+
+The reference indexed a compressed list of queries into the full list of questions: with 10 % early stoppers, 92 % of its
+searches were simulated for somebody else's question. The model is cut out (the scripted sampler does not look at it), so
+that so many episodes take seconds; turns, queries, requests and insertion are the real ones.
+"""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_turns import ANSWER, NUM_DOCUMENTS, PARAMS, POLICY, TOKENIZER, make_config, play_oracle
+
+from zsjax import types
+from zsjax.models.decoder import init_params
+from zsjax.rollout import engine as pieces
+from zsjax.rollout import make_rollout
+from zsjax.search import Document
+from zsjax.search.prompts import SimulatorTemplate
+from zsjax.search.simulator import Replies, Simulator
+from zsjax.types import Question
+
+ROWS, MAX_TOKENS = 5_000, 144
+CONFIG = make_config(max_tokens=MAX_TOKENS)
+CONFIG = dataclasses.replace(CONFIG, search=dataclasses.replace(CONFIG.search, max_document_tokens=16))
+
+
+class Silent:
+    """An engine that answers with nothing; `play_oracle` asks it for a script's documents."""
+
+    def documents(self, query):
+        return []
+
+
+def number(i):
+    """A number in words of the tokenizer's vocabulary: digits, one by one."""
+    return " ".join(str(i).zfill(4))
+
+
+@pytest.fixture
+def episodes_of(monkeypatch):
+    """engine -> finished episodes of ROWS scripts of 0 to 2 searches, some ending in EOS, rambling or an empty query."""
+    rng = np.random.default_rng(0)
+    questions = [Question(f"q{i}", f"What is the spouse of {number(i)}?", (f"Kara {number(i)}", f"Dran {number(i)}"))
+                 for i in range(ROWS)]
+    scripts = []
+    for i in range(ROWS):
+        actions = [f"<search> {number(i)} mother {turn} </search>" for turn in range(rng.integers(0, 3))]
+        if rng.random() < 0.2:
+            actions = [*actions[:1], "EOS"]
+        elif rng.random() < 0.1 and actions:
+            actions[0] = "<search>  </search>"
+        scripts.append([*actions, ANSWER])
+
+    def play(engine, documents):
+        """documents: (i, query) -> what stands in the row for it."""
+        table = np.zeros((ROWS, MAX_TOKENS + 1), np.int32)
+        for row in range(ROWS):
+            library = Silent()
+            library.documents = lambda query, row=row: documents(row, query)
+            tokens, _, _, _ = play_oracle(questions[row], scripts[row], library)
+            assert len(tokens) < MAX_TOKENS
+            table[row, :len(tokens)] = tokens
+        table_on_device = jnp.array(table)
+        no_model = lambda cache, count, B: (jnp.zeros((B, POLICY.embed_dim)), cache.advance(count))
+        monkeypatch.setattr(pieces, "prefill", lambda params, config, tokens, lengths, cache, hidden, *, chunk:
+                            no_model(cache, lengths, tokens.shape[0]))
+        monkeypatch.setattr(pieces, "extend", lambda params, config, tokens, count, cache: (
+            jnp.zeros((tokens.shape[0], 1, POLICY.embed_dim)), cache.advance(count)))
+        monkeypatch.setattr(pieces, "row_keys", lambda key, rows, positions: jnp.stack([rows, positions], 1))
+        monkeypatch.setattr(pieces, "sample", lambda logits, keys, **_: (
+            table_on_device[keys[:, 0], jnp.minimum(keys[:, 1], MAX_TOKENS)], -jnp.ones(ROWS)))
+        monkeypatch.setattr(pieces, "coins", lambda env, state, noise, key: state.episode_id % 2 == 0)
+        rollout = make_rollout(POLICY, engine, TOKENIZER, CONFIG)
+        episodes = jax.device_get(rollout(PARAMS, questions, key=jax.random.key(0)))
+        assert (episodes.status != types.RUNNING).all() and episodes.num_searches.sum() > 0.7 * ROWS
+        assert (episodes.num_searches < 2).mean() > 0.5  # stoppers there are
+        return episodes, table
+
+    return questions, play
+
+
+def test_host_engines(episodes_of):
+    questions, play = episodes_of
+    wrong, seen = [], []
+
+    class Checking:
+        def search(self, queries, contexts, *, k):
+            for query, context in zip(queries, contexts, strict=True):
+                i = int("".join(re.findall(r"\d", query)[:4]))
+                seen.append(i)
+                if context.question != questions[i]:
+                    wrong.append((query, context.question))
+            return [[] for _ in queries]
+
+    episodes, _ = play(Checking(), lambda i, query: [])
+    assert len(seen) == episodes.num_searches.sum() and not wrong
+
+
+def test_compiled_simulator(episodes_of, monkeypatch):
+    """The simulator's requests, as tokens: it writes back whose gold and whose query it was given."""
+    questions, play = episodes_of
+    newline = TOKENIZER.encode("\n")[-1]
+
+    def write(self, params, tables, requests, key):
+        lines, lengths = [], []
+        for tokens, length in (requests.answers, requests.query):
+            length = jnp.minimum(length, self.max_document_tokens - 1)
+            line = jnp.zeros((tokens.shape[0], self.max_document_tokens), jnp.int32)
+            size = min(tokens.shape[1], self.max_document_tokens)
+            line = line.at[:, :size].set(tokens[:, :size])
+            line = jnp.where(jnp.arange(self.max_document_tokens) == length[:, None], newline, line)
+            lines.append(line)
+            lengths.append(jnp.where(requests.active, length + 1, 0))
+        count = jnp.where(requests.active, NUM_DOCUMENTS, 0)
+        return Replies(tokens=jnp.stack(lines, 1), lengths=jnp.stack(lengths, 1), count=count)
+
+    config = dataclasses.replace(POLICY, num_layers=1)
+    simulator = Simulator(config=config, params=init_params(config, jax.random.key(2)), tokenizer=TOKENIZER,
+                          template=SimulatorTemplate.load("tiny_world"), num_documents=NUM_DOCUMENTS,
+                          max_document_tokens=16, max_query_tokens=12, max_question_tokens=24)
+    monkeypatch.setattr(Simulator, "write", write)
+    monkeypatch.setattr("test_turns.document_ids", lambda document: [
+        *TOKENIZER.encode(document.text)[:15], newline])
+    gold = lambda i: " " + "; ".join(questions[i].golden_answers)  # as a slot is filled
+    episodes, table = play(simulator, lambda i, query: [Document("", gold(i)), Document("", query)])
+    wrong = [row for row in range(ROWS) if episodes.tokens[row].tolist() != table[row, :MAX_TOKENS].tolist()]
+    assert not wrong, (len(wrong), TOKENIZER.decode(episodes.tokens[wrong[0]].tolist()))
+    searched = episodes.search_status != types.NOT_SEARCHED
+    ran = episodes.query_span[:, :, 1] > 0
+    np.testing.assert_array_equal(episodes.noisy[:, :, 0], ran & (np.arange(ROWS) % 2 == 0)[:, None])
+    assert searched.sum() >= ran.sum() == episodes.num_searches.sum()

@@ -1,0 +1,68 @@
+"""The simulator's requests: when gold answers are shown, and that equal requests are written once and alike."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from zsjax.data import load_tokenizer
+from zsjax.models.decoder import DecoderConfig, init_params
+from zsjax.search import SearchContext
+from zsjax.search.prompts import SimulatorTemplate
+from zsjax.search.simulator import Requests, Simulator, on_target, question_keys
+from zsjax.types import Question
+
+TOKENIZER = load_tokenizer("asset:tiny_world/tokenizer")
+QUESTION = Question("1", "What is the spouse of the author of Lonor Cruwick?", ("Sekel Wencroft", "Sekel"))
+QUERIES = {"author of Lonor Cruwick": True, "spouse of Molen Thidov": True, "mother of Molen Thidov": False, "": False,
+           "Molen Thidov": False}
+
+
+@pytest.fixture(scope="module")
+def simulator():
+    config = DecoderConfig(vocab_size=TOKENIZER.vocab_size, embed_dim=16, num_layers=1, num_heads=2, num_kv_heads=1,
+                           head_dim=8, mlp_dim=16)
+    return Simulator(config=config, params=init_params(config, jax.random.key(0)), tokenizer=TOKENIZER,
+                     template=SimulatorTemplate.load("tiny_world"), num_documents=2, max_document_tokens=6,
+                     max_query_tokens=8, max_question_tokens=24, max_answer_tokens=8)
+
+
+def requests(simulator):
+    question, answers = simulator.encode_questions([QUESTION] * len(QUERIES))
+    return Requests(question=question, answers=answers, query=simulator.encode_slots(list(QUERIES), 8),
+                    noisy=np.zeros(len(QUERIES), bool), question_key=question_keys([QUESTION] * len(QUERIES)),
+                    active=np.ones(len(QUERIES), bool))
+
+
+def test_gold_is_revealed_as_asked(simulator):
+    batch = requests(simulator)
+    assert np.asarray(on_target(batch, simulator.tables.blank)).tolist() == list(QUERIES.values())
+    for reveal, shown in (("always", [True] * 5), ("never", [False] * 5), ("on_target", list(QUERIES.values()))):
+        tokens, lengths = dataclasses.replace(simulator, reveal_gold=reveal).prompts(batch)
+        texts = [TOKENIZER.decode(np.asarray(row[:length]).tolist()) for row, length in zip(tokens, lengths, strict=True)]
+        assert ["Sekel Wencroft" in text for text in texts] == shown
+        assert all(query in text for query, text in zip(QUERIES, texts, strict=True))
+    with pytest.raises(ValueError, match="on_target"):
+        dataclasses.replace(simulator, reveal_gold="sometimes")
+
+
+def test_equal_requests_are_written_once_and_alike(simulator, monkeypatch):
+    other = dataclasses.replace(QUESTION, id="2")
+    queries = ["author", "spouse", "author", "author", "author"]
+    contexts = [SearchContext(QUESTION), SearchContext(QUESTION), SearchContext(QUESTION, noisy=True), SearchContext(other),
+                SearchContext(QUESTION)]
+    written, write = [], simulator._write
+
+    def counting(params, tables, batch, key):
+        written.append(int(batch.active.sum()))
+        return write(params, tables, batch, key)
+
+    monkeypatch.setitem(simulator.__dict__, "_write", counting)
+    found = simulator.search(queries, contexts, k=2)
+    assert written == [4] and found[0] == found[4] and len(found) == 5
+    assert found[0] != found[2] and found[0] != found[3]  # another mode, another question: other draws
+    assert simulator.search(queries[3:4], contexts[3:4], k=2) == [found[3]]  # whatever else is asked
+    assert simulator.search([], [], k=1) == []
+    with pytest.raises(ValueError, match="mispaired"):
+        simulator.search(["a", "b"], contexts[:1], k=1)

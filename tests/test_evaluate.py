@@ -1,0 +1,88 @@
+"""Evaluation: every question counts, samples are averaged by question, and runs are compared question by question."""
+
+import json
+
+import numpy as np
+import pytest
+
+from zsjax import compare, evaluate, types
+from zsjax.config import UserError
+from zsjax.types import Episodes, Question
+
+QUESTIONS = [Question(f"q{i}", "?", ("Rome",), {"data_set": "nq" if i < 4 else "popqa"}) for i in range(7)]
+
+
+class Played:
+    """A rollout whose policy answers "Rome" where it should, and notes what it was asked."""
+
+    class tokenizer:
+        decode = staticmethod(lambda ids: "<answer> Rome </answer>" if 1 in ids else "<answer> Oslo </answer>")
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, params, questions, *, noise, key, temperature, group_ids):
+        B = len(questions)
+        self.asked.append([q.id for q in questions])
+        right = np.array([int(q.id[1:]) % 2 for q in questions])
+        zeros = np.zeros((B, 1), np.int8)
+        return Episodes(tokens=right[:, None], roles=np.full((B, 1), types.POLICY), behavior_logprobs=zeros,
+                        length=np.ones(B, int), status=np.full(B, types.ANSWERED), num_searches=np.zeros(B, int),
+                        noisy=np.zeros((B, 1, 1), bool), search_status=zeros, query_span=np.zeros((B, 1, 2), int),
+                        documents_span=np.zeros((B, 1, 2), int), episode_id=group_ids, group_id=group_ids)
+
+
+@pytest.mark.parametrize("batch_rows", [1, 3, 7, 64])
+def test_every_question_counts_once(batch_rows):
+    import jax
+
+    rollout = Played()
+    records = evaluate.play_samples(rollout, None, QUESTIONS, key=jax.random.key(0), samples=2, batch_rows=batch_rows,
+                                    temperature=0.5)
+    assert [(r["id"], r["sample"]) for r in records] == [(q.id, s) for s in range(2) for q in QUESTIONS]
+    assert {len(batch) for batch in rollout.asked} == {batch_rows}
+    rows = evaluate.summarize("x", records, QUESTIONS)
+    assert [(row["data_set"], row["n"], row["samples"], row["em"]) for row in rows] == [
+        ("nq", 4, 2, 0.5), ("popqa", 3, 2, pytest.approx(1 / 3))]
+    # Two samples that agree are no more evidence than one: the error is over questions.
+    assert rows[0]["em_se"] == pytest.approx(np.std([0, 1, 0, 1], ddof=1) / 2)
+    with pytest.raises(ValueError, match="13 records of 7"):
+        evaluate.summarize("x", records[:-1], QUESTIONS)
+
+
+def records_of(values, data_set="nq"):
+    return [{"id": str(i), "data_set": data_set, "em": v, "f1": v, "contains": v} for i, v in enumerate(values)]
+
+
+def test_paired_bootstrap_equals_the_normal_interval_of_the_differences():
+    rng = np.random.default_rng(0)
+    a = rng.random(400)
+    b = np.clip(a + rng.normal(0.03, 0.2, 400), 0, 1)
+    result = evaluate.paired_bootstrap(records_of(a), records_of(b))
+    error = (b - a).std() / 20
+    assert result["difference"] == pytest.approx((b - a).mean()) and result["n"] == 400
+    assert result["low"] == pytest.approx((b - a).mean() - 1.96 * error, abs=0.1 * error)
+    assert result["high"] == pytest.approx((b - a).mean() + 1.96 * error, abs=0.1 * error)
+    # Pairing matters: shuffled, the same scores say much less.
+    shuffled = evaluate.paired_bootstrap(records_of(a), records_of(rng.permutation(b)))
+    assert shuffled["high"] - shuffled["low"] > 1.5 * (result["high"] - result["low"])
+    assert evaluate.paired_bootstrap(records_of(a), records_of(a))["p"] == 1.0
+    assert evaluate.paired_bootstrap(records_of(np.zeros(99)), records_of(np.ones(99)))["p"] == 0.0
+    # The order of the records is of no importance, and the same seed gives the same answer.
+    assert evaluate.paired_bootstrap(records_of(a)[::-1], records_of(b))["difference"] == pytest.approx(result["difference"])
+
+
+def test_runs_are_compared_by_question(tmp_path):
+    for name, part, values in (("one", "before", [0, 0, 1, 1]), ("one", "after", [1, 0, 1, 1]),
+                               ("two", "before", [1, 1, 1, 1]), ("three", "after", [1, 1])):
+        folder = tmp_path / name / "evaluation"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{part}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records_of(values)))
+    rows = compare.compare_runs(tmp_path / "one", tmp_path / "two")
+    assert [(row["data_set"], row["score"]) for row in rows] == [(d, s) for d in ("all", "nq") for s in evaluate.SCORES]
+    assert (rows[0]["first"], rows[0]["second"]) == (0.75, 1.0)
+    assert "| all | em | 4 | 0.750 | 1.000 | +0.250 |" in compare.comparison_table(rows)
+    with pytest.raises(UserError, match="same questions"):
+        compare.compare_runs(tmp_path / "one", tmp_path / "three")
+    with pytest.raises(UserError, match="no evaluation"):
+        compare.compare_runs(tmp_path / "one", tmp_path / "four")

@@ -1,0 +1,112 @@
+"""A corpus as an index stores it: JSON lines of {title, text}, hashed, and read from disk one by one."""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from zsjax.search.engine import Document
+
+CORPUS, MANIFEST = "corpus.jsonl", "manifest.json"
+
+
+def row_of(document: Document | Mapping, number: int) -> tuple[str, str]:
+    """(title, text), checked."""
+    if isinstance(document, Document):
+        title, text = document.title, document.text
+    elif isinstance(document, Mapping):
+        title, text = document.get("title") or "", document.get("text")
+    else:
+        raise ValueError(f"document {number} is a {type(document).__name__}, not a Document or a mapping")
+    if not isinstance(text, str) or not isinstance(title, str):
+        raise ValueError(f"document {number} needs a string \"text\" (and \"title\", if any); got {document!r:.200}")
+    return title, text
+
+
+def line_of(row: tuple[str, str]) -> bytes:
+    return json.dumps({"title": row[0], "text": row[1]}, ensure_ascii=False).encode() + b"\n"
+
+
+def hash_of(rows: Sequence[tuple[str, str]]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(line_of(row))
+    return digest.hexdigest()
+
+
+class StoredDocuments:
+    """The documents of a stored index: a sequence that reads each from disk when it is asked for."""
+
+    def __init__(self, path: pathlib.Path):
+        self._file = open(path, "rb")
+        digest, starts, offset = hashlib.sha256(), [], 0
+        for line in self._file:
+            digest.update(line)
+            starts.append(offset)
+            offset += len(line)
+        self._starts, self.sha256 = np.array(starts, np.int64), digest.hexdigest()
+
+    def __len__(self):
+        return len(self._starts)
+
+    def __getitem__(self, row):
+        # A positioned read: threads may search one engine at the same time.
+        start = int(self._starts[row])
+        stop = int(self._starts[row + 1]) if row + 1 < len(self) else None
+        data = os.pread(self._file.fileno(), (stop or os.fstat(self._file.fileno()).st_size) - start, start)
+        document = json.loads(data)
+        return document["title"], document["text"]
+
+
+def save_index(path: str | os.PathLike, documents: Sequence, manifest: dict, write_arrays: Callable) -> None:
+    """Writes an index folder: all of it or, if it is interrupted, none. One that is already there is replaced.
+
+    Args:
+      path: the folder.
+      documents: (title, text) rows, in the order of the index.
+      manifest: settings, written last.
+      write_arrays: folder -> None, writes the rest.
+
+    Raises:
+      FileExistsError: the path holds anything else.
+    """
+    path = pathlib.Path(path)
+    if path.exists() and not (path / MANIFEST).exists():
+        raise FileExistsError(f"{path} exists and is no index folder (it has no {MANIFEST}); choose another path")
+    unfinished = path.with_name(path.name + f".writing-{os.getpid()}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    write_arrays(unfinished)
+    with open(unfinished / CORPUS, "wb") as file:
+        file.writelines(line_of(documents[row]) for row in range(len(documents)))
+    (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    if path.exists():
+        shutil.rmtree(path)
+    os.replace(unfinished, path)
+
+
+def load_index(path: str | os.PathLike, *, kind: str, form: int, corpus_hash: str | None) -> tuple[StoredDocuments, dict]:
+    """(documents, settings) of an index folder, checked.
+
+    Raises:
+      FileNotFoundError: no such index.
+      ValueError: of another kind or format, its corpus is not the one that was indexed, or not the one asked for.
+    """
+    path = pathlib.Path(path)
+    if not (path / MANIFEST).exists():
+        raise FileNotFoundError(f"no {kind} index at {path}: {MANIFEST} is missing. Build one with "
+                                f"{kind}.from_documents(...).save(path)")
+    settings = json.loads((path / MANIFEST).read_text())
+    if (settings.pop("kind", kind), settings.pop("format", None)) != (kind, form):
+        raise ValueError(f"{path} is another kind of index or was written in another format; build the index anew")
+    documents = StoredDocuments(path / CORPUS)
+    if documents.sha256 != settings["corpus_sha256"] or len(documents) != settings["num_documents"]:
+        raise ValueError(f"{path / CORPUS} has changed since it was indexed; build the index anew")
+    if corpus_hash is not None and corpus_hash != settings["corpus_sha256"]:
+        raise ValueError(f"the index at {path} is of another corpus (hash {settings['corpus_sha256'][:12]}..., "
+                         f"asked for {corpus_hash[:12]}...); build the index anew")
+    return documents, settings

@@ -1,0 +1,139 @@
+"""Dense retrieval: documents and queries as vectors, the nearest by cosine are found.
+
+Any `embed(list[str]) -> float32[N, D]` will do. `decoder_embedder` makes one of our own decoders, as Qwen3-Embedding
+(arXiv 2506.05176) reads them: the hidden state of an end token behind the text.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from zsjax.search.corpus_store import hash_of, load_index, row_of, save_index
+from zsjax.search.engine import Document, SearchContext, check_request
+
+_FORMAT = 1
+_VECTORS = "vectors.npy"
+_QUERIES = 32  # scored at a time: float32[32, N] of scores is held
+# How Qwen3-Embedding wants queries to be put; documents are read as they are.
+QUERY_FORMAT = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:{query}"
+
+
+class Dense:
+    """An exact index: float32[N, D] unit vectors, scored all. score of a document: cosine with the query."""
+
+    def __init__(self, vectors, documents: Sequence, settings: dict, embed_query: Callable):
+        """vectors: float32[N, D] unit rows; documents: (title, text) rows; embed_query: list[str] -> float32[B, D]."""
+        self._vectors, self._documents, self._settings, self._embed_query = vectors, documents, settings, embed_query
+
+    @classmethod
+    def from_documents(cls, documents: Iterable[Document | Mapping], embed: Callable[[list[str]], np.ndarray], *,
+                       embed_query: Callable | None = None, batch_size: int = 256, name: str = "") -> "Dense":
+        """Embeds a corpus.
+
+        Args:
+          documents: `Document`s or mappings with "text" and, if there is one, "title".
+          embed: texts ("title" newline "text") -> float[B, D]; need not be normalised.
+          embed_query: the same for queries; None is embed.
+          batch_size: texts given to embed at a time.
+          name: of the embedder, kept with a stored index.
+
+        Raises:
+          ValueError: no documents, one without text, or embed gives another shape or numbers that are not finite.
+        """
+        rows = [row_of(document, number) for number, document in enumerate(documents)]
+        if not rows:
+            raise ValueError("a dense index needs at least one document; the corpus is empty")
+        texts = [f"{title}\n{text}".strip() for title, text in rows]
+        vectors = np.concatenate([_unit(embed(texts[i:i + batch_size]), len(texts[i:i + batch_size]))
+                                  for i in range(0, len(texts), batch_size)])
+        settings = {"embedder": name, "num_documents": len(rows), "corpus_sha256": hash_of(rows)}
+        return cls(vectors, rows, settings, embed_query or embed)
+
+    def __len__(self) -> int:
+        return self._settings["num_documents"]
+
+    def search(self, queries: Sequence[str], contexts: Sequence[SearchContext] | None = None, *,
+               k: int) -> list[list[Document]]:
+        """The k nearest documents of each query, nearest first, equal ones in the corpus's order; contexts are ignored.
+
+        Raises ValueError as `check_request`.
+        """
+        check_request(queries, contexts, k)
+        found, k = [], min(k, len(self))
+        for first in range(0, len(queries), _QUERIES):
+            batch = list(queries[first:first + _QUERIES])
+            for scores in _unit(self._embed_query(batch), len(batch)) @ self._vectors.T:
+                rows = np.flatnonzero(scores >= np.partition(scores, -k)[-k])
+                rows = rows[np.argsort(-scores[rows], kind="stable")][:k]
+                found.append([Document(*self._documents[int(row)], float(scores[row])) for row in rows])
+        return found
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the index folder: all of it or none. Raises FileExistsError when the path holds anything else."""
+        save_index(path, self._documents, {"format": _FORMAT, "kind": "Dense", **self._settings},
+                   lambda folder: np.save(folder / _VECTORS, self._vectors, allow_pickle=False))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, embed_query: Callable, *, name: str = "", corpus_hash: str | None = None,
+             mmap: bool = True) -> "Dense":
+        """Reads an index folder; vectors are memory-mapped.
+
+        Raises:
+          FileNotFoundError: no such index.
+          ValueError: another embedder's (by `name`), or the corpus is not the one that was indexed or asked for.
+        """
+        documents, settings = load_index(path, kind="Dense", form=_FORMAT, corpus_hash=corpus_hash)
+        if settings["embedder"] != name:
+            raise ValueError(f"{path} was embedded by {settings['embedder']!r}, not {name!r}; build the index anew")
+        vectors = np.load(os.path.join(path, _VECTORS), mmap_mode="r" if mmap else None, allow_pickle=False)
+        return cls(vectors, documents, settings, embed_query)
+
+
+def decoder_embedder(config, params, tokenizer, *, max_tokens: int = 512, batch_rows: int = 32,
+                     text_format: str = "{query}") -> Callable[[list[str]], np.ndarray]:
+    """embed(list[str]) -> float32[N, D] unit vectors, of a decoder by last-token pooling.
+
+    A text is cut to max_tokens - 1 tokens, the tokenizer's padding token (Qwen's <|endoftext|>) goes behind it, and its
+    hidden state after the final norm is the vector: what sentence-transformers computes for Qwen3-Embedding.
+
+    Args:
+      config, params: DecoderConfig and parameters.
+      tokenizer: of `zsjax.data.load_tokenizer`.
+      batch_rows: texts read at a time; rows are padded to a power of two of tokens, so few programs are compiled.
+      text_format: what a text is put into: QUERY_FORMAT for queries, "{query}" for documents.
+    """
+    import jax
+
+    from zsjax.models.decoder import hidden_states
+
+    @jax.jit
+    def embed_rows(params, tokens, lengths):
+        valid = np.arange(tokens.shape[1]) < lengths[:, None]
+        hidden = hidden_states(params, config, tokens, valid=valid)
+        last = hidden[np.arange(tokens.shape[0]), lengths - 1].astype("float32")
+        return last / (last**2).sum(axis=1, keepdims=True) ** 0.5
+
+    def embed(texts: list[str]) -> np.ndarray:
+        rows = [[*tokenizer.encode(text_format.replace("{query}", text))[:max_tokens - 1], tokenizer.pad_id]
+                for text in texts]
+        out = np.zeros((len(rows), config.embed_dim), np.float32)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        for first in range(0, len(order), batch_rows):
+            batch = order[first:first + batch_rows]
+            size = max(16, 1 << (max(len(rows[i]) for i in batch) - 1).bit_length())
+            tokens, lengths = np.zeros((batch_rows, size), np.int32), np.ones(batch_rows, np.int32)
+            for row, i in enumerate(batch):
+                tokens[row, :len(rows[i])], lengths[row] = rows[i], len(rows[i])
+            out[batch] = np.asarray(embed_rows(params, tokens, lengths))[:len(batch)]
+        return out
+
+    return embed
+
+
+def _unit(vectors, count: int) -> np.ndarray:
+    """float32[count, D] rows of length 1."""
+    vectors = np.asarray(vectors, np.float32)
+    if vectors.ndim != 2 or len(vectors) != count or not np.isfinite(vectors).all():
+        raise ValueError(f"embed must give finite float32[{count}, D]; it gave shape {vectors.shape}")
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
