@@ -63,7 +63,8 @@ def test_neither_cache_is_copied(simulator):  # noqa: F811
     Q = 4
     question, answers = simulator.encode_questions(QUESTIONS[:Q])
     inputs = {"prompts": jnp.ones((Q, prompt), jnp.int32), "prompt_lengths": jnp.full(Q, prompt), "question": question,
-              "group_id": jnp.arange(Q), "answers": answers, "question_key": question_keys(QUESTIONS[:Q])}
+              "group_id": jnp.arange(Q), "answers": answers, "question_key": question_keys(QUESTIONS[:Q]),
+              "turn": jnp.zeros(Q, jnp.int32)}
     tables, simulator_tables = pieces.tables(TOKENIZER, POLICY), simulator.tables
     schedule = continuous.Schedule(rows, SLOTS, 0.8)
     call = jax.jit(lambda params, theirs, inputs: continuous.play(
