@@ -20,7 +20,7 @@ from zsjax.rollout import engine as pieces
 from zsjax.rollout import make_rollout
 from zsjax.search import Document
 from zsjax.search.prompts import SimulatorTemplate
-from zsjax.search.simulator import Replies, Simulator
+from zsjax.search.simulator import Simulator
 from zsjax.types import Question
 
 ROWS, MAX_TOKENS = 5_000, 144
@@ -55,7 +55,7 @@ def episodes_of(monkeypatch):
             actions[0] = "<search>  </search>"
         scripts.append([*actions, ANSWER])
 
-    def play(engine, documents):
+    def play(engine, documents, config=CONFIG):
         """documents: (i, query) -> what stands in the row for it."""
         table = np.zeros((ROWS, MAX_TOKENS + 1), np.int32)
         for row in range(ROWS):
@@ -66,15 +66,15 @@ def episodes_of(monkeypatch):
             table[row, :len(tokens)] = tokens
         table_on_device = jnp.array(table)
         no_model = lambda cache, count, B: (jnp.zeros((B, POLICY.embed_dim)), cache.advance(count))
-        monkeypatch.setattr(pieces, "prefill", lambda params, config, tokens, lengths, cache, hidden, *, chunk:
+        monkeypatch.setattr(pieces, "prefill", lambda params, config, tokens, lengths, cache, hidden, **_:
                             no_model(cache, lengths, tokens.shape[0]))
         monkeypatch.setattr(pieces, "extend", lambda params, config, tokens, count, cache: (
             jnp.zeros((tokens.shape[0], 1, POLICY.embed_dim)), cache.advance(count)))
         monkeypatch.setattr(pieces, "row_keys", lambda key, rows, positions: jnp.stack([rows, positions], 1))
         monkeypatch.setattr(pieces, "sample", lambda logits, keys, **_: (
-            table_on_device[keys[:, 0], jnp.minimum(keys[:, 1], MAX_TOKENS)], -jnp.ones(ROWS)))
+            table_on_device[keys[:, 0], jnp.minimum(keys[:, 1], MAX_TOKENS)], -jnp.ones(len(keys))))
         monkeypatch.setattr(pieces, "coins", lambda env, state, noise, key: state.episode_id % 2 == 0)
-        rollout = make_rollout(POLICY, engine, TOKENIZER, CONFIG)
+        rollout = make_rollout(POLICY, engine, TOKENIZER, config)
         episodes = jax.device_get(rollout(PARAMS, questions, key=jax.random.key(0)))
         assert (episodes.status != types.RUNNING).all() and episodes.num_searches.sum() > 0.7 * ROWS
         assert (episodes.num_searches < 2).mean() > 0.5  # stoppers there are
@@ -101,11 +101,12 @@ def test_host_engines(episodes_of):
 
 
 def test_compiled_simulator(episodes_of, monkeypatch):
-    """The simulator's requests, as tokens: it writes back whose gold and whose query it was given."""
+    """The simulator's requests, as tokens: it writes back whose gold and whose query it was given, with fewer slots than
+    rows and fewer rows than episodes, so that all three are paired anew again and again."""
     questions, play = episodes_of
     newline = TOKENIZER.encode("\n")[-1]
 
-    def write(self, params, tables, requests, key):
+    def take(self, params, writing, requests, key, *, lanes):
         lines, lengths = [], []
         for tokens, length in (requests.answers, requests.query):
             length = jnp.minimum(length, self.max_document_tokens - 1)
@@ -114,19 +115,22 @@ def test_compiled_simulator(episodes_of, monkeypatch):
             line = line.at[:, :size].set(tokens[:, :size])
             line = jnp.where(jnp.arange(self.max_document_tokens) == length[:, None], newline, line)
             lines.append(line)
-            lengths.append(jnp.where(requests.active, length + 1, 0))
-        count = jnp.where(requests.active, NUM_DOCUMENTS, 0)
-        return Replies(tokens=jnp.stack(lines, 1), lengths=jnp.stack(lengths, 1), count=count)
+            lengths.append(length + 1)
+        put = lambda new, old: jnp.where(requests.active.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+        return writing.replace(documents=put(jnp.stack(lines, 1), writing.documents), noisy=requests.noisy,
+                               lengths=put(jnp.stack(lengths, 1), writing.lengths), count=put(NUM_DOCUMENTS, writing.count))
 
     config = dataclasses.replace(POLICY, num_layers=1)
     simulator = Simulator(config=config, params=init_params(config, jax.random.key(2)), tokenizer=TOKENIZER,
                           template=SimulatorTemplate.load("tiny_world"), num_documents=NUM_DOCUMENTS,
                           max_document_tokens=16, max_query_tokens=12, max_question_tokens=24)
-    monkeypatch.setattr(Simulator, "write", write)
+    monkeypatch.setattr(Simulator, "take", take)
     monkeypatch.setattr("test_turns.document_ids", lambda document: [
         *TOKENIZER.encode(document.text)[:15], newline])
     gold = lambda i: " " + "; ".join(questions[i].golden_answers)  # as a slot is filled
-    episodes, table = play(simulator, lambda i, query: [Document("", gold(i)), Document("", query)])
+    schedule = dataclasses.replace(CONFIG.rollout, rows=1_000, simulator_slots=300, busy=0.5)
+    episodes, table = play(simulator, lambda i, query: [Document("", gold(i)), Document("", query)],
+                           dataclasses.replace(CONFIG, rollout=schedule))
     wrong = [row for row in range(ROWS) if episodes.tokens[row].tolist() != table[row, :MAX_TOKENS].tolist()]
     assert not wrong, (len(wrong), TOKENIZER.decode(episodes.tokens[wrong[0]].tolist()))
     searched = episodes.search_status != types.NOT_SEARCHED

@@ -16,6 +16,7 @@ from zsjax.data.assets import asset_path
 from zsjax.models.decoder import DecoderConfig, forward, init_params
 from zsjax.rollout import engine as pieces
 from zsjax.rollout import make_rollout, transcript
+from zsjax.rollout.prompts import PolicyTemplate
 from zsjax.search import Document
 from zsjax.search.prompts import SimulatorTemplate
 from zsjax.search.simulator import ALL_TAGS, Simulator
@@ -301,6 +302,22 @@ def test_many_devices_equal_one(monkeypatch, simulator, sizes, real):
     np.testing.assert_array_equal(one.tokens, many.tokens)
     np.testing.assert_array_equal(one.noisy, many.noisy)
     np.testing.assert_allclose(one.behavior_logprobs, many.behavior_logprobs, atol=1e-5)
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_prefixes_go_on_on_many_devices(monkeypatch, simulator, real):
+    searching(monkeypatch)
+    questions, engine, key = QUESTIONS[:3], Library() if real else simulator, jax.random.key(4)
+    mesh = make_mesh(dict(data=2), jax.devices()[:2])  # a row too many
+    play = lambda mesh, **options: jax.device_get(make_rollout(POLICY, engine, TOKENIZER, CONFIG, mesh)(
+        PARAMS, questions, noise=0.5, key=key, **options))
+    whole = play(None)
+    behind = whole.documents_span[:, 0, 1] + len(encode(PolicyTemplate.load(CONFIG.prompts.policy).information_close))
+    again = play(mesh, prefixes=[(tokens[:stop].tolist(), 1) for tokens, stop in zip(whole.tokens, behind)])
+    np.testing.assert_array_equal(again.tokens, whole.tokens)
+    np.testing.assert_array_equal(again.noisy[:, 1:], whole.noisy[:, 1:])
+    np.testing.assert_array_equal(again.num_searches, whole.num_searches - 1)
+    assert (again.roles[np.arange(whole.tokens.shape[1]) < behind[:, None]] == types.PROMPT).all()
 
 
 def test_long_prompts_are_refused():
