@@ -53,7 +53,8 @@ def make_passes(config, model_config, mesh, *, loss, optimizer, value_optimizer=
     if reduction == "fixed_length":
         reduction = ("fixed_length", config.rollout.max_tokens)
     # Bounds that a loss of one's own may not know are given to it only where they are set.
-    hyper = {name: value for name in ("dual_clip", "sampler_clip") if (value := getattr(algorithm, name))}
+    optional = dict(dual_clip=algorithm.dual_clip, sampler_clip=algorithm.sampler_clip)
+    hyper = {name: value for name, value in optional.items() if value}
     hyper |= dict(clip_low=algorithm.clip_low, clip_high=algorithm.clip_high)
     in_loss = algorithm.kl_in == "loss"
     objective = dict(chunk=options.logprob_chunk, temperature=config.rollout.temperature, remat=options.remat,
