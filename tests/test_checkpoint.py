@@ -137,17 +137,15 @@ def test_damage_is_one_clear_error(tmp_path, how):
 
 
 def test_save_does_not_hold_up_the_steps(tmp_path):
-    """A megabyte: under 50 ms on an idle machine; the bound leaves room for a busy one, and the best of five counts."""
-    state = {f"w{i}": jnp.ones((64, 128)) for i in range(32)}
-    blocked = []
+    """`save` returns while 64 MB are still being written, in one of three attempts at least."""
+    state = {f"w{i}": jnp.ones((512, 1024)) for i in range(32)}
+    still_writing = []
     with Checkpointer(tmp_path) as checkpointer:
-        checkpointer.save(0, state)
-        for step in range(1, 6):
+        for step in range(3):
             checkpointer.wait()
-            start = time.perf_counter()
             checkpointer.save(step, state)
-            blocked.append(time.perf_counter() - start)
-    assert min(blocked) < 0.1, blocked
+            still_writing.append(checkpointer._manager.is_saving_in_progress())
+    assert any(still_writing)
 
 
 def test_kill_at_any_moment(tmp_path):
