@@ -140,6 +140,13 @@ def test_impossible_values(field, value, mend):
     assert len(found) == 1, found
 
 
+def test_a_simulator_loses_no_documents():
+    found = problems_of(overrides={"search.eval_engine": "simulator", "evaluate.drop_best": "0.3"})
+    assert "set it to 0" in found["evaluate.drop_best"]
+    real = {"search.eval_engine": "bm25", "evaluate.drop_best": "0.3", "train.steps": "-1"}
+    assert set(problems_of(overrides=real)) == {"train.steps"}
+
+
 @pytest.mark.parametrize("engine, field, mend", [
     ("http", "search.remote.url", "http://HOST:PORT"),
     ("chat", "search.remote.url", "http://HOST:PORT"),

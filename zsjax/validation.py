@@ -515,6 +515,8 @@ def _check_rest(found, config):
         found.add("trajectory_sft.steps", "the baseline would learn nothing", "give its steps")
     found.one_of("collect.label", ("ranking", "answer", "contains"))
     found.within(0, 0.5, "collect.hold_out")
+    if config.evaluate.drop_best and config.search.eval_engine == "simulator":
+        found.add("evaluate.drop_best", "a simulator does not lose documents", "set it to 0, or evaluate with a real engine")
     found.within(0, 1, "evaluate.drop_best", "gates.reading", "gates.useful", "gates.noisy", "gates.leak")
     for axis in ("data", "fsdp", "tensor"):
         size = getattr(config.mesh, axis)

@@ -3,7 +3,7 @@
 Policy rows and simulator slots are filled from queues on the device. One outer `while_loop` goes round; in every round
 each kind of work runs zero or more times (a `while_loop` is the "if": a `cond` would copy the caches, jax#38145):
 
-  decode   the policy, as long as at least `Schedule.busy` of its rows have a token to draw
+  decode   the policy, as long as more than `Schedule.busy` of its rows have a token to draw
   seat     rows that have ended hand their episode over and take the next one
   ask      rows that wait for documents give their requests to free simulator slots
   write    the simulator, as long as the policy would run too empty
