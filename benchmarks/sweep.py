@@ -20,6 +20,8 @@ VARIANTS = {
     "clean": ("noise=0.0", "simulator, no noise"),
     "curriculum": ("noise=0.5", "simulator, noise 0 -> 0.5"),
     "real": ("engine=bm25", "real engine (BM25)"),
+    "untuned": ("noise=0.5,simulator=untuned", "untuned simulator, noise 0 -> 0.5"),
+    "prompted": ("noise=0.5,simulator=prompted", "prompted simulator, noise 0 -> 0.5"),
     "inverted": ("noise=0.0,invert_mask", "simulator, loss mask inverted"),
     "empty": ("engine=empty", "empty documents"),
     # The algorithms, each with the curriculum (GRPO's row is "curriculum").
