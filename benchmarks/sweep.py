@@ -29,8 +29,10 @@ VARIANTS = {
     "rloo": ("noise=0.5,algorithm=rloo", "simulator, RLOO"),
     "ppo": ("noise=0.5,algorithm=ppo", "simulator, PPO"),
     "grpo": ("noise=0.5,algorithm=grpo", "simulator, GRPO"),
+    "rloo_long": ("noise=0.5,algorithm=rloo,steps=180", "simulator, RLOO, three times as long"),
+    "grpo_long": ("noise=0.5,algorithm=grpo,steps=180", "simulator, GRPO, three times as long"),
 }
-DEFAULT = ("clean", "curriculum", "real", "inverted", "empty")  # without the algorithms, which are asked for by name
+DEFAULT = ("clean", "curriculum", "real", "inverted", "empty")  # the others are asked for by name
 
 
 def run(arg: str, workdir: pathlib.Path, *overrides: str):
@@ -50,7 +52,7 @@ def sweep(workdir: pathlib.Path, seeds, variants, extra):
             folder, overrides = workdir / f"{variant}-{seed}", list(extra)
             if (folder / "report.html").exists():
                 continue
-            if title.startswith("simulator"):
+            if title.startswith("simulator"):  # the tuned one
                 if not tuned.exists():
                     print(f"seed {seed}: tuning the simulator", flush=True)
                     run(f"seed={seed}", tuned.parents[1], "--config.stages=collect,tune_simulator", *extra)
