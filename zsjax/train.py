@@ -113,7 +113,7 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
                 episodes, scores = played.episodes, played.scores
 
             with timer("score"):
-                batch = token_batch(episodes, scores).replace(row_valid=played.row_valid)
+                batch = token_batch(episodes, scores, multiple=config.rollout.max_tokens).replace(row_valid=played.row_valid)
                 mask = roles.loss_mask(batch.roles) & batch.row_valid[:, None]
                 batch = batch.replace(old_logprobs=passes.logprobs(policy, batch))
                 if reference is not None:
