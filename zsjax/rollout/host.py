@@ -15,7 +15,7 @@ import numpy as np
 from zsjax import sharding, types
 from zsjax.models.decoder import cast_matrices
 from zsjax.rollout import engine as pieces
-from zsjax.rollout.continuous import Work
+from zsjax.rollout.continuous import Work, num_bytes
 from zsjax.search.engine import Document, Failed, SearchContext
 from zsjax.search.prompts import format_document
 from zsjax.search.simulator import ALL_TAGS
@@ -104,7 +104,9 @@ class HostRollout:
             if not waits_for.any():
                 rows = np.full_like(state.steps, len(row_questions) // len(state.steps))
                 none = np.zeros_like(rows)
-                return pieces.finish(state), Work(jax.device_get(state.steps), rows, none, none)
+                return pieces.finish(state), Work(
+                    jax.device_get(state.steps), rows, none, none,
+                    policy_cache=np.repeat(num_bytes(state.cache) / len(rows), len(rows)))
             noisy = np.asarray(pieces.per_document(noisy, (len(row_questions), env.num_documents)))
             (documents, lengths, count), obeyed = self._search(row_questions, waits_for, query, noisy, calls, key)
             state = self._insert(params, state, documents, lengths, count, obeyed)

@@ -65,6 +65,15 @@ class Replies:
 
 
 @flax.struct.dataclass
+class Tally:
+    """What was done so far, one number a device."""
+
+    read: Any  # int32[1], tokens of prompts that were read
+    drawn: Any  # int32[1], tokens drawn
+    attended: Any  # float32[1], tokens in the cache that these saw, themselves included
+
+
+@flax.struct.dataclass
 class Writing:
     """S requests under way. All a continuous rollout needs to interleave them with the policy's work.
 
@@ -82,6 +91,7 @@ class Writing:
     busy: Any  # bool[B]
     noisy: Any  # bool[S] or bool[S, k], the requests' modes
     steps: Any  # int32[1], decode steps so far (one number a device)
+    tally: Tally
 
     @property
     def working(self):
@@ -263,7 +273,9 @@ class Simulator:
         return Writing(cache=cache, hidden=hidden, documents=jnp.zeros((slots, k, N), jnp.int32),
                        lengths=jnp.zeros((slots, k), jnp.int32), count=zeros, tag_state=zeros, step=zeros,
                        keys=jnp.zeros((slots, 2), jnp.uint32), busy=jnp.zeros(slots, bool), noisy=noisy,
-                       steps=jnp.zeros(1, jnp.int32))
+                       steps=jnp.zeros(1, jnp.int32), tally=Tally(
+                           read=jnp.full(1, len(shared), jnp.int32), drawn=jnp.zeros(1, jnp.int32),
+                           attended=jnp.zeros(1)))
 
     def take(self, params, writing: "Writing", requests: Requests, key, *, lanes: int | None = None) -> "Writing":
         """Begins the active requests, each in the place of its row; what these held is lost.
@@ -285,7 +297,9 @@ class Simulator:
                                 writing.hidden, chunk=PREFILL_CHUNK, lanes=lanes)
         fresh = lambda old: jnp.where(began.reshape(-1, *[1] * (old.ndim - 1)), 0, old).astype(old.dtype)
         keys = jax.random.key_data(request_keys(key, requests))
+        read = writing.tally.read + jnp.where(new, lengths - shared, 0).sum()
         return writing.replace(
+            tally=writing.tally.replace(read=read),
             cache=cache, hidden=hidden, documents=fresh(writing.documents), lengths=fresh(writing.lengths),
             count=fresh(writing.count), tag_state=fresh(writing.tag_state), step=fresh(writing.step),
             keys=jnp.where(new[:, None], keys, writing.keys), busy=writing.busy | new, noisy=noisy)
@@ -312,7 +326,10 @@ class Simulator:
             # The last token of a reply is not read back: nobody looks at what would follow.
             busy = w.busy & ~ended & (count < k) & (w.step + 1 < self._budget)
             states, cache = extend(params, config, token[:, None], busy.astype(jnp.int32), w.cache)
+            tally = w.tally.replace(drawn=w.tally.drawn + w.busy.sum(), attended=w.tally.attended + jnp.where(
+                w.busy, w.cache.lengths + 1, 0).sum())
             return w.replace(
+                tally=tally,
                 cache=cache, hidden=states[:, 0], documents=w.documents.at[rows, at, used].set(token, mode="drop"),
                 lengths=w.lengths.at[rows, at].add(1, mode="drop"), count=count,
                 tag_state=jnp.where(w.busy, tag_state, w.tag_state), step=w.step + w.busy, busy=busy, steps=w.steps + 1)
