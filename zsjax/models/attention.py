@@ -19,6 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 NEG_INF = -1e30  # finite: a row without any visible key gives an average, never NaN
 SPLASH_BLOCK = 128  # tokens, and lanes of a head: what the kernel's tiles divide
 MIN_BLOCK, MAX_BLOCKS = 128, 8  # "xla": queries of a block, blocks of a row (they are unrolled)
+LIVE_BLOCK = 256  # slots that a decoding step on CPU reads at a time
 
 
 def attend(q, k, v, *, kv_lengths, q_positions=None, window=None, kernel: str = "xla"):
@@ -139,20 +140,51 @@ def _xla_cached(q, k, v, kv_lengths, q_positions, window):
     B, H, T, h = q.shape
     K, S = k.shape[1], k.shape[2]
     G, dtype = H // K, q.dtype
-    q, k, v = _operands(q, k, v)
+    (q,) = _operands(q)
     q = q.reshape(B, K, G * T, h)  # as in `_block_scores`
-    scores = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32) / math.sqrt(h)
-    slots = jnp.arange(S)
-    visible = (slots <= q_positions[:, :, None]) & (slots < kv_lengths[:, None, None])
-    if window is not None:
-        visible &= slots > q_positions[:, :, None] - window
-    scores = scores.reshape(B, K, G, T, S)
-    scores = jnp.where(visible[:, None, None], scores, NEG_INF)
-    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights = weights / weights.sum(axis=-1, keepdims=True)
-    out = jnp.einsum("bkqs,bksh->bkqh", weights.reshape(B, K, G * T, S).astype(q.dtype), v,
-                     preferred_element_type=jnp.float32)
+
+    def scores_of(k, slots, first=0):
+        scores = jnp.einsum("bkqh,bksh->bkqs", q, k.astype(q.dtype), preferred_element_type=jnp.float32) / math.sqrt(h)
+        visible = (slots <= q_positions[:, :, None]) & (slots < kv_lengths[:, None, None]) & (slots >= first)
+        if window is not None:
+            visible &= slots > q_positions[:, :, None] - window
+        scores = jnp.where(visible[:, None, None], scores.reshape(B, K, G, T, -1), NEG_INF)
+        return scores.reshape(B, K, G * T, -1)
+
+    def mixed(weights, v):
+        return jnp.einsum("bkqs,bksh->bkqh", weights.astype(q.dtype), v.astype(q.dtype),
+                          preferred_element_type=jnp.float32)
+
+    if jax.default_backend() == "cpu" and T == 1 and S > LIVE_BLOCK:
+        out = _live_blocks(k, v, kv_lengths.max(), scores_of, mixed, (B, K, G * T))
+    else:
+        scores = scores_of(k, jnp.arange(S))
+        weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+        out = mixed(weights / weights.sum(axis=-1, keepdims=True), v)
     return out.reshape(B, K, G, T, h).transpose(0, 3, 1, 2, 4).astype(dtype)
+
+
+def _live_blocks(k, v, live, scores_of, mixed, shape):
+    """Attention to the first `live` slots, block by block with a running softmax (Milakov and Gimelshein 2018).
+
+    A cache has room for the longest row that may come; reading all of it at every step costs more than the weights where
+    rows are still short. A block without a visible slot adds exactly nothing, so a row does not depend on the others'.
+    """
+    S, size = k.shape[2], LIVE_BLOCK
+
+    def block(carry):
+        number, highest, total, out = carry
+        start = jnp.minimum(number * size, S - size)  # the last one may begin in the one before
+        cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=2)
+        scores = scores_of(cut(k), start + jnp.arange(size), number * size)
+        top = jnp.maximum(highest, scores.max(axis=-1))
+        weights, kept = jnp.exp(scores - top[..., None]), jnp.exp(highest - top)
+        return number + 1, top, total * kept + weights.sum(axis=-1), out * kept[..., None] + mixed(weights, cut(v))
+
+    zeros = jnp.zeros(shape, jnp.float32)
+    carry = (jnp.int32(0), zeros + NEG_INF, zeros, jnp.zeros((*shape, k.shape[3]), jnp.float32))
+    _, _, total, out = jax.lax.while_loop(lambda carry: carry[0] * size < live, block, carry)
+    return out / jnp.maximum(total, 1.0)[..., None]  # at least one weight is one, but where nothing is live
 
 
 def _cudnn(q, k, v, lengths, window):

@@ -261,10 +261,10 @@ class Simulator:
         config, k, N = self.config, self.num_documents, self.max_document_tokens
         noisy = jnp.zeros((slots, k) if per_document else slots, bool)
         slots = slots * 2 if per_document else slots
-        cache = init_cache(config, slots, self.prompt_size + self._budget, jnp.dtype(config.dtype))
+        cache = init_cache(config, slots, self.prompt_size + self._budget)
         hidden = jnp.zeros((slots, config.embed_dim), config.dtype)
         if shared := self._shared_prefix:
-            one = init_cache(config, 1, len(shared), jnp.dtype(config.dtype))
+            one = init_cache(config, 1, len(shared))
             _, one = prefill(params, config, jnp.array([shared], jnp.int32), jnp.array([len(shared)], jnp.int32), one,
                              hidden[:1], chunk=PREFILL_CHUNK)
             put = lambda x, y: x.at[:, :, :len(shared)].set(y)
