@@ -16,6 +16,7 @@ from zsjax.rollout import continuous
 from zsjax.rollout import engine as pieces
 from zsjax.rollout.host import HostRollout
 from zsjax.rollout.prompts import PolicyTemplate
+from zsjax.rollout.searching import SimulatorSearch, TextSearch
 from zsjax.search.simulator import Simulator, question_keys
 
 
@@ -47,14 +48,21 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
     env = environment(policy_config, tokenizer, config, group_size)
     tables = pieces.tables(tokenizer, policy_config)
     schedule = continuous.Schedule(config.rollout.rows, config.rollout.simulator_slots, config.rollout.busy)
-    compiled = isinstance(engine, Simulator) and engine.tokenizer is tokenizer and watch is None
     local = None if mesh is None else sharding.local_mesh(mesh)
-    if compiled:
+    apart = None if mesh is None else sharding.simulator_mesh(config.mesh)
+    same_tokens = isinstance(engine, Simulator) and engine.tokenizer is tokenizer
+    if same_tokens and watch is None and apart is None:
         play = _compiled(env, schedule, tables, engine, local)
     else:
-        if isinstance(engine, Simulator) and engine.tokenizer is not tokenizer:
+        if isinstance(engine, Simulator) and not same_tokens:
             logging.info("the simulator has its own tokenizer: documents go through text on the host")
-        play = HostRollout(env, tables, engine, tokenizer, config.search.document_format, local, watch)
+        if same_tokens:
+            search = SimulatorSearch(engine, apart or local, schedule, lanes=env.lanes, in_threads=apart is not None)
+        else:
+            search = TextSearch(engine, tokenizer, config.search.document_format, num_documents=env.num_documents,
+                                max_document_tokens=env.max_document_tokens)
+        play = HostRollout(env, schedule, tables, search, local, watch, visit_every=config.rollout.visit_every,
+                           search_batches=config.rollout.search_batches)
 
     def begin(questions, prefixes, group_ids):
         """What episodes begin with, for `read_prompts`."""
