@@ -76,6 +76,11 @@ def split_devices(sizes, devices=None) -> tuple[list, list]:
     return [d for d in devices if d in policy], [d for d in devices if d not in policy]
 
 
+def device_count(mesh: Mesh, sizes) -> int:
+    """Devices of the policy's mesh and the simulator's, of all hosts."""
+    return mesh.size + sizes.simulator_devices * jax.process_count()
+
+
 def mesh_shape(sizes, num_devices: int) -> tuple[int, int, int]:
     """Devices along data, fsdp and tensor; arguments and errors as `make_mesh`."""
     given = {axis: getattr(sizes, axis) for axis in AXES} if dataclasses.is_dataclass(sizes) else dict(sizes)

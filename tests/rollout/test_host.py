@@ -170,12 +170,11 @@ def test_the_same_search_is_sent_once(by_call):
     assert (one is other) != by_call
 
 
-@pytest.mark.parametrize("noise_per", ["search", "document"])
-def test_a_simulator_on_its_own_devices_writes_the_same(monkeypatch, simulator, noise_per):  # noqa: F811
-    """Four devices for the policy and two for the simulator, two programs; or all four for both, in one program."""
+def test_a_simulator_on_its_own_devices_writes_the_same(monkeypatch, simulator):  # noqa: F811
+    """Two devices for the policy and two for the simulator, two programs; or two for both, in one program."""
     searching(monkeypatch, draws)
     config = make_config(lanes=2, simulator_slots=2, **BUSY)
-    config = dataclasses.replace(config, search=dataclasses.replace(config.search, noise_per=noise_per))
+    config = dataclasses.replace(config, search=dataclasses.replace(config.search, noise_per="document"))
     questions = QUESTIONS + [dataclasses.replace(q, id=str(6 + i)) for i, q in enumerate(QUESTIONS)]
 
     def episodes_on(mesh_config, devices):
