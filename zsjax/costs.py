@@ -28,11 +28,14 @@ def used(episodes: types.Episodes, *, devices: int = 1) -> dict[str, int]:
 
 class Meter:
     """A rollout that counts what it plays: `take()` gives `used`, engine counters and "time/step" since the last take, and
+    "time/reshard", the part of it in which parameters were moved to where decoding reads them, where they had to be; and
     with an `account` (`zsjax.accounting.RolloutAccount`) its figures, of rollouts that are played with_work."""
 
     def __init__(self, rollout, engine, *, devices: int = 1, account=None):
         self.rollout, self.tokenizer, self.devices, self.account = rollout, rollout.tokenizer, devices, account
         self._counters, self._used, self._seconds = EngineCounters(engine), collections.Counter(), 0.0
+        self._resharded = 0.0
+        self.place = getattr(rollout, "place", lambda params: params)  # see `zsjax.rollout.make_rollout`
 
     def __call__(self, *args, **options):
         """What the rollout gives, as numpy."""
@@ -49,6 +52,10 @@ class Meter:
         taken = {**self._used, "used/devices": self.devices, **self._counters.take(), "time/step": self._seconds,
                  **(self.account.take() if self.account is not None else {})}
         self._used, self._seconds = collections.Counter(), 0.0
+        resharded = getattr(self.rollout, "reshard_seconds", 0.0)
+        if resharded > self._resharded:
+            taken["time/reshard"] = resharded - self._resharded
+            self._resharded = resharded
         return taken
 
 

@@ -53,8 +53,8 @@ CURVES = (
     ("Caches", "bytes allocated", {"cache_bytes/policy": "policy", "cache_bytes/simulator": "simulator"}, 0, None),
     ("Compiled programs", "per step", {"compile/step": "compiled", "compile/cached": "from the persistent cache"}, 0, None),
     ("Time", "seconds per step", {"time/step": "step", "time/rollout": "rollout", "time/score": "score",
-                                  "time/update": "update", "time/evaluate": "evaluate", "time/checkpoint": "checkpoint"},
-     0, None),
+                                  "time/update": "update", "time/reshard": "weights moved for decoding",
+                                  "time/evaluate": "evaluate", "time/checkpoint": "checkpoint"}, 0, None),
 )
 STAGE_TITLES = {"train": "Reinforcement learning", "pretrain": "Pretraining of the base policy",
                 "pretrain_simulator": "Pretraining of the simulator", "tune_simulator": "Tuning of the simulator"}

@@ -84,8 +84,9 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
     passes = make_passes(config, policy_config, mesh, loss=loss or load_loss(algorithm.loss), optimizer=optimizers[0],
                          value_optimizer=optimizers[1], assemble=whole)
     rollout = make_rollout(policy_config, engine, tokenizer, config, mesh, group_size=options.group_size)
-    rollout = costs.Meter(rollout, engine, devices=mesh.size,
-                          account=accounting.RolloutAccount(policy_config, engine, devices=mesh.size))
+    devices = sharding.device_count(mesh, config.mesh)
+    rollout = costs.Meter(rollout, engine, devices=devices,
+                          account=accounting.RolloutAccount(policy_config, engine, devices=devices))
     compiles, timer = accounting.CompileCount(), Timer()
     play = make_player(config, rollout, stream, tokenizer)
     noise_at, share_at = curriculum(config.curriculum, steps), real_share(config.search.mix, steps)
