@@ -119,7 +119,7 @@ def copy_bandwidth(seconds: float = 0.1) -> float:
     """Bytes a second that this host's first device reads and writes while it copies: the best of `seconds` of copies of an
     array that no cache holds."""
     device = jax.local_devices()[0]
-    size = (1 << 26) if device.platform == "cpu" else (1 << 28)
+    size = 1 << 28
     x = jax.device_put(np.zeros(size // 4, np.float32), device)
     copy = jax.jit(lambda x: x + 1, donate_argnums=0)  # in place: on CPU a fresh array costs ten times as much
     x = copy(x).block_until_ready()
