@@ -225,7 +225,7 @@ def timed(call, cpu):
 
 
 def work(options):
-    """A worker: says JSON facts, then one JSON line for each line it is sent, then its peak memory."""
+    """A worker: says JSON facts, then makes a step and says what it took for each line it is sent."""
     say, sys.stdout = sys.stdout, sys.stderr
     tell = lambda **facts: print(json.dumps(facts), file=say, flush=True)
     name, _, rows = options.worker.partition(":")
@@ -233,9 +233,10 @@ def work(options):
     tell(**facts)
     for _ in sys.stdin:
         (loss, grad_norm), _, cpu, wall = timed(step, True)
-        tell(cpu=cpu, wall=wall, loss=loss, grad_norm=grad_norm)
-    accelerator = peak()
-    tell(accelerator=accelerator is not None, peak=accelerator or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        accelerator = peak()
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        tell(cpu=cpu, wall=wall, loss=loss, grad_norm=grad_norm, accelerator=accelerator is not None,
+             peak=accelerator or resident)
 
 
 # ---- the driver
@@ -264,12 +265,8 @@ class Side:
     def ask(self):
         self.process.stdin.write("step\n")
         self.process.stdin.flush()
-        return self.hear()
-
-    def end(self):
-        self.process.stdin.close()
         said = self.hear()
-        self.process.wait()
+        print(json.dumps({"side": self.name, "cpu": round(said["cpu"], 3), "wall": round(said["wall"], 3)}), flush=True)
         return said
 
 
@@ -310,10 +307,9 @@ def measure(options, sides):
     for _ in range(options.repeats):
         for side in sides:
             side.times.append(side.ask())
-            print(json.dumps({"side": side.name} | {k: round(side.times[-1][k], 3) for k in ("cpu", "wall")}), flush=True)
     rows = []
     for side in sides:
-        memory = side.end()
+        memory = side.times[-1]
         used = [t["wall" if memory["accelerator"] else "cpu"] for t in side.times]
         seconds = statistics.median(used)
         rows.append({

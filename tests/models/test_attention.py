@@ -52,15 +52,31 @@ def test_cudnn_equals_the_reference(window):
         assert np.abs(a - b).max() <= 0.03 * np.abs(b).max()
 
 
-@pytest.mark.parametrize("window", [None, 4])
-def test_the_reference_equals_jax(window):
+@pytest.mark.parametrize("window, block, num_blocks", [(None, 128, 1), (None, 4, 3), (4, 4, 3), (3, 5, 3), (7, 2, 6)])
+def test_the_reference_equals_jax(window, block, num_blocks, monkeypatch):
+    monkeypatch.setattr(attention, "MIN_BLOCK", block)  # the last one is cut where it does not divide the row
     q, k, v, lengths, weight = _inputs(12)
+    assert len(list(attention._blocks(12, window))) == num_blocks
     by_jax = lambda q, k, v: jax.nn.dot_product_attention(
         *(x.swapaxes(1, 2) for x in (q, k, v)), is_causal=True, query_seq_lengths=lengths.astype(jnp.int32),
         key_value_seq_lengths=lengths.astype(jnp.int32), local_window_size=window and (window - 1, 0))
     for a, b in zip(_outputs_and_gradients(lambda *x: attend(*x, kv_lengths=lengths, window=window), q, k, v, weight),
                     _outputs_and_gradients(by_jax, q, k, v, weight)):
         np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_keys_after_a_block_are_not_multiplied():
+    """Of the products of whole rows with eight blocks, (8 + 1) / 16 are left, forward and backward."""
+    q, k, v, lengths, weight = _inputs(1024, B=1)
+
+    def flop(function):
+        return jax.jit(function).lower(q, k, v).compile().cost_analysis()["flops"]
+
+    positions = jnp.arange(1024)[None]
+    whole = lambda q, k, v: (attend(q, k, v, kv_lengths=lengths[:1], q_positions=positions) * weight).sum()
+    blocks = lambda q, k, v: (attend(q, k, v, kv_lengths=lengths[:1]) * weight).sum()
+    assert flop(blocks) < 0.65 * flop(whole)
+    assert flop(jax.grad(blocks, (0, 1, 2))) < 0.75 * flop(jax.grad(whole, (0, 1, 2)))  # weights computed again
 
 
 def test_the_choice_is_told_once_and_what_cannot_run_is_refused(caplog):

@@ -71,11 +71,15 @@ def _causal(window, q, k, v):
     return _causal_forward(window, q, k, v)[0]
 
 
+def block_size(T: int) -> int:
+    """Queries of a block of whole rows of T tokens: those that have scores at a time."""
+    return min(T, max(MIN_BLOCK, -(-T // MAX_BLOCKS)))
+
+
 def _blocks(T, window):
     """Slices of a row: the queries of a block and the keys that one of them sees."""
-    size = max(MIN_BLOCK, -(-T // MAX_BLOCKS))
-    for start in range(0, T, size):
-        stop = min(start + size, T)
+    for start in range(0, T, block_size(T)):
+        stop = min(start + block_size(T), T)
         yield slice(start, stop), slice(0 if window is None else max(0, start - window + 1), stop)
 
 

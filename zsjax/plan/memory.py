@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from zsjax import sharding
 from zsjax.models import lora, quant
+from zsjax.models.attention import block_size
 from zsjax.models.cache import init_cache
 from zsjax.models.decoder import cast_matrices, hidden_states, param_specs, specs_of
 from zsjax.plan.setup import Setup
@@ -161,7 +162,7 @@ def _add_forward_and_update(add, setup: Setup, trained, cut):
     one, two = (residual_bytes(dataclasses.replace(model, num_layers=n), rows, T, train.remat, dtype) for n in (1, 2))
     full = residual_bytes(dataclasses.replace(model, num_layers=1), rows, T, "none", dtype)
     saved = one + (model.num_layers - 1) * (two - one)  # layers are alike
-    scores = attention_bytes(setup, setup.policy, rows, T, T)
+    scores = attention_bytes(setup, setup.policy, rows, block_size(T), T)
     per_layer = (local_elements(model) - share * (1 if model.tie_embeddings else 2)) // model.num_layers
     gathered = 0
     if setup.mesh.shape["fsdp"] > 1:
@@ -175,7 +176,7 @@ def _add_forward_and_update(add, setup: Setup, trained, cut):
     add("residuals kept for the backward pass", UPDATE, saved, exact=False)
     if train.remat != "none":
         add("one layer's residuals, recomputed", UPDATE, full, exact=False)
-    add("attention scores' gradient", UPDATE, 2 * scores, exact=False)
+    add("attention scores of a block, their gradients", UPDATE, 3 * scores, exact=False)
     add("logits of one chunk and their gradient", UPDATE, 3 * logits, exact=False)
     add("gradient of the unembedding, whole", UPDATE, 4 * share, exact=False)
     float32 = local_bytes(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), trained), cut)
@@ -192,7 +193,7 @@ def cache_bytes(setup: Setup, model, rows: int, capacity: int) -> int:
 
 
 def attention_bytes(setup: Setup, model, rows: int, queries: int, keys: int) -> int:
-    """float32 scores of one layer: `zsjax.models.attention` makes them whole."""
+    """float32 scores of one layer for the queries that `zsjax.models.attention` has scores of at a time."""
     return 4 * rows * model.num_heads // setup.tensor * queries * keys
 
 
