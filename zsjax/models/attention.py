@@ -14,6 +14,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from zsjax.sharding import platform
+
 NEG_INF = -1e30  # finite: a row without any visible key gives an average, never NaN
 SPLASH_BLOCK = 128  # tokens, and lanes of a head: what the kernel's tiles divide
 LIVE_BLOCK = 256  # slots that a decoding step on CPU reads at a time
@@ -49,7 +51,7 @@ def _xla(q, k, v, kv_lengths, q_positions, window):
     B, H, T, h = q.shape
     K, S = k.shape[1], k.shape[2]
     G, dtype = H // K, q.dtype
-    cpu = jax.default_backend() == "cpu"
+    cpu = platform() == "cpu"
     if cpu:  # batched bf16 products with a float32 result do not exist there
         q = q.astype(jnp.float32)
     # The group is folded into the rows of one product a kv head: 2.7x faster on CPU than a 5-letter einsum.
