@@ -16,8 +16,8 @@ that an AMD CPU is an Intel one, which doubles float32 there; not what a user ha
 would downgrade transformers, so it lives in an environment of its own:
 
     python -m venv V && V/bin/pip install jax flax optax orbax-checkpoint transformers safetensors qwix jaxtyping numba \\
-        google_metrax clu kagglehub kagglesdk omegaconf tenacity python-dotenv hf_transfer tensorboardX perfetto pylatexenc \\
-        importlib_resources pillow grain datasets && V/bin/pip install --no-deps google-tunix
+        google_metrax clu kagglehub kagglesdk omegaconf tenacity python-dotenv hf_transfer tensorboardX perfetto \\
+        pylatexenc importlib_resources pillow grain datasets && V/bin/pip install --no-deps google-tunix
 
 Each is a process of its own; only one works at a time, in turns. On CPU all run on one thread (pin it) and times are the
 process's CPU time, which others on the core do not lengthen; cpu_share tells how much of the core they left. On a GPU times
@@ -26,8 +26,8 @@ and bytes (floor.py) take at the speed of matrix products and memory measured in
 """
 
 import argparse
+import dataclasses
 import json
-
 import pathlib
 import shutil
 import statistics
@@ -35,10 +35,7 @@ import subprocess
 import sys
 import tempfile
 
-HERE = pathlib.Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-
-import dataclasses
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import jax
 from turns import Worker, WorkerFailed
@@ -46,6 +43,7 @@ from turns import Worker, WorkerFailed
 from zsjax.models import DecoderConfig, init_params, save_hf
 from zsjax.models.presets import PRESETS
 
+HERE = pathlib.Path(__file__).parent
 SMALL = DecoderConfig(vocab_size=8192, embed_dim=512, num_layers=8, num_heads=8, num_kv_heads=2, head_dim=64, mlp_dim=1408,
                       rope_theta=1e6)
 SHAPES = {"small": SMALL, "0.5b": PRESETS["Qwen2.5-0.5B"], "1.5b": PRESETS["Qwen2.5-1.5B"], "3b": PRESETS["Qwen2.5-3B"],
@@ -72,11 +70,12 @@ def main():
     jax.config.update("jax_platforms", "cpu")  # of this process: it only writes the checkpoint
     with tempfile.TemporaryDirectory() as temporary:
         config = dataclasses.replace(SHAPES[options.shape], dtype="float32")
-        checkpoint = save_hf(pathlib.Path(temporary) / "model", config, init_params(config, jax.random.key(0)))
+        stored = "float32" if any("f32" in name for name in options.who) else "bfloat16"
+        checkpoint = save_hf(pathlib.Path(temporary) / "model", config, init_params(config, jax.random.key(0), stored))
         if options.cost_growth:
             from cost_growth import cost_growth
 
-            return cost_growth(config, lambda: start("zsjax-f32", checkpoint, options, temporary))
+            return cost_growth(config, start("zsjax-f32", checkpoint, options, temporary))
         workers = start_all(options, checkpoint, temporary)
         try:
             table(measure(options, config, workers))

@@ -16,7 +16,7 @@ from zsjax import rollout, types
 from zsjax.rollout import continuous
 from zsjax.rollout import engine as pieces
 from zsjax.sampling.tags import TagAutomaton
-from zsjax.search.prompts import SimulatorTemplate
+from zsjax.search.prompts import SLOTS, SimulatorTemplate
 from zsjax.search.simulator import Simulator, Tables
 
 NEWLINE = 2  # drawn never, written where a document is cut
@@ -98,7 +98,7 @@ def scripted_rollout(config, params, w, rng):
     question_tokens = w["simulator_prompt"] - INSTRUCTIONS - WORDS - ANSWERS - QUERY
     simulator = SilentSimulator(
         config=config, params=params, tokenizer=tokenizer, num_documents=k, max_document_tokens=document_tokens,
-        template=SimulatorTemplate("scripted", "word " * INSTRUCTIONS + "{mode} {num_documents} {question} {answers} {query}"),
+        template=SimulatorTemplate("scripted", "word " * INSTRUCTIONS + " ".join(f"{{{slot}}}" for slot in SLOTS)),
         max_query_tokens=QUERY, max_question_tokens=question_tokens, max_answer_tokens=ANSWERS, temperature=1.0)
     questions = w["batch"] // w.get("group", 1)
     empty = np.zeros(0, np.int32)

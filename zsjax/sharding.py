@@ -10,6 +10,8 @@ With many hosts a rollout is each host's own matter: it plays its rows on `local
 the parameters there, and nothing is exchanged until the episodes are finished (`zsjax.hosts`).
 """
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import math
@@ -26,6 +28,23 @@ ROWS = ("data", "fsdp")
 TRAIN_RULES = {"embed": "fsdp", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
 DECODE_RULES = {"heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
 ACTIVATION_RULES = {"rows": ROWS, "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+
+_platform = contextvars.ContextVar("platform", default=None)
+
+
+def platform() -> str:
+    """"cpu", "gpu" or "tpu": what programs are traced for, which is where they run but under `compiling_for`."""
+    return _platform.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def compiling_for(name: str):
+    """Programs traced in this context are for another platform than this machine's."""
+    token = _platform.set(name)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
 
 
 def make_mesh(sizes, devices=None) -> Mesh:

@@ -106,3 +106,21 @@ def test_on_nvidia(monkeypatch, caplog, dtype, head_dim, chosen, why):
         assert attention._choose("auto", dtype, head_dim) == chosen
     assert why in caplog.text
     attention._choose.cache_clear()
+
+
+@pytest.mark.parametrize("window", [None, 20])
+def test_decoding_reads_the_live_blocks_only_and_says_the_same(monkeypatch, window):
+    q, k, v, *_ = _inputs(70, B=3)  # 70 slots: the third block of 32 begins in the second
+    q = q[:, :, :1]
+
+    def decode(lengths, v=v):
+        lengths = jnp.array(lengths)
+        return np.asarray(jax.jit(lambda q, k, v: attend(
+            q, k, v, kv_lengths=lengths, q_positions=lengths[:, None] - 1, window=window))(q, k, v))
+
+    whole = decode([70, 5, 33])
+    monkeypatch.setattr(attention, "LIVE_BLOCK", 32)
+    np.testing.assert_allclose(decode([70, 5, 33]), whole, atol=1e-6)
+    # Bit for bit the same beside shorter rows, when fewer blocks are read; nothing beyond them is looked at.
+    short = decode([40, 5, 33], v.at[:, :, 64:].set(jnp.nan))
+    np.testing.assert_array_equal(short[1:], decode([70, 5, 33])[1:])

@@ -74,6 +74,18 @@ def test_grown_and_repeated_rows_go_on_alike():
         grow(cache, 4)
 
 
+def test_how_a_cpu_stores_bfloat16_changes_nothing():
+    config = DecoderConfig(**{**CONFIG.__dict__, "dtype": "bfloat16"})
+    params, tokens = make_params(config), jnp.array([[3, 1, 4, 1], [5, 9, 2, 6]], jnp.int32)
+    step = jax.jit(_extend_logits, static_argnums=1)
+    found = []
+    for dtype in (None, jnp.bfloat16):
+        _, cache = step(params, config, tokens, jnp.array([4, 2]), init_cache(config, 2, 6, dtype))
+        found.append(step(params, config, tokens[:, :1], jnp.ones(2, jnp.int32), cache))
+    assert found[0][1].k[0].dtype == (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+
+
 # ------------------------------------------------------------------------------------------- in place, by the HLO
 
 def _decode_hlo():

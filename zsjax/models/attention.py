@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from zsjax.sharding import platform
+
 NEG_INF = -1e30  # finite: a row without any visible key gives an average, never NaN
 SPLASH_BLOCK = 128  # tokens, and lanes of a head: what the kernel's tiles divide
 MIN_BLOCK, MAX_BLOCKS = 128, 8  # "xla": queries of a block, blocks of a row (they are unrolled)
@@ -49,7 +51,7 @@ def attend(q, k, v, *, kv_lengths, q_positions=None, window=None, kernel: str = 
 
 def _operands(*arrays):
     """What batched products take: on CPU those of bf16 with a float32 result do not exist."""
-    return [x.astype(jnp.float32 if jax.default_backend() == "cpu" else arrays[0].dtype) for x in arrays]
+    return [x.astype(jnp.float32 if platform() == "cpu" else arrays[0].dtype) for x in arrays]
 
 
 def _xla_rows(q, k, v, kv_lengths, window):
@@ -159,7 +161,7 @@ def _xla_cached(q, k, v, kv_lengths, q_positions, window):
         return jnp.einsum("bkqs,bksh->bkqh", weights.astype(q.dtype), v.astype(q.dtype),
                           preferred_element_type=jnp.float32)
 
-    if jax.default_backend() == "cpu" and T == 1 and S > LIVE_BLOCK:
+    if platform() == "cpu" and T == 1 and S > LIVE_BLOCK:
         out = _live_blocks(k, v, kv_lengths.max(), scores_of, mixed, (B, K, G * T))
     else:
         scores = scores_of(k, jnp.arange(S))

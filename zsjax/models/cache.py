@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from zsjax.models.layers import DecoderConfig
-from zsjax.sharding import constrain
+from zsjax.sharding import constrain, platform
 
 
 @flax.struct.dataclass
@@ -83,7 +83,7 @@ def stored_as(config: DecoderConfig):
     XLA has no scatter of bfloat16 there and would convert the whole cache to float32 and back at every step; attention
     reads float32 there in any case. What is stored is rounded to config.dtype before, so that results are the same.
     """
-    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else config.dtype)
+    return jnp.dtype(jnp.float32 if platform() == "cpu" else config.dtype)
 
 
 def init_cache(config: DecoderConfig, batch: int, capacity: int, dtype=None) -> KVCache:

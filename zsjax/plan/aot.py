@@ -35,7 +35,8 @@ def main(path: str, target: str):
     devices = topologies.get_topology_desc(platform="tpu", topology_name=setup.target.topology).devices
     for name, lower in programs(setup, devices).items():
         try:
-            line = {"program": name} | measure(lower().compile())
+            with sharding.compiling_for("tpu"):
+                line = {"program": name} | measure(lower().compile())
         except Exception as error:  # the compiler says itself by how much a program does not fit
             line = {"program": name, "error": str(error).strip()[:600]}
         print(json.dumps(line), flush=True)
