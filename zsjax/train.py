@@ -85,7 +85,8 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
                          value_optimizer=optimizers[1], assemble=whole)
     rollout = make_rollout(policy_config, engine, tokenizer, config, mesh, group_size=options.group_size)
     rollout = costs.Meter(rollout, engine, devices=mesh.size,
-                          account=accounting.RolloutAccount(policy_config, engine, devices=mesh.size))
+                          account=accounting.RolloutAccount(policy_config, engine, devices=mesh.size,
+                                                            cache=config.policy.cache_dtype))
     compiles, timer = accounting.CompileCount(), Timer()
     play = make_player(config, rollout, stream, tokenizer)
     noise_at, share_at = curriculum(config.curriculum, steps), real_share(config.search.mix, steps)
