@@ -53,6 +53,10 @@ def test_account_adds_up_and_compares():
     assert train["api_dollars"] == pytest.approx(2.0) and train["paid_dollars"] == pytest.approx(0.06)
     assert pretrain["accelerator_hours"] == 1.0 and evaluate["searches"] == 5
     assert (everything["searches"], everything["accelerator_dollars"]) == (205, 4.0)
+    evaluated = {"stage": "train", "step": 3, "used/searches": 1, "eval/used/searches": 10, "eval/used/policy_tokens": 4,
+                 "eval/engine/paid_searches": 2, "time/step": 0.0}  # an evaluation in training
+    train = costs.account([*lines, evaluated], PRICES)[0]
+    assert (train["searches"], train["policy_tokens"]) == (211, 18) and train["paid_dollars"] == pytest.approx(0.08)
     assert "205 searches would have cost 2.05 dollars" in costs.comparison([everything])
     assert costs.account([], PRICES) == [] and costs.comparison([]) == ""
 

@@ -27,8 +27,8 @@ def make_config(steps, every, **train):
         "rollout": {"max_turns": 2, "max_turn_tokens": 16, "max_tokens": MAX_TOKENS, "max_prompt_tokens": 160, "rows": 2,
                     "lanes": 1},
         "optimizer": {"learning_rate": 0.01}, "algorithm": preset("grpo"),
-        "train": {"steps": steps, "questions_per_step": 2, "group_size": 2, "logprob_chunk": 64, "checkpoint_every": every[1],
-                  "eval_every": every[0], "trajectories_every": 3, **train},
+        "train": {"steps": steps, "questions_per_step": 2, "group_size": 2, "logprob_chunk": 64,
+                  "checkpoint_every": every[1], "eval_every": every[0], "trajectories_every": 3, **train},
     }, check=False)
 
 

@@ -10,11 +10,10 @@ import functools
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from zsjax import types
-from zsjax.models.cache import init_cache
+from zsjax.models.cache import cache_dtype, init_cache
 from zsjax.models.decoder import DecoderConfig, cast_matrices
 from zsjax.models.quant import num_bytes
 from zsjax.plan.work import forward_flops
@@ -29,11 +28,12 @@ class RolloutAccount:
     a limit is a lower bound of what the device really did.
     """
 
-    def __init__(self, policy: DecoderConfig, engine, *, devices: int = 1):
+    def __init__(self, policy: DecoderConfig, engine, *, devices: int = 1, cache: str = "model"):
         """policy: its shape. engine: what answers; the work of a `Simulator` in the compiled program is counted as well.
-        devices: over which rows and weights are spread."""
+        devices: over which rows and weights are spread. cache: config.policy.cache_dtype."""
         self.policy, self.devices, self.bandwidth = policy, devices, copy_bandwidth()
         self.simulator = engine if isinstance(engine, Simulator) else None
+        self._caches = {"policy": cache, "simulator": getattr(self.simulator, "cache_dtype", "model")}
         self._weights: dict[str, int] = {}
         self._total: collections.Counter = collections.Counter()
         self._cache_bytes: dict[str, float] = {}
@@ -98,7 +98,7 @@ class RolloutAccount:
         self._total.update({
             f"{name}_read": read, f"{name}_drawn": drawn, "prefill_flops": forward_flops(model, read, pairs, 0),
             "decode_flops": forward_flops(model, drawn, attended, drawn),
-            "bytes": steps * self._weights[name] + attended * slot_bytes(model)})
+            "bytes": steps * self._weights[name] + attended * slot_bytes(model, self._caches[name])})
 
 
 def decoding_bytes(params, model: DecoderConfig) -> int:
@@ -108,9 +108,9 @@ def decoding_bytes(params, model: DecoderConfig) -> int:
     return num_bytes(params) - (0 if model.tie_embeddings else num_bytes(params["embed_tokens"]))
 
 
-def slot_bytes(model: DecoderConfig) -> int:
-    """Bytes of keys and values of one token, in all layers."""
-    cache = jax.eval_shape(lambda: init_cache(model, 1, 1, jnp.dtype(model.dtype)))
+def slot_bytes(model: DecoderConfig, dtype: str = "model") -> int:
+    """Bytes of keys and values of one token, in all layers, of a cache of this `cache_dtype`."""
+    cache = jax.eval_shape(lambda: init_cache(model, 1, 1, cache_dtype(model, dtype)))
     return num_bytes((cache.k, cache.v))
 
 

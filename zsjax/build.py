@@ -205,7 +205,8 @@ def simulator(config: Config, model_config: DecoderConfig, params, tokenizer) ->
         config=model_config, params=params, tokenizer=tokenizer, template=template, num_documents=search.num_documents,
         max_document_tokens=search.max_document_tokens, max_query_tokens=search.max_query_tokens,
         max_question_tokens=config.rollout.max_prompt_tokens, temperature=search.temperature, top_p=search.top_p,
-        shuffle_documents=search.shuffle_documents, reveal_gold=search.reveal_gold)
+        shuffle_documents=search.shuffle_documents, reveal_gold=search.reveal_gold,
+        cache_dtype=config.simulator.cache_dtype)
 
 
 @functools.cache  # once a run

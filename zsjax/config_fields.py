@@ -39,6 +39,7 @@ class ModelConfig:
     attention: "auto" takes the platform's kernel (zsjax.models.attention); "xla", "cudnn" or "splash" that one or none.
     check_finite: refuse a checkpoint with NaN or infinite weights.
     quantize: "int8" stores the weights of the frozen simulator in half of bfloat16's bytes; "none".
+    cache_dtype: of the keys and values that a rollout keeps: "model", the dtype of the activations, or "int8".
     """
 
     init: str = "random"
@@ -49,6 +50,7 @@ class ModelConfig:
     attention: str = "auto"
     check_finite: bool = False
     quantize: str = "none"
+    cache_dtype: str = "model"
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
 
 

@@ -85,8 +85,8 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
                          value_optimizer=optimizers[1], assemble=whole)
     rollout = make_rollout(policy_config, engine, tokenizer, config, mesh, group_size=options.group_size)
     devices = sharding.device_count(mesh, config.mesh)
-    rollout = costs.Meter(rollout, engine, devices=devices,
-                          account=accounting.RolloutAccount(policy_config, engine, devices=devices))
+    rollout = costs.Meter(rollout, engine, devices=devices, account=accounting.RolloutAccount(
+        policy_config, engine, devices=devices, cache=config.policy.cache_dtype))
     compiles, timer = accounting.CompileCount(), Timer()
     play = make_player(config, rollout, stream, tokenizer)
     noise_at, share_at = curriculum(config.curriculum, steps), real_share(config.search.mix, steps)

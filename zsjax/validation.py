@@ -174,6 +174,7 @@ def _check_models(found, config):
         found.one_of(f"{name}.param_dtype", DTYPES)
         found.one_of(f"{name}.attention", ATTENTION)
         found.one_of(f"{name}.quantize", ("none", "int8"))
+        found.one_of(f"{name}.cache_dtype", ("model", "int8"))
         found.at_least(0, f"{name}.lora.rank")
         found.positive(f"{name}.lora.alpha")
         if model.lora.rank > 0 and not (model.lora.targets and set(model.lora.targets) <= set(LORA_TARGETS)):

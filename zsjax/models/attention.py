@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from zsjax.models.layers import Int8Heads
 from zsjax.sharding import platform
 
 NEG_INF = -1e30  # finite: a row without any visible key gives an average, never NaN
@@ -32,7 +33,8 @@ def attend(q, k, v, *, kv_lengths, q_positions=None, window=None, kernel: str = 
 
     Args:
       q: [B, H, T, h].
-      k, v: [B, K, S, h]; head i of q reads head i // (H / K).
+      k, v: [B, K, S, h]; head i of q reads head i // (H / K). With q_positions they may be `Int8Heads`: their values
+        enter the products as they are, and the scales multiply what is small, the scores and the weights.
       kv_lengths: int32[B], live slots of each row.
       q_positions: int32[B, T]; None is 0 .. T-1 with T = S: whole rows.
       window: None or int, tokens.
@@ -149,8 +151,13 @@ def _xla_cached(q, k, v, kv_lengths, q_positions, window):
     (q,) = _operands(q)
     q = q.reshape(B, K, G * T, h)  # as in `_block_scores`
 
+    # int8: the scale of a slot multiplies its scores, and its weight, so that no float copy of a cache is made.
+    plain = lambda x: (x.values, x.scale[:, :, None]) if isinstance(x, Int8Heads) else (x, 1.0)
+
     def scores_of(k, slots, first=0):
-        scores = jnp.einsum("bkqh,bksh->bkqs", q, k.astype(q.dtype), preferred_element_type=jnp.float32) / math.sqrt(h)
+        k, scale = plain(k)
+        scores = jnp.einsum("bkqh,bksh->bkqs", q, k.astype(q.dtype), preferred_element_type=jnp.float32)
+        scores = scores * scale / math.sqrt(h)
         visible = (slots <= q_positions[:, :, None]) & (slots < kv_lengths[:, None, None]) & (slots >= first)
         if window is not None:
             visible &= slots > q_positions[:, :, None] - window
@@ -158,7 +165,8 @@ def _xla_cached(q, k, v, kv_lengths, q_positions, window):
         return scores.reshape(B, K, G * T, -1)
 
     def mixed(weights, v):
-        return jnp.einsum("bkqs,bksh->bkqh", weights.astype(q.dtype), v.astype(q.dtype),
+        v, scale = plain(v)
+        return jnp.einsum("bkqs,bksh->bkqh", (weights * scale).astype(q.dtype), v.astype(q.dtype),
                           preferred_element_type=jnp.float32)
 
     if platform() == "cpu" and T == 1 and S > LIVE_BLOCK:
@@ -181,7 +189,7 @@ def _live_blocks(k, v, live, scores_of, mixed, shape):
     def block(carry):
         number, highest, total, out = carry
         start = jnp.minimum(number * size, S - size)  # the last one may begin in the one before
-        cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=2)
+        cut = lambda x: jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=2), x)
         scores = scores_of(cut(k), start + jnp.arange(size), number * size)
         top = jnp.maximum(highest, scores.max(axis=-1))
         weights, kept = jnp.exp(scores - top[..., None]), jnp.exp(highest - top)

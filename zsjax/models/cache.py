@@ -4,13 +4,16 @@ Rows are dense: row b holds positions 0 .. lengths[b] - 1 and nothing else is ev
 may hold anything finite. Layers stay separate arrays and the layout is the one attention reads, because stacked
 caches and other layouts cost copies of the whole cache at every step (openxla/xla#18292, and measured here).
 Carry a cache through `while_loop` inside a jit that donates it; never through `cond` (jax#38145 copies it).
+
+A cache of dtype int8 holds `Int8Heads` in place of arrays: rounded when written, never dequantised as a whole.
 """
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from zsjax.models.layers import DecoderConfig
+from zsjax.models.layers import DecoderConfig, Int8Heads
+from zsjax.models.quant import quantize_heads
 from zsjax.sharding import constrain, platform
 
 
@@ -19,12 +22,12 @@ class KVCache:
     """Keys and values of the tokens read so far.
 
     Attributes:
-      k, v: one array [B, K, S, h] a layer, in the cache's dtype.
+      k, v: one array [B, K, S, h] a layer, in the cache's dtype, or one `Int8Heads`.
       lengths: int32[B], tokens held by each row.
     """
 
-    k: tuple[jax.Array, ...]
-    v: tuple[jax.Array, ...]
+    k: tuple[jax.Array | Int8Heads, ...]
+    v: tuple[jax.Array | Int8Heads, ...]
     lengths: jax.Array
 
     @property
@@ -46,19 +49,22 @@ class KVCache:
         """
         slots = self.row_lengths(rows)[:, None] + jnp.arange(k.shape[2])
         ks, vs = list(self.k), list(self.v)
-        if rows is not None:
-            at = lambda layer, new: layer.at[rows[:, None], :, slots].set(
-                new.swapaxes(1, 2).astype(layer.dtype), mode="drop", unique_indices=True)
-            ks[layer], vs[layer] = at(ks[layer], k), at(vs[layer], v)
-            return self.replace(k=tuple(ks), v=tuple(vs))
 
         # Mapped over rows, so that the scatter says rows do not mix: sharded rows then write without a collective
         # (indexing by row number gathers k and v from every device at every step).
-        def write(row, new, slots):
-            return row.at[:, slots].set(new.astype(row.dtype), mode="drop", unique_indices=True)
+        def row(old, new, slots):
+            return old.at[:, slots].set(new.astype(old.dtype), mode="drop", unique_indices=True)
 
-        write = jax.vmap(write)
-        ks[layer], vs[layer] = write(ks[layer], k, slots), write(vs[layer], v, slots)
+        def one(old, new):  # [B, K, S, h], or the scales [B, K, S]
+            if rows is None:
+                return jax.vmap(row)(old, new, slots)
+            return old.at[rows[:, None], :, slots].set(new.swapaxes(1, 2).astype(old.dtype), mode="drop",
+                                                       unique_indices=True)
+
+        def put(old, new):
+            return jax.tree.map(one, old, quantize_heads(new) if isinstance(old, Int8Heads) else new)
+
+        ks[layer], vs[layer] = put(ks[layer], k), put(vs[layer], v)
         return self.replace(k=tuple(ks), v=tuple(vs))
 
     def advance(self, count: jax.Array, rows: jax.Array | None = None) -> "KVCache":
@@ -73,25 +79,25 @@ class KVCache:
 
     def layer(self, index: int, rows: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """(k, v) of a layer, [B, K, S, h] each; with rows a copy of theirs, [C, K, S, h]."""
-        k, v = self.k[index], self.v[index]
-        return (k, v) if rows is None else (k.at[rows].get(mode="clip"), v.at[rows].get(mode="clip"))
-
-
-def stored_as(config: DecoderConfig):
-    """The dtype of a model's cache: config.dtype, but float32 on CPU.
-
-    XLA has no scatter of bfloat16 there and would convert the whole cache to float32 and back at every step; attention
-    reads float32 there in any case. What is stored is rounded to config.dtype before, so that results are the same.
-    """
-    return jnp.dtype(jnp.float32 if platform() == "cpu" else config.dtype)
+        pair = self.k[index], self.v[index]
+        return pair if rows is None else jax.tree.map(lambda x: x.at[rows].get(mode="clip"), pair)
 
 
 def init_cache(config: DecoderConfig, batch: int, capacity: int, dtype=None) -> KVCache:
-    """An empty cache for `batch` rows of `capacity` slots, in `dtype` (None: see `stored_as`)."""
-    dtype = stored_as(config) if dtype is None else dtype
+    """An empty cache for `batch` rows of `capacity` slots.
+
+    dtype: None is `cache_dtype(config)`; jnp.int8 rounds what is written, see `quantize_heads`.
+    """
+    dtype = cache_dtype(config) if dtype is None else dtype
     shape = (batch, config.num_kv_heads, capacity, config.head_dim)
-    empty = lambda: tuple(constrain(jnp.zeros(shape, dtype), "rows", "kv_heads", None, None)
-                          for _ in range(config.num_layers))
+
+    def zeros():
+        heads = constrain(jnp.zeros(shape, dtype), "rows", "kv_heads", None, None)
+        if heads.dtype != jnp.int8:
+            return heads
+        return Int8Heads(heads, constrain(jnp.zeros(shape[:3], jnp.float32), "rows", "kv_heads", None))
+
+    empty = lambda: tuple(zeros() for _ in range(config.num_layers))
     return KVCache(
         k=empty(),
         v=empty(),
@@ -99,19 +105,30 @@ def init_cache(config: DecoderConfig, batch: int, capacity: int, dtype=None) -> 
     )
 
 
+def cache_dtype(config: DecoderConfig, name: str = "model"):
+    """The dtype of a model's cache by its name in a config: "int8" rounds, "model" is config.dtype, but float32 on CPU.
+
+    XLA has no scatter of bfloat16 there and would convert the whole cache to float32 and back at every step; attention
+    reads float32 there in any case. What is stored is rounded to config.dtype before, so that results are the same.
+    """
+    if name != "model":
+        return jnp.dtype(name)
+    return jnp.dtype(jnp.float32 if platform() == "cpu" else config.dtype)
+
+
 def copy_rows(cache: KVCache, rows: jax.Array, source: KVCache, source_rows: jax.Array) -> KVCache:
     """Puts rows of another cache in place of some of this one's: a prompt that was read once begins many rows.
 
     Args:
       rows: int32[C] different rows of `cache`; those from B on are dropped.
-      source: a cache of at most as many slots.
+      source: a cache of at most as many slots; int8 if this one is.
       source_rows: int32[C] rows of `source`.
     """
     put = lambda x, y: x.at[rows, :, :y.shape[2]].set(
         y.at[source_rows].get(mode="clip").astype(x.dtype), mode="drop", unique_indices=True)
+    k, v = jax.tree.map(put, (cache.k, cache.v), (source.k, source.v))
     return KVCache(
-        k=tuple(map(put, cache.k, source.k)), v=tuple(map(put, cache.v, source.v)),
-        lengths=cache.lengths.at[rows].set(source.row_lengths(source_rows), mode="drop"))
+        k=k, v=v, lengths=cache.lengths.at[rows].set(source.row_lengths(source_rows), mode="drop"))
 
 
 def grow(cache: KVCache, capacity: int) -> KVCache:
@@ -119,5 +136,6 @@ def grow(cache: KVCache, capacity: int) -> KVCache:
     extra = capacity - cache.capacity
     if extra < 0:
         raise ValueError(f"cannot shrink a cache of {cache.capacity} slots to {capacity}")
-    pad = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, extra), (0, 0)))
-    return cache.replace(k=tuple(map(pad, cache.k)), v=tuple(map(pad, cache.v)))
+    pad = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, extra), (0, 0))[:x.ndim])
+    k, v = jax.tree.map(pad, (cache.k, cache.v))
+    return cache.replace(k=k, v=v)

@@ -33,6 +33,23 @@ class Int8Matrix:
         return (self.values * self.scale).astype(dtype)
 
 
+@flax.struct.dataclass
+class Int8Heads:
+    """Keys or values of a layer as values * scale, in place of an array [B, K, S, h]; made by `zsjax.models.quant`.
+
+    Attributes:
+      values: int8[B, K, S, h].
+      scale: float32[B, K, S], one for each row, head and position.
+    """
+
+    values: jax.Array
+    scale: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
     """How rotary frequencies are stretched, in Hugging Face's terms.

@@ -1,16 +1,18 @@
-"""int8 weights for a model that is only read, such as the frozen simulator: half the bytes of bfloat16.
+"""int8 weights for a model that is only read, such as the frozen simulator, and int8 caches: half of bfloat16's bytes.
 
-Symmetric, rounded to nearest, one float32 scale for each output of a product (LLM.int8(), arXiv 2208.07339, section 2.1,
-without its outlier columns; activations keep their dtype). The products themselves run in the activations' dtype: int8
-is how weights are stored and read. benchmarks/quant.py measures what that changes in the next-token distribution.
+Symmetric, rounded to nearest. Weights have one float32 scale for each output of a product (LLM.int8(), arXiv 2208.07339,
+section 2.1, without its outlier columns; activations keep their dtype), cached keys and values one for each row, head and
+position (KVQuant, arXiv 2401.18079, calls it per token), so that a token's numbers are rounded once, when it is written,
+whatever stands beside it. The products themselves run in the activations' dtype: int8 is how things are stored and read.
+benchmarks/quant.py measures what that changes in the next-token distribution, benchmarks/quant_rollouts.py in episodes.
 """
 
 import jax
 import jax.numpy as jnp
 
-from zsjax.models.layers import Int8Matrix
+from zsjax.models.layers import Int8Heads, Int8Matrix
 
-__all__ = ["dequantize", "num_bytes", "quantize"]
+__all__ = ["dequantize", "num_bytes", "quantize", "quantize_heads"]
 
 
 def quantize_matrix(matrix, axis: int) -> Int8Matrix:
@@ -19,6 +21,13 @@ def quantize_matrix(matrix, axis: int) -> Int8Matrix:
     scale = jnp.abs(matrix).max(axis=axis, keepdims=True) / 127
     values = jnp.round(matrix / jnp.where(scale > 0, scale, 1)).astype(jnp.int8)
     return Int8Matrix(values, scale)
+
+
+def quantize_heads(x) -> Int8Heads:
+    """x[B, K, N, h] with scale = max |x| / 127 over h; |values * scale - x| <= scale / 2."""
+    x = x.astype(jnp.float32)
+    scale = jnp.abs(x).max(axis=-1) / 127
+    return Int8Heads(jnp.round(x / jnp.where(scale > 0, scale, 1)[..., None]).astype(jnp.int8), scale)
 
 
 def quantize(params):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from zsjax import sharding
 from zsjax.models import lora, quant
 from zsjax.models.attention import block_size
-from zsjax.models.cache import init_cache
+from zsjax.models.cache import cache_dtype, init_cache
 from zsjax.models.decoder import cast_matrices, hidden_states, param_specs, specs_of
 from zsjax.plan.setup import Setup
 from zsjax.rl.update import make_optimizer
@@ -187,7 +187,8 @@ def _add_forward_and_update(add, setup: Setup, trained, cut):
 
 def cache_bytes(setup: Setup, model, rows: int, capacity: int) -> int:
     """Of the cache's `rows` rows on one device."""
-    cache = jax.eval_shape(lambda: init_cache(model, rows, capacity, jnp.dtype(model.dtype)))
+    config = setup.config.policy if model is setup.policy else setup.config.simulator
+    cache = jax.eval_shape(lambda: init_cache(model, rows, capacity, cache_dtype(model, config.cache_dtype)))
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
     return size // setup.tensor if model.num_kv_heads % setup.tensor == 0 else size
 

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zsjax import sharding
+
 
 def trained_alone(params, frozen):
     """The model where nothing is frozen: what is trained is all there is."""
@@ -58,26 +60,28 @@ def packed_step(objective, optimizer, *, defaults=None, assemble=trained_alone):
     def finish(params, opt_state, total):
         return _finish(optimizer, params, opt_state, *total, defaults or {})
 
-    weigh, add = jax.jit(weigh), jax.jit(add_part, donate_argnums=0)
-    finish = jax.jit(finish, donate_argnums=(0, 1))
-    shapes = {}
+    programs = {"weigh": jax.jit(weigh), "finish": jax.jit(finish, donate_argnums=(0, 1))}
 
-    @jax.jit
-    def zeros(params):  # asked for with the parameters, whose devices they share; one program whatever the part's shape
-        del params
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes["total"])
+    def prepare(params, *given):
+        # The running sums lie as the parameters do. Left to XLA, sums that begin and sums that go on lie differently, and
+        # the program of each shape is compiled for both: the second time in the middle of a run.
+        shapes, places = jax.eval_shape(part_of, params, *given), jax.tree.map(lambda x: x.sharding, params)
+        mesh = getattr(jax.tree.leaves(places)[0], "mesh", None)
+        where = {} if mesh is None else dict(out_shardings=(sharding.replicated(mesh), places))
+        programs["zeros"] = jax.jit(lambda params: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), **where)
+        programs["add"] = jax.jit(add_part, donate_argnums=0, **where)
 
     def update(params, opt_state, parts, coef=None, frozen=None):
         # On the device, in order: nothing waits for the host until the info is asked for.
-        scale = divide(*jax.tree.map(lambda *x: sum(x), *[weigh(part) for part in parts]))
-        if not shapes:
-            shapes["total"] = jax.eval_shape(part_of, params, parts[-1], scale, coef, frozen)
-        total = zeros(params)
+        scale = divide(*jax.tree.map(lambda *x: sum(x), *[programs["weigh"](part) for part in parts]))
+        if "add" not in programs:
+            prepare(params, parts[0], scale, coef, frozen)
+        total = programs["zeros"](params)
         for part in parts:
-            total = add(total, params, part, scale, coef, frozen)
-        return finish(params, opt_state, total)
+            total = programs["add"](total, params, part, scale, coef, frozen)
+        return programs["finish"](params, opt_state, total)
 
-    update.programs = {"weigh": weigh, "add": add, "zeros": zeros, "finish": finish}
+    update.programs = programs
     return update
 
 

@@ -13,7 +13,7 @@ def token_batch(episodes: Episodes, scores, *, multiple: int = 64) -> TokenBatch
     Args:
       episodes: B rows of T tokens, numpy.
       scores: float[B], one reward a row.
-      multiple: the trimmed length is a multiple of this, so that few shapes are compiled.
+      multiple: the trimmed length is a multiple of this, so that few shapes are compiled; T and more trims nothing.
 
     Returns:
       TokenBatch of T' <= T tokens; old_logprobs, advantages and the optional arrays are None, to be filled in.

@@ -127,6 +127,7 @@ def environment(policy_config, tokenizer, config, group_size: int = 1) -> pieces
         group_size=group_size,
         lanes=config.rollout.lanes or None,
         noise_per_document=config.search.noise_per == "document",
+        cache_dtype=config.policy.cache_dtype,
     )
 
 

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zsjax import types
-from zsjax.models.cache import KVCache, copy_rows, init_cache
+from zsjax.models.cache import KVCache, cache_dtype, copy_rows, init_cache
 from zsjax.models.decoder import DecoderConfig, extend, logits_of
 from zsjax.sampling.logits import row_keys, sample
 from zsjax.sampling.prefill import prefill
@@ -57,6 +57,7 @@ class Environment:
     group_size: int = 1
     lanes: int | None = None  # rows that are read at a time where prompts and documents are read; None: all
     noise_per_document: bool = False
+    cache_dtype: str = "model"  # of the policy's cache: the dtype of its activations, or "int8"
 
 
 @flax.struct.dataclass
@@ -122,7 +123,8 @@ def read_prompts(params, env: Environment, inputs) -> Prompts:
     """
     prompts, lengths = inputs["prompts"], inputs["prompt_lengths"]
     (Q, P), dtype = prompts.shape, jnp.dtype(env.policy.dtype)
-    hidden, cache = prefill(params, env.policy, prompts, lengths, init_cache(env.policy, Q, P),
+    cache = init_cache(env.policy, Q, P, cache_dtype(env.policy, env.cache_dtype))
+    hidden, cache = prefill(params, env.policy, prompts, lengths, cache,
                             jnp.zeros((Q, env.policy.embed_dim), dtype), chunk=PREFILL_CHUNK, lanes=env.lanes)
     return Prompts(tokens=prompts, lengths=lengths, turn=inputs["turn"], cache=cache, hidden=hidden,
                    group_id=inputs["group_id"])
@@ -137,7 +139,7 @@ def empty_rows(env: Environment, rows: int) -> RolloutState:
         roles=jnp.zeros((rows, T), jnp.int8),
         behavior_logprobs=jnp.zeros((rows, T), jnp.float32),
         length=zeros,
-        cache=init_cache(env.policy, rows, T),
+        cache=init_cache(env.policy, rows, T, cache_dtype(env.policy, env.cache_dtype)),
         hidden=jnp.zeros((rows, env.policy.embed_dim), dtype),
         tag_state=zeros,
         turn_start=zeros,

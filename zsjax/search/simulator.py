@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsjax.models.cache import KVCache, init_cache
+from zsjax.models.cache import KVCache, cache_dtype, init_cache
 from zsjax.models.decoder import DecoderConfig, cast_matrices, extend, logits_of
 from zsjax.sampling.logits import sample
 from zsjax.sampling.prefill import prefill
@@ -162,6 +162,7 @@ class Simulator:
       shuffle_documents: shown in random order (a tuned simulator may have learned to put the best first).
       reveal_gold: whether the gold answers stand in the prompt: "always", "never", or "on_target", for queries of which at
         least half of the tokens stand in the question. A simulator that sees them whatever is asked may leak them.
+      cache_dtype: "model" or "int8", see `zsjax.models.cache.cache_dtype`.
     """
 
     config: DecoderConfig
@@ -177,6 +178,7 @@ class Simulator:
     top_p: float = 1.0
     shuffle_documents: bool = False
     reveal_gold: str = "always"
+    cache_dtype: str = "model"
     obeys_noise: ClassVar[bool] = True
     uses_devices: ClassVar[bool] = True
 
@@ -262,14 +264,16 @@ class Simulator:
         config, k, N = self.config, self.num_documents, self.max_document_tokens
         noisy = jnp.zeros((slots, k) if per_document else slots, bool)
         slots = slots * 2 if per_document else slots
-        cache = init_cache(config, slots, self.prompt_size + self._budget)
+        dtype = cache_dtype(config, self.cache_dtype)
+        cache = init_cache(config, slots, self.prompt_size + self._budget, dtype)
         hidden = jnp.zeros((slots, config.embed_dim), config.dtype)
         if shared := self._shared_prefix:
-            one = init_cache(config, 1, len(shared))
+            one = init_cache(config, 1, len(shared), dtype)
             _, one = prefill(params, config, jnp.array([shared], jnp.int32), jnp.array([len(shared)], jnp.int32), one,
                              hidden[:1], chunk=PREFILL_CHUNK)
             put = lambda x, y: x.at[:, :, :len(shared)].set(y)
-            cache = KVCache(k=tuple(map(put, cache.k, one.k)), v=tuple(map(put, cache.v, one.v)), lengths=cache.lengths)
+            keys, values = jax.tree.map(put, (cache.k, cache.v), (one.k, one.v))
+            cache = KVCache(k=keys, v=values, lengths=cache.lengths)
         zeros = jnp.zeros(slots, jnp.int32)
         return Writing(cache=cache, hidden=hidden, documents=jnp.zeros((slots, k, N), jnp.int32),
                        lengths=jnp.zeros((slots, k), jnp.int32), count=zeros, tag_state=zeros, step=zeros,
