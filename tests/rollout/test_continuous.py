@@ -8,11 +8,21 @@ import numpy as np
 import pytest
 
 from tests.hlo import cache_sized_results
-from tests.rollout.test_turns import PARAMS, POLICY, TOKENIZER, check_rows, make_config, searching, simulator  # noqa: F401
+from tests.rollout.test_turns import (  # noqa: F401
+    DOCUMENT_TOKENS,
+    NUM_DOCUMENTS,
+    PARAMS,
+    POLICY,
+    TOKENIZER,
+    check_rows,
+    make_config,
+    searching,
+    simulator,
+)
 from zsjax import types
-from zsjax.rollout import continuous, make_rollout
+from zsjax.rollout import continuous, make_rollout, requests
 from zsjax.rollout import engine as pieces
-from zsjax.search.simulator import question_keys
+from zsjax.search.simulator import Replies, question_keys
 from zsjax.types import Question
 
 ROWS, GROUP = 4, 2
@@ -52,6 +62,15 @@ def test_the_schedule_changes_no_trajectory(monkeypatch, simulator, lockstep, sl
     assert work.policy_steps[0] < lockstep_steps or not busy  # a row that does not wait for others ends sooner
     assert (work.policy_rows, work.simulator_slots) == (ROWS, slots)
 
+    # Rows of a question that ask the same, together or one after the other, are one request. (Spans end with the tag: equal
+    # spans are equal queries.)
+    asked = [(episodes.group_id[b], *episodes.tokens[b, start:stop].tolist(), *episodes.noisy[b, turn].tolist())
+             for b in range(len(episodes.tokens)) for turn, (start, stop) in enumerate(episodes.query_span[b]) if stop]
+    assert (int(work.requests[0]), int(work.simulated[0])) == (len(asked), len(set(asked))) and len(set(asked)) < len(asked)
+    steps = int(work.simulator_steps[0])
+    assert slots > 1 or work.simulator_tokens[0] <= steps <= len(set(asked)) * NUM_DOCUMENTS * (DOCUMENT_TOKENS + 1)
+    assert all(0 < share <= 1 for share in continuous.occupancy(episodes, work).values())
+
 
 def test_neither_cache_is_copied(simulator):  # noqa: F811
     """No cache-sized array is written in the whole program but by updates in place, of the policy's or the simulator's."""
@@ -76,3 +95,29 @@ def test_neither_cache_is_copied(simulator):  # noqa: F811
     for size in (policy_cache, simulator_cache):
         inside, found = cache_sized_results(hlo, size)
         assert inside and not found, found
+
+
+def test_requests_are_told_apart():
+    """By question, mode, tokens and length; numbers are given in order, first come first served."""
+    class Sizes:
+        num_documents, max_document_tokens, max_query_tokens, noise_per_document = 2, 3, 2, False
+
+    ledger = requests.empty(6, Sizes, Sizes)
+    rows = [(0, [5, 0], 1, False), (0, [5, 0], 1, False), (0, [5, 0], 2, False), (1, [5, 0], 1, False), (0, [5, 0], 1, True),
+            (0, [6, 0], 1, False)]
+
+    def ask(ledger, rows, asks):
+        question, tokens, lengths, noisy = map(jnp.array, zip(*rows, strict=True))
+        return requests.ask(ledger, jnp.array(asks), question, (tokens, lengths), noisy)
+
+    ledger, numbers = ask(ledger, rows, [True, True, True, False, True, False])
+    assert numbers.tolist() == [0, 0, 1, 6, 2, 6] and (int(ledger.asked[0]), int(ledger.different[0])) == (4, 3)
+    ledger, given = requests.begin(ledger, jnp.array([True, False, True]))
+    assert given.tolist() == [0, 6, 1] and int(ledger.begun[0]) == 2
+    ledger, numbers = ask(ledger, rows[::-1], [True] * 6)
+    assert numbers.tolist() == [3, 2, 4, 1, 0, 0] and (int(ledger.asked[0]), int(ledger.different[0])) == (10, 5)
+    ledger, given = requests.begin(ledger, jnp.ones(4, bool))
+    assert given.tolist() == [2, 3, 4, 6] and not ledger.written.any()
+    replies = Replies(tokens=jnp.full((2, 2, 3), 7), lengths=jnp.full((2, 2), 3), count=jnp.array([2, 1]))
+    ledger = requests.enter(ledger, jnp.array([4, 6]), replies)
+    assert ledger.written.tolist() == [False] * 4 + [True, False] and ledger.replies.count.tolist() == [0, 0, 0, 0, 2, 0]

@@ -4,10 +4,11 @@ Policy rows and simulator slots are filled from queues on the device. One outer 
 each kind of work runs zero or more times (a `while_loop` is the "if": a `cond` would copy the caches, jax#38145):
 
   decode   the policy, as long as more than `Schedule.busy` of its rows have a token to draw
-  seat     rows that have ended hand their episode over and take the next one
-  ask      rows that wait for documents give their requests to free simulator slots
-  write    the simulator, as long as the policy would run too empty
-  answer   finished replies and hints are inserted, and their rows draw again
+  seat     rows that have ended hand their episode over and take the next one, at once: it costs no model a step
+  ask      rows that wait for documents enter their requests; equal ones of the whole rollout are one request
+  write    the simulator, in whose slots the requests go in the order they were asked, until a reading pass of the policy
+           is full or nothing is left to write
+  answer   replies that are there and hints are inserted, and their rows draw again
 
 With a row and a slot for every episode and busy=0 this is lockstep: everyone thinks, then everyone who asked is served.
 Draws depend on (key, episode, position) and on the request alone, so the schedule changes no trajectory: bit for bit where
@@ -26,6 +27,7 @@ from zsjax import types
 from zsjax.models import quant
 from zsjax.models.decoder import cast_matrices
 from zsjax.rollout import engine as pieces
+from zsjax.rollout import requests
 from zsjax.rollout.engine import DOCUMENTS, HINT, Environment, RolloutState, generating
 from zsjax.sampling.prefill import first_rows
 from zsjax.search.simulator import Requests, Simulator, Tally, Writing
@@ -53,8 +55,10 @@ class Schedule:
 
 @flax.struct.dataclass
 class Work:
-    """What a rollout did, as int32[1] (one a device): useful tokens over (rows x steps) is the occupancy.
+    """What a rollout did, as int32[1] (one a device): useful tokens over (rows x steps) is the occupancy. None: not counted.
 
+    simulator_tokens: of finished documents, counted once however many rows read them.
+    requests: searches that were asked. simulated: different ones, which were written.
     tally: of the simulator; None where it is not in the program. policy_cache, simulator_cache: float32[1], bytes.
     """
 
@@ -62,6 +66,9 @@ class Work:
     policy_rows: Any
     simulator_steps: Any
     simulator_slots: Any
+    simulator_tokens: Any = None
+    requests: Any = None
+    simulated: Any = None
     tally: Tally | None = None
     policy_cache: Any = None
     simulator_cache: Any = None
@@ -73,29 +80,30 @@ def num_bytes(cache):
 
 
 def occupancy(episodes: types.Episodes, work: Work) -> dict[str, float]:
-    """Shares of the decode steps' places that held a token of an episode, "policy" and "simulator"; numpy.
+    """Shares of the decode steps' places that held a token of use, "policy" and "simulator"; numpy.
 
-    Everything else counts as idle: rows that wait, the end of the queue, documents that were cut or not shown. No entry
-    for a model that took no step.
+    Everything else counts as idle: rows that wait, the end of the queue, documents that were cut. No entry for a model that
+    took no step.
     """
-    parts = {"policy": (types.POLICY, work.policy_steps, work.policy_rows),
-             "simulator": (types.DOCUMENT, work.simulator_steps, work.simulator_slots)}
+    policy_tokens = (np.asarray(episodes.roles) == types.POLICY).sum()
+    parts = {"policy": (policy_tokens, work.policy_steps, work.policy_rows),
+             "simulator": (work.simulator_tokens, work.simulator_steps, work.simulator_slots)}
     places = {name: float((np.asarray(steps) * np.asarray(at_once)).sum()) for name, (_, steps, at_once) in parts.items()}
-    return {name: float((np.asarray(episodes.roles) == role).sum()) / places[name]
-            for name, (role, *_) in parts.items() if places[name]}
+    return {name: float(np.sum(tokens)) / places[name] for name, (tokens, *_) in parts.items() if places[name]}
 
 
 @flax.struct.dataclass
 class Loop:
-    """The carry of the outer loop. E episodes, R rows, S slots."""
+    """The carry of the outer loop. E episodes, R rows, S slots, N requests."""
 
     episodes: types.Episodes  # of E rows, filled as episodes end
-    next: Any  # int32[], the first episode that was not begun
+    next: Any  # int32[1], the first episode that was not begun
     state: RolloutState  # R rows
     episode: Any  # int32[R], which episode a row plays, E: none
+    request: Any  # int32[R], the request a row waits for, N: none
+    ledger: requests.Ledger  # N
     writing: Writing  # S slots
-    owner: Any  # int32[S], the row whose request a slot holds, R: none
-    asked: Any  # bool[R], whether the row's request is in a slot
+    writes: Any  # int32[S], the request that is written in a slot, N: none
 
 
 def play(policy_params, simulator_params, env: Environment, schedule: Schedule, tables, simulator: Simulator,
@@ -116,10 +124,10 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
     prompts = pieces.read_prompts(policy_params, env, inputs)
     E = prompts.tokens.shape[0] * env.group_size
     R, S = schedule.sizes(E)
-    lanes = env.lanes or R
+    N, lanes = E * env.max_turns, env.lanes or R
 
     def remaining(loop):  # rows that can still be kept busy
-        return jnp.minimum(R, E - loop.next + (loop.state.status == types.RUNNING).sum())
+        return jnp.minimum(R, E - loop.next[0] + (loop.state.status == types.RUNNING).sum())
 
     def low(loop):
         return generating(loop.state).sum() <= schedule.busy * remaining(loop)
@@ -127,14 +135,23 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
     def ended(loop):
         return loop.state.status != types.RUNNING
 
-    def pending(loop):
-        return (loop.state.waits_for == DOCUMENTS) & ~loop.asked
+    def can_seat(loop):
+        return ended(loop).any() & (loop.next[0] < E)
 
-    def other_work(loop):
-        return (loop.state.waits_for != pieces.NOTHING).any() | (ended(loop).any() & (loop.next < E))
+    def asks(loop):
+        return (loop.state.waits_for == DOCUMENTS) & (loop.request == N)
+
+    def waits(loop):
+        return loop.state.waits_for != pieces.NOTHING
+
+    def ready(loop):  # rows that need not wait any longer
+        return (loop.state.waits_for == HINT) | loop.ledger.written.at[loop.request].get(mode="fill", fill_value=False)
 
     def decode(loop):
-        go_on = lambda state: ~low(loop.replace(state=state)) | ~other_work(loop.replace(state=state))
+        def go_on(state):
+            now = loop.replace(state=state)
+            return ~can_seat(now) & ~(low(now) & waits(now).any())
+
         state = pieces.generate_turn(policy_params, env, tables, loop.state, policy_key, temperature, go_on)
         return loop.replace(state=state)
 
@@ -145,52 +162,49 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
         rows = jnp.where(episode < E, rows, R + jnp.arange(R, dtype=jnp.int32))
         state = pieces.seat(env, loop.state, prompts, rows, jnp.minimum(episode, E - 1))
         plays = jnp.where(ended(loop), E, loop.episode).at[rows].set(episode, mode="drop", unique_indices=True)
-        return loop.replace(episodes=episodes, next=loop.next + (rows < R).sum(), state=state, episode=plays)
+        return loop.replace(episodes=episodes, next=loop.next + (rows < R).sum(dtype=jnp.int32), state=state, episode=plays)
 
     def ask(loop):
         state, query = pieces.queries(env, tables, loop.state)
         loop = loop.replace(state=state)
-        rows = first_rows(pending(loop), S)
-        slots = first_rows(loop.owner == R, S)
-        given = (rows < R) & (slots < S)
-        owner = loop.owner.at[jnp.where(given, slots, S)].set(rows, mode="drop")
-        of_row = lambda x: x.at[jnp.minimum(owner, R - 1)].get(mode="clip")
-        of_question = lambda x: x[jnp.minimum(of_row(loop.episode), E - 1) // env.group_size]
-        noisy = pieces.coins(env, loop.state, noise, noise_key)
-        requests = Requests(
-            question=jax.tree.map(of_question, inputs["question"]), answers=jax.tree.map(of_question, inputs["answers"]),
-            query=jax.tree.map(of_row, query), noisy=of_row(noisy),
-            question_key=of_question(inputs["question_key"]),
-            active=jnp.zeros(S, bool).at[jnp.where(given, slots, S)].set(True, mode="drop"))
-        writing = simulator.take(simulator_params, loop.writing, requests, simulator_key, lanes=env.lanes)
-        asked = loop.asked.at[jnp.where(given, rows, R)].set(True, mode="drop")
-        return loop.replace(writing=writing, owner=owner, asked=asked)
+        question = jnp.minimum(loop.episode, E - 1) // env.group_size
+        noisy = pieces.coins(env, state, noise, noise_key)
+        ledger, number = requests.ask(loop.ledger, asks(loop), question, query, noisy)
+        return loop.replace(ledger=ledger, request=jnp.where(asks(loop), number, loop.request))
+
+    def take(loop):
+        ledger, number = requests.begin(loop.ledger, loop.writes == N)
+        new = lambda of_all: jax.tree.map(lambda x: x.at[number].get(mode="clip"), of_all)
+        of_question = lambda name: jax.tree.map(lambda x: x[new(ledger.question)], inputs[name])
+        asked = Requests(question=of_question("question"), answers=of_question("answers"), query=new(ledger.query),
+                         noisy=new(ledger.noisy), question_key=of_question("question_key"), active=number < N)
+        writing = simulator.take(simulator_params, loop.writing, asked, simulator_key, lanes=env.lanes)
+        return loop.replace(ledger=ledger, writing=writing, writes=jnp.where(number < N, number, loop.writes))
 
     def write(loop):
-        # Until a reading pass of the policy is full, or nothing is left to write.
-        finished = lambda writing: ((loop.owner < R) & ~writing.working).sum()
-        go_on = lambda writing: finished(writing) < lanes
-        return loop.replace(writing=simulator.proceed(simulator_params, simulator_tables, loop.writing, go_on))
+        def go_on(writing):
+            finished = (loop.request[:, None] == loop.writes) & (loop.writes < N) & ~writing.working
+            return (ready(loop) | finished.any(axis=1)).sum() < lanes
+
+        writing = simulator.proceed(simulator_params, simulator_tables, loop.writing, go_on)
+        done = jnp.where(writing.working, N, loop.writes)
+        return loop.replace(writing=writing, ledger=requests.enter(loop.ledger, done, simulator.replies(writing)),
+                            writes=jnp.where(writing.working, loop.writes, N))
 
     def answer(loop):
-        replies = simulator.replies(loop.writing)
-        ready = (loop.owner < R) & ~loop.writing.working
-        rows = jnp.where(ready, loop.owner, R)
-        of_slot = lambda x: jnp.zeros((R, *x.shape[1:]), x.dtype).at[rows].set(x, mode="drop")
-        served = jnp.zeros(R, bool).at[rows].set(True, mode="drop")
-        noisy = pieces.coins(env, loop.state, noise, noise_key)
-        state = pieces.insert(
-            policy_params, env, loop.state, of_slot(replies.tokens), of_slot(replies.lengths), of_slot(replies.count),
-            pieces.per_document(noisy, (R, env.num_documents)), served | (loop.state.waits_for == HINT))
-        return loop.replace(state=state, owner=jnp.where(ready, R, loop.owner), asked=loop.asked & ~served)
+        replies = jax.tree.map(lambda x: x.at[loop.request].get(mode="clip"), loop.ledger.replies)
+        served, noisy = ready(loop), pieces.coins(env, loop.state, noise, noise_key)
+        state = pieces.insert(policy_params, env, loop.state, replies.tokens, replies.lengths, replies.count,
+                              pieces.per_document(noisy, (R, env.num_documents)), served)
+        return loop.replace(state=state, request=jnp.where(served, N, loop.request))
 
     def around(loop):
         loop = decode(loop)
-        loop = when(ended(loop).any() & (loop.next < E), seat, loop)
-        loop = when(low(loop) & pending(loop).any() & (loop.owner == R).any(), ask, loop)
+        loop = when(can_seat(loop), seat, loop)
+        loop = when(low(loop) & asks(loop).any(), ask, loop)
+        loop = when(low(loop) & (loop.writes == N).any() & (loop.ledger.begun < loop.ledger.different)[0], take, loop)
         loop = when(low(loop) & loop.writing.busy.any(), write, loop)
-        ready = ((loop.owner < R) & ~loop.writing.working).any() | (loop.state.waits_for == HINT).any()
-        return when(low(loop) & ready, answer, loop)
+        return when(low(loop) & ready(loop).any(), answer, loop)
 
     def hand_over(loop):
         done = jnp.where(ended(loop), loop.episode, E)
@@ -199,15 +213,16 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
 
     idle = simulator.idle(simulator_params, S, per_document=env.noise_per_document)
     loop = Loop(
-        episodes=pieces.finish(pieces.empty_rows(env, E)), next=jnp.int32(0), state=pieces.empty_rows(env, R),
-        episode=jnp.full(R, E, jnp.int32), writing=idle, owner=jnp.full(S, R, jnp.int32),
-        asked=jnp.zeros(R, bool))
-    unfinished = lambda loop: (loop.next < E) | (loop.state.status == types.RUNNING).any()
+        episodes=pieces.finish(pieces.empty_rows(env, E)), next=jnp.zeros(1, jnp.int32), state=pieces.empty_rows(env, R),
+        episode=jnp.full(R, E, jnp.int32), request=jnp.full(R, N, jnp.int32), ledger=requests.empty(N, env, simulator),
+        writing=idle, writes=jnp.full(S, N, jnp.int32))
+    unfinished = lambda loop: (loop.next[0] < E) | (loop.state.status == types.RUNNING).any()
     loop = jax.lax.while_loop(unfinished, around, loop)
     one = lambda x: jnp.full(1, x, jnp.int32)
     work = Work(policy_steps=loop.state.steps, policy_rows=one(R), simulator_steps=loop.writing.steps,
-                simulator_slots=one(S), tally=loop.writing.tally, policy_cache=num_bytes(loop.state.cache),
-                simulator_cache=num_bytes(loop.writing.cache))
+                simulator_slots=one(S), simulator_tokens=one(loop.ledger.replies.lengths.sum()),
+                requests=loop.ledger.asked, simulated=loop.ledger.begun, tally=loop.writing.tally,
+                policy_cache=num_bytes(loop.state.cache), simulator_cache=num_bytes(loop.writing.cache))
     return hand_over(loop), work
 
 

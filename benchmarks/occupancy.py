@@ -1,0 +1,144 @@
+r"""How full the decode steps of the tiny world's rollouts are, and what that is worth: lockstep beside the continuous loop.
+
+    taskset -c 1 python benchmarks/occupancy.py [--policy asset:tiny_world/base] [--simulator asset:tiny_world/simulator]
+        [--setting rows=16,simulator_slots=4,lanes=4,busy=0.85 ...] [--steps 2] [--repeats 3] [--noise 0.25]
+
+A step is the default one: 12 questions x 8 episodes. Every setting plays the same steps, taking turns, after one round
+that compiles. "lockstep R" plays R episodes at a time to their end: everyone thinks, then everyone who asked is served.
+All trajectories are compared; tokens/s count all tokens of the episodes but their prompts. "saved" is the share of the
+requests that another row's reply answered; "distinct" what is left of them where equal ones are written once a step.
+Prints a JSON line for each setting, then the table.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+import jax
+import numpy as np
+
+from experiments.tiny_world import get_config
+from zsjax import build, types
+from zsjax.config import resolve
+from zsjax.data import QuestionStream
+from zsjax.rollout import make_rollout
+from zsjax.rollout.continuous import occupancy
+
+OLD = "rows=32,simulator_slots=8,lanes=8,busy=0.85"
+COLUMNS = ("setting", "policy", "simulator", "policy_steps", "simulator_steps", "saved", "tokens_per_cpu_second",
+           "tokens_per_second", "trajectories")
+
+
+def read_setting(text: str) -> dict:
+    pairs = [pair.split("=") for pair in text.split(",")]
+    return {name: float(value) if name == "busy" else int(value) for name, value in pairs}
+
+
+def player(context, setting: dict, lockstep: bool):
+    """A function step -> (Episodes, {"policy": occupancy, ...}, work of all its programs added up)."""
+    config = context["config"]
+    options = {**setting, "rows": 0, "simulator_slots": 0, "busy": 0.0} if lockstep else setting
+    own = resolve(config_dict({f"rollout.{name}": value for name, value in options.items()}))
+    group = config.train.group_size
+    rollout = make_rollout(context["policy_config"], context["simulator"], context["tokenizer"], own, group_size=group)
+    count = config.train.questions_per_step
+    at_once = setting["rows"] // group if lockstep else count
+
+    def play(step):
+        questions = context["stream"].batch(step, count)
+        parts = [jax.device_get(rollout(
+            context["params"], questions[i:i + at_once], noise=context["noise"], with_work=True,
+            group_ids=np.arange(count, dtype=np.int32)[i:i + at_once], key=jax.random.key(step)))
+            for i in range(0, count, at_once)]
+        episodes = jax.tree.map(lambda *x: np.concatenate(x), *[part[0] for part in parts])
+        work = jax.tree.map(lambda *x: np.concatenate(x), *[part[1] for part in parts])
+        return episodes, work
+
+    return play
+
+
+def config_dict(changes):
+    c = get_config()
+    for name, value in changes.items():
+        room, field = name.split(".")
+        c[room][field] = value
+    return c
+
+
+def distinct(episodes) -> float:
+    """The share of the searches that no earlier one equals: question, query's tokens, modes."""
+    group = episodes.group_id
+    names = [(int(group[b]), episodes.tokens[b, start:stop].tobytes(), episodes.noisy[b, turn].tobytes())
+             for b in range(len(group)) for turn, (start, stop) in enumerate(episodes.query_span[b]) if stop]
+    return len(set(names)) / len(names)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--policy", default="asset:tiny_world/base")
+    parser.add_argument("--simulator", default="asset:tiny_world/simulator")
+    parser.add_argument("--setting", action="append", help="of rollout.*; by default the old and the new ones")
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--noise", type=float, default=0.25)
+    options = parser.parse_args()
+
+    config = resolve(get_config())
+    tokenizer = build.tokenizer(config)
+    load = lambda model, path: build.model(model, tokenizer, seed=0, path=build.asset_path(path))
+    policy_config, params = load(config.policy, options.policy)
+    context = dict(config=config, tokenizer=tokenizer, policy_config=policy_config, params=params, noise=options.noise,
+                   simulator=build.simulator(config, *load(config.simulator, options.simulator), tokenizer),
+                   stream=QuestionStream(build.questions(config, config.data.train), config.seed))
+    default = {name: getattr(config.rollout, name) for name in ("rows", "simulator_slots", "lanes", "busy")}
+    settings = [read_setting(text) for text in options.setting or [OLD]] + [default] * (not options.setting)
+    players = {}
+    for setting in settings:
+        for lockstep in (True, False):
+            name = f"lockstep {setting['rows']}" if lockstep else ", ".join(f"{n} {v}" for n, v in setting.items())
+            players.setdefault(name, player(context, setting, lockstep))
+    everything = {"rows": config.train.questions_per_step * config.train.group_size, "lanes": default["lanes"]}
+    players.setdefault(f"lockstep {everything['rows']}", player(context, everything, True))
+
+    measured = {name: {"cpu": [], "wall": [], "played": {}} for name in players}
+    for repeat in range(options.repeats + 1):
+        for step in range(options.steps):
+            for name, play in players.items():
+                wall, cpu = time.perf_counter(), time.process_time()
+                measured[name]["played"][step] = play(step)
+                if repeat:  # the first one compiles
+                    measured[name]["wall"].append(time.perf_counter() - wall)
+                    measured[name]["cpu"].append(time.process_time() - cpu)
+
+    table, expected = [], next(iter(measured.values()))["played"]
+    for name, one in measured.items():
+        played = list(one["played"].values())
+        episodes, work = (jax.tree.map(lambda *x: np.concatenate(x), *parts) for parts in zip(*played, strict=True))
+        tokens = int(np.isin(episodes.roles, (types.POLICY, types.DOCUMENT, types.TEMPLATE)).sum()) / len(played)
+        same = all(np.array_equal(a.tokens, b.tokens) for (a, _), (b, _) in zip(played, expected.values(), strict=True))
+        asked, simulated = (getattr(work, field, None) for field in ("requests", "simulated"))
+        line = {"setting": name, **{k: rounded(v) for k, v in occupancy(episodes, work).items()},
+                "policy_steps": int(np.sum(work.policy_steps)), "simulator_steps": int(np.sum(work.simulator_steps)),
+                "saved": rounded(1 - np.sum(simulated) / np.sum(asked)) if asked is not None else None,
+                "tokens_per_cpu_second": round(tokens / statistics.median(one["cpu"])),
+                "tokens_per_second": round(tokens / statistics.median(one["wall"])),
+                "trajectories": "equal" if same else "differ", "distinct": rounded(distinct(episodes)),
+                "searches": int(episodes.num_searches.sum()), "length": rounded(episodes.length.mean(), 1)}
+        print(json.dumps(line), flush=True)
+        table.append(line)
+    print("\n| " + " | ".join(COLUMNS) + " |\n|" + " --- |" * len(COLUMNS))
+    for line in table:
+        print("| " + " | ".join(str(line[column]) for column in COLUMNS) + " |")
+
+
+def rounded(x, digits: int = 3):
+    return round(float(x), digits)
+
+
+if __name__ == "__main__":
+    main()
