@@ -192,7 +192,7 @@ def _chat(config, workdir):
     search = config.search
     return ChatSimulator(
         search.remote.url, model=search.remote.model, template=SimulatorTemplate.load(config.prompts.simulator),
-        num_documents=search.num_documents, temperature=search.temperature, top_p=search.top_p,
+        num_documents=search.num_candidates, temperature=search.temperature, top_p=search.top_p,
         reveal_gold=search.reveal_gold != "never", key_env=search.remote.key_env, seed=config.seed, limits=_limits(config))
 
 
@@ -202,10 +202,12 @@ def simulator(config: Config, model_config: DecoderConfig, params, tokenizer) ->
         template = template.in_chat(tokenizer)
     _tell_form(template.name, config.prompts.simulator_chat)
     return Simulator(
-        config=model_config, params=params, tokenizer=tokenizer, template=template, num_documents=search.num_documents,
+        config=model_config, params=params, tokenizer=tokenizer, template=template, num_documents=search.num_candidates,
         max_document_tokens=search.max_document_tokens, max_query_tokens=search.max_query_tokens,
         max_question_tokens=config.rollout.max_prompt_tokens, temperature=search.temperature, top_p=search.top_p,
-        shuffle_documents=search.shuffle_documents, reveal_gold=search.reveal_gold)
+        # A mixed engine's documents are reranked on the host, after it: what comes first must have been written first.
+        shuffle_documents=search.shuffle_documents and not (search.rerank.candidates and search.engine == "mixed"),
+        reveal_gold=search.reveal_gold)
 
 
 @functools.cache  # once a run

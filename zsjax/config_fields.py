@@ -127,13 +127,29 @@ class MixConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RerankConfig:
+    """More documents are written or found in training than are shown, and a scorer, learned from the rewards of the episodes
+    that saw a document, chooses: the best, or for noise the most misleading (zsjax.search.rerank). A simulator is tuned to
+    write all candidates. Evaluations show what the engine ranks first.
+
+    candidates: documents per search to choose from, search.num_documents to 20; 0: off.
+    learning_rate: of the scorer's Adam, one update a step; 0 never learns and shows the first: an ablation.
+    buckets: the scorer's weights of hashed tokens, twice.
+    """
+
+    candidates: int = 0
+    learning_rate: float = 0.01
+    buckets: int = 1024
+
+
+@dataclasses.dataclass(frozen=True)
 class SearchConfig:
     """How documents are found or made.
 
     engine: "simulator", "bm25", "dense", "http" (a /retrieve server), "serpapi" (web search), "chat" (a simulator behind
       an OpenAI-style server), "mixed" (simulator and a real engine), or "empty" (documents without content: an ablation).
     eval_engine: the engine of evaluations; not "mixed".
-    remote, mix: see there.
+    remote, mix, rerank: see there.
     embedder: of "dense": a checkpoint (pooled at the last token, as Qwen3-Embedding) or "package.module:function", which
       takes a list of texts and gives float32[N, D].
     index_dir: built indexes of corpus files, relative to the run's folder; "" builds in memory each time.
@@ -164,6 +180,12 @@ class SearchConfig:
     embedder: str = ""
     index_dir: str = "indexes"
     reveal_gold: str = "always"
+    rerank: RerankConfig = dataclasses.field(default_factory=RerankConfig)
+
+    @property
+    def num_candidates(self) -> int:
+        """Documents that are written or found for a search in training: what is shown is chosen from them."""
+        return self.rerank.candidates or self.num_documents
 
 
 @dataclasses.dataclass(frozen=True)

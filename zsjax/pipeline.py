@@ -194,7 +194,7 @@ def collect(run: Run):
 
         searches = collect(
             metered, engine, params, questions, run.tokenizer,
-            episodes=config.collect.episodes, batch_questions=batch, num_documents=config.search.num_documents,
+            episodes=config.collect.episodes, batch_questions=batch, num_documents=config.search.num_candidates,
             key=jax.random.fold_in(jax.random.key(config.seed), 1), progress=progress)
     run.writer.truncate("collect", 0)
     run.writer.write(1, meters[0].take(), "collect", show=False)
@@ -202,7 +202,7 @@ def collect(run: Run):
     if config.collect.probes:
         probes = make_probes(questions, limit=config.collect.probes, seed=config.seed + 1)
         queries = [(probe.question, probe.query, probe.kind) for probe in probes]
-        searches += search_for(queries, engine, num_documents=config.search.num_documents)
+        searches += search_for(queries, engine, num_documents=config.search.num_candidates)
         run.writer.note(f"collect: {len(searches)} with the probes")
     provenance = {"config_sha256": hashlib.sha256(run.config_json.encode()).hexdigest(), "seed": config.seed,
                   "engine": name, "corpus": config.data.corpus, "policy": config.policy.init,

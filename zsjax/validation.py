@@ -305,6 +305,11 @@ def _check_engines(found, config):
     search, used = config.search, _used_engines(config)
     remote = search.remote
     found.one_of("search.reveal_gold", ("always", "on_target", "never"))
+    if search.rerank.candidates and not search.num_documents <= search.rerank.candidates <= 20:
+        found.add("search.rerank.candidates", f"are not between search.num_documents = {search.num_documents} and 20",
+                  "give so many, or 0 for none")
+    found.at_least(0, "search.rerank.learning_rate")
+    found.at_least(1, "search.rerank.buckets")
     found.one_of("search.mix.real", REAL_ENGINES)
     found.one_of("search.mix.schedule", MIX_SCHEDULES)
     found.within(0, 1, "search.mix.start", "search.mix.end")

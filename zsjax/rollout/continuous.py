@@ -27,6 +27,7 @@ from zsjax.models.decoder import cast_matrices
 from zsjax.rollout import engine as pieces
 from zsjax.rollout.engine import DOCUMENTS, HINT, Environment, RolloutState, generating
 from zsjax.sampling.prefill import first_rows
+from zsjax.search.rerank import chooser
 from zsjax.search.simulator import Requests, Simulator, Writing
 
 
@@ -87,12 +88,13 @@ class Loop:
 
 
 def play(policy_params, simulator_params, env: Environment, schedule: Schedule, tables, simulator: Simulator,
-         simulator_tables, inputs, noise, temperature, key) -> tuple[types.Episodes, Work]:
+         simulator_tables, inputs, noise, temperature, key, reranker=None) -> tuple[types.Episodes, Work]:
     """A whole rollout against a simulator with the policy's tokenizer, as one program. Pure.
 
     Args:
       inputs: dict of what `read_prompts` takes, and for each question question, answers (ragged pairs) and question_key.
       noise: float32[], P(noisy). temperature: float32[], of the policy. key: the step's key.
+      reranker: weights of `zsjax.search.rerank`, which choose from what the simulator writes; None: the first are shown.
 
     Returns:
       (Episodes of all questions x group_size rows, Work).
@@ -105,6 +107,8 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
     E = prompts.tokens.shape[0] * env.group_size
     R, S = schedule.sizes(E)
     lanes = env.lanes or R
+    chosen = reranker is not None or simulator.num_documents > env.num_documents
+    choose = chooser(reranker, env.num_documents) if chosen else None
 
     def remaining(loop):  # rows that can still be kept busy
         return jnp.minimum(R, E - loop.next + (loop.state.status == types.RUNNING).sum())
@@ -161,7 +165,7 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
         return loop.replace(writing=simulator.proceed(simulator_params, simulator_tables, loop.writing, go_on))
 
     def answer(loop):
-        replies = simulator.replies(loop.writing)
+        replies = simulator.replies(loop.writing, choose)
         ready = (loop.owner < R) & ~loop.writing.working
         rows = jnp.where(ready, loop.owner, R)
         of_slot = lambda x: jnp.zeros((R, *x.shape[1:]), x.dtype).at[rows].set(x, mode="drop")
@@ -185,7 +189,7 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
         put = lambda all_rows, rows: all_rows.at[done].set(rows, mode="drop")
         return jax.tree.map(put, loop.episodes, pieces.finish(loop.state))
 
-    idle = simulator.idle(simulator_params, S, per_document=env.noise_per_document)
+    idle = simulator.idle(simulator_params, S, env.num_documents if env.noise_per_document else 0)
     loop = Loop(
         episodes=pieces.finish(pieces.empty_rows(env, E)), next=jnp.int32(0), state=pieces.empty_rows(env, R),
         episode=jnp.full(R, E, jnp.int32), writing=idle, owner=jnp.full(S, R, jnp.int32),

@@ -68,14 +68,22 @@ def encode_documents(found, tokenizer, document_format: str, *, num_documents: i
     return tokens, lengths, np.array([min(len(d), num_documents) for d in found], np.int32)
 
 
+def document_encoder(tokenizer, search):
+    """(found, num_documents) -> `encode_documents`, in the form of config.search."""
+    return lambda found, num_documents: encode_documents(
+        found, tokenizer, search.document_format, num_documents=num_documents,
+        max_document_tokens=search.max_document_tokens)
+
+
 class HostRollout:
     """Compiled pieces plus a host engine. Call with (params, inputs, questions, noise, temperature, key)."""
 
-    def __init__(self, env, tables, search_engine, tokenizer, document_format: str, mesh=None, watch=None):
+    def __init__(self, env, tables, search_engine, tokenizer, document_format: str, mesh=None, watch=None, reranker=None):
         """mesh: None, or this host's mesh, over whose rows the episodes are spread. watch: called with the state after
-        every generation and every insertion, for who wants to see it grow."""
+        every generation and every insertion, for who wants to see it grow. reranker: a `HostReranker`, for calls with its
+        weights."""
         self.env, self.tables, self.engine, self.tokenizer = env, tables, search_engine, tokenizer
-        self.document_format, self.watch = document_format, watch or (lambda state: None)
+        self.document_format, self.watch, self.reranker = document_format, watch or (lambda state: None), reranker
         over_rows = lambda function, *in_rows: sharding.over_rows(function, mesh, in_rows)
         cast = lambda params: cast_matrices(params, env.policy)  # once a call, outside of its loop
         self._start = jax.jit(over_rows(lambda params, inputs: pieces.start(
@@ -91,7 +99,7 @@ class HostRollout:
             cast(params), env, state, documents, lengths, count, noisy), False, True, True, True, True, True),
             donate_argnums=1)
 
-    def __call__(self, params, inputs, questions, noise, temperature, key) -> tuple[types.Episodes, Work]:
+    def __call__(self, params, inputs, questions, noise, temperature, key, reranker=None) -> tuple[types.Episodes, Work]:
         env = self.env
         state = self._start(params, inputs)
         self.watch(state)
@@ -106,11 +114,11 @@ class HostRollout:
                 none = np.zeros_like(rows)
                 return pieces.finish(state), Work(jax.device_get(state.steps), rows, none, none)
             noisy = np.asarray(pieces.per_document(noisy, (len(row_questions), env.num_documents)))
-            (documents, lengths, count), obeyed = self._search(row_questions, waits_for, query, noisy, calls, key)
+            (documents, lengths, count), obeyed = self._search(row_questions, waits_for, query, noisy, calls, key, reranker)
             state = self._insert(params, state, documents, lengths, count, obeyed)
             self.watch(state)
 
-    def _search(self, questions, waits_for, query, noisy, calls, key):
+    def _search(self, questions, waits_for, query, noisy, calls, key, reranker):
         """(encoded documents, bool[B, k] the coins that an engine obeyed)."""
         env = self.env
         rows = np.flatnonzero(waits_for == pieces.DOCUMENTS)
@@ -123,7 +131,7 @@ class HostRollout:
             obeys = getattr(self.engine, "obeys_noise", False)
             obeyed[rows] = noisy[rows] & np.array(obeys(texts, contexts) if callable(obeys) else obeys)[..., None]
             try:
-                results = self._ask(texts, contexts, obeyed[rows])
+                results = self._ask(texts, contexts, obeyed[rows], reranker)
             except (OSError, TimeoutError) as error:  # an engine without failures of its own: the episodes record it
                 logging.warning("search failed for %d queries: %s", len(rows), error)
                 results = [Failed("error") for _ in rows]
@@ -136,13 +144,17 @@ class HostRollout:
         return encode_documents(found, self.tokenizer, self.document_format, num_documents=env.num_documents,
                                 max_document_tokens=env.max_document_tokens), obeyed
 
-    def _ask(self, texts, contexts, modes):
+    def _ask(self, texts, contexts, modes, reranker):
         """Searches for each text, in the modes bool[R, k] of its documents: where they differ, document i comes from the
         reply that its mode says, as `Simulator.idle` tells."""
         asked = [(row, mode) for row, of_row in enumerate(modes.tolist()) for mode in dict.fromkeys(of_row)]
-        replies = dict(zip(asked, self.engine.search(
+        found = self.engine.search(
             [texts[row] for row, _ in asked], [dataclasses.replace(contexts[row], noisy=mode) for row, mode in asked],
-            k=self.env.num_documents), strict=True))
+            k=self.env.num_documents if reranker is None else self.reranker.candidates)
+        if reranker is not None:
+            found = self.reranker(reranker, found, [contexts[row].question for row, _ in asked],
+                                  [texts[row] for row, _ in asked], [mode for _, mode in asked])
+        replies = dict(zip(asked, found, strict=True))
         mixed = [[reply[i] for i, mode in enumerate(of_row) if i < len(reply := replies[row, mode])]
                  for row, of_row in enumerate(modes.tolist())]
         # With nothing to show, the reply says why: it may be a failure.

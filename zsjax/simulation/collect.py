@@ -85,7 +85,7 @@ def collect(make_rollout: Callable[[Any], Callable], engine, params, questions: 
       tokenizer: the policy's.
       episodes: how many to play, rounded up to whole batches.
       batch_questions: episodes played at a time.
-      num_documents: documents shown to the policy; DEPTH_FACTOR times as many are recorded.
+      num_documents: documents of a reply that is to be learned; DEPTH_FACTOR times as many are recorded.
       key: a jax key.
       progress: called with the number of episodes played so far.
 
