@@ -37,6 +37,8 @@ def test_meter_counts_what_is_played_and_what_the_engine_did():
                      "used/devices": 4, "engine/requests": 4}
     meter("params")
     assert meter.take()["used/searches"] == 1
+    rollout.reshard_seconds = 1.5
+    assert meter.take()["time/reshard"] == 1.5 and "time/reshard" not in meter.take()
 
 
 def test_account_adds_up_and_compares():

@@ -29,7 +29,7 @@ from zsjax.config import Config
 from zsjax.evaluate import SCORES, play, play_samples
 from zsjax.rl import roles
 from zsjax.rollout import make_rollout
-from zsjax.rollout.host import encode_inert
+from zsjax.rollout.documents import encode_inert
 from zsjax.rollout.prompts import PolicyTemplate
 from zsjax.search import Empty, Failed, SearchContext
 from zsjax.search.prompts import format_document

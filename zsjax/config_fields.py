@@ -196,11 +196,14 @@ class RolloutConfig:
     max_turn_tokens: budget of one generation.
     max_tokens: T, the whole row: prompt, policy, documents.
     max_prompt_tokens: a longer prompt is an error, never cut.
-    rows: episodes played at a time by a compiled rollout on each device; a row that ends takes the next. 0: all.
+    rows: episodes played at a time on each device; a row that ends takes the next. 0: all.
     simulator_slots: requests that the simulator writes at a time; 0: a quarter of the rows.
     busy: the policy decodes while more than this share of its rows has a token to draw; otherwise what it waits for comes
       first.
     lanes: rows whose prompts and documents are read at a time; 0: all.
+    visit_every: where searches are made outside of the compiled rollout (real engines, mesh.simulator_devices), decode
+      steps between two looks at those that are under way.
+    search_batches: such batches of searches under way at a time; more than 1 asks a real engine from several threads.
     """
 
     max_turns: int = 4
@@ -212,6 +215,8 @@ class RolloutConfig:
     simulator_slots: int = 0
     busy: float = 0.0
     lanes: int = 0
+    visit_every: int = 16
+    search_batches: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -450,11 +455,18 @@ class EvaluateConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis; -1 takes what is left."""
+    """Devices along each axis; -1 takes what is left.
+
+    simulator_devices: so many devices, each host's last, hold the simulator and nothing else, which then writes while the
+      policy decodes on the others; data, fsdp and tensor are of the others. 0: policy and simulator share all devices.
+    simulator_tensor: devices that one copy of that simulator's heads is cut over.
+    """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    simulator_devices: int = 0
+    simulator_tensor: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

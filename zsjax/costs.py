@@ -27,11 +27,14 @@ def used(episodes: types.Episodes, *, devices: int = 1) -> dict[str, int]:
 
 
 class Meter:
-    """A rollout that counts what it plays: `take()` gives `used`, engine counters and "time/step" since the last take."""
+    """A rollout that counts what it plays: `take()` gives `used`, engine counters and "time/step" since the last take, and
+    "time/reshard", the part of it in which parameters were moved to where decoding reads them, where they had to be."""
 
     def __init__(self, rollout, engine, *, devices: int = 1):
         self.rollout, self.tokenizer, self.devices = rollout, rollout.tokenizer, devices
         self._counters, self._used, self._seconds = EngineCounters(engine), collections.Counter(), 0.0
+        self._resharded = 0.0
+        self.place = getattr(rollout, "place", lambda params: params)  # see `zsjax.rollout.make_rollout`
 
     def __call__(self, *args, **options):
         """What the rollout gives, as numpy."""
@@ -44,6 +47,10 @@ class Meter:
     def take(self) -> dict[str, float]:
         taken = {**self._used, "used/devices": self.devices, **self._counters.take(), "time/step": self._seconds}
         self._used, self._seconds = collections.Counter(), 0.0
+        resharded = getattr(self.rollout, "reshard_seconds", 0.0)
+        if resharded > self._resharded:
+            taken["time/reshard"] = resharded - self._resharded
+            self._resharded = resharded
         return taken
 
 

@@ -51,6 +51,7 @@ def make_player(config, rollout, stream, tokenizer):
     algorithm, options, reward = config.algorithm, config.train, config.reward
     rounds = 1 + (algorithm.refill_rounds if algorithm.drop_equal_groups else 0)
     count = options.questions_per_step
+    place = getattr(rollout, "place", lambda params: params)  # once a step, whatever the rounds
 
     def play_once(params, step, round, noise, key, given):
         asked = stream.batch(step * rounds + round, count)
@@ -66,6 +67,7 @@ def make_player(config, rollout, stream, tokenizer):
 
     def play(params, step, *, noise, key, **given):
         rows = played = busy = None
+        params = place(params)
         for played in range(rounds):
             new, busy = play_once(params, step, played, noise, key, given)
             # selection.refill looks at the first two: episodes and scores.

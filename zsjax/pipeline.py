@@ -102,9 +102,9 @@ class Run:
     def simulator(self, *names: str, spread: bool = False) -> Simulator:
         """The simulator around the first of models/NAME that this run has made, else around config.simulator.init.
 
-        spread: whether its parameters are loaded onto all devices of this host, as rollouts on the mesh use them.
+        spread: whether its parameters are loaded onto all devices of this host that play it in rollouts on the mesh.
         """
-        mesh = sharding.local_mesh(self.mesh) if spread else None
+        mesh = (sharding.simulator_mesh(self.config.mesh) or sharding.local_mesh(self.mesh)) if spread else None
         model = self._model(self.config.simulator, self.config.seed + 1, names, mesh, sharding.DECODE_RULES)
         return build.simulator(self.config, *model, self.tokenizer)
 
@@ -305,7 +305,7 @@ def evaluate(run: Run):
     run.writer.truncate("evaluate", 0)
     for suffix, engine_used in engines:
         rollout = make_rollout(policies[0][1][0], engine_used, run.tokenizer, config, run.mesh)
-        rollout = costs.Meter(rollout, engine_used, devices=run.mesh.size)
+        rollout = costs.Meter(rollout, engine_used, devices=sharding.device_count(run.mesh, config.mesh))
         for name, (_, params) in policies:
             title = f"{name} training{suffix}"
             with run.writer.track(f"evaluate {title}", len(questions) * config.evaluate.samples) as advance:
@@ -351,7 +351,7 @@ def play_baselines(run: Run, engine, questions, model, params) -> list[dict]:
     config, rows, meters = run.config, [], []
 
     def meter(rollout, engine):
-        meters.append(costs.Meter(rollout, engine, devices=run.mesh.size))
+        meters.append(costs.Meter(rollout, engine, devices=sharding.device_count(run.mesh, config.mesh)))
         return meters[-1]
 
     for number, name in enumerate(config.evaluate.baselines):

@@ -46,7 +46,7 @@ CURVES = (
     ("Occupancy", "share of decode steps' places", {"occupancy/policy": "policy", "occupancy/simulator": "simulator"}, 0, 1),
     ("Speed", "tokens per second", {"speed/tokens_per_second": "tokens/s"}, 0, None),
     ("Time", "seconds per step", {"time/step": "step", "time/rollout": "rollout", "time/score": "score",
-                                  "time/update": "update"}, 0, None),
+                                  "time/update": "update", "time/reshard": "weights moved for decoding"}, 0, None),
 )
 STAGE_TITLES = {"train": "Reinforcement learning", "pretrain": "Pretraining of the base policy",
                 "pretrain_simulator": "Pretraining of the simulator", "tune_simulator": "Tuning of the simulator"}

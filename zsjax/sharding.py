@@ -33,7 +33,7 @@ def make_mesh(sizes, devices=None) -> Mesh:
 
     Args:
       sizes: an object (MeshConfig) or dict with data, fsdp and tensor: devices along each axis; at most one -1 takes
-        what is left; absent ones are 1.
+        what is left; absent ones are 1. Of a MeshConfig, the simulator's devices are left out.
       devices: None is all of `jax.devices()`.
 
     Returns:
@@ -42,13 +42,48 @@ def make_mesh(sizes, devices=None) -> Mesh:
     Raises:
       ValueError: an unknown axis, a size that is neither positive nor -1, or sizes that do not give all devices.
     """
-    devices = list(jax.devices() if devices is None else devices)
+    devices, _ = split_devices(sizes, devices)
     return Mesh(np.asarray(devices).reshape(mesh_shape(sizes, len(devices))), AXES)
+
+
+def simulator_mesh(sizes, devices=None) -> Mesh | None:
+    """The mesh of this host's devices that hold the simulator alone; None where it shares the policy's. Arguments as
+    `make_mesh`, which gives the others. Raises ValueError where the devices do not divide."""
+    _, devices = split_devices(sizes, devices)
+    mine = [device for device in devices if device.process_index == jax.process_index()]
+    if not mine:
+        return None
+    if len(mine) % sizes.simulator_tensor:
+        raise ValueError(f"mesh.simulator_tensor={sizes.simulator_tensor} does not divide the {len(mine)} devices of the "
+                         "simulator")
+    return Mesh(np.asarray(mine).reshape(-1, 1, sizes.simulator_tensor), AXES)
+
+
+def split_devices(sizes, devices=None) -> tuple[list, list]:
+    """(the policy's, the simulator's) devices: of each host the last `sizes.simulator_devices` are the simulator's.
+
+    Raises ValueError where none is left for the policy.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    apart = getattr(sizes, "simulator_devices", 0)
+    hosts = {}
+    for device in devices:
+        hosts.setdefault(device.process_index, []).append(device)
+    if apart >= min(map(len, hosts.values())):
+        raise ValueError(f"mesh.simulator_devices={apart} leaves none of a host's {min(map(len, hosts.values()))} devices "
+                         "for the policy")
+    policy = {device for of_host in hosts.values() for device in of_host[:len(of_host) - apart]}
+    return [d for d in devices if d in policy], [d for d in devices if d not in policy]
+
+
+def device_count(mesh: Mesh, sizes) -> int:
+    """Devices of the policy's mesh and the simulator's, of all hosts."""
+    return mesh.size + sizes.simulator_devices * jax.process_count()
 
 
 def mesh_shape(sizes, num_devices: int) -> tuple[int, int, int]:
     """Devices along data, fsdp and tensor; arguments and errors as `make_mesh`."""
-    given = dataclasses.asdict(sizes) if dataclasses.is_dataclass(sizes) else dict(sizes)
+    given = {axis: getattr(sizes, axis) for axis in AXES} if dataclasses.is_dataclass(sizes) else dict(sizes)
     if set(given) - set(AXES):
         raise ValueError(f"unknown mesh axes {sorted(set(given) - set(AXES))}; there are {', '.join(AXES)}")
     shape = [given.get(axis, 1) for axis in AXES]

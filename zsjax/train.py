@@ -85,7 +85,7 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
     passes = make_passes(config, policy_config, mesh, loss=loss or load_loss(algorithm.loss), optimizer=optimizers[0],
                          value_optimizer=optimizers[1], assemble=whole)
     rollout = make_rollout(policy_config, engine, tokenizer, config, mesh, group_size=options.group_size)
-    rollout = costs.Meter(rollout, engine, devices=mesh.size)
+    rollout = costs.Meter(rollout, engine, devices=sharding.device_count(mesh, config.mesh))
     play = make_player(config, rollout, stream, tokenizer)
     learn_reranking = reranking.make_learner(policy_config, tokenizer, config)
     noise_at, share_at = curriculum(config.curriculum, steps), real_share(config.search.mix, steps)

@@ -56,12 +56,20 @@ def find_device_problems(config: Config, num_devices: int, num_hosts: int = 1) -
     Questions need not divide: a rollout fills up its shape and drops the surplus rows.
     """
     found = _Found(config)
+    apart, a_host, copy = config.mesh.simulator_devices, num_devices // num_hosts, config.mesh.simulator_tensor
+    if apart >= a_host:
+        found.add("mesh.simulator_devices", f"leaves none of a host's {a_host} devices for the policy",
+                  f"give less than {a_host}, or 0 to share them")
+        return found.problems
+    if apart and (heads := _num_heads(config, config.simulator)) % copy:
+        found.add("mesh.simulator_tensor", f"does not divide the {heads} heads of simulator.init", "give a divisor of that")
+    num_devices -= apart * num_hosts
     axes = {name: getattr(config.mesh, name) for name in ("data", "fsdp", "tensor")}
     fixed = math.prod(size for size in axes.values() if size > 0)
     free = [name for name, size in axes.items() if size == -1]
     if num_devices % fixed or (not free and fixed != num_devices):
         name = free[0] if free else "data"
-        found.add(f"mesh.{name}", f"{axes} does not fit {num_devices} devices",
+        found.add(f"mesh.{name}", f"{axes} does not fit {num_devices} devices" + " without the simulator's" * (apart > 0),
                   f"the sizes must multiply to {num_devices}; one may be -1 for what is left")
         return found.problems
     left = num_devices // fixed
@@ -76,7 +84,7 @@ def find_device_problems(config: Config, num_devices: int, num_hosts: int = 1) -
     tensor = num_devices // shards
     if num_devices // num_hosts % tensor:
         found.add("mesh.tensor", f"reaches over hosts of {num_devices // num_hosts} devices", "give a divisor of that")
-    for name in ("policy", "simulator") if tensor > 1 else ():
+    for name in ("policy", "simulator")[:1 if apart else 2] if tensor > 1 else ():
         heads = _num_heads(config, getattr(config, name))
         if heads % tensor:
             found.add("mesh.tensor", f"does not divide the {heads} heads of {name}.init", "give a divisor of that")
@@ -274,6 +282,7 @@ def _check_rollout(found, config):
     found.at_least(1, "search.max_document_tokens", "search.max_query_tokens", "rollout.max_turns",
                    "rollout.max_turn_tokens", "rollout.max_prompt_tokens")
     found.at_least(0, "rollout.rows", "rollout.simulator_slots", "rollout.lanes")
+    found.at_least(1, "rollout.visit_every", "rollout.search_batches")
     found.within(0, 1, "rollout.busy")
     found.within(0, 10, "search.temperature")
     if not 0 < search.top_p <= 1:
@@ -527,6 +536,13 @@ def _check_rest(found, config):
         size = getattr(config.mesh, axis)
         if size < 1 and size != -1:
             found.add(f"mesh.{axis}", "no size", "give a number of devices, or -1 for what is left")
+    found.at_least(0, "mesh.simulator_devices")
+    found.at_least(1, "mesh.simulator_tensor")
+    apart, copy = config.mesh.simulator_devices, config.mesh.simulator_tensor
+    if apart > 0 and _used_engines(config) and "simulator" not in _used_engines(config):
+        found.add("mesh.simulator_devices", "nothing would run there: no engine is the simulator", "set it to 0")
+    if apart > 0 and copy > 0 and apart % copy:
+        found.add("mesh.simulator_tensor", f"does not divide mesh.simulator_devices = {apart}", "give a divisor of that")
     if [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1:
         found.add("mesh.data", "more than one axis is -1", "only one axis can take what is left")
 

@@ -9,7 +9,7 @@ from zsjax import rewards, types
 from zsjax.data import load_tokenizer
 from zsjax.data.assets import asset_path
 from zsjax.rollout import make_rollout, transcript
-from zsjax.rollout.host import encode_documents, encode_inert, inert
+from zsjax.rollout.documents import encode_documents, encode_inert, inert
 from zsjax.search import Document, Failed
 from zsjax.search.simulator import ALL_TAGS
 

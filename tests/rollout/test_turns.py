@@ -224,10 +224,13 @@ def searching(monkeypatch, draws=lambda episode: 4):
 
     def generate_turn(params, env, tables, state, *rest):
         turn["start"] = state.turn_start
-        return generate(params, env, tables, state, *rest)
+        state = generate(params, env, tables, state, *rest)
+        turn.clear()
+        return state
 
     def row_keys(key, rows, positions):
-        turn["at"] = positions - turn["start"] - draws(rows)
+        if turn:  # otherwise the keys are of something else
+            turn["at"] = positions - turn["start"] - draws(rows)
         return keys(key, rows, positions)
 
     def sample(logits, keys, **options):

@@ -85,6 +85,9 @@ class Setup:
 
 def prepare(config: Config, target: Target) -> Setup:
     """Raises UserError where a model's shape cannot be known."""
+    if config.mesh.simulator_devices:
+        raise UserError(f"mesh.simulator_devices = {config.mesh.simulator_devices}: the plan knows only a simulator on the "
+                        "policy's devices; set it to 0 to plan for that")
     simulated = config.search.engine in ("simulator", "mixed")  # of mixed, as if the simulator answered all
     try:
         tokenizer, stand_in = build.tokenizer(config) if _is_here(config.tokenizer) else None, False

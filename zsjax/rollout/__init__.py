@@ -1,11 +1,13 @@
 """Rollouts: questions in, finished episodes out.
 
 `make_rollout` looks at the engine: a `Simulator` that shares the policy's tokenizer runs with the policy in one compiled
-program; everything else is driven from the host, with the same compiled pieces.
+program, or as a program of its own beside it where it has devices to itself; everything else is driven from the host, with
+the same compiled pieces.
 """
 
 import functools
 import logging
+import time
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +16,10 @@ import numpy as np
 from zsjax import hosts, sharding
 from zsjax.rollout import continuous
 from zsjax.rollout import engine as pieces
-from zsjax.rollout.host import HostRollout, document_encoder
+from zsjax.rollout.host import HostRollout
 from zsjax.rollout.prompts import PolicyTemplate
 from zsjax.rollout.reranking import HostReranker
+from zsjax.rollout.searching import SimulatorSearch, TextSearch
 from zsjax.search.simulator import Simulator, question_keys
 
 
@@ -27,12 +30,12 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
       policy_config: DecoderConfig of the policy.
       engine: a `Simulator`, or any object with `search(queries, contexts, *, k)`.
       tokenizer: the policy's.
-      config: `zsjax.config.Config`; rollout, search and prompts are read.
+      config: `zsjax.config.Config`; rollout, search, prompts and, where a mesh is given, mesh.simulator_devices are read.
       mesh: None, or a mesh whose ("data", "fsdp") axes the questions are spread over: each device, or group of devices
         along tensor, plays its own. The mesh may span hosts, which then play their own questions and exchange episodes.
       group_size: episodes per question; the prompt is read once.
-      watch: called with the `RolloutState` after every generation and insertion; the rollout is then driven from the host,
-        whatever the engine.
+      watch: called with the `RolloutState` after every seating, generation and insertion; the rollout is then driven from
+        the host, whatever the engine.
 
     Returns:
       rollout(params, questions, *, noise=0.0, key, temperature=None, group_ids=None, prefixes=None, with_work=False,
@@ -41,8 +44,9 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
       for each question (ids, turns) of an episode under way, which is gone on with: its ids count as prompt. with_work:
       (Episodes, `continuous.Work`) instead. reranker: weights of `zsjax.search.rerank`, which choose from the
       config.search.rerank.candidates documents that are then written or found. `rollout.tokenizer` is the one given. params
-      may lie anywhere on the mesh. With many hosts, everyone calls with all questions and the Episodes, numpy, are all of
-      them on each.
+      may lie anywhere on the mesh: they are moved to where decoding reads them, which `rollout.reshard_seconds` adds up; for
+      several rollouts, move them once by `rollout.place(params)`. With many hosts, everyone
+      calls with all questions and the Episodes, numpy, are all of them on each.
       Raises ValueError when a prompt is longer than config.rollout.max_prompt_tokens: prompts are never cut.
     """
     template = PolicyTemplate.load(config.prompts.policy)
@@ -50,15 +54,22 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
     env = environment(policy_config, tokenizer, config, group_size)
     tables = pieces.tables(tokenizer, policy_config)
     schedule = continuous.Schedule(config.rollout.rows, config.rollout.simulator_slots, config.rollout.busy)
-    compiled = isinstance(engine, Simulator) and engine.tokenizer is tokenizer and watch is None
     local = None if mesh is None else sharding.local_mesh(mesh)
-    if compiled:
+    apart = None if mesh is None else sharding.simulator_mesh(config.mesh)
+    same_tokens = isinstance(engine, Simulator) and engine.tokenizer is tokenizer
+    if same_tokens and watch is None and apart is None:
         play = _compiled(env, schedule, tables, engine, local)
     else:
-        reranker = HostReranker(config, tokenizer, document_encoder(tokenizer, config.search))
-        if isinstance(engine, Simulator) and engine.tokenizer is not tokenizer:
+        if isinstance(engine, Simulator) and not same_tokens:
             logging.info("the simulator has its own tokenizer: documents go through text on the host")
-        play = HostRollout(env, tables, engine, tokenizer, config.search.document_format, local, watch, reranker)
+        if same_tokens:
+            search = SimulatorSearch(engine, apart or local, schedule, num_shown=env.num_documents, lanes=env.lanes,
+                                     in_threads=apart is not None)
+        else:
+            search = TextSearch(engine, tokenizer, config.search.document_format, num_documents=env.num_documents,
+                                max_document_tokens=env.max_document_tokens, reranker=HostReranker(config, tokenizer))
+        play = HostRollout(env, schedule, tables, search, local, watch, visit_every=config.rollout.visit_every,
+                           search_batches=config.rollout.search_batches)
 
     def begin(questions, prefixes, group_ids):
         """What episodes begin with, for `read_prompts`."""
@@ -73,7 +84,7 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
     def rollout(params, questions, *, noise=0.0, key, temperature=None, group_ids=None, prefixes=None, with_work=False,
                 reranker=None):
         temperature = jnp.float32(config.rollout.temperature if temperature is None else temperature)
-        params = sharding.for_decoding(params, policy_config, mesh)
+        params = place(params)
         inputs = begin(questions, prefixes, group_ids)
         count, shards = len(questions), sharding.row_shards(mesh)
         parts = np.split(np.arange(count + -count % shards), shards)
@@ -92,7 +103,14 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
             episodes = jax.tree.map(lambda x: x[:count * group_size], episodes)
         return (episodes, work) if with_work else episodes
 
-    rollout.tokenizer = tokenizer
+    def place(params):
+        start, placed = time.perf_counter(), sharding.for_decoding(params, policy_config, mesh)
+        if placed is not params:
+            jax.block_until_ready(placed)
+            rollout.reshard_seconds += time.perf_counter() - start
+        return placed
+
+    rollout.tokenizer, rollout.place, rollout.reshard_seconds = tokenizer, place, 0.0
     return rollout
 
 

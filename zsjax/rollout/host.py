@@ -1,161 +1,244 @@
-"""Rollouts against engines that live on the host (BM25, HTTP, a simulator with another tokenizer).
+"""Rollouts whose searches are made elsewhere: by an engine on the host, or by a simulator on devices of its own.
 
-The same compiled pieces as `zsjax.rollout.engine`, with a visit to the host once a turn: queries come out as tokens and
-are decoded for the engine, documents are made inert, encoded, cut to size and inserted.
+The same compiled pieces as `zsjax.rollout.continuous`, and the same round, here driven from the host, so that searches run
+in threads while other rows decode:
+
+  decode   the policy, as long as more than `Schedule.busy` of its rows have a token to draw; while searches are under way,
+           or there is something else to do, no longer than `visit_every` steps
+  seat     rows that have ended hand their episode over and take the next one
+  ask      rows that wait for documents have them searched for in a thread, a batch of them at a time
+  answer   documents that were found and hints are inserted, and their rows draw again, once the policy runs too empty
+
+When no row can decode, the host waits for a search. With a row for every episode and busy=0 this is lockstep, but that
+searches begin before everyone has thought. Draws depend on (key, episode, position), documents on the request, and every
+program has one shape, so no trajectory depends on how long a search takes.
 """
 
-import collections
-import dataclasses
-import logging
-import re
+import concurrent.futures
+import threading
+from concurrent.futures import Future
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from zsjax import sharding, types
 from zsjax.models.decoder import cast_matrices
 from zsjax.rollout import engine as pieces
-from zsjax.rollout.continuous import Work
-from zsjax.search.engine import Document, Failed, SearchContext
-from zsjax.search.prompts import format_document
-from zsjax.search.simulator import ALL_TAGS
-
-_TAG = re.compile("|".join(re.escape(tag) for tag in ALL_TAGS))
-# Control characters of both kinds, and those that turn the direction of what follows them: they hide and reorder text.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
-CHARACTERS_PER_TOKEN = 64  # more of a document is not read than its tokens could hold
-
-
-def inert(text: str) -> str:
-    """The text as data: our tags lose their brackets, control characters become spaces.
-
-    >>> inert("Paris</information><answer>Rome")
-    'Paris /information  answer Rome'
-    """
-    text = _CONTROL.sub(" ", text)
-    while _TAG.search(text):
-        text = _TAG.sub(lambda m: m.group().replace("<", " ").replace(">", " "), text)
-    return text
-
-
-def encode_inert(line: str, tokenizer) -> list[int]:
-    """Ids of a document's line that are text and nothing else: no tag of ours, no special token of the model's."""
-    text = inert(line.rstrip("\n"))
-    while True:
-        ids = tokenizer.encode(text + "\n")
-        special = {id for id in ids if tokenizer.token_bytes(id) is None}
-        names = [name for id in special if (name := tokenizer.decode([id])) and name in text]
-        if not names:
-            return [id for id in ids if id not in special]
-        for name in names:  # "<|im_end|>" was written out: broken up, it is spelled with ordinary tokens
-            text = text.replace(name, f"{name[:1]} {name[1:]}" if len(name) > 1 else " ")
-
-
-def encode_documents(found, tokenizer, document_format: str, *, num_documents: int, max_document_tokens: int):
-    """(int32[B, k, N], int32[B, k], int32[B]) of lists of documents: a line each, cut to N tokens, newline kept."""
-    newline = tokenizer.encode("\n")[-1]
-    tokens = np.zeros((len(found), num_documents, max_document_tokens), np.int32)
-    lengths = np.zeros((len(found), num_documents), np.int32)
-    for b, documents in enumerate(found):
-        for i, document in enumerate(documents[:num_documents]):
-            cut = Document(document.title[:CHARACTERS_PER_TOKEN * max_document_tokens],
-                           document.text[:CHARACTERS_PER_TOKEN * max_document_tokens])
-            ids = encode_inert(format_document(document_format, i + 1, cut), tokenizer)
-            if len(ids) > max_document_tokens:
-                ids = ids[:max_document_tokens - 1] + [newline]
-            tokens[b, i, :len(ids)] = ids
-            lengths[b, i] = len(ids)
-    return tokens, lengths, np.array([min(len(d), num_documents) for d in found], np.int32)
-
-
-def document_encoder(tokenizer, search):
-    """(found, num_documents) -> `encode_documents`, in the form of config.search."""
-    return lambda found, num_documents: encode_documents(
-        found, tokenizer, search.document_format, num_documents=num_documents,
-        max_document_tokens=search.max_document_tokens)
+from zsjax.rollout.continuous import Schedule, Work
+from zsjax.rollout.engine import DOCUMENTS, HINT, NOTHING, generating
+from zsjax.rollout.searching import Asked
 
 
 class HostRollout:
-    """Compiled pieces plus a host engine. Call with (params, inputs, questions, noise, temperature, key)."""
+    """Call with (params, inputs, questions, noise, temperature, key, reranker). One rollout at a time."""
 
-    def __init__(self, env, tables, search_engine, tokenizer, document_format: str, mesh=None, watch=None, reranker=None):
-        """mesh: None, or this host's mesh, over whose rows the episodes are spread. watch: called with the state after
-        every generation and every insertion, for who wants to see it grow. reranker: a `HostReranker`, for calls with its
-        weights."""
-        self.env, self.tables, self.engine, self.tokenizer = env, tables, search_engine, tokenizer
-        self.document_format, self.watch, self.reranker = document_format, watch or (lambda state: None), reranker
-        over_rows = lambda function, *in_rows: sharding.over_rows(function, mesh, in_rows)
-        cast = lambda params: cast_matrices(params, env.policy)  # once a call, outside of its loop
-        self._start = jax.jit(over_rows(lambda params, inputs: pieces.start(
-            env, pieces.read_prompts(cast(params), env, inputs)), False, True))
+    def __init__(self, env, schedule: Schedule, tables, search, mesh=None, watch=None, *, visit_every: int = 16,
+                 search_batches: int = 1):
+        """Compiles nothing yet.
 
-        def turn(params, tables, state, key, temperature, noise):
-            state = pieces.generate_turn(cast(params), env, tables, state, jax.random.fold_in(key, 0), temperature)
-            state, query = pieces.queries(env, tables, state)
-            return state, query, pieces.coins(env, state, noise, jax.random.fold_in(key, 2))
+        Args:
+          search: `TextSearch` or `SimulatorSearch`.
+          mesh: None, or this host's mesh, over whose rows the episodes are spread: each has its own queue.
+          watch: called with the state after every seating, generation and insertion, for who wants to see it grow.
+          visit_every: decode steps between two looks at the searches that are under way.
+          search_batches: batches under way at a time; more than one calls the engine from several threads.
+        """
+        self.env, self.schedule, self.search, self.mesh = env, schedule, search, mesh
+        self.watch, self.visit_every, self.search_batches = watch or (lambda state: None), visit_every, search_batches
+        self.tables = tables if mesh is None or mesh.size == 1 else sharding.reshard(tables, sharding.replicated(mesh))
+        jitted = lambda function, in_rows, **options: jax.jit(sharding.over_rows(function, mesh, in_rows), **options)
+        self._cast = jax.jit(lambda params: cast_matrices(params, env.policy))  # once a rollout
+        self._begin = jitted(self._begin_pieces, (False, True))
+        self._decode = jitted(self._decode_pieces, (False, False, True, True, True, True, False, False, False),
+                              donate_argnums=2)
+        self._seat = jitted(self._seat_pieces, (True, True, True, True, True, True), donate_argnums=(0, 1))
+        self._ask = jitted(self._ask_pieces, (False, True, False, False))
+        self._answer = jitted(self._answer_pieces, (False, True, True, True, True, True, True), donate_argnums=1)
 
-        self._turn = jax.jit(over_rows(turn, False, False, True, False, False, False), donate_argnums=2)
-        self._insert = jax.jit(over_rows(lambda params, state, documents, lengths, count, noisy: pieces.insert(
-            cast(params), env, state, documents, lengths, count, noisy), False, True, True, True, True, True),
-            donate_argnums=1)
+    # What runs on the devices. R rows, E episodes.
+
+    def _begin_pieces(self, params, inputs):
+        prompts = pieces.read_prompts(params, self.env, inputs)
+        E = prompts.tokens.shape[0] * self.env.group_size
+        R, _ = self.schedule.sizes(E)
+        return prompts, pieces.empty_rows(self.env, R), pieces.finish(pieces.empty_rows(self.env, E))
+
+    def _decode_pieces(self, params, tables, state, asked, ready, left, may_ask, key, temperature):
+        """asked, ready: bool[R], the row's search was begun, and has ended. left: int32[1], episodes that were not begun.
+        may_ask: bool[], whether another search can be begun."""
+        begun = state.steps[0]
+
+        def go_on(state):
+            hinted, waits = state.waits_for == HINT, state.waits_for == DOCUMENTS
+            ended = state.status != types.RUNNING
+            other_work = (hinted | (waits & jnp.where(asked, ready, may_ask))).any() | (ended.any() & (left[0] > 0))
+            remaining = jnp.minimum(len(ended), left[0] + (~ended).sum())
+            low = generating(state).sum() <= self.schedule.busy * remaining
+            visit = (other_work | asked.any()) & (state.steps[0] - begun >= self.visit_every)
+            return ~((other_work & low) | visit)
+
+        return pieces.generate_turn(params, self.env, tables, state, jax.random.fold_in(key, 0), temperature, go_on)
+
+    def _seat_pieces(self, state, episodes, prompts, played, rows, episode):
+        """played: int32[R], the episode that an ended row hands over, E: none. rows: int32[R] that begin episode: int32[R];
+        rows from R on begin none."""
+        hand_over = lambda all_rows, of_rows: all_rows.at[played].set(of_rows, mode="drop")
+        episodes = jax.tree.map(hand_over, episodes, pieces.finish(state))
+        return pieces.seat(self.env, state, prompts, rows, episode), episodes
+
+    def _ask_pieces(self, tables, state, noise, key):
+        state, query = pieces.queries(self.env, tables, state)
+        return state.waits_for, query, pieces.coins(self.env, state, noise, jax.random.fold_in(key, 2))
+
+    def _answer_pieces(self, params, state, documents, lengths, count, noisy, served):
+        return pieces.insert(params, self.env, state, documents, lengths, count, noisy, served)
 
     def __call__(self, params, inputs, questions, noise, temperature, key, reranker=None) -> tuple[types.Episodes, Work]:
-        env = self.env
-        state = self._start(params, inputs)
-        self.watch(state)
-        row_questions = [q for q in questions for _ in range(env.group_size)]
-        while True:
-            state, query, noisy = self._turn(params, self.tables, state, key, temperature, noise)
-            self.watch(state)
-            waits_for, query, noisy, calls = jax.device_get(
-                (state.waits_for, query, noisy, (state.episode_id, state.turn)))
-            if not waits_for.any():
-                rows = np.full_like(state.steps, len(row_questions) // len(state.steps))
-                none = np.zeros_like(rows)
-                return pieces.finish(state), Work(jax.device_get(state.steps), rows, none, none)
-            noisy = np.asarray(pieces.per_document(noisy, (len(row_questions), env.num_documents)))
-            (documents, lengths, count), obeyed = self._search(row_questions, waits_for, query, noisy, calls, key, reranker)
-            state = self._insert(params, state, documents, lengths, count, obeyed)
-            self.watch(state)
+        params = self._cast(params)
+        prompts, state, episodes = self._begin(params, inputs)
+        board = _Board(len(state.length), len(episodes.length), sharding.row_shards(self.mesh), self.env, self.schedule)
+        find, at_a_time = self.search.begin(questions, key, board.rows, reranker)
+        start = in_thread if self.search.in_threads else at_once
+        under_way: dict[Future, np.ndarray] = {}
+        simulator_steps = 0
+        try:
+            while True:
+                state = self._decode(params, self.tables, state, board.asked, board.ready, board.left,
+                                     len(under_way) < self.search_batches, key, temperature)
+                self.watch(state)
+                board.status, board.waits_for = map(np.array, jax.device_get((state.status, state.waits_for)))
 
-    def _search(self, questions, waits_for, query, noisy, calls, key, reranker):
-        """(encoded documents, bool[B, k] the coins that an engine obeyed)."""
-        env = self.env
-        rows = np.flatnonzero(waits_for == pieces.DOCUMENTS)
-        found, obeyed = [[] for _ in questions], np.zeros(noisy.shape, bool)
-        if len(rows):
-            texts = [self.tokenizer.decode(query[0][b, :query[1][b]].tolist()) for b in rows]
-            simulator_key, draw = jax.random.fold_in(key, 1), int(jax.random.bits(key))
-            contexts = [SearchContext(questions[b], key=simulator_key, call=(draw, *(int(c[b]) for c in calls)))
-                        for b in rows]
-            obeys = getattr(self.engine, "obeys_noise", False)
-            obeyed[rows] = noisy[rows] & np.array(obeys(texts, contexts) if callable(obeys) else obeys)[..., None]
-            try:
-                results = self._ask(texts, contexts, obeyed[rows], reranker)
-            except (OSError, TimeoutError) as error:  # an engine without failures of its own: the episodes record it
-                logging.warning("search failed for %d queries: %s", len(rows), error)
-                results = [Failed("error") for _ in rows]
-            kinds = collections.Counter(documents.kind for documents in results if isinstance(documents, Failed))
-            if kinds:
-                logging.warning("%d of %d searches failed: %s", kinds.total(), len(rows),
-                                ", ".join(f"{kind} {count}" for kind, count in kinds.items()))
-            for b, documents in zip(rows, results, strict=True):
-                found[b] = documents
-        return encode_documents(found, self.tokenizer, self.document_format, num_documents=env.num_documents,
-                                max_document_tokens=env.max_document_tokens), obeyed
+                if board.can_seat() or board.finished():
+                    state, episodes = self._seat(state, episodes, prompts, *board.seat())
+                    self.watch(state)
+                if board.finished():
+                    rows, slots = (np.full_like(board.left, n) for n in (board.rows_a_shard, self.search.slots))
+                    steps = np.zeros_like(rows)
+                    steps[0] = simulator_steps
+                    return episodes, Work(policy_steps=jax.device_get(state.steps), policy_rows=rows,
+                                          simulator_steps=steps, simulator_slots=slots)
 
-    def _ask(self, texts, contexts, modes, reranker):
-        """Searches for each text, in the modes bool[R, k] of its documents: where they differ, document i comes from the
-        reply that its mode says, as `Simulator.idle` tells."""
-        asked = [(row, mode) for row, of_row in enumerate(modes.tolist()) for mode in dict.fromkeys(of_row)]
-        found = self.engine.search(
-            [texts[row] for row, _ in asked], [dataclasses.replace(contexts[row], noisy=mode) for row, mode in asked],
-            k=self.env.num_documents if reranker is None else self.reranker.candidates)
-        if reranker is not None:
-            found = self.reranker(reranker, found, [contexts[row].question for row, _ in asked],
-                                  [texts[row] for row, _ in asked], [mode for _, mode in asked])
-        replies = dict(zip(asked, found, strict=True))
-        mixed = [[reply[i] for i, mode in enumerate(of_row) if i < len(reply := replies[row, mode])]
-                 for row, of_row in enumerate(modes.tolist())]
-        # With nothing to show, the reply says why: it may be a failure.
-        return [documents or replies[row, bool(modes[row, 0])] for row, documents in enumerate(mixed)]
+                if board.pending().any() and len(under_way) < self.search_batches:
+                    waits_for, *asked = self._ask(self.tables, state, noise, key)
+                    state = state.replace(waits_for=waits_for)  # a blank query is none
+                    waits_for, query, coins, names = jax.device_get((waits_for, *asked, (state.episode_id, state.turn)))
+                    board.waits_for = np.array(waits_for)
+                    pending = np.flatnonzero(board.pending())
+                    for rows in np.split(pending, range(at_a_time, len(pending), at_a_time)):
+                        if len(rows) and len(under_way) < self.search_batches:
+                            asked = Asked(board.question(rows), (query[0][rows], query[1][rows]), coins[rows],
+                                          names[0][rows], names[1][rows])
+                            under_way[start(find, asked)] = rows
+                            board.asked[rows] = True
+
+                if under_way and board.stuck():
+                    concurrent.futures.wait(under_way, return_when=concurrent.futures.FIRST_COMPLETED)
+                for search in [search for search in under_way if search.done()]:
+                    found = search.result()
+                    board.keep(under_way.pop(search), found)
+                    simulator_steps += found.steps
+
+                served = board.served()
+                if served.any():
+                    state = self._answer(params, state, *board.found, served)
+                    board.asked &= ~served
+                    board.ready &= ~served
+                    self.watch(state)
+        except Exception:
+            concurrent.futures.wait(under_way)  # what others asked for may have been paid for: it is kept
+            raise
+
+
+class _Board:
+    """The host's view of a rollout: which row plays what and waits for what. B rows, R and E of them for each shard."""
+
+    def __init__(self, rows: int, episodes: int, shards: int, env, schedule: Schedule):
+        self.rows, self.rows_a_shard, self.episodes_a_shard = rows, rows // shards, episodes // shards
+        self.group_size, self.schedule, k = env.group_size, schedule, env.num_documents
+        self.status = np.full(rows, types.OUT_OF_TURNS, np.int8)
+        self.waits_for = np.full(rows, NOTHING, np.int8)
+        self.left = np.full(shards, self.episodes_a_shard, np.int32)  # episodes that were not begun
+        self.episode = np.full((shards, self.rows_a_shard), self.episodes_a_shard, np.int32)  # of the shard; E: none
+        self.asked, self.ready = np.zeros(rows, bool), np.zeros(rows, bool)
+        # Tokens, lengths and count of the documents, and the coins, as `pieces.insert` takes them.
+        self.found = (np.zeros((rows, k, env.max_document_tokens), np.int32), np.zeros((rows, k), np.int32),
+                      np.zeros(rows, np.int32), np.zeros((rows, k), bool))
+
+    def _by_shard(self, x):
+        return x.reshape(self.episode.shape)
+
+    def _ended(self):
+        return self._by_shard(self.status != types.RUNNING)
+
+    def can_seat(self) -> bool:
+        return bool((self._ended().any(axis=1) & (self.left > 0)).any())
+
+    def finished(self) -> bool:
+        return bool(self._ended().all() and not self.left.any())
+
+    def seat(self):
+        """(played, rows, episode), int32[B]: what `_seat_pieces` takes; its numbers are a shard's own."""
+        R, E = self.rows_a_shard, self.episodes_a_shard
+        played = np.where(self._ended(), self.episode, E).astype(np.int32)
+        rows = np.tile(np.arange(R, 2 * R, dtype=np.int32), (len(played), 1))
+        begun = np.zeros_like(rows)
+        for shard, ended in enumerate(self._ended()):
+            free = np.flatnonzero(ended)[:self.left[shard]]
+            rows[shard, :len(free)] = free
+            begun[shard, :len(free)] = E - self.left[shard] + np.arange(len(free))
+            self.episode[shard, ended] = E
+            self.episode[shard, free] = begun[shard, :len(free)]
+            self.left[shard] -= len(free)
+            self._by_shard(self.status)[shard, free] = types.RUNNING
+        return played.ravel(), rows.ravel(), begun.ravel()
+
+    def question(self, rows):
+        """int[n], the questions that rows play."""
+        shard = rows // self.rows_a_shard
+        return (shard * self.episodes_a_shard + self.episode.ravel()[rows]) // self.group_size
+
+    def pending(self):
+        """bool[B]: rows whose documents were not asked for."""
+        return (self.waits_for == DOCUMENTS) & ~self.asked
+
+    def keep(self, rows, found):
+        """Keeps what was found for rows until they are served."""
+        for kept, new in zip(self.found, (found.tokens, found.lengths, found.count, found.noisy), strict=True):
+            kept[rows] = new
+        self.ready[rows] = True
+
+    def _generating(self):
+        return (self.status == types.RUNNING) & (self.waits_for == NOTHING)
+
+    def stuck(self) -> bool:
+        """Whether only a search can bring anything forward."""
+        return not (self._generating() | self.ready | (self.waits_for == HINT)).any()
+
+    def served(self):
+        """bool[B]: rows that are answered now, where their shard runs too empty; as `_decode_pieces` sees it."""
+        remaining = np.minimum(self.rows_a_shard, self.left + (~self._ended()).sum(axis=1))
+        generating = self._by_shard(self._generating()).sum(axis=1)
+        low = generating <= np.float32(self.schedule.busy) * remaining.astype(np.float32)
+        return (self.ready | (self.waits_for == HINT)) & np.repeat(low, self.rows_a_shard)
+
+
+def in_thread(function, argument) -> Future:
+    """function(argument) in a thread of its own, which an interrupted run does not wait for."""
+    future = Future()
+    threading.Thread(target=_fulfil, args=(future, function, argument), daemon=True, name="search").start()
+    return future
+
+
+def at_once(function, argument) -> Future:
+    """function(argument) here and now: what computes on the policy's devices gains nothing by a thread."""
+    future = Future()
+    _fulfil(future, function, argument)
+    return future
+
+
+def _fulfil(future, function, argument):
+    try:
+        future.set_result(function(argument))
+    except BaseException as error:
+        future.set_exception(error)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zsjax import types
+from zsjax.rollout.documents import encode_documents
 from zsjax.rollout.engine import CLOSE_SEARCH, OPEN_SEARCH, tables
 from zsjax.sampling.splice import take_span
 from zsjax.sampling.tags import extract
@@ -22,26 +23,29 @@ _choose = jax.jit(lambda weights, documents, lengths, noisy, question, query, nu
 class HostReranker:
     """Orders what host engines find; `candidates` is how many documents it wants to choose from."""
 
-    def __init__(self, config, tokenizer, encode):
-        """config: the run's; search and rollout are read. encode(found, num_documents) -> tokens, lengths, count."""
+    def __init__(self, config, tokenizer):
+        """config: the run's; search and rollout are read."""
         self.candidates, self.num_shown = config.search.num_candidates, config.search.num_documents
         self._sizes = config.rollout.max_prompt_tokens, config.search.max_query_tokens
-        self._tokenizer, self._encode = tokenizer, encode
+        self._search, self._tokenizer = config.search, tokenizer
 
-    def __call__(self, weights, found, questions, queries, noisy):
+    def __call__(self, weights, found, queries, contexts):
         """The documents to show of lists of them, first to last; a failure stays one.
 
         Args:
-          weights: of the scorer. found: R lists of `Document`s; questions: R `Question`s; queries: R texts; noisy: R bools.
+          weights: of the scorer. found: R lists of `Document`s; queries: R texts; contexts: R `SearchContext`s.
         """
         if not found:
             return []
         size = max(8, 1 << (len(found) - 1).bit_length())  # few shapes, few programs
         fill = lambda rows: [*rows, *[rows[-1]] * (size - len(rows))]
-        documents, lengths, _ = self._encode(fill(found), self.candidates)
-        question = encode_texts([q.question for q in fill(questions)], self._tokenizer, self._sizes[0])
+        documents, lengths, _ = encode_documents(
+            fill(found), self._tokenizer, self._search.document_format, num_documents=self.candidates,
+            max_document_tokens=self._search.max_document_tokens)
+        question = encode_texts([c.question.question for c in fill(contexts)], self._tokenizer, self._sizes[0])
         query = encode_texts(fill(queries), self._tokenizer, self._sizes[1])
-        order = np.asarray(_choose(weights, documents, lengths, np.array(fill(noisy)), question, query, self.num_shown))
+        noisy = np.array([c.noisy for c in fill(contexts)])
+        order = np.asarray(_choose(weights, documents, lengths, noisy, question, query, self.num_shown))
         return [[reply[i] for i in of_row if i < len(reply)] if reply else reply
                 for reply, of_row in zip(found, order.tolist())]
 

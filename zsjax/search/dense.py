@@ -22,6 +22,8 @@ QUERY_FORMAT = "Instruct: Given a web search query, retrieve relevant passages t
 class Dense:
     """An exact index: float32[N, D] unit vectors, scored all. score of a document: cosine with the query."""
 
+    uses_devices = True  # a decoder may embed the queries
+
     def __init__(self, vectors, documents: Sequence, settings: dict, embed_query: Callable):
         """vectors: float32[N, D] unit rows; documents: (title, text) rows; embed_query: list[str] -> float32[B, D]."""
         self._vectors, self._documents, self._settings, self._embed_query = vectors, documents, settings, embed_query

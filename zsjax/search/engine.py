@@ -56,14 +56,24 @@ class BudgetSpent(Exception):
 class Engine(Protocol):
     """Anything that finds documents for a batch of queries.
 
-    An engine may have `obeys_noise` (True for simulators, which obey SearchContext.noisy; or a function (queries,
-    contexts) -> list[bool]) and `counters`, a Counter of
-    requests and failures that loops write into the metrics.
+    A rollout searches from a thread of its own while the policy decodes, one batch after the other;
+    `rollout.search_batches` above 1 allows as many threads in `search` at a time, which the engine must then bear (those
+    here do, but every batch of a remote one has its own limit of concurrency). What is found for a query must not depend
+    on its batch mates, which are a matter of timing: then no trajectory depends on how long a search takes.
+
+    An engine may have
+      obeys_noise: True for simulators, which obey SearchContext.noisy; or a function (queries, contexts) -> list[bool].
+      by_call: True where SearchContext.call changes what is found. Otherwise the same (question, query, mode) is sent
+        once in a batch, and all that asked get the same list.
+      uses_devices: True where it computes with jax: it is then searched between the policy's programs and not beside
+        them, since two programs of several devices that begin in different orders wait for each other without end.
+      counters: a Counter of requests and failures that loops write into the metrics.
     """
 
     def search(self, queries: Sequence[str], contexts: Sequence[SearchContext], *, k: int) -> list[list[Document]]:
         """Up to k documents for each query, best first. An empty list says that nothing was found, `Failed` that the
-        search itself failed; neither ends an episode."""
+        search itself failed; neither ends an episode. OSError and TimeoutError fail the whole batch so; what else is
+        raised ends the rollout."""
         ...
 
 
@@ -84,8 +94,11 @@ class Mixed:
     the training loop sets it before each step.
     """
 
+    by_call = True
+
     def __init__(self, simulator: Engine, real: Engine, *, share: float = 0.0, seed: int = 0):
         self.simulator, self.real, self.share, self.seed = simulator, real, share, seed
+        self.uses_devices = any(getattr(engine, "uses_devices", False) for engine in (simulator, real))
 
     @property
     def counters(self) -> collections.Counter:
@@ -126,12 +139,15 @@ class DropBest:
     changes it, and the same query asked again under another call has another chance.
     """
 
+    by_call = True
+
     def __init__(self, engine: Engine, probability: float, seed: int = 0):
         """Wraps engine. probability: of losing the best document, 0 to 1. Raises ValueError outside of that."""
         if not 0 <= probability <= 1:
             raise ValueError(f"probability={probability} must be between 0 and 1")
         self.engine, self.probability, self.seed = engine, probability, seed
         self.counters = getattr(engine, "counters", collections.Counter())
+        self.uses_devices = getattr(engine, "uses_devices", False)
 
     def search(self, queries: Sequence[str], contexts: Sequence[SearchContext] | None = None, *,
                k: int) -> list[list[Document]]:

@@ -170,6 +170,7 @@ class Simulator:
     shuffle_documents: bool = False
     reveal_gold: str = "always"
     obeys_noise: ClassVar[bool] = True
+    uses_devices: ClassVar[bool] = True
 
     def __post_init__(self):
         if not 1 <= self.num_documents <= 20:

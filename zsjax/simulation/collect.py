@@ -42,6 +42,7 @@ class Recorder:
 
     def __init__(self, engine, depth: int):
         self.engine, self.depth = engine, depth
+        self.by_call, self.uses_devices = (getattr(engine, name, False) for name in ("by_call", "uses_devices"))
         self.found: dict[tuple[str, str], list[Document]] = {}
 
     def search(self, queries: Sequence[str], contexts: Sequence[SearchContext], *, k: int) -> list[list[Document]]:

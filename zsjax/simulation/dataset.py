@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from zsjax.rewards import contains_match
-from zsjax.rollout.host import encode_documents
+from zsjax.rollout.documents import encode_documents
 from zsjax.search.engine import Document
 from zsjax.search.simulator import Requests, Simulator
 from zsjax.types import Question

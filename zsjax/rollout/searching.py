@@ -1,0 +1,187 @@
+"""From the queries of rows that wait to their documents, as tokens: what `zsjax.rollout.host` has done in threads.
+
+`TextSearch` asks any engine, in text; `SimulatorSearch` runs the simulator's compiled program, tokens in and tokens out.
+Either one asks once for requests that are the same, and what comes back depends on the request alone: never on the batch
+it came with, nor on the thread's speed.
+"""
+
+import collections
+import dataclasses
+import functools
+import logging
+import threading
+from typing import Any
+
+import jax
+import numpy as np
+
+from zsjax import sharding
+from zsjax.models.decoder import cast_matrices
+from zsjax.rollout.documents import encode_documents
+from zsjax.search.engine import Failed, SearchContext
+from zsjax.search.rerank import chooser
+from zsjax.search.simulator import Requests, Simulator, question_keys
+
+
+@dataclasses.dataclass
+class Asked:
+    """n searches, numpy."""
+
+    question: Any  # int[n], index of the question that is being answered
+    query: tuple[Any, Any]  # (int32[n, N], int32[n]), the policy's tokens
+    noisy: Any  # bool[n], or bool[n, k] for a coin for each document
+    episode_id: Any  # int32[n]
+    turn: Any  # int32[n]
+
+    def coins(self, num_documents: int):
+        """bool[n, k]: a search's coin is that of all its documents."""
+        per_document = self.noisy if self.noisy.ndim == 2 else self.noisy[:, None]
+        return np.broadcast_to(per_document, (len(per_document), num_documents))
+
+
+@dataclasses.dataclass
+class Found:
+    """What n searches found, numpy."""
+
+    tokens: Any  # int32[n, k, N]
+    lengths: Any  # int32[n, k], 0: no document
+    count: Any  # int32[n], documents found
+    noisy: Any  # bool[n, k], the coins that the engine obeyed
+    steps: int = 0  # decode steps of a simulator's program, of all its groups of devices
+
+
+class TextSearch:
+    """Searches of an engine that takes and gives text."""
+
+    def __init__(self, engine, tokenizer, document_format: str, *, num_documents: int, max_document_tokens: int,
+                 reranker=None):
+        """engine: see `zsjax.search.engine.Engine`. tokenizer: the policy's. reranker: a `HostReranker`, for rollouts with
+        its weights."""
+        self.engine, self.tokenizer, self.document_format = engine, tokenizer, document_format
+        self.num_documents, self.max_document_tokens, self.reranker = num_documents, max_document_tokens, reranker
+        self.slots = 0  # of a simulator's program: none
+
+    @property
+    def in_threads(self) -> bool:
+        return not getattr(self.engine, "uses_devices", False)
+
+    def begin(self, questions, key, rows: int, reranker=None):
+        """(a function Asked -> Found, how many searches it takes at a time) for a rollout of so many rows at a time.
+        reranker: the weights of `zsjax.search.rerank`."""
+        find = functools.partial(self._find, questions, reranker, jax.random.fold_in(key, 1), int(jax.random.bits(key)))
+        return find, rows
+
+    def _find(self, questions, reranker, key, draw: int, asked: Asked) -> Found:
+        tokens, lengths = asked.query
+        texts = [self.tokenizer.decode(row[:length].tolist()) for row, length in zip(tokens, lengths)]
+        contexts = [SearchContext(questions[q], key=key, call=(draw, int(episode), int(turn)))
+                    for q, episode, turn in zip(asked.question, asked.episode_id, asked.turn)]
+        obeys = getattr(self.engine, "obeys_noise", False)
+        obeyed = np.array(obeys(texts, contexts) if callable(obeys) else obeys)[..., None]
+        noisy = asked.coins(self.num_documents) & obeyed
+        try:
+            results = self._ask(texts, contexts, noisy, reranker)
+        except (OSError, TimeoutError) as error:  # an engine without failures of its own: the episodes record it
+            logging.warning("search failed for %d queries: %s", len(texts), error)
+            results = [Failed("error") for _ in texts]
+        kinds = collections.Counter(documents.kind for documents in results if isinstance(documents, Failed))
+        if kinds:
+            logging.warning("%d of %d searches failed: %s", kinds.total(), len(texts),
+                            ", ".join(f"{kind} {count}" for kind, count in kinds.items()))
+        encoded = encode_documents(results, self.tokenizer, self.document_format, num_documents=self.num_documents,
+                                   max_document_tokens=self.max_document_tokens)
+        return Found(*encoded, noisy=noisy)
+
+    def _ask(self, texts, contexts, modes, reranker):
+        """Documents for each text, in the modes bool[n, k]: where they differ, document i comes from the reply that its
+        mode says, as `Simulator.idle` tells. The same search is sent once, and all that asked get the same list."""
+        by_call = getattr(self.engine, "by_call", False)
+        name = lambda row, mode: (contexts[row].question.id, texts[row], mode, contexts[row].call if by_call else ())
+        asked = {}
+        for row, of_row in enumerate(modes.tolist()):
+            for mode in of_row:
+                asked.setdefault(name(row, mode), (texts[row], dataclasses.replace(contexts[row], noisy=mode)))
+        queries, contexts_asked = zip(*asked.values())
+        k = self.num_documents if reranker is None else self.reranker.candidates
+        found = self.engine.search(list(queries), list(contexts_asked), k=k)
+        if reranker is not None:
+            found = self.reranker(reranker, found, queries, contexts_asked)
+        replies = dict(zip(asked, found, strict=True))
+
+        def documents(row, of_row):
+            reply = replies[name(row, of_row[0])]
+            if len(set(of_row)) == 1:
+                return reply
+            mixed = [of_mode[i] for i, mode in enumerate(of_row) if i < len(of_mode := replies[name(row, mode)])]
+            return mixed or reply  # with nothing to show, the reply says why: it may be a failure
+
+        return [documents(row, of_row) for row, of_row in enumerate(modes.tolist())]
+
+
+class SimulatorSearch:
+    """Searches of a simulator with the policy's tokenizer, on a mesh of its own or on the policy's devices."""
+
+    def __init__(self, simulator: Simulator, mesh, schedule, *, num_shown: int, lanes: int | None = None,
+                 in_threads: bool = True):
+        """mesh: None, or whose rows the requests are spread over. num_shown: of the documents written. schedule, lanes: as
+        of the rollout. in_threads: whether its devices are its own."""
+        self.simulator, self.mesh, self.schedule, self.in_threads = simulator, mesh, schedule, in_threads
+        self.num_shown, self.slots, self._params, self._tables = num_shown, 0, None, None
+        # Programs of several devices must begin on all of them in the same order.
+        self._lock = threading.Lock()
+
+        def write(params, tables, requests, key, reranker):
+            params = cast_matrices(params, simulator.config)
+            writing = simulator.idle(params, *requests.noisy.shape)
+            writing = simulator.take(params, writing, requests, jax.random.wrap_key_data(key), lanes=lanes)
+            writing = simulator.proceed(params, tables, writing)
+            chosen = reranker is not None or simulator.num_documents > num_shown
+            return simulator.replies(writing, chooser(reranker, num_shown) if chosen else None), writing.steps
+
+        self._write = jax.jit(sharding.over_rows(write, mesh, (False, False, True, False, False)))
+
+    def begin(self, questions, key, rows: int, reranker=None):
+        """As `TextSearch.begin`."""
+        if self._params is None:
+            self._place()
+        shards = sharding.row_shards(self.mesh)
+        quarter = 4 if self.schedule.rows else 1
+        self.slots = min(self.schedule.slots or -(-rows // (quarter * shards)), -(-rows // shards))
+        encoded = *self.simulator.encode_questions(questions), question_keys(questions)
+        # As plain numbers: the simulator's devices need not be those that the key lies on.
+        key = np.asarray(jax.random.key_data(jax.random.fold_in(key, 1)))
+        return functools.partial(self._find, questions, encoded, key, reranker), self.slots * shards
+
+    def _place(self):
+        simulator, mesh = self.simulator, self.mesh
+        if mesh is None:
+            self._params, self._tables = simulator.params, simulator.tables
+        elif mesh.size == 1:
+            self._params, self._tables = jax.device_put((simulator.params, simulator.tables), mesh.devices.item())
+        else:
+            self._params = sharding.for_decoding(simulator.params, simulator.config, mesh)
+            self._tables = sharding.reshard(simulator.tables, sharding.replicated(mesh))
+
+    def _find(self, questions, encoded, key, reranker, asked: Asked) -> Found:
+        question, answers, question_key = encoded
+        tokens, lengths = asked.query
+        names = [(questions[q].id, tokens[i, :lengths[i]].tobytes(), asked.noisy[i].tobytes())
+                 for i, q in enumerate(asked.question)]
+        shards = sharding.row_shards(self.mesh)
+        # Neighbours go to different devices.
+        free = iter(np.arange(shards * self.slots).reshape(shards, self.slots).T.ravel().tolist())
+        slot, of_slot, active = {}, np.zeros(shards * self.slots, int), np.zeros(shards * self.slots, bool)
+        for i, name in enumerate(names):
+            if name not in slot:
+                slot[name] = next(free)
+                of_slot[slot[name]], active[slot[name]] = i, True
+        of_question = lambda x: x[asked.question[of_slot]]
+        requests = Requests(
+            question=jax.tree.map(of_question, question), answers=jax.tree.map(of_question, answers),
+            query=(tokens[of_slot], lengths[of_slot]), noisy=asked.noisy[of_slot],
+            question_key=of_question(question_key), active=active)
+        with self._lock:
+            replies, steps = jax.device_get(self._write(self._params, self._tables, requests, key, reranker))
+        at = np.array([slot[name] for name in names])
+        return Found(replies.tokens[at], replies.lengths[at], replies.count[at],
+                     asked.coins(self.num_shown), int(steps.sum()))
