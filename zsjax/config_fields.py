@@ -403,6 +403,29 @@ class SupervisedConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class JudgeConfig:
+    """The model of collect.label = "judge": a decoder, or a server. It says yes or no to (question, answers, document).
+
+    init: a checkpoint as of ModelConfig; tokenizer: its own, "" is the one in init's folder. dtype: of both kinds.
+    chat: the prompt is put into the tokenizer's chat template.
+    max_tokens: of a prompt; batch_rows: prompts a pass.
+    url, model, key_env: a server with the OpenAI chat interface instead, as of RemoteConfig, whose limits hold for it, too.
+    template: "default" or the path of a file with {question}, {answers}, {document}.
+    """
+
+    init: str = ""
+    tokenizer: str = ""
+    dtype: str = "float32"
+    chat: bool = False
+    max_tokens: int = 1024
+    batch_rows: int = 32
+    url: str = ""
+    model: str = ""
+    key_env: str = ""
+    template: str = "default"
+
+
+@dataclasses.dataclass(frozen=True)
 class CollectConfig:
     """Searches with the real engine, from which the simulator's examples are made.
 
@@ -410,8 +433,9 @@ class CollectConfig:
     probes: questions of each number of hops whose right queries, and wrong ones beside them, are searched for as well: a
       small policy asks fewer different things than a language model. They need questions that know their right queries.
     balance: as many noisy as useful examples.
-    label: how replies are labelled useful or noisy: "ranking", "answer" (by the final answer, the paper's first version) or
-      "contains" (by document, its second version); zsjax.simulation.dataset says more.
+    label: how replies are labelled useful or noisy: "ranking", "answer" (by the final answer, the paper's first version),
+      "contains" or "judge" (by document, its second version: a gold answer stands in it, or a model, see `judge`, says
+      so); zsjax.simulation.dataset says more.
     hold_out: share of the questions whose searches are not tuned on: on them it is reported how often useful and noisy
       replies hold a gold answer, before and after tuning. 0 reports nothing.
     """
@@ -421,6 +445,7 @@ class CollectConfig:
     balance: bool = True
     label: str = "ranking"
     hold_out: float = 0.0
+    judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
 
 
 @dataclasses.dataclass(frozen=True)

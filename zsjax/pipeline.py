@@ -204,9 +204,18 @@ def collect(run: Run):
         queries = [(probe.question, probe.query, probe.kind) for probe in probes]
         searches += search_for(queries, engine, num_documents=config.search.num_candidates)
         run.writer.note(f"collect: {len(searches)} with the probes")
+    counted = {}
+    if config.collect.label == "judge":
+        from zsjax.simulation.judge import judge_searches
+
+        judging = config.collect.judge
+        searches, counts = judge_searches(searches, build.judge(config))
+        counted = {"judge": {"model": judging.init or judging.model, "template": judging.template, **counts}}
+        run.writer.note(f"collect: {counts['useful']} of {counts['judged']} documents are of use by the judge; "
+                        + ", ".join(f"{name} {count}" for name, count in counts.items() if name not in ("useful", "judged")))
     provenance = {"config_sha256": hashlib.sha256(run.config_json.encode()).hexdigest(), "seed": config.seed,
                   "engine": name, "corpus": config.data.corpus, "policy": config.policy.init,
-                  "episodes": config.collect.episodes, "probes": config.collect.probes}
+                  "episodes": config.collect.episodes, "probes": config.collect.probes, **counted}
     write_searches(run.path("searches.jsonl"), searches, provenance=provenance)
 
 
