@@ -102,15 +102,15 @@ def test_with_a_coin_for_each_document_both_replies_are_ranked(simulator):  # no
 
 
 class Shelf:
-    """Finds as many documents as are asked for, none for some; `best` is last."""
+    """Finds up to CANDIDATES documents; the shortest is the last."""
 
     def __init__(self):
         self.asked = []
 
     def search(self, queries, contexts, *, k):
         self.asked.append(k)
-        return [[] if "rival" in query else [Document("", f"mother of Kara {'mother ' * i}") for i in range(k - 1)] + [
-            Document("", "spouse")] for query in queries]
+        texts = [*(f"mother of Kara {'mother ' * i}" for i in range(CANDIDATES - 1)), "spouse"]
+        return [[Document("", text) for text in texts[:k]] for _ in queries]
 
 
 def test_host_engines_give_candidates_and_are_reranked(monkeypatch):
