@@ -398,7 +398,8 @@ def ask(question: str, config: Config, workdir=None, *, show=None) -> dict:
       config: names policy, tokenizer and engine.
       workdir: a run whose trained policy answers; without one, or where it has none, the carried policy of the tiny
         world if the config is the tiny world's, else config.policy.init.
-      show: called with (role, text) of each piece of the episode as soon as it is there.
+      show: called with (role, text) of each piece of the episode as soon as it is there, what the policy writes token by
+        token.
 
     Returns:
       A record as `transcript.records` gives.
@@ -412,6 +413,8 @@ def ask(question: str, config: Config, workdir=None, *, show=None) -> dict:
         model, params = _answering_policy(context, workdir)
         engine = context.engine(config.search.eval_engine, config.data.eval_corpus)
         stream = transcript.Stream(context.tokenizer, show) if show else None
+        # After each token there is a look at what is new.
+        config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, visit_every=1))
         rollout = make_rollout(model, engine, context.tokenizer, config, watch=stream)
         records, _ = play(rollout, params, [Question("asked", question, ())], key=jax.random.key(config.seed), batch_rows=1)
     return records[0]

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 
 from tests.rollout.test_turns import PARAMS, POLICY, QUESTIONS, TOKENIZER, make_config, searching, simulator  # noqa: F401
 from zsjax.config import resolve
@@ -14,6 +15,7 @@ from zsjax.search import simulator as simulation
 from zsjax.search.rerank import chooser, encode_texts, init_reranker, score
 
 CANDIDATES, SHOWN = 4, 2
+HOST_QUESTIONS = [question for question in QUESTIONS[:2] for _ in range(2)]
 
 
 def config_of(**rerank):
@@ -113,17 +115,29 @@ class Shelf:
         return [[Document("", text) for text in texts[:k]] for _ in queries]
 
 
-def test_host_engines_give_candidates_and_are_reranked(monkeypatch):
-    searching(monkeypatch)
+@pytest.fixture(scope="module")
+def host():
+    """(engine, play(reranker) -> (episodes of HOST_QUESTIONS, what they saw)), compiled once."""
+    with pytest.MonkeyPatch.context() as patch:
+        searching(patch)
+        shelf, config = Shelf(), config_of()
+        rollout = make_rollout(POLICY, shelf, TOKENIZER, config, group_size=2)
+        read = reranking.make_reader(POLICY, TOKENIZER, config)
+
+        def play(reranker=None):
+            episodes = jax.device_get(rollout(PARAMS, QUESTIONS[:2], key=jax.random.key(0), reranker=reranker))
+            return episodes, read(episodes, HOST_QUESTIONS)
+
+        yield shelf, play
+
+
+def test_host_engines_give_candidates_and_are_reranked(host):
+    shelf, play = host
     weights = jax.tree.map(np.zeros_like, random_weights())
     weights["overlap"][3] = -1.0  # the shorter the better
-    shelf, config = Shelf(), config_of()
-    rollout = make_rollout(POLICY, shelf, TOKENIZER, config)
-    read = reranking.make_reader(POLICY, TOKENIZER, config)
     lines = {}
     for name, chosen in (("off", None), ("untrained", jax.tree.map(np.zeros_like, weights)), ("on", weights)):
-        episodes = jax.device_get(rollout(PARAMS, QUESTIONS[:2], key=jax.random.key(0), reranker=chosen))
-        seen = read(episodes, QUESTIONS[:2])
+        _, seen = play(chosen)
         lines[name] = {tuple(TOKENIZER.decode(line) for line in lines_of(seen.documents[b, m], seen.lengths[b, m]))
                        for b, m in np.argwhere(seen.lengths.any(axis=2))}
     assert set(shelf.asked) == {SHOWN, CANDIDATES}
@@ -131,11 +145,8 @@ def test_host_engines_give_candidates_and_are_reranked(monkeypatch):
     assert lines["on"] == {("* spouse\n", "* mother of Kara\n")}
 
 
-def test_seen_is_what_stands_in_the_rows(monkeypatch):
-    searching(monkeypatch)
-    config = config_of()
-    episodes = jax.device_get(make_rollout(POLICY, Shelf(), TOKENIZER, config)(PARAMS, QUESTIONS[:3], key=jax.random.key(0)))
-    seen = reranking.make_reader(POLICY, TOKENIZER, config)(episodes, QUESTIONS[:3])
+def test_seen_is_what_stands_in_the_rows(host):
+    episodes, seen = host[1]()
     for b, m in np.ndindex(episodes.search_status.shape):
         start, stop = episodes.documents_span[b, m]
         ids = [i for line in lines_of(seen.documents[b, m], seen.lengths[b, m]) for i in line]
@@ -147,18 +158,14 @@ def test_seen_is_what_stands_in_the_rows(monkeypatch):
     assert (seen.lengths > 0).any()
 
 
-def test_a_learner_learns_from_an_experience(monkeypatch):
-    searching(monkeypatch)
-    config = config_of()
-    rollout = make_rollout(POLICY, Shelf(), TOKENIZER, config, group_size=2)
-    episodes = jax.device_get(rollout(PARAMS, QUESTIONS[:2], key=jax.random.key(0)))
+def test_a_learner_learns_from_an_experience(host):
+    (episodes, _), config = host[1](), config_of()
     # One episode of each group saw nothing else than the others: only a made-up document tells them apart.
     tokens, (b, m) = episodes.tokens.copy(), np.argwhere(episodes.documents_span[:, :, 1] > 0)[0]
     tokens[b, episodes.documents_span[b, m, 0] + 1] = TOKENIZER.encode(" teacher")[0]
     episodes = episodes.replace(tokens=tokens)
     scores = (np.arange(4) == b).astype(np.float32)
-    played = Experience(episodes, np.array([q for q in QUESTIONS[:2] for _ in range(2)], object), None, scores, {},
-                        np.ones(4, bool), 1, {})
+    played = Experience(episodes, np.array(HOST_QUESTIONS, object), None, scores, {}, np.ones(4, bool), 1, {})
     learn = reranking.make_learner(POLICY, TOKENIZER, config)
     state, metrics = learn(init_reranker(config.search.rerank), played)
     assert metrics["rerank/loss"] > 0 and metrics["rerank/concordance"] == 0.5

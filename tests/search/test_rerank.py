@@ -103,7 +103,8 @@ def test_what_all_episodes_of_a_group_share_does_not_count():
     seen, rewards, group = seen_by(np.random.default_rng(2))
     weights = {"overlap": np.ones(4, np.float32), "bags": np.random.default_rng(0).normal(size=(2, 64)).astype(np.float32)}
     valid = np.ones(len(rewards), bool)
-    loss = lambda rewards, valid=valid, seen=seen: float(rerank.value_loss(weights, seen, rewards, group, valid)[0])
+    value_loss = jax.jit(rerank.value_loss)
+    loss = lambda rewards, valid=valid, seen=seen: float(value_loss(weights, seen, rewards, group, valid)[0])
     assert loss(rewards + 3 * group) == pytest.approx(loss(rewards), rel=1e-4)
     # Episodes that are left out, or saw nothing, have no influence.
     without = np.arange(len(rewards)) != 5
