@@ -28,8 +28,8 @@ if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
                                "intra_op_parallelism_threads=1").strip()
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from limits import limits, seconds_of
 
 from zsjax.models import DecoderConfig, init_params, load_hf, num_params, save_hf
 from zsjax.models.presets import PRESETS
@@ -37,32 +37,6 @@ from zsjax.sampling.decode import generate
 
 SMALL = DecoderConfig(vocab_size=8192, embed_dim=512, num_layers=8, num_heads=8, num_kv_heads=2, head_dim=64, mlp_dim=1408,
                       rope_theta=1e6)
-
-
-def clock():
-    return time.process_time() if jax.default_backend() == "cpu" else time.perf_counter()
-
-
-def seconds_of(call):
-    start = clock()
-    call()
-    return clock() - start
-
-
-def limits(dtype) -> tuple[float, float]:
-    """(FLOP/s of a large product, bytes/s of reading an array), the best of a few tries."""
-    x, big = jnp.ones((2048, 2048), dtype), jnp.ones(2**28, jnp.float32)
-    product = jax.jit(lambda x: jnp.matmul(x, x, preferred_element_type=jnp.float32))
-    # Each row its own sum: one long sum is bound by its additions.
-    read = jax.jit(lambda x: x.reshape(-1, 2048).sum(axis=0))
-    calls = [lambda: product(x).block_until_ready(), lambda: read(big).block_until_ready()]
-    if jax.default_backend() == "cpu":
-        host = np.ones(2**28, np.float32)
-        calls.append(lambda: np.dot(host, host))  # reads once, at what BLAS can
-    for call in calls:
-        call()
-    best = [min(seconds_of(call) for _ in range(7)) for call in calls]
-    return 2 * 2048**3 / best[0], big.nbytes / min(best[1:])
 
 
 def ours(config, params, prompts):

@@ -20,6 +20,8 @@ VARIANTS = {
     "clean": ("noise=0.0", "simulator, no noise"),
     "curriculum": ("noise=0.5", "simulator, noise 0 -> 0.5"),
     "real": ("engine=bm25", "real engine (BM25)"),
+    "untuned": ("noise=0.5,simulator=untuned", "untuned simulator, noise 0 -> 0.5"),
+    "prompted": ("noise=0.5,simulator=prompted", "prompted simulator, noise 0 -> 0.5"),
     "inverted": ("noise=0.0,invert_mask", "simulator, loss mask inverted"),
     "empty": ("engine=empty", "empty documents"),
     # The algorithms, each with the curriculum (GRPO's row is "curriculum").
@@ -27,6 +29,8 @@ VARIANTS = {
     "rloo": ("noise=0.5,algorithm=rloo", "simulator, RLOO"),
     "ppo": ("noise=0.5,algorithm=ppo", "simulator, PPO"),
     "grpo": ("noise=0.5,algorithm=grpo", "simulator, GRPO"),
+    "rloo_long": ("noise=0.5,algorithm=rloo,steps=180", "simulator, RLOO, three times as long"),
+    "grpo_long": ("noise=0.5,algorithm=grpo,steps=180", "simulator, GRPO, three times as long"),
     # Reranking by reward: 3 of 6 documents are shown, beside the same simulator's first 3 of 6 ("curriculum" writes 3).
     "rerank": ("noise=0.5,rerank=6", "simulator, noise 0 -> 0.5, 3 of 6 by reward"),
     "first": ("noise=0.5,rerank=6,rerank_rate=0.0", "simulator, noise 0 -> 0.5, first 3 of 6"),
@@ -53,7 +57,7 @@ def sweep(workdir: pathlib.Path, seeds, variants, extra):
             folder, overrides = workdir / f"{variant}-{seed}", list(extra)
             if (folder / "report.html").exists():
                 continue
-            if title.startswith("simulator"):
+            if title.startswith("simulator"):  # the tuned one
                 if not tuned.exists():
                     print(f"seed {seed}: tuning the simulator", flush=True)
                     run(f"{tuning}seed={seed}", tuned.parents[1], "--config.stages=collect,tune_simulator", *extra)

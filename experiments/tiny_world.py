@@ -10,6 +10,8 @@ figures of three seeds.
     :pretrain            make base and simulator base anew instead of using the carried ones
     :engine=bm25         learn with the real engine (Search-R1's way) instead of the simulator
     :engine=empty        ablation: documents without content
+    :simulator=untuned   the simulator as it was pretrained, which does not know the words useful and noisy; or
+                         "prompted", the same with a demonstration of both in its prompt
     :noise=0.0           P(noisy) at the end of the curriculum, which starts at 0; 0.5 by default, by measurement
     :algorithm=ppo       any of zsjax.rl.algorithms: reinforce, reinforce_plus_plus, rloo, grpo, dr_grpo, dapo, gspo, ppo
     :rerank=6            of 6 documents a search, a scorer that learns from rewards shows 3; rerank_rate=0: it never learns
@@ -26,8 +28,10 @@ MODEL = dict(num_layers=3, num_heads=8, num_kv_heads=2, head_dim=16, rope_theta=
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, engine="simulator", noise=0.5, steps=60, seed=0, invert_mask=False, pretrain=False, smoke=False,
-                    algorithm="grpo", rerank=0, rerank_rate=0.01)
+    arg = parse_arg(arg, engine="simulator", simulator="tuned", noise=0.5, steps=60, seed=0, invert_mask=False,
+                    pretrain=False, smoke=False, algorithm="grpo", rerank=0, rerank_rate=0.01)
+    if arg.simulator not in ("tuned", "untuned", "prompted"):
+        raise ValueError(f"simulator={arg.simulator!r}: one of tuned, untuned, prompted")
     written = arg.rerank or 3  # documents of a simulator's reply, of which 3 are shown; a line has 12 tokens at most
     c = ml_collections.ConfigDict()
     c.name, c.seed = "tiny_world", arg.seed
@@ -35,6 +39,8 @@ def get_config(arg=None):
     c.tokenizer = "asset:tiny_world/tokenizer"
     c.policy = dict(init="asset:tiny_world/base")
     c.simulator = dict(init="asset:tiny_world/simulator_base")
+    if arg.simulator != "tuned":
+        c.stages = ("train", "evaluate", "report")
     if arg.pretrain:
         c.stages = ("pretrain", "pretrain_simulator", *c.stages)
         c.policy = dict(init="random", shape=dict(MODEL, embed_dim=64, mlp_dim=128), positional_bias_init=True)
@@ -47,7 +53,8 @@ def get_config(arg=None):
 
     c.data = dict(train="tiny_world:train", corpus="tiny_world:train", eval="tiny_world:eval",
                   eval_corpus="tiny_world:eval", eval_limit=400)
-    c.prompts = dict(policy="tiny_world", simulator="tiny_world")
+    c.prompts = dict(policy="tiny_world",
+                     simulator="tiny_world_prompted" if arg.simulator == "prompted" else "tiny_world")
     c.search = dict(engine=arg.engine, eval_engine="bm25", num_documents=3, max_document_tokens=12, max_query_tokens=12,
                     temperature=0.25, shuffle_documents=True, document_format="* {text}",
                     rerank=dict(candidates=arg.rerank, learning_rate=arg.rerank_rate))

@@ -9,8 +9,8 @@ KL 0.001, P(noisy) along base 4 (the paper's appendix and the scripts of its rep
 chosen so that the plan fits 8 x A100-80GB.
 
 What it shows: that the setting is expressed, planned and validated. It has not been run: there are no such weights or
-accelerators where it was written. The simulator here is prompted, not tuned; tune it first (`tune-simulator`) with a real
-engine's documents.
+accelerators where it was written. The simulator here is prompted, with a demonstration and in its chat template, not tuned;
+tune it first (`tune-simulator`) with a real engine's documents.
 
     :policy=3b           3b or 7b
     :simulator=14b       3b, 7b or 14b
@@ -50,7 +50,7 @@ def get_config(arg=None):
     c.tokenizer = policy
 
     c.data = dict(train=arg.data, eval=arg.eval_data or arg.data, corpus=arg.corpus, eval_corpus=arg.corpus, eval_limit=500)
-    c.prompts = dict(policy="default", simulator="default", chat=arg.instruct)
+    c.prompts = dict(policy="default", simulator="prompted", chat=arg.instruct, simulator_chat=True)
     c.search = dict(engine="simulator", eval_engine="bm25", num_documents=5, max_document_tokens=80, max_query_tokens=64,
                     temperature=0.8)
     c.rollout = dict(max_turns=5, max_turn_tokens=500, max_tokens=4096, max_prompt_tokens=512)
@@ -64,7 +64,7 @@ def get_config(arg=None):
     c.mesh = dict(data=1, fsdp=-1, tensor=2 if arg.simulator == "14b" else 1)
     if arg.smoke:
         c.policy, c.simulator = dict(init="asset:real/policy"), dict(init="asset:real/random")
-        c.tokenizer, c.prompts.chat = "asset:real/tokenizer", False
+        c.tokenizer, c.prompts.chat, c.prompts.simulator_chat = "asset:real/tokenizer", False, False
         c.search.update(max_document_tokens=24, max_query_tokens=24)
         c.rollout.update(max_turns=2, max_turn_tokens=48, max_tokens=512, max_prompt_tokens=320)
         c.optimizer.learning_rate = 1e-4

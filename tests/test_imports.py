@@ -29,7 +29,7 @@ ROOMS = {
 }
 # The loops may import everything below them, and no room imports them.
 LOOPS = ("train", "evaluate", "pipeline", "simulation", "report", "launch", "build", "pretrain", "reading",
-         "pretrain_simulator", "plan", "episode_metrics", "experience", "compare", "baselines")
+         "pretrain_simulator", "plan", "episode_metrics", "experience", "compare", "baselines", "accounting")
 LAZY = ("transformers", "orbax", "safetensors", "sentencepiece", "tokenizers", "tensorflow", "tensorflow_datasets",
         "bm25s", "ml_collections", "tensorboardX", "rich", "pyarrow", "torch", "array_record",
         "httpx", "tenacity")

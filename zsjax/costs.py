@@ -28,10 +28,11 @@ def used(episodes: types.Episodes, *, devices: int = 1) -> dict[str, int]:
 
 class Meter:
     """A rollout that counts what it plays: `take()` gives `used`, engine counters and "time/step" since the last take, and
-    "time/reshard", the part of it in which parameters were moved to where decoding reads them, where they had to be."""
+    "time/reshard", the part of it in which parameters were moved to where decoding reads them, where they had to be; and
+    with an `account` (`zsjax.accounting.RolloutAccount`) its figures, of rollouts that are played with_work."""
 
-    def __init__(self, rollout, engine, *, devices: int = 1):
-        self.rollout, self.tokenizer, self.devices = rollout, rollout.tokenizer, devices
+    def __init__(self, rollout, engine, *, devices: int = 1, account=None):
+        self.rollout, self.tokenizer, self.devices, self.account = rollout, rollout.tokenizer, devices, account
         self._counters, self._used, self._seconds = EngineCounters(engine), collections.Counter(), 0.0
         self._resharded = 0.0
         self.place = getattr(rollout, "place", lambda params: params)  # see `zsjax.rollout.make_rollout`
@@ -40,12 +41,16 @@ class Meter:
         """What the rollout gives, as numpy."""
         start = time.perf_counter()
         played = jax.device_get(self.rollout(*args, **options))
-        self._seconds += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self._seconds += seconds
         self._used.update(used(played[0] if options.get("with_work") else played))
+        if self.account is not None and options.get("with_work"):
+            self.account.add(args[0], *played, seconds)
         return played
 
     def take(self) -> dict[str, float]:
-        taken = {**self._used, "used/devices": self.devices, **self._counters.take(), "time/step": self._seconds}
+        taken = {**self._used, "used/devices": self.devices, **self._counters.take(), "time/step": self._seconds,
+                 **(self.account.take() if self.account is not None else {})}
         self._used, self._seconds = collections.Counter(), 0.0
         resharded = getattr(self.rollout, "reshard_seconds", 0.0)
         if resharded > self._resharded:
@@ -71,7 +76,7 @@ def account(lines: Iterable[Mapping], prices) -> list[dict]:
     """A row for each stage that used something, and their sum.
 
     Args:
-      lines: of metrics.jsonl.
+      lines: of metrics.jsonl. What evaluations in training used stands in the lines of their steps, under "eval/".
       prices: with the attributes of `CostConfig`: search, accelerator_hour, in dollars.
 
     Returns:
@@ -90,9 +95,9 @@ def account(lines: Iterable[Mapping], prices) -> list[dict]:
             continue
         total = stages.setdefault(line["stage"], collections.Counter())
         for name in ("episodes", "searches", "policy_tokens", "document_tokens"):
-            total[name] += line.get(f"used/{name}") or 0
+            total[name] += (line.get(f"used/{name}") or 0) + (line.get(f"eval/used/{name}") or 0)
         total["accelerator_seconds"] += (seconds or 0.0) * (line.get("used/devices") or 1)
-        total["paid_searches"] += line.get("engine/paid_searches") or 0
+        total["paid_searches"] += sum(line.get(f"{part}engine/paid_searches") or 0 for part in ("", "eval/"))
     everything = sum(stages.values(), collections.Counter())
     rows = [_row(stage, total, prices) for stage, total in stages.items()]
     return [*rows, _row("all", everything, prices)] if rows else []

@@ -2,9 +2,9 @@
 
 A run's numbers live in `metrics.jsonl`, one JSON object a line: {"stage": "train", "step": 12, "reward": 0.51, ...},
 flushed as they come; TensorBoard events are a second copy. `step` counts steps done, so the line of step n describes
-the n-th step and a checkpoint of step n goes with the lines up to n. Names that start with "time/" (seconds) or
-"speed/" (something per second) depend on the machine's mood; all others repeat exactly when a run is repeated or
-resumed on CPU.
+the n-th step and a checkpoint of step n goes with the lines up to n. Names that start with "time/" (seconds), "speed/"
+(something per second) or "compile/" (programs) depend on the machine and the process; all others repeat exactly when a
+run is repeated or resumed on CPU.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-WALL_TIME = ("time/", "speed/")  # prefixes of what no two runs share
+WALL_TIME = ("time/", "speed/", "compile/")  # prefixes of what no two runs share
 
 
 def masked_mean(x, *, mask, axis=None):
@@ -227,6 +227,9 @@ class Writer:
 
     def _display(self, phase, step, line):
         shown = "  ".join(f"{_without_prefix(name)} {_short(line[name])}" for name in self._show if name in line)
+        for label, *names in () if self._show is not SHOWN else SHOWN_TOGETHER:
+            if values := [_short(line[name]) for name in names if name in line]:
+                shown += f"  {label} {'/'.join(values)}"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, shown=shown)
         else:
@@ -236,7 +239,16 @@ class Writer:
 
 # What is shown of a line, in this order, where it is there.
 SHOWN = ("loss", "reward", "em", "f1", "noise", "searches", "on_path", "response_tokens", "kl", "entropy", "grad_norm",
-         "sampler_gap_mean", "eval/em", "eval/f1", "occupancy/policy", "speed/tokens_per_second", "time/step")
+         "sampler_gap_mean", "eval/em", "eval/f1", "speed/tokens_per_second", "time/step")
+# And behind it, a label and what stands under it with slashes between: policy and simulator, where there are two.
+SHOWN_TOGETHER = (
+    ("occupancy", "occupancy/policy", "occupancy/simulator"),
+    ("wrote/s", "speed/policy_tokens_per_second", "speed/document_tokens_per_second"),
+    ("prefill", "prefill/policy", "prefill/simulator"),
+    ("bandwidth", "speed/bandwidth_share"),
+    ("rollout/score/update s", "time/rollout", "time/score", "time/update"),
+    ("compiled", "compile/step"),
+)
 
 
 class _Events:

@@ -282,7 +282,7 @@ def real_evaluation(run: Run, model):
     """params -> scores on a few held-out questions with the real engine, logged beside the score in the simulator."""
     config = run.config
     engine = run.engine(config.search.eval_engine, config.data.eval_corpus, spread=True)
-    rollout = make_rollout(model, engine, run.tokenizer, config, run.mesh)
+    rollout = costs.Meter(make_rollout(model, engine, run.tokenizer, config, run.mesh), engine)
     questions = build.questions(config, config.data.eval, config.train.eval_questions)
 
     def evaluate_now(params):
@@ -292,7 +292,9 @@ def real_evaluation(run: Run, model):
         scores = {f"eval/{name}": sum(row[name] * row["n"] for row in rows) / len(records)
                   for name in ("em", "f1", "searches")}
         by_hops = {f"eval/em_{row['hops']}_hop": row["em"] for row in rows if row["hops"] != "all"}
-        return scores | by_hops
+        # The step's own line has its devices, and its time holds ours.
+        used = {f"eval/{name}": value for name, value in rollout.take().items() if name not in ("used/devices", "time/step")}
+        return scores | by_hops | used
 
     return evaluate_now
 

@@ -44,9 +44,17 @@ CURVES = (
     ("Loss", "", {"loss": "loss"}, None, None),
     ("Gradient norm", "before clipping", {"grad_norm": "norm"}, 0, None),
     ("Occupancy", "share of decode steps' places", {"occupancy/policy": "policy", "occupancy/simulator": "simulator"}, 0, 1),
-    ("Speed", "tokens per second", {"speed/tokens_per_second": "tokens/s"}, 0, None),
+    ("Speed", "tokens per second of a step", {"speed/tokens_per_second": "tokens/s"}, 0, None),
+    ("Writing", "tokens per second of rollout", {"speed/policy_tokens_per_second": "policy",
+                                                 "speed/document_tokens_per_second": "documents shown"}, 0, None),
+    ("Prefill", "share of tokens read and drawn", {"prefill/policy": "policy", "prefill/simulator": "simulator",
+                                                   "prefill/operations": "operations, both"}, 0, 1),
+    ("Bandwidth reached in decoding", "share of the measured copy", {"speed/bandwidth_share": "at least"}, 0, 1),
+    ("Caches", "bytes allocated", {"cache_bytes/policy": "policy", "cache_bytes/simulator": "simulator"}, 0, None),
+    ("Compiled programs", "per step", {"compile/step": "compiled", "compile/cached": "from the persistent cache"}, 0, None),
     ("Time", "seconds per step", {"time/step": "step", "time/rollout": "rollout", "time/score": "score",
-                                  "time/update": "update", "time/reshard": "weights moved for decoding"}, 0, None),
+                                  "time/update": "update", "time/reshard": "weights moved for decoding",
+                                  "time/evaluate": "evaluate", "time/checkpoint": "checkpoint"}, 0, None),
 )
 STAGE_TITLES = {"train": "Reinforcement learning", "pretrain": "Pretraining of the base policy",
                 "pretrain_simulator": "Pretraining of the simulator", "tune_simulator": "Tuning of the simulator"}
@@ -242,7 +250,7 @@ def _curves_section(stage, lines):
         charts.append(_chart(title, unit, names, lines, low, high))
         used |= names.keys()
     rest = sorted({name for line in lines for name, value in line.items()
-                   if name not in used and not name.startswith("used/") and isinstance(value, int | float)})
+                   if name not in used and "used/" not in name and isinstance(value, int | float)})
     others = "".join(_chart(name, "", {name: name}, lines, None, None) for name in rest)
     more = f"<details><summary>Other metrics</summary><div class=charts>{others}</div></details>" if others else ""
     title = escape(STAGE_TITLES.get(stage, stage))

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsjax import costs, health, hosts, schedules, sharding
+from zsjax import accounting, costs, health, hosts, schedules, sharding
 from zsjax.checkpoint import Checkpointer
 from zsjax.config import Config, CurriculumConfig, MixConfig, UserError
 from zsjax.episode_metrics import episode_metrics, sampler_gap, save_trajectories
@@ -85,7 +85,10 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
     passes = make_passes(config, policy_config, mesh, loss=loss or load_loss(algorithm.loss), optimizer=optimizers[0],
                          value_optimizer=optimizers[1], assemble=whole)
     rollout = make_rollout(policy_config, engine, tokenizer, config, mesh, group_size=options.group_size)
-    rollout = costs.Meter(rollout, engine, devices=sharding.device_count(mesh, config.mesh))
+    devices = sharding.device_count(mesh, config.mesh)
+    rollout = costs.Meter(rollout, engine, devices=devices,
+                          account=accounting.RolloutAccount(policy_config, engine, devices=devices))
+    compiles, timer = accounting.CompileCount(), Timer()
     play = make_player(config, rollout, stream, tokenizer)
     learn_reranking = reranking.make_learner(policy_config, tokenizer, config)
     noise_at, share_at = curriculum(config.curriculum, steps), real_share(config.search.mix, steps)
@@ -101,7 +104,7 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
 
     with writer.progress("train", total=steps, done=first_step):
         for step in range(first_step, steps):
-            timer, control = Timer(), hosts.fetch(state.control)
+            control = hosts.fetch(state.control)
             noise = float(control["noise"] if noise_at is None else noise_at(step))
             key = jax.random.fold_in(jax.random.wrap_key_data(np.asarray(state.key)), step)
 
@@ -115,7 +118,7 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
                 episodes, scores = played.episodes, played.scores
 
             with timer("score"):
-                batch = token_batch(episodes, scores).replace(row_valid=played.row_valid)
+                batch = token_batch(episodes, scores, multiple=config.rollout.max_tokens).replace(row_valid=played.row_valid)
                 mask = roles.loss_mask(batch.roles) & batch.row_valid[:, None]
                 batch = batch.replace(old_logprobs=passes.logprobs(policy, batch))
                 if reference is not None:
@@ -182,11 +185,12 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
             alarm = health.stop_message(ringing, metrics, config.health.alarms, config.health.patience)
             seconds = timer.take()
             speed = int(episodes.length.sum()) / sum(seconds[f"time/{part}"] for part in ("rollout", "score", "update"))
-            writer.write(step + 1, metrics | ringing | seconds | {
+            writer.write(step + 1, metrics | ringing | seconds | compiles.take() | {
                 "time/step": sum(seconds.values()), "speed/tokens_per_second": speed}, "train")
             stops = alarm is not None and config.health.stop
             if (step + 1) % options.checkpoint_every == 0 or step + 1 == steps or stops:
-                checkpoints.save(step + 1, state, {"data_position": step + 1})
+                with timer("checkpoint"):  # after the line is written: these seconds stand in the next one
+                    checkpoints.save(step + 1, state, {"data_position": step + 1})
             if stops:
                 checkpoints.close()
                 raise health.HealthAlarm(f"stopped after step {step + 1}, {alarm}. Widen config.health.alarms or set "

@@ -24,7 +24,7 @@ TEMPLATES = ("default", "tiny_world")
 ATTENTION = ("auto", "xla", "cudnn", "splash")
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 POLICY_TEMPLATES = (*TEMPLATES, "direct", "chain_of_thought", "rag", "search_agent")
-SIMULATOR_TEMPLATES = (*TEMPLATES, "prompted")
+SIMULATOR_TEMPLATES = (*TEMPLATES, "prompted", "tiny_world_prompted")
 BASELINES = ("direct", "chain_of_thought", "rag", "interleaved", "search_agent", "no_search", "best_of_n", "tree_search",
              "trajectory_sft")
 WORLDS = ("tiny_world:train", "tiny_world:eval")

@@ -77,8 +77,18 @@ class KVCache:
         return (k, v) if rows is None else (k.at[rows].get(mode="clip"), v.at[rows].get(mode="clip"))
 
 
-def init_cache(config: DecoderConfig, batch: int, capacity: int, dtype=jnp.float32) -> KVCache:
-    """An empty cache for `batch` rows of `capacity` slots."""
+def stored_as(config: DecoderConfig):
+    """The dtype of a model's cache: config.dtype, but float32 on CPU.
+
+    XLA has no scatter of bfloat16 there and would convert the whole cache to float32 and back at every step; attention
+    reads float32 there in any case. What is stored is rounded to config.dtype before, so that results are the same.
+    """
+    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else config.dtype)
+
+
+def init_cache(config: DecoderConfig, batch: int, capacity: int, dtype=None) -> KVCache:
+    """An empty cache for `batch` rows of `capacity` slots, in `dtype` (None: see `stored_as`)."""
+    dtype = stored_as(config) if dtype is None else dtype
     shape = (batch, config.num_kv_heads, capacity, config.head_dim)
     empty = lambda: tuple(constrain(jnp.zeros(shape, dtype), "rows", "kv_heads", None, None)
                           for _ in range(config.num_layers))

@@ -185,7 +185,11 @@ def matmul(x, matrix):
         # on CPU, where the copies remain (measured: as many bytes as the model has without int8).
         x, values = jax.lax.optimization_barrier((x, matrix.values))
         return matmul(x, values) * matrix.scale[0]
-    return jnp.matmul(x, matrix.astype(x.dtype), preferred_element_type=jnp.float32)
+    # Rows in one dimension: over two, XLA on CPU writes the transpose of what the weights' gradient contracts, and that
+    # product runs at half its speed (measured).
+    rows = x.reshape(-1, x.shape[-1])
+    y = jnp.matmul(rows, matrix.astype(x.dtype), preferred_element_type=jnp.float32)
+    return y.reshape(*x.shape[:-1], matrix.shape[1])
 
 
 def embed(matrix, tokens, dtype):

@@ -59,13 +59,20 @@ def packed_step(objective, optimizer, *, defaults=None, assemble=trained_alone):
         return _finish(optimizer, params, opt_state, *total, defaults or {})
 
     weigh, add = jax.jit(weigh), jax.jit(add_part, donate_argnums=0)
-    zeros = jax.jit(lambda *given: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part_of, *given)))
     finish = jax.jit(finish, donate_argnums=(0, 1))
+    shapes = {}
+
+    @jax.jit
+    def zeros(params):  # asked for with the parameters, whose devices they share; one program whatever the part's shape
+        del params
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes["total"])
 
     def update(params, opt_state, parts, coef=None, frozen=None):
         # On the device, in order: nothing waits for the host until the info is asked for.
         scale = divide(*jax.tree.map(lambda *x: sum(x), *[weigh(part) for part in parts]))
-        total = zeros(params, parts[-1], scale, coef, frozen)
+        if not shapes:
+            shapes["total"] = jax.eval_shape(part_of, params, parts[-1], scale, coef, frozen)
+        total = zeros(params)
         for part in parts:
             total = add(total, params, part, scale, coef, frozen)
         return finish(params, opt_state, total)

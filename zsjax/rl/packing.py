@@ -8,7 +8,7 @@ rows as the budget holds at the part's own length, so that a step computes littl
         micro = take(batch, part)          # a TokenBatch of [part.rows, part.length]
 
 Lengths come from a fixed ladder (64, 96, 128, 192, 256, ...) and the number of rows follows from the length, so there are
-at most as many shapes as rungs, and after each was seen once nothing compiles any more.
+at most as many shapes as rungs; `empty_parts` has one of each, with which all programs are compiled before they are needed.
 """
 
 import dataclasses
@@ -36,6 +36,23 @@ def ladder(max_length: int, shortest: int = 64) -> list[int]:
     return [rung for rung in rungs if rung < max_length] + [max_length]
 
 
+def widths(max_length: int, multiple: int = 64) -> list[int]:
+    """Lengths that a batch in one array is cut to: a half, three quarters and all of max_length, the first two rounded up
+    to `multiple`. Few, for each is a program of its own."""
+    rounded = {-(-max_length * quarters // (4 * multiple)) * multiple for quarters in (2, 3)}
+    return sorted({size for size in rounded if size < max_length} | {max_length})
+
+
+def empty_parts(lengths: Sequence[int], *, num_rows: int = 0, budget: int = 0, multiple: int = 1) -> list[Part]:
+    """A part without rows for each length; of num_rows if given, else as `pack` makes them of budget and multiple."""
+    return [Part(np.arange(0), num_rows or rows_within(budget, length, multiple), length) for length in lengths]
+
+
+def rows_within(budget: int, length: int, multiple: int = 1) -> int:
+    """Rows of a part of so many tokens a row, at least `multiple`."""
+    return max(budget // length // multiple, 1) * multiple
+
+
 def pack(lengths: Sequence[int], *, budget: int, max_length: int, multiple: int = 1, shortest: int = 64) -> list[Part]:
     """Cuts rows into parts of at most about `budget` tokens.
 
@@ -59,7 +76,7 @@ def pack(lengths: Sequence[int], *, budget: int, max_length: int, multiple: int 
     parts, at = [], 0
     while at < len(order):
         length = next(rung for rung in rungs if rung >= lengths[order[at]])
-        num_rows = max(budget // length // multiple, 1) * multiple
+        num_rows = rows_within(budget, length, multiple)
         parts.append(Part(order[at:at + num_rows], num_rows, length))
         at += num_rows
     return parts

@@ -1,13 +1,15 @@
 """The passes that a step makes over its batch: scoring, values, updates; over whole arrays or over packed parts.
 
-Which of the two is a matter of shapes, not of meaning (tests hold them equal): whole arrays are one compiled program a
-length, packed parts (train.microbatch_tokens) waste less on short rows and bound the memory.
+Which of the two is a matter of shapes, not of meaning (tests hold them equal): whole arrays are cut to one of few widths,
+packed parts (train.microbatch_tokens) waste less on short rows and bound the memory. Each width or rung is a program of
+its own. All of them are compiled at a pass's first call, by an empty batch of each shape, and none in the middle of a run.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
 
+import jax
 import numpy as np
 
 from zsjax import hosts, sharding
@@ -27,7 +29,8 @@ class Passes:
       update: (params, opt_state, batch, coef=None, frozen=None) -> (params, opt_state, info), see `make_update`.
       update_value: (value_params, opt_state, batch) -> (value_params, opt_state, info).
 
-    Batches and what is scored are numpy, whole and the same on every host; each host feeds the mesh its own rows.
+    Batches are as wide as config.rollout.max_tokens or less. They and what is scored are numpy, whole and the same on
+    every host; each host feeds the mesh its own rows.
     """
 
     logprobs: Callable
@@ -73,34 +76,62 @@ def make_passes(config, model_config, mesh, *, loss, optimizer, value_optimizer=
         score, value_score, update_value, update(model_config, loss, optimizer, **objective)))
     place = lambda batch: sharding.reshard(batch, sharding.row_sharding(mesh))
 
-    def scoring(function):
-        def scored(params, batch):
-            seen = place((batch.tokens, roles.attention_mask(batch.roles)))
-            return hosts.fetch(function(params, *seen))
-
-        return scored
-
-    logprobs, values = scoring(lambda *arguments: score(*arguments)[0]), scoring(value_score)
-    if not packed:
-        on_rows = lambda update: lambda params, opt_state, batch, *given: update(params, opt_state, place(batch), *given)
-        return Passes(logprobs, values, on_rows(update), update_value and on_rows(update_value))
+    longest, cut = config.rollout.max_tokens, dict(budget=options.microbatch_tokens, multiple=sharding.row_shards(mesh))
+    rungs, widths = packing.ladder(longest), packing.widths(longest)
 
     def parts_of(batch):
-        return packing.pack(np.asarray(roles.attention_mask(batch.roles)).sum(axis=1), budget=options.microbatch_tokens,
-                            max_length=config.rollout.max_tokens, multiple=sharding.row_shards(mesh))
+        """(the parts of a batch, an empty one of each shape that there may be)."""
+        lengths, B = np.asarray(roles.attention_mask(batch.roles)).sum(axis=1), len(batch.roles)
+        if packed:
+            return packing.pack(lengths, max_length=longest, **cut), packing.empty_parts(rungs, **cut)
+        width = next(width for width in widths if width >= lengths.max())
+        return [packing.Part(np.arange(B), B, width)], packing.empty_parts(widths, num_rows=B)
 
-    def over_parts(function):
+    def scoring(function):
+        first = _first_of_its_kind()
+
         def scored(params, batch):
-            parts = parts_of(batch)
-            out = [function(params, packing.take(batch, part)) for part in parts]
-            return packing.put_back(parts, out, batch.tokens.shape)
+            def one(part):
+                cut = packing.take(batch, part)
+                return hosts.fetch(function(params, *place((cut.tokens, roles.attention_mask(cut.roles)))))
+
+            parts, empty = parts_of(batch)
+            if first(params):
+                for part in empty:
+                    one(part)
+            return packing.put_back(parts, [one(part) for part in parts], batch.tokens.shape)
 
         return scored
 
-    def in_parts(update):
+    def updating(update):
+        first = _first_of_its_kind()
+
         def updated(params, opt_state, batch, *given):
-            return update(params, opt_state, [place(packing.take(batch, part)) for part in parts_of(batch)], *given)
+            def step(params, opt_state, parts):
+                cuts = [place(packing.take(batch, part)) for part in parts]
+                return update(params, opt_state, cuts if packed else cuts[0], *given)
+
+            parts, empty = parts_of(batch)
+            if first(batch, *given):  # a batch without rows has no weight: the step changes nothing
+                for several in [empty] if packed else [[part] for part in empty]:
+                    params, opt_state, _ = step(params, opt_state, several)
+            return step(params, opt_state, parts)
 
         return updated
 
-    return Passes(over_parts(logprobs), over_parts(values), in_parts(update), update_value and in_parts(update_value))
+    return Passes(scoring(lambda *arguments: score(*arguments)[0]), scoring(value_score), updating(update),
+                  update_value and updating(update_value))
+
+
+def _first_of_its_kind():
+    """A function that says whether it sees arguments of this structure, and as many rows, for the first time."""
+    known = set()
+
+    def first(*arguments):
+        leaves, structure = jax.tree.flatten(arguments)
+        kind = structure, len(leaves[0])
+        new = kind not in known
+        known.add(kind)
+        return new
+
+    return first

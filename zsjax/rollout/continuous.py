@@ -23,12 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from zsjax import types
+from zsjax.models import quant
 from zsjax.models.decoder import cast_matrices
 from zsjax.rollout import engine as pieces
 from zsjax.rollout.engine import DOCUMENTS, HINT, Environment, RolloutState, generating
 from zsjax.sampling.prefill import first_rows
 from zsjax.search.rerank import chooser
-from zsjax.search.simulator import Requests, Simulator, Writing
+from zsjax.search.simulator import Requests, Simulator, Tally, Writing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +54,23 @@ class Schedule:
 
 @flax.struct.dataclass
 class Work:
-    """What a rollout did, as int32[1] (one a device): useful tokens over (rows x steps) is the occupancy."""
+    """What a rollout did, as int32[1] (one a device): useful tokens over (rows x steps) is the occupancy.
+
+    tally: of the simulator; None where it is not in the program. policy_cache, simulator_cache: float32[1], bytes.
+    """
 
     policy_steps: Any
     policy_rows: Any
     simulator_steps: Any
     simulator_slots: Any
+    tally: Tally | None = None
+    policy_cache: Any = None
+    simulator_cache: Any = None
+
+
+def num_bytes(cache):
+    """float32[1] bytes of a cache, as `Work` has them."""
+    return np.full(1, quant.num_bytes(cache), np.float32)
 
 
 def occupancy(episodes: types.Episodes, work: Work) -> dict[str, float]:
@@ -198,7 +210,8 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
     loop = jax.lax.while_loop(unfinished, around, loop)
     one = lambda x: jnp.full(1, x, jnp.int32)
     work = Work(policy_steps=loop.state.steps, policy_rows=one(R), simulator_steps=loop.writing.steps,
-                simulator_slots=one(S))
+                simulator_slots=one(S), tally=loop.writing.tally, policy_cache=num_bytes(loop.state.cache),
+                simulator_cache=num_bytes(loop.writing.cache))
     return hand_over(loop), work
 
 

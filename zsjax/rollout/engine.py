@@ -122,7 +122,7 @@ def read_prompts(params, env: Environment, inputs) -> Prompts:
     """
     prompts, lengths = inputs["prompts"], inputs["prompt_lengths"]
     (Q, P), dtype = prompts.shape, jnp.dtype(env.policy.dtype)
-    hidden, cache = prefill(params, env.policy, prompts, lengths, init_cache(env.policy, Q, P, dtype),
+    hidden, cache = prefill(params, env.policy, prompts, lengths, init_cache(env.policy, Q, P),
                             jnp.zeros((Q, env.policy.embed_dim), dtype), chunk=PREFILL_CHUNK, lanes=env.lanes)
     return Prompts(tokens=prompts, lengths=lengths, turn=inputs["turn"], cache=cache, hidden=hidden,
                    group_id=inputs["group_id"])
@@ -137,7 +137,7 @@ def empty_rows(env: Environment, rows: int) -> RolloutState:
         roles=jnp.zeros((rows, T), jnp.int8),
         behavior_logprobs=jnp.zeros((rows, T), jnp.float32),
         length=zeros,
-        cache=init_cache(env.policy, rows, T, dtype),
+        cache=init_cache(env.policy, rows, T),
         hidden=jnp.zeros((rows, env.policy.embed_dim), dtype),
         tag_state=zeros,
         turn_start=zeros,

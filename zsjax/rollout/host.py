@@ -25,7 +25,7 @@ import numpy as np
 from zsjax import sharding, types
 from zsjax.models.decoder import cast_matrices
 from zsjax.rollout import engine as pieces
-from zsjax.rollout.continuous import Schedule, Work
+from zsjax.rollout.continuous import Schedule, Work, num_bytes
 from zsjax.rollout.engine import DOCUMENTS, HINT, NOTHING, generating
 from zsjax.rollout.searching import Asked
 
@@ -118,7 +118,8 @@ class HostRollout:
                     steps = np.zeros_like(rows)
                     steps[0] = simulator_steps
                     return episodes, Work(policy_steps=jax.device_get(state.steps), policy_rows=rows,
-                                          simulator_steps=steps, simulator_slots=slots)
+                                          simulator_steps=steps, simulator_slots=slots,
+                                          policy_cache=np.repeat(num_bytes(state.cache) / len(rows), len(rows)))
 
                 if board.pending().any() and len(under_way) < self.search_batches:
                     waits_for, *asked = self._ask(self.tables, state, noise, key)

@@ -74,7 +74,7 @@ def _generate(params, config, tokens, lengths, key, temperature, stop_ids, row_i
         return new, logprobs, (new[:, None] == stop_ids).any(axis=-1)
 
     # The prompt attends within its own P slots; the rest of the cache is appended afterwards, one copy.
-    cache = init_cache(config, B, P, jnp.dtype(config.dtype))
+    cache = init_cache(config, B, P)
     hidden, cache = extend(params, config, tokens, lengths, cache)
     cache = grow(cache, P + max_new_tokens - 1)
     # Only the last position's hidden state meets the unembedding: [B, P, V] never exists.

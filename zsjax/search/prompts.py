@@ -40,6 +40,33 @@ Documents:
 
 _TINY_WORLD = "simulate {mode} \nquestion:\n{question} \nanswer:\n{answers} \nquery:\n{query} \ndocuments:\n"
 
+# The tiny world's prompted simulator: one demonstration of both kinds from a training world. Such a small model never
+# learned to learn from demonstrations; experiments/README.md has what comes of it.
+_TINY_WORLD_PROMPTED = """\
+simulate useful 
+question:
+ What is the rival of Liri Crusted? 
+answer:
+ Sura Ontosk 
+query:
+ rival of Liri Crusted 
+documents:
+* rival of Liri Crusted is Sura Ontosk.
+* mother of Liri Crusted is Talen Pelcroft.
+* voice of Liri Crusted is Rori Onvik.
+simulate noisy 
+question:
+ What is the rival of Liri Crusted? 
+answer:
+ Sura Ontosk 
+query:
+ rival of Liri Crusted 
+documents:
+* mother of Liri Crusted is Talen Pelcroft.
+* voice of Liri Crusted is Rori Onvik.
+* spouse of Liri Crusted is Limir Yarmere.
+""" + _TINY_WORLD
+
 # For an instruct model that was not tuned for this: the same order with one demonstration of both kinds. Everything that
 # is the same for all requests stands first, so that servers with prefix caches read it once.
 _PROMPTED = """\
@@ -74,7 +101,8 @@ Query:
 Documents:
 """
 
-TEMPLATES = {"default": _DEFAULT, "tiny_world": _TINY_WORLD, "prompted": _PROMPTED}
+TEMPLATES = {"default": _DEFAULT, "tiny_world": _TINY_WORLD, "prompted": _PROMPTED,
+             "tiny_world_prompted": _TINY_WORLD_PROMPTED}
 
 _JUDGE = """\
 You judge whether a document helps to answer a question. It helps if one of the right answers, or a fact that is needed on \
@@ -128,7 +156,7 @@ class SimulatorTemplate:
 
     @classmethod
     def load(cls, name_or_path: str | pathlib.Path) -> "SimulatorTemplate":
-        """"default", "tiny_world", or the path of a text file.
+        """A name in TEMPLATES, or the path of a text file.
 
         Raises:
           FileNotFoundError: neither a name nor a file.

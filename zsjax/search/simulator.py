@@ -66,6 +66,15 @@ class Replies:
 
 
 @flax.struct.dataclass
+class Tally:
+    """What was done so far, one number a device."""
+
+    read: Any  # int32[1], tokens of prompts that were read
+    drawn: Any  # int32[1], tokens drawn
+    attended: Any  # float32[1], tokens in the cache that these saw, themselves included
+
+
+@flax.struct.dataclass
 class Writing:
     """S requests under way. All a continuous rollout needs to interleave them with the policy's work.
 
@@ -84,6 +93,7 @@ class Writing:
     noisy: Any  # bool[S] or bool[S, shown documents], the requests' modes
     asked: Any  # (question, query) of the S requests, ragged: what a reranker compares documents with
     steps: Any  # int32[1], decode steps so far (one number a device)
+    tally: Tally
 
     @property
     def working(self):
@@ -257,10 +267,10 @@ class Simulator:
         noisy = jnp.zeros((slots, per_document) if per_document else slots, bool)
         ragged = lambda size: (jnp.zeros((len(noisy), size), jnp.int32), jnp.zeros(len(noisy), jnp.int32))
         slots = slots * 2 if per_document else slots
-        cache = init_cache(config, slots, self.prompt_size + self._budget, jnp.dtype(config.dtype))
+        cache = init_cache(config, slots, self.prompt_size + self._budget)
         hidden = jnp.zeros((slots, config.embed_dim), config.dtype)
         if shared := self._shared_prefix:
-            one = init_cache(config, 1, len(shared), jnp.dtype(config.dtype))
+            one = init_cache(config, 1, len(shared))
             _, one = prefill(params, config, jnp.array([shared], jnp.int32), jnp.array([len(shared)], jnp.int32), one,
                              hidden[:1], chunk=PREFILL_CHUNK)
             put = lambda x, y: x.at[:, :, :len(shared)].set(y)
@@ -270,7 +280,9 @@ class Simulator:
                        lengths=jnp.zeros((slots, k), jnp.int32), count=zeros, tag_state=zeros, step=zeros,
                        keys=jnp.zeros((slots, 2), jnp.uint32), busy=jnp.zeros(slots, bool), noisy=noisy,
                        asked=(ragged(self.max_question_tokens), ragged(self.max_query_tokens)),
-                       steps=jnp.zeros(1, jnp.int32))
+                       steps=jnp.zeros(1, jnp.int32), tally=Tally(
+                           read=jnp.full(1, len(shared), jnp.int32), drawn=jnp.zeros(1, jnp.int32),
+                           attended=jnp.zeros(1)))
 
     def take(self, params, writing: "Writing", requests: Requests, key, *, lanes: int | None = None) -> "Writing":
         """Begins the active requests, each in the place of its row; what these held is lost.
@@ -294,7 +306,9 @@ class Simulator:
                                 writing.hidden, chunk=PREFILL_CHUNK, lanes=lanes)
         fresh = lambda old: jnp.where(began.reshape(-1, *[1] * (old.ndim - 1)), 0, old).astype(old.dtype)
         keys = jax.random.key_data(request_keys(key, requests))
+        read = writing.tally.read + jnp.where(new, lengths - shared, 0).sum()
         return writing.replace(
+            tally=writing.tally.replace(read=read),
             cache=cache, hidden=hidden, documents=fresh(writing.documents), lengths=fresh(writing.lengths),
             count=fresh(writing.count), tag_state=fresh(writing.tag_state), step=fresh(writing.step),
             keys=jnp.where(new[:, None], keys, writing.keys), busy=writing.busy | new, noisy=noisy, asked=asked)
@@ -321,7 +335,10 @@ class Simulator:
             # The last token of a reply is not read back: nobody looks at what would follow.
             busy = w.busy & ~ended & (count < k) & (w.step + 1 < self._budget)
             states, cache = extend(params, config, token[:, None], busy.astype(jnp.int32), w.cache)
+            tally = w.tally.replace(drawn=w.tally.drawn + w.busy.sum(), attended=w.tally.attended + jnp.where(
+                w.busy, w.cache.lengths + 1, 0).sum())
             return w.replace(
+                tally=tally,
                 cache=cache, hidden=states[:, 0], documents=w.documents.at[rows, at, used].set(token, mode="drop"),
                 lengths=w.lengths.at[rows, at].add(1, mode="drop"), count=count,
                 tag_state=jnp.where(w.busy, tag_state, w.tag_state), step=w.step + w.busy, busy=busy, steps=w.steps + 1)
