@@ -2,9 +2,9 @@ r"""The tiny world's table: every variant over several seeds, one run after the 
 
     python benchmarks/sweep.py --workdir runs/sweep --seeds 0 1 2 [--variants curriculum clean ...] [--table]
 
-Per seed the simulator is tuned once (variant "simulator") and shared by the variants that learn against it. A run that is
-there already is kept, one that was interrupted goes on; `--table` only prints the table of what is there, as Markdown:
-mean over seeds, and the standard error of that mean.
+Per seed the simulator is tuned once (folder simulator-SEED; simulator6-SEED writes 6 documents, for reranking) and shared
+by the variants that learn against it. A run that is there already is kept, one that was interrupted goes on; `--table` only
+prints the table of what is there, as Markdown: mean over seeds, and the standard error of that mean.
 """
 
 import argparse
@@ -31,6 +31,10 @@ VARIANTS = {
     "grpo": ("noise=0.5,algorithm=grpo", "simulator, GRPO"),
     "rloo_long": ("noise=0.5,algorithm=rloo,steps=180", "simulator, RLOO, three times as long"),
     "grpo_long": ("noise=0.5,algorithm=grpo,steps=180", "simulator, GRPO, three times as long"),
+    # Reranking by reward: 3 of 6 documents are shown, beside the same simulator's first 3 of 6 ("curriculum" writes 3).
+    "rerank": ("noise=0.5,rerank=6", "simulator, noise 0 -> 0.5, 3 of 6 by reward"),
+    "first": ("noise=0.5,rerank=6,rerank_rate=0.0", "simulator, noise 0 -> 0.5, first 3 of 6"),
+    "real_rerank": ("engine=bm25,rerank=6", "real engine (BM25), 3 of 6 by reward"),
 }
 DEFAULT = ("clean", "curriculum", "real", "inverted", "empty")  # the others are asked for by name
 
@@ -46,16 +50,17 @@ def run(arg: str, workdir: pathlib.Path, *overrides: str):
 
 def sweep(workdir: pathlib.Path, seeds, variants, extra):
     for seed in seeds:
-        tuned = workdir / f"simulator-{seed}" / "models" / "simulator"
         for variant in variants:
             arg, title = VARIANTS[variant]
+            name, tuning = ("simulator6", "rerank=6,") if "rerank=6" in arg else ("simulator", "")
+            tuned = workdir / f"{name}-{seed}" / "models" / "simulator"
             folder, overrides = workdir / f"{variant}-{seed}", list(extra)
             if (folder / "report.html").exists():
                 continue
             if title.startswith("simulator"):  # the tuned one
                 if not tuned.exists():
                     print(f"seed {seed}: tuning the simulator", flush=True)
-                    run(f"seed={seed}", tuned.parents[1], "--config.stages=collect,tune_simulator", *extra)
+                    run(f"{tuning}seed={seed}", tuned.parents[1], "--config.stages=collect,tune_simulator", *extra)
                 overrides.append(f"--config.simulator.init={tuned.resolve()}")
             print(f"seed {seed}: {title}", flush=True)
             run(f"seed={seed},{arg}", folder, "--config.stages=train,evaluate,report", *overrides)

@@ -14,6 +14,7 @@ figures of three seeds.
                          "prompted", the same with a demonstration of both in its prompt
     :noise=0.0           P(noisy) at the end of the curriculum, which starts at 0; 0.5 by default, by measurement
     :algorithm=ppo       any of zsjax.rl.algorithms: reinforce, reinforce_plus_plus, rloo, grpo, dr_grpo, dapo, gspo, ppo
+    :rerank=6            of 6 documents a search, a scorer that learns from rewards shows 3; rerank_rate=0: it never learns
     :invert_mask         ablation: train on everything but the policy's tokens
     :smoke               every stage at toy length
 """
@@ -28,9 +29,10 @@ MODEL = dict(num_layers=3, num_heads=8, num_kv_heads=2, head_dim=16, rope_theta=
 
 def get_config(arg=None):
     arg = parse_arg(arg, engine="simulator", simulator="tuned", noise=0.5, steps=60, seed=0, invert_mask=False,
-                    pretrain=False, smoke=False, algorithm="grpo")
+                    pretrain=False, smoke=False, algorithm="grpo", rerank=0, rerank_rate=0.01)
     if arg.simulator not in ("tuned", "untuned", "prompted"):
         raise ValueError(f"simulator={arg.simulator!r}: one of tuned, untuned, prompted")
+    written = arg.rerank or 3  # documents of a simulator's reply, of which 3 are shown; a line has 12 tokens at most
     c = ml_collections.ConfigDict()
     c.name, c.seed = "tiny_world", arg.seed
     c.stages = ("collect", "tune_simulator", "train", "evaluate", "report")
@@ -45,7 +47,7 @@ def get_config(arg=None):
         c.simulator = dict(init="random", shape=dict(MODEL, embed_dim=128, mlp_dim=512), positional_bias_init=True)
         c.pretrain = dict(steps=1400, batch_rows=30, max_tokens=144, logprob_chunk=48, optimizer=dict(
             learning_rate=7e-3, schedule="cosine", warmup_steps=50, b2=0.98, weight_decay=0.01))
-        c.pretrain_simulator = dict(steps=1000, batch_rows=48, max_tokens=72, logprob_chunk=32,
+        c.pretrain_simulator = dict(steps=1000, batch_rows=48, max_tokens=36 + 12 * written, logprob_chunk=32,
                                     options=dict(emphasis=True), optimizer=dict(
             learning_rate=4e-3, schedule="cosine", warmup_steps=30, b2=0.98))
 
@@ -54,7 +56,8 @@ def get_config(arg=None):
     c.prompts = dict(policy="tiny_world",
                      simulator="tiny_world_prompted" if arg.simulator == "prompted" else "tiny_world")
     c.search = dict(engine=arg.engine, eval_engine="bm25", num_documents=3, max_document_tokens=12, max_query_tokens=12,
-                    temperature=0.25, shuffle_documents=True, document_format="* {text}")
+                    temperature=0.25, shuffle_documents=True, document_format="* {text}",
+                    rerank=dict(candidates=arg.rerank, learning_rate=arg.rerank_rate))
     c.rollout = dict(max_turns=3, max_turn_tokens=40, max_tokens=256, max_prompt_tokens=24, rows=32,
                      simulator_slots=8, lanes=8, busy=0.85)
     c.curriculum = dict(schedule="zero_search", start=0.0, end=arg.noise)
@@ -64,7 +67,8 @@ def get_config(arg=None):
     c.train = dict(steps=arg.steps, questions_per_step=12, group_size=8, logprob_chunk=32, checkpoint_every=10,
                    eval_every=20, eval_questions=64)
     c.collect = dict(episodes=960, probes=480)
-    c.tune_simulator = dict(steps=640, batch_rows=48, max_tokens=72, logprob_chunk=32, options=dict(emphasis=True),
+    c.tune_simulator = dict(steps=640, batch_rows=48, max_tokens=36 + 12 * written, logprob_chunk=32,
+                            options=dict(emphasis=True),
                             optimizer=dict(learning_rate=4e-3, schedule="cosine", warmup_steps=20, b2=0.98))
     c.gates = dict(reading=0.95, useful=0.9, noisy=0.1, leak=0.05)
     c.evaluate = dict(batch_rows=96, drop_best=0.3)

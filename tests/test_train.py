@@ -20,6 +20,7 @@ from zsjax.metrics import Writer, read_jsonl, without_wall_time
 from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.rl.algorithms import PRESETS, preset
 from zsjax.rollout.continuous import Work
+from zsjax.search.rerank import Seen
 from zsjax.types import DOCUMENT, POLICY, PROMPT, Episodes, Question
 
 MODEL = DecoderConfig(vocab_size=12, embed_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=16)
@@ -38,7 +39,9 @@ class Words:
 def fake_rollout(model, engine, tokenizer, config, mesh, *, group_size):
     """Prompt, a search, a document, hm's, and an answer that is right half of the time; a function of key and ids."""
 
-    def rollout(params, asked, *, noise, key, group_ids, with_work):
+    def rollout(params, asked, *, noise, key, group_ids, with_work, reranker=None):
+        if reranker is not None:
+            engine.append(reranker)
         rng = np.random.default_rng([*np.asarray(jax.random.key_data(key)), int(group_ids[0])])
         B = len(asked) * group_size
         head, roles = [7, 5, 7, 6, 9, 10, 11], [PROMPT, POLICY, POLICY, POLICY, DOCUMENT, DOCUMENT, DOCUMENT]
@@ -46,6 +49,8 @@ def fake_rollout(model, engine, tokenizer, config, mesh, *, group_size):
         for b in range(B):
             said = [8] * int(rng.integers(1, 9)) + [1, int(rng.integers(3, 5)), 2]
             length[b] = len(head) + len(said)
+            if reranker is not None:
+                head[4] = said[-2]  # the document gives away whether the answer will be right
             tokens[b, :length[b]], rows[b, :length[b]] = head + said, roles + [POLICY] * len(said)
         empty = {field.name: np.zeros(B, np.int32) for field in dataclasses.fields(Episodes)}
         spans = lambda start, stop: np.tile(np.array([[start, stop]], np.int32), (B, 1, 1))
@@ -69,7 +74,7 @@ def one_device_and_no_rollout(monkeypatch):
         axis_types=(jax.sharding.AxisType.Auto,) * 3))
 
 
-def run(workdir, algorithm, steps=2, given=None, **sections):
+def run(workdir, algorithm, steps=2, given=None, engine=None, **sections):
     config = resolve(dict(
         rollout=dict(max_tokens=T), optimizer=dict(learning_rate=0.01), algorithm=algorithm,
         **(sections | dict(train=dict(steps=steps, questions_per_step=3, group_size=4, logprob_chunk=8, eval_every=1,
@@ -77,7 +82,7 @@ def run(workdir, algorithm, steps=2, given=None, **sections):
     workdir.mkdir(exist_ok=True)
     with Writer(workdir, tensorboard=False) as writer:  # train donates the parameters it is given
         params = loop.train(config, workdir, policy_config=MODEL, params=jax.tree.map(jnp.copy, PARAMS), tokenizer=Words(),
-                            engine=None, stream=QuestionStream(QUESTIONS, 0), writer=writer, **(given or {}))
+                            engine=engine, stream=QuestionStream(QUESTIONS, 0), writer=writer, **(given or {}))
     return params, [without_wall_time(line) for line in read_jsonl(workdir / "metrics.jsonl")]
 
 
@@ -111,6 +116,26 @@ def test_what_steers_a_run_survives_a_kill(tmp_path):
     assert resumed == whole
     jax.tree.map(np.testing.assert_array_equal, again, params)
 
+
+
+def test_what_reranks_is_learned_and_survives_a_kill(tmp_path, monkeypatch):
+    def read(episodes, questions):
+        B = len(episodes.length)
+        text = lambda *shape: (np.zeros((*shape, 2), np.int32), np.ones(shape, np.int32))
+        return Seen(episodes.tokens[:, None, None, 4:7], np.full((B, 1, 1), 3, np.int32), text(B, 1), text(B))
+
+    monkeypatch.setattr(loop.reranking, "make_reader", lambda *_: read)
+    sections = dict(search=dict(rerank=dict(candidates=6, learning_rate=0.1, buckets=8)))
+    used, used_again = [], []
+    params, whole = run(tmp_path / "run", preset("grpo"), steps=3, engine=used, **sections)
+    assert not used[0]["bags"].any() and np.abs(used[1]["bags"]).max() == pytest.approx(0.1, rel=1e-3)
+    assert whole[0]["rerank/concordance"] == 0.5 and whole[2]["rerank/concordance"] == 1.0
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "train" / "3")
+    again, resumed = run(tmp_path / "run", preset("grpo"), steps=3, engine=used_again, **sections)
+    assert resumed == whole and len(used_again) == 1
+    jax.tree.map(np.testing.assert_array_equal, (again, used_again[0]), (params, used[2]))
+    _, off = run(tmp_path / "off", preset("grpo"))
+    assert not any(name.startswith("rerank") for name in off[0])
 
 
 def test_adapters_beside_a_value_model_go_on_after_a_kill(tmp_path):

@@ -29,7 +29,7 @@ from zsjax.search import (
     decoder_embedder,
 )
 from zsjax.search.dense import QUERY_FORMAT
-from zsjax.search.prompts import SimulatorTemplate
+from zsjax.search.prompts import JudgeTemplate, SimulatorTemplate
 from zsjax.search.simulator import Simulator
 from zsjax.types import Question
 
@@ -192,7 +192,7 @@ def _chat(config, workdir):
     search = config.search
     return ChatSimulator(
         search.remote.url, model=search.remote.model, template=SimulatorTemplate.load(config.prompts.simulator),
-        num_documents=search.num_documents, temperature=search.temperature, top_p=search.top_p,
+        num_documents=search.num_candidates, temperature=search.temperature, top_p=search.top_p,
         reveal_gold=search.reveal_gold != "never", key_env=search.remote.key_env, seed=config.seed, limits=_limits(config))
 
 
@@ -202,11 +202,28 @@ def simulator(config: Config, model_config: DecoderConfig, params, tokenizer) ->
         template = template.in_chat(tokenizer)
     _tell_form(template.name, config.prompts.simulator_chat)
     return Simulator(
-        config=model_config, params=params, tokenizer=tokenizer, template=template, num_documents=search.num_documents,
+        config=model_config, params=params, tokenizer=tokenizer, template=template, num_documents=search.num_candidates,
         max_document_tokens=search.max_document_tokens, max_query_tokens=search.max_query_tokens,
         max_question_tokens=config.rollout.max_prompt_tokens, temperature=search.temperature, top_p=search.top_p,
-        shuffle_documents=search.shuffle_documents, reveal_gold=search.reveal_gold,
-        cache_dtype=config.simulator.cache_dtype)
+        # A mixed engine's documents are reranked on the host, after it: what comes first must have been written first.
+        shuffle_documents=search.shuffle_documents and not (search.rerank.candidates and search.engine == "mixed"),
+        reveal_gold=search.reveal_gold, cache_dtype=config.simulator.cache_dtype)
+
+
+def judge(config: Config, progress=iter):
+    """The judge of config.collect.judge. progress: wraps the batches of a decoder."""
+    from zsjax.simulation.judge import ChatJudge, DecoderJudge
+
+    options = config.collect.judge
+    template = JudgeTemplate.load(options.template)
+    if options.url:
+        return ChatJudge(options.url, model=options.model, template=template, key_env=options.key_env,
+                         limits=_limits(config))
+    its_tokenizer = load_tokenizer(_local(options.tokenizer or options.init, weights=False))
+    shape, params = model(ModelConfig(init=options.init, dtype=options.dtype, param_dtype=options.dtype), its_tokenizer,
+                          seed=config.seed)
+    return DecoderJudge(shape, params, its_tokenizer, template, chat=options.chat, batch_rows=options.batch_rows,
+                        max_tokens=options.max_tokens, progress=progress)
 
 
 @functools.cache  # once a run

@@ -28,6 +28,7 @@ from zsjax.config_fields import (
     EvaluateConfig,
     GatesConfig,
     HealthConfig,
+    JudgeConfig,
     LoraConfig,
     MeshConfig,
     MixConfig,
@@ -35,6 +36,7 @@ from zsjax.config_fields import (
     OptimizerConfig,
     PromptsConfig,
     RemoteConfig,
+    RerankConfig,
     RewardConfig,
     RolloutConfig,
     SearchConfig,
@@ -44,10 +46,11 @@ from zsjax.config_fields import (
 )
 
 __all__ = ["MAY_CHANGE", "STAGES", "AlgorithmConfig", "CollectConfig", "Config", "CostConfig", "CurriculumConfig",
-           "DataConfig", "EvaluateConfig", "GatesConfig", "HealthConfig", "LoraConfig", "MeshConfig", "MixConfig",
-           "ModelConfig", "OptimizerConfig", "PromptsConfig", "RemoteConfig", "RewardConfig", "RolloutConfig",
-           "SearchConfig", "SupervisedConfig", "TrainConfig", "UserError", "ValueConfig", "Problem", "ConfigError",
-           "parse_arg", "resolve", "to_json", "from_json", "diff", "check_resume", "write_config"]
+           "DataConfig", "EvaluateConfig", "GatesConfig", "HealthConfig", "JudgeConfig", "LoraConfig", "MeshConfig",
+           "MixConfig",
+           "ModelConfig", "OptimizerConfig", "PromptsConfig", "RemoteConfig", "RerankConfig", "RewardConfig",
+           "RolloutConfig", "SearchConfig", "SupervisedConfig", "TrainConfig", "UserError", "ValueConfig", "Problem",
+           "ConfigError", "parse_arg", "resolve", "to_json", "from_json", "diff", "check_resume", "write_config"]
 
 
 class UserError(Exception):

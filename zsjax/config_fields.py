@@ -129,13 +129,29 @@ class MixConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RerankConfig:
+    """More documents are written or found in training than are shown, and a scorer, learned from the rewards of the episodes
+    that saw a document, chooses: the best, or for noise the most misleading (zsjax.search.rerank). A simulator is tuned to
+    write all candidates. Evaluations show what the engine ranks first.
+
+    candidates: documents per search to choose from, search.num_documents to 20; 0: off.
+    learning_rate: of the scorer's Adam, one update a step; 0 never learns and shows the first: an ablation.
+    buckets: the scorer's weights of hashed tokens, twice.
+    """
+
+    candidates: int = 0
+    learning_rate: float = 0.01
+    buckets: int = 1024
+
+
+@dataclasses.dataclass(frozen=True)
 class SearchConfig:
     """How documents are found or made.
 
     engine: "simulator", "bm25", "dense", "http" (a /retrieve server), "serpapi" (web search), "chat" (a simulator behind
       an OpenAI-style server), "mixed" (simulator and a real engine), or "empty" (documents without content: an ablation).
     eval_engine: the engine of evaluations; not "mixed".
-    remote, mix: see there.
+    remote, mix, rerank: see there.
     embedder: of "dense": a checkpoint (pooled at the last token, as Qwen3-Embedding) or "package.module:function", which
       takes a list of texts and gives float32[N, D].
     index_dir: built indexes of corpus files, relative to the run's folder; "" builds in memory each time.
@@ -166,6 +182,12 @@ class SearchConfig:
     embedder: str = ""
     index_dir: str = "indexes"
     reveal_gold: str = "always"
+    rerank: RerankConfig = dataclasses.field(default_factory=RerankConfig)
+
+    @property
+    def num_candidates(self) -> int:
+        """Documents that are written or found for a search in training: what is shown is chosen from them."""
+        return self.rerank.candidates or self.num_documents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -383,6 +405,29 @@ class SupervisedConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class JudgeConfig:
+    """The model of collect.label = "judge": a decoder, or a server. It says yes or no to (question, answers, document).
+
+    init: a checkpoint as of ModelConfig; tokenizer: its own, "" is the one in init's folder. dtype: of both kinds.
+    chat: the prompt is put into the tokenizer's chat template.
+    max_tokens: of a prompt; batch_rows: prompts a pass.
+    url, model, key_env: a server with the OpenAI chat interface instead, as of RemoteConfig, whose limits hold for it, too.
+    template: "default" or the path of a file with {question}, {answers}, {document}.
+    """
+
+    init: str = ""
+    tokenizer: str = ""
+    dtype: str = "float32"
+    chat: bool = False
+    max_tokens: int = 1024
+    batch_rows: int = 32
+    url: str = ""
+    model: str = ""
+    key_env: str = ""
+    template: str = "default"
+
+
+@dataclasses.dataclass(frozen=True)
 class CollectConfig:
     """Searches with the real engine, from which the simulator's examples are made.
 
@@ -390,8 +435,9 @@ class CollectConfig:
     probes: questions of each number of hops whose right queries, and wrong ones beside them, are searched for as well: a
       small policy asks fewer different things than a language model. They need questions that know their right queries.
     balance: as many noisy as useful examples.
-    label: how replies are labelled useful or noisy: "ranking", "answer" (by the final answer, the paper's first version) or
-      "contains" (by document, its second version); zsjax.simulation.dataset says more.
+    label: how replies are labelled useful or noisy: "ranking", "answer" (by the final answer, the paper's first version),
+      "contains" or "judge" (by document, its second version: a gold answer stands in it, or a model, see `judge`, says
+      so); zsjax.simulation.dataset says more.
     hold_out: share of the questions whose searches are not tuned on: on them it is reported how often useful and noisy
       replies hold a gold answer, before and after tuning. 0 reports nothing.
     """
@@ -401,6 +447,7 @@ class CollectConfig:
     balance: bool = True
     label: str = "ranking"
     hold_out: float = 0.0
+    judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,30 +45,31 @@ def make_player(config, rollout, stream, tokenizer):
       tokenizer: the policy's.
 
     Returns:
-      play(params, step, *, noise, key) -> Experience of questions_per_step * group_size rows, a group's next to each
-      other. A function of its arguments: a resumed run plays the same.
+      play(params, step, *, noise, key, **given) -> Experience of questions_per_step * group_size rows, a group's next to
+      each other; further arguments are the rollout's. A function of its arguments: a resumed run plays the same.
     """
     algorithm, options, reward = config.algorithm, config.train, config.reward
     rounds = 1 + (algorithm.refill_rounds if algorithm.drop_equal_groups else 0)
     count = options.questions_per_step
     place = getattr(rollout, "place", lambda params: params)  # once a step, whatever the rounds
 
-    def play_once(params, step, round, noise, key):
+    def play_once(params, step, round, noise, key, given):
         asked = stream.batch(step * rounds + round, count)
         questions = [q for q in asked for _ in range(options.group_size)]
         # Ids go on from round to round, so that no two episodes of a step share their draws.
         ids = np.arange(count, dtype=np.int32) + round * count
-        episodes, work = jax.device_get(rollout(params, asked, noise=noise, key=key, group_ids=ids, with_work=True))
+        episodes, work = jax.device_get(rollout(params, asked, noise=noise, key=key, group_ids=ids, with_work=True,
+                                                **given))
         outcomes = reward_terms.outcomes(episodes, questions, tokenizer,
                                          overlong=(reward.overlong_from, reward.overlong_to))
         scores, terms = reward_terms.score(outcomes, reward.terms)
         return (episodes, scores, terms, _objects(questions), _objects(outcomes)), occupancy(episodes, work)
 
-    def play(params, step, *, noise, key):
+    def play(params, step, *, noise, key, **given):
         rows = played = busy = None
         params = place(params)
         for played in range(rounds):
-            new, busy = play_once(params, step, played, noise, key)
+            new, busy = play_once(params, step, played, noise, key, given)
             # selection.refill looks at the first two: episodes and scores.
             rows = new if rows is None else selection.refill(rows, new)
             signal = selection.groups_with_signal(rows[1], rows[0].group_id)

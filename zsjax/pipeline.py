@@ -194,7 +194,7 @@ def collect(run: Run):
 
         searches = collect(
             metered, engine, params, questions, run.tokenizer,
-            episodes=config.collect.episodes, batch_questions=batch, num_documents=config.search.num_documents,
+            episodes=config.collect.episodes, batch_questions=batch, num_documents=config.search.num_candidates,
             key=jax.random.fold_in(jax.random.key(config.seed), 1), progress=progress)
     run.writer.truncate("collect", 0)
     run.writer.write(1, meters[0].take(), "collect", show=False)
@@ -202,11 +202,20 @@ def collect(run: Run):
     if config.collect.probes:
         probes = make_probes(questions, limit=config.collect.probes, seed=config.seed + 1)
         queries = [(probe.question, probe.query, probe.kind) for probe in probes]
-        searches += search_for(queries, engine, num_documents=config.search.num_documents)
+        searches += search_for(queries, engine, num_documents=config.search.num_candidates)
         run.writer.note(f"collect: {len(searches)} with the probes")
+    counted = {}
+    if config.collect.label == "judge":
+        from zsjax.simulation.judge import judge_searches
+
+        judging = config.collect.judge
+        searches, counts = judge_searches(searches, build.judge(config))
+        counted = {"judge": {"model": judging.init or judging.model, "template": judging.template, **counts}}
+        run.writer.note(f"collect: {counts['useful']} of {counts['judged']} documents are of use by the judge; "
+                        + ", ".join(f"{name} {count}" for name, count in counts.items() if name not in ("useful", "judged")))
     provenance = {"config_sha256": hashlib.sha256(run.config_json.encode()).hexdigest(), "seed": config.seed,
                   "engine": name, "corpus": config.data.corpus, "policy": config.policy.init,
-                  "episodes": config.collect.episodes, "probes": config.collect.probes}
+                  "episodes": config.collect.episodes, "probes": config.collect.probes, **counted}
     write_searches(run.path("searches.jsonl"), searches, provenance=provenance)
 
 
@@ -391,7 +400,8 @@ def ask(question: str, config: Config, workdir=None, *, show=None) -> dict:
       config: names policy, tokenizer and engine.
       workdir: a run whose trained policy answers; without one, or where it has none, the carried policy of the tiny
         world if the config is the tiny world's, else config.policy.init.
-      show: called with (role, text) of each piece of the episode as soon as it is there.
+      show: called with (role, text) of each piece of the episode as soon as it is there, what the policy writes token by
+        token.
 
     Returns:
       A record as `transcript.records` gives.
@@ -405,6 +415,8 @@ def ask(question: str, config: Config, workdir=None, *, show=None) -> dict:
         model, params = _answering_policy(context, workdir)
         engine = context.engine(config.search.eval_engine, config.data.eval_corpus)
         stream = transcript.Stream(context.tokenizer, show) if show else None
+        # After each token there is a look at what is new.
+        config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, visit_every=1))
         rollout = make_rollout(model, engine, context.tokenizer, config, watch=stream)
         records, _ = play(rollout, params, [Question("asked", question, ())], key=jax.random.key(config.seed), batch_rows=1)
     return records[0]

@@ -31,8 +31,9 @@ from zsjax.rl.batch import token_batch
 from zsjax.rl.optimizer import make_optimizer
 from zsjax.rl.passes import make_passes
 from zsjax.rl.update import load_loss
-from zsjax.rollout import make_rollout
+from zsjax.rollout import make_rollout, reranking
 from zsjax.search import Mixed
+from zsjax.search.rerank import init_reranker
 from zsjax.types import TokenBatch, TrainState
 
 
@@ -89,6 +90,7 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
         policy_config, engine, devices=devices, cache=config.policy.cache_dtype))
     compiles, timer = accounting.CompileCount(), Timer()
     play = make_player(config, rollout, stream, tokenizer)
+    learn_reranking = reranking.make_learner(policy_config, tokenizer, config)
     noise_at, share_at = curriculum(config.curriculum, steps), real_share(config.search.mix, steps)
 
     checkpoints = Checkpointer(workdir / "checkpoints" / "train", keep=options.keep_checkpoints,
@@ -108,9 +110,11 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
 
             if isinstance(engine, Mixed):
                 engine.share = float(share_at(step))
+            reranker = hosts.fetch(state.reranker)
+            shown = {} if reranker is None else {"reranker": reranker.weights}
             with timer("rollout"):
                 policy = whole(state.params, frozen)
-                played = play(policy, step, noise=noise, key=key)
+                played = play(policy, step, noise=noise, key=key, **shown)
                 episodes, scores = played.episodes, played.scores
 
             with timer("score"):
@@ -158,11 +162,15 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
                 **means(infos),
                 **means(value_infos, prefix="value/"),
             }
+            if learn_reranking:
+                reranker, info = learn_reranking(reranker, played)
+                metrics |= info
             if algorithm.kl_target:
                 metrics["kl_coef"] = float(control["kl_coef"])
             control = next_control(config, control, metrics)
             state = state.replace(step=sharding.reshard(np.int32(step + 1), everywhere), params=params, opt_state=opt_state,
-                                  value_params=value_params, value_opt_state=value_opt_state)
+                                  value_params=value_params, value_opt_state=value_opt_state,
+                                  reranker=sharding.reshard(reranker, everywhere))
             if evaluate_now and ((step + 1) % options.eval_every == 0 or step + 1 == steps):
                 with timer("evaluate"):
                     metrics |= evaluate_now(whole(state.params, frozen))
@@ -213,6 +221,8 @@ def start_state(config: Config, policy_config, params, optimizers, mesh) -> tupl
     counters = sharding.reshard((np.int32(0), jax.random.key_data(root), start_control(config)), everywhere)
     state = TrainState(step=counters[0], params=trained, opt_state=on_mesh(optimizers[0].init(trained)), key=counters[1],
                        control=counters[2])
+    if config.search.rerank.candidates:
+        state = state.replace(reranker=sharding.reshard(init_reranker(config.search.rerank), everywhere))
     if config.algorithm.value_model:  # all of it is trained, whatever is of the policy
         value_params = init_value(policy_config, policy, jax.random.fold_in(root, 2**31))
         value_params["value_head"] = sharding.reshard(value_params["value_head"], everywhere)

@@ -91,6 +91,6 @@ class TrainState:
     opt_state: Any
     value_params: Any = None  # PPO only
     value_opt_state: Any = None
-    reranker: Any = None
+    reranker: Any = None  # zsjax.search.rerank.RerankerState, where search.rerank is on
     key: Any = None  # raw key data uint32[2] of the run's root key
     control: Any = None  # dict of what steers the run and is learned on the way: see zsjax.train

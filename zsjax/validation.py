@@ -315,6 +315,11 @@ def _check_engines(found, config):
     search, used = config.search, _used_engines(config)
     remote = search.remote
     found.one_of("search.reveal_gold", ("always", "on_target", "never"))
+    if search.rerank.candidates and not search.num_documents <= search.rerank.candidates <= 20:
+        found.add("search.rerank.candidates", f"are not between search.num_documents = {search.num_documents} and 20",
+                  "give so many, or 0 for none")
+    found.at_least(0, "search.rerank.learning_rate")
+    found.at_least(1, "search.rerank.buckets")
     found.one_of("search.mix.real", REAL_ENGINES)
     found.one_of("search.mix.schedule", MIX_SCHEDULES)
     found.within(0, 1, "search.mix.start", "search.mix.end")
@@ -523,7 +528,9 @@ def _check_rest(found, config):
     found.at_least(2, "evaluate.baseline_samples")
     if "trajectory_sft" in config.evaluate.baselines and "evaluate" in config.stages and not config.trajectory_sft.steps:
         found.add("trajectory_sft.steps", "the baseline would learn nothing", "give its steps")
-    found.one_of("collect.label", ("ranking", "answer", "contains"))
+    found.one_of("collect.label", ("ranking", "answer", "contains", "judge"))
+    if config.collect.label == "judge" and "collect" in config.stages:
+        _check_judge(found, config.collect.judge)
     found.within(0, 0.5, "collect.hold_out")
     if config.evaluate.drop_best and config.search.eval_engine == "simulator":
         found.add("evaluate.drop_best", "a simulator does not lose documents", "set it to 0, or evaluate with a real engine")
@@ -541,6 +548,31 @@ def _check_rest(found, config):
         found.add("mesh.simulator_tensor", f"does not divide mesh.simulator_devices = {apart}", "give a divisor of that")
     if [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1:
         found.add("mesh.data", "more than one axis is -1", "only one axis can take what is left")
+
+
+def _check_judge(found, judge):
+    from zsjax.search.prompts import JudgeTemplate
+
+    if bool(judge.init) == bool(judge.url):
+        found.add("collect.judge.init", f"and collect.judge.url = {judge.url!r}: a judge is the one or the other",
+                  "give a checkpoint, or the address of a chat server")
+    elif judge.init:
+        _check_path(found, "collect.judge.init")
+        found.one_of("collect.judge.dtype", DTYPES)
+        found.at_least(1, "collect.judge.max_tokens", "collect.judge.batch_rows")
+        if judge.tokenizer:
+            _check_path(found, "collect.judge.tokenizer")
+    else:
+        if not judge.url.startswith(("http://", "https://")):
+            found.add("collect.judge.url", "is no address of a server", "give http://HOST:PORT/v1 of the server")
+        if not judge.model:
+            found.add("collect.judge.model", "the chat server must be told which model", "give the name it knows it by")
+        if found.files and judge.key_env and not os.environ.get(judge.key_env):
+            found.add("collect.judge.key_env", f"the environment has no {judge.key_env}", "set it")
+    try:
+        JudgeTemplate.load(judge.template)
+    except (OSError, ValueError) as error:
+        found.add("collect.judge.template", str(error), "give 'default' or a file with the three slots")
 
 
 def _uses_simulator(config):

@@ -139,7 +139,7 @@ def test_labels():
     poor = Search(question, "q", ranking[2:4], True)
     assert {noisy: len(documents) for noisy, documents in targets_of(poor, 2, "contains").items()} == {True: 2}
     with pytest.raises(ValueError, match="ranking, answer, contains"):
-        targets_of(poor, 2, "judge")
+        targets_of(poor, 2, "oracle")
 
 
 def test_each_example_is_there_once_and_held_out_questions_stay_out():

@@ -114,7 +114,7 @@ def _lower_rollout(setup: Setup, mesh):
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)
     program = compiled_program(env, setup.schedule, engine, mesh)
     return program.lower(*models, wide(tables(tokenizer, setup.policy), setup.policy),
-                         wide(engine.tables, setup.simulator), inputs, scalar, scalar, key)
+                         wide(engine.tables, setup.simulator), inputs, scalar, scalar, key, None)
 
 
 def _placed(shapes, shardings):

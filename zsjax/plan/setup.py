@@ -79,7 +79,8 @@ class Setup:
 
     @property
     def reply_steps(self) -> int:
-        return self.document_tokens + self.config.search.num_documents
+        search = self.config.search
+        return search.num_candidates * (search.max_document_tokens + 1)
 
 
 def prepare(config: Config, target: Target) -> Setup:

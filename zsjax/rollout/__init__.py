@@ -18,6 +18,7 @@ from zsjax.rollout import continuous
 from zsjax.rollout import engine as pieces
 from zsjax.rollout.host import HostRollout
 from zsjax.rollout.prompts import PolicyTemplate
+from zsjax.rollout.reranking import HostReranker
 from zsjax.rollout.searching import SimulatorSearch, TextSearch
 from zsjax.search.simulator import Simulator, question_keys
 
@@ -37,14 +38,15 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
         the host, whatever the engine.
 
     Returns:
-      rollout(params, questions, *, noise=0.0, key, temperature=None, group_ids=None, prefixes=None, with_work=False) ->
-      Episodes of len(questions) * group_size rows, a question's next to each other. group_ids int32[Q] name the questions
-      in the random streams (default 0 .. Q-1); temperature None is the config's, 0 is greedy. prefixes: for each question
-      (ids, turns) of an episode under way, which is gone on with: its ids count as prompt. with_work: (Episodes,
-      `continuous.Work`) instead. `rollout.tokenizer` is the one given. params may lie anywhere on the mesh: they are
-      moved to where decoding reads them, which `rollout.reshard_seconds` adds up; for several rollouts, move them once by
-      `rollout.place(params)`. With many
-      hosts, everyone calls with all questions and the Episodes, numpy, are all of them on each.
+      rollout(params, questions, *, noise=0.0, key, temperature=None, group_ids=None, prefixes=None, with_work=False,
+      reranker=None) -> Episodes of len(questions) * group_size rows, a question's next to each other. group_ids int32[Q]
+      name the questions in the random streams (default 0 .. Q-1); temperature None is the config's, 0 is greedy. prefixes:
+      for each question (ids, turns) of an episode under way, which is gone on with: its ids count as prompt. with_work:
+      (Episodes, `continuous.Work`) instead. reranker: weights of `zsjax.search.rerank`, which choose from the
+      config.search.rerank.candidates documents that are then written or found. `rollout.tokenizer` is the one given. params
+      may lie anywhere on the mesh: they are moved to where decoding reads them, which `rollout.reshard_seconds` adds up; for
+      several rollouts, move them once by `rollout.place(params)`. With many hosts, everyone
+      calls with all questions and the Episodes, numpy, are all of them on each.
       Raises ValueError when a prompt is longer than config.rollout.max_prompt_tokens: prompts are never cut.
     """
     template = PolicyTemplate.load(config.prompts.policy)
@@ -61,10 +63,11 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
         if isinstance(engine, Simulator) and not same_tokens:
             logging.info("the simulator has its own tokenizer: documents go through text on the host")
         if same_tokens:
-            search = SimulatorSearch(engine, apart or local, schedule, lanes=env.lanes, in_threads=apart is not None)
+            search = SimulatorSearch(engine, apart or local, schedule, num_shown=env.num_documents, lanes=env.lanes,
+                                     in_threads=apart is not None)
         else:
             search = TextSearch(engine, tokenizer, config.search.document_format, num_documents=env.num_documents,
-                                max_document_tokens=env.max_document_tokens)
+                                max_document_tokens=env.max_document_tokens, reranker=HostReranker(config, tokenizer))
         play = HostRollout(env, schedule, tables, search, local, watch, visit_every=config.rollout.visit_every,
                            search_batches=config.rollout.search_batches)
 
@@ -78,7 +81,8 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
                 "turn": np.array([turns for _, turns in prefixes or [((), 0)] * len(questions)], np.int32),
                 "group_id": np.asarray(np.arange(len(questions)) if group_ids is None else group_ids, np.int32)}
 
-    def rollout(params, questions, *, noise=0.0, key, temperature=None, group_ids=None, prefixes=None, with_work=False):
+    def rollout(params, questions, *, noise=0.0, key, temperature=None, group_ids=None, prefixes=None, with_work=False,
+                reranker=None):
         temperature = jnp.float32(config.rollout.temperature if temperature is None else temperature)
         params = place(params)
         inputs = begin(questions, prefixes, group_ids)
@@ -89,7 +93,8 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
         # Questions that only fill up the shape are the last one again; their rows are dropped.
         asked = np.minimum(mine, count - 1)
         here = {name: x[asked] for name, x in inputs.items()}
-        episodes, work = play(params, here, [questions[i] for i in asked], jnp.float32(noise), temperature, key)
+        episodes, work = play(params, here, [questions[i] for i in asked], jnp.float32(noise), temperature, key,
+                              reranker)
         if local is not mesh:
             rows = (mine[:, None] * group_size + np.arange(group_size)).ravel()
             played, work = jax.device_get((episodes, work))
@@ -160,11 +165,11 @@ def _pad(rows, size):
 def compiled_program(env, schedule, simulator: Simulator, mesh):
     """The whole rollout as one jitted program; its arguments are those of `program` below, parameters as
     `sharding.for_decoding` gives them."""
-    def program(policy_params, simulator_params, tables, simulator_tables, inputs, noise, temperature, key):
+    def program(policy_params, simulator_params, tables, simulator_tables, inputs, noise, temperature, key, reranker):
         return continuous.play(policy_params, simulator_params, env, schedule, tables, simulator, simulator_tables, inputs,
-                               noise, temperature, key)
+                               noise, temperature, key, reranker)
 
-    in_rows = (False, False, False, False, True, False, False, False)
+    in_rows = (False, False, False, False, True, False, False, False, False)
     return jax.jit(sharding.over_rows(program, mesh, in_rows))
 
 
@@ -172,12 +177,12 @@ def _compiled(env, schedule, tables, simulator: Simulator, mesh):
     program = compiled_program(env, schedule, simulator, mesh)
     simulator_params = None
 
-    def play(params, inputs, questions, noise, temperature, key):
+    def play(params, inputs, questions, noise, temperature, key, reranker):
         nonlocal simulator_params
         if simulator_params is None:
             simulator_params = sharding.for_decoding(simulator.params, simulator.config, mesh)
         question, answers = simulator.encode_questions(questions)
         inputs = dict(inputs, question=question, answers=answers, question_key=question_keys(questions))
-        return program(params, simulator_params, tables, simulator.tables, inputs, noise, temperature, key)
+        return program(params, simulator_params, tables, simulator.tables, inputs, noise, temperature, key, reranker)
 
     return play

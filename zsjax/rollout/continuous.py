@@ -30,6 +30,7 @@ from zsjax.rollout import engine as pieces
 from zsjax.rollout import requests
 from zsjax.rollout.engine import DOCUMENTS, HINT, Environment, RolloutState, generating
 from zsjax.sampling.prefill import first_rows
+from zsjax.search.rerank import chooser
 from zsjax.search.simulator import Requests, Simulator, Tally, Writing
 
 
@@ -107,12 +108,13 @@ class Loop:
 
 
 def play(policy_params, simulator_params, env: Environment, schedule: Schedule, tables, simulator: Simulator,
-         simulator_tables, inputs, noise, temperature, key) -> tuple[types.Episodes, Work]:
+         simulator_tables, inputs, noise, temperature, key, reranker=None) -> tuple[types.Episodes, Work]:
     """A whole rollout against a simulator with the policy's tokenizer, as one program. Pure.
 
     Args:
       inputs: dict of what `read_prompts` takes, and for each question question, answers (ragged pairs) and question_key.
       noise: float32[], P(noisy). temperature: float32[], of the policy. key: the step's key.
+      reranker: weights of `zsjax.search.rerank`, which choose from what the simulator writes; None: the first are shown.
 
     Returns:
       (Episodes of all questions x group_size rows, Work).
@@ -125,6 +127,8 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
     E = prompts.tokens.shape[0] * env.group_size
     R, S = schedule.sizes(E)
     N, lanes = E * env.max_turns, env.lanes or R
+    chosen = reranker is not None or simulator.num_documents > env.num_documents
+    choose = chooser(reranker, env.num_documents) if chosen else None
 
     def remaining(loop):  # rows that can still be kept busy
         return jnp.minimum(R, E - loop.next[0] + (loop.state.status == types.RUNNING).sum())
@@ -188,7 +192,7 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
 
         writing = simulator.proceed(simulator_params, simulator_tables, loop.writing, go_on)
         done = jnp.where(writing.working, N, loop.writes)
-        return loop.replace(writing=writing, ledger=requests.enter(loop.ledger, done, simulator.replies(writing)),
+        return loop.replace(writing=writing, ledger=requests.enter(loop.ledger, done, simulator.replies(writing, choose)),
                             writes=jnp.where(writing.working, loop.writes, N))
 
     def answer(loop):
@@ -211,7 +215,7 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
         put = lambda all_rows, rows: all_rows.at[done].set(rows, mode="drop")
         return jax.tree.map(put, loop.episodes, pieces.finish(loop.state))
 
-    idle = simulator.idle(simulator_params, S, per_document=env.noise_per_document)
+    idle = simulator.idle(simulator_params, S, env.num_documents if env.noise_per_document else 0)
     loop = Loop(
         episodes=pieces.finish(pieces.empty_rows(env, E)), next=jnp.zeros(1, jnp.int32), state=pieces.empty_rows(env, R),
         episode=jnp.full(R, E, jnp.int32), request=jnp.full(R, N, jnp.int32), ledger=requests.empty(N, env, simulator),

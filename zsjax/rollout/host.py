@@ -31,7 +31,7 @@ from zsjax.rollout.searching import Asked
 
 
 class HostRollout:
-    """Call with (params, inputs, questions, noise, temperature, key). One rollout at a time."""
+    """Call with (params, inputs, questions, noise, temperature, key, reranker). One rollout at a time."""
 
     def __init__(self, env, schedule: Schedule, tables, search, mesh=None, watch=None, *, visit_every: int = 16,
                  search_batches: int = 1):
@@ -41,11 +41,12 @@ class HostRollout:
           search: `TextSearch` or `SimulatorSearch`.
           mesh: None, or this host's mesh, over whose rows the episodes are spread: each has its own queue.
           watch: called with the state after every seating, generation and insertion, for who wants to see it grow.
-          visit_every: decode steps between two looks at the searches that are under way.
+          visit_every: decode steps between two looks at the searches that are under way, and between two calls of watch.
           search_batches: batches under way at a time; more than one calls the engine from several threads.
         """
         self.env, self.schedule, self.search, self.mesh = env, schedule, search, mesh
         self.watch, self.visit_every, self.search_batches = watch or (lambda state: None), visit_every, search_batches
+        self.always_visit = watch is not None
         self.tables = tables if mesh is None or mesh.size == 1 else sharding.reshard(tables, sharding.replicated(mesh))
         jitted = lambda function, in_rows, **options: jax.jit(sharding.over_rows(function, mesh, in_rows), **options)
         self._cast = jax.jit(lambda params: cast_matrices(params, env.policy))  # once a rollout
@@ -75,7 +76,7 @@ class HostRollout:
             other_work = (hinted | (waits & jnp.where(asked, ready, may_ask))).any() | (ended.any() & (left[0] > 0))
             remaining = jnp.minimum(len(ended), left[0] + (~ended).sum())
             low = generating(state).sum() <= self.schedule.busy * remaining
-            visit = (other_work | asked.any()) & (state.steps[0] - begun >= self.visit_every)
+            visit = (other_work | asked.any() | self.always_visit) & (state.steps[0] - begun >= self.visit_every)
             return ~((other_work & low) | visit)
 
         return pieces.generate_turn(params, self.env, tables, state, jax.random.fold_in(key, 0), temperature, go_on)
@@ -94,11 +95,11 @@ class HostRollout:
     def _answer_pieces(self, params, state, documents, lengths, count, noisy, served):
         return pieces.insert(params, self.env, state, documents, lengths, count, noisy, served)
 
-    def __call__(self, params, inputs, questions, noise, temperature, key) -> tuple[types.Episodes, Work]:
+    def __call__(self, params, inputs, questions, noise, temperature, key, reranker=None) -> tuple[types.Episodes, Work]:
         params = self._cast(params)
         prompts, state, episodes = self._begin(params, inputs)
         board = _Board(len(state.length), len(episodes.length), sharding.row_shards(self.mesh), self.env, self.schedule)
-        find, at_a_time = self.search.begin(questions, key, board.rows)
+        find, at_a_time = self.search.begin(questions, key, board.rows, reranker)
         start = in_thread if self.search.in_threads else at_once
         under_way: dict[Future, np.ndarray] = {}
         simulator_steps = 0

@@ -29,7 +29,7 @@ class Ledger:
 
 def empty(size: int, env, simulator) -> Ledger:
     """Room for `size` requests of an `Environment`'s rows to a `Simulator`."""
-    k, zeros, none = simulator.num_documents, jnp.zeros(size, jnp.int32), jnp.zeros(1, jnp.int32)
+    k, zeros, none = env.num_documents, jnp.zeros(size, jnp.int32), jnp.zeros(1, jnp.int32)
     return Ledger(
         question=zeros, query=(jnp.zeros((size, env.max_query_tokens), jnp.int32), zeros),
         noisy=jnp.zeros((size, k) if env.noise_per_document else size, bool),

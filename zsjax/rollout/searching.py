@@ -19,6 +19,7 @@ from zsjax import sharding
 from zsjax.models.decoder import cast_matrices
 from zsjax.rollout.documents import encode_documents
 from zsjax.search.engine import Failed, SearchContext
+from zsjax.search.rerank import chooser
 from zsjax.search.simulator import Requests, Simulator, question_keys
 
 
@@ -52,22 +53,25 @@ class Found:
 class TextSearch:
     """Searches of an engine that takes and gives text."""
 
-    def __init__(self, engine, tokenizer, document_format: str, *, num_documents: int, max_document_tokens: int):
-        """engine: see `zsjax.search.engine.Engine`. tokenizer: the policy's."""
+    def __init__(self, engine, tokenizer, document_format: str, *, num_documents: int, max_document_tokens: int,
+                 reranker=None):
+        """engine: see `zsjax.search.engine.Engine`. tokenizer: the policy's. reranker: a `HostReranker`, for rollouts with
+        its weights."""
         self.engine, self.tokenizer, self.document_format = engine, tokenizer, document_format
-        self.num_documents, self.max_document_tokens = num_documents, max_document_tokens
+        self.num_documents, self.max_document_tokens, self.reranker = num_documents, max_document_tokens, reranker
         self.slots = 0  # of a simulator's program: none
 
     @property
     def in_threads(self) -> bool:
         return not getattr(self.engine, "uses_devices", False)
 
-    def begin(self, questions, key, rows: int):
-        """(a function Asked -> Found, how many searches it takes at a time) for a rollout of so many rows at a time."""
-        find = functools.partial(self._find, questions, jax.random.fold_in(key, 1), int(jax.random.bits(key)))
+    def begin(self, questions, key, rows: int, reranker=None):
+        """(a function Asked -> Found, how many searches it takes at a time) for a rollout of so many rows at a time.
+        reranker: the weights of `zsjax.search.rerank`."""
+        find = functools.partial(self._find, questions, reranker, jax.random.fold_in(key, 1), int(jax.random.bits(key)))
         return find, rows
 
-    def _find(self, questions, key, draw: int, asked: Asked) -> Found:
+    def _find(self, questions, reranker, key, draw: int, asked: Asked) -> Found:
         tokens, lengths = asked.query
         texts = [self.tokenizer.decode(row[:length].tolist()) for row, length in zip(tokens, lengths)]
         contexts = [SearchContext(questions[q], key=key, call=(draw, int(episode), int(turn)))
@@ -76,7 +80,7 @@ class TextSearch:
         obeyed = np.array(obeys(texts, contexts) if callable(obeys) else obeys)[..., None]
         noisy = asked.coins(self.num_documents) & obeyed
         try:
-            results = self._ask(texts, contexts, noisy)
+            results = self._ask(texts, contexts, noisy, reranker)
         except (OSError, TimeoutError) as error:  # an engine without failures of its own: the episodes record it
             logging.warning("search failed for %d queries: %s", len(texts), error)
             results = [Failed("error") for _ in texts]
@@ -88,7 +92,7 @@ class TextSearch:
                                    max_document_tokens=self.max_document_tokens)
         return Found(*encoded, noisy=noisy)
 
-    def _ask(self, texts, contexts, modes):
+    def _ask(self, texts, contexts, modes, reranker):
         """Documents for each text, in the modes bool[n, k]: where they differ, document i comes from the reply that its
         mode says, as `Simulator.idle` tells. The same search is sent once, and all that asked get the same list."""
         by_call = getattr(self.engine, "by_call", False)
@@ -98,7 +102,10 @@ class TextSearch:
             for mode in of_row:
                 asked.setdefault(name(row, mode), (texts[row], dataclasses.replace(contexts[row], noisy=mode)))
         queries, contexts_asked = zip(*asked.values())
-        found = self.engine.search(list(queries), list(contexts_asked), k=self.num_documents)
+        k = self.num_documents if reranker is None else self.reranker.candidates
+        found = self.engine.search(list(queries), list(contexts_asked), k=k)
+        if reranker is not None:
+            found = self.reranker(reranker, found, queries, contexts_asked)
         replies = dict(zip(asked, found, strict=True))
 
         def documents(row, of_row):
@@ -114,24 +121,26 @@ class TextSearch:
 class SimulatorSearch:
     """Searches of a simulator with the policy's tokenizer, on a mesh of its own or on the policy's devices."""
 
-    def __init__(self, simulator: Simulator, mesh, schedule, *, lanes: int | None = None, in_threads: bool = True):
-        """mesh: None, or whose rows the requests are spread over. schedule, lanes: as of the rollout. in_threads: whether
-        its devices are its own."""
+    def __init__(self, simulator: Simulator, mesh, schedule, *, num_shown: int, lanes: int | None = None,
+                 in_threads: bool = True):
+        """mesh: None, or whose rows the requests are spread over. num_shown: of the documents written. schedule, lanes: as
+        of the rollout. in_threads: whether its devices are its own."""
         self.simulator, self.mesh, self.schedule, self.in_threads = simulator, mesh, schedule, in_threads
-        self.slots, self._params, self._tables = 0, None, None
+        self.num_shown, self.slots, self._params, self._tables = num_shown, 0, None, None
         # Programs of several devices must begin on all of them in the same order.
         self._lock = threading.Lock()
 
-        def write(params, tables, requests, key):
+        def write(params, tables, requests, key, reranker):
             params = cast_matrices(params, simulator.config)
-            writing = simulator.idle(params, requests.active.shape[0], per_document=requests.noisy.ndim == 2)
+            writing = simulator.idle(params, *requests.noisy.shape)
             writing = simulator.take(params, writing, requests, jax.random.wrap_key_data(key), lanes=lanes)
             writing = simulator.proceed(params, tables, writing)
-            return simulator.replies(writing), writing.steps
+            chosen = reranker is not None or simulator.num_documents > num_shown
+            return simulator.replies(writing, chooser(reranker, num_shown) if chosen else None), writing.steps
 
-        self._write = jax.jit(sharding.over_rows(write, mesh, (False, False, True, False)))
+        self._write = jax.jit(sharding.over_rows(write, mesh, (False, False, True, False, False)))
 
-    def begin(self, questions, key, rows: int):
+    def begin(self, questions, key, rows: int, reranker=None):
         """As `TextSearch.begin`."""
         if self._params is None:
             self._place()
@@ -141,7 +150,7 @@ class SimulatorSearch:
         encoded = *self.simulator.encode_questions(questions), question_keys(questions)
         # As plain numbers: the simulator's devices need not be those that the key lies on.
         key = np.asarray(jax.random.key_data(jax.random.fold_in(key, 1)))
-        return functools.partial(self._find, questions, encoded, key), self.slots * shards
+        return functools.partial(self._find, questions, encoded, key, reranker), self.slots * shards
 
     def _place(self):
         simulator, mesh = self.simulator, self.mesh
@@ -153,7 +162,7 @@ class SimulatorSearch:
             self._params = sharding.for_decoding(simulator.params, simulator.config, mesh)
             self._tables = sharding.reshard(simulator.tables, sharding.replicated(mesh))
 
-    def _find(self, questions, encoded, key, asked: Asked) -> Found:
+    def _find(self, questions, encoded, key, reranker, asked: Asked) -> Found:
         question, answers, question_key = encoded
         tokens, lengths = asked.query
         names = [(questions[q].id, tokens[i, :lengths[i]].tobytes(), asked.noisy[i].tobytes())
@@ -172,7 +181,7 @@ class SimulatorSearch:
             query=(tokens[of_slot], lengths[of_slot]), noisy=asked.noisy[of_slot],
             question_key=of_question(question_key), active=active)
         with self._lock:
-            replies, steps = jax.device_get(self._write(self._params, self._tables, requests, key))
+            replies, steps = jax.device_get(self._write(self._params, self._tables, requests, key, reranker))
         at = np.array([slot[name] for name in names])
         return Found(replies.tokens[at], replies.lengths[at], replies.count[at],
-                     asked.coins(self.simulator.num_documents), int(steps.sum()))
+                     asked.coins(self.num_shown), int(steps.sum()))

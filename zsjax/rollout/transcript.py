@@ -19,19 +19,32 @@ def segments(episodes: types.Episodes, b: int, tokenizer) -> list[dict]:
 
 
 class Stream:
-    """Shows row 0 of a rollout while it grows: a `watch` of `make_rollout` that calls show(role, text) on what is new."""
+    """Shows row 0 of a rollout while it grows: a `watch` of `make_rollout` that calls show(role, text) on what is new.
+
+    A character that is spelled by several tokens is shown when it is whole, and a broken one when its segment is over.
+    """
 
     def __init__(self, tokenizer, show):
-        self.tokenizer, self.show, self._shown = tokenizer, show, 0
+        self.tokenizer, self.show = tokenizer, show
+        self._start, self._said = 0, ""  # where the segment under way begins, and what was shown of it
 
     def __call__(self, state):
-        row = types.Episodes(**{name: None for name in types.Episodes.__dataclass_fields__})
-        length = int(state.length[0])
-        row = row.replace(tokens=np.asarray(state.tokens[:1, self._shown:]), roles=np.asarray(state.roles[:1, self._shown:]),
-                          length=np.array([length - self._shown]))
-        for segment in segments(row, 0, self.tokenizer):
-            self.show(segment["role"], segment["text"])
-        self._shown = length
+        length, ended = int(state.length[0]), int(state.status[0]) != types.RUNNING
+        tokens, roles = np.asarray(state.tokens[0, :length]), np.asarray(state.roles[0, :length])
+        while self._start < length:
+            role = roles[self._start]
+            others = np.flatnonzero(roles[self._start:] != role)
+            stop = self._start + int(others[0]) if len(others) else length
+            over = stop < length or ended
+            # The whole segment is decoded again: what a token spells may depend on those before it.
+            text = self.tokenizer.decode(tokens[self._start:stop].tolist())
+            text = text if over else text.rstrip("\N{REPLACEMENT CHARACTER}")
+            if len(text) > len(self._said):
+                self.show(types.ROLE_NAMES[role], text[len(self._said):])
+                self._said = text
+            if not over:
+                break
+            self._start, self._said = stop, ""
 
 
 def generations(episodes: types.Episodes, b: int) -> list[np.ndarray]:

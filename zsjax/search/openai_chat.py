@@ -41,11 +41,7 @@ class ChatSimulator:
         Raises:
           ValueError: key_env is named, and the environment has no such variable.
         """
-        key = os.environ.get(key_env, "") if key_env else ""
-        if key_env and not key:
-            raise ValueError(f"the simulator's server needs a key: set the environment variable {key_env}")
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.url = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+        self._headers, self.url = authorization(key_env, "the simulator's server"), chat_address(url)
         self.model, self.template, self.num_documents, self.reveal_gold = model, template, num_documents, reveal_gold
         self.temperature, self.top_p, self.seed = temperature, top_p, seed
         self.transport = Transport(limits)
@@ -61,7 +57,7 @@ class ChatSimulator:
         for query, context in zip(queries, contexts, strict=True):
             asked.setdefault((context.question.id, query.strip(), context.noisy), context)
         replies = self.transport.send([self._request(query, context) for (_, query, _), context in asked.items()],
-                                      lambda reply: reply_documents(_content(reply), self.num_documents))
+                                      lambda reply: reply_documents(reply_text(reply), self.num_documents))
         found = {}
         for key, reply in zip(asked, replies, strict=True):
             found[key] = Failed(reply.kind) if isinstance(reply, SearchError) else reply
@@ -80,7 +76,21 @@ class ChatSimulator:
             "seed": zlib.crc32(named.encode()) & 0x7FFFFFFF})
 
 
-def _content(reply) -> str:
+def authorization(key_env: str, server: str) -> dict[str, str]:
+    """The header with the key in the environment variable `key_env`; none for "". Raises ValueError if it is not set."""
+    key = os.environ.get(key_env, "") if key_env else ""
+    if key_env and not key:
+        raise ValueError(f"{server} needs a key: set the environment variable {key_env}")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def chat_address(url: str) -> str:
+    """Where chat completions are asked of a server such as http://localhost:8000/v1."""
+    return url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+
+
+def reply_text(reply) -> str:
+    """What the model said, of a server's JSON; KeyError, IndexError or TypeError where that has another form."""
     content = reply["choices"][0]["message"]["content"]
     if not isinstance(content, str):
         raise TypeError("choices[0].message.content is no string")

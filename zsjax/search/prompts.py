@@ -104,6 +104,21 @@ Documents:
 TEMPLATES = {"default": _DEFAULT, "tiny_world": _TINY_WORLD, "prompted": _PROMPTED,
              "tiny_world_prompted": _TINY_WORLD_PROMPTED}
 
+_JUDGE = """\
+You judge whether a document helps to answer a question. It helps if one of the right answers, or a fact that is needed on \
+the way to it, can be read from it; a document about the same things that does not say so does not help.
+Question:
+{question}
+Right answers:
+{answers}
+Document:
+{document}
+Does the document help? Say yes or no.
+Verdict:"""
+
+JUDGE_TEMPLATES = {"default": _JUDGE}
+JUDGE_SLOTS = ("question", "answers", "document")
+
 
 @dataclasses.dataclass(frozen=True)
 class SimulatorTemplate:
@@ -205,6 +220,29 @@ class SimulatorTemplate:
         for kind, value in self.pieces(tokenizer):
             ids += self.encode_slot(tokenizer, slot_text(slots[value])) if kind == "slot" else value
         return ids
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeTemplate:
+    """The prompt of a judge of documents: text with the slots {question}, {answers}, {document}; it asks for yes or no."""
+
+    name: str
+    text: str
+
+    def __post_init__(self):
+        if sorted(set(_DOCUMENT_SLOT.findall(self.text))) != sorted(JUDGE_SLOTS):
+            raise ValueError(f"judge template {self.name!r}: its slots must be "
+                             f"{', '.join(f'{{{slot}}}' for slot in JUDGE_SLOTS)}")
+
+    @classmethod
+    def load(cls, name_or_path: str | pathlib.Path) -> "JudgeTemplate":
+        """"default", or the path of a text file. Raises FileNotFoundError; ValueError for other slots than the three."""
+        name = str(name_or_path)
+        return cls(name, JUDGE_TEMPLATES[name] if name in JUDGE_TEMPLATES else read_template(name, JUDGE_TEMPLATES, "judge"))
+
+    def render(self, **slots) -> str:
+        """The prompt as text; answers may be a sequence of texts. What fills a slot becomes one line."""
+        return _DOCUMENT_SLOT.sub(lambda match: _one_line(slot_text(slots[match.group(1)])), self.text)
 
 
 def slot_text(value: str | int | Sequence[str]) -> str:

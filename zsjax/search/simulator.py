@@ -28,6 +28,7 @@ from zsjax.sampling.splice import concatenate
 from zsjax.sampling.tags import TagAutomaton
 from zsjax.search.engine import Document, SearchContext, check_request
 from zsjax.search.prompts import SimulatorTemplate, bare_line
+from zsjax.search.rerank import chooser
 
 ALL_TAGS = ("<search>", "</search>", "<answer>", "</answer>", "<information>", "</information>", "<think>", "</think>")
 PREFILL_CHUNK = 128
@@ -89,7 +90,8 @@ class Writing:
     step: Any  # int32[B], tokens drawn for the request
     keys: Any  # uint32[B, 2], key data of the request
     busy: Any  # bool[B]
-    noisy: Any  # bool[S] or bool[S, k], the requests' modes
+    noisy: Any  # bool[S] or bool[S, shown documents], the requests' modes
+    asked: Any  # (question, query) of the S requests, ragged: what a reranker compares documents with
     steps: Any  # int32[1], decode steps so far (one number a device)
     tally: Tally
 
@@ -247,22 +249,25 @@ class Simulator:
         pieces = [np.array(value, np.int32) if kind == "text" else slots[value] for kind, value in self._pieces]
         return concatenate(pieces, size=self.prompt_size)
 
-    def write(self, params, tables: Tables, requests: Requests, key) -> Replies:
-        """Reads the prompts of the active requests and writes their documents. Pure; traced inside the rollout."""
+    def write(self, params, tables: Tables, requests: Requests, key, num_shown: int | None = None) -> Replies:
+        """Reads the prompts of the active requests and writes their documents, of which the num_shown first are given
+        (None: all). Pure; traced inside the rollout."""
         params = cast_matrices(params, self.config)  # once, outside of the loops
-        writing = self.idle(params, requests.noisy.shape[0], per_document=requests.noisy.ndim == 2)
-        return self.replies(self.proceed(params, tables, self.take(params, writing, requests, key)))
+        writing = self.idle(params, *requests.noisy.shape)
+        choose = None if num_shown in (None, self.num_documents) else chooser(None, num_shown)
+        return self.replies(self.proceed(params, tables, self.take(params, writing, requests, key)), choose)
 
-    def idle(self, params, slots: int, *, per_document: bool = False) -> "Writing":
+    def idle(self, params, slots: int, per_document: int = 0) -> "Writing":
         """`slots` places for requests, none taken. What all prompts begin with is read here, once for all of them.
 
-        per_document: requests will have a mode for each document. Then both replies are written, and document i comes
-          from the one its mode says: the simulator was tuned on prompts that name one mode, and both prompts are such
-          ones; a prompt with a word for each document would ask it for something it never saw. Requests whose modes
-          are all the same write one reply only.
+        per_document: > 0: requests will have a mode for each of so many shown documents. Then both replies are written,
+          and document i comes from the one its mode says: the simulator was tuned on prompts that name one mode, and both
+          prompts are such ones; a prompt with a word for each document would ask it for something it never saw. Requests
+          whose modes are all the same write one reply only.
         """
         config, k, N = self.config, self.num_documents, self.max_document_tokens
-        noisy = jnp.zeros((slots, k) if per_document else slots, bool)
+        noisy = jnp.zeros((slots, per_document) if per_document else slots, bool)
+        ragged = lambda size: (jnp.zeros((len(noisy), size), jnp.int32), jnp.zeros(len(noisy), jnp.int32))
         slots = slots * 2 if per_document else slots
         dtype = cache_dtype(config, self.cache_dtype)
         cache = init_cache(config, slots, self.prompt_size + self._budget, dtype)
@@ -278,6 +283,7 @@ class Simulator:
         return Writing(cache=cache, hidden=hidden, documents=jnp.zeros((slots, k, N), jnp.int32),
                        lengths=jnp.zeros((slots, k), jnp.int32), count=zeros, tag_state=zeros, step=zeros,
                        keys=jnp.zeros((slots, 2), jnp.uint32), busy=jnp.zeros(slots, bool), noisy=noisy,
+                       asked=(ragged(self.max_question_tokens), ragged(self.max_query_tokens)),
                        steps=jnp.zeros(1, jnp.int32), tally=Tally(
                            read=jnp.full(1, len(shared), jnp.int32), drawn=jnp.zeros(1, jnp.int32),
                            attended=jnp.zeros(1)))
@@ -288,6 +294,8 @@ class Simulator:
         lanes: prompts read per pass, see `prefill`.
         """
         began = requests.active
+        put = lambda new, old: jnp.where(began[:, None] if new.ndim == 2 else began, _fitted(new, old), old)
+        asked = jax.tree.map(put, (requests.question, requests.query), writing.asked)
         noisy = jnp.where(began if requests.noisy.ndim == 1 else began[:, None], requests.noisy, writing.noisy)
         if requests.noisy.ndim == 2:
             B, began = len(began), jnp.tile(began, 2)
@@ -307,7 +315,7 @@ class Simulator:
             tally=writing.tally.replace(read=read),
             cache=cache, hidden=hidden, documents=fresh(writing.documents), lengths=fresh(writing.lengths),
             count=fresh(writing.count), tag_state=fresh(writing.tag_state), step=fresh(writing.step),
-            keys=jnp.where(new[:, None], keys, writing.keys), busy=writing.busy | new, noisy=noisy)
+            keys=jnp.where(new[:, None], keys, writing.keys), busy=writing.busy | new, noisy=noisy, asked=asked)
 
     def proceed(self, params, tables: Tables, writing: "Writing", go_on=lambda writing: True) -> "Writing":
         """Writes a token of every request under way, again and again, while there is one and `go_on(writing)` holds."""
@@ -341,11 +349,25 @@ class Simulator:
 
         return jax.lax.while_loop(lambda w: w.busy.any() & go_on(w), body, writing)
 
-    def replies(self, writing: "Writing") -> Replies:
-        """What was written so far: lines that were finished, shuffled where that is asked for."""
-        k, documents = self.num_documents, writing.documents
-        complete = jnp.arange(k) < writing.count[:, None]
+    def replies(self, writing: "Writing", choose=None) -> Replies:
+        """What was written so far: lines that were finished, shuffled where that is asked for.
+
+        choose: which of a reply's lines are shown, (documents, lengths, noisy bool[B], question, query) -> int32[B, shown],
+          as `zsjax.search.rerank.chooser` makes it; None: all, as they were written. Only what is shown is shuffled.
+        """
+        k, documents, count = self.num_documents, writing.documents, writing.count
+        complete = jnp.arange(k) < count[:, None]
         lengths = jnp.where(complete, writing.lengths, 0)
+        if choose is not None:
+            copies = len(count) // len(writing.noisy)
+            noisy = writing.noisy if copies == 1 else jnp.arange(len(count)) >= len(writing.noisy)
+            asked = jax.tree.map(lambda x: jnp.tile(x, (copies, *[1] * (x.ndim - 1))), writing.asked)
+            order = choose(documents, lengths, noisy, *asked)
+            k = order.shape[1]
+            documents = jnp.take_along_axis(documents, order[:, :, None], axis=1)
+            lengths = jnp.take_along_axis(lengths, order, axis=1)
+            count = jnp.minimum(count, k)
+            complete = lengths > 0
         if self.shuffle_documents:
             # Keyed by the request like the draws; no draw uses the position -1.
             keys = jax.vmap(jax.random.fold_in, (0, None))(jax.random.wrap_key_data(writing.keys), 2**32 - 1)
@@ -354,7 +376,7 @@ class Simulator:
             documents = jnp.take_along_axis(documents, order[:, :, None], axis=1)
             lengths = jnp.take_along_axis(lengths, order, axis=1)
         if writing.noisy.ndim == 1:
-            return Replies(tokens=documents, lengths=lengths, count=writing.count)
+            return Replies(tokens=documents, lengths=lengths, count=count)
         B = len(writing.noisy)
         documents = jnp.where(writing.noisy[:, :, None], documents[B:], documents[:B])
         lengths = jnp.where(writing.noisy, lengths[B:], lengths[:B])
@@ -373,7 +395,7 @@ class Simulator:
 
     @functools.cached_property
     def _write(self):
-        return jax.jit(self.write)
+        return jax.jit(self.write, static_argnames="num_shown")
 
     def search(self, queries: Sequence[str], contexts: Sequence[SearchContext], *, k: int) -> list[list[Document]]:
         """Writes documents for text queries: the engine's protocol, for gates, notebooks and single questions.
@@ -381,7 +403,7 @@ class Simulator:
         Args:
           queries: what is searched for.
           contexts: question, gold answers, noisy flag, and key (one for the whole call: the first context's, or 0).
-          k: documents wanted, at most `num_documents`.
+          k: documents wanted, at most `num_documents`; of more, the first that were written.
 
         Returns:
           Up to k documents a query; a line's text is the document's text, and titles are empty.
@@ -407,11 +429,18 @@ class Simulator:
             active=np.arange(size) < len(rows),
         )
         key = contexts[0].key if contexts[0].key is not None else jax.random.key(0)
-        replies = jax.device_get(self._write(self.params, self.tables, requests, key))
+        replies = jax.device_get(self._write(self.params, self.tables, requests, key, num_shown=k))
         written = {names[row]: [
             Document("", bare_line(self.tokenizer.decode(replies.tokens[b, i, :replies.lengths[b, i]].tolist())))
             for i in range(min(k, replies.count[b]))] for b, row in enumerate(rows)}
         return [written[name] for name in names]
+
+
+def _fitted(x, like):
+    """x [B] or [B, N], cut or padded to like's N."""
+    if x.ndim == 1:
+        return x
+    return jnp.pad(x, ((0, 0), (0, max(0, like.shape[1] - x.shape[1]))))[:, :like.shape[1]]
 
 
 def question_keys(questions: Sequence) -> np.ndarray:

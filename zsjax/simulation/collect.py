@@ -28,6 +28,7 @@ class Search:
       documents: the engine's ranking, best first, deeper than what is shown.
       correct: whether the episode's final answer was right; None when there was no episode.
       source: "policy", or what else made the query.
+      useful: a judge's verdict on each document (collect.label = "judge"); None where none was asked.
     """
 
     question: Question
@@ -35,6 +36,7 @@ class Search:
     documents: tuple[Document, ...]
     correct: bool | None = None
     source: str = "policy"
+    useful: tuple[bool, ...] | None = None
 
 
 class Recorder:
@@ -86,7 +88,7 @@ def collect(make_rollout: Callable[[Any], Callable], engine, params, questions: 
       tokenizer: the policy's.
       episodes: how many to play, rounded up to whole batches.
       batch_questions: episodes played at a time.
-      num_documents: documents shown to the policy; DEPTH_FACTOR times as many are recorded.
+      num_documents: documents of a reply that is to be learned; DEPTH_FACTOR times as many are recorded.
       key: a jax key.
       progress: called with the number of episodes played so far.
 
@@ -157,7 +159,9 @@ def read_searches(path: str | os.PathLike) -> tuple[dict, list[Search]]:
                 question = Question(question["id"], question["question"], tuple(question["golden_answers"]),
                                     question.get("metadata", {}))
                 documents = tuple(Document(**document) for document in record["documents"])
-                searches.append(Search(question, record["query"], documents, record["correct"], record["source"]))
+                useful = record.get("useful")
+                searches.append(Search(question, record["query"], documents, record["correct"], record["source"],
+                                       None if useful is None else tuple(useful)))
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path}, line {number}: not a record of a search ({error!r})") from error
     if provenance is None:

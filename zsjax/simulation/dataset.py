@@ -8,9 +8,10 @@ use what it saw in training. What a search of the real engine gives is a matter 
   "answer"    the paper's first version: what was found is useful if the episode's final answer was right, else noisy.
   "contains"  its second version judges document by document; here a document is useful when it holds a gold answer.
               Useful: what was found, if at least one document does; noisy: the best documents that do not.
+  "judge"     the same with the verdicts of a judge model (zsjax.simulation.judge) in place of containment.
 
-With "ranking" and "contains" all targets are true documents that the engine ranks high, so a simulator that obeys the
-noisy word leaks nothing and invents nothing. With "answer", noisy documents are whatever a failed episode found.
+With all but "answer" the targets are true documents that the engine ranks high, so a simulator that obeys the noisy word
+leaks nothing and invents nothing. With "answer", noisy documents are whatever a failed episode found.
 """
 
 import collections
@@ -81,9 +82,18 @@ def targets_of(search, k: int, label: str) -> dict[bool, list[Document]]:
         return {} if search.correct is None else {not search.correct: useful_documents(ranking, k)}
     if label == "contains":
         held = [holds_gold(document, golds) for document in ranking]
-        noisy = [document for document, holds in zip(ranking, held) if not holds][:k]
-        return {True: noisy} | ({False: useful_documents(ranking, k)} if any(held[:k]) else {})
-    raise ValueError(f"label {label!r} is unknown; there are ranking, answer, contains")
+        return _by_document(ranking, held, k)
+    if label == "judge":
+        if search.useful is None:
+            raise ValueError("the searches have no verdicts of a judge: collect them with collect.label='judge'")
+        return _by_document(ranking, search.useful, k)
+    raise ValueError(f"label {label!r} is unknown; there are ranking, answer, contains, judge")
+
+
+def _by_document(ranking, useful, k):
+    """Noisy: the best documents that are of no use. Useful: what was found, if one of the k best is."""
+    noisy = [document for document, is_useful in zip(ranking, useful, strict=True) if not is_useful][:k]
+    return {True: noisy} | ({False: useful_documents(ranking, k)} if any(useful[:k]) else {})
 
 
 def make_examples(searches: Sequence, num_documents: int, *, label: str = "ranking", balance: bool = True,

@@ -1,0 +1,116 @@
+"""Reranking in a rollout: what a host engine found is put in order, and what the episodes saw teaches the scorer.
+
+In the compiled rollout the simulator's own `replies` apply `zsjax.search.rerank.chooser`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zsjax import types
+from zsjax.rollout.documents import encode_documents
+from zsjax.rollout.engine import CLOSE_SEARCH, OPEN_SEARCH, tables
+from zsjax.sampling.splice import take_span
+from zsjax.sampling.tags import extract
+from zsjax.search.rerank import RerankerState, Seen, choose, encode_texts, make_update, score
+
+_choose = jax.jit(lambda weights, documents, lengths, noisy, question, query, num_shown: choose(
+    score(weights, documents, lengths, question, query), lengths, noisy, num_shown), static_argnames="num_shown")
+
+
+class HostReranker:
+    """Orders what host engines find; `candidates` is how many documents it wants to choose from."""
+
+    def __init__(self, config, tokenizer):
+        """config: the run's; search and rollout are read."""
+        self.candidates, self.num_shown = config.search.num_candidates, config.search.num_documents
+        self._sizes = config.rollout.max_prompt_tokens, config.search.max_query_tokens
+        self._search, self._tokenizer = config.search, tokenizer
+
+    def __call__(self, weights, found, queries, contexts):
+        """The documents to show of lists of them, first to last; a failure stays one.
+
+        Args:
+          weights: of the scorer. found: R lists of `Document`s; queries: R texts; contexts: R `SearchContext`s.
+        """
+        if not found:
+            return []
+        size = max(8, 1 << (len(found) - 1).bit_length())  # few shapes, few programs
+        fill = lambda rows: [*rows, *[rows[-1]] * (size - len(rows))]
+        documents, lengths, _ = encode_documents(
+            fill(found), self._tokenizer, self._search.document_format, num_documents=self.candidates,
+            max_document_tokens=self._search.max_document_tokens)
+        question = encode_texts([c.question.question for c in fill(contexts)], self._tokenizer, self._sizes[0])
+        query = encode_texts(fill(queries), self._tokenizer, self._sizes[1])
+        noisy = np.array([c.noisy for c in fill(contexts)])
+        order = np.asarray(_choose(weights, documents, lengths, noisy, question, query, self.num_shown))
+        return [[reply[i] for i in of_row if i < len(reply)] if reply else reply
+                for reply, of_row in zip(found, order.tolist())]
+
+
+def make_reader(policy_config, tokenizer, config):
+    """A function (episodes, questions of the rows) -> `Seen`, numpy: the queries and documents as they stand in the rows."""
+    env_sizes = (config.rollout.max_turn_tokens, config.search.max_query_tokens, config.search.num_documents,
+                 config.search.max_document_tokens)
+    automaton = tables(tokenizer, policy_config).automaton
+    pieces = [tokenizer.token_bytes(i) if i < tokenizer.vocab_size else None for i in range(policy_config.vocab_size)]
+    ends_line = jnp.array([bool(piece) and b"\n" in piece for piece in pieces])
+    shown = jax.jit(functools.partial(shown_documents, ends_line=ends_line, sizes=env_sizes))
+
+    def read(episodes: types.Episodes, questions) -> Seen:
+        question = encode_texts([q.question for q in questions], tokenizer, config.rollout.max_prompt_tokens)
+        documents, lengths, query = jax.device_get(shown(
+            automaton, episodes.tokens, episodes.roles, episodes.query_span, episodes.documents_span))
+        return Seen(documents, lengths, query, question)
+
+    return read
+
+
+def shown_documents(automaton, tokens, roles, query_span, documents_span, *, ends_line, sizes):
+    """(int32[B, M, k, N] documents, int32[B, M, k] lengths, (int32[B, M, Q], int32[B, M]) queries) of episodes.
+
+    Queries are cut out as the rollout did it; documents are the lines of a span, each ended by its only newline.
+    """
+    (B, T), M = tokens.shape, query_span.shape[1]
+    turn_tokens, query_tokens, k, N = sizes
+    rows = jnp.repeat(tokens, M, axis=0)
+    start, stop = query_span.reshape(-1, 2).T
+    # The generation began behind the last token before the query that was not the policy's.
+    others = jax.lax.cummax(jnp.where(roles == types.POLICY, -1, jnp.arange(T)), axis=1)
+    began = jnp.take_along_axis(others, query_span[:, :, 0], axis=1).reshape(-1) + 1
+    generation, length = take_span(rows, began, jnp.where(stop > 0, stop, began), size=turn_tokens)
+    query, query_length = extract(automaton, generation, length, open_tag=OPEN_SEARCH - 1, close_tag=CLOSE_SEARCH - 1,
+                                  size=query_tokens)
+
+    start, stop = documents_span.reshape(-1, 2).T
+    text, length = take_span(rows, start, stop, size=k * N)
+    at = jnp.arange(k * N)
+    inside = at < length[:, None]
+    ends = ends_line[text] & inside
+    line = jnp.cumsum(ends, axis=1) - ends
+    begins = jnp.concatenate([jnp.ones_like(ends[:, :1]), ends[:, :-1]], axis=1)
+    place = at - jax.lax.cummax(jnp.where(begins, at, 0), axis=1)
+    where = jnp.where(inside, line, k), place  # what is outside is dropped
+    each = jnp.arange(B * M)[:, None]
+    documents = jnp.zeros((B * M, k, N), tokens.dtype).at[each, *where].set(text, mode="drop")
+    lengths = jnp.zeros((B * M, k), jnp.int32).at[each, where[0]].add(1, mode="drop")
+    of_turns = lambda x: x.reshape(B, M, *x.shape[1:])
+    return of_turns(documents), of_turns(lengths), (of_turns(query), of_turns(query_length))
+
+
+def make_learner(policy_config, tokenizer, config):
+    """A function (state, experience) -> (state, metrics), or None where config.search.rerank is off."""
+    options = config.search.rerank
+    if not options.candidates:
+        return None
+    read, update = make_reader(policy_config, tokenizer, config), make_update(options.learning_rate)
+
+    def learn(state: RerankerState, played) -> tuple[RerankerState, dict[str, float]]:
+        """One update on a step's episodes: numpy, whole, and so the same on every host."""
+        state, info = jax.device_get(update(state, read(played.episodes, played.questions), played.scores,
+                                            played.episodes.group_id, played.row_valid))
+        return state, {f"rerank/{name}": float(value) for name, value in info.items() if np.isfinite(value)}
+
+    return learn

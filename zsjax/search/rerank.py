@@ -1,0 +1,153 @@
+"""Reranking by reward: more documents are written or found than are shown, and a scorer, learned online from the rewards of
+the episodes that saw a document, chooses which.
+
+Of a useful reply the k best of N candidates are shown, best first; of a noisy one the k most misleading, which are those
+of the lowest score: all candidates were written (or found) for the query and read as plausibly, and these were followed by
+the least reward. Candidates of equal scores stay in the order in which they came, so a scorer that has learned nothing
+shows the first k.
+
+The scorer is linear and begins at 0. B requests, k candidates of N tokens:
+
+    score = overlap . (query's tokens in the document, question's tokens in it, its tokens in neither, its length)
+            + sum over its tokens of bags[in query or question, hash(token)] / sqrt(length)
+
+It never sees a gold answer. What it is taught is in `value_loss`.
+"""
+
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+OVERLAPS = 4
+
+
+@flax.struct.dataclass
+class Seen:
+    """What B episodes of M turns saw, k documents a turn, in tokens.
+
+    Attributes:
+      documents, lengths: int32[B, M, k, N] and int32[B, M, k], 0: no document.
+      query: (int32[B, M, Q], int32[B, M]) ragged tokens, of each turn.
+      question: (int32[B, P], int32[B]).
+    """
+
+    documents: Any
+    lengths: Any
+    query: tuple[Any, Any]
+    question: tuple[Any, Any]
+
+
+@flax.struct.dataclass
+class RerankerState:
+    """weights: {"overlap": float32[4], "bags": float32[2, buckets]}; opt_state: of its optax optimizer."""
+
+    weights: Any
+    opt_state: Any
+
+
+def init_reranker(options) -> RerankerState:
+    """A scorer that gives every document 0. options: of config.search.rerank; buckets and learning_rate are read."""
+    weights = {"overlap": jnp.zeros(OVERLAPS, jnp.float32), "bags": jnp.zeros((2, options.buckets), jnp.float32)}
+    return RerankerState(weights, optax.adam(options.learning_rate).init(weights))
+
+
+def score(weights, documents, lengths, question, query):
+    """float32[B, k] of documents int32[B, k, N], lengths int32[B, k]; question and query are ragged: (int32[B, n],
+    int32[B])."""
+    inside = jnp.arange(documents.shape[2]) < lengths[:, :, None]
+
+    def meets(text):
+        """(bool[B, k, N] the document's tokens that stand in the text, float32[B, k] the share of the text's in it)."""
+        tokens, length = text
+        counts = jnp.arange(tokens.shape[1]) < length[:, None]
+        same = (documents[:, :, :, None] == tokens[:, None, None, :]) & inside[:, :, :, None] & counts[:, None, None, :]
+        return same.any(axis=3), same.any(axis=2).sum(axis=2) / jnp.maximum(length, 1)[:, None]
+
+    (in_query, query_share), (in_question, question_share) = meets(query), meets(question)
+    old = in_query | in_question
+    size = jnp.maximum(lengths, 1)
+    overlap = jnp.stack([query_share, question_share, (inside & ~old).sum(axis=2) / size, lengths / documents.shape[2]], -1)
+    # Knuth's multiplicative hash; its high bits are the good ones.
+    bucket = ((documents.astype(jnp.uint32) * jnp.uint32(2654435761)) >> 8) % weights["bags"].shape[1]
+    of_token = jnp.where(inside, weights["bags"][old.astype(jnp.int32), bucket], 0)
+    return overlap @ weights["overlap"] + of_token.sum(axis=2) / jnp.sqrt(size)
+
+
+def choose(scores, lengths, noisy, num_shown: int):
+    """int32[B, num_shown], which candidates are shown, first to last; places without a document (length 0) come last.
+
+    Args:
+      scores: float32[B, k]; lengths: int32[B, k].
+      noisy: bool[B], the lowest scores first instead of the highest.
+    """
+    key = jnp.where(noisy[:, None], scores, -scores)
+    return jnp.argsort(jnp.where(lengths > 0, key, jnp.inf), axis=1)[:, :num_shown].astype(jnp.int32)  # stable
+
+
+def chooser(weights, num_shown: int):
+    """A `choose` for `Simulator.replies`. weights: None shows the first ones."""
+    def choose_shown(documents, lengths, noisy, question, query):
+        scores = jnp.zeros(lengths.shape) if weights is None else score(weights, documents, lengths, question, query)
+        return choose(scores, lengths, noisy, num_shown)
+
+    return choose_shown
+
+
+def value_loss(weights, seen: Seen, scores, group_id, valid):
+    """How well the documents that an episode saw tell what it earned above its group.
+
+        v[e] = mean over its documents of score        (for those that saw any)
+        loss = mean of ((v - group's mean of v) - (reward - group's mean of reward))^2 / 2
+
+    Both sides are centred by group, a regression with fixed effects: what a question makes easy or hard for all of its
+    episodes does not count. The mean, not the sum, since more searches are no better documents.
+
+    Args:
+      scores: float32[B] rewards; group_id: int32[B]; valid: bool[B], episodes that count.
+
+    Returns:
+      (float32[], {"loss", "concordance"}): concordance is the share of pairs within a group, of different rewards, in
+      which the higher one has the higher v (ties count half): 0.5 is chance, NaN where there is no pair.
+    """
+    B, M, k, N = seen.documents.shape
+    flat = lambda x: x.reshape(B * M, *x.shape[2:])
+    question = jax.tree.map(lambda x: jnp.repeat(x, M, axis=0), seen.question)
+    each = score(weights, flat(seen.documents), flat(seen.lengths), question, jax.tree.map(flat, seen.query))
+    shown = (seen.lengths > 0).reshape(B, M * k)
+    value = jnp.where(shown, each.reshape(B, M * k), 0).sum(axis=1) / jnp.maximum(shown.sum(axis=1), 1)
+    valid = valid & shown.any(axis=1)
+    group = (group_id[:, None] == group_id[None, :]) & valid[:, None] & valid[None, :]
+    centred = lambda x: jnp.where(valid, x - (group * x).sum(axis=1) / jnp.maximum(group.sum(axis=1), 1), 0)
+    loss = 0.5 * ((centred(value) - centred(scores)) ** 2).sum() / jnp.maximum(valid.sum(), 1)
+    pairs = group & (scores[:, None] > scores[None, :])
+    agree = jnp.where(value[:, None] > value[None, :], 1.0, jnp.where(value[:, None] == value[None, :], 0.5, 0.0))
+    return loss, {"loss": loss, "concordance": (pairs * agree).sum() / pairs.sum()}
+
+
+@functools.cache
+def make_update(learning_rate: float):
+    """A jitted update(state, seen, scores, group_id, valid) -> (state, info): one step of Adam on `value_loss`. Pure; the
+    info is about the scorer as it was before."""
+    optimizer = optax.adam(learning_rate)
+
+    def update(state: RerankerState, seen: Seen, scores, group_id, valid):
+        gradient, info = jax.grad(value_loss, has_aux=True)(state.weights, seen, scores, group_id, valid)
+        updates, opt_state = optimizer.update(gradient, state.opt_state)
+        return RerankerState(optax.apply_updates(state.weights, updates), opt_state), info
+
+    return jax.jit(update)
+
+
+def encode_texts(texts, tokenizer, size: int):
+    """(int32[B, size], int32[B]) of questions or queries, as the slots of the simulator's prompt hold them: one blank in
+    front; cut at the end."""
+    tokens, lengths = np.zeros((len(texts), size), np.int32), np.zeros(len(texts), np.int32)
+    for row, text in enumerate(texts):
+        ids = tokenizer.encode(f" {text.strip()}")[:size] if text.strip() else []
+        tokens[row, :len(ids)], lengths[row] = ids, len(ids)
+    return tokens, lengths
