@@ -73,7 +73,7 @@ def test_of_a_real_rollout(monkeypatch, simulator, compiled):  # noqa: F811
     drawn, steps = int(work.tally.drawn[0]), int(work.simulator_steps[0])
     assert (episodes.roles == DOCUMENT).sum() <= drawn <= steps * work.simulator_slots[0]
     asked = int(episodes.num_searches.sum())
-    shared = len(simulator._shared_prefix)
+    shared = len(simulator.shared_prefix)
     per_prompt = (int(work.tally.read[0]) - shared) / asked
     assert 0 < per_prompt <= simulator.prompt_size - shared
     # Every draw sees the whole prompt, the shared beginning included, and what was drawn before it.

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable
 
 from zsjax import config as configuration
+from zsjax import sharding
 from zsjax.config import Config, ConfigError, UserError
 from zsjax.plan import memory
 from zsjax.plan.setup import Setup, prepare
@@ -94,7 +95,8 @@ def make_plan(config: Config, target: str, *, compiles: bool = True, advise: boo
 def _estimate(config, target) -> Plan:
     setup = prepare(config, target)
     try:
-        return Plan(setup, memory.footprint(setup), [], step_work(setup))
+        with sharding.compiling_for(target.chip.kind):
+            return Plan(setup, memory.footprint(setup), [], step_work(setup))
     except ValueError as error:  # heads that do not divide the tensor axis
         raise UserError(str(error)) from error
 

@@ -56,7 +56,8 @@ def step_work(setup: Setup) -> list[Work]:
     ]
     if setup.simulator is not None:
         prompt, steps = setup.engine.prompt_size, setup.reply_steps
-        read = _reading(setup, "simulator reads prompts", setup.simulator, rows, 0, prompt)
+        shared = len(setup.engine.shared_prefix)  # is read once a rollout, which is next to nothing
+        read = _reading(setup, "simulator reads prompts", setup.simulator, rows, shared, prompt - shared)
         write = _decoding(setup, "simulator writes", setup.simulator, frozen_simulator(setup), slots, steps,
                           prompt + steps / 2)
         parts += [_times(searches, read), _times(searches * rows / slots, write)]

@@ -272,7 +272,7 @@ class Simulator:
         dtype = cache_dtype(config, self.cache_dtype)
         cache = init_cache(config, slots, self.prompt_size + self._budget, dtype)
         hidden = jnp.zeros((slots, config.embed_dim), config.dtype)
-        if shared := self._shared_prefix:
+        if shared := self.shared_prefix:
             one = init_cache(config, 1, len(shared), dtype)
             _, one = prefill(params, config, jnp.array([shared], jnp.int32), jnp.array([len(shared)], jnp.int32), one,
                              hidden[:1], chunk=PREFILL_CHUNK)
@@ -304,7 +304,7 @@ class Simulator:
                                     one(True, requests.noisy.any(axis=1)))
         new = requests.active
         tokens, lengths = self.prompts(requests)
-        shared = len(self._shared_prefix)
+        shared = len(self.shared_prefix)
         cache = writing.cache.replace(lengths=jnp.where(new, shared, writing.cache.lengths))
         hidden, cache = prefill(params, self.config, tokens[:, shared:], jnp.where(new, lengths - shared, 0), cache,
                                 writing.hidden, chunk=PREFILL_CHUNK, lanes=lanes)
@@ -388,7 +388,7 @@ class Simulator:
         return self.num_documents * (self.max_document_tokens + 1)
 
     @functools.cached_property
-    def _shared_prefix(self) -> list[int]:
+    def shared_prefix(self) -> list[int]:
         """The tokens that all prompts begin with."""
         first_slot = next((i for i, (kind, _) in enumerate(self._pieces) if kind != "text"), len(self._pieces))
         return [token for _, value in self._pieces[:first_slot] for token in value]
