@@ -123,12 +123,12 @@ def copy_bandwidth(seconds: float = 0.1) -> float:
     x = jax.device_put(np.zeros(size // 4, np.float32), device)
     copy = jax.jit(lambda x: x + 1, donate_argnums=0)  # in place: on CPU a fresh array costs ten times as much
     x = copy(x).block_until_ready()
-    best, began = float("inf"), time.perf_counter()
-    while time.perf_counter() - began < seconds:
+    taken = []
+    while sum(taken) < seconds or len(taken) < 3:  # the best of one would be what a busy machine left over
         start = time.perf_counter()
         x = copy(x).block_until_ready()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size / best
+        taken.append(time.perf_counter() - start)
+    return 2 * size / min(taken)
 
 
 _seen = collections.Counter()  # of this process: programs, of these from the persistent cache, and seconds
