@@ -210,8 +210,8 @@ def simulator(config: Config, model_config: DecoderConfig, params, tokenizer) ->
         reveal_gold=search.reveal_gold, cache_dtype=config.simulator.cache_dtype)
 
 
-def judge(config: Config, progress=iter):
-    """The judge of config.collect.judge. progress: wraps the batches of a decoder."""
+def judge(config: Config):
+    """The judge of config.collect.judge."""
     from zsjax.simulation.judge import ChatJudge, DecoderJudge
 
     options = config.collect.judge
@@ -223,7 +223,7 @@ def judge(config: Config, progress=iter):
     shape, params = model(ModelConfig(init=options.init, dtype=options.dtype, param_dtype=options.dtype), its_tokenizer,
                           seed=config.seed)
     return DecoderJudge(shape, params, its_tokenizer, template, chat=options.chat, batch_rows=options.batch_rows,
-                        max_tokens=options.max_tokens, progress=progress)
+                        max_tokens=options.max_tokens)
 
 
 @functools.cache  # once a run

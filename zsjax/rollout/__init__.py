@@ -165,7 +165,7 @@ def _pad(rows, size):
 def compiled_program(env, schedule, simulator: Simulator, mesh):
     """The whole rollout as one jitted program; its arguments are those of `program` below, parameters as
     `sharding.for_decoding` gives them."""
-    def program(policy_params, simulator_params, tables, simulator_tables, inputs, noise, temperature, key, reranker):
+    def program(policy_params, simulator_params, tables, simulator_tables, inputs, noise, temperature, key, reranker=None):
         return continuous.play(policy_params, simulator_params, env, schedule, tables, simulator, simulator_tables, inputs,
                                noise, temperature, key, reranker)
 

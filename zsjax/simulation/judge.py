@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -101,7 +101,6 @@ class DecoderJudge:
       template: the prompt.
       chat: put the prompt into the tokenizer's chat template.
       batch_rows: prompts judged at a time, in one pass; max_tokens: of a prompt.
-      progress: wraps the iterable of batches.
     """
 
     config: DecoderConfig
@@ -111,14 +110,13 @@ class DecoderJudge:
     chat: bool = False
     batch_rows: int = 32
     max_tokens: int = 1024
-    progress: Callable = iter
 
     def __call__(self, slots: Sequence[dict]) -> list[bool | str]:
         prompts = [self._encode(self.template.render(**of_one)) for of_one in slots]
         fitting = [row for row, prompt in enumerate(prompts) if len(prompt) <= self.max_tokens]
         fitting.sort(key=lambda row: len(prompts[row]))  # batches of like lengths, few shapes
         verdicts: list[bool | str] = ["too_long"] * len(prompts)
-        for first in self.progress(range(0, len(fitting), self.batch_rows)):
+        for first in range(0, len(fitting), self.batch_rows):
             rows = fitting[first:first + self.batch_rows]
             yes, no = self._logprobs([prompts[row] for row in rows])
             for row, a, b in zip(rows, yes.tolist(), no.tolist()):
