@@ -73,13 +73,20 @@ def occupancy(episodes: types.Episodes, work: Work) -> dict[str, float]:
     """Shares of the decode steps' places that held a token of use, "policy" and "simulator"; numpy.
 
     Everything else counts as idle: rows that wait, the end of the queue, documents that were cut. No entry for a model that
-    took no step.
+    took no step or was not counted.
     """
     policy_tokens = (np.asarray(episodes.roles) == types.POLICY).sum()
     parts = {"policy": (policy_tokens, work.policy_steps, work.policy_rows),
              "simulator": (work.simulator_tokens, work.simulator_steps, work.simulator_slots)}
     places = {name: float((np.asarray(steps) * np.asarray(at_once)).sum()) for name, (_, steps, at_once) in parts.items()}
-    return {name: float(np.sum(tokens)) / places[name] for name, (tokens, *_) in parts.items() if places[name]}
+    return {name: float(np.sum(tokens)) / places[name] for name, (tokens, *_) in parts.items()
+            if places[name] and tokens is not None}
+
+
+def requests_saved(work: Work) -> float | None:
+    """The share of the searches that the reply to an equal one answered; numpy. None: none was counted."""
+    asked = np.sum(work.requests) if work.requests is not None else 0
+    return 1 - float(np.sum(work.simulated) / asked) if asked else None
 
 
 @flax.struct.dataclass
