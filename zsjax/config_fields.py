@@ -179,6 +179,8 @@ class RolloutConfig:
     busy: the policy decodes while more than this share of its rows has a token to draw; otherwise what it waits for comes
       first.
     lanes: rows whose prompts and documents are read at a time; 0: all.
+    capacities: sizes in which a compiled rollout allocates the policy's cache: max_tokens last, each half of the next.
+      Rows move to the next size when one could outgrow its own; a program is compiled for each. 1: max_tokens at once.
     """
 
     max_turns: int = 4
@@ -190,6 +192,7 @@ class RolloutConfig:
     simulator_slots: int = 0
     busy: float = 0.0
     lanes: int = 0
+    capacities: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 from zsjax import hosts, sharding
 from zsjax.rollout import continuous
 from zsjax.rollout import engine as pieces
+from zsjax.rollout.growing import GrowingRollout
 from zsjax.rollout.host import HostRollout
 from zsjax.rollout.prompts import PolicyTemplate
 from zsjax.search.simulator import Simulator, question_keys
@@ -50,7 +51,9 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
     compiled = isinstance(engine, Simulator) and engine.tokenizer is tokenizer and watch is None
     local = None if mesh is None else sharding.local_mesh(mesh)
     if compiled:
-        play = _compiled(env, schedule, tables, engine, local)
+        program = (compiled_program(env, schedule, engine, local) if config.rollout.capacities == 1 else
+                   GrowingRollout(env, schedule, engine, local, config.rollout.capacities))
+        play = _compiled(program, tables, engine, local)
     else:
         if isinstance(engine, Simulator) and engine.tokenizer is not tokenizer:
             logging.info("the simulator has its own tokenizer: documents go through text on the host")
@@ -148,8 +151,7 @@ def compiled_program(env, schedule, simulator: Simulator, mesh):
     return jax.jit(sharding.over_rows(program, mesh, in_rows))
 
 
-def _compiled(env, schedule, tables, simulator: Simulator, mesh):
-    program = compiled_program(env, schedule, simulator, mesh)
+def _compiled(program, tables, simulator: Simulator, mesh):
     simulator_params = None
 
     def play(params, inputs, questions, noise, temperature, key):

@@ -27,7 +27,7 @@ from zsjax import types
 from zsjax.models.decoder import cast_matrices
 from zsjax.rollout import engine as pieces
 from zsjax.rollout import requests
-from zsjax.rollout.engine import DOCUMENTS, HINT, Environment, RolloutState, generating
+from zsjax.rollout.engine import DOCUMENTS, HINT, Environment, Prompts, RolloutState, generating
 from zsjax.sampling.prefill import first_rows
 from zsjax.search.simulator import Requests, Simulator, Writing
 
@@ -114,14 +114,45 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
     Returns:
       (Episodes of all questions x group_size rows, Work).
     """
-    # Cast once, outside of all loops.
-    policy_params = cast_matrices(policy_params, env.policy)
-    simulator_params = cast_matrices(simulator_params, simulator.config)
-    policy_key, simulator_key, noise_key = (jax.random.fold_in(key, i) for i in range(3))
-    prompts = pieces.read_prompts(policy_params, env, inputs)
-    E = prompts.tokens.shape[0] * env.group_size
+    policy_params, simulator_params = _cast(policy_params, simulator_params, env, simulator)
+    prompts, loop = begin(policy_params, simulator_params, env, schedule, simulator, inputs, env.max_tokens)
+    loop = go_on(policy_params, simulator_params, env, schedule, tables, simulator, simulator_tables, inputs, noise,
+                 temperature, key, prompts, loop)
+    return loop.episodes, work_of(loop)
+
+
+def _cast(policy_params, simulator_params, env, simulator):
+    """Matrices in the dtype they are used in: once, outside of all loops."""
+    return cast_matrices(policy_params, env.policy), cast_matrices(simulator_params, simulator.config)
+
+
+def begin(policy_params, simulator_params, env: Environment, schedule: Schedule, simulator: Simulator, inputs,
+          capacity: int) -> tuple[Prompts, Loop]:
+    """What `go_on` goes on with: the prompts, read, and empty rows of `capacity` slots. Other arguments as `play`'s."""
+    policy_params, simulator_params = _cast(policy_params, simulator_params, env, simulator)
+    E = inputs["prompts"].shape[0] * env.group_size
     R, S = schedule.sizes(E)
-    N, lanes = E * env.max_turns, env.lanes or R
+    N = E * env.max_turns
+    loop = Loop(
+        episodes=pieces.finish(pieces.empty_rows(env, E)), next=jnp.zeros(1, jnp.int32),
+        state=pieces.empty_rows(env, R, capacity), episode=jnp.full(R, E, jnp.int32), request=jnp.full(R, N, jnp.int32),
+        ledger=requests.empty(N, env, simulator), writes=jnp.full(S, N, jnp.int32),
+        writing=simulator.idle(simulator_params, S, per_document=env.noise_per_document))
+    return pieces.read_prompts(policy_params, env, inputs), loop
+
+
+def go_on(policy_params, simulator_params, env: Environment, schedule: Schedule, tables, simulator: Simulator,
+          simulator_tables, inputs, noise, temperature, key, prompts: Prompts, loop: Loop) -> Loop:
+    """Plays until all episodes have ended, or until one could outgrow the slots that are allocated (`outgrows`).
+
+    Arguments are those of `play`, prompts and loop those of `begin`, or the loop that was returned, its cache grown.
+    """
+    policy_params, simulator_params = _cast(policy_params, simulator_params, env, simulator)
+    policy_key, simulator_key, noise_key = (jax.random.fold_in(key, i) for i in range(3))
+    E, R, N = (len(x) for x in (loop.episodes.length, loop.episode, loop.ledger.written))
+    lanes = env.lanes or R
+    # Rows that are allocated whole need no look: nothing is compiled for it.
+    full = (lambda state: pieces.outgrows(env, state)) if loop.state.cache.capacity < env.max_tokens else lambda state: False
 
     def remaining(loop):  # rows that can still be kept busy
         return jnp.minimum(R, E - loop.next[0] + (loop.state.status == types.RUNNING).sum())
@@ -147,7 +178,7 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
     def decode(loop):
         def go_on(state):
             now = loop.replace(state=state)
-            return ~can_seat(now) & ~(low(now) & waits(now).any())
+            return ~can_seat(now) & ~(low(now) & waits(now).any()) & jnp.logical_not(full(state))
 
         state = pieces.generate_turn(policy_params, env, tables, loop.state, policy_key, temperature, go_on)
         return loop.replace(state=state)
@@ -201,25 +232,28 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
         loop = when(low(loop) & asks(loop).any(), ask, loop)
         loop = when(low(loop) & (loop.writes == N).any() & (loop.ledger.begun < loop.ledger.different)[0], take, loop)
         loop = when(low(loop) & loop.writing.busy.any(), write, loop)
-        return when(low(loop) & ready(loop).any(), answer, loop)
+        return when(low(loop) & ready(loop).any() & jnp.logical_not(full(loop.state)), answer, loop)
 
     def hand_over(loop):
         done = jnp.where(ended(loop), loop.episode, E)
         put = lambda all_rows, rows: all_rows.at[done].set(rows, mode="drop")
         return jax.tree.map(put, loop.episodes, pieces.finish(loop.state))
 
-    idle = simulator.idle(simulator_params, S, per_document=env.noise_per_document)
-    loop = Loop(
-        episodes=pieces.finish(pieces.empty_rows(env, E)), next=jnp.zeros(1, jnp.int32), state=pieces.empty_rows(env, R),
-        episode=jnp.full(R, E, jnp.int32), request=jnp.full(R, N, jnp.int32), ledger=requests.empty(N, env, simulator),
-        writing=idle, writes=jnp.full(S, N, jnp.int32))
-    unfinished = lambda loop: (loop.next[0] < E) | (loop.state.status == types.RUNNING).any()
-    loop = jax.lax.while_loop(unfinished, around, loop)
+    loop = jax.lax.while_loop(lambda loop: unfinished(loop) & jnp.logical_not(full(loop.state)), around, loop)
+    return loop.replace(episodes=hand_over(loop))
+
+
+def unfinished(loop: Loop):
+    """bool[], whether an episode is left to play."""
+    return (loop.next[0] < len(loop.episodes.length)) | (loop.state.status == types.RUNNING).any()
+
+
+def work_of(loop: Loop) -> Work:
+    """What was done so far."""
     one = lambda x: jnp.full(1, x, jnp.int32)
-    work = Work(policy_steps=loop.state.steps, policy_rows=one(R), simulator_steps=loop.writing.steps,
-                simulator_slots=one(S), simulator_tokens=one(loop.ledger.replies.lengths.sum()),
+    return Work(policy_steps=loop.state.steps, policy_rows=one(len(loop.episode)), simulator_steps=loop.writing.steps,
+                simulator_slots=one(len(loop.writes)), simulator_tokens=one(loop.ledger.replies.lengths.sum()),
                 requests=loop.ledger.asked, simulated=loop.ledger.begun)
-    return hand_over(loop), work
 
 
 def when(condition, f, x):
