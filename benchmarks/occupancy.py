@@ -4,10 +4,10 @@ r"""How full the decode steps of the tiny world's rollouts are, and what that is
         [--setting rows=16,simulator_slots=4,lanes=4,busy=0.85 ...] [--steps 2] [--repeats 3] [--noise 0.25]
 
 A step is the default one: 12 questions x 8 episodes. Every setting plays the same steps, taking turns, after one round
-that compiles. "lockstep R" plays R episodes at a time to their end: everyone thinks, then everyone who asked is served.
-All trajectories are compared; tokens/s count all tokens of the episodes but their prompts. "saved" is the share of the
-requests that another row's reply answered; "distinct" what is left of them where equal ones are written once a step.
-Prints a JSON line for each setting, then the table.
+that compiles. "lockstep R" plays R episodes at a time to their end (as many as the last setting's rows, and all): everyone
+thinks, then everyone who asked is served. All trajectories are compared; tokens/s count all tokens of the episodes but
+their prompts. "saved" is the share of the searches that the reply to an equal one answered, "distinct" the share of
+different ones by the episodes themselves. Prints a JSON line for each setting, then the table.
 """
 
 import argparse
@@ -97,13 +97,9 @@ def main():
                    stream=QuestionStream(build.questions(config, config.data.train), config.seed))
     default = {name: getattr(config.rollout, name) for name in ("rows", "simulator_slots", "lanes", "busy")}
     settings = [read_setting(text) for text in options.setting or [OLD]] + [default] * (not options.setting)
-    players = {}
-    for setting in settings:
-        for lockstep in (True, False):
-            name = f"lockstep {setting['rows']}" if lockstep else ", ".join(f"{n} {v}" for n, v in setting.items())
-            players.setdefault(name, player(context, setting, lockstep))
-    everything = {"rows": config.train.questions_per_step * config.train.group_size, "lanes": default["lanes"]}
-    players.setdefault(f"lockstep {everything['rows']}", player(context, everything, True))
+    all_at_once = {**settings[-1], "rows": config.train.questions_per_step * config.train.group_size}
+    players = {f"lockstep {setting['rows']}": player(context, setting, True) for setting in (settings[-1], all_at_once)}
+    players |= {", ".join(f"{n} {v}" for n, v in setting.items()): player(context, setting, False) for setting in settings}
 
     measured = {name: {"cpu": [], "wall": [], "played": {}} for name in players}
     for repeat in range(options.repeats + 1):

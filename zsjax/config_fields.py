@@ -206,6 +206,8 @@ class RolloutConfig:
     visit_every: where searches are made outside of the compiled rollout (real engines, mesh.simulator_devices), decode
       steps between two looks at those that are under way.
     search_batches: such batches of searches under way at a time; more than 1 asks a real engine from several threads.
+    capacities: sizes in which a compiled rollout allocates the policy's cache: max_tokens last, each half of the next.
+      Rows move to the next size when one could outgrow its own; a program is compiled for each. 1: max_tokens at once.
     """
 
     max_turns: int = 4
@@ -219,6 +221,7 @@ class RolloutConfig:
     lanes: int = 0
     visit_every: int = 16
     search_batches: int = 1
+    capacities: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

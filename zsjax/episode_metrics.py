@@ -50,6 +50,7 @@ def episode_metrics(played: Experience) -> dict[str, float]:
         "repetition": repetition(written),
         "rounds": played.rounds,
         **{f"occupancy/{name}": share for name, share in played.occupancy.items()},
+        **({} if played.requests_saved is None else {"requests_saved": played.requests_saved}),
         "length": float(episodes.length.mean()),
         **{f"share_{name}": float(share) for name, share in zip(types.STATUS_NAMES[1:], status[1:])},
     }

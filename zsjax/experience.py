@@ -7,7 +7,7 @@ import numpy as np
 
 from zsjax import reward_terms
 from zsjax.rl import selection
-from zsjax.rollout.continuous import occupancy
+from zsjax.rollout.continuous import occupancy, requests_saved
 from zsjax.types import Episodes
 
 
@@ -33,6 +33,7 @@ class Experience:
     row_valid: np.ndarray
     rounds: int
     occupancy: dict
+    requests_saved: float | None = None  # of the last of them, likewise
 
 
 def make_player(config, rollout, stream, tokenizer):
@@ -63,7 +64,8 @@ def make_player(config, rollout, stream, tokenizer):
         outcomes = reward_terms.outcomes(episodes, questions, tokenizer,
                                          overlong=(reward.overlong_from, reward.overlong_to))
         scores, terms = reward_terms.score(outcomes, reward.terms)
-        return (episodes, scores, terms, _objects(questions), _objects(outcomes)), occupancy(episodes, work)
+        shares = occupancy(episodes, work), requests_saved(work)
+        return (episodes, scores, terms, _objects(questions), _objects(outcomes)), shares
 
     def play(params, step, *, noise, key, **given):
         rows = played = busy = None
@@ -79,7 +81,7 @@ def make_player(config, rollout, stream, tokenizer):
         valid = ~reward_terms.masked_rows(outcomes, algorithm.mask)
         if algorithm.drop_equal_groups:
             valid &= signal
-        return Experience(episodes, questions, outcomes, scores, terms, valid, played + 1, busy)
+        return Experience(episodes, questions, outcomes, scores, terms, valid, played + 1, *busy)
 
     return play
 

@@ -281,7 +281,7 @@ def _check_rollout(found, config):
     found.one_of("search.noise_per", ("search", "document"))
     found.within(1, 20, "search.num_documents")
     found.at_least(1, "search.max_document_tokens", "search.max_query_tokens", "rollout.max_turns",
-                   "rollout.max_turn_tokens", "rollout.max_prompt_tokens")
+                   "rollout.max_turn_tokens", "rollout.max_prompt_tokens", "rollout.capacities")
     found.at_least(0, "rollout.rows", "rollout.simulator_slots", "rollout.lanes")
     found.at_least(1, "rollout.visit_every", "rollout.search_batches")
     found.within(0, 1, "rollout.busy")

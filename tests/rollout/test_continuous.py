@@ -10,6 +10,7 @@ import pytest
 from tests.hlo import cache_sized_results
 from tests.rollout.test_turns import (  # noqa: F401
     DOCUMENT_TOKENS,
+    MAX_TOKENS,
     NUM_DOCUMENTS,
     PARAMS,
     POLICY,
@@ -20,9 +21,10 @@ from tests.rollout.test_turns import (  # noqa: F401
     simulator,
 )
 from zsjax import types
-from zsjax.rollout import continuous, make_rollout, requests
+from zsjax.rollout import continuous, growing, make_rollout, requests
 from zsjax.rollout import engine as pieces
 from zsjax.search.simulator import Replies, question_keys
+from zsjax.sharding import TRAIN_RULES, make_mesh, param_shardings, reshard
 from zsjax.types import Question
 
 ROWS, GROUP = 4, 2
@@ -48,7 +50,7 @@ def lockstep(simulator):  # noqa: F811
     return episodes, sum(int(work.policy_steps[0]) for _, work in parts)
 
 
-@pytest.mark.parametrize("slots,busy", [(4, 0.0), (4, 0.7), (4, 1.0), (1, 0.5)])
+@pytest.mark.parametrize("slots,busy", [(4, 0.0), (4, 1.0), (1, 0.5)])
 def test_the_schedule_changes_no_trajectory(monkeypatch, simulator, lockstep, slots, busy):  # noqa: F811
     searching(monkeypatch, draws=lambda episode: 2 + 5 * (episode % 3))
     episodes, work = play(simulator, QUESTIONS, rows=ROWS, simulator_slots=slots, busy=busy)
@@ -70,25 +72,38 @@ def test_the_schedule_changes_no_trajectory(monkeypatch, simulator, lockstep, sl
     steps = int(work.simulator_steps[0])
     assert slots > 1 or work.simulator_tokens[0] <= steps <= len(set(asked)) * NUM_DOCUMENTS * (DOCUMENT_TOKENS + 1)
     assert all(0 < share <= 1 for share in continuous.occupancy(episodes, work).values())
+    assert continuous.requests_saved(work) == pytest.approx(1 - len(set(asked)) / len(asked))
 
 
-def test_neither_cache_is_copied(simulator):  # noqa: F811
-    """No cache-sized array is written in the whole program but by updates in place, of the policy's or the simulator's."""
+@pytest.mark.parametrize("resumed", [False, True])
+def test_neither_cache_is_copied(simulator, resumed):  # noqa: F811
+    """No cache-sized array is written in the whole program but by updates in place, of the policy's or the simulator's.
+
+    Nor in a program that goes on with rows of another, which it is given to keep.
+    """
     rows, capacity, prompt = 5, 101, 8  # numbers that no other array has by chance
     env = pieces.Environment(
-        policy=POLICY, max_turns=2, max_turn_tokens=12, max_tokens=capacity, max_query_tokens=6, num_documents=2,
-        max_document_tokens=12, information_open=np.array([1, 2]), information_close=np.array([3]), hint=np.array([4]),
-        group_size=2, lanes=2)
+        policy=POLICY, max_turns=2, max_turn_tokens=12, max_tokens=capacity + 50 * resumed, max_query_tokens=6,
+        num_documents=2, max_document_tokens=12, information_open=np.array([1, 2]), information_close=np.array([3]),
+        hint=np.array([4]), group_size=2, lanes=2)
     Q = 4
     question, answers = simulator.encode_questions(QUESTIONS[:Q])
     inputs = {"prompts": jnp.ones((Q, prompt), jnp.int32), "prompt_lengths": jnp.full(Q, prompt), "question": question,
               "group_id": jnp.arange(Q), "answers": answers, "question_key": question_keys(QUESTIONS[:Q]),
               "turn": jnp.zeros(Q, jnp.int32)}
+    inputs = jax.tree.map(jnp.asarray, inputs)
     tables, simulator_tables = pieces.tables(TOKENIZER, POLICY), simulator.tables
     schedule = continuous.Schedule(rows, SLOTS, 0.8)
-    call = jax.jit(lambda params, theirs, inputs: continuous.play(
-        params, theirs, env, schedule, tables, simulator, simulator_tables, inputs, 0.5, 1.0, jax.random.key(0)))
-    hlo = call.lower(PARAMS, simulator.params, inputs).compile().as_text()
+    rest = tables, simulator, simulator_tables, inputs, 0.5, 1.0, jax.random.key(0)
+    models = PARAMS, simulator.params
+    if resumed:
+        prompts, loop = jax.eval_shape(lambda models: continuous.begin(
+            *models, env, schedule, simulator, inputs, capacity), models)
+        hlo = jax.jit(lambda models, prompts, loop: continuous.go_on(*models, env, schedule, *rest, prompts, loop),
+                      donate_argnums=2).lower(models, prompts, loop).compile().as_text()
+        assert hlo.split("\n", 1)[0].count("-alias)") == len(jax.tree.leaves(loop))
+    else:
+        hlo = jax.jit(lambda models: continuous.play(*models, env, schedule, *rest)).lower(models).compile().as_text()
     policy_cache = rows * POLICY.num_kv_heads * capacity * POLICY.head_dim
     theirs = simulator.config
     simulator_cache = SLOTS * theirs.num_kv_heads * simulator.idle(simulator.params, 1).cache.capacity * theirs.head_dim
@@ -121,3 +136,29 @@ def test_requests_are_told_apart():
     replies = Replies(tokens=jnp.full((2, 2, 3), 7), lengths=jnp.full((2, 2), 3), count=jnp.array([2, 1]))
     ledger = requests.enter(ledger, jnp.array([4, 6]), replies)
     assert ledger.written.tolist() == [False] * 4 + [True, False] and ledger.replies.count.tolist() == [0, 0, 0, 0, 2, 0]
+
+
+def test_a_cache_that_grows_changes_no_trajectory(monkeypatch, simulator, lockstep):  # noqa: F811
+    """Rows begin with half of the slots; the loop stops before one outgrows them and goes on with all."""
+    searching(monkeypatch, draws=lambda episode: 2 + 5 * (episode % 3))
+    traced, go_on = [], continuous.go_on  # once a program
+    monkeypatch.setattr(continuous, "go_on", lambda *args: traced.append(args[-1].state.cache.capacity) or go_on(*args))
+    mesh = make_mesh(dict(data=2), jax.devices()[:2])
+    config = make_config(lanes=2, rows=ROWS, simulator_slots=4, busy=0.5, capacities=2)
+    rollout = make_rollout(POLICY, simulator, TOKENIZER, config, mesh, group_size=GROUP)
+    params = reshard(PARAMS, param_shardings(POLICY, mesh, TRAIN_RULES))
+    for _ in range(2):
+        episodes, work = jax.device_get(rollout(params, QUESTIONS, noise=0.5, key=jax.random.key(4), with_work=True))
+    assert traced == [MAX_TOKENS // 2, MAX_TOKENS] and len(work.policy_steps) == 2
+    assert (lockstep[0].length > MAX_TOKENS // 2).any()
+    for field in dataclasses.fields(types.Episodes):
+        ours, expected = getattr(episodes, field.name), getattr(lockstep[0], field.name)
+        if field.name == "behavior_logprobs":  # products over other shapes
+            np.testing.assert_allclose(ours, expected, atol=1e-5)
+        else:
+            np.testing.assert_array_equal(ours, expected, err_msg=field.name)
+
+
+def test_sizes_of_a_growing_cache():
+    assert growing.capacities(1, 24, 160) == [160] and growing.capacities(3, 24, 160) == [40, 80, 160]
+    assert growing.capacities(4, 35, 151) == [35, 38, 76, 151] and growing.capacities(2, 161, 160) == [160]

@@ -166,7 +166,7 @@ def test_the_same_search_is_sent_once(by_call):
         assert ("rival" if noisy[row, i] else "spouse") in text(row, i)
     # Whoever asks the same gets the same object.
     contexts = [SearchContext(QUESTIONS[0], call=(turn,)) for turn in range(2)]
-    one, other = search._ask(["q", "q"], contexts, np.ones((2, NUM_DOCUMENTS), bool))
+    one, other = search._ask(["q", "q"], contexts, np.ones((2, NUM_DOCUMENTS), bool), None)
     assert (one is other) != by_call
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from zsjax import hosts, sharding
 from zsjax.rollout import continuous
 from zsjax.rollout import engine as pieces
+from zsjax.rollout.growing import GrowingRollout
 from zsjax.rollout.host import HostRollout
 from zsjax.rollout.prompts import PolicyTemplate
 from zsjax.rollout.reranking import HostReranker
@@ -58,7 +59,9 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
     apart = None if mesh is None else sharding.simulator_mesh(config.mesh)
     same_tokens = isinstance(engine, Simulator) and engine.tokenizer is tokenizer
     if same_tokens and watch is None and apart is None:
-        play = _compiled(env, schedule, tables, engine, local)
+        program = (compiled_program(env, schedule, engine, local) if config.rollout.capacities == 1 else
+                   GrowingRollout(env, schedule, engine, local, config.rollout.capacities))
+        play = _compiled(program, tables, engine, local)
     else:
         if isinstance(engine, Simulator) and not same_tokens:
             logging.info("the simulator has its own tokenizer: documents go through text on the host")
@@ -173,8 +176,7 @@ def compiled_program(env, schedule, simulator: Simulator, mesh):
     return jax.jit(sharding.over_rows(program, mesh, in_rows))
 
 
-def _compiled(env, schedule, tables, simulator: Simulator, mesh):
-    program = compiled_program(env, schedule, simulator, mesh)
+def _compiled(program, tables, simulator: Simulator, mesh):
     simulator_params = None
 
     def play(params, inputs, questions, noise, temperature, key, reranker):

@@ -28,7 +28,7 @@ from zsjax.models import quant
 from zsjax.models.decoder import cast_matrices
 from zsjax.rollout import engine as pieces
 from zsjax.rollout import requests
-from zsjax.rollout.engine import DOCUMENTS, HINT, Environment, RolloutState, generating
+from zsjax.rollout.engine import DOCUMENTS, HINT, Environment, Prompts, RolloutState, generating
 from zsjax.sampling.prefill import first_rows
 from zsjax.search.rerank import chooser
 from zsjax.search.simulator import Requests, Simulator, Tally, Writing
@@ -84,13 +84,20 @@ def occupancy(episodes: types.Episodes, work: Work) -> dict[str, float]:
     """Shares of the decode steps' places that held a token of use, "policy" and "simulator"; numpy.
 
     Everything else counts as idle: rows that wait, the end of the queue, documents that were cut. No entry for a model that
-    took no step.
+    took no step or was not counted.
     """
     policy_tokens = (np.asarray(episodes.roles) == types.POLICY).sum()
     parts = {"policy": (policy_tokens, work.policy_steps, work.policy_rows),
              "simulator": (work.simulator_tokens, work.simulator_steps, work.simulator_slots)}
     places = {name: float((np.asarray(steps) * np.asarray(at_once)).sum()) for name, (_, steps, at_once) in parts.items()}
-    return {name: float(np.sum(tokens)) / places[name] for name, (tokens, *_) in parts.items() if places[name]}
+    return {name: float(np.sum(tokens)) / places[name] for name, (tokens, *_) in parts.items()
+            if places[name] and tokens is not None}
+
+
+def requests_saved(work: Work) -> float | None:
+    """The share of the searches that the reply to an equal one answered; numpy. None: none was counted."""
+    asked = np.sum(work.requests) if work.requests is not None else 0
+    return 1 - float(np.sum(work.simulated) / asked) if asked else None
 
 
 @flax.struct.dataclass
@@ -119,16 +126,47 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
     Returns:
       (Episodes of all questions x group_size rows, Work).
     """
-    # Cast once, outside of all loops.
-    policy_params = cast_matrices(policy_params, env.policy)
-    simulator_params = cast_matrices(simulator_params, simulator.config)
-    policy_key, simulator_key, noise_key = (jax.random.fold_in(key, i) for i in range(3))
-    prompts = pieces.read_prompts(policy_params, env, inputs)
-    E = prompts.tokens.shape[0] * env.group_size
+    policy_params, simulator_params = _cast(policy_params, simulator_params, env, simulator)
+    prompts, loop = begin(policy_params, simulator_params, env, schedule, simulator, inputs, env.max_tokens)
+    loop = go_on(policy_params, simulator_params, env, schedule, tables, simulator, simulator_tables, inputs, noise,
+                 temperature, key, reranker, prompts, loop)
+    return loop.episodes, work_of(loop)
+
+
+def _cast(policy_params, simulator_params, env, simulator):
+    """Matrices in the dtype they are used in: once, outside of all loops."""
+    return cast_matrices(policy_params, env.policy), cast_matrices(simulator_params, simulator.config)
+
+
+def begin(policy_params, simulator_params, env: Environment, schedule: Schedule, simulator: Simulator, inputs,
+          capacity: int) -> tuple[Prompts, Loop]:
+    """What `go_on` goes on with: the prompts, read, and empty rows of `capacity` slots. Other arguments as `play`'s."""
+    policy_params, simulator_params = _cast(policy_params, simulator_params, env, simulator)
+    E = inputs["prompts"].shape[0] * env.group_size
     R, S = schedule.sizes(E)
-    N, lanes = E * env.max_turns, env.lanes or R
+    N = E * env.max_turns
+    loop = Loop(
+        episodes=pieces.finish(pieces.empty_rows(env, E)), next=jnp.zeros(1, jnp.int32),
+        state=pieces.empty_rows(env, R, capacity), episode=jnp.full(R, E, jnp.int32), request=jnp.full(R, N, jnp.int32),
+        ledger=requests.empty(N, env, simulator), writes=jnp.full(S, N, jnp.int32),
+        writing=simulator.idle(simulator_params, S, env.num_documents if env.noise_per_document else 0))
+    return pieces.read_prompts(policy_params, env, inputs), loop
+
+
+def go_on(policy_params, simulator_params, env: Environment, schedule: Schedule, tables, simulator: Simulator,
+          simulator_tables, inputs, noise, temperature, key, reranker, prompts: Prompts, loop: Loop) -> Loop:
+    """Plays until all episodes have ended, or until one could outgrow the slots that are allocated (`outgrows`).
+
+    Arguments are those of `play`, prompts and loop those of `begin`, or the loop that was returned, its cache grown.
+    """
+    policy_params, simulator_params = _cast(policy_params, simulator_params, env, simulator)
+    policy_key, simulator_key, noise_key = (jax.random.fold_in(key, i) for i in range(3))
+    E, R, N = (len(x) for x in (loop.episodes.length, loop.episode, loop.ledger.written))
+    lanes = env.lanes or R
     chosen = reranker is not None or simulator.num_documents > env.num_documents
     choose = chooser(reranker, env.num_documents) if chosen else None
+    # Rows that are allocated whole need no look: nothing is compiled for it.
+    full = (lambda state: pieces.outgrows(env, state)) if loop.state.cache.capacity < env.max_tokens else lambda state: False
 
     def remaining(loop):  # rows that can still be kept busy
         return jnp.minimum(R, E - loop.next[0] + (loop.state.status == types.RUNNING).sum())
@@ -154,7 +192,7 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
     def decode(loop):
         def go_on(state):
             now = loop.replace(state=state)
-            return ~can_seat(now) & ~(low(now) & waits(now).any())
+            return ~can_seat(now) & ~(low(now) & waits(now).any()) & jnp.logical_not(full(state))
 
         state = pieces.generate_turn(policy_params, env, tables, loop.state, policy_key, temperature, go_on)
         return loop.replace(state=state)
@@ -208,26 +246,29 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
         loop = when(low(loop) & asks(loop).any(), ask, loop)
         loop = when(low(loop) & (loop.writes == N).any() & (loop.ledger.begun < loop.ledger.different)[0], take, loop)
         loop = when(low(loop) & loop.writing.busy.any(), write, loop)
-        return when(low(loop) & ready(loop).any(), answer, loop)
+        return when(low(loop) & ready(loop).any() & jnp.logical_not(full(loop.state)), answer, loop)
 
     def hand_over(loop):
         done = jnp.where(ended(loop), loop.episode, E)
         put = lambda all_rows, rows: all_rows.at[done].set(rows, mode="drop")
         return jax.tree.map(put, loop.episodes, pieces.finish(loop.state))
 
-    idle = simulator.idle(simulator_params, S, env.num_documents if env.noise_per_document else 0)
-    loop = Loop(
-        episodes=pieces.finish(pieces.empty_rows(env, E)), next=jnp.zeros(1, jnp.int32), state=pieces.empty_rows(env, R),
-        episode=jnp.full(R, E, jnp.int32), request=jnp.full(R, N, jnp.int32), ledger=requests.empty(N, env, simulator),
-        writing=idle, writes=jnp.full(S, N, jnp.int32))
-    unfinished = lambda loop: (loop.next[0] < E) | (loop.state.status == types.RUNNING).any()
-    loop = jax.lax.while_loop(unfinished, around, loop)
+    loop = jax.lax.while_loop(lambda loop: unfinished(loop) & jnp.logical_not(full(loop.state)), around, loop)
+    return loop.replace(episodes=hand_over(loop))
+
+
+def unfinished(loop: Loop):
+    """bool[], whether an episode is left to play."""
+    return (loop.next[0] < len(loop.episodes.length)) | (loop.state.status == types.RUNNING).any()
+
+
+def work_of(loop: Loop) -> Work:
+    """What was done so far."""
     one = lambda x: jnp.full(1, x, jnp.int32)
-    work = Work(policy_steps=loop.state.steps, policy_rows=one(R), simulator_steps=loop.writing.steps,
-                simulator_slots=one(S), simulator_tokens=one(loop.ledger.replies.lengths.sum()),
+    return Work(policy_steps=loop.state.steps, policy_rows=one(len(loop.episode)), simulator_steps=loop.writing.steps,
+                simulator_slots=one(len(loop.writes)), simulator_tokens=one(loop.ledger.replies.lengths.sum()),
                 requests=loop.ledger.asked, simulated=loop.ledger.begun, tally=loop.writing.tally,
                 policy_cache=num_bytes(loop.state.cache), simulator_cache=num_bytes(loop.writing.cache))
-    return hand_over(loop), work
 
 
 def when(condition, f, x):

@@ -130,8 +130,8 @@ def read_prompts(params, env: Environment, inputs) -> Prompts:
                    group_id=inputs["group_id"])
 
 
-def empty_rows(env: Environment, rows: int) -> RolloutState:
-    """Rows that have nothing to do: their status is not RUNNING."""
+def empty_rows(env: Environment, rows: int, capacity: int | None = None) -> RolloutState:
+    """Rows that have nothing to do: their status is not RUNNING. capacity: slots of their cache; None: max_tokens."""
     T, M, k, dtype = env.max_tokens, env.max_turns, env.num_documents, jnp.dtype(env.policy.dtype)
     zeros = jnp.zeros(rows, jnp.int32)
     return RolloutState(
@@ -139,7 +139,7 @@ def empty_rows(env: Environment, rows: int) -> RolloutState:
         roles=jnp.zeros((rows, T), jnp.int8),
         behavior_logprobs=jnp.zeros((rows, T), jnp.float32),
         length=zeros,
-        cache=init_cache(env.policy, rows, T, cache_dtype(env.policy, env.cache_dtype)),
+        cache=init_cache(env.policy, rows, capacity or T, cache_dtype(env.policy, env.cache_dtype)),
         hidden=jnp.zeros((rows, env.policy.embed_dim), dtype),
         tag_state=zeros,
         turn_start=zeros,
@@ -193,6 +193,18 @@ def start(env: Environment, prompts: Prompts) -> RolloutState:
 def generating(state: RolloutState):
     """bool[B]: rows whose next token is the policy's."""
     return (state.status == types.RUNNING) & (state.waits_for == NOTHING)
+
+
+def outgrows(env: Environment, state: RolloutState):
+    """bool[], whether a row's next token, or what is inserted next, might not fit into the slots of its cache."""
+    next = jnp.where(state.waits_for == NOTHING, 1, _insertion_size(env, env.num_documents, env.max_document_tokens))
+    return ((state.status == types.RUNNING)
+            & (jnp.minimum(state.length + next, env.max_tokens) > state.cache.capacity)).any()
+
+
+def _insertion_size(env: Environment, k: int, N: int) -> int:
+    """Tokens that k documents of N tokens, or a hint, take at most."""
+    return max(len(env.information_open) + k * N + len(env.information_close), len(env.hint))
 
 
 def generate_turn(params, env: Environment, tables: Tables, state: RolloutState, key, temperature,
@@ -289,7 +301,7 @@ def insert(params, env: Environment, state: RolloutState, documents, document_le
     B, k, N = documents.shape
     T, M, rows = env.max_tokens, env.max_turns, jnp.arange(B)
     searched, hinted = (state.waits_for == DOCUMENTS) & served, (state.waits_for == HINT) & served
-    size = max(len(env.information_open) + k * N + len(env.information_close), len(env.hint))
+    size = _insertion_size(env, k, N)
     lines = [(documents[:, i], document_lengths[:, i]) for i in range(k)]
     text, text_length = concatenate([env.information_open, *lines, env.information_close], size=size)
     hint = np.pad(env.hint, (0, size - len(env.hint)))
