@@ -189,19 +189,19 @@ def test_devices():
 
 
 def test_devices_of_the_simulator():
-    config = resolve(good(mesh=dict(simulator_devices=3)))
+    simulated = dict(search=dict(engine="simulator"), simulator=dict(init="random", shape=SHAPE))
+    config = resolve(good(mesh=dict(simulator_devices=3), **simulated))
     assert validation.find_device_problems(config, 8) == []  # 320 rows over 5
-    assert validation.find_device_problems(config, 7) == []  # over 4
+    assert validation.find_device_problems(config, 16, num_hosts=2) == []
     (problem,) = validation.find_device_problems(config, 3)
     assert problem.field == "mesh.simulator_devices" and "leaves none of a host's 3" in problem.reason
-    assert validation.find_device_problems(config, 16, num_hosts=2) == []
-    tensor = resolve(good(mesh=dict(data=2, tensor=2, simulator_devices=3)))
-    (problem,) = validation.find_device_problems(tensor, 8)
-    assert problem.field == "mesh.data" and "5 devices without the simulator's" in problem.reason
-    assert "simulator_devices = 3" in problems_of(good(mesh=dict(simulator_devices=3, simulator_tensor=2)))[
-        "mesh.simulator_tensor"]
-    real = problems_of(good(mesh=dict(simulator_devices=3), search=dict(engine="bm25")))
-    assert "no engine is the simulator" in real["mesh.simulator_devices"]
+    tensor = resolve(good(mesh=dict(data=2, tensor=2, simulator_devices=3, simulator_tensor=3), **simulated))
+    heads, size = validation.find_device_problems(tensor, 8)
+    assert heads.field == "mesh.simulator_tensor" and "the 4 heads of simulator.init" in heads.reason
+    assert size.field == "mesh.data" and "5 devices without the simulator's" in size.reason
+    uneven = problems_of(good(mesh=dict(simulator_devices=3, simulator_tensor=2), **simulated))
+    assert "mesh.simulator_devices = 3" in uneven["mesh.simulator_tensor"]
+    assert "no engine is the simulator" in problems_of(good(mesh=dict(simulator_devices=3)))["mesh.simulator_devices"]
 
 
 def test_what_many_hosts_cannot_do():

@@ -46,7 +46,8 @@ def masked_std(x, *, mask, axis=None):
 
 def without_wall_time(line: dict) -> dict:
     """The part of a metrics line that a repeated run has too."""
-    return {name: value for name, value in line.items() if not name.startswith(WALL_TIME)}
+    # Where searches run beside the rollout, how many steps it takes depends on how long they take; its episodes do not.
+    return {name: value for name, value in line.items() if not name.startswith((*WALL_TIME, "occupancy/"))}
 
 
 def read_jsonl(path) -> list[dict]:

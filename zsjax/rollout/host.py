@@ -9,13 +9,14 @@ in threads while other rows decode:
   ask      rows that wait for documents have them searched for in a thread, a batch of them at a time
   answer   documents that were found and hints are inserted, and their rows draw again, once the policy runs too empty
 
-When no row can decode, the host waits for a search. With a row for every episode and busy=0 this is lockstep, but that
-searches begin before everyone has thought. Draws depend on (key, episode, position), documents on the request, and every
-program has one shape, so no trajectory depends on how long a search takes.
+When no row can decode, the host waits for a search. With a row for every episode, busy=0 and a quick engine this is
+lockstep, but that searches begin before everyone has thought. Draws depend on (key, episode, position), documents on the
+request, and every program has one shape, so no trajectory depends on how long a search takes.
 """
 
 import concurrent.futures
 import threading
+import time
 from concurrent.futures import Future
 
 import jax
@@ -28,6 +29,10 @@ from zsjax.rollout import engine as pieces
 from zsjax.rollout.continuous import Schedule, Work, num_bytes
 from zsjax.rollout.engine import DOCUMENTS, HINT, NOTHING, generating
 from zsjax.rollout.searching import Asked
+
+# Where the policy runs too empty, searches under way get this share of the last decode's time before it goes on without
+# them: a quick engine's documents come in that time, and steps of half-empty batches are saved; a slow one costs little.
+PATIENCE = 0.25
 
 
 class HostRollout:
@@ -103,12 +108,25 @@ class HostRollout:
         start = in_thread if self.search.in_threads else at_once
         under_way: dict[Future, np.ndarray] = {}
         simulator_steps = 0
+
+        def collect(seconds):
+            """Keeps what searches under way have found; where the policy runs too empty, after so many seconds at most."""
+            nonlocal simulator_steps
+            if under_way and (board.stuck() or board.low().any()):
+                concurrent.futures.wait(under_way, None if board.stuck() else seconds, concurrent.futures.FIRST_COMPLETED)
+            for search in [search for search in under_way if search.done()]:
+                found = search.result()
+                board.keep(under_way.pop(search), found)
+                simulator_steps += found.steps
+
         try:
             while True:
+                begun = time.perf_counter()
                 state = self._decode(params, self.tables, state, board.asked, board.ready, board.left,
                                      len(under_way) < self.search_batches, key, temperature)
                 self.watch(state)
                 board.status, board.waits_for = map(np.array, jax.device_get((state.status, state.waits_for)))
+                patience = PATIENCE * (time.perf_counter() - begun)
 
                 if board.can_seat() or board.finished():
                     state, episodes = self._seat(state, episodes, prompts, *board.seat())
@@ -121,6 +139,7 @@ class HostRollout:
                                           simulator_steps=steps, simulator_slots=slots,
                                           policy_cache=np.repeat(num_bytes(state.cache) / len(rows), len(rows)))
 
+                collect(patience)  # so that the next batch can be asked for
                 if board.pending().any() and len(under_way) < self.search_batches:
                     waits_for, *asked = self._ask(self.tables, state, noise, key)
                     state = state.replace(waits_for=waits_for)  # a blank query is none
@@ -134,12 +153,7 @@ class HostRollout:
                             under_way[start(find, asked)] = rows
                             board.asked[rows] = True
 
-                if under_way and board.stuck():
-                    concurrent.futures.wait(under_way, return_when=concurrent.futures.FIRST_COMPLETED)
-                for search in [search for search in under_way if search.done()]:
-                    found = search.result()
-                    board.keep(under_way.pop(search), found)
-                    simulator_steps += found.steps
+                collect(patience)
 
                 served = board.served()
                 if served.any():
@@ -217,12 +231,15 @@ class _Board:
         """Whether only a search can bring anything forward."""
         return not (self._generating() | self.ready | (self.waits_for == HINT)).any()
 
-    def served(self):
-        """bool[B]: rows that are answered now, where their shard runs too empty; as `_decode_pieces` sees it."""
+    def low(self):
+        """bool[shards]: which run too empty, as `_decode_pieces` sees it."""
         remaining = np.minimum(self.rows_a_shard, self.left + (~self._ended()).sum(axis=1))
         generating = self._by_shard(self._generating()).sum(axis=1)
-        low = generating <= np.float32(self.schedule.busy) * remaining.astype(np.float32)
-        return (self.ready | (self.waits_for == HINT)) & np.repeat(low, self.rows_a_shard)
+        return generating <= np.float32(self.schedule.busy) * remaining.astype(np.float32)
+
+    def served(self):
+        """bool[B]: rows that are answered now, where their shard runs too empty."""
+        return (self.ready | (self.waits_for == HINT)) & np.repeat(self.low(), self.rows_a_shard)
 
 
 def in_thread(function, argument) -> Future:
