@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zsjax import supervised
-from zsjax.config import Config, ModelConfig, OptimizerConfig, SupervisedConfig, UserError
+from zsjax import sharding, supervised
+from zsjax.config import Config, LoraConfig, ModelConfig, OptimizerConfig, SupervisedConfig, UserError
 from zsjax.data import load_tokenizer
 from zsjax.data.assets import asset_path
 from zsjax.metrics import Writer, read_jsonl, without_wall_time
@@ -27,10 +27,11 @@ def batches(step):
     return rng.integers(1, 40, (4, 12)).astype(np.int32), weights
 
 
-def train(directory, batches=batches, phase=PHASE, params=None):
+def train(directory, batches=batches, phase=PHASE, params=None, **options):
     params = init_params(MODEL, jax.random.key(0)) if params is None else params
     with Writer(directory, tensorboard=False) as writer:
-        return supervised.train(phase, MODEL, params, batches, writer=writer, stage="tune", directory=directory / "ckpt")
+        return supervised.train(phase, MODEL, params, batches, writer=writer, stage="tune", directory=directory / "ckpt",
+                                **options)
 
 
 def lines(directory):
@@ -56,6 +57,23 @@ def test_a_run_that_was_cut_off_ends_the_same(tmp_path):
     assert seen in ([2, 3, 4, 5], [4, 5])  # step 4 was being written when the loop was cut
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
     assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2, targets=("q_proj", "down_proj"))])
+def test_packed_on_a_mesh_is_the_same_training(tmp_path, lora):
+    def of_many_lengths(step):
+        tokens, weights = batches(step)
+        return tokens, weights * (np.arange(12) < np.array([[12], [3], [9], [0]]))  # the last row weighs nothing
+
+    run = lambda name, phase=PHASE, **options: train(tmp_path / name, of_many_lengths, phase, lora=lora, **options)
+    plain = run("plain")
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 1}, jax.devices()[:4])
+    uneven = sharding.make_mesh({"data": 3}, jax.devices()[:3])
+    packed = dataclasses.replace(PHASE, microbatch_tokens=16, remat="layers")
+    for name, found in {"packed": run("packed", packed), "mesh": run("mesh", packed, mesh=mesh),
+                        "filled": run("filled", mesh=uneven)}.items():
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, np.asarray(b), atol=1e-5), plain, found)
+        assert len(jax.tree.leaves(found)[0].sharding.device_set) == {"packed": 1, "mesh": 4, "filled": 3}[name]
 
 
 def test_tokens_behind_the_last_weighted_one_and_the_callers_params_are_left_alone(tmp_path):

@@ -396,11 +396,18 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SupervisedConfig:
-    """One phase of supervised training: pretraining of the policy or the simulator, simulator tuning."""
+    """One phase of supervised training: pretraining of the policy or the simulator, simulator tuning.
+
+    batch_rows, max_tokens: of a step, and of a row. microbatch_tokens: tokens of a part of it, for which rows are sorted by
+      length and packed, as of TrainConfig; 0: the batch as it is.
+    remat, logprob_chunk: as of TrainConfig.
+    """
 
     steps: int = 0
     batch_rows: int = 32
     max_tokens: int = 128
+    microbatch_tokens: int = 0
+    remat: str = "none"
     logprob_chunk: int = 256
     checkpoint_every: int = 100
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)

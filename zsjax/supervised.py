@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zsjax import sharding
 from zsjax.checkpoint import Checkpointer
 from zsjax.config import SupervisedConfig
 from zsjax.models import lora as adapters
+from zsjax.rl import packing
 from zsjax.rl.update import make_optimizer, make_supervised_update
 from zsjax.types import TrainState
 
@@ -21,11 +23,11 @@ LOG_EVERY = 10
 
 
 def train(config: SupervisedConfig, model_config, params, batches: Callable, *, writer, stage: str, directory,
-          config_json: str = "{}", measure: Callable | None = None, lora=None, seed: int = 0):
+          config_json: str = "{}", measure: Callable | None = None, lora=None, seed: int = 0, mesh=None):
     """Trains a model on rows of tokens.
 
     Args:
-      config: steps, batch shape, optimizer, how often a checkpoint is saved.
+      config: steps, batch shape, packing, optimizer, how often a checkpoint is saved.
       model_config, params: DecoderConfig and the starting parameters.
       batches: step -> (tokens int32[B, T], weights float32[B, T]); a token's weight is that of predicting it, and rows
         end at their last weighted token.
@@ -36,9 +38,11 @@ def train(config: SupervisedConfig, model_config, params, batches: Callable, *, 
       measure: params -> dict of floats, called every `checkpoint_every` steps and at the end, outside of the gradient.
       lora: None, or LoraConfig: with a rank, adapters are trained instead of the model and merged at the end.
       seed: of the adapters' start.
+      mesh: None, or of one host: rows lie over its ("data", "fsdp") axes, parameters and the optimizer's state as
+        `sharding.TRAIN_RULES` say.
 
     Returns:
-      The trained parameters.
+      The trained parameters, on the mesh.
 
     Raises:
       FloatingPointError: a loss or gradient that is not finite.
@@ -46,10 +50,16 @@ def train(config: SupervisedConfig, model_config, params, batches: Callable, *, 
     optimizer = make_optimizer(config.optimizer, config.steps)
     adapted, frozen = lora is not None and lora.rank > 0, None
     whole = adapters.assembler(lora)
+    params = place(params, model_config, mesh)
     if adapted:
-        frozen, params = params, adapters.init_adapters(model_config, lora, jax.random.fold_in(jax.random.key(seed), 2**30))
-    update = make_supervised_update(model_config, optimizer, chunk=config.logprob_chunk, assemble=whole)
-    state = TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params))
+        start = adapters.init_adapters(model_config, lora, jax.random.fold_in(jax.random.key(seed), 2**30))
+        frozen, params = params, place(start, model_config, mesh, adapters.adapter_specs(model_config, lora))
+    update = sharding.on(mesh, make_supervised_update(
+        model_config, optimizer, chunk=config.logprob_chunk, remat=config.remat, packed=config.microbatch_tokens > 0,
+        assemble=whole))
+    on_mesh = lambda tree: tree if mesh is None else jax.tree.map(
+        lambda x: x if x.ndim else sharding.reshard(x, sharding.replicated(mesh)), tree)
+    state = TrainState(step=jnp.int32(0), params=params, opt_state=on_mesh(optimizer.init(params)))
     checkpoints = Checkpointer(directory, keep=1, config_json=config_json)
     if (restored := checkpoints.restore(state)) is not None:
         _, state, _ = restored
@@ -61,8 +71,9 @@ def train(config: SupervisedConfig, model_config, params, batches: Callable, *, 
     with writer.progress(stage, total=config.steps, done=first):
         start = time.perf_counter()
         for step in range(first, config.steps):
-            tokens, weights = batches(step)
-            params, opt_state, info = update(params, opt_state, tokens, weights, row_extent(weights), frozen)
+            parts = cut(*batches(step), config.microbatch_tokens, mesh)
+            given = parts if config.microbatch_tokens else parts[0]
+            params, opt_state, info = update(params, opt_state, given, None, frozen)
             done = step + 1
             saves = done % config.checkpoint_every == 0 or done == config.steps
             if done % LOG_EVERY == 0 or saves:
@@ -77,6 +88,24 @@ def train(config: SupervisedConfig, model_config, params, batches: Callable, *, 
                 checkpoints.save(done, TrainState(step=jnp.int32(done), params=params, opt_state=opt_state))
     checkpoints.close()
     return adapters.merge(frozen, params, lora) if adapted else params
+
+
+def place(params, model_config, mesh, specs=None):
+    """Parameters where a mesh's training keeps them; specs: see `sharding.param_shardings`."""
+    if mesh is None:
+        return params
+    return sharding.reshard(params, sharding.param_shardings(model_config, mesh, sharding.TRAIN_RULES, specs))
+
+
+def cut(tokens, weights, budget: int, mesh) -> list:
+    """The parts of a batch, each (tokens, weights, valid) of some rows, on the mesh: packed by a budget of tokens, or all
+    rows in one, filled up with rows that weigh nothing where they do not divide over the mesh."""
+    valid, shards = row_extent(weights), sharding.row_shards(mesh)
+    (B, T), lengths = tokens.shape, valid.sum(axis=1)
+    parts = (packing.pack(lengths, budget=budget, max_length=T, multiple=shards) if budget else
+             [packing.Part(np.arange(B), -(-B // shards) * shards, T)])
+    batches = [packing.take((tokens, weights, valid), part) for part in parts]
+    return batches if mesh is None else [sharding.reshard(batch, sharding.row_sharding(mesh)) for batch in batches]
 
 
 def row_extent(weights) -> np.ndarray:

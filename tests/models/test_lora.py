@@ -66,7 +66,7 @@ def test_adapters_alone_are_trained(params):
     assert sum(x.size for x in jax.tree.leaves(state)) < 2 * sum(x.size for x in jax.tree.leaves(adapters)) + 2
     start, weights, seen = jax.tree.map(np.asarray, adapters), np.ones((2, 8), np.float32), []
     for _ in range(12):
-        adapters, state, info = update(adapters, state, TOKENS, weights, weights > 0, params)
+        adapters, state, info = update(adapters, state, (TOKENS, weights, weights > 0), None, params)
         seen.append(float(info["loss"]))
     assert seen[-1] < seen[0] - 0.3
     jax.tree.map(lambda old, new: np.testing.assert_(np.abs(old - new).max() > 0), start, adapters)

@@ -243,7 +243,7 @@ def test_supervised_loss_is_the_weighted_mean_and_falls():
     update = make_supervised_update(CONFIG, adam, chunk=4, microbatch_rows=2)
     state, losses = adam.init(params), []
     for _ in range(40):
-        params, state, info = update(params, state, batch.tokens, weights, valid)
+        params, state, info = update(params, state, (batch.tokens, weights, valid))
         losses.append(float(info["loss"]))
         assert float(info["weight"]) == used.sum() and float(info["nonfinite"]) == 0
     assert losses[0] == pytest.approx(want, rel=1e-5) and losses[-1] < 0.5 * want

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from zsjax.models import decoder
 from zsjax.rl import losses, roles
-from zsjax.rl.accumulate import accumulate, divide, packed_step, slices, step, trained_alone, whole_step
+from zsjax.rl.accumulate import packed_step, slices, trained_alone, whole_step
 from zsjax.rl.credit import load_function
 from zsjax.rl.logprobs import token_logprobs
 from zsjax.rl.optimizer import make_optimizer
@@ -202,34 +202,35 @@ def _objective(model_config, loss, *, chunk, temperature=1.0, remat="none", kl_c
     return weigh, objective
 
 
-def make_supervised_update(model_config, optimizer, *, chunk, remat="none", microbatch_rows=0, assemble=trained_alone):
+def make_supervised_update(model_config, optimizer, *, chunk, remat="none", microbatch_rows=0, packed=False,
+                           assemble=trained_alone):
     """Makes one optimizer step of weighted next-token prediction, -sum(w_t log p(token_t)) / sum(w_t).
 
     Args:
       model_config, optimizer, chunk, remat, microbatch_rows, assemble: as `make_update`.
+      packed: the step takes a list of parts, as `make_packed_update`.
 
     Returns:
-      update(params, opt_state, tokens int32[B, T], weights float32[B, T], valid bool[B, T], frozen=None) -> (params,
-      opt_state, info), jitted, with params and opt_state donated. weights[b, t] >= 0 is the weight of predicting
+      update(params, opt_state, (tokens int32[B, T], weights float32[B, T], valid bool[B, T]), coef=None, frozen=None) ->
+      (params, opt_state, info), with params and opt_state donated. weights[b, t] >= 0 is the weight of predicting
       tokens[b, t]; it is ignored at position 0 and where `valid` (a prefix of each row) is False. info: loss (nats per
       unit of weight), grad_norm, weight, nonfinite; what holds for them in `make_update` holds here.
     """
 
-    def objective(params, part, frozen):
-        tokens, weights, valid = part
-        logprobs, _ = _model_logprobs(assemble(params, frozen), model_config, tokens, valid, remat=remat, chunk=chunk,
-                                      with_entropy=False)
-        used = valid & (weights != 0) & (jnp.arange(tokens.shape[1]) > 0)
-        weights = jnp.where(used, weights, 0).astype(jnp.float32)
-        return -(weights * jnp.where(used, logprobs, 0)).sum(), weights.sum()
+    def used(batch):
+        tokens, weights, valid = batch
+        return jnp.where(valid & (jnp.arange(tokens.shape[1]) > 0), weights, 0).astype(jnp.float32)
 
-    def update(params, opt_state, tokens, weights, valid, frozen=None):
-        value_and_grad = lambda *given: jax.value_and_grad(objective, has_aux=True)(*given, frozen)
-        (loss_sum, weight), grads = accumulate(value_and_grad, params, (tokens, weights, valid), microbatch_rows)
-        grads = jax.tree.map(lambda g: divide(g, weight), grads)
-        loss = divide(loss_sum, weight)
-        params, opt_state, info = step(optimizer, params, opt_state, grads, loss, weight)
-        info |= {"loss": loss, "weight": weight}
-        return params, opt_state, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), info)
+    def weigh(batch):
+        return used(batch).sum(), jnp.float32(0)  # no penalties
 
-    return jax.jit(update, donate_argnums=(0, 1))
+    def loss_sum(params, batch, scale, coef):
+        del scale, coef
+        tokens, _, valid = batch
+        logprobs, _ = _model_logprobs(params, model_config, tokens, valid, remat=remat, chunk=chunk, with_entropy=False)
+        weights = used(batch)
+        return -(weights * jnp.where(weights != 0, logprobs, 0)).sum(), {"weight": weights.sum(), "metrics": {}}
+
+    if packed:
+        return packed_step((weigh, loss_sum), optimizer, assemble=assemble)
+    return whole_step((weigh, loss_sum), optimizer, microbatch_rows, assemble=assemble)

@@ -17,7 +17,7 @@ from zsjax.simulation.gates import Probe, find, holds_gold
 
 
 def tune(config: Config, simulator: Simulator, path: str | os.PathLike, *, writer, directory,
-         config_json: str = "{}", report: Callable = lambda rows: None) -> Simulator:
+         config_json: str = "{}", report: Callable = lambda rows: None, mesh=None) -> Simulator:
     """Teaches a simulator to play the engine that was searched with.
 
     Args:
@@ -28,6 +28,7 @@ def tune(config: Config, simulator: Simulator, path: str | os.PathLike, *, write
       directory: of this stage's checkpoints; an interrupted run in it goes on.
       config_json: kept with the checkpoints.
       report: called with a row before and one after tuning about held-out searches, where config.collect.hold_out > 0.
+      mesh: see `supervised.train`.
 
     Returns:
       The simulator with tuned parameters.
@@ -46,7 +47,7 @@ def tune(config: Config, simulator: Simulator, path: str | os.PathLike, *, write
                 f"({provenance.get('engine', 'unknown engine')})")
     tuned = train(config.tune_simulator, simulator, examples, document_format=config.search.document_format,
                   seed=config.seed, stage="tune_simulator", writer=writer, directory=directory, config_json=config_json,
-                  lora=config.simulator.lora)
+                  lora=config.simulator.lora, mesh=mesh)
     if held_out:
         rows = [{"simulator": name, **held_out_shares(which, held_out, seed=config.seed)}
                 for name, which in (("before tuning", simulator), ("after tuning", tuned))]
@@ -78,11 +79,11 @@ def held_out_shares(simulator: Simulator, searches: Sequence[Search], *, limit: 
 
 
 def train(options: SupervisedConfig, simulator: Simulator, examples: list[Example], *, document_format: str, seed: int,
-          stage: str, writer, directory, config_json: str = "{}", lora=None) -> Simulator:
+          stage: str, writer, directory, config_json: str = "{}", lora=None, mesh=None) -> Simulator:
     """Supervised training of a simulator on examples; used for tuning and for the tiny world's pretraining.
 
     options.options may have "emphasis": True, or a dict of `Emphasis`'s fields; without it every document token weighs
-    the same. lora: see `supervised.train`.
+    the same. lora, mesh: see `supervised.train`.
     """
     try:
         tokens, weights = Encoder(simulator, document_format, emphasis(options)).rows(examples, options.max_tokens)
@@ -90,7 +91,7 @@ def train(options: SupervisedConfig, simulator: Simulator, examples: list[Exampl
         raise UserError(f"{stage}: {error}") from error
     batches = make_batches(tokens, weights, batch_rows=options.batch_rows, seed=seed)
     params = supervised.train(options, simulator.config, simulator.params, batches, writer=writer, stage=stage,
-                              directory=directory, config_json=config_json, lora=lora, seed=seed)
+                              directory=directory, config_json=config_json, lora=lora, seed=seed, mesh=mesh)
     return dataclasses.replace(simulator, params=params)
 
 
