@@ -35,7 +35,7 @@ else
     part "decode 3B" 120 "$python" benchmarks/gpu_decode.py --shape 3b --rows 64 256
     part "decode 3B, mixed lengths" 60 "$python" benchmarks/gpu_decode.py --shape 3b --rows 256 --mixed
     part "decode 0.5B" 60 "$python" benchmarks/gpu_decode.py --shape 0.5b --rows 64 256
-    update=(--shape 3b --rows 4 --length 4096 --dtype bfloat16 --peers none)
+    update=(--shape 3b --rows 4 --length 4096 --dtype bfloat16 --remat layers --peers none)
     generate=(--shape 0.5b --batches 64 --prompt 512 --new 128 --repeats 1)
 fi
 if [ -f benchmarks/update.py ]; then
