@@ -172,7 +172,9 @@ def measure(options, config, workers) -> list[dict]:
         taking_part = {name: worker for name, worker in workers.items() if knows(name, w["kind"])}
         prefill = {}
         if w["kind"] == "decode":
-            for name in ours:  # its own time to the first token, to tell prefill from decoding
+            # Its own time to the first token, to tell prefill from decoding. It is not in turns with what follows: where
+            # the load of the core changes between the two, the shares of the floor are off, the ratios are not.
+            for name in ours:
                 workers[name].prepare({**w, "new": 1})
                 prefill[name] = statistics.median(workers[name].run()[clock] for _ in range(options.repeats))
         found = {}
