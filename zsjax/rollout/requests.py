@@ -20,6 +20,7 @@ class Ledger:
     question: Any  # int32[N], which of the rollout's questions
     query: tuple[Any, Any]  # (int32[N, L], int32[N]) ragged tokens, 0 beyond the length
     noisy: Any  # bool[N], or bool[N, k] for a mode for each document
+    fingerprint: Any  # uint32[N] of these three
     replies: Replies  # N
     written: Any  # bool[N], the reply is there
     asked: Any  # int32[1], searches, equal ones counted again
@@ -32,7 +33,7 @@ def empty(size: int, env, simulator) -> Ledger:
     k, zeros, none = env.num_documents, jnp.zeros(size, jnp.int32), jnp.zeros(1, jnp.int32)
     return Ledger(
         question=zeros, query=(jnp.zeros((size, env.max_query_tokens), jnp.int32), zeros),
-        noisy=jnp.zeros((size, k) if env.noise_per_document else size, bool),
+        noisy=jnp.zeros((size, k) if env.noise_per_document else size, bool), fingerprint=jnp.zeros(size, jnp.uint32),
         replies=Replies(tokens=jnp.zeros((size, k, simulator.max_document_tokens), jnp.int32),
                         lengths=jnp.zeros((size, k), jnp.int32), count=zeros),
         written=jnp.zeros(size, bool), asked=none, different=none, begun=none)
@@ -48,18 +49,26 @@ def ask(ledger: Ledger, asks, question, query, noisy):
     Returns:
       (Ledger, number int32[B] of each row's request, N for rows that do not ask).
     """
-    N, rows = ledger.written.shape[0], (question, query, noisy)
+    N, B, rows = len(ledger.written), len(asks), (question, query, noisy)
     entered = (ledger.question, ledger.query, ledger.noisy)
-    known = _equal(rows, entered) & (jnp.arange(N) < ledger.different)
-    first = jnp.argmax(_equal(rows, rows) & asks, axis=1)  # of the rows that ask the same
-    new = asks & ~known.any(axis=1) & (first == jnp.arange(len(asks)))
+    fingerprint = fingerprints(rows)
+    # Found by fingerprint and compared token for token; of two that differ under one fingerprint the second is just not
+    # found again.
+    alike = (fingerprint[:, None] == ledger.fingerprint) & (jnp.arange(N) < ledger.different)
+    before = jnp.argmax(alike, axis=1)
+    known = alike.any(axis=1) & _equal(rows, entered, before)
+    first = jnp.argmax((fingerprint[:, None] == fingerprint) & asks, axis=1)  # of the rows that ask alike
+    first = jnp.where(_equal(rows, rows, first), first, jnp.arange(B))
+    new = asks & ~known & (first == jnp.arange(B))
     number = ledger.different + jnp.cumsum(new, dtype=jnp.int32) - 1
     at = jnp.where(new, number, N)
-    question, query, noisy = jax.tree.map(lambda all_of_them, x: all_of_them.at[at].set(x, mode="drop"), entered, rows)
-    number = jnp.where(known.any(axis=1), jnp.argmax(known, axis=1), number[first])
+    put = lambda all_of_them, x: all_of_them.at[at].set(x, mode="drop")
+    question, query, noisy = jax.tree.map(put, entered, rows)
+    number = jnp.where(known, before, number[first])
     return ledger.replace(
-        question=question, query=query, noisy=noisy, asked=ledger.asked + asks.sum(dtype=jnp.int32),
-        different=ledger.different + new.sum(dtype=jnp.int32)), jnp.where(asks, number, N).astype(jnp.int32)
+        question=question, query=query, noisy=noisy, fingerprint=put(ledger.fingerprint, fingerprint),
+        asked=ledger.asked + asks.sum(dtype=jnp.int32), different=ledger.different + new.sum(dtype=jnp.int32),
+    ), jnp.where(asks, number, N).astype(jnp.int32)
 
 
 def begin(ledger: Ledger, free):
@@ -76,7 +85,17 @@ def enter(ledger: Ledger, number, replies: Replies) -> Ledger:
                           written=ledger.written.at[number].set(True, mode="drop"))
 
 
-def _equal(a, b):
-    """bool[A, B]: which of A requests equals which of B, token for token."""
-    same = lambda x, y: (x[:, None] == y[None]).reshape(len(x), len(y), -1).all(axis=2)
-    return jax.tree.reduce(jnp.logical_and, jax.tree.map(same, a, b))
+def fingerprints(requests):
+    """uint32[B] of a tree of arrays of B rows: equal rows have equal ones, different rows hardly ever."""
+    columns = jnp.concatenate([x.reshape(len(x), -1).astype(jnp.uint32) for x in jax.tree.leaves(requests)], axis=1)
+    result = jnp.zeros(len(columns), jnp.uint32)
+    for column in columns.T:  # FNV-1a (Fowler, Noll and Vo), a word at a time
+        result = (result ^ column) * jnp.uint32(16777619)
+        result ^= result >> 15
+    return result
+
+
+def _equal(rows, others, which):
+    """bool[B]: whether row i equals number which[i] of the others, token for token."""
+    same = lambda x, y: (x == y[which]).reshape(len(x), -1).all(axis=1)
+    return jax.tree.reduce(jnp.logical_and, jax.tree.map(same, rows, others))
