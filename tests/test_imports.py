@@ -28,8 +28,8 @@ ROOMS = {
     "data": ("search", "sampling", "rewards"),  # Document, the corpus's type; template texts
 }
 # The loops may import everything below them, and no room imports them.
-LOOPS = ("train", "evaluate", "pipeline", "simulation", "report", "launch", "build", "pretrain", "reading",
-         "pretrain_simulator", "plan", "episode_metrics", "experience", "compare", "baselines", "accounting")
+LOOPS = ("train", "evaluate", "pipeline", "stages", "ask", "export", "simulation", "report", "launch", "build", "pretrain",
+         "reading", "pretrain_simulator", "plan", "episode_metrics", "experience", "compare", "baselines", "accounting")
 LAZY = ("transformers", "orbax", "safetensors", "sentencepiece", "tokenizers", "tensorflow", "tensorflow_datasets",
         "bm25s", "ml_collections", "tensorboardX", "rich", "pyarrow", "torch", "array_record",
         "httpx", "tenacity")

@@ -153,8 +153,8 @@ def test_ask_report_export(experiment, tmp_path, monkeypatch, capsys):
             show(segment["role"], segment["text"])
         return record
 
-    monkeypatch.setattr(pipeline, "ask", ask)
-    monkeypatch.setattr(pipeline, "export", lambda config, workdir, out: out)
+    monkeypatch.setattr("zsjax.ask.ask", ask)
+    monkeypatch.setattr("zsjax.export.export", lambda config, workdir, out: out)
     assert launch.main(["ask", "Who?", "--config", str(experiment)]) == 0
     assert "<answer> Dran Tosk </answer>" in capsys.readouterr().out
     assert launch.main(["ask", "Who?", "--json", "--config", str(experiment)]) == 0

@@ -113,7 +113,7 @@ def engine(name: str, config: Config, source: str, *, workdir=".", drop_best: fl
     """A host engine by name.
 
     Args:
-      name: "bm25", "dense", "http", "serpapi", "chat" or "empty"; the others need a model (`pipeline.Run.engine`).
+      name: "bm25", "dense", "http", "serpapi", "chat" or "empty"; the others need a model (`stages.run.Run.engine`).
       source: the corpus, for engines that have one.
       workdir: what config.search.index_dir and .remote.cache_dir are relative to.
       drop_best: > 0 loses the best document at random.

@@ -135,22 +135,25 @@ def run_command(options: argparse.Namespace, overrides: dict[str, str]):
 
     stages = STAGE_COMMANDS[command][0] if command in STAGE_COMMANDS else None
     config = _find_config(options, overrides, stages)
-    from zsjax import pipeline
-
     if command == "plan":
         from zsjax import plan
 
         print(plan.describe(plan.make_plan(config, options.target, compiles=not options.estimate)))
     elif command == "ask":
         from zsjax import report
+        from zsjax.ask import ask
 
         if options.json:
-            print(json.dumps(pipeline.ask(options.argument, config, workdir), ensure_ascii=False))
+            print(json.dumps(ask(options.argument, config, workdir), ensure_ascii=False))
         else:
-            report.print_result(pipeline.ask(options.argument, config, workdir, show=report.episode_printer()))
+            report.print_result(ask(options.argument, config, workdir, show=report.episode_printer()))
     elif command == "export":
-        print(pipeline.export(config, workdir, pathlib.Path(options.argument)))
+        from zsjax.export import export
+
+        print(export(config, workdir, pathlib.Path(options.argument)))
     else:
+        from zsjax import pipeline
+
         _check_devices(config)
         pipeline.run(config, workdir, stages=stages)
 

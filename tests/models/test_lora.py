@@ -13,11 +13,13 @@ from jax.sharding import PartitionSpec as P
 from zsjax import config as configuration
 from zsjax import pipeline
 from zsjax.config import ConfigError, LoraConfig
+from zsjax.export import export
 from zsjax.models import forward, init_params, load_hf, lora
 from zsjax.models.decoder import ParamSpec
 from zsjax.models.layers import DecoderConfig
 from zsjax.rl.update import make_supervised_update
 from zsjax.sharding import TRAIN_RULES, make_mesh, param_shardings
+from zsjax.stages.run import Run
 
 CONFIG = DecoderConfig(vocab_size=40, embed_dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24)
 LORA = LoraConfig(rank=2, alpha=6.0, targets=("q_proj", "o_proj", "down_proj"))
@@ -104,9 +106,9 @@ def test_a_run_trains_adapters_and_exports_them_merged(tmp_path):
     assert lines[0]["kl"] == pytest.approx(0, abs=1e-6) and lines[1]["kl"] > 1e-6  # the reference is what it was
     _, saved = load_hf(tmp_path / "run" / "models" / "policy")
     (tmp_path / "run" / "models" / "policy").rename(tmp_path / "gone")  # as if the run were still going on
-    pipeline.export(config, tmp_path / "run", tmp_path / "out")
+    export(config, tmp_path / "run", tmp_path / "out")
     _, exported = load_hf(tmp_path / "out")
     jax.tree.map(np.testing.assert_array_equal, exported, saved)
-    _, start = pipeline.Run(config, tmp_path / "other", None, "").policy()
+    _, start = Run(config, tmp_path / "other", None, "").policy()
     changed = [np.abs(a - b).max() > 0 for a, b in zip(jax.tree.leaves(start), jax.tree.leaves(saved))]
     assert sum(changed) == 7  # the seven projections of the layer
