@@ -328,7 +328,7 @@ def trajectory_sft(s: Setting) -> list[dict]:
     if len(tokens):
         batches = make_batches(tokens, weights, batch_rows=config.trajectory_sft.batch_rows, seed=config.seed)
         params = supervised.train(config.trajectory_sft, s.model, params, batches, writer=s.writer,
-                                  stage="trajectory_sft", directory=s.directory)
+                                  stage="trajectory_sft", directory=s.directory, mesh=s.mesh)
     return s.play(s.rollout(), params=params)
 
 

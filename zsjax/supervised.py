@@ -47,6 +47,7 @@ def train(config: SupervisedConfig, model_config, params, batches: Callable, *, 
     Raises:
       FloatingPointError: a loss or gradient that is not finite.
     """
+    mesh = None if mesh is None or mesh.size == 1 else mesh
     optimizer = make_optimizer(config.optimizer, config.steps)
     adapted, frozen = lora is not None and lora.rank > 0, None
     whole = adapters.assembler(lora)

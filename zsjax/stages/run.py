@@ -53,13 +53,16 @@ class Run:
         """
         return self._model(self.config.policy, self.config.seed, names, self.mesh if rules else None, rules)
 
-    def simulator(self, *names: str, spread: bool = False) -> Simulator:
+    def simulator(self, *names: str, spread: bool = False, rules=None) -> Simulator:
         """The simulator around the first of models/NAME that this run has made, else around config.simulator.init.
 
         spread: whether its parameters are loaded onto all devices of this host that play it in rollouts on the mesh.
+        rules: else as of `policy`.
         """
-        mesh = (sharding.simulator_mesh(self.config.mesh) or sharding.local_mesh(self.mesh)) if spread else None
-        model = self._model(self.config.simulator, self.config.seed + 1, names, mesh, sharding.DECODE_RULES)
+        mesh = self.mesh if rules else None
+        if spread:
+            mesh, rules = sharding.simulator_mesh(self.config.mesh) or sharding.local_mesh(self.mesh), sharding.DECODE_RULES
+        model = self._model(self.config.simulator, self.config.seed + 1, names, mesh, rules)
         return build.simulator(self.config, *model, self.tokenizer)
 
     def _model(self, config, seed, names, mesh, rules):

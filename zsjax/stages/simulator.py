@@ -4,7 +4,7 @@ import hashlib
 
 import jax
 
-from zsjax import build, costs
+from zsjax import build, costs, sharding
 from zsjax.rollout import make_rollout
 from zsjax.stages.gates import check_reading, check_simulator
 from zsjax.stages.run import Run
@@ -69,7 +69,8 @@ def tune_simulator(run: Run):
         return
     from zsjax.simulation import tune
 
-    simulator = tune.tune(run.config, run.simulator("simulator_base"), run.path("searches.jsonl"), writer=run.writer,
+    simulator = tune.tune(run.config, run.simulator("simulator_base", rules=sharding.TRAIN_RULES),
+                          run.path("searches.jsonl"), writer=run.writer, mesh=run.mesh,
                           directory=run.path("checkpoints") / "tune_simulator", config_json=run.config_json,
                           report=lambda rows: run.add_gates([{"gate": "held-out searches", **row} for row in rows], []))
     check_simulator(run, build.frozen(run.config.simulator, simulator))  # as it will play

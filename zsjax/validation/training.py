@@ -147,10 +147,13 @@ def check_train(found, config):
 
 
 def check_supervised(found, config):
+    from zsjax.models.decoder import REMAT
+
     for stage in SUPERVISED:
         _check_optimizer(found, f"{stage}.optimizer")
         found.at_least(1, f"{stage}.batch_rows", f"{stage}.max_tokens", f"{stage}.checkpoint_every")
-        found.at_least(0, f"{stage}.steps")
+        found.at_least(0, f"{stage}.steps", f"{stage}.microbatch_tokens")
+        found.one_of(f"{stage}.remat", ("none", *REMAT))
         if stage in config.stages and getattr(config, stage).steps == 0:
             found.add(f"{stage}.steps", f"the stage {stage!r} would do nothing",
                       "give its steps, or take it from stages")
