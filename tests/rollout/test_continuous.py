@@ -99,7 +99,7 @@ def test_neither_cache_is_copied(simulator, resumed):  # noqa: F811
     if resumed:
         prompts, loop = jax.eval_shape(lambda models: continuous.begin(
             *models, env, schedule, simulator, inputs, capacity), models)
-        hlo = jax.jit(lambda models, prompts, loop: continuous.go_on(*models, env, schedule, *rest, prompts, loop),
+        hlo = jax.jit(lambda models, prompts, loop: continuous.go_on(*models, env, schedule, *rest, None, prompts, loop),
                       donate_argnums=2).lower(models, prompts, loop).compile().as_text()
         assert hlo.split("\n", 1)[0].count("-alias)") == len(jax.tree.leaves(loop))
     else:
