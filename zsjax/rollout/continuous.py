@@ -25,7 +25,7 @@ import numpy as np
 
 from zsjax import types
 from zsjax.models import quant
-from zsjax.models.decoder import cast_matrices
+from zsjax.models.decoder import decoding_params
 from zsjax.rollout import engine as pieces
 from zsjax.rollout import requests
 from zsjax.rollout.engine import DOCUMENTS, HINT, Environment, Prompts, RolloutState, generating
@@ -135,7 +135,7 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
 
 def _cast(policy_params, simulator_params, env, simulator):
     """Matrices in the dtype they are used in: once, outside of all loops."""
-    return cast_matrices(policy_params, env.policy), cast_matrices(simulator_params, simulator.config)
+    return decoding_params(policy_params, env.policy), decoding_params(simulator_params, simulator.config)
 
 
 def begin(policy_params, simulator_params, env: Environment, schedule: Schedule, simulator: Simulator, inputs,

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zsjax import sharding, types
-from zsjax.models.decoder import cast_matrices
+from zsjax.models.decoder import decoding_params
 from zsjax.rollout import engine as pieces
 from zsjax.rollout.continuous import Schedule, Work, num_bytes
 from zsjax.rollout.engine import DOCUMENTS, HINT, NOTHING, generating
@@ -54,7 +54,7 @@ class HostRollout:
         self.always_visit = watch is not None
         self.tables = tables if mesh is None or mesh.size == 1 else sharding.reshard(tables, sharding.replicated(mesh))
         jitted = lambda function, in_rows, **options: jax.jit(sharding.over_rows(function, mesh, in_rows), **options)
-        self._cast = jax.jit(lambda params: cast_matrices(params, env.policy))  # once a rollout
+        self._cast = jax.jit(lambda params: decoding_params(params, env.policy))  # once a rollout
         self._begin = jitted(self._begin_pieces, (False, True))
         self._decode = jitted(self._decode_pieces, (False, False, True, True, True, True, False, False, False),
                               donate_argnums=2)

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from zsjax import sharding
-from zsjax.models.decoder import cast_matrices
+from zsjax.models.decoder import decoding_params
 from zsjax.rollout.documents import encode_documents
 from zsjax.search.engine import Failed, SearchContext
 from zsjax.search.rerank import chooser
@@ -131,7 +131,7 @@ class SimulatorSearch:
         self._lock = threading.Lock()
 
         def write(params, tables, requests, key, reranker):
-            params = cast_matrices(params, simulator.config)
+            params = decoding_params(params, simulator.config)
             writing = simulator.idle(params, *requests.noisy.shape)
             writing = simulator.take(params, writing, requests, jax.random.wrap_key_data(key), lanes=lanes)
             writing = simulator.proceed(params, tables, writing)

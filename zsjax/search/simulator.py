@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zsjax.models.cache import KVCache, cache_dtype, init_cache
-from zsjax.models.decoder import DecoderConfig, cast_matrices, extend, logits_of
+from zsjax.models.decoder import DecoderConfig, decoding_params, extend, logits_of
 from zsjax.sampling.logits import sample
 from zsjax.sampling.prefill import prefill
 from zsjax.sampling.splice import concatenate
@@ -252,7 +252,7 @@ class Simulator:
     def write(self, params, tables: Tables, requests: Requests, key, num_shown: int | None = None) -> Replies:
         """Reads the prompts of the active requests and writes their documents, of which the num_shown first are given
         (None: all). Pure; traced inside the rollout."""
-        params = cast_matrices(params, self.config)  # once, outside of the loops
+        params = decoding_params(params, self.config)  # once, outside of the loops
         writing = self.idle(params, *requests.noisy.shape)
         choose = None if num_shown in (None, self.num_documents) else chooser(None, num_shown)
         return self.replies(self.proceed(params, tables, self.take(params, writing, requests, key)), choose)
