@@ -7,6 +7,7 @@ The update of `zsjax.rl.update` on a TokenBatch (half of each row prompt, half p
 token mean, clip by global norm, AdamW in float32), and the same from the same checkpoint on the same numbers in
     torch      transformers' model with SDPA, torch.optim.AdamW
     torch-mkl  the same on CPU with MKL told that it runs on an Intel CPU, without which it takes a slow path on AMD's
+    torch-mkl-kept  and with logits of the responses alone (logits_to_keep), as ours; the others have them of all tokens
     tunix      its Qwen2, its grpo_loss_fn and its Trainer's compiled step, in an environment of its own
 `loss` and `grad_norm` of the first step are printed to show that the work is the same. Each side is a process that makes
 one step when it is told to, so the sides take turns and only one runs. `NAME:n` cuts a torch peer's batch into microbatches
@@ -46,7 +47,7 @@ def arguments():
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--peers", default="none", help="none, or of torch, torch-mkl, tunix, separated by commas")
+    parser.add_argument("--peers", default="none", help="none, or of torch, torch-mkl, torch-mkl-kept, tunix, separated by commas")
     parser.add_argument("--tunix-python", default=sys.executable, help="interpreter that imports tunix")
     parser.add_argument("--microbatch-rows", type=int, nargs="+", default=[0])
     parser.add_argument("--chunk", type=int, default=256, help="positions that have logits at a time")
@@ -137,15 +138,16 @@ def torch(options, microbatch_rows):
     if options.remat != "none":
         model.gradient_checkpointing_enable()
     tokens, response, advantages, old, ref = problem(options.rows, options.length, model.config.vocab_size)
-    tokens, mask = torch.tensor(tokens, dtype=torch.long, device=device), torch.tensor(response[1:], device=device)
+    kept = int(response.sum()) + 1 if options.worker.partition(":")[0].endswith("kept") else tokens.shape[1]
+    tokens, mask = torch.tensor(tokens, dtype=torch.long, device=device), torch.tensor(response[1 - kept:], device=device)
     advantages, weight = torch.tensor(advantages, device=device)[:, None], int(response.sum()) * len(tokens)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
 
     def loss_of(tokens, advantages):
         with torch.autocast(device, torch.bfloat16, enabled=options.dtype == "bfloat16"):
-            logits = model(tokens, use_cache=False).logits
+            logits = model(tokens, use_cache=False, logits_to_keep=kept).logits
         logits = logits[:, :-1].float()
-        logprobs = logits.gather(-1, tokens[:, 1:, None])[..., 0] - logits.logsumexp(-1)
+        logprobs = logits.gather(-1, tokens[:, 1 - kept:, None])[..., 0] - logits.logsumexp(-1)
         ratio = torch.exp(logprobs - old)
         policy = -torch.min(ratio * advantages, ratio.clamp(1 - CLIP, 1 + CLIP) * advantages)
         gap = ref - logprobs
@@ -213,7 +215,7 @@ def tunix(options, microbatch_rows):
     return step, peak, {"tunix": importlib.metadata.version("google-tunix"), "jax": jax.__version__}
 
 
-WORKERS = {"zsjax": zsjax, "torch": torch, "torch-mkl": torch, "tunix": tunix}
+WORKERS = {"zsjax": zsjax, "torch": torch, "torch-mkl": torch, "torch-mkl-kept": torch, "tunix": tunix}
 
 
 def timed(call, cpu):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 
-def token_logprobs(hidden, unembed, tokens, *, chunk, temperature=1.0, with_entropy=True):
+def token_logprobs(hidden, unembed, tokens, *, chunk, temperature=1.0, with_entropy=True, wanted=None):
     """Log-prob and entropy of each token given the tokens before it.
 
     With z_t = hidden[:, t-1] @ unembed / temperature, for t >= 1:
@@ -32,6 +32,8 @@ def token_logprobs(hidden, unembed, tokens, *, chunk, temperature=1.0, with_entr
         4 * B * chunk * V bytes.
       temperature: float or float32[], > 0; the one the tokens were sampled at. No gradient flows to it.
       with_entropy: False saves a sum over V in both passes and returns None for the entropy.
+      wanted: None for all, or bool[B, T]; where it is False, log-prob and entropy are 0 and get no gradient. The work is
+        that of the row with the most wanted tokens, rounded up to whole chunks.
 
     Returns:
       (logprobs, entropy): float32[B, T] each (float64 for float64 input), nats. Gradients flow to hidden and unembed,
@@ -54,23 +56,52 @@ def token_logprobs(hidden, unembed, tokens, *, chunk, temperature=1.0, with_entr
         return zeros, (zeros if with_entropy else None)
     temperature = jax.lax.stop_gradient(jnp.asarray(temperature, dtype))
     num_chunks = math.ceil((T - 1) / chunk)
-    logprobs, entropy = _logprobs(num_chunks, with_entropy, hidden[:, :-1], unembed, tokens[:, 1:], temperature)
-    own = lambda x: jnp.pad(x, ((0, 0), (1, 0)))
-    return own(logprobs), (own(entropy) if with_entropy else None)
+    wanted = None if wanted is None else wanted[:, 1:]
+    out = _logprobs(num_chunks, with_entropy, hidden[:, :-1], unembed, tokens[:, 1:], temperature, wanted)
+    own = lambda x: jnp.pad(x if wanted is None else jnp.where(wanted, x, 0), ((0, 0), (1, 0)))
+    return own(out[0]), (own(out[1]) if with_entropy else None)
 
 
-def _split(x, num_chunks):
-    """[B, N, ...] -> [num_chunks, B, c, ...]; chunks of equal size, so that padding is less than num_chunks."""
-    B, N = x.shape[:2]
+def _layout(num_chunks, wanted, N):
+    """(split, join, live): `split` brings [B, N, ...] to [num_chunks, B, c, ...], the wanted positions of a row first,
+    and `join` brings it back; only the first `live` chunks have a wanted position.
+
+    Chunks are of equal size, so that padding is less than num_chunks. Rows are sorted each by itself: those of a mesh stay
+    on their devices.
+    """
     c = math.ceil(N / num_chunks)
-    x = jnp.pad(x, ((0, 0), (0, num_chunks * c - N)) + ((0, 0),) * (x.ndim - 2))
-    return x.reshape(B, num_chunks, c, *x.shape[2:]).swapaxes(0, 1)
+    if wanted is None:
+        live, ahead, back = num_chunks, lambda x: x, lambda x: x
+    else:
+        live = (wanted.sum(axis=1).max() + c - 1) // c
+        order = jnp.argsort(~wanted, axis=1)  # stable
+        places = jnp.argsort(order, axis=1)
+        take = lambda x, at: jnp.take_along_axis(x, at.reshape(at.shape + (1,) * (x.ndim - 2)), axis=1)
+        ahead, back = lambda x: take(x, order), lambda x: take(x, places)
+
+    def split(x):
+        x = jnp.pad(ahead(x), ((0, 0), (0, num_chunks * c - N)) + ((0, 0),) * (x.ndim - 2))
+        return x.reshape(x.shape[0], num_chunks, c, *x.shape[2:]).swapaxes(0, 1)
+
+    def join(x):
+        x = x.swapaxes(0, 1)
+        return back(x.reshape(x.shape[0], -1, *x.shape[3:])[:, :N])
+
+    return split, join, live
 
 
-def _join(x, N):
-    """The inverse of `_split`."""
-    x = x.swapaxes(0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :N]
+def _loop(body, live, carry, xs):
+    """`lax.scan` over the first `live` of xs; the outputs of the others are 0."""
+    at = lambda i: jax.tree.map(lambda x: x[i], xs)
+    shapes = jax.eval_shape(lambda carry: body(carry, at(0))[1], carry)
+    outs = jax.tree.map(lambda s: jnp.zeros((len(jax.tree.leaves(xs)[0]), *s.shape), s.dtype), shapes)
+
+    def iteration(i, state):
+        carry, outs = state
+        carry, out = body(carry, at(i))
+        return carry, jax.tree.map(lambda all, own: all.at[i].set(own), outs, out)
+
+    return jax.lax.fori_loop(0, live, iteration, (carry, outs))
 
 
 def _logits(hidden, unembed, temperature):
@@ -79,13 +110,14 @@ def _logits(hidden, unembed, temperature):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _logprobs(num_chunks, with_entropy, hidden, unembed, tokens, temperature):
-    """[B, N] log-probs and entropies of tokens[b, n] from hidden[b, n]."""
-    return _forward(num_chunks, with_entropy, hidden, unembed, tokens, temperature)[0]
+def _logprobs(num_chunks, with_entropy, hidden, unembed, tokens, temperature, wanted):
+    """[B, N] log-probs and entropies of tokens[b, n] from hidden[b, n]; rubbish, finite, where they are not wanted."""
+    return _forward(num_chunks, with_entropy, hidden, unembed, tokens, temperature, wanted)[0]
 
 
-def _forward(num_chunks, with_entropy, hidden, unembed, tokens, temperature):
+def _forward(num_chunks, with_entropy, hidden, unembed, tokens, temperature, wanted):
     matrix = unembed.astype(hidden.dtype)
+    split, join, live = _layout(num_chunks, wanted, hidden.shape[1])
 
     def body(_, chunk):
         h, targets = chunk
@@ -96,19 +128,19 @@ def _forward(num_chunks, with_entropy, hidden, unembed, tokens, temperature):
         total = weights.sum(axis=-1)
         normalizer = top + jnp.log(total)
         entropy = normalizer - (weights * logits).sum(axis=-1) / total if with_entropy else normalizer
-        return None, (chosen - normalizer, entropy, normalizer)
+        return (), (chosen - normalizer, entropy, normalizer)
 
-    N = hidden.shape[1]
-    _, out = jax.lax.scan(body, None, (_split(hidden, num_chunks), _split(tokens, num_chunks)))
-    logprobs, entropy, normalizer = (_join(x, N) for x in out)
+    _, out = _loop(body, live, (), (split(hidden), split(tokens)))
+    logprobs, entropy, normalizer = (join(x) for x in out)
     outputs = jnp.minimum(logprobs, 0), jnp.maximum(entropy, 0)
-    return outputs, (hidden, unembed, tokens, temperature, normalizer, entropy)
+    return outputs, (hidden, unembed, tokens, temperature, wanted, normalizer, entropy)
 
 
 def _backward(num_chunks, with_entropy, residuals, cotangents):
     """d logprob / dz_v = [v is the token] - p_v;  d entropy / dz_v = -p_v (log p_v + entropy)."""
-    hidden, unembed, tokens, temperature, normalizer, entropy = residuals
+    hidden, unembed, tokens, temperature, wanted, normalizer, entropy = residuals
     matrix = unembed.astype(hidden.dtype)
+    split, join, live = _layout(num_chunks, wanted, hidden.shape[1])
     vocab = jnp.arange(matrix.shape[1])
 
     def body(d_unembed, chunk):
@@ -124,9 +156,9 @@ def _backward(num_chunks, with_entropy, residuals, cotangents):
         d_unembed += jnp.einsum("btd,btv->dv", h, d_logits, preferred_element_type=temperature.dtype)
         return d_unembed, d_hidden.astype(h.dtype)
 
-    chunks = tuple(_split(x, num_chunks) for x in (hidden, tokens, normalizer, entropy, *cotangents))
-    d_unembed, d_hidden = jax.lax.scan(body, jnp.zeros(unembed.shape, temperature.dtype), chunks)
-    return _join(d_hidden, hidden.shape[1]), d_unembed.astype(unembed.dtype), None, jnp.zeros_like(temperature)
+    chunks = tuple(split(x) for x in (hidden, tokens, normalizer, entropy, *cotangents))
+    d_unembed, d_hidden = _loop(body, live, jnp.zeros(unembed.shape, temperature.dtype), chunks)
+    return join(d_hidden), d_unembed.astype(unembed.dtype), None, jnp.zeros_like(temperature), None
 
 
 _logprobs.defvjp(_forward, _backward)

@@ -193,7 +193,7 @@ def _objective(model_config, loss, *, chunk, temperature=1.0, remat="none", kl_c
 
     def objective(params, batch, scale, kl_coef):
         logprobs, entropy = _model_logprobs(params, model_config, batch.tokens, roles.attention_mask(batch.roles),
-                                            remat=remat, chunk=chunk, temperature=temperature)
+                                            remat=remat, chunk=chunk, temperature=temperature, wanted=mask_of(batch))
         loss_sum, weight, penalty_sum, _, metrics = terms(batch, logprobs, entropy, kl_coef)
         if fixed_coef or entropy_coef or kl_coef is not None:
             loss_sum = loss_sum + scale * penalty_sum
@@ -227,9 +227,10 @@ def make_supervised_update(model_config, optimizer, *, chunk, remat="none", micr
     def loss_sum(params, batch, scale, coef):
         del scale, coef
         tokens, _, valid = batch
-        logprobs, _ = _model_logprobs(params, model_config, tokens, valid, remat=remat, chunk=chunk, with_entropy=False)
         weights = used(batch)
-        return -(weights * jnp.where(weights != 0, logprobs, 0)).sum(), {"weight": weights.sum(), "metrics": {}}
+        logprobs, _ = _model_logprobs(params, model_config, tokens, valid, remat=remat, chunk=chunk, with_entropy=False,
+                                      wanted=weights != 0)
+        return -(weights * logprobs).sum(), {"weight": weights.sum(), "metrics": {}}
 
     if packed:
         return packed_step((weigh, loss_sum), optimizer, assemble=assemble)
