@@ -61,7 +61,7 @@ def carried_simulator():
     from zsjax import build, launch
     from zsjax import config as configuration
     from zsjax.search.engine import SearchContext
-    from zsjax.search.simulator import Requests
+    from zsjax.search.requests import Requests
 
     experiment = pathlib.Path(__file__).parents[1] / "experiments" / "tiny_world.py"
     settings = configuration.resolve(launch.load_experiment(str(experiment)))

@@ -17,7 +17,8 @@ from zsjax.rollout import continuous
 from zsjax.rollout import engine as pieces
 from zsjax.sampling.tags import TagAutomaton
 from zsjax.search.prompts import SLOTS, SimulatorTemplate
-from zsjax.search.simulator import Simulator, Tables
+from zsjax.search.simulator import Simulator
+from zsjax.search.writing import Tables
 
 NEWLINE = 2  # drawn never, written where a document is cut
 INSTRUCTIONS = 120  # tokens of the simulator's prompt that all requests share

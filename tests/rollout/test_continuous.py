@@ -23,7 +23,8 @@ from tests.rollout.test_turns import (  # noqa: F401
 from zsjax import types
 from zsjax.rollout import continuous, growing, make_rollout, requests
 from zsjax.rollout import engine as pieces
-from zsjax.search.simulator import Replies, question_keys
+from zsjax.search.requests import question_keys
+from zsjax.search.writing import Replies
 from zsjax.sharding import TRAIN_RULES, make_mesh, param_shardings, reshard
 from zsjax.types import Question
 

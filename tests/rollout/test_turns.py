@@ -19,7 +19,8 @@ from zsjax.rollout import make_rollout, transcript
 from zsjax.rollout.prompts import PolicyTemplate
 from zsjax.search import Document
 from zsjax.search.prompts import SimulatorTemplate
-from zsjax.search.simulator import ALL_TAGS, Simulator
+from zsjax.search.simulator import Simulator
+from zsjax.search.writing import ALL_TAGS
 from zsjax.sharding import TRAIN_RULES, make_mesh, param_shardings, reshard
 from zsjax.types import Question
 

@@ -21,7 +21,8 @@ from zsjax.rollout.host import HostRollout
 from zsjax.rollout.prompts import PolicyTemplate
 from zsjax.rollout.reranking import HostReranker
 from zsjax.rollout.searching import SimulatorSearch, TextSearch
-from zsjax.search.simulator import Simulator, question_keys
+from zsjax.search.requests import question_keys
+from zsjax.search.simulator import Simulator
 
 
 def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_size: int = 1, watch=None):

@@ -30,8 +30,10 @@ from zsjax.rollout import engine as pieces
 from zsjax.rollout import requests
 from zsjax.rollout.engine import DOCUMENTS, HINT, Environment, Prompts, RolloutState, generating
 from zsjax.sampling.prefill import first_rows
+from zsjax.search.requests import Requests
 from zsjax.search.rerank import chooser
-from zsjax.search.simulator import Requests, Simulator, Tally, Writing
+from zsjax.search.simulator import Simulator
+from zsjax.search.writing import Tally, Writing
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from zsjax.search.simulator import Replies
+from zsjax.search.writing import Replies
 
 
 @flax.struct.dataclass

@@ -19,8 +19,9 @@ from zsjax import sharding
 from zsjax.models.decoder import decoding_params
 from zsjax.rollout.documents import encode_documents
 from zsjax.search.engine import Failed, SearchContext
+from zsjax.search.requests import Requests, question_keys
 from zsjax.search.rerank import chooser
-from zsjax.search.simulator import Requests, Simulator, question_keys
+from zsjax.search.simulator import Simulator
 
 
 @dataclasses.dataclass

@@ -11,11 +11,9 @@ identical documents whoever asks.
 
 import dataclasses
 import functools
-import zlib
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,128 +23,13 @@ from zsjax.models.decoder import DecoderConfig, decoding_params, extend, logits_
 from zsjax.sampling.logits import sample
 from zsjax.sampling.prefill import prefill
 from zsjax.sampling.splice import concatenate
-from zsjax.sampling.tags import TagAutomaton
 from zsjax.search.engine import Document, SearchContext, check_request
 from zsjax.search.prompts import SimulatorTemplate, bare_line
+from zsjax.search.requests import Requests, on_target, question_keys, request_keys
 from zsjax.search.rerank import chooser
+from zsjax.search.writing import Replies, Tables, Tally, Writing, make_tables
 
-ALL_TAGS = ("<search>", "</search>", "<answer>", "</answer>", "<information>", "</information>", "<think>", "</think>")
 PREFILL_CHUNK = 128
-
-
-@flax.struct.dataclass
-class Requests:
-    """B requests, in tokens of the simulator's vocabulary.
-
-    Attributes:
-      question, answers, query: (int32[B, N], int32[B]) ragged tokens.
-      noisy: bool[B], or bool[B, k] for a mode for each document.
-      question_key: uint32[B], names the question in the random stream.
-      active: bool[B]; the other rows cost their share of the batch and write nothing.
-    """
-
-    question: tuple[Any, Any]
-    answers: tuple[Any, Any]
-    query: tuple[Any, Any]
-    noisy: Any
-    question_key: Any
-    active: Any
-
-
-@flax.struct.dataclass
-class Replies:
-    """What was written: tokens int32[B, k, N], lengths int32[B, k] (0 beyond count), count int32[B] documents.
-
-    A document is one line; its last token writes the newline.
-    """
-
-    tokens: Any
-    lengths: Any
-    count: Any
-
-
-@flax.struct.dataclass
-class Tally:
-    """What was done so far, one number a device."""
-
-    read: Any  # int32[1], tokens of prompts that were read
-    drawn: Any  # int32[1], tokens drawn
-    attended: Any  # float32[1], tokens in the cache that these saw, themselves included
-
-
-@flax.struct.dataclass
-class Writing:
-    """S requests under way. All a continuous rollout needs to interleave them with the policy's work.
-
-    B is S, or 2 S where each document has a mode: the useful replies of all requests, then the noisy ones.
-    """
-
-    cache: KVCache
-    hidden: Any  # [B, D], at the slot's last token
-    documents: Any  # int32[B, k, N]
-    lengths: Any  # int32[B, k]
-    count: Any  # int32[B], documents finished
-    tag_state: Any  # int32[B], of the automaton
-    step: Any  # int32[B], tokens drawn for the request
-    keys: Any  # uint32[B, 2], key data of the request
-    busy: Any  # bool[B]
-    noisy: Any  # bool[S] or bool[S, shown documents], the requests' modes
-    asked: Any  # (question, query) of the S requests, ragged: what a reranker compares documents with
-    steps: Any  # int32[1], decode steps so far (one number a device)
-    tally: Tally
-
-    @property
-    def working(self):
-        """bool[S]: requests that are not finished."""
-        return self.busy.reshape(-1, len(self.noisy)).any(axis=0)
-
-
-@flax.struct.dataclass
-class Tables:
-    """Per-token facts about the simulator's vocabulary; V rows of the embedding (ids without a token are False)."""
-
-    automaton: TagAutomaton
-    ends_line: Any  # bool[V], the token's bytes hold a newline
-    blank: Any  # bool[V], nothing but white space
-    eos: Any  # bool[V]
-
-
-def _tables(tokenizer, vocab_size: int) -> Tables:
-    pieces = [tokenizer.token_bytes(i) if i < tokenizer.vocab_size else None for i in range(vocab_size)]
-    return Tables(
-        automaton=TagAutomaton.from_tokenizer(tokenizer, ALL_TAGS),
-        ends_line=jnp.array([bool(p) and b"\n" in p for p in pieces]),
-        blank=jnp.array([p is not None and not p.strip() for p in pieces]),
-        eos=jnp.zeros(vocab_size, bool).at[jnp.array(list(tokenizer.eos_ids), jnp.int32)].set(True),
-    )
-
-
-def hash_tokens(tokens, lengths):
-    """uint32[B] hash of the first lengths[b] tokens of int32[B, N]."""
-    tokens = jnp.where(jnp.arange(tokens.shape[1]) < lengths[:, None], tokens + 1, 0).astype(jnp.uint32)
-
-    def step(h, token):
-        mixed = (h ^ token) * jnp.uint32(16777619)  # FNV-1a, a token at a time
-        return jnp.where(token > 0, mixed ^ (mixed >> 15), h), None
-
-    return jax.lax.scan(step, jnp.full(tokens.shape[0], 2166136261, jnp.uint32), tokens.T)[0]
-
-
-def request_keys(key, requests: Requests):
-    """One key a request, from (key, question, mode, query)."""
-    fold = jax.vmap(jax.random.fold_in)
-    keys = jax.vmap(lambda q: jax.random.fold_in(key, q))(requests.question_key)
-    keys = fold(keys, requests.noisy.astype(jnp.uint32))
-    return fold(keys, hash_tokens(*requests.query))
-
-
-def on_target(requests: Requests, blank):
-    """bool[B]: at least half of the query's tokens, blank ones (bool[V]) left out, stand in the question."""
-    (query, query_length), (question, question_length) = requests.query, requests.question
-    asked = (jnp.arange(query.shape[1]) < query_length[:, None]) & ~blank[query]
-    in_question = jnp.arange(question.shape[1]) < question_length[:, None]
-    hit = ((query[:, :, None] == question[:, None, :]) & in_question[:, None, :]).any(axis=2) & asked
-    return (asked.sum(axis=1) > 0) & (2 * hit.sum(axis=1) >= asked.sum(axis=1))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -196,7 +79,7 @@ class Simulator:
     @functools.cached_property
     def tables(self) -> Tables:
         with jax.ensure_compile_time_eval():  # kept for later: never a tracer, though first asked for inside a jit
-            return _tables(self.tokenizer, self.config.vocab_size)
+            return make_tables(self.tokenizer, self.config.vocab_size)
 
     @functools.cached_property
     def _pieces(self):
@@ -441,8 +324,3 @@ def _fitted(x, like):
     if x.ndim == 1:
         return x
     return jnp.pad(x, ((0, 0), (0, max(0, like.shape[1] - x.shape[1]))))[:, :like.shape[1]]
-
-
-def question_keys(questions: Sequence) -> np.ndarray:
-    """uint32[B], a name for each question in random streams: a hash of its id."""
-    return np.array([zlib.crc32(str(q.id).encode()) for q in questions], np.uint32)

@@ -25,7 +25,8 @@ import numpy as np
 from zsjax.rewards import contains_match
 from zsjax.rollout.documents import encode_documents
 from zsjax.search.engine import Document
-from zsjax.search.simulator import Requests, Simulator
+from zsjax.search.requests import Requests
+from zsjax.search.simulator import Simulator
 from zsjax.types import Question
 
 PROMPT_ROWS = 256  # prompts spliced at a time

@@ -1,0 +1,62 @@
+"""What a simulator is asked, and the names that its random draws have: equal requests get equal documents."""
+
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@flax.struct.dataclass
+class Requests:
+    """B requests, in tokens of the simulator's vocabulary.
+
+    Attributes:
+      question, answers, query: (int32[B, N], int32[B]) ragged tokens.
+      noisy: bool[B], or bool[B, k] for a mode for each document.
+      question_key: uint32[B], names the question in the random stream.
+      active: bool[B]; the other rows cost their share of the batch and write nothing.
+    """
+
+    question: tuple[Any, Any]
+    answers: tuple[Any, Any]
+    query: tuple[Any, Any]
+    noisy: Any
+    question_key: Any
+    active: Any
+
+
+def hash_tokens(tokens, lengths):
+    """uint32[B] hash of the first lengths[b] tokens of int32[B, N]."""
+    tokens = jnp.where(jnp.arange(tokens.shape[1]) < lengths[:, None], tokens + 1, 0).astype(jnp.uint32)
+
+    def step(h, token):
+        mixed = (h ^ token) * jnp.uint32(16777619)  # FNV-1a, a token at a time
+        return jnp.where(token > 0, mixed ^ (mixed >> 15), h), None
+
+    return jax.lax.scan(step, jnp.full(tokens.shape[0], 2166136261, jnp.uint32), tokens.T)[0]
+
+
+def request_keys(key, requests: Requests):
+    """One key a request, from (key, question, mode, query)."""
+    fold = jax.vmap(jax.random.fold_in)
+    keys = jax.vmap(lambda q: jax.random.fold_in(key, q))(requests.question_key)
+    keys = fold(keys, requests.noisy.astype(jnp.uint32))
+    return fold(keys, hash_tokens(*requests.query))
+
+
+def on_target(requests: Requests, blank):
+    """bool[B]: at least half of the query's tokens, blank ones (bool[V]) left out, stand in the question."""
+    (query, query_length), (question, question_length) = requests.query, requests.question
+    asked = (jnp.arange(query.shape[1]) < query_length[:, None]) & ~blank[query]
+    in_question = jnp.arange(question.shape[1]) < question_length[:, None]
+    hit = ((query[:, :, None] == question[:, None, :]) & in_question[:, None, :]).any(axis=2) & asked
+    return (asked.sum(axis=1) > 0) & (2 * hit.sum(axis=1) >= asked.sum(axis=1))
+
+
+def question_keys(questions: Sequence) -> np.ndarray:
+    """uint32[B], a name for each question in random streams: a hash of its id."""
+    return np.array([zlib.crc32(str(q.id).encode()) for q in questions], np.uint32)

@@ -1,0 +1,80 @@
+"""A simulator's work under way and what comes of it: the state that a rollout carries from one visit to the next."""
+
+from typing import Any
+
+import flax.struct
+import jax.numpy as jnp
+
+from zsjax.models.cache import KVCache
+from zsjax.sampling.tags import TagAutomaton
+
+ALL_TAGS = ("<search>", "</search>", "<answer>", "</answer>", "<information>", "</information>", "<think>", "</think>")
+
+
+@flax.struct.dataclass
+class Replies:
+    """What was written: tokens int32[B, k, N], lengths int32[B, k] (0 beyond count), count int32[B] documents.
+
+    A document is one line; its last token writes the newline.
+    """
+
+    tokens: Any
+    lengths: Any
+    count: Any
+
+
+@flax.struct.dataclass
+class Tally:
+    """What was done so far, one number a device."""
+
+    read: Any  # int32[1], tokens of prompts that were read
+    drawn: Any  # int32[1], tokens drawn
+    attended: Any  # float32[1], tokens in the cache that these saw, themselves included
+
+
+@flax.struct.dataclass
+class Writing:
+    """S requests under way. All a continuous rollout needs to interleave them with the policy's work.
+
+    B is S, or 2 S where each document has a mode: the useful replies of all requests, then the noisy ones.
+    """
+
+    cache: KVCache
+    hidden: Any  # [B, D], at the slot's last token
+    documents: Any  # int32[B, k, N]
+    lengths: Any  # int32[B, k]
+    count: Any  # int32[B], documents finished
+    tag_state: Any  # int32[B], of the automaton
+    step: Any  # int32[B], tokens drawn for the request
+    keys: Any  # uint32[B, 2], key data of the request
+    busy: Any  # bool[B]
+    noisy: Any  # bool[S] or bool[S, shown documents], the requests' modes
+    asked: Any  # (question, query) of the S requests, ragged: what a reranker compares documents with
+    steps: Any  # int32[1], decode steps so far (one number a device)
+    tally: Tally
+
+    @property
+    def working(self):
+        """bool[S]: requests that are not finished."""
+        return self.busy.reshape(-1, len(self.noisy)).any(axis=0)
+
+
+@flax.struct.dataclass
+class Tables:
+    """Per-token facts about the simulator's vocabulary; V rows of the embedding (ids without a token are False)."""
+
+    automaton: TagAutomaton
+    ends_line: Any  # bool[V], the token's bytes hold a newline
+    blank: Any  # bool[V], nothing but white space
+    eos: Any  # bool[V]
+
+
+def make_tables(tokenizer, vocab_size: int) -> Tables:
+    """Of a tokenizer, for a model with so many rows of the embedding."""
+    pieces = [tokenizer.token_bytes(i) if i < tokenizer.vocab_size else None for i in range(vocab_size)]
+    return Tables(
+        automaton=TagAutomaton.from_tokenizer(tokenizer, ALL_TAGS),
+        ends_line=jnp.array([bool(p) and b"\n" in p for p in pieces]),
+        blank=jnp.array([p is not None and not p.strip() for p in pieces]),
+        eos=jnp.zeros(vocab_size, bool).at[jnp.array(list(tokenizer.eos_ids), jnp.int32)].set(True),
+    )
