@@ -247,7 +247,7 @@ def go_on(policy_params, simulator_params, env: Environment, schedule: Schedule,
         loop = when(can_seat(loop), seat, loop)
         loop = when(low(loop) & asks(loop).any(), ask, loop)
         loop = when(low(loop) & (loop.writes == N).any() & (loop.ledger.begun < loop.ledger.different)[0], take, loop)
-        loop = when(low(loop) & loop.writing.busy.any(), write, loop)
+        loop = when(low(loop) & (loop.writes < N).any(), write, loop)
         return when(low(loop) & ready(loop).any() & jnp.logical_not(full(loop.state)), answer, loop)
 
     def hand_over(loop):
