@@ -156,8 +156,8 @@ def decoding_params(params, config: DecoderConfig):
     """Parameters as a decoding loop reads them, made once before it: `cast_matrices`, and on CPU a tied unembedding
     turned to [D, V], a copy.
 
-    XLA on CPU multiplies a few rows with [D, V] up to three times faster than with the transpose of [V, D] (measured;
-    one row as fast). On accelerators a product reads either way, and the copy would cost memory.
+    XLA on CPU multiplies 8 to 32 rows with [D, V] 1.2 (float32) to 3 times (bfloat16) as fast as with the transpose of
+    [V, D], one row as fast (measured). On accelerators a product reads either way, and the copy would cost memory.
     """
     params = cast_matrices(params, config)
     if platform() != "cpu" or "lm_head" in params or isinstance(params["embed_tokens"], Int8Matrix):
