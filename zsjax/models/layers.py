@@ -260,20 +260,6 @@ def linear(params, x):
 
 def swiglu(params, x):
     """down(silu(gate(x)) * up(x)), the middle in float32."""
-    return linear(params["down_proj"], _gated(linear(params["gate_proj"], x), linear(params["up_proj"], x)))
-
-
-@jax.custom_vjp
-def _gated(gate, up):
-    return (jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
-
-
-def _gated_backward(residuals, d_out):
-    """The sigmoid is computed again, by another formula, or XLA would keep the forward's: an array of float32[B, T, F]."""
-    gate, up, d_out = (x.astype(jnp.float32) for x in (*residuals, d_out))
-    sigmoid = 0.5 + 0.5 * jnp.tanh(0.5 * gate)
-    d_gate = d_out * up * (sigmoid * (1 + gate * (1 - sigmoid)))
-    return d_gate.astype(residuals[0].dtype), (d_out * (gate * sigmoid)).astype(residuals[1].dtype)
-
-
-_gated.defvjp(lambda gate, up: (_gated(gate, up), (gate, up)), _gated_backward)
+    gate, up = linear(params["gate_proj"], x), linear(params["up_proj"], x)
+    inner = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
+    return linear(params["down_proj"], inner.astype(x.dtype))
