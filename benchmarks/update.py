@@ -47,7 +47,7 @@ def arguments():
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--peers", default="none", help="none, or of torch, torch-mkl, torch-mkl-kept, tunix, separated by commas")
+    parser.add_argument("--peers", default="none", help="none, or names of the sides above, separated by commas")
     parser.add_argument("--tunix-python", default=sys.executable, help="interpreter that imports tunix")
     parser.add_argument("--microbatch-rows", type=int, nargs="+", default=[0])
     parser.add_argument("--chunk", type=int, default=256, help="positions that have logits at a time")

@@ -78,6 +78,19 @@ def test_without_entropy():
     assert token_logprobs(*args[:3], chunk=5, with_entropy=False)[1] is None
 
 
+@pytest.mark.parametrize("chunk", [1, 4, 99])
+def test_only_wanted_tokens(chunk):
+    hidden, unembed, tokens, slopes = problem()
+    wanted = np.random.default_rng(1).random((B, T)) < 0.4
+    wanted[1] = False
+    with jax.enable_x64(True):
+        args = jnp.asarray(hidden), jnp.asarray(unembed), jnp.asarray(tokens), jnp.asarray(slopes)
+        alone = lambda *args: tuple(jnp.where(wanted, x, 0) for x in dense(*args))
+        for x, y in zip(value_and_grads(functools.partial(token_logprobs, chunk=chunk, wanted=jnp.asarray(wanted)), *args),
+                        value_and_grads(alone, *args)):
+            np.testing.assert_allclose(x, y, atol=1e-12)
+
+
 def test_a_certain_token_has_a_log_prob_of_at_most_zero():
     hidden, unembed, _, _ = problem(2)
     unembed = jnp.asarray(unembed * 200, jnp.float32)

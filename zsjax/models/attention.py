@@ -123,7 +123,7 @@ def _causal_backward(window, residuals, d_out):
     f32 = dict(preferred_element_type=jnp.float32)
     dots = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1).transpose(0, 2, 3, 1)[..., None]
     d_out = d_out.transpose(0, 2, 3, 1, 4)
-    d_q, d_k, d_v = [], 0, 0
+    d_q, d_k, d_v = [], *(jnp.zeros((B, K, h, T), jnp.float32) for _ in "kv")
     for queries, keys in _blocks(T, window):
         scores, q_rows = _block_scores(window, q, k, queries, keys)
         weights = jnp.exp(scores - normalizer[:, :, :, queries])
@@ -133,9 +133,9 @@ def _causal_backward(window, residuals, d_out):
         weights, d_scores = (x.reshape(B, K, q_rows.shape[2], -1).astype(q.dtype) for x in (weights, d_scores))
         d_q.append(jnp.einsum("bkqs,bksh->bkqh", d_scores, k[:, :, keys], **f32).reshape(B, K, G, -1, h))
         # Products over the queries give [h, s]: on CPU three times faster than [s, h].
-        own = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 0), (keys.start, T - keys.stop)))
-        d_k += own(jnp.einsum("bkqh,bkqs->bkhs", q_rows, d_scores, **f32))
-        d_v += own(jnp.einsum("bkqh,bkqs->bkhs", d_rows, weights, **f32))
+        add = lambda total, x: total.at[..., keys].set(total[..., keys] + x)
+        d_k = add(d_k, jnp.einsum("bkqh,bkqs->bkhs", q_rows, d_scores, **f32))
+        d_v = add(d_v, jnp.einsum("bkqh,bkqs->bkhs", d_rows, weights, **f32))
     d_q = jnp.concatenate(d_q, axis=3)
     return d_q.astype(q.dtype), d_k.swapaxes(2, 3).astype(k.dtype), d_v.swapaxes(2, 3).astype(v.dtype)
 

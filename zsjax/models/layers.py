@@ -4,6 +4,7 @@ Letters: B rows, T tokens, D model, H query heads, K kv heads, h head size, F ml
 """
 
 import dataclasses
+import functools
 import math
 from typing import Literal
 
@@ -137,9 +138,31 @@ class DecoderConfig:
 
 def rms_norm(x, weight, *, eps):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis, in float32, returned in x's dtype."""
+    return _rms_norm(eps, x, weight)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rms_norm(eps, x, weight):
+    return _rms_norm_forward(eps, x, weight)[0]
+
+
+def _rms_norm_forward(eps, x, weight):
     y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
-    return (weight.astype(jnp.float32) * y).astype(x.dtype)
+    scale = jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    return (weight.astype(jnp.float32) * (y * scale)).astype(x.dtype), (x, weight, scale)
+
+
+def _rms_norm_backward(eps, residuals, d_out):
+    """With n = x * scale and d_n = d_out * weight: d_x = scale * (d_n - n * mean(d_n * n)). Autodiff keeps n, too."""
+    x, weight, scale = residuals
+    d_out, normed = d_out.astype(jnp.float32), x.astype(jnp.float32) * scale
+    d_normed = d_out * weight.astype(jnp.float32)
+    d_x = scale * (d_normed - normed * jnp.mean(d_normed * normed, axis=-1, keepdims=True))
+    d_weight = (d_out * normed).sum(axis=range(x.ndim - 1))
+    return d_x.astype(x.dtype), d_weight.astype(weight.dtype)
+
+
+_rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
 
 
 def rope_frequencies(config: DecoderConfig):
@@ -184,12 +207,21 @@ def rotary_angles(config: DecoderConfig, positions):
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
+@jax.custom_vjp
 def rotate(x, cos, sin):
-    """Turns the pairs (i, i + h/2) of x[B, N, T, h] by the angles of [B, T, h/2]. Hugging Face's convention."""
+    """Turns the pairs (i, i + h/2) of x[B, N, T, h] by the angles of [B, T, h/2]. Hugging Face's convention.
+
+    The angles get no gradient.
+    """
     half = x.shape[-1] // 2
     a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
     cos, sin = cos[:, None], sin[:, None]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+# Backward it turns the other way. Autodiff pads and adds what is sliced here.
+rotate.defvjp(lambda x, cos, sin: (rotate(x, cos, sin), (cos, sin)),
+              lambda angles, d_out: (rotate(d_out, angles[0], -angles[1]), None, None))
 
 
 def matmul(x, matrix):

@@ -95,7 +95,8 @@ def make_update(model_config, loss, optimizer, *, microbatch_rows=0, assemble=tr
       model_config: DecoderConfig of the policy.
       loss: a name (see `load_loss`) or a function (batch: TokenBatch, logprobs float32[B, T], *, loss_mask, entropy,
         values, reduction, **loss_hyper) -> (loss_sum, weight, info dict name -> (sum, weight)). It is called on one
-        microbatch of rows; rows of a group need not be in the same one. With KL or entropy terms its weight must not
+        microbatch of rows; rows of a group need not be in the same one. logprobs and entropy are 0 where loss_mask is
+        False. With KL or entropy terms its weight must not
         depend on the logprobs.
       optimizer: an optax.GradientTransformation, see `make_optimizer`.
       microbatch_rows: rows at a time; 0 is all. Must divide the batch's rows.
