@@ -95,9 +95,8 @@ def make_update(model_config, loss, optimizer, *, microbatch_rows=0, assemble=tr
       model_config: DecoderConfig of the policy.
       loss: a name (see `load_loss`) or a function (batch: TokenBatch, logprobs float32[B, T], *, loss_mask, entropy,
         values, reduction, **loss_hyper) -> (loss_sum, weight, info dict name -> (sum, weight)). It is called on one
-        microbatch of rows; rows of a group need not be in the same one. logprobs and entropy are 0 where loss_mask is
-        False. With KL or entropy terms its weight must not
-        depend on the logprobs.
+        microbatch of rows; rows of a group need not be in the same one. With KL or entropy terms its weight must
+        not depend on the logprobs.
       optimizer: an optax.GradientTransformation, see `make_optimizer`.
       microbatch_rows: rows at a time; 0 is all. Must divide the batch's rows.
       chunk: positions per chunk of `token_logprobs`.
@@ -158,6 +157,7 @@ def _objective(model_config, loss, *, chunk, temperature=1.0, remat="none", kl_c
         raise ValueError(f"kl_kind={kl_kind!r}: {why}")
     loss_fn = loss if callable(loss) else load_loss(loss)
     fixed_coef = kl_coef
+    masked_alone = loss_fn in LOSSES.values()  # ours look at nothing else; a loss of one's own may
 
     def mask_of(batch):
         mask = roles.inverted_mask(batch.roles) if invert_mask else roles.loss_mask(batch.roles)
@@ -194,7 +194,8 @@ def _objective(model_config, loss, *, chunk, temperature=1.0, remat="none", kl_c
 
     def objective(params, batch, scale, kl_coef):
         logprobs, entropy = _model_logprobs(params, model_config, batch.tokens, roles.attention_mask(batch.roles),
-                                            remat=remat, chunk=chunk, temperature=temperature, wanted=mask_of(batch))
+                                            remat=remat, chunk=chunk, temperature=temperature,
+                                            wanted=mask_of(batch) if masked_alone else None)
         loss_sum, weight, penalty_sum, _, metrics = terms(batch, logprobs, entropy, kl_coef)
         if fixed_coef or entropy_coef or kl_coef is not None:
             loss_sum = loss_sum + scale * penalty_sum
