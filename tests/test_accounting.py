@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.rollout.test_turns import PARAMS, POLICY, TOKENIZER, Library, make_config, searching, simulator  # noqa: F401
-from zsjax import accounting
+from zsjax import accounting, sharding
 from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.plan.work import forward_flops
 from zsjax.rollout import make_rollout
@@ -49,7 +49,8 @@ def test_untied_embeddings_and_narrow_matrices_are_read_as_they_are_used():
     matrices = sum(x.size for x in jax.tree.leaves(params) if x.ndim == 2) - params["embed_tokens"].size
     vectors = sum(x.size for x in jax.tree.leaves(params) if x.ndim == 1)
     assert accounting.decoding_bytes(params, model) == 2 * matrices + 4 * vectors
-    assert accounting.slot_bytes(model) == 2 * 4 * 2
+    with sharding.compiling_for("gpu"):  # on CPU a cache is float32
+        assert accounting.slot_bytes(model) == 2 * 4 * 2
 
 
 @pytest.mark.parametrize("compiled", [True, False])
@@ -71,8 +72,8 @@ def test_of_a_real_rollout(monkeypatch, simulator, compiled):  # noqa: F811
         return
     # All that the simulator drew, and no more: a step of every slot at most, what is shown at least.
     drawn, steps = int(work.tally.drawn[0]), int(work.simulator_steps[0])
-    assert (episodes.roles == DOCUMENT).sum() <= drawn <= steps * work.simulator_slots[0]
-    asked = int(episodes.num_searches.sum())
+    assert 0 < work.simulator_tokens[0] <= drawn <= steps * work.simulator_slots[0]
+    asked = int(work.simulated[0])  # equal searches are read once
     shared = len(simulator.shared_prefix)
     per_prompt = (int(work.tally.read[0]) - shared) / asked
     assert 0 < per_prompt <= simulator.prompt_size - shared

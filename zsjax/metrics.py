@@ -47,7 +47,8 @@ def masked_std(x, *, mask, axis=None):
 def without_wall_time(line: dict) -> dict:
     """The part of a metrics line that a repeated run has too."""
     # Where searches run beside the rollout, how many steps it takes depends on how long they take; its episodes do not.
-    return {name: value for name, value in line.items() if not name.startswith((*WALL_TIME, "occupancy/"))}
+    repeats = lambda name: not name.removeprefix("eval/").startswith((*WALL_TIME, "occupancy/"))
+    return {name: value for name, value in line.items() if repeats(name)}
 
 
 def read_jsonl(path) -> list[dict]:

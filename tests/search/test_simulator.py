@@ -55,9 +55,9 @@ def test_equal_requests_are_written_once_and_alike(simulator, monkeypatch):
                 SearchContext(QUESTION)]
     written, write = [], simulator._write
 
-    def counting(params, tables, batch, key):
+    def counting(params, tables, batch, key, **options):
         written.append(int(batch.active.sum()))
-        return write(params, tables, batch, key)
+        return write(params, tables, batch, key, **options)
 
     monkeypatch.setitem(simulator.__dict__, "_write", counting)
     found = simulator.search(queries, contexts, k=2)
