@@ -70,7 +70,8 @@ def _causal(window, q, k, v):
 
     A block sees the keys up to its own last one, so hardly more than half of the scores are computed, and those of one
     block exist at a time. As in FlashAttention (arXiv 2307.08691, section 3.1, without its blocks of keys), only the
-    log-normalisers are kept for the backward pass.
+    log-normalisers are kept for the backward pass, which computes the scores again. (XLA on CPU may see that these are the
+    forward's within one program, and keep them after all.)
     """
     return _causal_forward(window, q, k, v)[0]
 
