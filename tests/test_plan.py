@@ -59,6 +59,18 @@ def test_exact_figures_are_what_a_device_holds():
     assert peaks["update"] > peaks["score"] > sum(f.bytes for f in figures.values() if f.phase == memory.ALWAYS)
 
 
+def test_what_the_target_does_is_counted_not_what_this_machine_would():
+    """On CPU a bfloat16 model's cache is float32, on the target it is not; shared instructions are read once a rollout."""
+    small = SMALL | dict(policy=SMALL["policy"] | dict(dtype="bfloat16"))
+    made = plan.make_plan(resolve(small), "h100:8", compiles=False)
+    size = {figure.name: figure.bytes for figure in made.figures}["policy cache"]
+    assert size == pytest.approx(4 * 64 * 8 * 2 * 2 * 2, abs=16)
+    read = {work.name: work.flops for work in made.work}["simulator reads prompts"]
+    setup, shared = made.setup, len(made.setup.engine.shared_prefix)
+    own = setup.engine.prompt_size - shared
+    once = forward_flops(setup.simulator, own, own * (shared + own / 2), 0) / setup.tensor
+    assert shared > 20 and read == pytest.approx(setup.config.rollout.max_turns * setup.rollout_rows * once)
+
 
 def test_adapters_and_int8_are_counted_as_they_are():
     changed = SMALL | dict(policy=SMALL["policy"] | dict(lora=dict(rank=2), param_dtype="bfloat16"),

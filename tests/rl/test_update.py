@@ -135,6 +135,21 @@ def rows_loss(batch, logprobs, *, loss_mask, entropy, values, reduction, scale):
     return -scale * per_row.sum(), rows, {"mine": (per_row.sum(), rows)}
 
 
+def test_a_loss_of_ones_own_sees_every_logprob():
+    """The registered losses are spared the logits of tokens that they do not count; others may look at them."""
+    params = params_of(0)
+    batch = make_batch(params)
+    outside = (np.asarray(batch.roles) != POLICY) & (np.asarray(batch.roles) != PAD) & (np.arange(T) > 0)
+
+    def loss(batch, logprobs, *, loss_mask, entropy, values, reduction):
+        seen = jnp.where(outside, logprobs, 0).sum()
+        return -jnp.where(loss_mask, logprobs, 0).sum(), loss_mask.sum(), {"outside": (seen, jnp.float32(1))}
+
+    _, info = run(make_update(CONFIG, loss, SGD, chunk=4), params, batch)
+    want = float(np.asarray(batch.old_logprobs)[outside].sum())
+    assert want < -1 and info["outside"] == pytest.approx(want, rel=1e-5)
+
+
 def test_a_custom_loss_with_its_own_weight():
     params = params_of(0)
     batch = make_batch(params, params_of(1))
