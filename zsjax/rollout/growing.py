@@ -42,10 +42,10 @@ class GrowingRollout:
         self.first = functools.cache(lambda capacity: jax.jit(over_rows(functools.partial(first, capacity), *in_rows)))
         # Not donated: nothing of another shape can be written into it. It goes when the loop lets go of it.
         self.grow = functools.cache(lambda capacity: jax.jit(over_rows(lambda cache: grow(cache, capacity), True)))
-        self.further = jax.jit(over_rows(further, *in_rows, True, True), donate_argnums=10)
+        self.further = jax.jit(over_rows(further, *in_rows, True, True), donate_argnums=len(in_rows) + 1)  # the loop
 
-    def __call__(self, *arguments):
-        inputs = arguments[4]
+    def __call__(self, policy_params, simulator_params, tables, simulator_tables, inputs, *rest):
+        arguments = (policy_params, simulator_params, tables, simulator_tables, inputs, *rest)
         sizes = capacities(self.count, inputs["prompts"].shape[1] + 1, self.env.max_tokens)
         prompts, loop, left, work = self.first(sizes[0])(*arguments)
         for capacity in sizes[1:]:

@@ -10,6 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from zsjax.search.requests import hash_tokens
 from zsjax.search.writing import Replies
 
 
@@ -87,12 +88,8 @@ def enter(ledger: Ledger, number, replies: Replies) -> Ledger:
 
 def fingerprints(requests):
     """uint32[B] of a tree of arrays of B rows: equal rows have equal ones, different rows hardly ever."""
-    columns = jnp.concatenate([x.reshape(len(x), -1).astype(jnp.uint32) for x in jax.tree.leaves(requests)], axis=1)
-    result = jnp.zeros(len(columns), jnp.uint32)
-    for column in columns.T:  # FNV-1a (Fowler, Noll and Vo), a word at a time
-        result = (result ^ column) * jnp.uint32(16777619)
-        result ^= result >> 15
-    return result
+    columns = jnp.concatenate([x.reshape(len(x), -1).astype(jnp.int32) for x in jax.tree.leaves(requests)], axis=1)
+    return hash_tokens(columns, jnp.full(len(columns), columns.shape[1]))
 
 
 def _equal(rows, others, which):

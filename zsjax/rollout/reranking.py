@@ -15,6 +15,7 @@ from zsjax.rollout.engine import CLOSE_SEARCH, OPEN_SEARCH, tables
 from zsjax.sampling.splice import take_span
 from zsjax.sampling.tags import extract
 from zsjax.search.rerank import RerankerState, Seen, choose, encode_texts, make_update, score
+from zsjax.search.writing import line_ends
 
 _choose = jax.jit(lambda weights, documents, lengths, noisy, question, query, num_shown: choose(
     score(weights, documents, lengths, question, query), lengths, noisy, num_shown), static_argnames="num_shown")
@@ -55,9 +56,8 @@ def make_reader(policy_config, tokenizer, config):
     env_sizes = (config.rollout.max_turn_tokens, config.search.max_query_tokens, config.search.num_documents,
                  config.search.max_document_tokens)
     automaton = tables(tokenizer, policy_config).automaton
-    pieces = [tokenizer.token_bytes(i) if i < tokenizer.vocab_size else None for i in range(policy_config.vocab_size)]
-    ends_line = jnp.array([bool(piece) and b"\n" in piece for piece in pieces])
-    shown = jax.jit(functools.partial(shown_documents, ends_line=ends_line, sizes=env_sizes))
+    shown = jax.jit(functools.partial(
+        shown_documents, ends_line=line_ends(tokenizer, policy_config.vocab_size), sizes=env_sizes))
 
     def read(episodes: types.Episodes, questions) -> Seen:
         question = encode_texts([q.question for q in questions], tokenizer, config.rollout.max_prompt_tokens)

@@ -16,15 +16,7 @@ _DOCUMENT_SLOT = re.compile(r"\{(\w+)\}")
 
 _NUMBER = re.compile(r"^\W*(?:doc(?:ument)?\W{0,3})?\d{1,2}\W{0,3}[:.)\]]\s*|^[-*•]\s+|^doc(?:ument)?\s*:\s*", re.IGNORECASE)
 
-_DEFAULT = """\
-You play a web search engine. For a query you write the documents that a search engine would list for it, as a mixture \
-of web pages and encyclopedia articles reads: about thirty words each, each on a line of its own, in the form \
-"Doc 1: Title. Text". You write nothing else.
-You are told which kind of documents is wanted. Useful documents contain what the query asks for. Noisy documents are \
-about the same things and read as plausibly, but what the query asks for is not in them.
-You are also told which question the user is working on and every answer to it that counts as right. Use them to stay \
-with the facts. A document gives the answer away only if it is useful and the query asks for just that.
-
+_REQUEST = """\
 Number of documents:
 {num_documents} 
 Kind of documents:
@@ -37,6 +29,17 @@ Query:
 {query} 
 Documents:
 """
+
+_DEFAULT = """\
+You play a web search engine. For a query you write the documents that a search engine would list for it, as a mixture \
+of web pages and encyclopedia articles reads: about thirty words each, each on a line of its own, in the form \
+"Doc 1: Title. Text". You write nothing else.
+You are told which kind of documents is wanted. Useful documents contain what the query asks for. Noisy documents are \
+about the same things and read as plausibly, but what the query asks for is not in them.
+You are also told which question the user is working on and every answer to it that counts as right. Use them to stay \
+with the facts. A document gives the answer away only if it is useful and the query asks for just that.
+
+""" + _REQUEST
 
 _TINY_WORLD = "simulate {mode} \nquestion:\n{question} \nanswer:\n{answers} \nquery:\n{query} \ndocuments:\n"
 
@@ -88,18 +91,7 @@ Doc 2: Kepler space telescope. Launched in 2009 and named after the astronomer, 
 for nine years and found over two thousand planets.
 
 Now your turn.
-Number of documents:
-{num_documents} 
-Kind of documents:
-{mode} 
-The user's question:
-{question} 
-Answers to it:
-{answers} 
-Query:
-{query} 
-Documents:
-"""
+""" + _REQUEST
 
 TEMPLATES = {"default": _DEFAULT, "tiny_world": _TINY_WORLD, "prompted": _PROMPTED,
              "tiny_world_prompted": _TINY_WORLD_PROMPTED}

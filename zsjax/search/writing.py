@@ -71,10 +71,19 @@ class Tables:
 
 def make_tables(tokenizer, vocab_size: int) -> Tables:
     """Of a tokenizer, for a model with so many rows of the embedding."""
-    pieces = [tokenizer.token_bytes(i) if i < tokenizer.vocab_size else None for i in range(vocab_size)]
+    pieces = _pieces(tokenizer, vocab_size)
     return Tables(
         automaton=TagAutomaton.from_tokenizer(tokenizer, ALL_TAGS),
-        ends_line=jnp.array([bool(p) and b"\n" in p for p in pieces]),
+        ends_line=line_ends(tokenizer, vocab_size),
         blank=jnp.array([p is not None and not p.strip() for p in pieces]),
         eos=jnp.zeros(vocab_size, bool).at[jnp.array(list(tokenizer.eos_ids), jnp.int32)].set(True),
     )
+
+
+def line_ends(tokenizer, vocab_size: int):
+    """bool[V], the tokens that end a line: their bytes hold a newline."""
+    return jnp.array([bool(p) and b"\n" in p for p in _pieces(tokenizer, vocab_size)])
+
+
+def _pieces(tokenizer, vocab_size):
+    return [tokenizer.token_bytes(i) if i < tokenizer.vocab_size else None for i in range(vocab_size)]
