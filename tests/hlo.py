@@ -21,18 +21,30 @@ def _computations(hlo):
     return computations
 
 
-def cache_sized_results(hlo, size):
-    """Instructions inside loops that write a whole array of `size` elements and are not an in-place update."""
-    computations = _computations(hlo)
+def _in_loops(computations, fused):
+    """Names of what the bodies of loops run; with or without what is fused."""
     inside, queue = set(), [name for lines in computations.values() for op, _, rest, _ in lines if op == "while"
                             for name in re.findall(r"(?:body|condition)=%?([\w.\-]+)", rest)]
-    while queue:  # whatever a loop's body runs; what stands inside a fusion is never stored
+    while queue:
         name = queue.pop()
         if name not in inside:
             inside.add(name)
             for op, _, rest, _ in computations[name]:
-                if op != "fusion":
+                if fused or op != "fusion":
                     queue += re.findall(r"(?:body|condition|to_apply|calls)=%?([\w.\-]+)", rest)
+    return inside
+
+
+def operations_in_loops(hlo):
+    """The opcodes that loops run."""
+    computations = _computations(hlo)
+    return {op for name in _in_loops(computations, fused=True) for op, *_ in computations[name]}
+
+
+def cache_sized_results(hlo, size):
+    """Instructions inside loops that write a whole array of `size` elements and are not an in-place update."""
+    computations = _computations(hlo)
+    inside = _in_loops(computations, fused=False)  # what stands inside a fusion is never stored
     found = []
     for name in inside:
         for op, result, rest, _ in computations[name]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.hlo import cache_sized_results
+from tests.hlo import cache_sized_results, operations_in_loops
 from zsjax.models.cache import KVCache, copy_rows, grow, init_cache
 from zsjax.models.decoder import extend, forward, init_params, logits_of
 from zsjax.models.layers import DecoderConfig
@@ -88,8 +88,8 @@ def test_how_a_cpu_stores_bfloat16_changes_nothing():
 
 # ------------------------------------------------------------------------------------------- in place, by the HLO
 
-def _decode_hlo():
-    B, P, N = 7, 20, 13
+def _decode_hlo(B=7):
+    P, N = 20, 13
     size = B * CONFIG.num_kv_heads * (P + N - 1) * CONFIG.head_dim
     # A new jit each time: a cached trace would hide the other write.
     call = jax.jit(lambda *args: decode._generate.__wrapped__(args[0], CONFIG, *args[1:], max_new_tokens=N, top_k=0,
@@ -99,8 +99,10 @@ def _decode_hlo():
     return call.lower(*args).compile().as_text(), size
 
 
-def test_the_decode_loop_writes_its_cache_in_place(monkeypatch):
-    inside, found = cache_sized_results(*_decode_hlo())
+@pytest.mark.parametrize("rows", [1, 7])
+def test_the_decode_loop_writes_its_cache_in_place(rows, monkeypatch):
+    hlo, size = _decode_hlo(rows)
+    inside, found = cache_sized_results(hlo, size)
     assert inside and not found, found
 
     def select(self, layer, k, v, rows=None):  # the write this test exists to refuse
@@ -111,7 +113,13 @@ def test_the_decode_loop_writes_its_cache_in_place(monkeypatch):
 
     write = KVCache.write
     monkeypatch.setattr(KVCache, "write", lambda self, *a: (select if a[1].shape[2] == 1 else write)(self, *a))
-    assert len(cache_sized_results(*_decode_hlo())[1]) == 2 * CONFIG.num_layers
+    assert len(cache_sized_results(*_decode_hlo(rows))[1]) >= 2 * CONFIG.num_layers
+
+
+def test_the_decode_loop_computes_no_angles():
+    """It looks them up: fused into their use, they would be computed for every head of every layer."""
+    hlo, _ = _decode_hlo()
+    assert "cosine(" in hlo and "cosine" not in operations_in_loops(hlo)
 
 
 def test_reading_many_tokens_in_a_loop_writes_in_place():

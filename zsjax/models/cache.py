@@ -48,6 +48,11 @@ class KVCache:
           The cache with the layer written and unchanged lengths.
         """
         slots = self.row_lengths(rows)[:, None] + jnp.arange(k.shape[2])
+        if slots.size == 1:
+            # A scatter of one index becomes an update of a slice, which XLA on CPU fuses into each of its readers, with
+            # copies of the cache. The second, beyond the capacity, is dropped.
+            slots = jnp.concatenate([slots, slots + self.capacity], axis=1)
+            k, v = jnp.repeat(k, 2, axis=2), jnp.repeat(v, 2, axis=2)
         ks, vs = list(self.k), list(self.v)
 
         # Mapped over rows, so that the scatter says rows do not mix: sharded rows then write without a collective

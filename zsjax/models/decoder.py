@@ -267,7 +267,9 @@ def extend(params, config: DecoderConfig, tokens, count, cache: KVCache, rows=No
     lengths = cache.row_lengths(rows)
     positions = lengths[:, None] + jnp.arange(N)
     kv_lengths = lengths + count
-    cos, sin = rotary_angles(config, positions)
+    # Looked up, so that a decoding loop computes the angles of all slots once: fused into their use, they would be
+    # computed again for every head and layer.
+    cos, sin = (x.at[positions].get(mode="clip") for x in rotary_angles(config, jnp.arange(cache.capacity)))
     x = _embed(params, config, tokens)
     for index, layer_params in enumerate(params["layers"]):
 

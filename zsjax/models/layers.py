@@ -12,6 +12,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from zsjax.sharding import platform
+
 
 @flax.struct.dataclass
 class Int8Matrix:
@@ -236,8 +238,13 @@ def matmul(x, matrix):
         return matmul(x, values) * matrix.scale[0]
     # Rows in one dimension: over two, XLA on CPU writes the transpose of what the weights' gradient contracts, and that
     # product runs at half its speed (measured).
-    rows = x.reshape(-1, x.shape[-1])
-    y = jnp.matmul(rows, matrix.astype(x.dtype), preferred_element_type=jnp.float32)
+    rows, matrix = x.reshape(-1, x.shape[-1]), matrix.astype(x.dtype)
+    if len(rows) == 1 and len(matrix) % 2 == 0 and platform() == "cpu":
+        # One row as two half rows: XLA on CPU reads the matrix 1.2 to 1.5 times as fast that way (measured).
+        halves = rows.reshape(2, 1, -1), matrix.reshape(2, -1, matrix.shape[1])
+        y = jnp.einsum("pbi,pio->pbo", *halves, preferred_element_type=jnp.float32).sum(axis=0)
+    else:
+        y = jnp.matmul(rows, matrix, preferred_element_type=jnp.float32)
     return y.reshape(*x.shape[:-1], matrix.shape[1])
 
 
