@@ -7,8 +7,9 @@
 decode     a prompt of 128 tokens, 128 new (--prompt, --new), sampled at temperature 1, no stop.
 fixed      3 turns of 64 tokens of the policy and 96 of the simulator, from a prompt of 200; 16 rows. Ours is the compiled
            rollout of training with scripted tags (scripted.py); a peer calls generate again for every turn, on all so far.
-realistic  lengths of lengths.json; tags stop ours. The peer follows the reference's protocol: no stop strings, cut after
-           500 tokens, everything prefilled again every turn, with the lengths that our run had (peers/torch_worker.py).
+realistic  lengths of lengths.json; tags stop ours, and --episodes are played in --rows rows: one that ends takes the next.
+           The peer follows the reference's protocol: no stop strings, cut after 500 tokens, everything prefilled again
+           every turn, with the lengths that our run had (peers/torch_worker.py), --peer-rows episodes at a time.
 
 Who: zsjax-f32, zsjax-bf16, torch-f32 and torch-bf16 (transformers' generate), torch-f32-mkl (with a preload that tells MKL
 that an AMD CPU is an Intel one, which doubles float32 there; not what a user has, but a fairer peer), each torch also
@@ -63,6 +64,9 @@ def main():
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--new", type=int, default=128)
     parser.add_argument("--rows", type=int, default=16, help="of the rollouts")
+    parser.add_argument("--episodes", type=int, default=64, help="of the realistic rollout")
+    parser.add_argument("--slots", type=int, default=8, help="requests that the realistic rollout writes at a time")
+    parser.add_argument("--peer-rows", type=int, help="of the realistic rollout; as many as --rows if left out")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tunix-python", help="the interpreter of an environment with tunix")
     parser.add_argument("--cost-growth", action="store_true", help="time at 4 x the rows and turns against the prediction")
@@ -135,8 +139,9 @@ def workloads(options, config):
             made.append((f"fixed rollout, {options.rows} rows", fixed(options.rows, 3)))
         else:
             lengths = json.loads((HERE / "lengths.json").read_text())
-            made.append((f"realistic rollout, {options.rows} rows", {
-                "kind": "realistic", "batch": options.rows, "group": 4, "prompt": 160, "turns": 4, "turn_tokens": 500,
+            made.append((f"realistic rollout, {options.episodes} episodes, {options.rows} rows", {
+                "kind": "realistic", "batch": options.episodes, "rows": options.rows, "slots": options.slots, "busy": 0.8,
+                "peer_rows": options.peer_rows or options.rows, "group": 4, "prompt": 160, "turns": 4, "turn_tokens": 500,
                 "documents": 5, "document_tokens": 64, "simulator_prompt": 260, "max_tokens": 2304, "lanes": 4, **{
                     name: lengths[name] for name in ("turn_lengths", "answer_share", "line_tokens")}}))
     return made

@@ -112,7 +112,8 @@ def scripted_rollout(config, params, w, rng):
     inputs = {"prompts": prompts, "prompt_lengths": lengths, "turn": np.zeros(questions, np.int32),
               "group_id": np.arange(questions, dtype=np.int32), "question": random_ids(question_tokens),
               "answers": random_ids(ANSWERS), "question_key": np.arange(questions, dtype=np.uint32)}
-    program = rollout.compiled_program(env, continuous.Schedule(rows=w.get("rows", 0)), simulator, None)
+    schedule = continuous.Schedule(rows=w.get("rows", 0), slots=w.get("slots", 0), busy=w.get("busy", 0.0))
+    program = rollout.compiled_program(env, schedule, simulator, None)
     policy_tables = pieces.Tables(automaton=script, eos=none)
 
     def run():

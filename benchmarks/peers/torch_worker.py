@@ -71,22 +71,27 @@ def main():
         whole(random_ids(w["batch"], w["prompt"]), 4)
 
         def run():
-            rows = [torch.randint(3, vocabulary, (w["prompt"],)) for _ in w["trajectories"]]
-            for turn in range(max(map(len, w["trajectories"]))):
-                live = [i for i, lengths in enumerate(w["trajectories"]) if turn < len(lengths)]
-                spoken = continued(*_left_padded([rows[i] for i in live], device), w["turn_tokens"]).cpu()
-                kept = [w["trajectories"][i][turn] for i in live]
-                asks = [n for n, (_, documents) in enumerate(kept) if documents]
-                replies = {}
-                if asks:
-                    longest = max(kept[n][1] for n in asks)
-                    prompts = random_ids(len(asks), w["simulator_prompt"])
-                    replies = dict(zip(asks, whole(prompts, longest).cpu()))
-                for n, (i, (policy, documents)) in enumerate(zip(live, kept)):
-                    rows[i] = torch.cat([rows[i], spoken[n, :policy], *([replies[n][:documents]] if documents else [])])
+            for first in range(0, len(w["trajectories"]), w["peer_rows"]):
+                play(w, w["trajectories"][first:first + w["peer_rows"]])
             return {"tokens": sum(policy for lengths in w["trajectories"] for policy, _ in lengths)}
 
         return run
+
+    def play(w, trajectories):
+        """A batch of episodes, turn by turn together."""
+        rows = [torch.randint(3, vocabulary, (w["prompt"],)) for _ in trajectories]
+        for turn in range(max(map(len, trajectories))):
+            live = [i for i, lengths in enumerate(trajectories) if turn < len(lengths)]
+            spoken = continued(*_left_padded([rows[i] for i in live], device), w["turn_tokens"]).cpu()
+            kept = [trajectories[i][turn] for i in live]
+            asks = [n for n, (_, documents) in enumerate(kept) if documents]
+            replies = {}
+            if asks:
+                longest = max(kept[n][1] for n in asks)
+                prompts = random_ids(len(asks), w["simulator_prompt"])
+                replies = dict(zip(asks, whole(prompts, longest).cpu()))
+            for n, (i, (policy, documents)) in enumerate(zip(live, kept)):
+                rows[i] = torch.cat([rows[i], spoken[n, :policy], *([replies[n][:documents]] if documents else [])])
 
     kinds = {"decode": decode, "fixed": fixed, "realistic": realistic}
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
