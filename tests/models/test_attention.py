@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from zsjax.models import attention
-from zsjax.models.attention import attend, choose
+from zsjax.models.attention import attend, attend_cached, choose
 from zsjax.models.layers import DecoderConfig
 
 CONFIG = DecoderConfig(vocab_size=40, embed_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24)
@@ -73,7 +73,7 @@ def test_keys_after_a_block_are_not_multiplied():
         return jax.jit(function).lower(q, k, v).cost_analysis()["flops"]
 
     positions = jnp.arange(1024)[None]
-    whole = lambda q, k, v: (attend(q, k, v, kv_lengths=lengths[:1], q_positions=positions) * weight).sum()
+    whole = lambda q, k, v: (attend_cached(q, (k,), (v,), kv_lengths=lengths[:1], q_positions=positions) * weight).sum()
     blocks = lambda q, k, v: (attend(q, k, v, kv_lengths=lengths[:1]) * weight).sum()
     assert flop(blocks) < 0.65 * flop(whole)
     assert flop(jax.grad(blocks, (0, 1, 2))) < 0.75 * flop(jax.grad(whole, (0, 1, 2)))  # weights computed again
@@ -108,19 +108,22 @@ def test_on_nvidia(monkeypatch, caplog, dtype, head_dim, chosen, why):
     attention._choose.cache_clear()
 
 
-@pytest.mark.parametrize("window", [None, 20])
-def test_decoding_reads_the_live_blocks_only_and_says_the_same(monkeypatch, window):
-    q, k, v, *_ = _inputs(70, B=3)  # 70 slots: the third block of 32 begins in the second
-    q = q[:, :, :1]
+@pytest.mark.parametrize("window, new", [(None, 1), (20, 1), (None, 4)])
+def test_only_segments_that_hold_something_are_read_and_say_the_same(window, new):
+    q, k, v, *_ = _inputs(70, B=3)
+    q = q[:, :, :new]
 
-    def decode(lengths, v=v):
-        lengths = jnp.array(lengths)
-        return np.asarray(jax.jit(lambda q, k, v: attend(
-            q, k, v, kv_lengths=lengths, q_positions=lengths[:, None] - 1, window=window))(q, k, v))
+    def read(lengths, sizes, v=v, rows=None, q=q):
+        lengths, cut = jnp.array(lengths), lambda x: tuple(jnp.split(x, np.cumsum(sizes)[:-1], axis=2))
+        return np.asarray(jax.jit(lambda q, k, v: attend_cached(
+            q, cut(k), cut(v), kv_lengths=lengths, q_positions=lengths[:, None] - new + jnp.arange(new), rows=rows,
+            window=window))(q, k, v))
 
-    whole = decode([70, 5, 33])
-    monkeypatch.setattr(attention, "LIVE_BLOCK", 32)
-    np.testing.assert_allclose(decode([70, 5, 33]), whole, atol=1e-6)
-    # Bit for bit the same beside shorter rows, when fewer blocks are read; nothing beyond them is looked at.
-    short = decode([40, 5, 33], v.at[:, :, 64:].set(jnp.nan))
-    np.testing.assert_array_equal(short[1:], decode([70, 5, 33])[1:])
+    whole, split = read([70, 5, 33], [70]), read([70, 5, 33], [32, 32, 6])
+    np.testing.assert_allclose(split, whole, atol=1e-6)
+    # Bit for bit the same beside shorter rows, when fewer segments are read; nothing in the others is looked at.
+    short = read([40, 5, 33], [32, 32, 6], v.at[:, :, 64:].set(jnp.nan))
+    np.testing.assert_array_equal(short[1:], split[1:])
+    rows = jnp.array([2, 0, 7])  # the last one is any
+    np.testing.assert_allclose(read([33, 70, 1], [32, 32, 6], rows=rows, q=q[jnp.array([2, 0, 0])])[:2], whole[[2, 0]],
+                               atol=1e-6)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.hlo import cache_sized_results, operations_in_loops
+from zsjax.models import cache as cache_module
 from zsjax.models.cache import KVCache, copy_rows, grow, init_cache
 from zsjax.models.decoder import extend, forward, init_params, logits_of
 from zsjax.models.layers import DecoderConfig
@@ -29,8 +30,13 @@ def _extend_logits(params, config, tokens, count, cache):
     return logits_of(params, config, hidden), cache
 
 
+@pytest.fixture(params=[cache_module.SEGMENT, 4], ids=["whole", "segments"])
+def segments(request, monkeypatch):
+    monkeypatch.setattr(cache_module, "SEGMENT", request.param)
+
+
 @pytest.mark.parametrize("name", VARIANTS)
-def test_any_split_into_chunks_equals_the_dense_forward(name):
+def test_any_split_into_chunks_equals_the_dense_forward(name, segments):
     config, B, T = VARIANTS[name], 4, 24
     params = make_params(config)
     rng = np.random.default_rng(1)
@@ -56,7 +62,7 @@ def test_any_split_into_chunks_equals_the_dense_forward(name):
     assert np.abs(found - dense)[valid].max() <= 1e-5
 
 
-def test_grown_and_repeated_rows_go_on_alike():
+def test_grown_and_repeated_rows_go_on_alike(segments):
     params, prompt = make_params(CONFIG), jnp.array([[3, 1, 4, 1, 5], [9, 2, 6, 0, 0]], jnp.int32)
 
     @jax.jit
@@ -82,7 +88,7 @@ def test_how_a_cpu_stores_bfloat16_changes_nothing():
     for dtype in (None, jnp.bfloat16):
         _, cache = step(params, config, tokens, jnp.array([4, 2]), init_cache(config, 2, 6, dtype))
         found.append(step(params, config, tokens[:, :1], jnp.ones(2, jnp.int32), cache))
-    assert found[0][1].k[0].dtype == (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+    assert found[0][1].k[0][0].dtype == (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
     np.testing.assert_array_equal(found[0][0], found[1][0])
 
 
@@ -104,11 +110,17 @@ def test_the_decode_loop_writes_its_cache_in_place(rows, monkeypatch):
     hlo, size = _decode_hlo(rows)
     inside, found = cache_sized_results(hlo, size)
     assert inside and not found, found
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module, "SEGMENT", 16)
+        hlo, _ = _decode_hlo(rows)
+        assert f"f32[{rows},2,16,16]" in hlo and f"f32[{rows},2,32,16]" not in hlo
+        inside, found = cache_sized_results(hlo, size // 2)
+        assert inside and not found, found
 
     def select(self, layer, k, v, rows=None):  # the write this test exists to refuse
         hit = (jnp.arange(self.capacity) == self.lengths[:, None])[:, None, :, None]
         ks, vs = list(self.k), list(self.v)
-        ks[layer], vs[layer] = jnp.where(hit, k, ks[layer]), jnp.where(hit, v, vs[layer])
+        ks[layer], vs[layer] = (jnp.where(hit, k, ks[layer][0]),), (jnp.where(hit, v, vs[layer][0]),)
         return self.replace(k=tuple(ks), v=tuple(vs))
 
     write = KVCache.write

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.hlo import cache_sized_results
-from tests.models.test_cache import CONFIG, VARIANTS, _extend_logits, make_params
+from tests.models.test_cache import CONFIG, VARIANTS, _extend_logits, make_params, segments  # noqa: F401
 from tests.rollout.test_turns import PARAMS, POLICY, QUESTIONS, TOKENIZER, Library, make_config, searching, simulator  # noqa: F401
 from zsjax import sharding, types
 from zsjax.config import ConfigError, resolve
@@ -57,7 +57,7 @@ def test_logits_are_near_the_dense_ones_and_do_not_depend_on_the_chunks(name):
     assert num_bytes(cache.k) == pytest.approx(per_head * num_bytes(plain.k))
 
 
-def test_repeated_grown_and_laned_rows_go_on_alike():
+def test_repeated_grown_and_laned_rows_go_on_alike(segments):  # noqa: F811
     params, dtype = make_params(CONFIG), jnp.int8
     prompt = jnp.array([[3, 1, 4, 1, 5], [9, 2, 6, 0, 0]], jnp.int32)
 
@@ -99,7 +99,7 @@ def test_it_is_written_in_place():
 def test_scales_are_cut_as_their_heads_are():
     mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
     cache = sharding.on(mesh, jax.jit(lambda: init_cache(CONFIG, 8, 16, jnp.int8)))()
-    values, scale = cache.k[0].values.sharding.spec, cache.k[0].scale.sharding.spec
+    values, scale = cache.k[0][0].values.sharding.spec, cache.k[0][0].scale.sharding.spec
     assert tuple(values)[:2] == tuple(scale)[:2] == (("data", "fsdp"), "tensor")
 
 

@@ -16,38 +16,32 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from zsjax.models.cache import placed, when
 from zsjax.models.layers import Int8Heads
 from zsjax.sharding import platform
 
 NEG_INF = -1e30  # finite: a row without any visible key gives an average, never NaN
 SPLASH_BLOCK = 128  # tokens, and lanes of a head: what the kernel's tiles divide
 MIN_BLOCK, MAX_BLOCKS = 128, 8  # "xla": queries of a block, blocks of a row (they are unrolled)
-LIVE_BLOCK = 256  # slots that a decoding step on CPU reads at a time
 
 
-def attend(q, k, v, *, kv_lengths, q_positions=None, window=None, kernel: str = "xla"):
-    """softmax(q k^T / sqrt(h)) v over the keys a query may see.
+def attend(q, k, v, *, kv_lengths, window=None, kernel: str = "xla"):
+    """softmax(q k^T / sqrt(h)) v over the keys a query may see: whole rows.
 
-    Slot s of row b holds the token at position s. A query at position p sees slots s <= p, s < kv_lengths[b] and, with
-    a window, s > p - window. Scores and softmax are float32.
+    Query t sees keys s <= t, s < kv_lengths[b] and, with a window, s > t - window. Scores and softmax are float32.
 
     Args:
       q: [B, H, T, h].
-      k, v: [B, K, S, h]; head i of q reads head i // (H / K). With q_positions they may be `Int8Heads`: their values
-        enter the products as they are, and the scales multiply what is small, the scores and the weights.
-      kv_lengths: int32[B], live slots of each row.
-      q_positions: int32[B, T]; None is 0 .. T-1 with T = S: whole rows.
+      k, v: [B, K, T, h]; head i of q reads head i // (H / K).
+      kv_lengths: int32[B], tokens of each row.
       window: None or int, tokens.
-      kernel: what `choose` returned. It serves whole rows; q_positions are always served by "xla".
+      kernel: what `choose` returned.
 
     Returns:
       [B, T, H * h], in q's dtype. Queries at or beyond their row's length get rubbish, finite; nothing may read it.
     """
-    if q_positions is None:
-        out = {"xla": _xla_rows, "cudnn": _cudnn, "splash": _splash}[kernel](q, k, v, kv_lengths, window)
-    else:
-        out = _xla_cached(q, k, v, kv_lengths, q_positions, window)
     B, H, T, h = q.shape
+    out = {"xla": _xla_rows, "cudnn": _cudnn, "splash": _splash}[kernel](q, k, v, kv_lengths, window)
     return out.reshape(B, T, H * h)
 
 
@@ -144,62 +138,73 @@ def _causal_backward(window, residuals, d_out):
 _causal.defvjp(_causal_forward, _causal_backward)
 
 
-def _xla_cached(q, k, v, kv_lengths, q_positions, window):
-    """[B, T, H, h]."""
+def attend_cached(q, ks, vs, *, kv_lengths, q_positions, rows=None, window=None):
+    """softmax(q k^T / sqrt(h)) v over the slots of a cache's layer that a query may see.
+
+    Slot s of row b holds the token at position s. A query at position p sees slots s <= p, s < kv_lengths[b] and, with
+    a window, s > p - window. Scores and softmax are float32.
+
+    Args:
+      q: [B, H, T, h].
+      ks, vs: the layer's segments (`zsjax.models.cache`), [B, K, S, h] each; head i of q reads head i // (H / K).
+        `Int8Heads`' values enter the products as they are, and the scales multiply what is small, the scores and the
+        weights.
+      kv_lengths: int32[B], slots of each row that may be seen; 0: the row's queries are of no interest.
+      q_positions: int32[B, T].
+      rows: None, or int32[B], which rows of a cache with more of them q's are; those from its number on: any.
+      window: None or int, tokens.
+
+    Returns:
+      [B, T, H * h], in q's dtype. Queries at or beyond their row's length get rubbish, finite; nothing may read it.
+    """
     B, H, T, h = q.shape
-    K, S = k.shape[1], k.shape[2]
-    G, dtype = H // K, q.dtype
+    K, dtype = ks[0].shape[1], q.dtype
+    G = H // K
     (q,) = _operands(q)
     q = q.reshape(B, K, G * T, h)  # as in `_block_scores`
 
-    # int8: the scale of a slot multiplies its scores, and its weight, so that no float copy of a cache is made.
-    plain = lambda x: (x.values, x.scale[:, :, None]) if isinstance(x, Int8Heads) else (x, 1.0)
+    def of_rows(x):
+        """(what is multiplied, what scales the product); int8: no float copy of a cache is made."""
+        x = x if rows is None else jax.tree.map(lambda x: x.at[rows].get(mode="clip"), x)
+        return (x.values, x.scale[:, :, None]) if isinstance(x, Int8Heads) else (x, 1.0)
 
-    def scores_of(k, slots, first=0):
-        k, scale = plain(k)
+    def scores_of(k, first):
+        k, scale = of_rows(k)
+        slots = first + jnp.arange(k.shape[2])
         scores = jnp.einsum("bkqh,bksh->bkqs", q, k.astype(q.dtype), preferred_element_type=jnp.float32)
         scores = scores * scale / math.sqrt(h)
-        visible = (slots <= q_positions[:, :, None]) & (slots < kv_lengths[:, None, None]) & (slots >= first)
+        visible = (slots <= q_positions[:, :, None]) & (slots < kv_lengths[:, None, None])
         if window is not None:
             visible &= slots > q_positions[:, :, None] - window
         scores = jnp.where(visible[:, None, None], scores.reshape(B, K, G, T, -1), NEG_INF)
         return scores.reshape(B, K, G * T, -1)
 
     def mixed(weights, v):
-        v, scale = plain(v)
+        v, scale = of_rows(v)
         return jnp.einsum("bkqs,bksh->bkqh", (weights * scale).astype(q.dtype), v.astype(q.dtype),
                           preferred_element_type=jnp.float32)
 
-    if platform() == "cpu" and T == 1 and S > LIVE_BLOCK:
-        out = _live_blocks(k, v, kv_lengths.max(), scores_of, mixed, (B, K, G * T))
-    else:
-        scores = scores_of(k, jnp.arange(S))
+    def further(first, k, v, carry):
+        """Softmax so far, of one more segment (Milakov and Gimelshein 2018). One without a visible slot adds exactly
+        nothing, so that a row does not depend on the others'."""
+        highest, total, out = carry
+        scores = scores_of(k, first)
+        top = jnp.maximum(highest, scores.max(axis=-1, keepdims=True))
+        weights, kept = jnp.exp(scores - top), jnp.exp(highest - top)
+        return top, total * kept + weights.sum(axis=-1, keepdims=True), out * kept + mixed(weights, v)
+
+    if len(ks) == 1:
+        scores = scores_of(ks[0], 0)
         weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-        out = mixed(weights / weights.sum(axis=-1, keepdims=True), v)
-    return out.reshape(B, K, G, T, h).transpose(0, 3, 1, 2, 4).astype(dtype)
-
-
-def _live_blocks(k, v, live, scores_of, mixed, shape):
-    """Attention to the first `live` slots, block by block with a running softmax (Milakov and Gimelshein 2018).
-
-    A cache has room for the longest row that may come; reading all of it at every step costs more than the weights where
-    rows are still short. A block without a visible slot adds exactly nothing, so a row does not depend on the others'.
-    """
-    S, size = k.shape[2], LIVE_BLOCK
-
-    def block(carry):
-        number, highest, total, out = carry
-        start = jnp.minimum(number * size, S - size)  # the last one may begin in the one before
-        cut = lambda x: jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=2), x)
-        scores = scores_of(cut(k), start + jnp.arange(size), number * size)
-        top = jnp.maximum(highest, scores.max(axis=-1))
-        weights, kept = jnp.exp(scores - top[..., None]), jnp.exp(highest - top)
-        return number + 1, top, total * kept + weights.sum(axis=-1), out * kept[..., None] + mixed(weights, cut(v))
-
-    zeros = jnp.zeros(shape, jnp.float32)
-    carry = (jnp.int32(0), zeros + NEG_INF, zeros, jnp.zeros((*shape, k.shape[3]), jnp.float32))
-    _, _, total, out = jax.lax.while_loop(lambda carry: carry[0] * size < live, block, carry)
-    return out / jnp.maximum(total, 1.0)[..., None]  # at least one weight is one, but where nothing is live
+        out = mixed(weights / weights.sum(axis=-1, keepdims=True), vs[0])
+    else:
+        zeros = jnp.zeros((B, K, G * T, 1), jnp.float32)
+        carry = further(0, ks[0], vs[0], (zeros + NEG_INF, zeros, jnp.zeros((B, K, G * T, h), jnp.float32)))
+        for (first, k), v in list(zip(placed(ks), vs))[1:]:
+            carry = when(kv_lengths.max() > first, functools.partial(further, first, k, v), carry)
+        _, total, out = carry
+        out = out / total
+    return out.reshape(B, K, G, T, h).transpose(0, 3, 1, 2, 4).astype(dtype).reshape(B, T, H * h)
 
 
 def _cudnn(q, k, v, lengths, window):

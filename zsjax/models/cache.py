@@ -1,12 +1,19 @@
-"""Key-value cache: per layer one `k` and one `v` of shape [B, K, S, h], written in place.
+"""Key-value cache: `k` and `v` of shape [B, K, S, h] for each layer, written in place.
 
 Rows are dense: row b holds positions 0 .. lengths[b] - 1 and nothing else is ever read, so slots beyond the length
 may hold anything finite. Layers stay separate arrays and the layout is the one attention reads, because stacked
 caches and other layouts cost copies of the whole cache at every step (openxla/xla#18292, and measured here).
-Carry a cache through `while_loop` inside a jit that donates it; never through `cond` (jax#38145 copies it).
+Carry a cache through `while_loop` inside a jit that donates it; never through `cond` (jax#38145 copies it): `when` is
+the "if" beside a cache.
+
+On CPU the slots of a layer lie in segments of `SEGMENT`, arrays of their own, and attention reads those that hold
+something: what a row may once need costs nothing before, and nothing is copied to read a part (a slice of an array would
+be, at every step). On accelerators there is one segment.
 
 A cache of dtype int8 holds `Int8Heads` in place of arrays: rounded when written, never dequantised as a whole.
 """
+
+import itertools
 
 import flax.struct
 import jax
@@ -16,24 +23,27 @@ from zsjax.models.layers import DecoderConfig, Int8Heads
 from zsjax.models.quant import quantize_heads
 from zsjax.sharding import constrain, platform
 
+SEGMENT = 512  # slots
+
 
 @flax.struct.dataclass
 class KVCache:
     """Keys and values of the tokens read so far.
 
     Attributes:
-      k, v: one array [B, K, S, h] a layer, in the cache's dtype, or one `Int8Heads`.
+      k, v: for each layer its segments, arrays [B, K, S, h] in the cache's dtype or `Int8Heads`; one after the other they
+        are the slots.
       lengths: int32[B], tokens held by each row.
     """
 
-    k: tuple[jax.Array | Int8Heads, ...]
-    v: tuple[jax.Array | Int8Heads, ...]
+    k: tuple[tuple[jax.Array | Int8Heads, ...], ...]
+    v: tuple[tuple[jax.Array | Int8Heads, ...], ...]
     lengths: jax.Array
 
     @property
     def capacity(self) -> int:
-        """S, the number of slots a row has."""
-        return self.k[0].shape[2]
+        """The number of slots a row has."""
+        return sum(segment.shape[2] for segment in self.k[0])
 
     def write(self, layer: int, k: jax.Array, v: jax.Array, rows: jax.Array | None = None) -> "KVCache":
         """Writes N new slots of one layer behind each row's length; `advance` then makes them count.
@@ -53,24 +63,29 @@ class KVCache:
             # copies of the cache. The second, beyond the capacity, is dropped.
             slots = jnp.concatenate([slots, slots + self.capacity], axis=1)
             k, v = jnp.repeat(k, 2, axis=2), jnp.repeat(v, 2, axis=2)
-        ks, vs = list(self.k), list(self.v)
-
         # Mapped over rows, so that the scatter says rows do not mix: sharded rows then write without a collective
         # (indexing by row number gathers k and v from every device at every step).
         def row(old, new, slots):
             return old.at[:, slots].set(new.astype(old.dtype), mode="drop", unique_indices=True)
 
-        def one(old, new):  # [B, K, S, h], or the scales [B, K, S]
+        def one(old, new, slots):  # [B, K, S, h], or the scales [B, K, S]
             if rows is None:
                 return jax.vmap(row)(old, new, slots)
             return old.at[rows[:, None], :, slots].set(new.swapaxes(1, 2).astype(old.dtype), mode="drop",
                                                        unique_indices=True)
 
-        def put(old, new):
-            return jax.tree.map(one, old, quantize_heads(new) if isinstance(old, Int8Heads) else new)
+        def put(segments, new):
+            rounded, written = None, []
+            for first, old in placed(segments):
+                if isinstance(old, Int8Heads):
+                    rounded = rounded or quantize_heads(new)
+                # Slots of earlier segments go to where nothing is, not to negative indices, which would count from the end.
+                own = jnp.where(slots < first, slots + self.capacity, slots - first)
+                written.append(jax.tree.map(lambda x, y: one(x, y, own), old, rounded or new))
+            return tuple(written)
 
-        ks[layer], vs[layer] = put(ks[layer], k), put(vs[layer], v)
-        return self.replace(k=tuple(ks), v=tuple(vs))
+        replaced = lambda of_layers, new: (*of_layers[:layer], put(of_layers[layer], new), *of_layers[layer + 1:])
+        return self.replace(k=replaced(self.k, k), v=replaced(self.v, v))
 
     def advance(self, count: jax.Array, rows: jax.Array | None = None) -> "KVCache":
         """Adds count int32[B] tokens to the rows' lengths; with rows int32[C], count int32[C] to theirs."""
@@ -82,10 +97,23 @@ class KVCache:
         """int32[B] lengths, or int32[C] of the given rows (of rows from B on: any)."""
         return self.lengths if rows is None else self.lengths.at[rows].get(mode="clip")
 
-    def layer(self, index: int, rows: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """(k, v) of a layer, [B, K, S, h] each; with rows a copy of theirs, [C, K, S, h]."""
-        pair = self.k[index], self.v[index]
-        return pair if rows is None else jax.tree.map(lambda x: x.at[rows].get(mode="clip"), pair)
+
+def placed(segments):
+    """[(first slot, segment), ...] of a layer's segments."""
+    firsts = itertools.accumulate((segment.shape[2] for segment in segments), initial=0)
+    return list(zip(firsts, segments))
+
+
+def when(condition, f, x):
+    """f(x) if the condition holds, else x; without the copy of every array in x that `lax.cond` makes."""
+    _, x = jax.lax.while_loop(lambda carry: carry[0], lambda carry: (False, f(carry[1])), (condition, x))
+    return x
+
+
+def _segment_sizes(capacity: int) -> list[int]:
+    if platform() != "cpu":
+        return [capacity]
+    return [min(SEGMENT, capacity - first) for first in range(0, capacity, SEGMENT)]
 
 
 def init_cache(config: DecoderConfig, batch: int, capacity: int, dtype=None) -> KVCache:
@@ -94,20 +122,16 @@ def init_cache(config: DecoderConfig, batch: int, capacity: int, dtype=None) -> 
     dtype: None is `cache_dtype(config)`; jnp.int8 rounds what is written, see `quantize_heads`.
     """
     dtype = cache_dtype(config) if dtype is None else dtype
-    shape = (batch, config.num_kv_heads, capacity, config.head_dim)
 
-    def zeros():
+    def zeros(slots):
+        shape = batch, config.num_kv_heads, slots, config.head_dim
         heads = constrain(jnp.zeros(shape, dtype), "rows", "kv_heads", None, None)
         if heads.dtype != jnp.int8:
             return heads
         return Int8Heads(heads, constrain(jnp.zeros(shape[:3], jnp.float32), "rows", "kv_heads", None))
 
-    empty = lambda: tuple(zeros() for _ in range(config.num_layers))
-    return KVCache(
-        k=empty(),
-        v=empty(),
-        lengths=jnp.zeros(batch, jnp.int32),
-    )
+    empty = lambda: tuple(tuple(map(zeros, _segment_sizes(capacity))) for _ in range(config.num_layers))
+    return KVCache(k=empty(), v=empty(), lengths=jnp.zeros(batch, jnp.int32))
 
 
 def cache_dtype(config: DecoderConfig, name: str = "model"):
@@ -131,16 +155,24 @@ def copy_rows(cache: KVCache, rows: jax.Array, source: KVCache, source_rows: jax
     """
     put = lambda x, y: x.at[rows, :, :y.shape[2]].set(
         y.at[source_rows].get(mode="clip").astype(x.dtype), mode="drop", unique_indices=True)
-    k, v = jax.tree.map(put, (cache.k, cache.v), (source.k, source.v))
-    return KVCache(
-        k=k, v=v, lengths=cache.lengths.at[rows].set(source.row_lengths(source_rows), mode="drop"))
+
+    def begun(segments, others):  # segments of two caches begin at the same slots
+        return tuple(jax.tree.map(put, *pair) for pair in zip(segments, others)) + segments[len(others):]
+
+    return KVCache(k=tuple(map(begun, cache.k, source.k)), v=tuple(map(begun, cache.v, source.v)),
+                   lengths=cache.lengths.at[rows].set(source.row_lengths(source_rows), mode="drop"))
 
 
 def grow(cache: KVCache, capacity: int) -> KVCache:
     """The same rows with more slots. A host visit: it copies the cache and compiles a new program."""
-    extra = capacity - cache.capacity
-    if extra < 0:
+    if capacity < cache.capacity:
         raise ValueError(f"cannot shrink a cache of {cache.capacity} slots to {capacity}")
-    pad = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, extra), (0, 0))[:x.ndim])
-    k, v = jax.tree.map(pad, (cache.k, cache.v))
-    return cache.replace(k=k, v=v)
+
+    def longer(segments):
+        resized = lambda x, size: jnp.pad(x, ((0, 0), (0, 0), (0, size - x.shape[2]), (0, 0))[:x.ndim])
+        sizes = _segment_sizes(capacity)
+        # Further segments are the last one's zeros, none of its slots and `size` new ones.
+        grown = [*segments, *[jax.tree.map(lambda x: x[:, :, :0], segments[-1])] * (len(sizes) - len(segments))]
+        return tuple(jax.tree.map(lambda x: resized(x, size), segment) for segment, size in zip(grown, sizes))
+
+    return cache.replace(k=tuple(map(longer, cache.k)), v=tuple(map(longer, cache.v)))

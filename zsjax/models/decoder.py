@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from zsjax.models.attention import attend, choose
+from zsjax.models.attention import attend, attend_cached, choose
 from zsjax.models.cache import KVCache, init_cache
 from zsjax.models.layers import (
     DecoderConfig,
@@ -266,7 +266,7 @@ def extend(params, config: DecoderConfig, tokens, count, cache: KVCache, rows=No
     N = tokens.shape[1]
     lengths = cache.row_lengths(rows)
     positions = lengths[:, None] + jnp.arange(N)
-    kv_lengths = lengths + count
+    kv_lengths = jnp.where(count > 0, lengths + count, 0)  # rows that append nothing need not be read
     # Looked up, so that a decoding loop computes the angles of all slots once: fused into their use, they would be
     # computed again for every head and layer.
     cos, sin = (x.at[positions].get(mode="clip") for x in rotary_angles(config, jnp.arange(cache.capacity)))
@@ -276,8 +276,8 @@ def extend(params, config: DecoderConfig, tokens, count, cache: KVCache, rows=No
         def read_kv(q, k, v):
             nonlocal cache
             cache = cache.write(index, k, v, rows)
-            return attend(q, *cache.layer(index, rows), q_positions=positions, kv_lengths=kv_lengths,
-                          window=_window(config, index))
+            return attend_cached(q, cache.k[index], cache.v[index], q_positions=positions, kv_lengths=kv_lengths, rows=rows,
+                                 window=_window(config, index))
 
         x = _layer(layer_params, config, index, x, cos, sin, read_kv)
     return rms_norm(x, params["norm"], eps=config.rms_eps), cache.advance(count, rows)

@@ -25,6 +25,7 @@ import numpy as np
 
 from zsjax import types
 from zsjax.models import quant
+from zsjax.models.cache import when
 from zsjax.models.decoder import decoding_params
 from zsjax.rollout import engine as pieces
 from zsjax.rollout import requests
@@ -271,9 +272,3 @@ def work_of(loop: Loop) -> Work:
                 simulator_slots=one(len(loop.writes)), simulator_tokens=one(loop.ledger.replies.lengths.sum()),
                 requests=loop.ledger.asked, simulated=loop.ledger.begun, tally=loop.writing.tally,
                 policy_cache=num_bytes(loop.state.cache), simulator_cache=num_bytes(loop.writing.cache))
-
-
-def when(condition, f, x):
-    """f(x) if the condition holds, else x; without the copy of every array in x that `lax.cond` makes."""
-    _, x = jax.lax.while_loop(lambda carry: carry[0], lambda carry: (False, f(carry[1])), (condition, x))
-    return x

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsjax.models.cache import KVCache, cache_dtype, init_cache
+from zsjax.models.cache import cache_dtype, copy_rows, init_cache
 from zsjax.models.decoder import DecoderConfig, decoding_params, extend, logits_of
 from zsjax.sampling.logits import sample
 from zsjax.sampling.prefill import prefill
@@ -159,9 +159,8 @@ class Simulator:
             one = init_cache(config, 1, len(shared), dtype)
             _, one = prefill(params, config, jnp.array([shared], jnp.int32), jnp.array([len(shared)], jnp.int32), one,
                              hidden[:1], chunk=PREFILL_CHUNK)
-            put = lambda x, y: x.at[:, :, :len(shared)].set(y)
-            keys, values = jax.tree.map(put, (cache.k, cache.v), (one.k, one.v))
-            cache = KVCache(k=keys, v=values, lengths=cache.lengths)
+            begun = copy_rows(cache, jnp.arange(slots), one, jnp.zeros(slots, jnp.int32))
+            cache = begun.replace(lengths=cache.lengths)
         zeros = jnp.zeros(slots, jnp.int32)
         return Writing(cache=cache, hidden=hidden, documents=jnp.zeros((slots, k, N), jnp.int32),
                        lengths=jnp.zeros((slots, k), jnp.int32), count=zeros, tag_state=zeros, step=zeros,
