@@ -187,6 +187,17 @@ def test_as_a_process_without_touching_a_device(experiment, tmp_path):
     assert wrong.returncode == 2 and "divisor of 320" in wrong.stderr and "Traceback" not in wrong.stderr
 
 
+@pytest.mark.parametrize("given, kept", [({}, ".jax_cache"), ({"JAX_COMPILATION_CACHE_DIR": "/elsewhere"}, "/elsewhere"),
+                                         ({"JAX_COMPILATION_CACHE_DIR": ""}, None)])
+def test_compiled_programs_are_kept(given, kept, tmp_path):
+    code = "from zsjax import launch; launch.main(['report', '--workdir', 'none']); import jax; " \
+           "print(jax.config.jax_compilation_cache_dir)"
+    env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")} | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run([sys.executable, "-c", code], env=env | given, cwd=tmp_path, capture_output=True, text=True,
+                         timeout=120)
+    assert run.stdout.strip() in ({str(tmp_path / kept)} if kept else {"", "None"}), run.stderr
+
+
 def test_scripts_are_valid_bash():
     for script in (*(ROOT / "launch").glob("*.sh"), ROOT / ".ci" / "run"):
         subprocess.run(["bash", "-n", str(script)], check=True)

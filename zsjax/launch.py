@@ -49,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options, overrides = parse_flags(sys.argv[1:] if arguments is None else arguments)
         _show_logs(sys.stderr if options.json else sys.stdout)
+        keep_compiled_programs()
         if options.distributed or options.hosts:
             from zsjax import hosts
 
@@ -111,6 +112,17 @@ def parse_flags(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str
     if options.workdir is None and options.command not in ("ask", "plan", "serve-corpus"):
         parser.error("give --workdir DIR, the run's folder")
     return options, overrides
+
+
+def keep_compiled_programs():
+    """Compiled programs are kept between runs in .jax_cache, or where JAX_COMPILATION_CACHE_DIR says (empty: nowhere).
+
+    The same values as in launch/env.sh. jax reads them when it is imported; a program that has imported it and calls
+    `main` has decided for itself.
+    """
+    if "jax" not in sys.modules:
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(".jax_cache").absolute()))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 
 def run_command(options: argparse.Namespace, overrides: dict[str, str]):
