@@ -21,6 +21,7 @@ from tests.rollout.test_turns import (  # noqa: F401
     simulator,
 )
 from zsjax import types
+from zsjax.models import cache
 from zsjax.rollout import continuous, growing, make_rollout, requests
 from zsjax.rollout import engine as pieces
 from zsjax.search.requests import question_keys
@@ -41,17 +42,20 @@ def play(simulator, questions, **schedule):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def lockstep(simulator):  # noqa: F811
+def lockstep(request, simulator):  # noqa: F811
     """Batches of ROWS episodes, one after the other: everyone thinks, then everyone who asked is served."""
-    with pytest.MonkeyPatch.context() as patch:
-        searching(patch, draws=lambda episode: 2 + 5 * (episode % 3))
-        size = ROWS // GROUP
-        parts = [play(simulator, QUESTIONS[i:i + size]) for i in range(0, len(QUESTIONS), size)]
-    episodes = jax.tree.map(lambda *x: np.concatenate(x), *[episodes for episodes, _ in parts])
-    return episodes, sum(int(work.policy_steps[0]) for _, work in parts)
+    with pytest.MonkeyPatch.context() as segments:
+        segments.setattr(cache, "SEGMENT", {"whole": cache.SEGMENT, "segments": MAX_TOKENS // 2 + 3}[request.param])
+        with pytest.MonkeyPatch.context() as patch:
+            searching(patch, draws=lambda episode: 2 + 5 * (episode % 3))
+            size = ROWS // GROUP
+            parts = [play(simulator, QUESTIONS[i:i + size]) for i in range(0, len(QUESTIONS), size)]
+        episodes = jax.tree.map(lambda *x: np.concatenate(x), *[episodes for episodes, _ in parts])
+        yield episodes, sum(int(work.policy_steps[0]) for _, work in parts)
 
 
-@pytest.mark.parametrize("slots,busy", [(4, 0.0), (4, 1.0), (1, 0.5)])
+@pytest.mark.parametrize("lockstep, slots, busy", [("whole", 4, 0.0), ("whole", 4, 1.0), ("whole", 1, 0.5),
+                                                   ("segments", 4, 1.0)], indirect=["lockstep"])
 def test_the_schedule_changes_no_trajectory(monkeypatch, simulator, lockstep, slots, busy):  # noqa: F811
     searching(monkeypatch, draws=lambda episode: 2 + 5 * (episode % 3))
     episodes, work = play(simulator, QUESTIONS, rows=ROWS, simulator_slots=slots, busy=busy)
@@ -139,6 +143,7 @@ def test_requests_are_told_apart():
     assert ledger.written.tolist() == [False] * 4 + [True, False] and ledger.replies.count.tolist() == [0, 0, 0, 0, 2, 0]
 
 
+@pytest.mark.parametrize("lockstep", ["whole", "segments"], indirect=True)
 def test_a_cache_that_grows_changes_no_trajectory(monkeypatch, simulator, lockstep):  # noqa: F811
     """Rows begin with half of the slots; the loop stops before one outgrows them and goes on with all."""
     searching(monkeypatch, draws=lambda episode: 2 + 5 * (episode % 3))

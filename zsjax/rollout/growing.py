@@ -1,9 +1,8 @@
 """The compiled rollout with a policy cache that is allocated small and grows.
 
-Attention reads every slot that is allocated, so rows pay for the longest row that could be. Here they are allocated for
-shorter ones first; when a row could outgrow them the loop stops, the host pads the cache, and the next program goes on from
-the same carry. One program is compiled for each size. Draws do not depend on it; matmuls over other shapes differ in the
-last bits.
+On accelerators attention reads every slot that is allocated, so rows pay for the longest that could be. Here rows begin
+short; when one could outgrow its slots the loop stops, the host pads the cache, and the next program goes on from the same
+carry. One program is compiled for each size. Draws do not depend on it; matmuls over other shapes differ in the last bits.
 """
 
 import functools
