@@ -230,20 +230,22 @@ def hidden_states(params, config: DecoderConfig, tokens, *, positions=None, vali
 
 
 def _unembedding(params, config):
+    """([D, V], whether it is the transpose of what is stored)."""
     turned = config.tie_embeddings and "lm_head" not in params  # `decoding_params` may have turned it before
     matrix = params["embed_tokens"].T if turned else params["lm_head"]["kernel"]
-    return constrain(matrix, None, "vocab")  # gathered over fsdp once, not in every chunk of positions
+    return constrain(matrix, None, "vocab"), turned  # gathered over fsdp once, not in every chunk of positions
 
 
 def unembedding(params, config: DecoderConfig):
     """[D, V], the matrix from hidden states to logits, as an array."""
-    matrix = _unembedding(params, config)
+    matrix, _ = _unembedding(params, config)
     return matrix.dequantize(config.dtype) if isinstance(matrix, Int8Matrix) else matrix
 
 
 def logits_of(params, config: DecoderConfig, hidden):
     """float32[..., V] logits of [..., D] hidden states, accumulated in float32."""
-    return matmul(hidden, _unembedding(params, config))
+    matrix, turned = _unembedding(params, config)
+    return matmul(hidden, matrix, turned=turned)
 
 
 def forward(params, config: DecoderConfig, tokens, *, positions=None, valid=None):

@@ -226,8 +226,10 @@ rotate.defvjp(lambda x, cos, sin: (rotate(x, cos, sin), (cos, sin)),
               lambda angles, d_out: (rotate(d_out, angles[0], -angles[1]), None, None))
 
 
-def matmul(x, matrix):
+def matmul(x, matrix, *, turned: bool = False):
     """x[..., i] @ matrix[i, o], an array or an `Int8Matrix` with a scale an output; operands in x's dtype, float32 out.
+
+    turned: the matrix is the transpose of what is stored, [o, i].
 
     Asking the product for a float32 result is also what keeps bfloat16 fast on CPU (3x, measured).
     """
@@ -235,12 +237,13 @@ def matmul(x, matrix):
         # Tied to x: XLA would convert every matrix before a decoding loop and keep the copies. It drops barriers early
         # on CPU, where the copies remain (measured: as many bytes as the model has without int8).
         x, values = jax.lax.optimization_barrier((x, matrix.values))
-        return matmul(x, values) * matrix.scale[0]
+        return matmul(x, values, turned=turned) * matrix.scale[0]
     # Rows in one dimension: over two, XLA on CPU writes the transpose of what the weights' gradient contracts, and that
     # product runs at half its speed (measured).
     rows, matrix = x.reshape(-1, x.shape[-1]), matrix.astype(x.dtype)
-    if len(rows) == 1 and len(matrix) % 2 == 0 and platform() == "cpu":
-        # One row as two half rows: XLA on CPU reads the matrix 1.2 to 1.5 times as fast that way (measured).
+    if len(rows) == 1 and len(matrix) % 2 == 0 and platform() == "cpu" and not turned:
+        # One row as two half rows: XLA on CPU reads the matrix 1.2 to 1.5 times as fast that way (measured). Of [o, i] it
+        # would be a copy, and is not needed.
         halves = rows.reshape(2, 1, -1), matrix.reshape(2, -1, matrix.shape[1])
         y = jnp.einsum("pbi,pio->pbo", *halves, preferred_element_type=jnp.float32).sum(axis=0)
     else:

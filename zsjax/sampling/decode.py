@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from zsjax.models.cache import grow, init_cache
-from zsjax.models.decoder import DecoderConfig, decoding_params, extend, logits_of
+from zsjax.models.decoder import DecoderConfig, cast_matrices, decoding_params, extend, logits_of
 from zsjax.sampling.logits import row_keys, sample
 
 
@@ -64,7 +64,7 @@ def generate(params, config: DecoderConfig, tokens, lengths, *, key, max_new_tok
 @functools.partial(jax.jit, static_argnames=("config", "max_new_tokens", "top_k", "top_p"))
 def _generate(params, config, tokens, lengths, key, temperature, stop_ids, row_ids, *, max_new_tokens, top_k, top_p):
     B, P = tokens.shape
-    params = decoding_params(params, config)
+    params = (cast_matrices if B == 1 else decoding_params)(params, config)  # a single row gains nothing by a turned head
 
     def draw(hidden, positions):
         """(token, log-prob, whether it stops) of each row from hidden [B, D] of the token before."""
