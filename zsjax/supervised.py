@@ -69,7 +69,7 @@ def train(config: SupervisedConfig, model_config, params, batches: Callable, *, 
     writer.truncate(stage, first)
     # The update donates what it is given; the caller's parameters stay his own.
     params, opt_state = jax.tree.map(jnp.copy, (state.params, state.opt_state))
-    with writer.progress(stage, total=config.steps, done=first):
+    with checkpoints, writer.progress(stage, total=config.steps, done=first):
         start = time.perf_counter()
         for step in range(first, config.steps):
             parts = cut(*batches(step), config.microbatch_tokens, mesh)
@@ -87,7 +87,6 @@ def train(config: SupervisedConfig, model_config, params, batches: Callable, *, 
                 writer.write(done, metrics | {"time/elapsed": time.perf_counter() - start}, stage)
             if saves:
                 checkpoints.save(done, TrainState(step=jnp.int32(done), params=params, opt_state=opt_state))
-    checkpoints.close()
     return adapters.merge(frozen, params, lora) if adapted else params
 
 

@@ -102,7 +102,7 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
     writer.truncate("train", first_step)
     history = [line for line in read_jsonl(workdir / "metrics.jsonl") if line["stage"] == "train"]
 
-    with writer.progress("train", total=steps, done=first_step):
+    with checkpoints, writer.progress("train", total=steps, done=first_step):
         for step in range(first_step, steps):
             control = hosts.fetch(state.control)
             noise = float(control["noise"] if noise_at is None else noise_at(step))
@@ -192,11 +192,9 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
                 with timer("checkpoint"):  # after the line is written: these seconds stand in the next one
                     checkpoints.save(step + 1, state, {"data_position": step + 1})
             if stops:
-                checkpoints.close()
                 raise health.HealthAlarm(f"stopped after step {step + 1}, {alarm}. Widen config.health.alarms or set "
                                          "health.stop to false to go on from here")
 
-    checkpoints.close()
     return merged(state.params)
 
 
