@@ -63,6 +63,7 @@ class KVCache:
             # copies of the cache. The second, beyond the capacity, is dropped.
             slots = jnp.concatenate([slots, slots + self.capacity], axis=1)
             k, v = jnp.repeat(k, 2, axis=2), jnp.repeat(v, 2, axis=2)
+
         # Mapped over rows, so that the scatter says rows do not mix: sharded rows then write without a collective
         # (indexing by row number gathers k and v from every device at every step).
         def row(old, new, slots):
@@ -75,13 +76,11 @@ class KVCache:
                                                        unique_indices=True)
 
         def put(segments, new):
-            rounded, written = None, []
+            new, written = quantize_heads(new) if isinstance(segments[0], Int8Heads) else new, []
             for first, old in placed(segments):
-                if isinstance(old, Int8Heads):
-                    rounded = rounded or quantize_heads(new)
                 # Slots of earlier segments go to where nothing is, not to negative indices, which would count from the end.
                 own = jnp.where(slots < first, slots + self.capacity, slots - first)
-                written.append(jax.tree.map(lambda x, y: one(x, y, own), old, rounded or new))
+                written.append(jax.tree.map(lambda x, y: one(x, y, own), old, new))
             return tuple(written)
 
         replaced = lambda of_layers, new: (*of_layers[:layer], put(of_layers[layer], new), *of_layers[layer + 1:])
