@@ -134,6 +134,13 @@ def test_the_decode_loop_computes_no_angles():
     assert "cosine(" in hlo and "cosine" not in operations_in_loops(hlo)
 
 
+def test_the_decode_loop_copies_no_weights_for_one_row():
+    """Its products take the matrices in halves, which must stay views; the tied unembedding is read as it is stored."""
+    hlo, _ = _decode_hlo(1)
+    for size in (CONFIG.vocab_size * CONFIG.embed_dim, CONFIG.embed_dim * CONFIG.mlp_dim):
+        assert cache_sized_results(hlo, size)[1] == []
+
+
 def test_reading_many_tokens_in_a_loop_writes_in_place():
     from zsjax.sampling.prefill import prefill
 

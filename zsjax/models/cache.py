@@ -98,13 +98,14 @@ class KVCache:
 
 
 def placed(segments):
-    """[(first slot, segment), ...] of a layer's segments."""
+    """[(first slot, segment), ...] of a layer's segments, arrays [B, K, S, h] or `Int8Heads`."""
     firsts = itertools.accumulate((segment.shape[2] for segment in segments), initial=0)
     return list(zip(firsts, segments))
 
 
 def when(condition, f, x):
-    """f(x) if the condition holds, else x; without the copy of every array in x that `lax.cond` makes."""
+    """f(x) if the condition, bool[], holds, else x, a tree of arrays whose shapes f keeps; without the copy of every array
+    in x that `lax.cond` makes."""
     _, x = jax.lax.while_loop(lambda carry: carry[0], lambda carry: (False, f(carry[1])), (condition, x))
     return x
 
