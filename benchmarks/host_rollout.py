@@ -14,10 +14,11 @@ import time
 
 import jax
 
-from zsjax import build, config
+from zsjax import config
 from zsjax.launch import load_experiment
 from zsjax.rollout import make_rollout
-from zsjax.rollout.continuous import occupancy
+from zsjax.rollout.compiled import occupancy
+from zsjax.run import build
 
 
 class Late:

@@ -23,11 +23,12 @@ import jax
 import numpy as np
 
 from experiments.tiny_world import get_config
-from zsjax import build, types
+from zsjax import types
 from zsjax.config import resolve
 from zsjax.data import QuestionStream
 from zsjax.rollout import make_rollout
-from zsjax.rollout.continuous import occupancy
+from zsjax.rollout.compiled import occupancy
+from zsjax.run import build
 
 OLD = "rows=32,simulator_slots=8,lanes=8,busy=0.85"
 COLUMNS = ("setting", "policy", "simulator", "policy_steps", "simulator_steps", "saved", "tokens_per_cpu_second",

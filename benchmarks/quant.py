@@ -58,10 +58,11 @@ def measure(name, config, params, tokens, valid):
 
 def carried_simulator():
     """(config, params, tokens, valid): the tiny world's simulator on requests of its training worlds."""
-    from zsjax import build, launch
     from zsjax import config as configuration
+    from zsjax import launch
+    from zsjax.run import build
     from zsjax.search.engine import SearchContext
-    from zsjax.search.requests import Requests
+    from zsjax.search.simulator.requests import Requests
 
     experiment = pathlib.Path(__file__).parents[1] / "experiments" / "tiny_world.py"
     settings = configuration.resolve(launch.load_experiment(str(experiment)))

@@ -19,12 +19,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import jax
 import numpy as np
 
-from zsjax import build, launch, rewards
 from zsjax import config as configuration
+from zsjax import launch, rewards
 from zsjax.models.quant import num_bytes
 from zsjax.rl import roles
 from zsjax.rl.update import make_score
 from zsjax.rollout import make_rollout, transcript
+from zsjax.run import build
 
 WAYS = {  # name: (the simulator's quantize, cache_dtype of both models)
     "plain": ("none", "model"),

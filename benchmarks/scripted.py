@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from zsjax import rollout, types
-from zsjax.rollout import continuous
-from zsjax.rollout import engine as pieces
+from zsjax.rollout import compiled
+from zsjax.rollout import state as pieces
 from zsjax.sampling.tags import TagAutomaton
-from zsjax.search.prompts import SLOTS, SimulatorTemplate
-from zsjax.search.simulator import Simulator
-from zsjax.search.writing import Tables
+from zsjax.search.simulator.prompt import SLOTS, SimulatorTemplate
+from zsjax.search.simulator.simulator import Simulator
+from zsjax.search.simulator.writing import Tables
 
 NEWLINE = 2  # drawn never, written where a document is cut
 INSTRUCTIONS = 120  # tokens of the simulator's prompt that all requests share
@@ -112,7 +112,7 @@ def scripted_rollout(config, params, w, rng):
     inputs = {"prompts": prompts, "prompt_lengths": lengths, "turn": np.zeros(questions, np.int32),
               "group_id": np.arange(questions, dtype=np.int32), "question": random_ids(question_tokens),
               "answers": random_ids(ANSWERS), "question_key": np.arange(questions, dtype=np.uint32)}
-    schedule = continuous.Schedule(rows=w.get("rows", 0), slots=w.get("slots", 0), busy=w.get("busy", 0.0))
+    schedule = compiled.Schedule(rows=w.get("rows", 0), slots=w.get("slots", 0), busy=w.get("busy", 0.0))
     program = rollout.compiled_program(env, schedule, simulator, None)
     policy_tables = pieces.Tables(automaton=script, eos=none)
 
@@ -121,7 +121,7 @@ def scripted_rollout(config, params, w, rng):
                                                 jnp.float32(1.0), jax.random.key(0)))
         trajectories = [_turns(roles, length) for roles, length in zip(episodes.roles, episodes.length)]
         return {"tokens": int((episodes.roles == types.POLICY).sum()), "trajectories": trajectories,
-                "documents": int((episodes.roles == types.DOCUMENT).sum()), **continuous.occupancy(episodes, work)}
+                "documents": int((episodes.roles == types.DOCUMENT).sum()), **compiled.occupancy(episodes, work)}
 
     return run
 

@@ -74,7 +74,7 @@ def zsjax(options, microbatch_rows):
     import jax
     import jax.numpy as jnp
 
-    from zsjax.config_fields import OptimizerConfig
+    from zsjax.config.fields import OptimizerConfig
     from zsjax.models import DecoderConfig, init_params, num_params, save_hf
     from zsjax.models.presets import PRESETS
     from zsjax.rl.update import make_optimizer, make_update

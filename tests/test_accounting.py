@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from tests.rollout.test_turns import PARAMS, POLICY, TOKENIZER, Library, make_config, searching, simulator  # noqa: F401
-from zsjax import accounting, sharding
 from zsjax.models.decoder import DecoderConfig, init_params
+from zsjax.monitor import usage
+from zsjax.parallel import mesh
 from zsjax.plan.work import forward_flops
 from zsjax.rollout import make_rollout
-from zsjax.rollout.continuous import Work
+from zsjax.rollout.compiled import Work
 from zsjax.types import DOCUMENT, PAD, TEMPLATE, Episodes, Question
 from zsjax.types import POLICY as SAID
 from zsjax.types import PROMPT as ASKED
@@ -22,13 +23,13 @@ MODEL = DecoderConfig(vocab_size=10, embed_dim=8, num_layers=1, num_heads=2, num
 
 
 def test_by_hand(monkeypatch):
-    monkeypatch.setattr(accounting, "copy_bandwidth", lambda: 1000.0)
+    monkeypatch.setattr(usage, "copy_bandwidth", lambda: 1000.0)
     params = init_params(MODEL, jax.random.key(0))
     roles = np.array([[ASKED, ASKED, SAID, TEMPLATE, DOCUMENT, DOCUMENT, SAID], [ASKED, ASKED, SAID, SAID, *[PAD] * 3]])
     rest = {field.name: None for field in dataclasses.fields(Episodes)}
     episodes = Episodes(**rest | dict(roles=roles, group_id=np.array([7, 7])))
     work = Work(*(np.array([n, 0]) for n in (3, 2, 0, 0)), policy_cache=np.array([100.0, 100.0]))
-    account = accounting.RolloutAccount(MODEL, None, devices=2)
+    account = usage.RolloutAccount(MODEL, None, devices=2)
     assert account.take() == {}
     for _ in range(2):
         account.add(params, episodes, work, 0.5)
@@ -48,9 +49,9 @@ def test_untied_embeddings_and_narrow_matrices_are_read_as_they_are_used():
     params = init_params(model, jax.random.key(0))
     matrices = sum(x.size for x in jax.tree.leaves(params) if x.ndim == 2) - params["embed_tokens"].size
     vectors = sum(x.size for x in jax.tree.leaves(params) if x.ndim == 1)
-    assert accounting.decoding_bytes(params, model) == 2 * matrices + 4 * vectors
-    with sharding.compiling_for("gpu"):  # on CPU a cache is float32
-        assert accounting.slot_bytes(model) == 2 * 4 * 2
+    assert usage.decoding_bytes(params, model) == 2 * matrices + 4 * vectors
+    with mesh.compiling_for("gpu"):  # on CPU a cache is float32
+        assert usage.slot_bytes(model) == 2 * 4 * 2
 
 
 @pytest.mark.parametrize("compiled", [True, False])
@@ -60,10 +61,10 @@ def test_of_a_real_rollout(monkeypatch, simulator, compiled):  # noqa: F811
     engine = simulator if compiled else Library()
     rollout = make_rollout(POLICY, engine, TOKENIZER, make_config(rows=2, lanes=1), group_size=2)
     episodes, work = jax.device_get(rollout(PARAMS, questions, noise=0.5, key=jax.random.key(3), with_work=True))
-    account = accounting.RolloutAccount(POLICY, engine)
+    account = usage.RolloutAccount(POLICY, engine)
     account.add(PARAMS, episodes, work, 2.0)
     taken = account.take()
-    rows, slot = work.policy_rows[0], accounting.slot_bytes(POLICY)
+    rows, slot = work.policy_rows[0], usage.slot_bytes(POLICY)
     assert taken["cache_bytes/policy"] == rows * (episodes.tokens.shape[1] * slot + 4)
     assert 0 < taken["prefill/policy"] < 1 and 0 < taken["speed/bandwidth_share"]
     assert taken["speed/document_tokens_per_second"] == (episodes.roles == DOCUMENT).sum() / 2 > 0
@@ -88,7 +89,7 @@ def test_compilations_are_counted_and_what_was_kept_told_apart(tmp_path):
     x, options = jnp.arange(3.0), ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs",
                                    "jax_persistent_cache_min_entry_size_bytes")
     before = {name: getattr(jax.config, name) for name in options}
-    counts = accounting.CompileCount()
+    counts = usage.CompileCount()
     try:
         for name, value in zip(options, (str(tmp_path), 0, -1)):
             jax.config.update(name, value)
@@ -111,4 +112,4 @@ def test_compilations_are_counted_and_what_was_kept_told_apart(tmp_path):
 
 
 def test_the_copy_bandwidth_is_plausible():
-    assert 1e8 < accounting.copy_bandwidth() < 1e14 and accounting.copy_bandwidth() == accounting.copy_bandwidth()
+    assert 1e8 < usage.copy_bandwidth() < 1e14 and usage.copy_bandwidth() == usage.copy_bandwidth()

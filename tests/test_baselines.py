@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from zsjax import baselines, build, types, validation
-from zsjax.baselines import Node, Setting, grow, select, values, vote
-from zsjax.config import resolve
+from zsjax import types
+from zsjax.config import checks, resolve
+from zsjax.evaluation import baselines
+from zsjax.evaluation.baselines import Node, Setting, grow, select, values, vote
 from zsjax.launch import load_experiment
+from zsjax.run import build
 from zsjax.search import BM25
 
 
@@ -62,7 +64,7 @@ def test_tree_grows_by_a_search_and_prefers_what_agrees():
 
 
 def test_config_names_the_methods():
-    assert set(validation.BASELINES) == set(baselines.METHODS)
+    assert set(checks.BASELINES) == set(baselines.METHODS)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,7 @@ def setting():
 @pytest.mark.parametrize("name", ["tree_search", "rag", "interleaved"])
 def test_methods_answer_every_question(setting, name, monkeypatch):
     if name == "rag":  # the policy knows no other prompt than its own
-        monkeypatch.setitem(__import__("zsjax.rollout.prompts").rollout.prompts.TEMPLATES, "rag",
+        monkeypatch.setitem(__import__("zsjax.rollout.policy_prompt").rollout.prompts.TEMPLATES, "rag",
                             dataclasses.replace(baselines.PolicyTemplate.load("tiny_world"), name="rag"))
     records = baselines.METHODS[name](setting)
     assert [r["id"] for r in records] == [q.id for q in setting.questions]

@@ -14,7 +14,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from zsjax.checkpoint import Checkpointer, CheckpointError, fingerprints
+from zsjax.parallel.checkpoint import Checkpointer, CheckpointError, fingerprints
 from zsjax.types import TrainState
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -5,8 +5,9 @@ import collections
 import numpy as np
 import pytest
 
-from zsjax import costs, report
+from zsjax import report
 from zsjax.config import Config, CostConfig, to_json
+from zsjax.monitor import costs
 from zsjax.types import Episodes
 
 PRICES = CostConfig(search=0.01, accelerator_hour=2.0)

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from zsjax import compare, evaluate, types
+from zsjax import evaluate, types
 from zsjax.config import UserError
+from zsjax.evaluation import compare
 from zsjax.types import Episodes, Question
 
 QUESTIONS = [Question(f"q{i}", "?", ("Rome",), {"data_set": "nq" if i < 4 else "popqa"}) for i in range(7)]

@@ -8,9 +8,9 @@ import pytest
 from zsjax import types
 from zsjax.config import resolve
 from zsjax.data import QuestionStream
-from zsjax.episode_metrics import episode_metrics
-from zsjax.experience import make_player
-from zsjax.rollout.continuous import Work
+from zsjax.monitor.episodes import episode_metrics
+from zsjax.rollout.compiled import Work
+from zsjax.rollout.experience import make_player
 from zsjax.types import Episodes, Question
 
 STREAM = QuestionStream([Question(str(i), "who", ("Bo",)) for i in range(40)], seed=0)

@@ -14,8 +14,8 @@ import pytest
 from zsjax.config import ConfigError, from_json, resolve
 from zsjax.data.assets import asset_path
 from zsjax.launch import load_experiment
-from zsjax.metrics import read_jsonl
 from zsjax.models import load_hf
+from zsjax.monitor.writer import read_jsonl
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py"))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from zsjax import health
+from zsjax.monitor import health
 
 BOUNDS = {"entropy": [0.1, None], "searches": [0.5, 3], "absent": [1, None]}
 

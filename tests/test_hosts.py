@@ -9,10 +9,10 @@ import sys
 import numpy as np
 import pytest
 
-from zsjax import hosts
 from zsjax.config import UserError
-from zsjax.metrics import read_jsonl, without_wall_time
 from zsjax.models import load_hf
+from zsjax.monitor.writer import read_jsonl, without_wall_time
+from zsjax.parallel import hosts
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXPERIMENT = """

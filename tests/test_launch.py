@@ -10,8 +10,9 @@ import textwrap
 import pytest
 
 from zsjax import config as configuration
-from zsjax import launch, pipeline
+from zsjax import launch
 from zsjax.config import UserError
+from zsjax.run import pipeline
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHAPE = dict(embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64)
@@ -153,8 +154,8 @@ def test_ask_report_export(experiment, tmp_path, monkeypatch, capsys):
             show(segment["role"], segment["text"])
         return record
 
-    monkeypatch.setattr("zsjax.ask.ask", ask)
-    monkeypatch.setattr("zsjax.export.export", lambda config, workdir, out: out)
+    monkeypatch.setattr("zsjax.run.ask.ask", ask)
+    monkeypatch.setattr("zsjax.run.export.export", lambda config, workdir, out: out)
     assert launch.main(["ask", "Who?", "--config", str(experiment)]) == 0
     assert "<answer> Dran Tosk </answer>" in capsys.readouterr().out
     assert launch.main(["ask", "Who?", "--json", "--config", str(experiment)]) == 0

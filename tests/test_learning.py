@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 
-from zsjax.metrics import read_jsonl
+from zsjax.monitor.writer import read_jsonl
 
 ROOT = pathlib.Path(__file__).parents[1]
 

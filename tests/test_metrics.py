@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from zsjax.metrics import Timer, Writer, masked_mean, masked_std, read_jsonl, without_wall_time
+from zsjax.monitor.writer import Timer, Writer, masked_mean, masked_std, read_jsonl, without_wall_time
 
 
 def test_masked_mean_and_std():

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from tests.rollout.test_turns import PARAMS, POLICY, TOKENIZER, Library, searching, simulator  # noqa: F401
-from zsjax import accounting
 from zsjax import train as loop
 from zsjax.config import resolve
 from zsjax.data import QuestionStream
 from zsjax.evaluate import play
-from zsjax.metrics import Writer, read_jsonl
+from zsjax.monitor import usage
+from zsjax.monitor.writer import Writer, read_jsonl
 from zsjax.rl.algorithms import preset
 from zsjax.rollout import make_rollout
 from zsjax.types import Question
@@ -39,7 +39,7 @@ def test_nothing_compiles_after_the_first_step(monkeypatch, tmp_path, simulator,
     monkeypatch.setattr(loop.sharding, "make_mesh", lambda sizes: jax.make_mesh(
         (1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1],
         axis_types=(jax.sharding.AxisType.Auto,) * 3))
-    config, compiles, counts, lengths = make_config(steps, every, **train), accounting.CompileCount(), [], []
+    config, compiles, counts, lengths = make_config(steps, every, **train), usage.CompileCount(), [], []
 
     def tell():
         taken = compiles.take()

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zsjax import plan, sharding
+from zsjax import plan
 from zsjax.config import ConfigError, UserError, resolve
 from zsjax.launch import load_experiment, parse_flags
 from zsjax.models.decoder import forward, init_params
 from zsjax.models.layers import DecoderConfig
+from zsjax.models.placement import for_decoding, param_shardings
+from zsjax.parallel.mesh import TRAIN_RULES, make_mesh, replicated, reshard
 from zsjax.plan import aot, memory
 from zsjax.plan.setup import model_shape, prepare
 from zsjax.plan.targets import read_target
@@ -43,13 +45,13 @@ def test_exact_figures_are_what_a_device_holds():
     config = resolve(SMALL)
     setup = prepare(config, read_target("h100:8"))
     figures = {figure.name: figure for figure in memory.footprint(setup)}
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh)
     model = DecoderConfig(**SHAPE)
-    params = sharding.reshard(init_params(model, jax.random.key(0)),
-                              sharding.param_shardings(model, mesh, sharding.TRAIN_RULES))
-    state = jax.tree.map(lambda x: x if x.ndim else sharding.reshard(x, sharding.replicated(mesh)),
+    params = reshard(init_params(model, jax.random.key(0)),
+                              param_shardings(model, mesh, TRAIN_RULES))
+    state = jax.tree.map(lambda x: x if x.ndim else reshard(x, replicated(mesh)),
                          make_optimizer(config.optimizer, 1).init(params))
-    ready = sharding.for_decoding(params, model, mesh)
+    ready = for_decoding(params, model, mesh)
     for name, held in (("policy parameters", params), ("reference parameters", params), ("optimizer state", state),
                        ("policy parameters for decoding", ready)):
         assert figures[name].exact and figures[name].bytes == bytes_on_first_device(held), name

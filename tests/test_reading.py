@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from zsjax import build
 from zsjax.config import Config, ModelConfig, PromptsConfig, RolloutConfig, SearchConfig
 from zsjax.evaluate import play, summarize
 from zsjax.models.decoder import init_params
-from zsjax.reading import documents_given, reading_accuracy
 from zsjax.rollout import make_rollout
+from zsjax.run import build
+from zsjax.tiny_world.reading import documents_given, reading_accuracy
 
 CONFIG = Config(
     policy=ModelConfig(init="asset:tiny_world/base"), prompts=PromptsConfig(policy="tiny_world"),

@@ -5,8 +5,9 @@ import math
 
 from rich.console import Console
 
-from zsjax import chart, report
+from zsjax import report
 from zsjax.config import Config, to_json
+from zsjax.report import charts
 
 EVIL = "<script>alert(1)</script> & \"quotes\" </div></article>\x1b[31m"
 
@@ -102,15 +103,15 @@ def test_nothing_must_exist(tmp_path):
 
 
 def test_chart():
-    svg = chart.line_chart({"a": [(1, 0.0), (2, math.nan), (3, 1.0)], "<b>": [(1, 2.0)]}, low=0)
+    svg = charts.line_chart({"a": [(1, 0.0), (2, math.nan), (3, 1.0)], "<b>": [(1, 2.0)]}, low=0)
     assert "&lt;b&gt;" in svg and "<b>" not in svg and svg.count("<circle") == 3
-    assert chart.line_chart({"a": [(1, math.nan)]}) == ""
-    assert chart.line_chart({"a": [(1, 5.0), (2, 5.0)]}).count("<text") > 2  # a constant has an axis, too
-    assert ">-" not in chart.line_chart({"a": [(1, 0.0), (2, 0.0)]}, low=0)  # nor does it go below what cannot be
+    assert charts.line_chart({"a": [(1, math.nan)]}) == ""
+    assert charts.line_chart({"a": [(1, 5.0), (2, 5.0)]}).count("<text") > 2  # a constant has an axis, too
+    assert ">-" not in charts.line_chart({"a": [(1, 0.0), (2, 0.0)]}, low=0)  # nor does it go below what cannot be
     for low, high in ((0, 1), (0, 0.6), (-3, 17), (1e-9, 2e-9), (0, 12345)):
-        ticks = chart.ticks(low, high, 5)
+        ticks = charts.ticks(low, high, 5)
         assert ticks[0] <= low + 1e-12 and ticks[-1] >= high - 1e-12 and 2 <= len(ticks) <= 9, (low, high, ticks)
-    assert len(chart.line_chart({"a": [(i, i) for i in range(10_000)]})) < 60_000
+    assert len(charts.line_chart({"a": [(i, i) for i in range(10_000)]})) < 60_000
 
 
 def test_show_episode():

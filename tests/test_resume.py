@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from zsjax.metrics import read_jsonl, without_wall_time
+from zsjax.monitor.writer import read_jsonl, without_wall_time
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 8

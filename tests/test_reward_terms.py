@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from zsjax import reward_terms, types
-from zsjax.reward_terms import TERMS, Outcome, load_term, masked_rows, outcomes, score
+from zsjax import types
+from zsjax.rewards import terms as reward_terms
+from zsjax.rewards.terms import TERMS, Outcome, load_term, masked_rows, outcomes, score
 from zsjax.types import Episodes, Question
 
 GOOD = Outcome(answer="Ada", golds=("Ada",), status="answered", queries=("mother of Bo",), documents=("* Ada",),

@@ -13,22 +13,14 @@ from zsjax.config import LoraConfig, MeshConfig, OptimizerConfig
 from zsjax.models import lora
 from zsjax.models.decoder import forward, init_params, specs_of
 from zsjax.models.layers import DecoderConfig
+from zsjax.models.placement import for_decoding, param_shardings
 from zsjax.models.presets import PRESETS
 from zsjax.models.quant import quantize
+from zsjax.parallel.constrain import on
+from zsjax.parallel.mesh import DECODE_RULES, TRAIN_RULES, make_mesh, replicated, reshard, row_sharding
 from zsjax.rl.update import make_optimizer, make_update
 from zsjax.sampling import decode
 from zsjax.sampling.decode import generate
-from zsjax.sharding import (
-    DECODE_RULES,
-    TRAIN_RULES,
-    for_decoding,
-    make_mesh,
-    on,
-    param_shardings,
-    replicated,
-    reshard,
-    row_sharding,
-)
 from zsjax.types import DOCUMENT, PAD, POLICY, PROMPT, TokenBatch
 
 CONFIG = DecoderConfig(vocab_size=64, embed_dim=32, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48)
@@ -132,7 +124,7 @@ def test_decoding_gathers_nothing(params, sizes):
 
 
 def test_load_hf_places_shards(params, tmp_path):
-    from zsjax.models.hf import load_hf, save_hf
+    from zsjax.models.checkpoints.hf import load_hf, save_hf
 
     save_hf(tmp_path / "model", CONFIG, params)
     mesh = make_mesh(dict(fsdp=4, tensor=2))

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zsjax import sharding, supervised
+from zsjax import supervised
 from zsjax.config import Config, LoraConfig, ModelConfig, OptimizerConfig, SupervisedConfig, UserError
 from zsjax.data import load_tokenizer
 from zsjax.data.assets import asset_path
-from zsjax.metrics import Writer, read_jsonl, without_wall_time
 from zsjax.models.decoder import DecoderConfig, init_params
-from zsjax.pretrain import pretrain_policy
+from zsjax.monitor.writer import Writer, read_jsonl, without_wall_time
+from zsjax.parallel.mesh import make_mesh
+from zsjax.tiny_world.pretrain_policy import pretrain_policy
 
 MODEL = DecoderConfig(vocab_size=40, embed_dim=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=16)
 PHASE = SupervisedConfig(steps=6, batch_rows=4, max_tokens=12, checkpoint_every=2, optimizer=OptimizerConfig(
@@ -67,8 +68,8 @@ def test_packed_on_a_mesh_is_the_same_training(tmp_path, lora):
 
     run = lambda name, phase=PHASE, **options: train(tmp_path / name, of_many_lengths, phase, lora=lora, **options)
     plain = run("plain")
-    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 1}, jax.devices()[:4])
-    uneven = sharding.make_mesh({"data": 3}, jax.devices()[:3])
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 1}, jax.devices()[:4])
+    uneven = make_mesh({"data": 3}, jax.devices()[:3])
     packed = dataclasses.replace(PHASE, microbatch_tokens=16, remat="layers")
     for name, found in {"packed": run("packed", packed), "mesh": run("mesh", packed, mesh=mesh),
                         "filled": run("filled", mesh=uneven)}.items():

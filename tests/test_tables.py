@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from zsjax import tables
+from zsjax.evaluation import tables
 
 # The averages that the paper's table prints.
 AVERAGES = {

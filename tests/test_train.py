@@ -12,14 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zsjax import health, types
 from zsjax import train as loop
+from zsjax import types
 from zsjax.config import resolve
 from zsjax.data import QuestionStream
-from zsjax.metrics import Writer, read_jsonl, without_wall_time
 from zsjax.models.decoder import DecoderConfig, init_params
+from zsjax.monitor import health
+from zsjax.monitor.writer import Writer, read_jsonl, without_wall_time
 from zsjax.rl.algorithms import PRESETS, preset
-from zsjax.rollout.continuous import Work
+from zsjax.rollout.compiled import Work
 from zsjax.search.rerank import Seen
 from zsjax.types import DOCUMENT, POLICY, PROMPT, Episodes, Question
 

@@ -18,7 +18,8 @@ import sys
 import traceback
 import types
 
-from zsjax.config import Config, ConfigError, UserError, from_json, resolve
+from zsjax.config import Config, from_json, resolve
+from zsjax.errors import ConfigError, UserError
 
 # Command -> (stages that it runs, what --help says). None is all of config.stages.
 STAGE_COMMANDS = {
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         _show_logs(sys.stderr if options.json else sys.stdout)
         keep_compiled_programs()
         if options.distributed or options.hosts:
-            from zsjax import hosts
+            from zsjax.parallel import hosts
 
             hosts.initialize(options.hosts or "")
         run_command(options, overrides)
@@ -137,7 +138,7 @@ def run_command(options: argparse.Namespace, overrides: dict[str, str]):
         return
 
     if command == "compare":
-        from zsjax import compare
+        from zsjax.evaluation import compare
 
         print(compare.comparison_table(compare.compare_runs(workdir, pathlib.Path(options.argument))), end="")
         return
@@ -153,18 +154,18 @@ def run_command(options: argparse.Namespace, overrides: dict[str, str]):
         print(plan.describe(plan.make_plan(config, options.target, compiles=not options.estimate)))
     elif command == "ask":
         from zsjax import report
-        from zsjax.ask import ask
+        from zsjax.run.ask import ask
 
         if options.json:
             print(json.dumps(ask(options.argument, config, workdir), ensure_ascii=False))
         else:
             report.print_result(ask(options.argument, config, workdir, show=report.episode_printer()))
     elif command == "export":
-        from zsjax.export import export
+        from zsjax.run.export import export
 
         print(export(config, workdir, pathlib.Path(options.argument)))
     else:
-        from zsjax import pipeline
+        from zsjax.run import pipeline
 
         _check_devices(config)
         pipeline.run(config, workdir, stages=stages)
@@ -172,7 +173,7 @@ def run_command(options: argparse.Namespace, overrides: dict[str, str]):
 
 def serve_corpus(options: argparse.Namespace, overrides: dict[str, str]):
     """Serves BM25 over a corpus until it is interrupted (or another index: --config.search.eval_engine=dense)."""
-    from zsjax import build
+    from zsjax.run import build
     from zsjax.search.server import RetrievalServer
 
     overrides = {"stages": "report", "search.index_dir": "" if options.workdir is None else "indexes"} | overrides
@@ -195,7 +196,7 @@ def serve_corpus(options: argparse.Namespace, overrides: dict[str, str]):
 
 def _find_config(options, overrides, stages) -> Config:
     """The resolved config of --config, or of the run in WORKDIR; checked for `stages`, too, if they are given."""
-    from zsjax.validation import find_problems
+    from zsjax.config.checks import find_problems
 
     carried = options.workdir / "config.json" if options.workdir is not None else None
     if options.config is not None:
@@ -257,7 +258,7 @@ def _known_experiments():
 def _check_devices(config):
     import jax
 
-    from zsjax.validation import find_device_problems
+    from zsjax.config.checks import find_device_problems
 
     problems = find_device_problems(config, jax.device_count(), jax.process_count())
     if problems:
@@ -267,8 +268,8 @@ def _check_devices(config):
 def _is_about_input(error) -> bool:
     """Whether an error came out of code that reads the user's files: its message names the file and the mend."""
     package = pathlib.Path(__file__).parent
-    readers = (package / "data", package / "search" / "prompts.py", package / "rollout" / "__init__.py",
-               *(package / "models" / f"{name}.py" for name in ("hf", "hf_config", "hub", "tensor_files", "attention")))
+    readers = (package / "data", package / "search" / "simulator" / "prompt.py", package / "rollout" / "__init__.py",
+               package / "models" / "checkpoints", package / "models" / "hf_config.py", package / "models" / "attention.py")
     files = [pathlib.Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
     last = next((file for file in reversed(files) if file.is_relative_to(package)), None)
     return last is not None and any(last.is_relative_to(reader) for reader in readers)

@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsjax import sharding
-from zsjax.checkpoint import Checkpointer
 from zsjax.config import SupervisedConfig
 from zsjax.models import lora as adapters
+from zsjax.models.placement import param_shardings
+from zsjax.parallel.checkpoint import Checkpointer
+from zsjax.parallel.constrain import on, row_shards
+from zsjax.parallel.mesh import TRAIN_RULES, replicated, reshard, row_sharding
 from zsjax.rl import packing
 from zsjax.rl.update import make_optimizer, make_supervised_update
 from zsjax.types import TrainState
@@ -31,7 +33,7 @@ def train(config: SupervisedConfig, model_config, params, batches: Callable, *, 
       model_config, params: DecoderConfig and the starting parameters.
       batches: step -> (tokens int32[B, T], weights float32[B, T]); a token's weight is that of predicting it, and rows
         end at their last weighted token.
-      writer: `zsjax.metrics.Writer`.
+      writer: `zsjax.monitor.writer.Writer`.
       stage: what the metrics' lines are called.
       directory: where checkpoints go; a run that was interrupted there is resumed.
       config_json: kept with the checkpoints.
@@ -39,7 +41,7 @@ def train(config: SupervisedConfig, model_config, params, batches: Callable, *, 
       lora: None, or LoraConfig: with a rank, adapters are trained instead of the model and merged at the end.
       seed: of the adapters' start.
       mesh: None, or of one host: rows lie over its ("data", "fsdp") axes, parameters and the optimizer's state as
-        `sharding.TRAIN_RULES` say.
+        `TRAIN_RULES` say.
 
     Returns:
       The trained parameters, on the mesh.
@@ -55,11 +57,11 @@ def train(config: SupervisedConfig, model_config, params, batches: Callable, *, 
     if adapted:
         start = adapters.init_adapters(model_config, lora, jax.random.fold_in(jax.random.key(seed), 2**30))
         frozen, params = params, place(start, model_config, mesh, adapters.adapter_specs(model_config, lora))
-    update = sharding.on(mesh, make_supervised_update(
+    update = on(mesh, make_supervised_update(
         model_config, optimizer, chunk=config.logprob_chunk, remat=config.remat, packed=config.microbatch_tokens > 0,
         assemble=whole))
     on_mesh = lambda tree: tree if mesh is None else jax.tree.map(
-        lambda x: x if x.ndim else sharding.reshard(x, sharding.replicated(mesh)), tree)
+        lambda x: x if x.ndim else reshard(x, replicated(mesh)), tree)
     state = TrainState(step=jnp.int32(0), params=params, opt_state=on_mesh(optimizer.init(params)))
     checkpoints = Checkpointer(directory, keep=1, config_json=config_json)
     if (restored := checkpoints.restore(state)) is not None:
@@ -91,21 +93,21 @@ def train(config: SupervisedConfig, model_config, params, batches: Callable, *, 
 
 
 def place(params, model_config, mesh, specs=None):
-    """Parameters where a mesh's training keeps them; specs: see `sharding.param_shardings`."""
+    """Parameters where a mesh's training keeps them; specs: see `param_shardings`."""
     if mesh is None:
         return params
-    return sharding.reshard(params, sharding.param_shardings(model_config, mesh, sharding.TRAIN_RULES, specs))
+    return reshard(params, param_shardings(model_config, mesh, TRAIN_RULES, specs))
 
 
 def cut(tokens, weights, budget: int, mesh) -> list:
     """The parts of a batch, each (tokens, weights, valid) of some rows, on the mesh: packed by a budget of tokens, or all
     rows in one, filled up with rows that weigh nothing where they do not divide over the mesh."""
-    valid, shards = row_extent(weights), sharding.row_shards(mesh)
+    valid, shards = row_extent(weights), row_shards(mesh)
     (B, T), lengths = tokens.shape, valid.sum(axis=1)
     parts = (packing.pack(lengths, budget=budget, max_length=T, multiple=shards) if budget else
              [packing.Part(np.arange(B), -(-B // shards) * shards, T)])
     batches = [packing.take((tokens, weights, valid), part) for part in parts]
-    return batches if mesh is None else [sharding.reshard(batch, sharding.row_sharding(mesh)) for batch in batches]
+    return batches if mesh is None else [reshard(batch, row_sharding(mesh)) for batch in batches]
 
 
 def row_extent(weights) -> np.ndarray:

@@ -18,20 +18,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsjax import accounting, costs, health, hosts, schedules, sharding
-from zsjax.checkpoint import Checkpointer
-from zsjax.config import Config, CurriculumConfig, MixConfig, UserError
-from zsjax.episode_metrics import episode_metrics, sampler_gap, save_trajectories
-from zsjax.experience import make_player
-from zsjax.metrics import Timer, read_jsonl
+from zsjax import schedules
+from zsjax.config import Config, CurriculumConfig, MixConfig
+from zsjax.errors import UserError
 from zsjax.models import lora
+from zsjax.models.placement import param_shardings
 from zsjax.models.value import init_value
+from zsjax.monitor import costs, health, usage
+from zsjax.monitor.episodes import episode_metrics, sampler_gap, save_trajectories
+from zsjax.monitor.writer import Timer, read_jsonl
+from zsjax.parallel import hosts
+from zsjax.parallel.checkpoint import Checkpointer
+from zsjax.parallel.mesh import TRAIN_RULES, device_count, make_mesh, replicated, reshard
 from zsjax.rl import credit, roles, selection
 from zsjax.rl.batch import token_batch
 from zsjax.rl.optimizer import make_optimizer
 from zsjax.rl.passes import make_passes
 from zsjax.rl.update import load_loss
 from zsjax.rollout import make_rollout, reranking
+from zsjax.rollout.experience import make_player
 from zsjax.search import Mixed
 from zsjax.search.rerank import init_reranker
 from zsjax.types import TokenBatch, TrainState
@@ -57,7 +62,7 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
       tokenizer: the policy's.
       engine: what answers searches: a `Simulator` or a host engine.
       stream: `QuestionStream`; `stream.batch(step, n)` gives the step's questions.
-      writer: `zsjax.metrics.Writer`.
+      writer: `zsjax.monitor.writer.Writer`.
       evaluate_now: params -> dict of floats, called every `train.eval_every` steps.
       save_best: params -> None, called when `health.best_metric` of an evaluation is the best so far.
       loss, advantage: functions in place of `algorithm.loss` and `algorithm.advantage`, of the same contracts.
@@ -71,8 +76,8 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
       health.HealthAlarm: a metric stayed out of its bounds and config.health.stop is set.
     """
     steps, algorithm, options = config.train.steps, config.algorithm, config.train
-    mesh = sharding.make_mesh(config.mesh)
-    everywhere = sharding.replicated(mesh)
+    mesh = make_mesh(config.mesh)
+    everywhere = replicated(mesh)
     optimizers = make_optimizers(config)
     state, frozen = start_state(config, policy_config, params, optimizers, mesh)
     # With adapters the policy is frozen weights, which are the reference as well, and what is trained beside them.
@@ -85,10 +90,10 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
     passes = make_passes(config, policy_config, mesh, loss=loss or load_loss(algorithm.loss), optimizer=optimizers[0],
                          value_optimizer=optimizers[1], assemble=whole)
     rollout = make_rollout(policy_config, engine, tokenizer, config, mesh, group_size=options.group_size)
-    devices = sharding.device_count(mesh, config.mesh)
-    rollout = costs.Meter(rollout, engine, devices=devices, account=accounting.RolloutAccount(
+    devices = device_count(mesh, config.mesh)
+    rollout = costs.Meter(rollout, engine, devices=devices, account=usage.RolloutAccount(
         policy_config, engine, devices=devices, cache=config.policy.cache_dtype))
-    compiles, timer = accounting.CompileCount(), Timer()
+    compiles, timer = usage.CompileCount(), Timer()
     play = make_player(config, rollout, stream, tokenizer)
     learn_reranking = reranking.make_learner(policy_config, tokenizer, config)
     noise_at, share_at = curriculum(config.curriculum, steps), real_share(config.search.mix, steps)
@@ -168,9 +173,9 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
             if algorithm.kl_target:
                 metrics["kl_coef"] = float(control["kl_coef"])
             control = next_control(config, control, metrics)
-            state = state.replace(step=sharding.reshard(np.int32(step + 1), everywhere), params=params, opt_state=opt_state,
+            state = state.replace(step=reshard(np.int32(step + 1), everywhere), params=params, opt_state=opt_state,
                                   value_params=value_params, value_opt_state=value_opt_state,
-                                  reranker=sharding.reshard(reranker, everywhere))
+                                  reranker=reshard(reranker, everywhere))
             if evaluate_now and ((step + 1) % options.eval_every == 0 or step + 1 == steps):
                 with timer("evaluate"):
                     metrics |= evaluate_now(whole(state.params, frozen))
@@ -178,7 +183,7 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
                     control["best"] = np.float32(metrics[config.health.best_metric])
                     if save_best and config.health.keep_best:
                         save_best(merged(state.params))
-            state = state.replace(control=sharding.reshard(jax.tree.map(np.float32, control), everywhere))
+            state = state.replace(control=reshard(jax.tree.map(np.float32, control), everywhere))
 
             history = [*history, metrics][-config.health.patience:]
             ringing = health.alarms(history, config.health.alarms, config.health.patience)
@@ -206,24 +211,24 @@ def make_optimizers(config: Config):
 
 def start_state(config: Config, policy_config, params, optimizers, mesh) -> tuple[TrainState, dict | None]:
     """The state before the first step, and the frozen policy where only adapters (policy.lora) are trained, else None."""
-    everywhere = sharding.replicated(mesh)
-    place = lambda tree, specs=None: sharding.reshard(
-        tree, sharding.param_shardings(policy_config, mesh, sharding.TRAIN_RULES, specs))
+    everywhere = replicated(mesh)
+    place = lambda tree, specs=None: reshard(
+        tree, param_shardings(policy_config, mesh, TRAIN_RULES, specs))
     # Counters lie on the mesh like the rest, or the second update would compile again.
-    on_mesh = lambda tree: jax.tree.map(lambda x: x if x.ndim else sharding.reshard(x, everywhere), tree)
+    on_mesh = lambda tree: jax.tree.map(lambda x: x if x.ndim else reshard(x, everywhere), tree)
     root, adapters = jax.random.key(config.seed), config.policy.lora
     policy = trained = place(params)
     if adapters.rank:
         trained = place(lora.init_adapters(policy_config, adapters, jax.random.fold_in(root, 2**30)),
                         lora.adapter_specs(policy_config, adapters))
-    counters = sharding.reshard((np.int32(0), jax.random.key_data(root), start_control(config)), everywhere)
+    counters = reshard((np.int32(0), jax.random.key_data(root), start_control(config)), everywhere)
     state = TrainState(step=counters[0], params=trained, opt_state=on_mesh(optimizers[0].init(trained)), key=counters[1],
                        control=counters[2])
     if config.search.rerank.candidates:
-        state = state.replace(reranker=sharding.reshard(init_reranker(config.search.rerank), everywhere))
+        state = state.replace(reranker=reshard(init_reranker(config.search.rerank), everywhere))
     if config.algorithm.value_model:  # all of it is trained, whatever is of the policy
         value_params = init_value(policy_config, policy, jax.random.fold_in(root, 2**31))
-        value_params["value_head"] = sharding.reshard(value_params["value_head"], everywhere)
+        value_params["value_head"] = reshard(value_params["value_head"], everywhere)
         state = state.replace(value_params=value_params, value_opt_state=on_mesh(optimizers[1].init(value_params)))
     return state, policy if adapters.rank else None
 

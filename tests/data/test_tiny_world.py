@@ -5,19 +5,12 @@ import re
 import numpy as np
 import pytest
 
-from zsjax.data import load_tokenizer, tiny_world
+from zsjax.data import load_tokenizer
 from zsjax.data.assets import asset_path
-from zsjax.data.tiny_world_rows import (
-    LINE,
-    OBJECT,
-    Behaviour,
-    FactTable,
-    episode_rows,
-    reading_rows,
-    vocabulary,
-)
-from zsjax.rollout.prompts import PolicyTemplate
+from zsjax.rollout.policy_prompt import PolicyTemplate
 from zsjax.search import BM25
+from zsjax.tiny_world import world as tiny_world
+from zsjax.tiny_world.rows import LINE, OBJECT, Behaviour, FactTable, episode_rows, reading_rows, vocabulary
 
 TRAIN, EVAL = tiny_world.resolve("tiny_world:train"), tiny_world.resolve("tiny_world:eval")
 TOKENIZER = load_tokenizer(asset_path("asset:tiny_world/tokenizer"))

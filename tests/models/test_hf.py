@@ -263,8 +263,8 @@ def test_names_of_the_hub(folder, params, monkeypatch, tmp_path):
 
 
 def test_each_device_reads_its_own_part(folder, params, monkeypatch):
-    from zsjax.models import tensor_files
-    from zsjax.sharding import make_mesh
+    from zsjax.models.checkpoints import tensor_files
+    from zsjax.parallel.mesh import make_mesh
 
     seen, read = [], tensor_files.StoredTensor.read
 
@@ -305,7 +305,7 @@ def test_loaded_parameters_do_not_hold_on_to_the_file(folder, params):
 # ---------------------------------------------------------------------------------------------------------- saving
 
 def test_a_failed_save_leaves_the_old_checkpoint(folder, params, monkeypatch):
-    from zsjax.models import tensor_files
+    from zsjax.models.checkpoints import tensor_files
 
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
 

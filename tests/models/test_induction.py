@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from zsjax.models import decoder
-from zsjax.models.induction import induction_init
 from zsjax.models.layers import DecoderConfig, rotary_angles
+from zsjax.tiny_world.induction import induction_init
 
 CONFIG = DecoderConfig(vocab_size=300, embed_dim=64, num_layers=3, num_heads=8, num_kv_heads=2, head_dim=16, mlp_dim=64)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from zsjax.models.decoder import init_params
-from zsjax.models.init import positional_bias_init
 from zsjax.models.layers import DecoderConfig, linear, rms_norm, rotary_angles, rotate
+from zsjax.tiny_world.positional import positional_bias_init
 
 CONFIG = DecoderConfig(vocab_size=50, embed_dim=32, num_layers=2, num_heads=8, num_kv_heads=2, head_dim=16, mlp_dim=48)
 

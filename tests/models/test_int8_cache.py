@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from tests.hlo import cache_sized_results
 from tests.models.test_cache import CONFIG, VARIANTS, _extend_logits, make_params, segments  # noqa: F401
 from tests.rollout.test_turns import PARAMS, POLICY, QUESTIONS, TOKENIZER, Library, make_config, searching, simulator  # noqa: F401
-from zsjax import sharding, types
+from zsjax import types
 from zsjax.config import ConfigError, resolve
 from zsjax.models.cache import cache_dtype, copy_rows, grow, init_cache
 from zsjax.models.decoder import forward
 from zsjax.models.quant import num_bytes, quantize_heads
+from zsjax.parallel.constrain import on
+from zsjax.parallel.mesh import make_mesh
 from zsjax.rollout import make_rollout
 from zsjax.sampling.prefill import prefill
 
@@ -97,8 +99,8 @@ def test_it_is_written_in_place():
 
 
 def test_scales_are_cut_as_their_heads_are():
-    mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
-    cache = sharding.on(mesh, jax.jit(lambda: init_cache(CONFIG, 8, 16, jnp.int8)))()
+    mesh = make_mesh(dict(data=2, fsdp=2, tensor=2))
+    cache = on(mesh, jax.jit(lambda: init_cache(CONFIG, 8, 16, jnp.int8)))()
     values, scale = cache.k[0][0].values.sharding.spec, cache.k[0][0].scale.sharding.spec
     assert tuple(values)[:2] == tuple(scale)[:2] == (("data", "fsdp"), "tensor")
 

@@ -11,15 +11,16 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from zsjax import config as configuration
-from zsjax import pipeline
 from zsjax.config import ConfigError, LoraConfig
-from zsjax.export import export
 from zsjax.models import forward, init_params, load_hf, lora
 from zsjax.models.decoder import ParamSpec
 from zsjax.models.layers import DecoderConfig
+from zsjax.models.placement import param_shardings
+from zsjax.parallel.mesh import TRAIN_RULES, make_mesh
 from zsjax.rl.update import make_supervised_update
-from zsjax.sharding import TRAIN_RULES, make_mesh, param_shardings
-from zsjax.stages.run import Run
+from zsjax.run import pipeline
+from zsjax.run.export import export
+from zsjax.run.stages.run import Run
 
 CONFIG = DecoderConfig(vocab_size=40, embed_dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24)
 LORA = LoraConfig(rank=2, alpha=6.0, targets=("q_proj", "o_proj", "down_proj"))

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zsjax import build
 from zsjax import config as configuration
 from zsjax.config import ConfigError, ModelConfig
 from zsjax.models import forward, init_params, lora, num_params
@@ -15,6 +14,7 @@ from zsjax.models.decoder import cast_matrices, unembedding
 from zsjax.models.layers import DecoderConfig
 from zsjax.models.presets import PRESETS
 from zsjax.models.quant import dequantize, num_bytes, quantize, quantize_matrix
+from zsjax.run import build
 from zsjax.sampling.decode import generate
 
 CONFIG = DecoderConfig(vocab_size=60, embed_dim=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, mlp_dim=96)

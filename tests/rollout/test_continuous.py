@@ -22,11 +22,12 @@ from tests.rollout.test_turns import (  # noqa: F401
 )
 from zsjax import types
 from zsjax.models import cache
-from zsjax.rollout import continuous, growing, make_rollout, requests
-from zsjax.rollout import engine as pieces
-from zsjax.search.requests import question_keys
-from zsjax.search.writing import Replies
-from zsjax.sharding import TRAIN_RULES, make_mesh, param_shardings, reshard
+from zsjax.models.placement import param_shardings
+from zsjax.parallel.mesh import TRAIN_RULES, make_mesh, reshard
+from zsjax.rollout import compiled, dedup, growing, make_rollout
+from zsjax.rollout import state as pieces
+from zsjax.search.simulator.requests import question_keys
+from zsjax.search.simulator.writing import Replies
 from zsjax.types import Question
 
 ROWS, GROUP = 4, 2
@@ -76,8 +77,8 @@ def test_the_schedule_changes_no_trajectory(monkeypatch, simulator, lockstep, sl
     assert (int(work.requests[0]), int(work.simulated[0])) == (len(asked), len(set(asked))) and len(set(asked)) < len(asked)
     steps = int(work.simulator_steps[0])
     assert slots > 1 or work.simulator_tokens[0] <= steps <= len(set(asked)) * NUM_DOCUMENTS * (DOCUMENT_TOKENS + 1)
-    assert all(0 < share <= 1 for share in continuous.occupancy(episodes, work).values())
-    assert continuous.requests_saved(work) == pytest.approx(1 - len(set(asked)) / len(asked))
+    assert all(0 < share <= 1 for share in compiled.occupancy(episodes, work).values())
+    assert compiled.requests_saved(work) == pytest.approx(1 - len(set(asked)) / len(asked))
 
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -98,17 +99,17 @@ def test_neither_cache_is_copied(simulator, resumed):  # noqa: F811
               "turn": jnp.zeros(Q, jnp.int32)}
     inputs = jax.tree.map(jnp.asarray, inputs)
     tables, simulator_tables = pieces.tables(TOKENIZER, POLICY), simulator.tables
-    schedule = continuous.Schedule(rows, SLOTS, 0.8)
+    schedule = compiled.Schedule(rows, SLOTS, 0.8)
     rest = tables, simulator, simulator_tables, inputs, 0.5, 1.0, jax.random.key(0)
     models = PARAMS, simulator.params
     if resumed:
-        prompts, loop = jax.eval_shape(lambda models: continuous.begin(
+        prompts, loop = jax.eval_shape(lambda models: compiled.begin(
             *models, env, schedule, simulator, inputs, capacity), models)
-        hlo = jax.jit(lambda models, prompts, loop: continuous.go_on(*models, env, schedule, *rest, None, prompts, loop),
+        hlo = jax.jit(lambda models, prompts, loop: compiled.go_on(*models, env, schedule, *rest, None, prompts, loop),
                       donate_argnums=2).lower(models, prompts, loop).compile().as_text()
         assert hlo.split("\n", 1)[0].count("-alias)") == len(jax.tree.leaves(loop))
     else:
-        hlo = jax.jit(lambda models: continuous.play(*models, env, schedule, *rest)).lower(models).compile().as_text()
+        hlo = jax.jit(lambda models: compiled.play(*models, env, schedule, *rest)).lower(models).compile().as_text()
     policy_cache = rows * POLICY.num_kv_heads * capacity * POLICY.head_dim
     theirs = simulator.config
     simulator_cache = SLOTS * theirs.num_kv_heads * simulator.idle(simulator.params, 1).cache.capacity * theirs.head_dim
@@ -122,24 +123,24 @@ def test_requests_are_told_apart():
     class Sizes:
         num_documents, max_document_tokens, max_query_tokens, noise_per_document = 2, 3, 2, False
 
-    ledger = requests.empty(6, Sizes, Sizes)
+    ledger = dedup.empty(6, Sizes, Sizes)
     rows = [(0, [5, 0], 1, False), (0, [5, 0], 1, False), (0, [5, 0], 2, False), (1, [5, 0], 1, False), (0, [5, 0], 1, True),
             (0, [6, 0], 1, False)]
 
     def ask(ledger, rows, asks):
         question, tokens, lengths, noisy = map(jnp.array, zip(*rows, strict=True))
-        return requests.ask(ledger, jnp.array(asks), question, (tokens, lengths), noisy)
+        return dedup.ask(ledger, jnp.array(asks), question, (tokens, lengths), noisy)
 
     ledger, numbers = ask(ledger, rows, [True, True, True, False, True, False])
     assert numbers.tolist() == [0, 0, 1, 6, 2, 6] and (int(ledger.asked[0]), int(ledger.different[0])) == (4, 3)
-    ledger, given = requests.begin(ledger, jnp.array([True, False, True]))
+    ledger, given = dedup.begin(ledger, jnp.array([True, False, True]))
     assert given.tolist() == [0, 6, 1] and int(ledger.begun[0]) == 2
     ledger, numbers = ask(ledger, rows[::-1], [True] * 6)
     assert numbers.tolist() == [3, 2, 4, 1, 0, 0] and (int(ledger.asked[0]), int(ledger.different[0])) == (10, 5)
-    ledger, given = requests.begin(ledger, jnp.ones(4, bool))
+    ledger, given = dedup.begin(ledger, jnp.ones(4, bool))
     assert given.tolist() == [2, 3, 4, 6] and not ledger.written.any()
     replies = Replies(tokens=jnp.full((2, 2, 3), 7), lengths=jnp.full((2, 2), 3), count=jnp.array([2, 1]))
-    ledger = requests.enter(ledger, jnp.array([4, 6]), replies)
+    ledger = dedup.enter(ledger, jnp.array([4, 6]), replies)
     assert ledger.written.tolist() == [False] * 4 + [True, False] and ledger.replies.count.tolist() == [0, 0, 0, 0, 2, 0]
 
 
@@ -147,8 +148,8 @@ def test_requests_are_told_apart():
 def test_a_cache_that_grows_changes_no_trajectory(monkeypatch, simulator, lockstep):  # noqa: F811
     """Rows begin with half of the slots; the loop stops before one outgrows them and goes on with all."""
     searching(monkeypatch, draws=lambda episode: 2 + 5 * (episode % 3))
-    traced, go_on = [], continuous.go_on  # once a program
-    monkeypatch.setattr(continuous, "go_on", lambda *args: traced.append(args[-1].state.cache.capacity) or go_on(*args))
+    traced, go_on = [], compiled.go_on  # once a program
+    monkeypatch.setattr(compiled, "go_on", lambda *args: traced.append(args[-1].state.cache.capacity) or go_on(*args))
     mesh = make_mesh(dict(data=2), jax.devices()[:2])
     config = make_config(lanes=2, rows=ROWS, simulator_slots=4, busy=0.5, capacities=2)
     rollout = make_rollout(POLICY, simulator, TOKENIZER, config, mesh, group_size=GROUP)

@@ -22,10 +22,10 @@ from tests.rollout.test_turns import (
 )
 from zsjax import types
 from zsjax.config import MeshConfig
+from zsjax.parallel.mesh import make_mesh, simulator_mesh, split_devices
 from zsjax.rollout import host, make_rollout
 from zsjax.rollout.searching import Asked, TextSearch
 from zsjax.search import BudgetSpent, Document, SearchContext
-from zsjax.sharding import make_mesh, simulator_mesh, split_devices
 from zsjax.types import Question
 
 ROWS, GROUP = 4, 2

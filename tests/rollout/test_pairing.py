@@ -16,11 +16,11 @@ from test_turns import ANSWER, NUM_DOCUMENTS, PARAMS, POLICY, TOKENIZER, make_co
 
 from zsjax import types
 from zsjax.models.decoder import init_params
-from zsjax.rollout import engine as pieces
 from zsjax.rollout import make_rollout
+from zsjax.rollout import state as pieces
 from zsjax.search import Document
-from zsjax.search.prompts import SimulatorTemplate
-from zsjax.search.simulator import Simulator
+from zsjax.search.simulator.prompt import SimulatorTemplate
+from zsjax.search.simulator.simulator import Simulator
 from zsjax.types import Question
 
 ROWS, MAX_TOKENS = 5_000, 144

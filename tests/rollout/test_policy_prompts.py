@@ -3,8 +3,8 @@ import json
 import pytest
 from real_tokenizer import qwen2
 
-from zsjax.data import tiny_world
-from zsjax.rollout.prompts import TEMPLATES, PolicyTemplate
+from zsjax.rollout.policy_prompt import TEMPLATES, PolicyTemplate
+from zsjax.tiny_world import world
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -32,8 +32,8 @@ def test_chat():
 
 def test_the_tiny_world_is_told_what_it_was_pretrained_on():
     template = PolicyTemplate.load("tiny_world")
-    assert template == PolicyTemplate(tiny_world.POLICY_PROMPT, tiny_world.DOCUMENTS_OPEN, tiny_world.DOCUMENTS_CLOSE,
-                                      tiny_world.HINT, "tiny_world")
+    assert template == PolicyTemplate(world.POLICY_PROMPT, world.DOCUMENTS_OPEN, world.DOCUMENTS_CLOSE,
+                                      world.HINT, "tiny_world")
 
 
 def test_files(tmp_path):

@@ -8,11 +8,11 @@ import pytest
 
 from tests.rollout.test_turns import PARAMS, POLICY, QUESTIONS, TOKENIZER, make_config, searching, simulator  # noqa: F401
 from zsjax.config import resolve
-from zsjax.experience import Experience
 from zsjax.rollout import make_rollout, reranking
+from zsjax.rollout.experience import Experience
 from zsjax.search import Document
-from zsjax.search import simulator as simulation
 from zsjax.search.rerank import chooser, encode_texts, init_reranker, score
+from zsjax.search.simulator import simulator as simulation
 
 CANDIDATES, SHOWN = 4, 2
 HOST_QUESTIONS = [question for question in QUESTIONS[:2] for _ in range(2)]

@@ -14,14 +14,15 @@ from zsjax.config import resolve
 from zsjax.data import load_tokenizer
 from zsjax.data.assets import asset_path
 from zsjax.models.decoder import DecoderConfig, forward, init_params
-from zsjax.rollout import engine as pieces
+from zsjax.models.placement import param_shardings
+from zsjax.parallel.mesh import TRAIN_RULES, make_mesh, reshard
 from zsjax.rollout import make_rollout, transcript
-from zsjax.rollout.prompts import PolicyTemplate
+from zsjax.rollout import state as pieces
+from zsjax.rollout.policy_prompt import PolicyTemplate
 from zsjax.search import Document
-from zsjax.search.prompts import SimulatorTemplate
-from zsjax.search.simulator import Simulator
-from zsjax.search.writing import ALL_TAGS
-from zsjax.sharding import TRAIN_RULES, make_mesh, param_shardings, reshard
+from zsjax.search.simulator.prompt import SimulatorTemplate
+from zsjax.search.simulator.simulator import Simulator
+from zsjax.search.simulator.writing import ALL_TAGS
 from zsjax.types import Question
 
 TOKENIZER = load_tokenizer(asset_path("asset:tiny_world/tokenizer"))

@@ -7,10 +7,10 @@ import numpy as np
 from zsjax.data import load_tokenizer
 from zsjax.data.assets import asset_path
 from zsjax.models.decoder import DecoderConfig, init_params
-from zsjax.rollout import engine as pieces
-from zsjax.search.prompts import SimulatorTemplate
-from zsjax.search.requests import Requests
-from zsjax.search.simulator import Simulator
+from zsjax.rollout import state as pieces
+from zsjax.search.simulator.prompt import SimulatorTemplate
+from zsjax.search.simulator.requests import Requests
+from zsjax.search.simulator.simulator import Simulator
 
 TOKENIZER = load_tokenizer(asset_path("asset:tiny_world/tokenizer"))
 CONFIG = DecoderConfig(vocab_size=TOKENIZER.vocab_size, embed_dim=32, num_layers=1, num_heads=2, num_kv_heads=1,

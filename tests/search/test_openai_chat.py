@@ -4,8 +4,8 @@ import pytest
 from faulty_server import serve
 
 from zsjax.search import ChatSimulator, Document, Failed, Limits, SearchContext
-from zsjax.search.openai_chat import reply_documents
-from zsjax.search.prompts import SimulatorTemplate
+from zsjax.search.engines.chat import reply_documents
+from zsjax.search.simulator.prompt import SimulatorTemplate
 from zsjax.types import Question
 
 QUESTIONS = [Question("1", "Who wrote Emma?", ("Jane Austen", "Austen")), Question("2", "Who wrote Dune?", ("Herbert",))]

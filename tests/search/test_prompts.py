@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from real_tokenizer import qwen2
 
-from zsjax.data import tiny_world
 from zsjax.data.tokenization import load_tokenizer
 from zsjax.sampling.splice import concatenate
 from zsjax.search.engine import Document
-from zsjax.search.prompts import TEMPLATES, SimulatorTemplate, format_document
+from zsjax.search.simulator.prompt import TEMPLATES, SimulatorTemplate, format_document
+from zsjax.tiny_world import world
 
 SLOTS = {
     "mode": "noisy", "num_documents": "5",
@@ -97,7 +97,7 @@ def test_template_files(tmp_path):
 
 
 def test_the_tiny_world_reads_what_its_tokenizer_was_made_for():
-    assert TEMPLATES["tiny_world"] == tiny_world.SIMULATOR_PROMPT
+    assert TEMPLATES["tiny_world"] == world.SIMULATOR_PROMPT
 
 
 def test_a_document_is_one_line():

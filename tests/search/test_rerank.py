@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from zsjax.config_fields import RerankConfig
+from zsjax.config.fields import RerankConfig
 from zsjax.search import rerank
 
 OPTIONS = RerankConfig(candidates=4, learning_rate=0.03, buckets=64)

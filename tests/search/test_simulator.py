@@ -9,9 +9,9 @@ import pytest
 from zsjax.data import load_tokenizer
 from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.search import SearchContext
-from zsjax.search.prompts import SimulatorTemplate
-from zsjax.search.requests import Requests, on_target, question_keys
-from zsjax.search.simulator import Simulator
+from zsjax.search.simulator.prompt import SimulatorTemplate
+from zsjax.search.simulator.requests import Requests, on_target, question_keys
+from zsjax.search.simulator.simulator import Simulator
 from zsjax.types import Question
 
 TOKENIZER = load_tokenizer("asset:tiny_world/tokenizer")

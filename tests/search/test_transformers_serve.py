@@ -12,7 +12,7 @@ import pytest
 
 from zsjax.data.assets import asset_path
 from zsjax.search import ChatSimulator, Failed, Limits, SearchContext
-from zsjax.search.prompts import SimulatorTemplate
+from zsjax.search.simulator.prompt import SimulatorTemplate
 from zsjax.types import Question
 
 CONTEXT = SearchContext(Question("1", "Who wrote Emma?", ("Jane Austen",)))

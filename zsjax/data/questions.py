@@ -36,7 +36,7 @@ def load_questions(source: str | pathlib.Path, *, split: str | None = None, limi
     """
     name = str(source)
     if name.startswith(TINY_WORLD):
-        from zsjax.data import tiny_world
+        from zsjax.tiny_world import world as tiny_world
 
         questions = list(tiny_world.questions(tiny_world.resolve(name, **(world or {}))))
     elif name.startswith(TFDS):
@@ -63,7 +63,7 @@ def load_corpus(source: str | pathlib.Path, *, world: Mapping | None = None) -> 
     """
     name = str(source)
     if name.startswith(TINY_WORLD):
-        from zsjax.data import tiny_world
+        from zsjax.tiny_world import world as tiny_world
 
         return list(tiny_world.documents(tiny_world.resolve(name, **(world or {}))))
     return [Document(_text(row, "title", where), _text(row, "text", where, blank=False))

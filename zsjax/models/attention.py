@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from zsjax.models.cache import placed, when
 from zsjax.models.layers import Int8Heads
-from zsjax.sharding import platform
+from zsjax.parallel.constrain import platform
 
 NEG_INF = -1e30  # finite: a row without any visible key gives an average, never NaN
 SPLASH_BLOCK = 128  # tokens, and lanes of a head: what the kernel's tiles divide

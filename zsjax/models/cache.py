@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from zsjax.models.layers import DecoderConfig, Int8Heads
 from zsjax.models.quant import quantize_heads
-from zsjax.sharding import constrain, platform
+from zsjax.parallel.constrain import constrain, platform
 
 SEGMENT = 512  # slots
 

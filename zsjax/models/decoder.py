@@ -18,18 +18,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from zsjax.models.attention import attend, attend_cached, choose
 from zsjax.models.cache import KVCache, init_cache
-from zsjax.models.layers import (
-    DecoderConfig,
-    Int8Matrix,
-    embed,
-    linear,
-    matmul,
-    rms_norm,
-    rotary_angles,
-    rotate,
-    swiglu,
-)
-from zsjax.sharding import constrain, platform
+from zsjax.models.layers import DecoderConfig, Int8Matrix, embed, linear, matmul, rms_norm, rotary_angles, rotate, swiglu
+from zsjax.parallel.constrain import constrain, platform
 
 __all__ = ["DecoderConfig", "ParamSpec", "param_specs", "specs_of", "init_params", "num_params", "cast_matrices",
            "decoding_params", "forward", "hidden_states", "unembedding", "logits_of", "extend", "init_cache"]

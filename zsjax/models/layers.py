@@ -130,8 +130,8 @@ class DecoderConfig:
 
     @classmethod
     def from_hf(cls, path) -> "DecoderConfig":
-        """Reads config.json of a Hugging Face checkpoint; see `zsjax.models.hf.read_config`."""
-        from zsjax.models import hf
+        """Reads config.json of a Hugging Face checkpoint; see `zsjax.models.checkpoints.hf.read_config`."""
+        from zsjax.models.checkpoints import hf
 
         return hf.read_config(path)
 

@@ -17,13 +17,14 @@ import tempfile
 from collections.abc import Callable
 
 from zsjax import config as configuration
-from zsjax import sharding
-from zsjax.config import Config, ConfigError, UserError
+from zsjax.config import Config
+from zsjax.config.checks import find_device_problems, find_problems
+from zsjax.errors import ConfigError, UserError
+from zsjax.parallel.constrain import compiling_for
 from zsjax.plan import memory
 from zsjax.plan.setup import Setup, prepare
 from zsjax.plan.targets import Target, read_target, readable
 from zsjax.plan.work import Work, step_work
-from zsjax.validation import find_device_problems, find_problems
 
 # What a process can use of a device's memory: launch/env.sh gives XLA 92 % of a GPU's, TPU runtimes keep a little back.
 USABLE = {"gpu": 0.92, "tpu": 0.97}
@@ -95,7 +96,7 @@ def make_plan(config: Config, target: str, *, compiles: bool = True, advise: boo
 def _estimate(config, target) -> Plan:
     setup = prepare(config, target)
     try:
-        with sharding.compiling_for(target.chip.kind):
+        with compiling_for(target.chip.kind):
             return Plan(setup, memory.footprint(setup), [], step_work(setup))
     except ValueError as error:  # heads that do not divide the tensor axis
         raise UserError(str(error)) from error

@@ -16,15 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from zsjax import config as configuration
-from zsjax import sharding
 from zsjax.models import lora
+from zsjax.parallel.constrain import compiling_for, on, row_shards
+from zsjax.parallel.mesh import TRAIN_RULES, local_mesh, make_mesh, replicated, row_sharding
 from zsjax.plan import memory
 from zsjax.plan.setup import Setup, prepare
 from zsjax.plan.targets import read_target
 from zsjax.rl.roles import attention_mask
 from zsjax.rl.update import load_loss, make_optimizer, make_score, make_update
 from zsjax.rollout import compiled_program, environment
-from zsjax.rollout.engine import tables
+from zsjax.rollout.state import tables
 from zsjax.types import TokenBatch
 
 
@@ -35,7 +36,7 @@ def main(path: str, target: str):
     devices = topologies.get_topology_desc(platform="tpu", topology_name=setup.target.topology).devices
     for name, lower in programs(setup, devices).items():
         try:
-            with sharding.compiling_for("tpu"):
+            with compiling_for("tpu"):
                 line = {"program": name} | measure(lower().compile())
         except Exception as error:  # the compiler says itself by how much a program does not fit
             line = {"program": name, "error": str(error).strip()[:600]}
@@ -53,8 +54,8 @@ def measure(compiled) -> dict:
 def programs(setup: Setup, devices) -> dict:
     """{"update", "score", "rollout"} -> a function that lowers the program for the devices, as `train` calls it."""
     config, train, algorithm = setup.config, setup.config.train, setup.config.algorithm
-    mesh = sharding.make_mesh(config.mesh, devices)
-    rows = sharding.row_sharding(mesh)
+    mesh = make_mesh(config.mesh, devices)
+    rows = row_sharding(mesh)
     cut = memory.policy_shardings(setup, mesh)
     trained, frozen = _placed(memory.policy_shapes(setup), cut)
     whole = lora.assembler(config.policy.lora)
@@ -70,18 +71,18 @@ def programs(setup: Setup, devices) -> dict:
             entropy_coef=algorithm.entropy_coef, reduction=algorithm.reduction, clip_low=algorithm.clip_low,
             clip_high=algorithm.clip_high, assemble=whole, **options)
         count = train.questions_per_step * train.group_size // train.minibatches
-        return sharding.on(mesh, function.lower)(trained, state, _batch(config, count, rows), None, frozen)
+        return on(mesh, function.lower)(trained, state, _batch(config, count, rows), None, frozen)
 
     def score():
         batch = _batch(config, train.questions_per_step * train.group_size, rows)
         valid = jax.eval_shape(attention_mask, batch.roles)
         policy = memory.whole_policy(setup)
-        policy = _placed(policy, memory.decoding_shardings(policy, setup.policy, mesh, sharding.TRAIN_RULES))
-        return sharding.on(mesh, make_score(setup.policy, **options).lower)(
+        policy = _placed(policy, memory.decoding_shardings(policy, setup.policy, mesh, TRAIN_RULES))
+        return on(mesh, make_score(setup.policy, **options).lower)(
             policy, batch.tokens, jax.ShapeDtypeStruct(valid.shape, valid.dtype, sharding=rows))
 
     def rollout():
-        return _lower_rollout(setup, sharding.local_mesh(mesh))
+        return _lower_rollout(setup, local_mesh(mesh))
 
     return {"update": update, "score": score} | ({"rollout": rollout} if setup.simulator is not None else {})
 
@@ -91,8 +92,8 @@ def _lower_rollout(setup: Setup, mesh):
     config, engine = setup.config, setup.engine
     tokenizer = engine.tokenizer
     env = environment(setup.policy, tokenizer, config, config.train.group_size)
-    everywhere, rows = sharding.replicated(mesh), sharding.row_sharding(mesh)
-    count = setup.questions * sharding.row_shards(mesh)
+    everywhere, rows = replicated(mesh), row_sharding(mesh)
+    count = setup.questions * row_shards(mesh)
     P = config.rollout.max_prompt_tokens
     ids = lambda *shape: jax.ShapeDtypeStruct((count, *shape), jnp.int32, sharding=rows)
     inputs = {

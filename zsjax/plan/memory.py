@@ -13,14 +13,15 @@ import math
 import jax
 import jax.numpy as jnp
 
-from zsjax import sharding
 from zsjax.models import lora, quant
 from zsjax.models.attention import block_size
 from zsjax.models.cache import cache_dtype, init_cache
 from zsjax.models.decoder import cast_matrices, hidden_states, param_specs, specs_of
+from zsjax.models.placement import param_shardings
+from zsjax.parallel.mesh import DECODE_RULES, TRAIN_RULES, replicated
 from zsjax.plan.setup import Setup
 from zsjax.rl.update import make_optimizer
-from zsjax.rollout.engine import PREFILL_CHUNK
+from zsjax.rollout.state import PREFILL_CHUNK
 
 ALWAYS, ROLLOUT, SCORE, UPDATE = "always", "rollout", "score", "update"
 
@@ -79,7 +80,7 @@ def policy_shapes(setup: Setup):
 
 def policy_shardings(setup: Setup, mesh):
     """Where `policy_shapes` lie while training."""
-    place = lambda specs=None: sharding.param_shardings(setup.policy, mesh, sharding.TRAIN_RULES, specs)
+    place = lambda specs=None: param_shardings(setup.policy, mesh, TRAIN_RULES, specs)
     adapters = setup.config.policy.lora
     return (place(lora.adapter_specs(setup.policy, adapters)), place()) if adapters.rank else (place(), None)
 
@@ -96,13 +97,13 @@ def frozen_simulator(setup: Setup):
 
 
 def decoding_shapes(shapes, model):
-    """A model as `sharding.for_decoding` gives it: matrices in the dtype that they are used in."""
+    """A model as `for_decoding` gives it: matrices in the dtype that they are used in."""
     return jax.eval_shape(lambda params: cast_matrices(params, model), shapes)
 
 
-def decoding_shardings(shapes, model, mesh, rules=sharding.DECODE_RULES):
+def decoding_shardings(shapes, model, mesh, rules=DECODE_RULES):
     """Where it lies then."""
-    return sharding.param_shardings(model, mesh, rules, specs_of(shapes, model))
+    return param_shardings(model, mesh, rules, specs_of(shapes, model))
 
 
 def local_bytes(shapes, shardings) -> int:
@@ -117,7 +118,7 @@ def moment_shardings(state, cut, mesh):
 
     def place(path, leaf):
         name = jax.tree_util.keystr(path)
-        return next((where for end, where in places if leaf.ndim and name.endswith(end)), sharding.replicated(mesh))
+        return next((where for end, where in places if leaf.ndim and name.endswith(end)), replicated(mesh))
 
     return jax.tree_util.tree_map_with_path(place, state)
 

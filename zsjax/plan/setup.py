@@ -6,16 +6,19 @@ import re
 
 import jax
 
-from zsjax import build, sharding
-from zsjax.config import Config, ModelConfig, UserError
+from zsjax.config import Config, ModelConfig
 from zsjax.data.assets import asset_path
+from zsjax.errors import UserError
+from zsjax.models.checkpoints.hub import PREFIX
 from zsjax.models.hf_config import read_config
-from zsjax.models.hub import PREFIX
 from zsjax.models.layers import DecoderConfig
 from zsjax.models.presets import PRESETS
+from zsjax.parallel.constrain import AXES
+from zsjax.parallel.mesh import mesh_shape
 from zsjax.plan.targets import Target
-from zsjax.rollout.continuous import Schedule
-from zsjax.search.simulator import Simulator
+from zsjax.rollout.compiled import Schedule
+from zsjax.run import build
+from zsjax.search.simulator.simulator import Simulator
 
 STAND_IN = "asset:real/tokenizer"  # of Qwen2's kind, with a smaller vocabulary
 
@@ -97,7 +100,7 @@ def prepare(config: Config, target: Target) -> Setup:
         tokenizer, stand_in = build.tokenizer(dataclasses.replace(config, tokenizer=STAND_IN)), True
     policy = model_shape(config.policy, "policy", tokenizer)
     simulator = model_shape(config.simulator, "simulator", tokenizer) if simulated else None
-    mesh = jax.sharding.AbstractMesh(sharding.mesh_shape(config.mesh, target.devices), sharding.AXES)
+    mesh = jax.sharding.AbstractMesh(mesh_shape(config.mesh, target.devices), AXES)
     try:
         engine = build.simulator(config, simulator, None, tokenizer) if simulated else None
     except ValueError as error:  # vocabularies that do not fit

@@ -10,14 +10,7 @@ import dataclasses
 
 from zsjax.models.decoder import num_params
 from zsjax.models.quant import num_bytes
-from zsjax.plan.memory import (
-    cache_bytes,
-    decoding_shapes,
-    decoding_shardings,
-    frozen_simulator,
-    local_bytes,
-    whole_policy,
-)
+from zsjax.plan.memory import cache_bytes, decoding_shapes, decoding_shardings, frozen_simulator, local_bytes, whole_policy
 from zsjax.plan.setup import Setup
 
 

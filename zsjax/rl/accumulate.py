@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zsjax import sharding
+from zsjax.parallel.mesh import replicated
 
 
 def trained_alone(params, frozen):
@@ -67,7 +67,7 @@ def packed_step(objective, optimizer, *, defaults=None, assemble=trained_alone):
         # the program of each shape is compiled for both: the second time in the middle of a run.
         shapes, places = jax.eval_shape(part_of, params, *given), jax.tree.map(lambda x: x.sharding, params)
         mesh = getattr(jax.tree.leaves(places)[0], "mesh", None)
-        where = {} if mesh is None else dict(out_shardings=(sharding.replicated(mesh), places))
+        where = {} if mesh is None else dict(out_shardings=(replicated(mesh), places))
         programs["zeros"] = jax.jit(lambda params: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), **where)
         programs["add"] = jax.jit(add_part, donate_argnums=0, **where)
 

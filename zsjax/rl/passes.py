@@ -12,7 +12,9 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from zsjax import hosts, sharding
+from zsjax.parallel import hosts
+from zsjax.parallel.constrain import on, row_shards
+from zsjax.parallel.mesh import reshard, row_sharding
 from zsjax.rl import packing, roles
 from zsjax.rl.accumulate import trained_alone
 from zsjax.rl.update import make_packed_update, make_score, make_update
@@ -72,11 +74,11 @@ def make_passes(config, model_config, mesh, *, loss, optimizer, value_optimizer=
         model_config, value_optimizer, clip=config.value.clip, reduction=reduction, remat=options.remat,
         microbatch_rows=rows, packed=packed)
     update = make_packed_update if packed else functools.partial(make_update, microbatch_rows=rows)
-    score, value_score, update_value, update = (function and sharding.on(mesh, function) for function in (
+    score, value_score, update_value, update = (function and on(mesh, function) for function in (
         score, value_score, update_value, update(model_config, loss, optimizer, **objective)))
-    place = lambda batch: sharding.reshard(batch, sharding.row_sharding(mesh))
+    place = lambda batch: reshard(batch, row_sharding(mesh))
 
-    longest, cut = config.rollout.max_tokens, dict(budget=options.microbatch_tokens, multiple=sharding.row_shards(mesh))
+    longest, cut = config.rollout.max_tokens, dict(budget=options.microbatch_tokens, multiple=row_shards(mesh))
     rungs, widths = packing.ladder(longest), packing.widths(longest)
 
     def parts_of(batch):

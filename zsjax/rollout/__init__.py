@@ -13,16 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsjax import hosts, sharding
-from zsjax.rollout import continuous
-from zsjax.rollout import engine as pieces
+from zsjax.models.placement import for_decoding
+from zsjax.parallel import hosts
+from zsjax.parallel.constrain import over_rows, row_shards
+from zsjax.parallel.mesh import local_mesh, local_row_shards, simulator_mesh
+from zsjax.rollout import compiled
+from zsjax.rollout import state as pieces
 from zsjax.rollout.growing import GrowingRollout
 from zsjax.rollout.host import HostRollout
-from zsjax.rollout.prompts import PolicyTemplate
+from zsjax.rollout.policy_prompt import PolicyTemplate
 from zsjax.rollout.reranking import HostReranker
 from zsjax.rollout.searching import SimulatorSearch, TextSearch
-from zsjax.search.requests import question_keys
-from zsjax.search.simulator import Simulator
+from zsjax.search.simulator.requests import question_keys
+from zsjax.search.simulator.simulator import Simulator
 
 
 def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_size: int = 1, watch=None):
@@ -44,7 +47,7 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
       reranker=None) -> Episodes of len(questions) * group_size rows, a question's next to each other. group_ids int32[Q]
       name the questions in the random streams (default 0 .. Q-1); temperature None is the config's, 0 is greedy. prefixes:
       for each question (ids, turns) of an episode under way, which is gone on with: its ids count as prompt. with_work:
-      (Episodes, `continuous.Work`) instead. reranker: weights of `zsjax.search.rerank`, which choose from the
+      (Episodes, `compiled.Work`) instead. reranker: weights of `zsjax.search.rerank`, which choose from the
       config.search.rerank.candidates documents that are then written or found. `rollout.tokenizer` is the one given. params
       may lie anywhere on the mesh: they are moved to where decoding reads them, which `rollout.reshard_seconds` adds up; for
       several rollouts, move them once by `rollout.place(params)`. With many hosts, everyone
@@ -55,9 +58,9 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
     _tell_form(template.name, config.prompts.chat)
     env = environment(policy_config, tokenizer, config, group_size)
     tables = pieces.tables(tokenizer, policy_config)
-    schedule = continuous.Schedule(config.rollout.rows, config.rollout.simulator_slots, config.rollout.busy)
-    local = None if mesh is None else sharding.local_mesh(mesh)
-    apart = None if mesh is None else sharding.simulator_mesh(config.mesh)
+    schedule = compiled.Schedule(config.rollout.rows, config.rollout.simulator_slots, config.rollout.busy)
+    local = None if mesh is None else local_mesh(mesh)
+    apart = None if mesh is None else simulator_mesh(config.mesh)
     same_tokens = isinstance(engine, Simulator) and engine.tokenizer is tokenizer
     if same_tokens and watch is None and apart is None:
         program = (compiled_program(env, schedule, engine, local) if config.rollout.capacities == 1 else
@@ -90,9 +93,9 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
         temperature = jnp.float32(config.rollout.temperature if temperature is None else temperature)
         params = place(params)
         inputs = begin(questions, prefixes, group_ids)
-        count, shards = len(questions), sharding.row_shards(mesh)
+        count, shards = len(questions), row_shards(mesh)
         parts = np.split(np.arange(count + -count % shards), shards)
-        my_shards = range(shards) if local is mesh else sharding.local_row_shards(mesh)
+        my_shards = range(shards) if local is mesh else local_row_shards(mesh)
         mine = np.concatenate([parts[shard] for shard in my_shards])
         # Questions that only fill up the shape are the last one again; their rows are dropped.
         asked = np.minimum(mine, count - 1)
@@ -108,7 +111,7 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
         return (episodes, work) if with_work else episodes
 
     def place(params):
-        start, placed = time.perf_counter(), sharding.for_decoding(params, policy_config, mesh)
+        start, placed = time.perf_counter(), for_decoding(params, policy_config, mesh)
         if placed is not params:
             jax.block_until_ready(placed)
             rollout.reshard_seconds += time.perf_counter() - start
@@ -168,13 +171,13 @@ def _pad(rows, size):
 
 def compiled_program(env, schedule, simulator: Simulator, mesh):
     """The whole rollout as one jitted program; its arguments are those of `program` below, parameters as
-    `sharding.for_decoding` gives them."""
+    `for_decoding` gives them."""
     def program(policy_params, simulator_params, tables, simulator_tables, inputs, noise, temperature, key, reranker=None):
-        return continuous.play(policy_params, simulator_params, env, schedule, tables, simulator, simulator_tables, inputs,
+        return compiled.play(policy_params, simulator_params, env, schedule, tables, simulator, simulator_tables, inputs,
                                noise, temperature, key, reranker)
 
     in_rows = (False, False, False, False, True, False, False, False, False)
-    return jax.jit(sharding.over_rows(program, mesh, in_rows))
+    return jax.jit(over_rows(program, mesh, in_rows))
 
 
 def _compiled(program, tables, simulator: Simulator, mesh):
@@ -183,7 +186,7 @@ def _compiled(program, tables, simulator: Simulator, mesh):
     def play(params, inputs, questions, noise, temperature, key, reranker):
         nonlocal simulator_params
         if simulator_params is None:
-            simulator_params = sharding.for_decoding(simulator.params, simulator.config, mesh)
+            simulator_params = for_decoding(simulator.params, simulator.config, mesh)
         question, answers = simulator.encode_questions(questions)
         inputs = dict(inputs, question=question, answers=answers, question_key=question_keys(questions))
         return program(params, simulator_params, tables, simulator.tables, inputs, noise, temperature, key, reranker)

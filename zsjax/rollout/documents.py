@@ -5,8 +5,8 @@ import re
 import numpy as np
 
 from zsjax.search.engine import Document
-from zsjax.search.prompts import format_document
-from zsjax.search.writing import ALL_TAGS
+from zsjax.search.simulator.prompt import format_document
+from zsjax.search.simulator.writing import ALL_TAGS
 
 _TAG = re.compile("|".join(re.escape(tag) for tag in ALL_TAGS))
 # Control characters of both kinds, and those that turn the direction of what follows them: they hide and reorder text.

@@ -9,9 +9,9 @@ import functools
 
 import jax
 
-from zsjax import sharding
 from zsjax.models.cache import grow
-from zsjax.rollout import continuous
+from zsjax.parallel import constrain
+from zsjax.rollout import compiled
 
 
 def capacities(count: int, smallest: int, largest: int) -> list[int]:
@@ -28,16 +28,16 @@ class GrowingRollout:
         self.env, self.count = env, count
 
         def further(policy_params, simulator_params, tables, simulator_tables, *rest):
-            loop = continuous.go_on(policy_params, simulator_params, env, schedule, tables, simulator, simulator_tables,
+            loop = compiled.go_on(policy_params, simulator_params, env, schedule, tables, simulator, simulator_tables,
                                     *rest)
-            return loop, continuous.unfinished(loop)[None], continuous.work_of(loop)
+            return loop, compiled.unfinished(loop)[None], compiled.work_of(loop)
 
         def first(capacity, policy_params, simulator_params, tables, simulator_tables, inputs, *rest):
-            prompts, loop = continuous.begin(policy_params, simulator_params, env, schedule, simulator, inputs, capacity)
+            prompts, loop = compiled.begin(policy_params, simulator_params, env, schedule, simulator, inputs, capacity)
             return prompts, *further(policy_params, simulator_params, tables, simulator_tables, inputs, *rest, prompts, loop)
 
         in_rows = (False, False, False, False, True, False, False, False, False)
-        over_rows = lambda function, *in_rows: sharding.over_rows(function, mesh, in_rows)
+        over_rows = lambda function, *in_rows: constrain.over_rows(function, mesh, in_rows)
         self.first = functools.cache(lambda capacity: jax.jit(over_rows(functools.partial(first, capacity), *in_rows)))
         # Not donated: nothing of another shape can be written into it. It goes when the loop lets go of it.
         self.grow = functools.cache(lambda capacity: jax.jit(over_rows(lambda cache: grow(cache, capacity), True)))

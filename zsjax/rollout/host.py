@@ -1,6 +1,6 @@
 """Rollouts whose searches are made elsewhere: by an engine on the host, or by a simulator on devices of its own.
 
-The same compiled pieces as `zsjax.rollout.continuous`, and the same round, here driven from the host, so that searches run
+The same compiled pieces as `zsjax.rollout.compiled`, and the same round, here driven from the host, so that searches run
 in threads while other rows decode:
 
   decode   the policy, as long as more than `Schedule.busy` of its rows have a token to draw; while searches are under way,
@@ -23,12 +23,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsjax import sharding, types
+from zsjax import types
 from zsjax.models.decoder import decoding_params
-from zsjax.rollout import engine as pieces
-from zsjax.rollout.continuous import Schedule, Work, num_bytes
-from zsjax.rollout.engine import DOCUMENTS, HINT, NOTHING, generating
+from zsjax.parallel.constrain import over_rows, row_shards
+from zsjax.parallel.mesh import replicated, reshard
+from zsjax.rollout import state as pieces
+from zsjax.rollout.compiled import Schedule, Work, num_bytes
 from zsjax.rollout.searching import Asked
+from zsjax.rollout.state import DOCUMENTS, HINT, NOTHING, generating
 
 # Where the policy runs too empty, searches under way get this share of the last decode's time before it goes on without
 # them: a quick engine's documents come in that time, and steps of half-empty batches are saved; a slow one costs little.
@@ -52,8 +54,8 @@ class HostRollout:
         self.env, self.schedule, self.search, self.mesh = env, schedule, search, mesh
         self.watch, self.visit_every, self.search_batches = watch or (lambda state: None), visit_every, search_batches
         self.always_visit = watch is not None
-        self.tables = tables if mesh is None or mesh.size == 1 else sharding.reshard(tables, sharding.replicated(mesh))
-        jitted = lambda function, in_rows, **options: jax.jit(sharding.over_rows(function, mesh, in_rows), **options)
+        self.tables = tables if mesh is None or mesh.size == 1 else reshard(tables, replicated(mesh))
+        jitted = lambda function, in_rows, **options: jax.jit(over_rows(function, mesh, in_rows), **options)
         self._cast = jax.jit(lambda params: decoding_params(params, env.policy))  # once a rollout
         self._begin = jitted(self._begin_pieces, (False, True))
         self._decode = jitted(self._decode_pieces, (False, False, True, True, True, True, False, False, False),
@@ -103,7 +105,7 @@ class HostRollout:
     def __call__(self, params, inputs, questions, noise, temperature, key, reranker=None) -> tuple[types.Episodes, Work]:
         params = self._cast(params)
         prompts, state, episodes = self._begin(params, inputs)
-        board = _Board(len(state.length), len(episodes.length), sharding.row_shards(self.mesh), self.env, self.schedule)
+        board = _Board(len(state.length), len(episodes.length), row_shards(self.mesh), self.env, self.schedule)
         find, at_a_time = self.search.begin(questions, key, board.rows, reranker)
         start = in_thread if self.search.in_threads else at_once
         under_way: dict[Future, np.ndarray] = {}

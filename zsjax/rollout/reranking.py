@@ -11,11 +11,11 @@ import numpy as np
 
 from zsjax import types
 from zsjax.rollout.documents import encode_documents
-from zsjax.rollout.engine import CLOSE_SEARCH, OPEN_SEARCH, tables
+from zsjax.rollout.state import CLOSE_SEARCH, OPEN_SEARCH, tables
 from zsjax.sampling.splice import take_span
 from zsjax.sampling.tags import extract
 from zsjax.search.rerank import RerankerState, Seen, choose, encode_texts, make_update, score
-from zsjax.search.writing import line_ends
+from zsjax.search.simulator.writing import line_ends
 
 _choose = jax.jit(lambda weights, documents, lengths, noisy, question, query, num_shown: choose(
     score(weights, documents, lengths, question, query), lengths, noisy, num_shown), static_argnames="num_shown")

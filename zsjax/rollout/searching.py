@@ -15,13 +15,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from zsjax import sharding
 from zsjax.models.decoder import decoding_params
+from zsjax.models.placement import for_decoding
+from zsjax.parallel.constrain import over_rows, row_shards
+from zsjax.parallel.mesh import replicated, reshard
 from zsjax.rollout.documents import encode_documents
 from zsjax.search.engine import Failed, SearchContext
-from zsjax.search.requests import Requests, question_keys
 from zsjax.search.rerank import chooser
-from zsjax.search.simulator import Simulator
+from zsjax.search.simulator.requests import Requests, question_keys
+from zsjax.search.simulator.simulator import Simulator
 
 
 @dataclasses.dataclass
@@ -139,13 +141,13 @@ class SimulatorSearch:
             chosen = reranker is not None or simulator.num_documents > num_shown
             return simulator.replies(writing, chooser(reranker, num_shown) if chosen else None), writing.steps
 
-        self._write = jax.jit(sharding.over_rows(write, mesh, (False, False, True, False, False)))
+        self._write = jax.jit(over_rows(write, mesh, (False, False, True, False, False)))
 
     def begin(self, questions, key, rows: int, reranker=None):
         """As `TextSearch.begin`."""
         if self._params is None:
             self._place()
-        shards = sharding.row_shards(self.mesh)
+        shards = row_shards(self.mesh)
         quarter = 4 if self.schedule.rows else 1
         self.slots = min(self.schedule.slots or -(-rows // (quarter * shards)), -(-rows // shards))
         encoded = *self.simulator.encode_questions(questions), question_keys(questions)
@@ -160,15 +162,15 @@ class SimulatorSearch:
         elif mesh.size == 1:
             self._params, self._tables = jax.device_put((simulator.params, simulator.tables), mesh.devices.item())
         else:
-            self._params = sharding.for_decoding(simulator.params, simulator.config, mesh)
-            self._tables = sharding.reshard(simulator.tables, sharding.replicated(mesh))
+            self._params = for_decoding(simulator.params, simulator.config, mesh)
+            self._tables = reshard(simulator.tables, replicated(mesh))
 
     def _find(self, questions, encoded, key, reranker, asked: Asked) -> Found:
         question, answers, question_key = encoded
         tokens, lengths = asked.query
         names = [(questions[q].id, tokens[i, :lengths[i]].tobytes(), asked.noisy[i].tobytes())
                  for i, q in enumerate(asked.question)]
-        shards = sharding.row_shards(self.mesh)
+        shards = row_shards(self.mesh)
         # Neighbours go to different devices.
         free = iter(np.arange(shards * self.slots).reshape(shards, self.slots).T.ravel().tolist())
         slot, of_slot, active = {}, np.zeros(shards * self.slots, int), np.zeros(shards * self.slots, bool)

@@ -1,6 +1,5 @@
-"""What a search engine is: the protocol, what it is told about a question, and two engines for ablations."""
+"""What a search engine is: the protocol, and what it is told about a question."""
 
-import collections
 import dataclasses
 import hashlib
 from collections.abc import Sequence
@@ -85,80 +84,6 @@ def check_request(queries: Sequence[str], contexts: Sequence[SearchContext] | No
         raise ValueError(f"k={k}: at least one document must be asked for")
     if contexts is not None and len(contexts) != len(queries):
         raise ValueError(f"{len(queries)} queries but {len(contexts)} contexts: query and question would be mispaired")
-
-
-class Mixed:
-    """Asks one of two engines for each search, by a coin: training that moves from a simulator to real search.
-
-    The coin of a search is a function of (seed, query, question id, context.call) alone. `share`: P(the real engine);
-    the training loop sets it before each step.
-    """
-
-    by_call = True
-
-    def __init__(self, simulator: Engine, real: Engine, *, share: float = 0.0, seed: int = 0):
-        self.simulator, self.real, self.share, self.seed = simulator, real, share, seed
-        self.uses_devices = any(getattr(engine, "uses_devices", False) for engine in (simulator, real))
-
-    @property
-    def counters(self) -> collections.Counter:
-        return sum((getattr(engine, "counters", collections.Counter()) for engine in (self.simulator, self.real)),
-                   collections.Counter())
-
-    def obeys_noise(self, queries: Sequence[str], contexts: Sequence[SearchContext]) -> list[bool]:
-        """Which searches the simulator answers."""
-        return [chance(self.seed, query, context.question.id, context.call) >= self.share
-                for query, context in zip(queries, contexts, strict=True)]
-
-    def search(self, queries: Sequence[str], contexts: Sequence[SearchContext], *, k: int) -> list[list[Document]]:
-        check_request(queries, contexts, k)
-        simulated = self.obeys_noise(queries, contexts)
-        found: list = [None] * len(queries)
-        for engine, side in ((self.simulator, True), (self.real, False)):
-            rows = [row for row, is_simulated in enumerate(simulated) if is_simulated == side]
-            if rows:
-                results = engine.search([queries[row] for row in rows], [contexts[row] for row in rows], k=k)
-                for row, documents in zip(rows, results, strict=True):
-                    found[row] = documents
-        return found
-
-
-class Empty:
-    """Finds k documents without any content, whatever is asked: an ablation, since nothing can be read from it."""
-
-    def search(self, queries: Sequence[str], contexts: Sequence[SearchContext] | None = None, *,
-               k: int) -> list[list[Document]]:
-        check_request(queries, contexts, k)
-        return [[Document("", "") for _ in range(k)] for _ in queries]
-
-
-class DropBest:
-    """Loses the best document of a call with some probability: a test of robustness.
-
-    The loss is a function of (seed, query, question id, context.call) alone: no batch mate and no earlier search
-    changes it, and the same query asked again under another call has another chance.
-    """
-
-    by_call = True
-
-    def __init__(self, engine: Engine, probability: float, seed: int = 0):
-        """Wraps engine. probability: of losing the best document, 0 to 1. Raises ValueError outside of that."""
-        if not 0 <= probability <= 1:
-            raise ValueError(f"probability={probability} must be between 0 and 1")
-        self.engine, self.probability, self.seed = engine, probability, seed
-        self.counters = getattr(engine, "counters", collections.Counter())
-        self.uses_devices = getattr(engine, "uses_devices", False)
-
-    def search(self, queries: Sequence[str], contexts: Sequence[SearchContext] | None = None, *,
-               k: int) -> list[list[Document]]:
-        check_request(queries, contexts, k)
-        found = self.engine.search(queries, contexts, k=k + 1)
-        calls = [()] * len(queries) if contexts is None else [(c.question.id, *c.call) for c in contexts]
-        return [documents[1:] if documents and self._loses(query, call) else first(documents, k)
-                for documents, query, call in zip(found, queries, calls, strict=True)]
-
-    def _loses(self, query: str, call: tuple) -> bool:
-        return chance(self.seed, query, call) < self.probability
 
 
 def chance(*names) -> float:

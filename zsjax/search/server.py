@@ -1,4 +1,4 @@
-"""A server of the `/retrieve` protocol around any engine, by the standard library: see `zsjax.search.http`.
+"""A server of the `/retrieve` protocol around any engine, by the standard library: see `zsjax.search.engines.http`.
 
     POST /retrieve {"queries": [...], "topk": 3, "return_scores": true}     GET /health
 
@@ -10,7 +10,7 @@ import logging
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from zsjax.search.http import result_entry
+from zsjax.search.engines.http import result_entry
 
 MAX_BODY = 4 << 20  # bytes of a request
 MAX_QUERIES, MAX_QUERY, MAX_TOPK = 1024, 8192, 100

@@ -1,0 +1,92 @@
+"""The simulator's pretraining and tuning: they run from a config, learn, and say what is wrong with their input."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from zsjax.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PromptsConfig,
+    SearchConfig,
+    SupervisedConfig,
+    UserError,
+)
+from zsjax.monitor.writer import Writer, read_jsonl
+from zsjax.run import build
+from zsjax.search import BM25
+from zsjax.tiny_world import world
+from zsjax.tiny_world.pretrain_simulator import make_examples, pretrain_simulator
+from zsjax.tuning import collect, gates, tune
+
+SHAPE = dict(embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64)
+PHASE = SupervisedConfig(steps=30, batch_rows=8, max_tokens=80, checkpoint_every=30,
+                         optimizer=OptimizerConfig(learning_rate=1e-2, b2=0.98),
+                         options={"examples_per_query": 2, "emphasis": True})
+CONFIG = Config(world={"train_worlds": 1, "entities": 10}, data=DataConfig(), tune_simulator=PHASE,
+                pretrain_simulator=PHASE, prompts=PromptsConfig(policy="tiny_world", simulator="tiny_world"),
+                search=SearchConfig(num_documents=3, max_document_tokens=12, max_query_tokens=12,
+                                    document_format="* {text}"),
+                simulator=ModelConfig(init="random", shape=SHAPE, positional_bias_init=True))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build.tokenizer(CONFIG)
+
+
+def losses(workdir, stage):
+    return [line["loss"] for line in read_jsonl(workdir / "metrics.jsonl") if line["stage"] == stage]
+
+
+def test_pretraining_then_tuning(tmp_path, tokenizer):
+    worlds = build.worlds(CONFIG, CONFIG.data.corpus)
+    engine = BM25.from_documents(world.documents(worlds))
+    probes = gates.make_probes(world.questions(worlds), limit=20)
+    searches = collect.search_for([(p.question, p.query, p.kind) for p in probes], engine, num_documents=3)
+    collect.write_searches(tmp_path / "searches.jsonl", searches, provenance={"engine": "bm25"})
+    with Writer(tmp_path, tensorboard=False) as writer:
+        model, params = pretrain_simulator(CONFIG, tokenizer, writer=writer, directory=tmp_path / "a")
+        simulator = build.simulator(CONFIG, model, params, tokenizer)
+        tuned = tune.tune(CONFIG, simulator, tmp_path / "searches.jsonl", writer=writer, directory=tmp_path / "b")
+        # Finished stages are not trained again, and give the same parameters.
+        again = tune.tune(CONFIG, simulator, tmp_path / "searches.jsonl", writer=writer, directory=tmp_path / "b")
+    for stage in ("pretrain_simulator", "tune_simulator"):
+        fell = losses(tmp_path, stage)
+        assert len(fell) == 3 and fell[-1] < fell[0], (stage, fell)
+    for a, b in zip(jax.tree.leaves(tuned.params), jax.tree.leaves(again.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    rows = gates.measure(tuned, engine, world.questions(worlds), k=3, limit=8)
+    assert all(0 <= row[share] <= 1 for row in rows for share in ("useful", "noisy", "engine"))
+
+
+def test_the_mode_word_means_nothing_in_pretraining():
+    worlds = build.worlds(CONFIG, CONFIG.data.corpus)
+    engine = BM25.from_documents(world.documents(worlds))
+    examples = make_examples(worlds, 3, seed=0, per_query=40)
+    best = {query: engine.search([query], k=1)[0][0] for query in {example.query for example in examples}}
+    complete = np.array([best[example.query] in example.documents for example in examples])
+    noisy = np.array([example.noisy for example in examples])
+    assert len(examples) == 40 * 80 and all(len(example.documents) == 3 for example in examples)
+    assert abs(np.mean(noisy) - 0.5) < 0.04 and abs(np.mean(complete) - 1 / 3) < 0.04
+    assert abs(np.corrcoef(noisy, complete)[0, 1]) < 0.06
+
+
+def test_mistakes_are_told(tmp_path, tokenizer):
+    simulator = build.simulator(CONFIG, *build.model(CONFIG.simulator, tokenizer, seed=0), tokenizer)
+    with Writer(None) as writer:
+        told = dict(writer=writer, directory=tmp_path / "c")
+        with pytest.raises(UserError, match="nothing.jsonl"):
+            tune.tune(CONFIG, simulator, tmp_path / "nothing.jsonl", **told)
+        collect.write_searches(tmp_path / "none.jsonl", [], provenance={})
+        with pytest.raises(UserError, match="collect more searches"):
+            tune.tune(CONFIG, simulator, tmp_path / "none.jsonl", **told)
+        other = dataclasses.replace(CONFIG, data=DataConfig(corpus="corpus.jsonl"))
+        with pytest.raises(UserError, match="corpus.jsonl"):
+            pretrain_simulator(other, tokenizer, **told)
+    with pytest.raises(ValueError, match="loud"):
+        tune.emphasis(SupervisedConfig(options={"emphasis": {"loud": 1}}))

@@ -1,0 +1,92 @@
+"""Checks of the mesh: its sizes, and once the devices are counted, whether these and the rows fit."""
+
+import math
+
+from zsjax.config.checks.found import Found
+from zsjax.config.checks.names import SUPERVISED
+from zsjax.config.checks.search import used_engines, uses_simulator
+from zsjax.config.fields import Config
+from zsjax.errors import Problem
+
+
+def check_mesh(found, config):
+    for axis in ("data", "fsdp", "tensor"):
+        size = getattr(config.mesh, axis)
+        if size < 1 and size != -1:
+            found.add(f"mesh.{axis}", "no size", "give a number of devices, or -1 for what is left")
+    found.at_least(0, "mesh.simulator_devices")
+    found.at_least(1, "mesh.simulator_tensor")
+    apart, copy = config.mesh.simulator_devices, config.mesh.simulator_tensor
+    if apart > 0 and used_engines(config) and "simulator" not in used_engines(config):
+        found.add("mesh.simulator_devices", "nothing would run there: no engine is the simulator", "set it to 0")
+    if apart > 0 and copy > 0 and apart % copy:
+        found.add("mesh.simulator_tensor", f"does not divide mesh.simulator_devices = {apart}", "give a divisor of that")
+    if [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) > 1:
+        found.add("mesh.data", "more than one axis is -1", "only one axis can take what is left")
+
+
+def find_device_problems(config: Config, num_devices: int, num_hosts: int = 1) -> list[Problem]:
+    """What is wrong once the number of devices is known: the mesh, and rows that do not divide over it.
+
+    Questions need not divide: a rollout fills up its shape and drops the surplus rows.
+    """
+    found = Found(config)
+    apart, a_host, copy = config.mesh.simulator_devices, num_devices // num_hosts, config.mesh.simulator_tensor
+    if apart >= a_host:
+        found.add("mesh.simulator_devices", f"leaves none of a host's {a_host} devices for the policy",
+                  f"give less than {a_host}, or 0 to share them")
+        return found.problems
+    if apart and (heads := _num_heads(config, config.simulator)) % copy:
+        found.add("mesh.simulator_tensor", f"does not divide the {heads} heads of simulator.init", "give a divisor of that")
+    num_devices -= apart * num_hosts
+    axes = {name: getattr(config.mesh, name) for name in ("data", "fsdp", "tensor")}
+    fixed = math.prod(size for size in axes.values() if size > 0)
+    free = [name for name, size in axes.items() if size == -1]
+    if num_devices % fixed or (not free and fixed != num_devices):
+        name = free[0] if free else "data"
+        found.add(f"mesh.{name}", f"{axes} does not fit {num_devices} devices" + " without the simulator's" * (apart > 0),
+                  f"the sizes must multiply to {num_devices}; one may be -1 for what is left")
+        return found.problems
+    left = num_devices // fixed
+    shards = math.prod(left if axes[name] == -1 else axes[name] for name in ("data", "fsdp"))
+    rows = config.train.questions_per_step * config.train.group_size // config.train.minibatches
+    if "train" in config.stages and rows % shards:
+        found.add("train.questions_per_step",
+                  f"{rows} rows a minibatch (questions_per_step x group_size / minibatches) do not divide over "
+                  f"{shards} devices", f"make the rows a multiple of {shards}, or set mesh")
+    if "train" in config.stages and 0 < config.train.microbatch_rows < rows and config.train.microbatch_rows % shards:
+        found.add("train.microbatch_rows", f"does not divide over {shards} devices", f"give a multiple of {shards}")
+    tensor = num_devices // shards
+    if num_devices // num_hosts % tensor:
+        found.add("mesh.tensor", f"reaches over hosts of {num_devices // num_hosts} devices", "give a divisor of that")
+    for name in ("policy", "simulator")[:1 if apart else 2] if tensor > 1 else ():
+        heads = _num_heads(config, getattr(config, name))
+        if heads % tensor:
+            found.add("mesh.tensor", f"does not divide the {heads} heads of {name}.init", "give a divisor of that")
+    alone = [stage for stage in config.stages if stage in (*SUPERVISED, "collect")]
+    if num_hosts > 1 and alone:
+        found.add("stages", f"{', '.join(alone)} run on one host",
+                  "run them there first, by their commands, and then only train, evaluate and report on many")
+    if num_hosts > 1 and "evaluate" in config.stages and "trajectory_sft" in config.evaluate.baselines:
+        found.add("evaluate.baselines", "trajectory_sft tunes on one host", "leave it out, or evaluate on one host")
+    if num_hosts > 1 and "serpapi" in used_engines(config):
+        found.add("search.remote.cache_dir", "results and account of web search are one host's", "run it on one host")
+    return found.problems
+
+
+def _num_heads(config, model):
+    """Query heads of a model that the run uses, 0 where they cannot be known before it is loaded or made."""
+    from zsjax.data.assets import asset_path
+    from zsjax.models.checkpoints.hub import PREFIX
+    from zsjax.models.hf_config import read_config
+
+    if model is config.simulator and not uses_simulator(config):
+        return 0
+    if model.init == "random":
+        return model.shape["num_heads"]
+    if model.init.startswith(PREFIX):  # not downloaded only to look
+        return 0
+    try:
+        return read_config(asset_path(model.init)).num_heads
+    except (OSError, ValueError):
+        return 0

@@ -1,0 +1,1 @@
+"""What an evaluation is compared with: baselines, other runs, published tables."""

@@ -1,0 +1,123 @@
+"""What a run used and what that costs: searches, tokens, accelerator time, priced by the config's table.
+
+Loops write what a step used into its metrics line ("used/searches", ...), so that the account survives kills and resumes
+as the metrics do; the report adds it up.
+"""
+
+import collections
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from zsjax import types
+from zsjax.parallel import hosts
+
+# ZeroSearch's own comparison (arXiv 2505.04588): dollars for 64,000 searches.
+PAPER = {"searches": 64_000, "web search API (SerpApi)": 586.70, "14B simulator on 4 A100": 70.80}
+
+
+def used(episodes: types.Episodes, *, devices: int = 1) -> dict[str, int]:
+    """What finished episodes (numpy) used: {"used/searches": ..., "used/policy_tokens", "used/document_tokens",
+    "used/episodes", "used/devices"}."""
+    roles = np.asarray(episodes.roles)
+    return {"used/episodes": len(episodes.length), "used/searches": int(np.sum(episodes.num_searches)),
+            "used/policy_tokens": int((roles == types.POLICY).sum()),
+            "used/document_tokens": int((roles == types.DOCUMENT).sum()), "used/devices": devices}
+
+
+class Meter:
+    """A rollout that counts what it plays: `take()` gives `used`, engine counters and "time/step" since the last take, and
+    "time/reshard", the part of it in which parameters were moved to where decoding reads them, where they had to be; and
+    with an `account` (`zsjax.monitor.usage.RolloutAccount`) its figures, of rollouts that are played with_work."""
+
+    def __init__(self, rollout, engine, *, devices: int = 1, account=None):
+        self.rollout, self.tokenizer, self.devices, self.account = rollout, rollout.tokenizer, devices, account
+        self._counters, self._used, self._seconds = EngineCounters(engine), collections.Counter(), 0.0
+        self._resharded = 0.0
+        self.place = getattr(rollout, "place", lambda params: params)  # see `zsjax.rollout.make_rollout`
+
+    def __call__(self, *args, **options):
+        """What the rollout gives, as numpy."""
+        start = time.perf_counter()
+        played = jax.device_get(self.rollout(*args, **options))
+        seconds = time.perf_counter() - start
+        self._seconds += seconds
+        self._used.update(used(played[0] if options.get("with_work") else played))
+        if self.account is not None and options.get("with_work"):
+            self.account.add(args[0], *played, seconds)
+        return played
+
+    def take(self) -> dict[str, float]:
+        taken = {**self._used, "used/devices": self.devices, **self._counters.take(), "time/step": self._seconds,
+                 **(self.account.take() if self.account is not None else {})}
+        self._used, self._seconds = collections.Counter(), 0.0
+        resharded = getattr(self.rollout, "reshard_seconds", 0.0)
+        if resharded > self._resharded:
+            taken["time/reshard"] = resharded - self._resharded
+            self._resharded = resharded
+        return taken
+
+
+class EngineCounters:
+    """An engine's counters (requests, failures, paid searches), step by step: `take()` is what all hosts added since."""
+
+    def __init__(self, engine):
+        self.engine, self._last = engine, collections.Counter(getattr(engine, "counters", {}))
+
+    def take(self) -> dict[str, int]:
+        now = collections.Counter(getattr(self.engine, "counters", {}))
+        added = {name: count - self._last[name] for name, count in now.items()}
+        self._last = now
+        return {f"engine/{name}": count for name, count in sorted(hosts.add_up(added).items())}
+
+
+def account(lines: Iterable[Mapping], prices) -> list[dict]:
+    """A row for each stage that used something, and their sum.
+
+    Args:
+      lines: of metrics.jsonl. What evaluations in training used stands in the lines of their steps, under "eval/".
+      prices: with the attributes of `CostConfig`: search, accelerator_hour, in dollars.
+
+    Returns:
+      Rows of stage, episodes, searches, policy_tokens, document_tokens, accelerator_hours (wall-clock seconds of the
+      stage's steps times devices), accelerator_dollars, paid_dollars (searches that a web search API was really paid for)
+      and api_dollars (what all searches would have cost there).
+    """
+    stages: dict[str, collections.Counter] = {}
+    last: dict[str, float] = {}
+    for line in lines:
+        seconds = line.get("time/step")
+        if (elapsed := line.get("time/elapsed")) is not None:  # since the stage began, or began again after a kill
+            before = last.get(line["stage"], 0.0)
+            seconds, last[line["stage"]] = elapsed - before if elapsed >= before else elapsed, elapsed
+        if not any(name.startswith("used/") for name in line) and seconds is None:
+            continue
+        total = stages.setdefault(line["stage"], collections.Counter())
+        for name in ("episodes", "searches", "policy_tokens", "document_tokens"):
+            total[name] += (line.get(f"used/{name}") or 0) + (line.get(f"eval/used/{name}") or 0)
+        total["accelerator_seconds"] += (seconds or 0.0) * (line.get("used/devices") or 1)
+        total["paid_searches"] += sum(line.get(f"{part}engine/paid_searches") or 0 for part in ("", "eval/"))
+    everything = sum(stages.values(), collections.Counter())
+    rows = [_row(stage, total, prices) for stage, total in stages.items()]
+    return [*rows, _row("all", everything, prices)] if rows else []
+
+
+def _row(stage, total, prices):
+    hours = total["accelerator_seconds"] / 3600
+    return {"stage": stage, **{name: total[name] for name in ("episodes", "searches", "policy_tokens", "document_tokens")},
+            "accelerator_hours": hours, "accelerator_dollars": hours * prices.accelerator_hour,
+            "paid_dollars": total["paid_searches"] * prices.search, "api_dollars": total["searches"] * prices.search}
+
+
+def comparison(rows: Sequence[Mapping]) -> str:
+    """One sentence: what the run's searches cost beside what a web search API would have taken; "" for no searches."""
+    if not rows or not rows[-1]["searches"]:
+        return ""
+    total = rows[-1]
+    paper = ", ".join(f"{name} {price:.2f}" for name, price in PAPER.items() if name != "searches")
+    return (f"{total['searches']} searches would have cost {total['api_dollars']:.2f} dollars at a web search API; the "
+            f"whole run, training included, used accelerators for {total['accelerator_dollars']:.2f} dollars and paid "
+            f"{total['paid_dollars']:.2f} for searches. The paper's figures for {PAPER['searches']:,} searches, in "
+            f"dollars, training not included: {paper}.")

@@ -1,0 +1,77 @@
+"""Signs that a run collapses: bounds on what each step logs, and one measure of its own, repetition.
+
+A policy that collapses does so in plain sight: entropy falls to zero, thoughts shrink to nothing or repeat themselves,
+nobody answers or nobody searches any more, the sampler and the trainer drift apart, gradients explode. Each of these is
+a metric of the step's line; an alarm is a metric that was out of its bounds for `patience` steps in a row. Alarms are
+logged ("alarm/NAME", 0 or 1), shown by the report, and may stop the run.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from zsjax.errors import UserError
+
+
+class HealthAlarm(UserError):
+    """The run was stopped because a metric stayed out of its bounds (config.health)."""
+
+    exit_code = 1
+
+
+def alarms(history: Sequence[Mapping], bounds: Mapping[str, Sequence], patience: int) -> dict[str, int]:
+    """Which alarms ring after a step.
+
+    Args:
+      history: lines of metrics, oldest first, the step's own last; at least `patience` of them, or none rings. Lines of
+        an interrupted run are read back from metrics.jsonl, so this needs no state of its own.
+      bounds: metric -> [low, high], either may be None. A metric that a line lacks is within its bounds, one that is
+        not finite (null) is outside.
+      patience: steps in a row outside.
+
+    Returns:
+      {"alarm/METRIC": 0 or 1} of the metrics that the last line has.
+    """
+    if not history:
+        return {}
+    recent = history[-patience:]
+    return {f"alarm/{name}": int(len(recent) == patience and all(is_outside(line, name, *limits) for line in recent))
+            for name, limits in bounds.items() if name in history[-1]}
+
+
+def is_outside(line: Mapping, name: str, low, high) -> bool:
+    """Whether a line's metric is below low or above high (None: no bound), or no number at all."""
+    if name not in line:
+        return False
+    value = line[name]
+    if not isinstance(value, int | float) or not np.isfinite(value):
+        return True
+    return (low is not None and value < low) or (high is not None and value > high)
+
+
+def stop_message(ringing: Mapping[str, int], line: Mapping, bounds: Mapping[str, Sequence], patience: int) -> str | None:
+    """What to tell of a step whose alarms ring, None if none does."""
+    names = [name.removeprefix("alarm/") for name, rings in ringing.items() if rings]
+    if not names:
+        return None
+    told = ", ".join(f"{name} = {line[name]} (bounds {list(bounds[name])})" for name in names)
+    return f"for {patience} steps in a row: {told}"
+
+
+def repetition(rows: Sequence[Sequence[int]], n: int = 4) -> float:
+    """Share of n-grams that occurred before in the same row, mean over rows; 0 where a row has fewer than n tokens.
+
+    Args:
+      rows: token ids, one sequence an episode: what the policy wrote.
+    """
+    return float(np.mean([_repeated(np.asarray(row, np.int64), n) for row in rows])) if len(rows) else 0.0
+
+
+def _repeated(row, n):
+    if len(row) < n:
+        return 0.0
+    # A polynomial over 2^64 names an n-gram; a collision would need millions of different ones in a row.
+    grams = np.zeros(len(row) - n + 1, np.uint64)
+    for i in range(n):
+        grams = grams * np.uint64(0x9E3779B97F4A7C15) + row[i:len(row) - n + 1 + i].astype(np.uint64) + np.uint64(1)
+    return 1.0 - len(np.unique(grams)) / len(grams)

@@ -1,0 +1,168 @@
+"""How a run uses its devices: tokens, operations and bytes of its rollouts, and what was compiled.
+
+The figures are derived from finished episodes (a token's role says who wrote it, its position how much of the cache it
+saw) and from a few counters that the compiled rollout carries (`zsjax.rollout.compiled.Work`); no program is measured
+from within. What it cost in dollars is `zsjax.monitor.costs`.
+"""
+
+import collections
+import functools
+import time
+
+import jax
+import numpy as np
+
+from zsjax import types
+from zsjax.models.cache import cache_dtype, init_cache
+from zsjax.models.decoder import DecoderConfig, cast_matrices
+from zsjax.models.quant import num_bytes
+from zsjax.plan.work import forward_flops
+from zsjax.rollout.compiled import Work
+from zsjax.search.simulator.simulator import Simulator
+
+
+class RolloutAccount:
+    """What the rollouts since the last `take` did, over all devices.
+
+    Useful work is counted: tokens of episodes, cache slots that hold tokens, not the padding around them. So a share of
+    a limit is a lower bound of what the device really did.
+    """
+
+    def __init__(self, policy: DecoderConfig, engine, *, devices: int = 1, cache: str = "model"):
+        """policy: its shape. engine: what answers; the work of a `Simulator` in the compiled program is counted as well.
+        devices: over which rows and weights are spread. cache: config.policy.cache_dtype."""
+        self.policy, self.devices, self.bandwidth = policy, devices, copy_bandwidth()
+        self.simulator = engine if isinstance(engine, Simulator) else None
+        self._caches = {"policy": cache, "simulator": getattr(self.simulator, "cache_dtype", "model")}
+        self._weights: dict[str, int] = {}
+        self._total: collections.Counter = collections.Counter()
+        self._cache_bytes: dict[str, float] = {}
+
+    def add(self, params, episodes: types.Episodes, work: Work, seconds: float):
+        """Counts a rollout: the policy's parameters, what was played (numpy), and how long it took, in seconds."""
+        total, roles = self._total, np.asarray(episodes.roles)
+        seen = np.broadcast_to(np.arange(1, roles.shape[1] + 1), roles.shape)  # tokens that a token sees, itself included
+        once = np.unique(episodes.group_id, return_index=True)[1]  # a group's prompt is read once
+        drawn, inserted = roles == types.POLICY, np.isin(roles, (types.DOCUMENT, types.TEMPLATE))
+        prompts = roles[once] == types.PROMPT
+        steps = int(np.sum(work.policy_steps))
+        self._of_model("policy", self.policy, params, steps, drawn=int(drawn.sum()), attended=int(seen[drawn].sum()),
+                       read=int(inserted.sum() + prompts.sum()),
+                       pairs=int(seen[inserted].sum() + seen[once][prompts].sum()))
+        if self.simulator is not None and work.tally is not None:
+            read, written, attended = (float(np.sum(x)) for x in (work.tally.read, work.tally.drawn, work.tally.attended))
+            self._of_model("simulator", self.simulator.config, self.simulator.params, int(np.sum(work.simulator_steps)),
+                           drawn=written, attended=attended, read=read, pairs=read * self.simulator.prompt_size / 2)
+        for name in ("policy", "simulator"):
+            if (size := getattr(work, f"{name}_cache")) is not None:
+                self._cache_bytes[f"cache_bytes/{name}"] = float(np.max(size))
+        total.update({"seconds": seconds, "policy_tokens": int(drawn.sum()),
+                      "document_tokens": int((roles == types.DOCUMENT).sum())})
+
+    def take(self) -> dict[str, float]:
+        """The figures since the last call, {} if nothing was played:
+
+        speed/policy_tokens_per_second, speed/document_tokens_per_second: tokens that the policy wrote, and tokens of
+          documents that it was shown, over the seconds of the rollouts.
+        prefill/policy, prefill/simulator: tokens read over tokens read and drawn. Prompts count once a group; of the
+          simulator, all that it drew counts, shown or not.
+        prefill/operations: the same of both models' estimated operations (`plan.work.forward_flops`): products and
+          attention over the tokens seen; of the simulator's prompts the longest that there can be.
+        cache_bytes/policy, cache_bytes/simulator: allocated for decoding, in one shard of the rows.
+        speed/bandwidth_share: bytes that decoding had to read (each step the weights in the dtype they are used in, each
+          drawn token its row's live cache, of both models) a device, over the rollouts' seconds and `copy_bandwidth`. A
+          lower bound, for the seconds hold prefill and the host's part as well; models that fit into a processor's
+          caches may exceed 1.
+        speed/copy_bandwidth: bytes a second. time/play: the seconds of the rollouts.
+        """
+        total, self._total = self._total, collections.Counter()
+        if not total["seconds"]:
+            return {}
+        tokens = {f"prefill/{name}": total[f"{name}_read"] / both for name in ("policy", "simulator")
+                  if (both := total[f"{name}_read"] + total[f"{name}_drawn"])}
+        return {
+            **{f"speed/{name}_per_second": total[name] / total["seconds"] for name in ("policy_tokens", "document_tokens")},
+            **tokens,
+            "prefill/operations": total["prefill_flops"] / (total["prefill_flops"] + total["decode_flops"]),
+            **self._cache_bytes,
+            "speed/bandwidth_share": total["bytes"] / self.devices / total["seconds"] / self.bandwidth,
+            "speed/copy_bandwidth": self.bandwidth,
+            "time/play": total["seconds"],
+        }
+
+    def _of_model(self, name, model, params, steps, *, drawn, attended, read, pairs):
+        """steps: decode steps of all shards together; attended: cache slots that drawn tokens saw; pairs: of tokens that
+        were read, with those they saw."""
+        if name not in self._weights:
+            self._weights[name] = decoding_bytes(params, model)
+        self._total.update({
+            f"{name}_read": read, f"{name}_drawn": drawn, "prefill_flops": forward_flops(model, read, pairs, 0),
+            "decode_flops": forward_flops(model, drawn, attended, drawn),
+            "bytes": steps * self._weights[name] + attended * slot_bytes(model, self._caches[name])})
+
+
+def decoding_bytes(params, model: DecoderConfig) -> int:
+    """Bytes of weights that a decode step reads: matrices in the dtype they are used in; of an embedding that is not the
+    unembedding as well, a few rows, which are not counted."""
+    params = jax.eval_shape(lambda params: cast_matrices(params, model), params)
+    return num_bytes(params) - (0 if model.tie_embeddings else num_bytes(params["embed_tokens"]))
+
+
+def slot_bytes(model: DecoderConfig, dtype: str = "model") -> int:
+    """Bytes of keys and values of one token, in all layers, of a cache of this `cache_dtype`."""
+    cache = jax.eval_shape(lambda: init_cache(model, 1, 1, cache_dtype(model, dtype)))
+    return num_bytes((cache.k, cache.v))
+
+
+@functools.cache  # once a process
+def copy_bandwidth(seconds: float = 0.1) -> float:
+    """Bytes a second that this host's first device reads and writes while it copies: the best of `seconds` of copies of an
+    array that no cache holds."""
+    device = jax.local_devices()[0]
+    size = 1 << 28
+    x = jax.device_put(np.zeros(size // 4, np.float32), device)
+    copy = jax.jit(lambda x: x + 1, donate_argnums=0)  # in place: on CPU a fresh array costs ten times as much
+    x = copy(x).block_until_ready()
+    taken = []
+    while sum(taken) < seconds or len(taken) < 3:  # the best of one would be what a busy machine left over
+        start = time.perf_counter()
+        x = copy(x).block_until_ready()
+        taken.append(time.perf_counter() - start)
+    return 2 * size / min(taken)
+
+
+_seen = collections.Counter()  # of this process: programs, of these from the persistent cache, and seconds
+
+
+@functools.cache
+def _listen():
+    def on_duration(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":  # also told of what the persistent cache held
+            _seen.update(programs=1, seconds=seconds)
+
+    def on_event(event, **_):
+        if event == "/jax/compilation_cache/cache_hits":
+            _seen.update(cached=1)
+
+    jax.monitoring.register_event_duration_secs_listener(on_duration)
+    jax.monitoring.register_event_listener(on_event)
+
+
+class CompileCount:
+    """Counts what this process compiles, by jax's own events, from here on."""
+
+    def __init__(self):
+        _listen()
+        self._start = self._last = collections.Counter(_seen)
+
+    def take(self) -> dict[str, float]:
+        """compile/step: programs compiled since the last call; compile/total: since the beginning; compile/cached: programs
+        that the persistent cache held, since the last call, which are in neither; time/compile: seconds of both kinds
+        since the last call. An operation outside of any jit counts as a program, too."""
+        now = collections.Counter(_seen)
+        since = lambda then: (now["programs"] - then["programs"]) - (now["cached"] - then["cached"])
+        taken = {"compile/step": since(self._last), "compile/total": since(self._start),
+                 "compile/cached": now["cached"] - self._last["cached"],
+                 "time/compile": now["seconds"] - self._last["seconds"]}
+        self._last = now
+        return taken

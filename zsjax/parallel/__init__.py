@@ -1,0 +1,1 @@
+"""Devices and hosts: the mesh, where arrays are cut, many hosts, checkpoints of sharded state."""

@@ -1,0 +1,237 @@
+"""Checkpoints with orbax: everything a run needs to go on exactly, written beside the run.
+
+`save` returns when the state is copied (30 ms for a megabyte in 50 arrays, measured on two busy CPU cores); orbax
+writes in a thread to a folder with a temporary name and renames it when all is on disk. So a kill at any moment leaves
+the last complete checkpoint, and a folder with a plain number is complete.
+
+    checkpointer = Checkpointer(workdir / "checkpoints" / "train", keep=2, config_json=config.to_json(config))
+    restored = checkpointer.restore(template=state)
+    if restored is not None:
+        step, state, extra = restored
+    for step in range(step, steps):
+        ...
+        writer.write(step + 1, metrics)         # before the save: a kept step always has its line
+        checkpointer.save(step + 1, state, {"data": position})
+    checkpointer.close()
+
+Beside the arrays lies a fingerprint of each: orbax notices missing and cut files, but not a flipped bit, and it casts
+quietly where the template's dtype is another. Restoring is bit-exact or an error.
+"""
+
+import json
+import logging
+import pathlib
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zsjax.errors import UserError
+
+
+class CheckpointError(UserError):
+    """A checkpoint is damaged, does not fit the run, or cannot be written. The message names the folder."""
+
+
+class Checkpointer:
+    """Numbered checkpoints of one stage in one folder."""
+
+    def __init__(self, directory, *, keep: int = 2, config_json: str | None = None):
+        """Opens or makes the folder. Opening one that another process writes to disturbs nothing.
+
+        Args:
+          directory: where `<step>/` folders go.
+          keep: how many of the latest are kept.
+          config_json: the run's config, kept with every checkpoint (see `config`).
+        """
+        _quiet()
+        import orbax.checkpoint as ocp
+
+        self._ocp = ocp
+        self._config_json = config_json
+        self.directory = pathlib.Path(directory).absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
+        try:
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        except OSError as error:
+            raise CheckpointError(f"cannot open the checkpoint folder {self.directory}: {error}") from error
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the last complete checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, extra: dict | None = None):
+        """Copies `state` and writes it in the background; waits first if an earlier save is still being written.
+
+        Args:
+          step: steps done; a step that is saved already is left as it is.
+          state: a pytree of arrays and numbers. May be donated as soon as this returns.
+          extra: what else the run needs, as JSON: data position, stage, ...
+        """
+        if step in self._manager.all_steps():
+            return
+        ocp = self._ocp
+        about = {"extra": extra or {}, "config": self._config_json, "leaves": fingerprints(state)}
+        try:
+            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state),
+                                                             about=ocp.args.JsonSave(about)))
+        except OSError as error:
+            raise CheckpointError(f"cannot write a checkpoint to {self.directory}: {error}") from error
+
+    def restore(self, template: Any, step: int | None = None) -> tuple[int, Any, dict] | None:
+        """Reads a checkpoint into the form of `template`.
+
+        Args:
+          template: a pytree like the saved one; leaves are arrays or jax.ShapeDtypeStruct, whose shardings decide where
+            the restored arrays lie.
+          step: which checkpoint; None is the last complete one.
+
+        Returns:
+          (step, state, extra), or None where there is no checkpoint.
+
+        Raises:
+          CheckpointError: it is damaged, or its tree is not the template's.
+        """
+        self.wait()
+        step = self.latest_step if step is None else step
+        if step is None:
+            return None
+        ocp, about = self._ocp, self._about(step)
+        self._check_template(step, about["leaves"], template)
+        template = jax.tree.map(_placed, template)
+        args = ocp.args.PyTreeRestore(item=template,
+                                      restore_args=ocp.checkpoint_utils.construct_restore_args(template))
+        try:
+            state = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+        except Exception as error:  # tensorstore reports damage as ValueError, OSError, KeyError or bare Exception
+            raise self._damaged(step, str(error).split("\n")[0][:200]) from error
+        wrong = [name for name, leaf in fingerprints(state).items() if leaf != about["leaves"][name]]
+        if wrong:
+            raise self._damaged(step, f"{wrong[0]} does not hold the numbers that were saved")
+        return step, state, about["extra"]
+
+    def extra(self, step: int | None = None) -> dict | None:
+        """The `extra` of a checkpoint without its arrays, None where there is no checkpoint."""
+        self.wait()
+        step = self.latest_step if step is None else step
+        return None if step is None else self._about(step)["extra"]
+
+    def config(self, step: int | None = None) -> str | None:
+        """The config JSON that a checkpoint was written with, None where there is no checkpoint."""
+        self.wait()
+        step = self.latest_step if step is None else step
+        return None if step is None else self._about(step)["config"]
+
+    def wait(self):
+        """Returns when everything saved is on disk; raises what a write in the background raised."""
+        try:
+            self._manager.wait_until_finished()
+        except OSError as error:
+            raise CheckpointError(f"cannot write a checkpoint to {self.directory}: {error}") from error
+
+    def close(self):
+        """Waits and lets go of the threads."""
+        self.wait()
+        self._manager.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    def _about(self, step):
+        # Read as plain JSON: no arrays and no orbax machinery are needed to ask what a checkpoint is.
+        folder = self.directory / str(step)
+        if not folder.is_dir():
+            raise CheckpointError(f"there is no checkpoint {folder}")
+        try:
+            about = json.loads((folder / "about" / "metadata").read_text())
+            return {name: about[name] for name in ("extra", "config", "leaves")}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self._damaged(step, f"about/metadata: {error}") from error
+
+    def _damaged(self, step, reason):
+        older = [s for s in self._manager.all_steps() if s < step]
+        mend = f"remove this folder to go on from step {max(older)}" if older else "remove this folder to start anew"
+        return CheckpointError(f"the checkpoint {self.directory / str(step)} is damaged ({reason}); {mend}")
+
+    def _check_template(self, step, saved, template):
+        want = {name: _describe(leaf) for name, leaf in _named_leaves(template)}
+        have = {name: leaf["is"] for name, leaf in saved.items()}
+        problems = [f"{name}: saved {have.get(name, 'not')}, needed {want.get(name, 'not')}"
+                    for name in sorted(want.keys() | have.keys()) if have.get(name) != want.get(name)]
+        if problems:
+            more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
+            raise CheckpointError(f"the checkpoint {self.directory / str(step)} does not fit this run:\n  "
+                                  + "\n  ".join(problems[:5]) + more)
+
+
+def fingerprints(tree) -> dict[str, dict]:
+    """{leaf name: {"is": "float32[2,3]", "sum": int}}: what each leaf is, and 32 bits that change with its content.
+
+    Device arrays are summed where they lie, as integers: the sum of their words times odd weights, modulo 2^32. Integer
+    sums do not depend on the order, so the fingerprint is the same on any mesh, and any single changed word changes it.
+    """
+    named = _named_leaves(tree)
+    on_device = {name: leaf for name, leaf in named if isinstance(leaf, jax.Array)}
+    sums = jax.device_get(_word_sums(on_device)) if on_device else {}
+    return {name: {"is": _describe(leaf), "sum": int(sums[name]) if name in sums else _host_sum(leaf)}
+            for name, leaf in named}
+
+
+def _host_sum(leaf):
+    """What `_word_sums` gives, in numpy, so that it does not matter where an array lay; of other leaves, their text."""
+    if not isinstance(leaf, np.ndarray | np.generic):
+        return zlib.crc32(repr(leaf).encode())
+    words = np.ascontiguousarray(leaf).reshape(-1).view(f"uint{min(8 * leaf.dtype.itemsize, 32)}").astype(np.uint32)
+    weights = 2 * np.arange(words.size, dtype=np.uint32) + 1
+    return (words * weights).sum(dtype=np.uint32)
+
+
+def _placed(leaf):
+    """A template's leaf with a place: orbax would give back numpy where none is named."""
+    if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding is None:
+        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+    return leaf
+
+
+@jax.jit
+def _word_sums(arrays):
+    def word_sum(x):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x = jax.random.key_data(x)
+        if x.dtype == jnp.bool_:
+            x = x.astype(jnp.uint8)
+        bits = min(8 * x.dtype.itemsize, 32)
+        words = jax.lax.bitcast_convert_type(x, f"uint{bits}").astype(jnp.uint32)
+        if words.size == 0:
+            return jnp.uint32(0)
+        # A word's weight is 2 i + 1 for its flat index i, made from iotas so that a sharded array stays where it is.
+        index = jnp.zeros((), jnp.uint32)
+        for axis, size in enumerate(words.shape):
+            index = index * jnp.uint32(size % 2**32) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        return (words * (2 * index + 1)).sum(dtype=jnp.uint32)
+
+    return {name: word_sum(x) for name, x in arrays.items()}
+
+
+def _named_leaves(tree):
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
+
+
+def _describe(leaf):
+    if isinstance(leaf, bool | int | float | str):
+        return type(leaf).__name__
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+
+
+def _quiet():
+    # orbax tells of every folder it looks at, and leaves asyncio to tell of errors that were raised already.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)

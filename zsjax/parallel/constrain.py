@@ -1,0 +1,87 @@
+"""What a traced program may know of the devices: its platform, and where activations are cut.
+
+Models pin their activations with `constrain`; it does nothing unless the caller traces under a mesh (`on`).
+"""
+
+import contextlib
+import contextvars
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")
+ACTIVATION_RULES = {"rows": ROWS, "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+
+_platform = contextvars.ContextVar("platform", default=None)
+
+
+def platform() -> str:
+    """"cpu", "gpu" or "tpu": what programs are traced for, which is where they run but under `compiling_for`."""
+    return _platform.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def compiling_for(name: str):
+    """Programs traced in this context are for another platform than this machine's."""
+    token = _platform.set(name)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
+
+
+def row_shards(mesh: Mesh | None) -> int:
+    """Into how many parts rows are cut."""
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def constrain(x, *axes: str | None):
+    """Pins an activation to where ACTIVATION_RULES put its logical axes, one name or None a dimension; the leaves of a
+    pytree alike (an `Int8Matrix`, whose scale has a dimension of 1: it stays whole).
+
+    Does nothing unless the caller runs under a mesh (`on`); mesh axes that a `shard_map` has taken, or that do not
+    divide, are left out. Without pins XLA may cut activations the way fsdp cuts weights, and add up partial products
+    over all devices instead of gathering a layer.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    free = {name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Auto}
+
+    def cut(logical, size):
+        names = ACTIVATION_RULES[logical] if logical else ()
+        names = tuple(name for name in ((names,) if isinstance(names, str) else names) if name in free)
+        return names if names and size % math.prod(mesh.shape[name] for name in names) == 0 else None
+
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec(*map(cut, axes, x.shape))), x)
+
+
+def on(mesh: Mesh | None, function):
+    """The function, traced and called under the mesh, so that `constrain` knows it."""
+    if mesh is None or mesh.size == 1:
+        return function
+
+    def call(*args, **kwargs):
+        with jax.set_mesh(mesh):
+            return function(*args, **kwargs)
+
+    return call
+
+
+def over_rows(function, mesh: Mesh | None, in_rows):
+    """The function, run by each group of devices on its own rows: nothing is exchanged but within the tensor axis.
+
+    Loops in it end where their own rows have ended, each group's at its own time.
+
+    Args:
+      function: its result's arrays all begin with rows.
+      mesh: None, or of one device: the function as it is.
+      in_rows: a bool for each argument: cut by rows, or the same for all.
+    """
+    if mesh is None or mesh.size == 1:
+        return function
+    rows = PartitionSpec(ROWS)
+    return jax.shard_map(function, mesh=mesh, in_specs=tuple(rows if cut else PartitionSpec() for cut in in_rows),
+                         out_specs=rows, axis_names=set(AXES if mesh.shape["tensor"] == 1 else ROWS), check_vma=False)

@@ -1,0 +1,134 @@
+"""What the policy is told: its prompt, and the texts that the environment inserts.
+
+Our own wording, as data: `PolicyTemplate.load` takes a name or a path, so that a published policy can be used with the
+prompt it was trained on. Only tokens that the policy sampled are looked through for tags, so the tags that stand in a
+prompt as explanation are never taken for an action.
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+
+from zsjax.search.simulator.prompt import read_template
+
+_SLOT = re.compile(r"\{(\w+)\}")
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyTemplate:
+    """The policy's prompt and the environment's texts.
+
+    Attributes:
+      prompt: text with the slot {question}.
+      information_open, information_close: around the documents of a search, each of which is a line.
+      hint: the answer to an invalid action.
+      name: the name or path it was loaded from.
+    """
+
+    prompt: str
+    information_open: str = "\n<information>\n"
+    information_close: str = "</information>\n"
+    hint: str = "\nThat was no action. Begin a search with <search> or the answer with <answer>, and close the tag.\n"
+    name: str = "default"
+
+    def __post_init__(self):
+        found = _SLOT.findall(self.prompt)
+        for slot in found:
+            if slot != "question":
+                raise ValueError(f"policy template {self.name!r}: unknown slot {{{slot}}}; there is only {{question}}")
+        if found != ["question"]:
+            raise ValueError(f"policy template {self.name!r}: the slot {{question}} must be there once, not "
+                             f"{len(found)} times")
+
+    @classmethod
+    def load(cls, name_or_path: str | pathlib.Path) -> "PolicyTemplate":
+        """"default", "tiny_world", or a path: a .json file with these fields, or a text file with the prompt.
+
+        Raises:
+          FileNotFoundError: neither a name nor a file.
+          ValueError: not a template; the message names the file and the field.
+        """
+        name = str(name_or_path)
+        if name in TEMPLATES:
+            return TEMPLATES[name]
+        text = read_template(name, TEMPLATES, "policy")
+        if not name.endswith(".json"):
+            return cls(text, name=name)
+        fields = ("prompt", "information_open", "information_close", "hint")
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"policy template {name!r}: no JSON ({error})") from error
+        if not isinstance(values, dict) or "prompt" not in values:
+            raise ValueError(f"policy template {name!r}: must be an object with the field 'prompt'")
+        for field, value in values.items():
+            if field not in fields or not isinstance(value, str):
+                raise ValueError(f"policy template {name!r}: field {field!r} must be a text and one of "
+                                 f"{', '.join(fields)}")
+        return cls(**values, name=name)
+
+    def render(self, question: str) -> str:
+        """The prompt for a question, as text."""
+        return self.prompt.replace("{question}", question.strip())
+
+    def encode(self, tokenizer, question: str, chat: bool = False) -> list[int]:
+        """The prompt for a question, as ids; chat: as the user's message in the tokenizer's chat template."""
+        text = self.render(question)
+        if chat:
+            return tokenizer.apply_chat_template([{"role": "user", "content": text.strip()}])
+        return tokenizer.encode(text)
+
+
+_DEFAULT = """\
+You are given a question and must find its answer. You have a search engine.
+Before everything you do, think it through between <think> and </think>: what do you know, what is missing, what comes \
+next?
+To look something up, write one short query: <search> query </search>. Documents that were found then appear between \
+<information> and </information>. They may be useful, beside the point or wrong, so check whether they really tell \
+what you asked. Search as often as you need, for one fact at a time.
+Once you are sure, write the answer alone, a few words without explanation: <answer> answer </answer>.
+
+Question: {question}
+"""
+
+# Of baselines (zsjax.evaluation.baselines).
+_DIRECT = """\
+Answer the question in a few words. Write nothing but the answer, in this form: <answer> answer </answer>.
+
+Question: {question}
+"""
+_CHAIN_OF_THOUGHT = """\
+Answer the question. First think it through step by step between <think> and </think>. Then write the answer alone, a few \
+words without explanation: <answer> answer </answer>.
+
+Question: {question}
+"""
+_RAG = """\
+Answer the question below with the help of the documents above it, which a search engine found; they may be useful, beside \
+the point or wrong. Write the answer alone, a few words without explanation: <answer> answer </answer>.
+
+{question}
+"""
+_SEARCH_AGENT = """\
+You reason step by step and can use a search engine whenever a fact is missing or uncertain.
+To search, write one short query: <search> query </search>. The documents that were found then appear between \
+<information> and </information>. Read them, say in one sentence what in them matters for the question, and go on \
+reasoning from there; if nothing does, search with other words.
+An example. Question: In which country was the author of Emma born? You write: The author of Emma must be known first. \
+<search> author of Emma </search>. From the documents: Jane Austen. Then: <search> Jane Austen birthplace </search>. From \
+the documents: Steventon, England. Then: <answer> England </answer>.
+Search at most a few times, and end with the answer alone: <answer> answer </answer>.
+
+Question: {question}
+"""
+
+TEMPLATES = {
+    "default": PolicyTemplate(_DEFAULT),
+    "direct": PolicyTemplate(_DIRECT, name="direct"),
+    "chain_of_thought": PolicyTemplate(_CHAIN_OF_THOUGHT, name="chain_of_thought"),
+    "rag": PolicyTemplate(_RAG, name="rag"),
+    "search_agent": PolicyTemplate(_SEARCH_AGENT, name="search_agent"),
+    # As the carried models have it from their pretraining; a test holds it equal to zsjax.tiny_world.world.
+    "tiny_world": PolicyTemplate("{question}\n", hint="\nSearch or answer.\n", name="tiny_world"),
+}

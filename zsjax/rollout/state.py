@@ -1,0 +1,352 @@
+"""The pieces of a multi-turn rollout: think, search, read, answer, for a batch of rows, on the device.
+
+One turn of a row is one generation of the policy. It ends at `</search>`, `</answer>`, EOS or its token budget:
+
+  complete answer            -> ANSWERED
+  complete, non-empty query  -> a search: `\\n<information>\\n` + documents + `</information>\\n` are appended
+  EOS                        -> ENDED_WITHOUT_ANSWER
+  anything else              -> an invalid action: the hint is appended
+
+Searches and invalid actions both use up a turn. After `max_turns` of them one last generation may only answer: whatever
+else it does ends the row as OUT_OF_TURNS and is not run. A row whose context is full is OUT_OF_TOKENS.
+
+The pieces (`read_prompts`, `seat`, `generate_turn`, `queries`, `insert`) are pure functions over `RolloutState`.
+`zsjax.rollout.compiled` chains them with the simulator in one program when the engine is a `Simulator` that shares the
+policy's tokenizer; `zsjax.rollout.host` drives them for engines that live on the host. Tokens go in and come out: nothing is
+decoded and encoded again, and roles and log-probs are written when a token is written.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zsjax import types
+from zsjax.models.cache import KVCache, cache_dtype, copy_rows, init_cache
+from zsjax.models.decoder import DecoderConfig, extend, logits_of
+from zsjax.sampling.logits import row_keys, sample
+from zsjax.sampling.prefill import prefill
+from zsjax.sampling.splice import append, concatenate, take_span
+from zsjax.sampling.tags import TagAutomaton, extract
+
+POLICY_TAGS = ("<search>", "</search>", "<answer>", "</answer>")
+OPEN_SEARCH, CLOSE_SEARCH, OPEN_ANSWER, CLOSE_ANSWER = 1, 2, 3, 4  # events of the automaton
+PREFILL_CHUNK = 128
+
+# What a row waits for.
+NOTHING, DOCUMENTS, HINT = 0, 1, 2
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Environment:
+    """What is fixed for a rollout: shapes, budgets and the texts the environment inserts. Counts are in tokens."""
+
+    policy: DecoderConfig
+    max_turns: int
+    max_turn_tokens: int
+    max_tokens: int
+    max_query_tokens: int
+    num_documents: int
+    max_document_tokens: int
+    information_open: np.ndarray
+    information_close: np.ndarray
+    hint: np.ndarray
+    group_size: int = 1
+    lanes: int | None = None  # rows that are read at a time where prompts and documents are read; None: all
+    noise_per_document: bool = False
+    cache_dtype: str = "model"  # of the policy's cache: the dtype of its activations, or "int8"
+
+
+@flax.struct.dataclass
+class Tables:
+    """Per-token facts of the policy's vocabulary."""
+
+    automaton: TagAutomaton
+    eos: Any  # bool[V]
+
+
+@flax.struct.dataclass
+class RolloutState:
+    """B rows under way. Everything an `Episodes` has, and the policy's view of it."""
+
+    tokens: Any  # int32[B, T]
+    roles: Any  # int8[B, T]
+    behavior_logprobs: Any  # float32[B, T]
+    length: Any  # int32[B]
+    cache: KVCache  # holds the row's tokens up to `length`
+    hidden: Any  # [B, D], at the row's last token
+    tag_state: Any  # int32[B], of the automaton, since the generation began
+    turn_start: Any  # int32[B], where the generation began
+    query_open: Any  # int32[B], position of the token that completed the last <search> of this generation, or -1
+    answer_open: Any  # bool[B], <answer> was opened in this generation
+    waits_for: Any  # int8[B]
+    turn: Any  # int32[B], searches and invalid actions so far
+    status: Any  # int8[B]
+    num_searches: Any  # int32[B]
+    noisy: Any  # bool[B, M, k]
+    search_status: Any  # int8[B, M]
+    query_span: Any  # int32[B, M, 2]
+    documents_span: Any  # int32[B, M, 2]
+    episode_id: Any  # int32[B]
+    group_id: Any  # int32[B]
+    steps: Any  # int32[1], decode steps so far (one number a device)
+
+
+def tables(tokenizer, config: DecoderConfig) -> Tables:
+    """Builds the automaton and the EOS mask of a tokenizer for a model with `config.vocab_size` embedding rows."""
+    eos = jnp.zeros(config.vocab_size, bool).at[jnp.array(list(tokenizer.eos_ids), jnp.int32)].set(True)
+    return Tables(automaton=TagAutomaton.from_tokenizer(tokenizer, POLICY_TAGS), eos=eos)
+
+
+@flax.struct.dataclass
+class Prompts:
+    """Q prompts that were read once; `seat` puts an episode of one of them into a row."""
+
+    tokens: Any  # int32[Q, P]
+    lengths: Any  # int32[Q]
+    turn: Any  # int32[Q], turns that were taken in the prompt already
+    cache: KVCache  # of P slots
+    hidden: Any  # [Q, D], at the prompt's last token
+    group_id: Any  # int32[Q]
+
+
+def read_prompts(params, env: Environment, inputs) -> Prompts:
+    """Reads prompts, each once.
+
+    Args:
+      inputs: dict with prompts int32[Q, P] right-padded, prompt_lengths int32[Q], turn int32[Q] (turns that were taken in
+        the prompt already: they count against max_turns) and group_id int32[Q], which names the questions in every random
+        stream: ids must differ within a step.
+    """
+    prompts, lengths = inputs["prompts"], inputs["prompt_lengths"]
+    (Q, P), dtype = prompts.shape, jnp.dtype(env.policy.dtype)
+    cache = init_cache(env.policy, Q, P, cache_dtype(env.policy, env.cache_dtype))
+    hidden, cache = prefill(params, env.policy, prompts, lengths, cache,
+                            jnp.zeros((Q, env.policy.embed_dim), dtype), chunk=PREFILL_CHUNK, lanes=env.lanes)
+    return Prompts(tokens=prompts, lengths=lengths, turn=inputs["turn"], cache=cache, hidden=hidden,
+                   group_id=inputs["group_id"])
+
+
+def empty_rows(env: Environment, rows: int, capacity: int | None = None) -> RolloutState:
+    """Rows that have nothing to do: their status is not RUNNING. capacity: slots of their cache; None: max_tokens."""
+    T, M, k, dtype = env.max_tokens, env.max_turns, env.num_documents, jnp.dtype(env.policy.dtype)
+    zeros = jnp.zeros(rows, jnp.int32)
+    return RolloutState(
+        tokens=jnp.zeros((rows, T), jnp.int32),
+        roles=jnp.zeros((rows, T), jnp.int8),
+        behavior_logprobs=jnp.zeros((rows, T), jnp.float32),
+        length=zeros,
+        cache=init_cache(env.policy, rows, capacity or T, cache_dtype(env.policy, env.cache_dtype)),
+        hidden=jnp.zeros((rows, env.policy.embed_dim), dtype),
+        tag_state=zeros,
+        turn_start=zeros,
+        query_open=zeros - 1,
+        answer_open=jnp.zeros(rows, bool),
+        waits_for=jnp.zeros(rows, jnp.int8),
+        turn=zeros,
+        status=jnp.full(rows, types.OUT_OF_TURNS, jnp.int8),
+        num_searches=zeros,
+        noisy=jnp.zeros((rows, M, k), bool),
+        search_status=jnp.zeros((rows, M), jnp.int8),
+        query_span=jnp.zeros((rows, M, 2), jnp.int32),
+        documents_span=jnp.zeros((rows, M, 2), jnp.int32),
+        episode_id=zeros,
+        group_id=zeros,
+        steps=jnp.zeros(1, jnp.int32),
+    )
+
+
+def seat(env: Environment, state: RolloutState, prompts: Prompts, rows, episode) -> RolloutState:
+    """Begins episodes in rows.
+
+    Args:
+      rows: int32[C] different rows; those from B on are ignored.
+      episode: int32[C], 0 .. Q * group_size - 1; those of a question stand next to each other. An episode's id is
+        group_id * group_size + its place in the group.
+    """
+    G, T = env.group_size, env.max_tokens
+    question, C = episode // G, rows.shape[0]
+    P = prompts.tokens.shape[1]
+    length = prompts.lengths[question]
+    group_id = prompts.group_id[question]
+    is_prompt = jnp.arange(T) < length[:, None]
+    tokens = jnp.where(is_prompt, jnp.pad(prompts.tokens[question], ((0, 0), (0, T - P))), 0)
+    fresh = empty_rows(env, C).replace(
+        tokens=tokens, roles=jnp.where(is_prompt, types.PROMPT, types.PAD).astype(jnp.int8), length=length,
+        hidden=prompts.hidden[question], turn_start=length, turn=prompts.turn[question],
+        status=jnp.full(C, types.RUNNING, jnp.int8), episode_id=group_id * G + episode % G, group_id=group_id)
+    put = lambda x, y: x.at[rows].set(y, mode="drop", unique_indices=True)
+    cache = copy_rows(state.cache, rows, prompts.cache, question)
+    names = [f.name for f in dataclasses.fields(RolloutState) if f.name not in ("cache", "steps")]
+    return state.replace(cache=cache, **{name: put(getattr(state, name), getattr(fresh, name)) for name in names})
+
+
+def start(env: Environment, prompts: Prompts) -> RolloutState:
+    """`group_size` rows of each prompt, those of a question next to each other: see `seat`."""
+    episodes = jnp.arange(prompts.tokens.shape[0] * env.group_size, dtype=jnp.int32)
+    return seat(env, empty_rows(env, len(episodes)), prompts, episodes, episodes)
+
+
+def generating(state: RolloutState):
+    """bool[B]: rows whose next token is the policy's."""
+    return (state.status == types.RUNNING) & (state.waits_for == NOTHING)
+
+
+def outgrows(env: Environment, state: RolloutState):
+    """bool[], whether a row's next token, or what is inserted next, might not fit into the slots of its cache."""
+    next = jnp.where(state.waits_for == NOTHING, 1, _insertion_size(env, env.num_documents, env.max_document_tokens))
+    return ((state.status == types.RUNNING)
+            & (jnp.minimum(state.length + next, env.max_tokens) > state.cache.capacity)).any()
+
+
+def _insertion_size(env: Environment, k: int, N: int) -> int:
+    """Tokens that k documents of N tokens, or a hint, take at most."""
+    return max(len(env.information_open) + k * N + len(env.information_close), len(env.hint))
+
+
+def generate_turn(params, env: Environment, tables: Tables, state: RolloutState, key, temperature,
+                  go_on=lambda state: True) -> RolloutState:
+    """Samples until every row has ended or waits for documents or a hint, or until `go_on(state)` is False."""
+    T, rows = env.max_tokens, jnp.arange(state.length.shape[0])
+
+    def step(s: RolloutState) -> RolloutState:
+        alive = generating(s)
+        token, logprob = sample(logits_of(params, env.policy, s.hidden), row_keys(key, s.episode_id, s.length),
+                                temperature=temperature)
+        at = jnp.where(alive, s.length, T)  # writes of other rows are dropped
+        tag_state, event = tables.automaton.step(s.tag_state, token)
+        query_open = jnp.where(event == OPEN_SEARCH, s.length, s.query_open)
+        answer_open = s.answer_open | (event == OPEN_ANSWER)
+        length = s.length + 1
+
+        answered = (event == CLOSE_ANSWER) & answer_open
+        searched = (event == CLOSE_SEARCH) & (query_open >= 0)
+        eos = tables.eos[token]
+        spent = length - s.turn_start >= env.max_turn_tokens
+        invalid = ~answered & ~searched & ~eos & (spent | (event == CLOSE_SEARCH) | (event == CLOSE_ANSWER))
+        last_turn = s.turn >= env.max_turns
+        status = jnp.select(
+            [answered, eos, (searched | invalid) & last_turn, length >= T],
+            [types.ANSWERED, types.ENDED_WITHOUT_ANSWER, types.OUT_OF_TURNS, types.OUT_OF_TOKENS], types.RUNNING)
+        waits_for = jnp.select([status != types.RUNNING, searched, invalid], [NOTHING, DOCUMENTS, HINT], NOTHING)
+
+        # Rows that have just ended are not read back: nobody looks at what would follow.
+        read = alive & (status == types.RUNNING)
+        states, cache = extend(params, env.policy, token[:, None], read.astype(jnp.int32), s.cache)
+        keep = lambda new, old: jnp.where(alive, new.astype(old.dtype), old)
+        return s.replace(
+            tokens=s.tokens.at[rows, at].set(token, mode="drop"),
+            roles=s.roles.at[rows, at].set(types.POLICY, mode="drop"),
+            behavior_logprobs=s.behavior_logprobs.at[rows, at].set(logprob, mode="drop"),
+            length=keep(length, s.length),
+            cache=cache,
+            hidden=jnp.where(read[:, None], states[:, 0], s.hidden),
+            tag_state=keep(tag_state, s.tag_state),
+            query_open=keep(query_open, s.query_open),
+            answer_open=keep(answer_open, s.answer_open),
+            waits_for=keep(waits_for, s.waits_for),
+            status=keep(status, s.status),
+            steps=s.steps + 1,
+        )
+
+    return jax.lax.while_loop(lambda s: generating(s).any() & go_on(s), step, state)
+
+
+def queries(env: Environment, tables: Tables, state: RolloutState):
+    """Cuts the queries out of the rows that wait for documents; a blank query becomes an invalid action.
+
+    Returns:
+      (state, (query int32[B, max_query_tokens], lengths int32[B])), length 0 for every other row.
+    """
+    size = env.max_turn_tokens
+    generation, length = take_span(state.tokens, state.turn_start, state.length, size=size)
+    query, query_length = extract(tables.automaton, generation, length, open_tag=OPEN_SEARCH - 1,
+                                  close_tag=CLOSE_SEARCH - 1, size=env.max_query_tokens)
+    asks = state.waits_for == DOCUMENTS
+    waits_for = jnp.where(asks & (query_length == 0), HINT, state.waits_for).astype(jnp.int8)
+    query_length = jnp.where(asks, query_length, 0)
+    return state.replace(waits_for=waits_for), (jnp.where(query_length[:, None] > 0, query, 0), query_length)
+
+
+def coins(env: Environment, state: RolloutState, noise, key):
+    """P(True) = noise: bool[B], whether this turn's search is noisy, or bool[B, k], whether each of its documents is.
+
+    Keyed by (key, episode, turn).
+    """
+    keys = row_keys(key, state.episode_id, state.turn)
+    shape = (env.num_documents,) if env.noise_per_document else ()
+    return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys) < noise
+
+
+def per_document(noisy, shape):
+    """bool[B, k] of `coins`, numpy or jax: a search's coin is that of all its documents."""
+    return jnp.broadcast_to(noisy if noisy.ndim == 2 else noisy[:, None], shape)
+
+
+def insert(params, env: Environment, state: RolloutState, documents, document_lengths, count, noisy,
+           served=True) -> RolloutState:
+    """Answers the waiting rows: documents or the hint are written behind them and read into the policy's cache.
+
+    Args:
+      documents: int32[B, k, N], document_lengths: int32[B, k] (0: no document), count: int32[B] documents found.
+      noisy: bool[B, k], recorded.
+      served: bool[B], which of the waiting rows; all by default.
+
+    Returns:
+      The rows, generating again, or OUT_OF_TOKENS where what was found does not fit.
+    """
+    B, k, N = documents.shape
+    T, M, rows = env.max_tokens, env.max_turns, jnp.arange(B)
+    searched, hinted = (state.waits_for == DOCUMENTS) & served, (state.waits_for == HINT) & served
+    size = _insertion_size(env, k, N)
+    lines = [(documents[:, i], document_lengths[:, i]) for i in range(k)]
+    text, text_length = concatenate([env.information_open, *lines, env.information_close], size=size)
+    hint = np.pad(env.hint, (0, size - len(env.hint)))
+    text = jnp.where(searched[:, None], text, hint)
+    text_length = jnp.select([searched, hinted], [text_length, len(env.hint)], 0)
+    at = jnp.arange(size)
+    documents_length = document_lengths.sum(axis=1)
+    is_document = (at >= len(env.information_open)) & (at < len(env.information_open) + documents_length[:, None])
+    roles = jnp.where(searched[:, None] & is_document, types.DOCUMENT, types.TEMPLATE).astype(jnp.int8)
+
+    waiting = searched | hinted
+    fits = state.length + text_length < T  # and one token of the policy behind it
+    added = jnp.where(waiting & fits, text_length, 0)
+    hidden, cache = prefill(params, env.policy, text, added, state.cache, state.hidden, chunk=PREFILL_CHUNK,
+                            lanes=env.lanes)
+    turn = jnp.where(waiting, state.turn, M)  # writes of other rows are dropped
+    run = jnp.where(searched, turn, M)
+    documents_start = state.length + len(env.information_open)
+    status = jnp.select([hinted, count >= k, count > 0], [types.INVALID_ACTION, types.SEARCH_OK, types.SEARCH_SHORT],
+                        types.SEARCH_FAILED)
+    span = lambda start, stop: jnp.stack([start, stop], axis=1)
+    length = state.length + added
+    return state.replace(
+        tokens=append(state.tokens, state.length, text, added),
+        roles=append(state.roles, state.length, roles, added),
+        length=length,
+        cache=cache,
+        hidden=hidden,
+        tag_state=jnp.where(waiting, 0, state.tag_state),
+        turn_start=jnp.where(waiting, length, state.turn_start),
+        query_open=jnp.where(waiting, -1, state.query_open),
+        answer_open=state.answer_open & ~waiting,
+        waits_for=jnp.where(waiting, NOTHING, state.waits_for).astype(jnp.int8),
+        turn=state.turn + waiting,
+        status=jnp.where(waiting & ~fits, types.OUT_OF_TOKENS, state.status).astype(jnp.int8),
+        num_searches=state.num_searches + searched,
+        noisy=state.noisy.at[rows, run].set(noisy, mode="drop"),
+        search_status=state.search_status.at[rows, turn].set(status.astype(jnp.int8), mode="drop"),
+        query_span=state.query_span.at[rows, run].set(span(state.query_open, state.length), mode="drop"),
+        documents_span=state.documents_span.at[rows, jnp.where(fits, run, M)].set(
+            span(documents_start, documents_start + documents_length), mode="drop"),
+    )
+
+
+def finish(state: RolloutState) -> types.Episodes:
+    """The rows as `Episodes`."""
+    names = [field.name for field in dataclasses.fields(types.Episodes)]
+    return types.Episodes(**{name: getattr(state, name) for name in names})

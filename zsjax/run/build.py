@@ -1,0 +1,249 @@
+"""The objects that a config names: tokenizer, models, questions, corpora, engines, simulator."""
+
+import dataclasses
+import functools
+import hashlib
+import importlib
+import logging
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from zsjax.config import Config, ModelConfig
+from zsjax.data import load_corpus, load_questions, load_tokenizer
+from zsjax.data.assets import asset_path
+from zsjax.models import attention
+from zsjax.models.checkpoints import hub
+from zsjax.models.decoder import DecoderConfig, init_params
+from zsjax.models.placement import param_shardings
+from zsjax.parallel import hosts
+from zsjax.parallel.mesh import reshard
+from zsjax.search import (
+    BM25,
+    ChatSimulator,
+    Dense,
+    Document,
+    DropBest,
+    Empty,
+    HttpRetriever,
+    Limits,
+    SerpApi,
+    decoder_embedder,
+)
+from zsjax.search.engines.dense import QUERY_FORMAT
+from zsjax.search.simulator.prompt import JudgeTemplate, SimulatorTemplate
+from zsjax.search.simulator.simulator import Simulator
+from zsjax.types import Question
+
+TINY_WORLD = "tiny_world:"
+
+
+def tokenizer(config: Config):
+    return load_tokenizer(_local(config.tokenizer, weights=False))
+
+
+def _local(name: str, *, weights: bool) -> pathlib.Path:
+    """The path of "asset:NAME", "hf:OWNER/NAME" or a path."""
+    return hub.local_folder(name, weights=weights) if name.startswith(hub.PREFIX) else asset_path(name)
+
+
+def model(config: ModelConfig, tokenizer, *, seed: int, path=None, mesh=None, rules=None) -> tuple[DecoderConfig, dict]:
+    """(DecoderConfig, params) of a model: random, or loaded from `path` or, without one, `config.init`.
+
+    Activations get `config.dtype`, parameters `config.param_dtype`, whatever the checkpoint was written in. With a mesh
+    of several devices, parameters are cut over it under `rules` (`zsjax.parallel.mesh`).
+
+    Raises:
+      ValueError, FileNotFoundError: what `load_hf` says of the checkpoint, or an attention kernel that cannot run.
+    """
+    path = path or config.init
+    mesh = None if mesh is None or mesh.size == 1 else mesh
+    if str(path) == "random":
+        shape = DecoderConfig(**({"vocab_size": tokenizer.vocab_size} | dict(config.shape)), dtype=config.dtype,
+                              attention=config.attention)
+        attention.choose(shape)
+        params = init_params(shape, jax.random.key(seed), jnp.dtype(config.param_dtype))
+        if config.positional_bias_init:
+            from zsjax.tiny_world.positional import positional_bias_init
+
+            params = positional_bias_init(params, shape, jax.random.key(seed))
+        return shape, params if mesh is None else reshard(params, param_shardings(shape, mesh, rules))
+    from zsjax.models.checkpoints.hf import load_hf, read_config
+
+    folder = _local(str(path), weights=True)
+    shape = dataclasses.replace(read_config(folder), dtype=config.dtype, attention=config.attention)
+    attention.choose(shape)
+    _, params = load_hf(folder, dtype=config.param_dtype, mesh=mesh, rules=rules, tokenizer=tokenizer,
+                        check_finite=config.check_finite)
+    return shape, params
+
+
+def worlds(config: Config, name: str):
+    """The tiny worlds behind "tiny_world:train" or "tiny_world:eval"."""
+    from zsjax.tiny_world import world
+
+    return world.resolve(name, **config.world)
+
+
+def questions(config: Config, source: str, limit: int | None = None) -> list[Question]:
+    if source.startswith(TINY_WORLD):
+        from zsjax.tiny_world import world
+
+        return list(world.questions(worlds(config, source)))[:limit]
+    source, _, split = source.partition("#")
+    return list(load_questions(source, split=split or None, limit=limit))
+
+
+def benchmarks(config: Config) -> list[Question]:
+    """The questions of an evaluation: of every benchmark, under its name, or of config.data.eval."""
+    limit = config.data.eval_limit
+    if not config.data.benchmarks:
+        return questions(config, config.data.eval, limit)
+    return [dataclasses.replace(question, metadata={**question.metadata, "data_set": name})
+            for name, source in config.data.benchmarks.items() for question in questions(config, source, limit)]
+
+
+def corpus(config: Config, source: str) -> list[Document]:
+    if source.startswith(TINY_WORLD):
+        from zsjax.tiny_world import world
+
+        return world.documents(worlds(config, source))
+    return load_corpus(source)
+
+
+def engine(name: str, config: Config, source: str, *, workdir=".", drop_best: float = 0.0):
+    """A host engine by name.
+
+    Args:
+      name: "bm25", "dense", "http", "serpapi", "chat" or "empty"; the others need a model (`stages.run.Run.engine`).
+      source: the corpus, for engines that have one.
+      workdir: what config.search.index_dir and .remote.cache_dir are relative to.
+      drop_best: > 0 loses the best document at random.
+    """
+    if name in ("bm25", "dense"):
+        found = _index(name, config, source, pathlib.Path(workdir))
+    else:
+        found = {"empty": _empty, "http": _http, "serpapi": _serpapi, "chat": _chat}[name](config, pathlib.Path(workdir))
+    return DropBest(found, drop_best, seed=config.seed) if drop_best else found
+
+
+def _index(name, config, source, workdir):
+    """An index over a corpus: of a file, built once and kept under the hash of what it was built from."""
+    if source.startswith(TINY_WORLD) or not config.search.index_dir:
+        return _build_index(name, config, source)
+    what = [config.search.embedder] if name == "dense" else []
+    key = hashlib.sha256(repr([name, *what]).encode())
+    with open(source, "rb") as file:
+        while block := file.read(1 << 20):
+            key.update(block)
+    folder = workdir / config.search.index_dir / f"{name}-{key.hexdigest()[:16]}"
+    load = BM25.load if name == "bm25" else lambda path: Dense.load(path, embedder(config)[1], name=config.search.embedder)
+    if not hosts.agree(folder.exists()):
+        if hosts.is_lead():
+            logging.info("building the %s index of %s", name, source)
+            _build_index(name, config, source).save(folder)
+        hosts.wait("index")
+    return load(folder)  # memory-mapped, also when it has just been built
+
+
+def _build_index(name, config, source):
+    documents = corpus(config, source)
+    if name == "bm25":
+        return BM25.from_documents(documents)
+    embed, embed_query = embedder(config)
+    return Dense.from_documents(documents, embed, embed_query=embed_query, name=config.search.embedder)
+
+
+def embedder(config: Config):
+    """(embed documents, embed queries) of config.search.embedder: list[str] -> float32[N, D]."""
+    name = config.search.embedder
+    if ":" in name.removeprefix("asset:"):
+        module, _, function = name.partition(":")
+        embed = getattr(importlib.import_module(module), function)
+        return embed, embed
+    from zsjax.models.checkpoints.hf import load_hf
+
+    shape, params = load_hf(asset_path(name))
+    its_tokenizer = load_tokenizer(name)
+    return tuple(decoder_embedder(shape, params, its_tokenizer, text_format=text_format)
+                 for text_format in ("{query}", QUERY_FORMAT))
+
+
+def _limits(config):
+    remote = config.search.remote
+    return Limits(timeout=remote.timeout, retries=remote.retries, concurrency=remote.concurrency,
+                  max_bytes=remote.max_bytes)
+
+
+def _empty(config, workdir):
+    return Empty()
+
+
+def _http(config, workdir):
+    return HttpRetriever(config.search.remote.url, limits=_limits(config))
+
+
+def _serpapi(config, workdir):
+    remote = config.search.remote
+    return SerpApi(engine=remote.web_engine, key_env=remote.key_env or "SERPAPI_API_KEY",
+                   cache_dir=workdir / remote.cache_dir, budget=remote.budget, price=config.cost.search,
+                   limits=_limits(config))
+
+
+def _chat(config, workdir):
+    search = config.search
+    return ChatSimulator(
+        search.remote.url, model=search.remote.model, template=SimulatorTemplate.load(config.prompts.simulator),
+        num_documents=search.num_candidates, temperature=search.temperature, top_p=search.top_p,
+        reveal_gold=search.reveal_gold != "never", key_env=search.remote.key_env, seed=config.seed, limits=_limits(config))
+
+
+def simulator(config: Config, model_config: DecoderConfig, params, tokenizer) -> Simulator:
+    search, template = config.search, SimulatorTemplate.load(config.prompts.simulator)
+    if config.prompts.simulator_chat:
+        template = template.in_chat(tokenizer)
+    _tell_form(template.name, config.prompts.simulator_chat)
+    return Simulator(
+        config=model_config, params=params, tokenizer=tokenizer, template=template, num_documents=search.num_candidates,
+        max_document_tokens=search.max_document_tokens, max_query_tokens=search.max_query_tokens,
+        max_question_tokens=config.rollout.max_prompt_tokens, temperature=search.temperature, top_p=search.top_p,
+        # A mixed engine's documents are reranked on the host, after it: what comes first must have been written first.
+        shuffle_documents=search.shuffle_documents and not (search.rerank.candidates and search.engine == "mixed"),
+        reveal_gold=search.reveal_gold, cache_dtype=config.simulator.cache_dtype)
+
+
+def judge(config: Config):
+    """The judge of config.collect.judge."""
+    from zsjax.tuning.judge import ChatJudge, DecoderJudge
+
+    options = config.collect.judge
+    template = JudgeTemplate.load(options.template)
+    if options.url:
+        return ChatJudge(options.url, model=options.model, template=template, key_env=options.key_env,
+                         limits=_limits(config))
+    its_tokenizer = load_tokenizer(_local(options.tokenizer or options.init, weights=False))
+    shape, params = model(ModelConfig(init=options.init, dtype=options.dtype, param_dtype=options.dtype), its_tokenizer,
+                          seed=config.seed)
+    return DecoderJudge(shape, params, its_tokenizer, template, chat=options.chat, batch_rows=options.batch_rows,
+                        max_tokens=options.max_tokens)
+
+
+@functools.cache  # once a run
+def _tell_form(template: str, chat: bool):
+    form = "in the tokenizer's chat template" if chat else "as plain text"
+    logging.info("simulator prompts: template %r %s", template, form)
+
+
+def frozen(config: ModelConfig, simulator: Simulator) -> Simulator:
+    """The simulator as it plays: with `config.quantize`, which cannot be trained any more."""
+    if config.quantize == "none":
+        return simulator
+    from zsjax.models.quant import quantize
+
+    return dataclasses.replace(simulator, params=quantize(simulator.params))
+
+
+def checkpoint_exists(path: pathlib.Path) -> bool:
+    """Whether a folder holds a whole model: `save_hf` renames it into place when it is complete."""
+    return (path / "config.json").exists()

@@ -1,0 +1,48 @@
+"""A run's policy as a Hugging Face folder."""
+
+import pathlib
+
+import jax
+
+from zsjax.config import Config
+from zsjax.errors import UserError
+from zsjax.monitor.writer import Writer
+from zsjax.parallel import mesh
+from zsjax.run import build
+from zsjax.run.stages.run import Run
+
+
+def export(config: Config, workdir, out) -> pathlib.Path:
+    """Copies the run's policy (trained, or as far as its last checkpoint is) to a Hugging Face folder `out`.
+
+    Raises:
+      UserError: the run has no policy yet, or `out` exists.
+    """
+    from zsjax.models import lora
+    from zsjax.models.checkpoints.hf import save_hf
+    from zsjax.parallel.checkpoint import Checkpointer
+    from zsjax.train import make_optimizers, start_state
+
+    workdir, out = pathlib.Path(workdir), pathlib.Path(out)
+    if out.exists():
+        raise UserError(f"{out} exists already; choose another folder or remove it")
+    with Writer(None) as writer:
+        context = Run(config, workdir, writer, "")
+        if build.checkpoint_exists(context.path("models/policy")):
+            model, params = context.policy("policy")
+        else:
+            folder = workdir / "checkpoints" / "train"
+            if not folder.is_dir():
+                raise UserError(f"{workdir} has neither models/policy nor checkpoints/train: train first")
+            model, params = context.policy("base")
+            template, frozen = start_state(config, model, params, make_optimizers(config),
+                                           mesh.make_mesh({}, jax.devices()[:1]))
+            with Checkpointer(folder) as checkpoints:
+                restored = checkpoints.restore(template)
+            if restored is None:
+                raise UserError(f"{folder} holds no complete checkpoint: train first")
+            params = restored[1].params
+            if frozen is not None:
+                params = lora.merge(frozen, params, config.policy.lora)
+        save_hf(out, model, params, tokenizer=context.tokenizer)
+    return out

@@ -1,0 +1,56 @@
+"""The stages of a run, in order, each resumable: what a stage makes lies in the run's folder, and what is there is kept.
+
+    pretrain            a base for the policy, from scratch          -> models/base
+    pretrain_simulator  a base for the simulator, from scratch       -> models/simulator_base
+    collect             the base searches with the real engine       -> searches.jsonl
+    tune_simulator      the simulator learns to play that engine     -> models/simulator, gates.json
+    train               reinforcement learning                       -> models/policy
+    evaluate            base and trained policy, on the real engine  -> evaluation.json, evaluation/*.jsonl
+    report              everything on one page                       -> report.html
+
+A stage takes its input from the folder if an earlier stage put it there, else from what the config names. Between the
+stages stand gates (config.gates): a model that cannot read, or a simulator that leaks, stops the run.
+"""
+
+import pathlib
+
+from zsjax import config as configuration
+from zsjax.config import Config
+from zsjax.errors import UserError
+from zsjax.monitor.writer import Writer
+from zsjax.parallel import hosts
+from zsjax.run.stages.bases import pretrain, pretrain_simulator
+from zsjax.run.stages.evaluation import evaluate, report
+from zsjax.run.stages.policy import train
+from zsjax.run.stages.run import Run
+from zsjax.run.stages.simulator import collect, tune_simulator
+from zsjax.search import BudgetSpent
+
+STAGES = {stage.__name__: stage for stage in (pretrain, pretrain_simulator, collect, tune_simulator, train, evaluate,
+                                              report)}
+
+
+class OutOfBudget(UserError):
+    """Web search would cost more than search.remote.budget."""
+
+    exit_code = 1
+
+
+def run(config: Config, workdir, *, stages=None):
+    """Runs the stages (all of config.stages by default) in `workdir`; an interrupted run goes on where it was.
+
+    Raises:
+      UserError: the folder holds a run with another config, an input is missing, or a gate failed.
+    """
+    workdir = pathlib.Path(workdir)
+    config_json = configuration.write_config(workdir, config) if hosts.is_lead() else configuration.to_json(config)
+    hosts.wait("config")
+    with Writer(workdir) if hosts.is_lead() else Writer(None, quiet=True) as writer:
+        context = Run(config, workdir, writer, config_json)
+        for stage in stages or config.stages:
+            try:
+                STAGES[stage](context)
+            except BudgetSpent as error:
+                raise OutOfBudget(f"{stage} stopped: {error}. What was paid for is kept: raise search.remote.budget and "
+                                  "start the same command again") from error
+            hosts.wait(stage)

@@ -1,0 +1,47 @@
+"""Reinforcement learning of the policy, with a look at the real engine now and then."""
+
+import jax
+
+from zsjax.data import QuestionStream
+from zsjax.evaluate import play, summarize
+from zsjax.monitor import costs
+from zsjax.parallel import mesh
+from zsjax.rollout import make_rollout
+from zsjax.run import build
+from zsjax.run.stages.run import Run
+
+
+def train(run: Run):
+    if run.done("train", "models/policy"):
+        return
+    from zsjax.train import train
+
+    config = run.config
+    model, params = run.policy("base", rules=mesh.TRAIN_RULES)
+    engine = run.engine(config.search.engine, config.data.corpus, spread=True)
+    params = train(config, run.workdir, policy_config=model, params=params, tokenizer=run.tokenizer, engine=engine,
+                   stream=QuestionStream(build.questions(config, config.data.train), config.seed), writer=run.writer,
+                   evaluate_now=real_evaluation(run, model), config_json=run.config_json,
+                   save_best=lambda params: run.save_model("best", model, params))
+    run.save_model("policy", model, params)
+
+
+def real_evaluation(run: Run, model):
+    """params -> scores on a few held-out questions with the real engine, logged beside the score in the simulator."""
+    config = run.config
+    engine = run.engine(config.search.eval_engine, config.data.eval_corpus, spread=True)
+    rollout = costs.Meter(make_rollout(model, engine, run.tokenizer, config, run.mesh), engine)
+    questions = build.questions(config, config.data.eval, config.train.eval_questions)
+
+    def evaluate_now(params):
+        records, _ = play(rollout, params, questions, key=jax.random.key(config.seed),
+                          batch_rows=min(len(questions), config.evaluate.batch_rows))
+        rows = summarize("", records, questions)
+        scores = {f"eval/{name}": sum(row[name] * row["n"] for row in rows) / len(records)
+                  for name in ("em", "f1", "searches")}
+        by_hops = {f"eval/em_{row['hops']}_hop": row["em"] for row in rows if row["hops"] != "all"}
+        # The step's own line has its devices, and its time holds ours.
+        used = {f"eval/{name}": value for name, value in rollout.take().items() if name not in ("used/devices", "time/step")}
+        return scores | by_hops | used
+
+    return evaluate_now

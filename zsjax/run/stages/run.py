@@ -1,0 +1,105 @@
+"""What the stages of a run share: its config, its folder, and the objects that are built once."""
+
+import functools
+import json
+import os
+import pathlib
+
+import jax
+
+from zsjax.config import Config
+from zsjax.errors import UserError
+from zsjax.monitor.writer import Writer
+from zsjax.parallel import hosts
+from zsjax.parallel.mesh import DECODE_RULES, local_mesh, make_mesh, simulator_mesh
+from zsjax.run import build
+from zsjax.search import Mixed
+from zsjax.search.simulator.simulator import Simulator
+
+
+class GateFailed(UserError):
+    """A model is not good enough for the next stage; the message says which measure failed and by how much."""
+
+    exit_code = 1
+
+
+class Run:
+    """What the stages share: the config, the folder, and objects that are built once, when first asked for."""
+
+    def __init__(self, config: Config, workdir: pathlib.Path, writer: Writer, config_json: str):
+        self.config, self.workdir, self.writer, self.config_json = config, workdir, writer, config_json
+
+    def path(self, name: str) -> pathlib.Path:
+        return self.workdir / name
+
+    @functools.cached_property
+    def tokenizer(self):
+        return build.tokenizer(self.config)
+
+    @functools.cached_property
+    def mesh(self):
+        return make_mesh(self.config.mesh)
+
+    def engine(self, name: str, source: str, *, drop_best: float = 0.0, spread: bool = False):
+        """The engine that searches the corpus `source`, by a name of config.search.engine; spread: as of `simulator`."""
+        if name in ("simulator", "mixed"):
+            playing = build.frozen(self.config.simulator, self.simulator("simulator", "simulator_base", spread=spread))
+            if name == "simulator":
+                return playing
+            return Mixed(playing, self.engine(self.config.search.mix.real, source), seed=self.config.seed)
+        return build.engine(name, self.config, source, workdir=self.workdir, drop_best=drop_best)
+
+    def policy(self, *names: str, rules=None):
+        """(DecoderConfig, params) of the first of models/NAME that this run has made, else of config.policy.init.
+
+        rules: None loads them onto one device; else how they are cut over the run's mesh.
+        """
+        return self._model(self.config.policy, self.config.seed, names, self.mesh if rules else None, rules)
+
+    def simulator(self, *names: str, spread: bool = False, rules=None) -> Simulator:
+        """The simulator around the first of models/NAME that this run has made, else around config.simulator.init.
+
+        spread: whether its parameters are loaded onto all devices of this host that play it in rollouts on the mesh.
+        rules: else as of `policy`.
+        """
+        mesh = self.mesh if rules else None
+        if spread:
+            mesh, rules = simulator_mesh(self.config.mesh) or local_mesh(self.mesh), DECODE_RULES
+        model = self._model(self.config.simulator, self.config.seed + 1, names, mesh, rules)
+        return build.simulator(self.config, *model, self.tokenizer)
+
+    def _model(self, config, seed, names, mesh, rules):
+        made = [self.path("models") / name for name in names]
+        path = next((path for path in made if build.checkpoint_exists(path)), None)
+        return build.model(config, self.tokenizer, seed=seed, path=path, mesh=mesh, rules=rules)
+
+    def save_model(self, name: str, config, params):
+        from zsjax.models.checkpoints.hf import save_hf
+
+        params = params if jax.process_count() == 1 else hosts.fetch(params)
+        if hosts.is_lead():
+            save_hf(self.path("models") / name, config, params, tokenizer=self.tokenizer)
+
+    def done(self, stage: str, output: str) -> bool:
+        """Whether the stage's output is there already; says so once."""
+        there = hosts.agree(self.path(output).exists())
+        if there:
+            self.writer.note(f"{stage}: {output} is there already")
+        return there
+
+    def write_json(self, name: str, value):
+        if not hosts.is_lead():
+            return
+        path = self.path(name)
+        half = path.with_name(path.name + ".writing")
+        half.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        os.replace(half, path)
+
+    def add_gates(self, rows: list[dict], failed: list[str]):
+        """Keeps gate rows for the report and stops the run where a gate failed."""
+        path = self.path("gates.json")
+        kept = json.loads(path.read_text()) if path.exists() else []
+        names = {row["gate"] for row in rows}
+        self.write_json("gates.json", [row for row in kept if row["gate"] not in names] + rows)
+        if failed:
+            raise GateFailed("the run stops here, a gate failed:\n  " + "\n  ".join(failed))

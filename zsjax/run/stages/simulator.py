@@ -1,0 +1,79 @@
+"""The simulator's making: searches collected with the real engine, and the tuning on them."""
+
+import hashlib
+
+import jax
+
+from zsjax.config.checks import REAL_ENGINES
+from zsjax.monitor import costs
+from zsjax.parallel import mesh
+from zsjax.rollout import make_rollout
+from zsjax.run import build
+from zsjax.run.stages.gates import check_reading, check_simulator
+from zsjax.run.stages.run import Run
+
+
+def collect(run: Run):
+    if run.done("collect", "searches.jsonl"):
+        return
+    from zsjax.tuning.collect import collect, search_for, write_searches
+    from zsjax.tuning.gates import make_probes
+
+    config = run.config
+    model, params = run.policy("base")
+    check_reading(run, model, params)
+    batch = min(config.evaluate.batch_rows, config.collect.episodes)
+    name = config.search.eval_engine if config.search.eval_engine in REAL_ENGINES else "bm25"
+    engine, questions = run.engine(name, config.data.corpus), build.questions(config, config.data.train)
+    with run.writer.track("collect", config.collect.episodes) as advance:
+        played = 0
+
+        def progress(total):
+            nonlocal played
+            advance(total - played)
+            played = total
+
+        meters = []
+
+        def metered(recorder):
+            meters.append(costs.Meter(make_rollout(model, recorder, run.tokenizer, config), engine))
+            return meters[-1]
+
+        searches = collect(
+            metered, engine, params, questions, run.tokenizer,
+            episodes=config.collect.episodes, batch_questions=batch, num_documents=config.search.num_candidates,
+            key=jax.random.fold_in(jax.random.key(config.seed), 1), progress=progress)
+    run.writer.truncate("collect", 0)
+    run.writer.write(1, meters[0].take(), "collect", show=False)
+    run.writer.note(f"collect: {len(searches)} different searches of {config.collect.episodes} episodes")
+    if config.collect.probes:
+        probes = make_probes(questions, limit=config.collect.probes, seed=config.seed + 1)
+        queries = [(probe.question, probe.query, probe.kind) for probe in probes]
+        searches += search_for(queries, engine, num_documents=config.search.num_candidates)
+        run.writer.note(f"collect: {len(searches)} with the probes")
+    counted = {}
+    if config.collect.label == "judge":
+        from zsjax.tuning.judge import judge_searches
+
+        judging = config.collect.judge
+        searches, counts = judge_searches(searches, build.judge(config))
+        counted = {"judge": {"model": judging.init or judging.model, "template": judging.template, **counts}}
+        run.writer.note(f"collect: {counts['useful']} of {counts['judged']} documents are of use by the judge; "
+                        + ", ".join(f"{name} {count}" for name, count in counts.items() if name not in ("useful", "judged")))
+    provenance = {"config_sha256": hashlib.sha256(run.config_json.encode()).hexdigest(), "seed": config.seed,
+                  "engine": name, "corpus": config.data.corpus, "policy": config.policy.init,
+                  "episodes": config.collect.episodes, "probes": config.collect.probes, **counted}
+    write_searches(run.path("searches.jsonl"), searches, provenance=provenance)
+
+
+def tune_simulator(run: Run):
+    if run.done("tune_simulator", "models/simulator"):
+        return
+    from zsjax.tuning import tune
+
+    simulator = tune.tune(run.config, run.simulator("simulator_base", rules=mesh.TRAIN_RULES),
+                          run.path("searches.jsonl"), writer=run.writer, mesh=run.mesh,
+                          directory=run.path("checkpoints") / "tune_simulator", config_json=run.config_json,
+                          report=lambda rows: run.add_gates([{"gate": "held-out searches", **row} for row in rows], []))
+    check_simulator(run, build.frozen(run.config.simulator, simulator))  # as it will play
+    run.save_model("simulator", simulator.config, simulator.params)

@@ -1,0 +1,44 @@
+"""Engines for ablations: one finds nothing that can be read, one loses the best document."""
+
+import collections
+from collections.abc import Sequence
+
+from zsjax.search.engine import Document, Engine, SearchContext, chance, check_request, first
+
+
+class Empty:
+    """Finds k documents without any content, whatever is asked: an ablation, since nothing can be read from it."""
+
+    def search(self, queries: Sequence[str], contexts: Sequence[SearchContext] | None = None, *,
+               k: int) -> list[list[Document]]:
+        check_request(queries, contexts, k)
+        return [[Document("", "") for _ in range(k)] for _ in queries]
+
+
+class DropBest:
+    """Loses the best document of a call with some probability: a test of robustness.
+
+    The loss is a function of (seed, query, question id, context.call) alone: no batch mate and no earlier search
+    changes it, and the same query asked again under another call has another chance.
+    """
+
+    by_call = True
+
+    def __init__(self, engine: Engine, probability: float, seed: int = 0):
+        """Wraps engine. probability: of losing the best document, 0 to 1. Raises ValueError outside of that."""
+        if not 0 <= probability <= 1:
+            raise ValueError(f"probability={probability} must be between 0 and 1")
+        self.engine, self.probability, self.seed = engine, probability, seed
+        self.counters = getattr(engine, "counters", collections.Counter())
+        self.uses_devices = getattr(engine, "uses_devices", False)
+
+    def search(self, queries: Sequence[str], contexts: Sequence[SearchContext] | None = None, *,
+               k: int) -> list[list[Document]]:
+        check_request(queries, contexts, k)
+        found = self.engine.search(queries, contexts, k=k + 1)
+        calls = [()] * len(queries) if contexts is None else [(c.question.id, *c.call) for c in contexts]
+        return [documents[1:] if documents and self._loses(query, call) else first(documents, k)
+                for documents, query, call in zip(found, queries, calls, strict=True)]
+
+    def _loses(self, query: str, call: tuple) -> bool:
+        return chance(self.seed, query, call) < self.probability

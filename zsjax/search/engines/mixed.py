@@ -1,0 +1,42 @@
+"""The simulator or a real engine, search by search."""
+
+import collections
+from collections.abc import Sequence
+
+from zsjax.search.engine import Document, Engine, SearchContext, chance, check_request
+
+
+class Mixed:
+    """Asks one of two engines for each search, by a coin: training that moves from a simulator to real search.
+
+    The coin of a search is a function of (seed, query, question id, context.call) alone. `share`: P(the real engine);
+    the training loop sets it before each step.
+    """
+
+    by_call = True
+
+    def __init__(self, simulator: Engine, real: Engine, *, share: float = 0.0, seed: int = 0):
+        self.simulator, self.real, self.share, self.seed = simulator, real, share, seed
+        self.uses_devices = any(getattr(engine, "uses_devices", False) for engine in (simulator, real))
+
+    @property
+    def counters(self) -> collections.Counter:
+        return sum((getattr(engine, "counters", collections.Counter()) for engine in (self.simulator, self.real)),
+                   collections.Counter())
+
+    def obeys_noise(self, queries: Sequence[str], contexts: Sequence[SearchContext]) -> list[bool]:
+        """Which searches the simulator answers."""
+        return [chance(self.seed, query, context.question.id, context.call) >= self.share
+                for query, context in zip(queries, contexts, strict=True)]
+
+    def search(self, queries: Sequence[str], contexts: Sequence[SearchContext], *, k: int) -> list[list[Document]]:
+        check_request(queries, contexts, k)
+        simulated = self.obeys_noise(queries, contexts)
+        found: list = [None] * len(queries)
+        for engine, side in ((self.simulator, True), (self.real, False)):
+            rows = [row for row, is_simulated in enumerate(simulated) if is_simulated == side]
+            if rows:
+                results = engine.search([queries[row] for row in rows], [contexts[row] for row in rows], k=k)
+                for row, documents in zip(rows, results, strict=True):
+                    found[row] = documents
+        return found

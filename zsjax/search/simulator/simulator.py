@@ -1,0 +1,325 @@
+"""The simulated search engine: a language model that writes useful or noisy documents on command.
+
+A request is (question, gold answers, query, mode). `SimulatorTemplate` turns it into a prompt of text pieces and slots;
+on device the slots are filled with tokens and spliced (no text in between), the prompt is read, and the model writes one
+document a line until the number asked for is there. A document that grows too long is ended by a forced newline, and no
+token is allowed that would complete one of our tags: what a simulator writes can neither end an episode nor answer.
+
+Draws are keyed by (key, question, mode, hash of the query's tokens, position in the reply), so identical requests get
+identical documents whoever asks.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zsjax.models.cache import cache_dtype, copy_rows, init_cache
+from zsjax.models.decoder import DecoderConfig, decoding_params, extend, logits_of
+from zsjax.sampling.logits import sample
+from zsjax.sampling.prefill import prefill
+from zsjax.sampling.splice import concatenate
+from zsjax.search.engine import Document, SearchContext, check_request
+from zsjax.search.rerank import chooser
+from zsjax.search.simulator.prompt import SimulatorTemplate, bare_line
+from zsjax.search.simulator.requests import Requests, on_target, question_keys, request_keys
+from zsjax.search.simulator.writing import Replies, Tables, Tally, Writing, make_tables
+
+PREFILL_CHUNK = 128
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Simulator:
+    """A decoder that plays the search engine, for compiled rollouts (`write`) and for the host (`search`).
+
+    Attributes:
+      config, params: the decoder.
+      tokenizer: its tokenizer; compiled rollouts need the policy to have the same.
+      template: the prompt.
+      num_documents: documents written per request, 1 to 20.
+      max_document_tokens: tokens of a document, its newline included; a longer one is ended there.
+      max_query_tokens, max_question_tokens, max_answer_tokens: sizes of the slots; longer texts are cut at the end.
+      temperature, top_p: sampling.
+      shuffle_documents: shown in random order (a tuned simulator may have learned to put the best first).
+      reveal_gold: whether the gold answers stand in the prompt: "always", "never", or "on_target", for queries of which at
+        least half of the tokens stand in the question. A simulator that sees them whatever is asked may leak them.
+      cache_dtype: "model" or "int8", see `zsjax.models.cache.cache_dtype`.
+    """
+
+    config: DecoderConfig
+    params: Any
+    tokenizer: Any
+    template: SimulatorTemplate
+    num_documents: int = 5
+    max_document_tokens: int = 64
+    max_query_tokens: int = 64
+    max_question_tokens: int = 128
+    max_answer_tokens: int = 64
+    temperature: float = 0.8
+    top_p: float = 1.0
+    shuffle_documents: bool = False
+    reveal_gold: str = "always"
+    cache_dtype: str = "model"
+    obeys_noise: ClassVar[bool] = True
+    uses_devices: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if not 1 <= self.num_documents <= 20:
+            raise ValueError(f"num_documents={self.num_documents}: a reply has 1 to 20 documents")
+        if self.reveal_gold not in ("always", "on_target", "never"):
+            raise ValueError(f"reveal_gold={self.reveal_gold!r}: give 'always', 'on_target' or 'never'")
+        if self.tokenizer.vocab_size > self.config.vocab_size:
+            raise ValueError(f"the tokenizer has {self.tokenizer.vocab_size} tokens, the simulator's embedding only "
+                             f"{self.config.vocab_size} rows")
+
+    @functools.cached_property
+    def tables(self) -> Tables:
+        with jax.ensure_compile_time_eval():  # kept for later: never a tracer, though first asked for inside a jit
+            return make_tables(self.tokenizer, self.config.vocab_size)
+
+    @functools.cached_property
+    def _pieces(self):
+        return self.template.pieces(self.tokenizer)
+
+    @functools.cached_property
+    def _newline(self) -> int:
+        return self.tokenizer.encode("\n")[-1]
+
+    @functools.cached_property
+    def prompt_size(self) -> int:
+        """The longest prompt, in tokens."""
+        size = {"mode": 8, "num_documents": 4, "question": self.max_question_tokens,
+                "answers": self.max_answer_tokens, "query": self.max_query_tokens}
+        return sum(len(value) if kind == "text" else size[value] for kind, value in self._pieces)
+
+    def _slot(self, text: str) -> np.ndarray:
+        return np.array(self.template.encode_slot(self.tokenizer, text), np.int32)
+
+    def encode_slots(self, texts: Sequence[str], size: int):
+        """(int32[B, size], int32[B]) of slot texts, cut at the end."""
+        rows = [self._slot(text)[:size] for text in texts]
+        tokens = np.zeros((len(rows), size), np.int32)
+        for i, row in enumerate(rows):
+            tokens[i, :len(row)] = row
+        return tokens, np.array([len(row) for row in rows], np.int32)
+
+    def encode_questions(self, questions: Sequence):
+        """The question and answer slots of `Question`s: two ragged pairs; all gold answers are shown."""
+        return (self.encode_slots([q.question for q in questions], self.max_question_tokens),
+                self.encode_slots(["; ".join(q.golden_answers) for q in questions], self.max_answer_tokens))
+
+    def prompts(self, requests: Requests):
+        """Splices the prompts: (int32[B, prompt_size], int32[B]). Pure; traced inside the rollout."""
+        B = requests.noisy.shape[0]
+        (useful, useful_length), (noisy, noisy_length) = [self.encode_slots([w], 8) for w in ("useful", "noisy")]
+        (number, number_length) = self.encode_slots([str(self.num_documents)], 4)
+        answers, answers_length = requests.answers
+        if self.reveal_gold != "always":
+            shown = on_target(requests, self.tables.blank) if self.reveal_gold == "on_target" else False
+            answers_length = jnp.where(shown, answers_length, 0)
+        slots = {
+            "question": requests.question,
+            "answers": (answers, answers_length),
+            "query": requests.query,
+            "mode": (jnp.where(requests.noisy[:, None], noisy, useful),
+                     jnp.where(requests.noisy, noisy_length, useful_length)),
+            "num_documents": (jnp.broadcast_to(number, (B, 4)), jnp.broadcast_to(number_length, (B,))),
+        }
+        pieces = [np.array(value, np.int32) if kind == "text" else slots[value] for kind, value in self._pieces]
+        return concatenate(pieces, size=self.prompt_size)
+
+    def write(self, params, tables: Tables, requests: Requests, key, num_shown: int | None = None) -> Replies:
+        """Reads the prompts of the active requests and writes their documents, of which the num_shown first are given
+        (None: all). Pure; traced inside the rollout."""
+        params = decoding_params(params, self.config)  # once, outside of the loops
+        writing = self.idle(params, *requests.noisy.shape)
+        choose = None if num_shown in (None, self.num_documents) else chooser(None, num_shown)
+        return self.replies(self.proceed(params, tables, self.take(params, writing, requests, key)), choose)
+
+    def idle(self, params, slots: int, per_document: int = 0) -> "Writing":
+        """`slots` places for requests, none taken. What all prompts begin with is read here, once for all of them.
+
+        per_document: > 0: requests will have a mode for each of so many shown documents. Then both replies are written,
+          and document i comes from the one its mode says: the simulator was tuned on prompts that name one mode, and both
+          prompts are such ones; a prompt with a word for each document would ask it for something it never saw. Requests
+          whose modes are all the same write one reply only.
+        """
+        config, k, N = self.config, self.num_documents, self.max_document_tokens
+        noisy = jnp.zeros((slots, per_document) if per_document else slots, bool)
+        ragged = lambda size: (jnp.zeros((len(noisy), size), jnp.int32), jnp.zeros(len(noisy), jnp.int32))
+        slots = slots * 2 if per_document else slots
+        dtype = cache_dtype(config, self.cache_dtype)
+        cache = init_cache(config, slots, self.prompt_size + self._budget, dtype)
+        hidden = jnp.zeros((slots, config.embed_dim), config.dtype)
+        if shared := self.shared_prefix:
+            one = init_cache(config, 1, len(shared), dtype)
+            _, one = prefill(params, config, jnp.array([shared], jnp.int32), jnp.array([len(shared)], jnp.int32), one,
+                             hidden[:1], chunk=PREFILL_CHUNK)
+            begun = copy_rows(cache, jnp.arange(slots), one, jnp.zeros(slots, jnp.int32))
+            cache = begun.replace(lengths=cache.lengths)
+        zeros = jnp.zeros(slots, jnp.int32)
+        return Writing(cache=cache, hidden=hidden, documents=jnp.zeros((slots, k, N), jnp.int32),
+                       lengths=jnp.zeros((slots, k), jnp.int32), count=zeros, tag_state=zeros, step=zeros,
+                       keys=jnp.zeros((slots, 2), jnp.uint32), busy=jnp.zeros(slots, bool), noisy=noisy,
+                       asked=(ragged(self.max_question_tokens), ragged(self.max_query_tokens)),
+                       steps=jnp.zeros(1, jnp.int32), tally=Tally(
+                           read=jnp.full(1, len(shared), jnp.int32), drawn=jnp.zeros(1, jnp.int32),
+                           attended=jnp.zeros(1)))
+
+    def take(self, params, writing: "Writing", requests: Requests, key, *, lanes: int | None = None) -> "Writing":
+        """Begins the active requests, each in the place of its row; what these held is lost.
+
+        lanes: prompts read per pass, see `prefill`.
+        """
+        began = requests.active
+        put = lambda new, old: jnp.where(began[:, None] if new.ndim == 2 else began, _fitted(new, old), old)
+        asked = jax.tree.map(put, (requests.question, requests.query), writing.asked)
+        noisy = jnp.where(began if requests.noisy.ndim == 1 else began[:, None], requests.noisy, writing.noisy)
+        if requests.noisy.ndim == 2:
+            B, began = len(began), jnp.tile(began, 2)
+            one = lambda mode, active: requests.replace(noisy=jnp.full(B, mode), active=requests.active & active)
+            requests = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), one(False, ~requests.noisy.all(axis=1)),
+                                    one(True, requests.noisy.any(axis=1)))
+        new = requests.active
+        tokens, lengths = self.prompts(requests)
+        shared = len(self.shared_prefix)
+        cache = writing.cache.replace(lengths=jnp.where(new, shared, writing.cache.lengths))
+        hidden, cache = prefill(params, self.config, tokens[:, shared:], jnp.where(new, lengths - shared, 0), cache,
+                                writing.hidden, chunk=PREFILL_CHUNK, lanes=lanes)
+        fresh = lambda old: jnp.where(began.reshape(-1, *[1] * (old.ndim - 1)), 0, old).astype(old.dtype)
+        keys = jax.random.key_data(request_keys(key, requests))
+        read = writing.tally.read + jnp.where(new, lengths - shared, 0).sum()
+        return writing.replace(
+            tally=writing.tally.replace(read=read),
+            cache=cache, hidden=hidden, documents=fresh(writing.documents), lengths=fresh(writing.lengths),
+            count=fresh(writing.count), tag_state=fresh(writing.tag_state), step=fresh(writing.step),
+            keys=jnp.where(new[:, None], keys, writing.keys), busy=writing.busy | new, noisy=noisy, asked=asked)
+
+    def proceed(self, params, tables: Tables, writing: "Writing", go_on=lambda writing: True) -> "Writing":
+        """Writes a token of every request under way, again and again, while there is one and `go_on(writing)` holds."""
+        config, k, N = self.config, self.num_documents, self.max_document_tokens
+        rows = jnp.arange(writing.busy.shape[0])
+
+        def body(w: Writing) -> Writing:
+            used = w.lengths[rows, jnp.minimum(w.count, k - 1)]
+            logits = logits_of(params, config, w.hidden)
+            forbidden = tables.automaton.forbidden(w.tag_state)
+            logits = logits.at[:, :forbidden.shape[1]].set(
+                jnp.where(forbidden, -jnp.inf, logits[:, :forbidden.shape[1]]))
+            draw_keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(w.keys), w.step.astype(jnp.uint32))
+            token, _ = sample(logits, draw_keys, temperature=self.temperature, top_p=self.top_p)
+            token = jnp.where(used == N - 1, self._newline, token)
+            ended = tables.eos[token]
+            writes = w.busy & ~ended & ~((used == 0) & tables.blank[token])
+            at = jnp.where(writes, w.count, k)  # writes of other rows are dropped
+            count = w.count + (writes & tables.ends_line[token])
+            tag_state, _ = tables.automaton.step(w.tag_state, token)
+            # The last token of a reply is not read back: nobody looks at what would follow.
+            busy = w.busy & ~ended & (count < k) & (w.step + 1 < self._budget)
+            states, cache = extend(params, config, token[:, None], busy.astype(jnp.int32), w.cache)
+            tally = w.tally.replace(drawn=w.tally.drawn + w.busy.sum(), attended=w.tally.attended + jnp.where(
+                w.busy, w.cache.lengths + 1, 0).sum())
+            return w.replace(
+                tally=tally,
+                cache=cache, hidden=states[:, 0], documents=w.documents.at[rows, at, used].set(token, mode="drop"),
+                lengths=w.lengths.at[rows, at].add(1, mode="drop"), count=count,
+                tag_state=jnp.where(w.busy, tag_state, w.tag_state), step=w.step + w.busy, busy=busy, steps=w.steps + 1)
+
+        return jax.lax.while_loop(lambda w: w.busy.any() & go_on(w), body, writing)
+
+    def replies(self, writing: "Writing", choose=None) -> Replies:
+        """What was written so far: lines that were finished, shuffled where that is asked for.
+
+        choose: which of a reply's lines are shown, (documents, lengths, noisy bool[B], question, query) -> int32[B, shown],
+          as `zsjax.search.rerank.chooser` makes it; None: all, as they were written. Only what is shown is shuffled.
+        """
+        k, documents, count = self.num_documents, writing.documents, writing.count
+        complete = jnp.arange(k) < count[:, None]
+        lengths = jnp.where(complete, writing.lengths, 0)
+        if choose is not None:
+            copies = len(count) // len(writing.noisy)
+            noisy = writing.noisy if copies == 1 else jnp.arange(len(count)) >= len(writing.noisy)
+            asked = jax.tree.map(lambda x: jnp.tile(x, (copies, *[1] * (x.ndim - 1))), writing.asked)
+            order = choose(documents, lengths, noisy, *asked)
+            k = order.shape[1]
+            documents = jnp.take_along_axis(documents, order[:, :, None], axis=1)
+            lengths = jnp.take_along_axis(lengths, order, axis=1)
+            count = jnp.minimum(count, k)
+            complete = lengths > 0
+        if self.shuffle_documents:
+            # Keyed by the request like the draws; no draw uses the position -1.
+            keys = jax.vmap(jax.random.fold_in, (0, None))(jax.random.wrap_key_data(writing.keys), 2**32 - 1)
+            order = jax.vmap(lambda key: jax.random.uniform(key, (k,)))(keys)
+            order = jnp.argsort(jnp.where(complete, order, 2.0), axis=1)
+            documents = jnp.take_along_axis(documents, order[:, :, None], axis=1)
+            lengths = jnp.take_along_axis(lengths, order, axis=1)
+        if writing.noisy.ndim == 1:
+            return Replies(tokens=documents, lengths=lengths, count=count)
+        B = len(writing.noisy)
+        documents = jnp.where(writing.noisy[:, :, None], documents[B:], documents[:B])
+        lengths = jnp.where(writing.noisy, lengths[B:], lengths[:B])
+        return Replies(tokens=documents, lengths=lengths, count=(lengths > 0).sum(axis=1))
+
+    @property
+    def _budget(self) -> int:
+        """Tokens of a reply. A blank line costs a step and is no document; k of them are borne."""
+        return self.num_documents * (self.max_document_tokens + 1)
+
+    @functools.cached_property
+    def shared_prefix(self) -> list[int]:
+        """The tokens that all prompts begin with."""
+        first_slot = next((i for i, (kind, _) in enumerate(self._pieces) if kind != "text"), len(self._pieces))
+        return [token for _, value in self._pieces[:first_slot] for token in value]
+
+    @functools.cached_property
+    def _write(self):
+        return jax.jit(self.write, static_argnames="num_shown")
+
+    def search(self, queries: Sequence[str], contexts: Sequence[SearchContext], *, k: int) -> list[list[Document]]:
+        """Writes documents for text queries: the engine's protocol, for gates, notebooks and single questions.
+
+        Args:
+          queries: what is searched for.
+          contexts: question, gold answers, noisy flag, and key (one for the whole call: the first context's, or 0).
+          k: documents wanted, at most `num_documents`; of more, the first that were written.
+
+        Returns:
+          Up to k documents a query; a line's text is the document's text, and titles are empty.
+        """
+        check_request(queries, contexts, k)
+        if k > self.num_documents:
+            raise ValueError(f"k={k} documents asked of a simulator that writes {self.num_documents}")
+        if not queries:
+            return []
+        # A reply is a function of these alone, so equal requests are written once. (In the compiled rollout all rows
+        # advance together and nothing would be saved by leaving some out.)
+        names = [(c.question.id, query, c.noisy) for query, c in zip(queries, contexts, strict=True)]
+        first = {name: row for row, name in reversed(list(enumerate(names)))}
+        rows = sorted(first.values())
+        size = max(8, 1 << (len(rows) - 1).bit_length())  # few shapes, few programs
+        filled = rows + [rows[-1]] * (size - len(rows))
+        question, answers = self.encode_questions([contexts[row].question for row in filled])
+        requests = Requests(
+            question=question, answers=answers,
+            query=self.encode_slots([queries[row] for row in filled], self.max_query_tokens),
+            noisy=np.array([contexts[row].noisy for row in filled]),
+            question_key=question_keys([contexts[row].question for row in filled]),
+            active=np.arange(size) < len(rows),
+        )
+        key = contexts[0].key if contexts[0].key is not None else jax.random.key(0)
+        replies = jax.device_get(self._write(self.params, self.tables, requests, key, num_shown=k))
+        written = {names[row]: [
+            Document("", bare_line(self.tokenizer.decode(replies.tokens[b, i, :replies.lengths[b, i]].tolist())))
+            for i in range(min(k, replies.count[b]))] for b, row in enumerate(rows)}
+        return [written[name] for name in names]
+
+
+def _fitted(x, like):
+    """x [B] or [B, N], cut or padded to like's N."""
+    if x.ndim == 1:
+        return x
+    return jnp.pad(x, ((0, 0), (0, max(0, like.shape[1] - x.shape[1]))))[:, :like.shape[1]]

@@ -1,1 +1,0 @@
-"""What each stage of a run does; `zsjax.pipeline` has their list and runs them."""

@@ -1,0 +1,114 @@
+"""A base for the tiny world's policy, from scratch: it reads, it knows the form of an episode, and it searches badly.
+
+Two phases, each with its own warm-up and decay of the learning rate:
+  reading   facts, then the same facts asked in another order; short rows first
+  episodes  episodes of a poor searcher, beside rows of facts that keep reading alive. What decides over searching is
+            left out of the loss in the share of episodes that goes the right way, so that the model learns to use
+            documents without learning to fetch them: that is left to reinforcement.
+"""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+
+from zsjax import supervised
+from zsjax.config import Config, OptimizerConfig, SupervisedConfig
+from zsjax.errors import UserError
+from zsjax.models.decoder import DecoderConfig
+from zsjax.run import build
+from zsjax.tiny_world.induction import induction_init
+from zsjax.tiny_world.reading import reading_accuracy
+from zsjax.tiny_world.rows import LINE, Behaviour, episode_rows, reading_rows, vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How `pretrain_policy` trains; fields may be set by config.pretrain.options.
+
+    reading_steps: steps of the first phase, of config.pretrain.steps in all.
+    short_steps: of these, steps with rows of half the length and at most 4 facts.
+    max_facts: told in a row; from 2 on.
+    unknown: share of asked facts that were not told.
+    episode_rate: learning rate of the second phase.
+    episode_tokens: row length of the second phase.
+    episodes, reading: rows of each kind in a step of the second phase.
+    behaviour: fields of `Behaviour`.
+    """
+
+    reading_steps: int = 400
+    short_steps: int = 100
+    max_facts: int = 10
+    unknown: float = 0.15
+    episode_rate: float = 4e-3
+    episode_tokens: int = 192
+    episodes: int = 20
+    reading: int = 8
+    behaviour: dict = dataclasses.field(default_factory=dict)
+
+
+# The carried base: 30 rows of 16 facts a step.
+POLICY_BASE = SupervisedConfig(
+    steps=1400, batch_rows=30, max_tokens=16 * LINE, checkpoint_every=100, optimizer=OptimizerConfig(
+        learning_rate=7e-3, schedule="cosine", warmup_steps=50, b2=0.98, weight_decay=0.01))
+
+
+def pretrain_policy(config: Config, tokenizer, *, writer, directory, config_json: str = "{}"
+                    ) -> tuple[DecoderConfig, dict]:
+    """Trains the base of `config.policy` from `induction_init`.
+
+    Args:
+      config: the run's; pretrain (see `Recipe` for its options; 0 steps stand for `POLICY_BASE`), policy and seed are
+        read.
+      tokenizer: the tiny world's.
+      writer: `zsjax.monitor.writer.Writer`; the stages are "pretrain_reading" and "pretrain_episodes".
+      directory: of the checkpoints; an interrupted run in it goes on.
+      config_json: kept with the checkpoints.
+
+    Returns:
+      (DecoderConfig, params).
+
+    Raises:
+      UserError: unknown options, or the model's shape does not allow its start.
+    """
+    options = config.pretrain if config.pretrain.steps else POLICY_BASE
+    try:
+        recipe = Recipe(**options.options)
+        behaviour = Behaviour(**recipe.behaviour)
+    except TypeError as error:
+        raise UserError(f"pretrain.options: {error}") from error
+    vocab = vocabulary(tokenizer)
+    model_config, _ = build.model(config.policy, tokenizer, seed=config.seed)
+    try:
+        params = induction_init(model_config, jax.random.key(config.seed))
+    except ValueError as error:
+        raise UserError(f"policy.shape: {error}") from error
+    reading_steps = min(recipe.reading_steps, options.steps)
+
+    def facts(step):
+        short = step < recipe.short_steps
+        rng = np.random.default_rng([config.seed, 0, step])
+        return reading_rows(rng, vocab, rows=options.batch_rows * (1 + short), max_tokens=options.max_tokens // (1 + short),
+                            facts=(2, min(4, recipe.max_facts) if short else recipe.max_facts), unknown=recipe.unknown)[:2]
+
+    def episodes(step):
+        rng = np.random.default_rng([config.seed, 1, step])
+        parts = [
+            episode_rows(rng, vocab, rows=recipe.episodes, max_tokens=recipe.episode_tokens, behaviour=behaviour),
+            reading_rows(rng, vocab, rows=recipe.reading, max_tokens=recipe.episode_tokens,
+                         facts=(2, recipe.max_facts), unknown=recipe.unknown)[:2]]
+        return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+
+    def measure(params):
+        return {f"reading_{n}": reading_accuracy(model_config, params, tokenizer, n) for n in (2, 4, 8)}
+
+    phases = [("reading", facts, reading_steps, options.optimizer.learning_rate, options.max_tokens),
+              ("episodes", episodes, options.steps - reading_steps, recipe.episode_rate, recipe.episode_tokens)]
+    for name, batches, steps, rate, max_tokens in phases:
+        phase = dataclasses.replace(options, steps=steps, max_tokens=max_tokens,
+                                    optimizer=dataclasses.replace(options.optimizer, learning_rate=rate))
+        if steps:
+            params = supervised.train(phase, model_config, params, batches, writer=writer, stage=f"pretrain_{name}",
+                                      directory=pathlib.Path(directory) / name, config_json=config_json, measure=measure)
+    return model_config, params

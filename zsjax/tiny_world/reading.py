@@ -1,0 +1,92 @@
+"""What a base of the tiny world can do apart from searching: read facts, and answer when the right documents are given.
+
+The score of whole episodes mixes reading with the will to search. These two measures hold the second one fixed.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zsjax.models import decoder
+from zsjax.rewards import exact_match, extract_answer
+from zsjax.rollout.policy_prompt import PolicyTemplate
+from zsjax.sampling import generate
+from zsjax.search.simulator.prompt import format_document
+from zsjax.tiny_world import world
+from zsjax.tiny_world.rows import LINE, OBJECT, reading_rows, vocabulary
+from zsjax.types import Question
+
+MAX_REPLY_TOKENS = 24  # a thought of 9 words, its tags, and an answer in its tags
+
+
+def reading_accuracy(model_config, params, tokenizer, num_facts: int, *, rows: int = 64, seed: int = 0) -> float:
+    """Share of facts whose object, two words never met in training, is copied exactly.
+
+    Each row tells num_facts facts and asks each once, in another order, without any of its answers given before: a word
+    counts where it is the greedy choice after the right words before it.
+    """
+    tokens, _, asked = reading_rows(np.random.default_rng([seed, num_facts]), vocabulary(tokenizer), rows=rows,
+                                    max_tokens=2 * num_facts * LINE, facts=num_facts, held_out=True)
+    choice = np.asarray(_greedy(params, tokens, model_config)).reshape(rows, -1, LINE)
+    lines = tokens.reshape(rows, -1, LINE)
+    before = slice(OBJECT.start - 1, OBJECT.stop - 1)
+    right = (choice[:, :, before] == lines[:, :, OBJECT]).all(axis=-1)
+    return float(right[asked].mean())
+
+
+def _greedy_of(params, tokens, model_config):
+    return jnp.argmax(decoder.forward(params, model_config, tokens), axis=-1)
+
+
+_greedy = jax.jit(_greedy_of, static_argnums=2)
+
+
+def documents_given(model_config, params, tokenizer, engine, questions: Sequence[Question], config) -> list[dict]:
+    """Greedy answers when every right query has been asked for the model, and the engine has answered it.
+
+    For each hop the question's right query is put into the model's mouth and the documents, in a random order, behind
+    it; the model then states what it read. After the last hop it goes on by itself, and must answer.
+
+    Args:
+      engine: a real engine over the questions' corpus.
+      questions: with metadata "queries" (the right ones, in order) and "hops".
+      config: the run's; search.num_documents, search.document_format, prompts.policy and seed are read.
+
+    Returns:
+      A dict for each number of hops: hops, n, em.
+    """
+    template, rng = PolicyTemplate.load(config.prompts.policy), np.random.default_rng(config.seed)
+    encode = lambda text: list(tokenizer.encode(text))
+    rows = [encode(template.render(q.question)) for q in questions]
+    said, scores = [world.FIRST_THOUGHT] * len(questions), np.zeros(len(questions))
+    hops = np.array([len(q.metadata["queries"]) for q in questions])
+    for hop in range(hops.max()):
+        active = np.flatnonzero(hops > hop)
+        asked = [questions[i].metadata["queries"][hop] for i in active]
+        found = engine.search(asked, None, k=config.search.num_documents)
+        for i, query, documents in zip(active, asked, found, strict=True):
+            rows[i] += encode(f"{said[i]}<search> {query} </search>") + encode(template.information_open)
+            for number, j in enumerate(rng.permutation(len(documents))):
+                rows[i] += encode(format_document(config.search.document_format, number + 1, documents[j]))
+            rows[i] += encode(template.information_close)
+        for i, text in zip(active, _continue(model_config, params, tokenizer, [rows[i] for i in active]), strict=True):
+            if hops[i] == hop + 1:
+                answer = text.partition("</answer>")[0] + "</answer>"
+                scores[i] = exact_match(extract_answer(answer) if "<search>" not in answer else None,
+                                        questions[i].golden_answers)
+            else:
+                said[i] = text.partition("</think>")[0] + "</think>"
+    return [{"hops": int(h), "n": int((hops == h).sum()), "em": float(scores[hops == h].mean())} for h in np.unique(hops)]
+
+
+def _continue(model_config, params, tokenizer, rows):
+    """Greedy texts behind rows of tokens."""
+    lengths = np.array([len(row) for row in rows], np.int32)
+    tokens = np.zeros((len(rows), -(-lengths.max() // 32) * 32), np.int32)
+    for row, ids in zip(tokens, rows, strict=True):
+        row[:len(ids)] = ids
+    out = generate(params, model_config, tokens, lengths, key=jax.random.key(0), max_new_tokens=MAX_REPLY_TOKENS,
+                   temperature=0.0)
+    return [tokenizer.decode(ids[:n].tolist()) for ids, n in zip(np.asarray(out.tokens), np.asarray(out.lengths))]

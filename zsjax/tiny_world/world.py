@@ -1,0 +1,249 @@
+"""The tiny world: seeded worlds of invented entities, their documents and questions, and the tokenizer for them.
+
+An entity's name is two words, each of which is one token where it follows a space. A world's facts are pairs
+(entity, relation) -> entity, one document each, so that two facts chain to a two-hop question. One name in ten is
+held out by a hash and met only in evaluation worlds: nothing about them can be memorised, they must be read.
+
+`python -m zsjax.tiny_world.world` trains the carried tokenizer anew.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from zsjax.search.engine import Document
+from zsjax.types import Question
+
+RELATIONS = ("spouse", "mother", "teacher", "rival", "voice", "author", "birthplace", "capital")
+NUM_FIRST = NUM_LAST = 200
+
+# What a model reads and writes around facts. Names and relations follow a space everywhere, so that a word is the
+# same token in a question, a query, a document and an answer.
+POLICY_PROMPT = "{question}\n"
+HINT = "\nSearch or answer.\n"
+DOCUMENTS_OPEN = "\n<information>\n"
+DOCUMENTS_CLOSE = "</information>\n"
+DOCUMENT_LINE = "* {text}\n"
+FIRST_THOUGHT = "<think> look </think>"
+UNKNOWN = "unknown"  # what a thought says when no document answered: "mother of Kora Velim is unknown"
+SIMULATOR_PROMPT = "simulate {mode} \nquestion:\n{question} \nanswer:\n{answers} \nquery:\n{query} \ndocuments:\n"
+
+PRE_TOKENIZER = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+                 r"|\s+(?!\S)|\s+")  # Qwen2's
+PAD_TOKEN, EOS_TOKEN = "<|pad|>", "<|endoftext|>"
+
+_FIRST = ("Ka Ko Mi Mo Li Lo Ta Tu Ri Ro Se Su Ve Vi Na", "ra len mir dan sha vin lo nor ri tha bel zan mo kel")
+_LAST = ("Bra Dru Gra Fle Hul Wen Pel Jor Zol Thi Cru Yar Ul Es On",
+         "vik holt mere dov stan wick lund gar tosk heim croft by well sted")
+
+
+@functools.cache
+def name_words() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(200 first words, 200 last words), all different, made from syllables by a seeded generator."""
+    rng = np.random.default_rng(2024)
+    parts = []
+    for starts, ends in (_FIRST, _LAST):
+        words = [start + end for start in starts.split() for end in ends.split()]
+        parts.append(tuple(words[i] for i in sorted(rng.permutation(len(words))[:NUM_FIRST])))
+    return tuple(parts)
+
+
+@functools.cache
+def held_out_names() -> np.ndarray:
+    """bool[200, 200]: which (first, last) combinations only evaluation worlds use, by a hash: 10 %."""
+    first, last = name_words()
+    digest = lambda a, b: hashlib.blake2b(f"{a} {b}".encode(), digest_size=4).digest()
+    return np.array([[int.from_bytes(digest(a, b)) % 10 == 0 for b in last] for a in first])
+
+
+@dataclasses.dataclass(frozen=True)
+class Fact:
+    """`relation` of `subject` is `object`: the last two are indices into the world's entities."""
+
+    subject: int
+    relation: str
+    object: int
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """Entities (each "First Last"), facts, and the questions chosen from them."""
+
+    index: int
+    split: str
+    entities: tuple[str, ...]
+    facts: tuple[Fact, ...]
+    questions: tuple[Question, ...]
+
+    @property
+    def documents(self) -> tuple[Document, ...]:
+        """One document a fact: the subject is the title."""
+        return tuple(Document(self.entities[f.subject], f"{self.statement(f)}.") for f in self.facts)
+
+    def statement(self, fact: Fact) -> str:
+        """"spouse of Kora Velim is Dran Tosk", as documents and thoughts say it."""
+        return f"{query_text(fact.relation, self.entities[fact.subject])} is {self.entities[fact.object]}"
+
+
+def query_text(relation: str, entity: str, *, reworded: bool = False) -> str:
+    """The query for one fact, without the space in front. Reworded: the same request in other words."""
+    return f"{'the ' if reworded else ''}{relation} of {entity}"
+
+
+def make_world(seed: int, split: str = "train", *, entities: int = 40, facts_per_entity: int = 4,
+               two_hop_questions: int = 160, share_first: float = 0.3, share_last: float = 0.15,
+               taken: Iterable[str] = ()) -> World:
+    """One world.
+
+    Args:
+      seed: names the world within its split.
+      split: "train", or "eval" for names that no training world has.
+      entities: how many.
+      facts_per_entity: so many of the 8 relations, with different objects.
+      two_hop_questions: at most so many; there is a one-hop question for every fact.
+      share_first, share_last: share of entities that take over another's first or last word, so that a document
+        about one shares words with questions about the other.
+      taken: names that may not be used: a corpus of several worlds must not say two things about one name.
+
+    Raises:
+      ValueError: unknown split, or more facts than relations or than other entities.
+    """
+    if split not in ("train", "eval"):
+        raise ValueError(f"split={split!r} must be 'train' or 'eval'")
+    if not 1 <= facts_per_entity <= min(len(RELATIONS), entities - 1):
+        raise ValueError(f"facts_per_entity={facts_per_entity} must be 1 to {min(len(RELATIONS), entities - 1)}")
+    rng = np.random.default_rng([int(split == "eval"), seed])
+    first, last = name_words()
+    taken, pairs = set(taken), []
+    while len(pairs) < entities:
+        a, b = int(rng.integers(NUM_FIRST)), int(rng.integers(NUM_LAST))
+        draw = rng.random()
+        if pairs and draw < share_first:
+            a = pairs[rng.integers(len(pairs))][0]
+        elif pairs and draw < share_first + share_last:
+            b = pairs[rng.integers(len(pairs))][1]
+        if held_out_names()[a, b] == (split == "eval") and (a, b) not in pairs and f"{first[a]} {last[b]}" not in taken:
+            pairs.append((a, b))
+    facts = []
+    for subject in range(entities):
+        relations = rng.permutation(len(RELATIONS))[:facts_per_entity]
+        others = rng.permutation([e for e in range(entities) if e != subject])[:facts_per_entity]
+        facts += [Fact(subject, RELATIONS[r], int(o)) for r, o in zip(relations, others, strict=True)]
+    world = World(seed, split, tuple(f"{first[a]} {last[b]}" for a, b in pairs), tuple(facts), ())
+    return dataclasses.replace(world, questions=tuple(_questions(world, two_hop_questions, rng)))
+
+
+def _questions(world: World, two_hop: int, rng: np.random.Generator) -> list[Question]:
+    """Every one-hop question and `two_hop` of the two-hop ones, alternating while both last, in a seeded order."""
+    by_subject = {}
+    for fact in world.facts:
+        by_subject.setdefault(fact.subject, []).append(fact)
+    one = [(fact,) for fact in world.facts]
+    # A chain that comes back to its start would be answered by repeating the question's own name.
+    two = [(f, g) for f in world.facts for g in by_subject[f.object] if g.object != f.subject]
+    one = [one[i] for i in rng.permutation(len(one))]
+    two = [two[i] for i in rng.permutation(len(two))[:two_hop]]
+    chains = [chain for i in range(max(len(one), len(two))) for chain in one[i:i + 1] + two[i:i + 1]]
+    return [_question(world, chain, number) for number, chain in enumerate(chains)]
+
+
+def _question(world: World, chain: tuple[Fact, ...], number: int) -> Question:
+    entities = world.entities
+    path = [entities[chain[0].subject]] + [entities[fact.object] for fact in chain]
+    asked = " of ".join(f"the {fact.relation}" for fact in reversed(chain))
+    metadata = {
+        "hops": len(chain), "world": world.index, "split": world.split, "path": path,
+        "queries": [query_text(fact.relation, subject) for fact, subject in zip(chain, path, strict=False)],
+    }
+    return Question(f"{world.split}-{world.index}-{number}", f"What is {asked} of {path[0]}?",
+                    _answers(world, path[-1]), metadata)
+
+
+def _answers(world: World, name: str) -> tuple[str, ...]:
+    """The full name and, where no other entity of the world has it, the last word alone."""
+    last = name.split()[1]
+    unambiguous = sum(entity.split()[1] == last for entity in world.entities) == 1
+    return (name, last) if unambiguous else (name,)
+
+
+def make_worlds(split: str, count: int, *, seed: int = 0, **options) -> list[World]:
+    """`count` worlds that share no entity; options as for `make_world`."""
+    worlds, taken = [], set()
+    for index in range(count):
+        worlds.append(make_world(1000 * seed + index, split, taken=taken, **options))
+        taken.update(worlds[-1].entities)
+    return worlds
+
+
+def documents(worlds: Iterable[World]) -> list[Document]:
+    """The corpus of some worlds."""
+    return [document for world in worlds for document in world.documents]
+
+
+def answer_of(document: Document) -> str:
+    """The object of a document's fact: what answering from it, whatever was asked, would say."""
+    return document.text.rpartition(" is ")[2].removesuffix(".")
+
+
+def questions(worlds: Sequence[World]) -> list[Question]:
+    """The questions of some worlds, world after world in turns: any even prefix is balanced over hops."""
+    longest = max(len(world.questions) for world in worlds)
+    pairs = range(0, longest, 2)
+    return [question for i in pairs for world in worlds for question in world.questions[i:i + 2]]
+
+
+def resolve(name: str, *, train_worlds: int = 3, eval_worlds: int = 8, **options) -> list[World]:
+    """The worlds behind "tiny_world:train" or "tiny_world:eval". Options: `config.world`. Raises ValueError."""
+    prefix, _, split = name.partition(":")
+    if prefix != "tiny_world" or split not in ("train", "eval"):
+        raise ValueError(f"{name!r} must be 'tiny_world:train' or 'tiny_world:eval'")
+    return make_worlds(split, train_worlds if split == "train" else eval_worlds, **options)
+
+
+def tokenizer_text() -> list[str]:
+    """Texts in which every word of the world occurs as it does in use; each word becomes one token."""
+    first, last = name_words()
+    names = [f" {a} {b}" for a, b in zip(first, last, strict=True)]
+    texts = [DOCUMENT_LINE.format(text=f"{r} of{n} is{n}.") for r in RELATIONS for n in names[:2]] + names
+    question = POLICY_PROMPT.format(question=f"What is the spouse of the mother of{names[0]}?")
+    documents = DOCUMENTS_OPEN + texts[0] * 2 + DOCUMENTS_CLOSE
+    thought = f"<think> mother of{names[0]} is {UNKNOWN} </think>"
+    texts += [
+        question, f"{FIRST_THOUGHT}<search> the mother of{names[0]} </search>", documents,
+        f"{thought}<search> mother of{names[0]} </search>", f"{thought}<answer>{names[0]} </answer>", HINT,
+        *(SIMULATOR_PROMPT.format(mode=mode, question=question.strip(), answers=names[0], query=f" mother of{names[0]}")
+          for mode in ("useful", "noisy")),
+    ]
+    return texts
+
+
+def train_tokenizer(path: str | pathlib.Path) -> None:
+    """Writes tokenizer.json and tokenizer_config.json: byte-level BPE over Qwen2's pattern, tags not special."""
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.normalizer = tokenizers.normalizers.NFC()
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([
+        tokenizers.pre_tokenizers.Split(tokenizers.Regex(PRE_TOKENIZER), "isolated"),
+        tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    # min_frequency 1 and no limit: merging goes on until every word of the text is one token.
+    tokenizer.train_from_iterator(tokenizer_text(), tokenizers.trainers.BpeTrainer(
+        vocab_size=10_000, min_frequency=1, special_tokens=[PAD_TOKEN, EOS_TOKEN], show_progress=False,
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())))
+    path = pathlib.Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(path / "tokenizer.json"))
+    (path / "tokenizer_config.json").write_text(json.dumps({
+        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOS_TOKEN, "pad_token": PAD_TOKEN,
+        "clean_up_tokenization_spaces": False, "model_max_length": 1024}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    train_tokenizer(pathlib.Path(__file__).parent / "assets" / "tiny_world" / "tokenizer")

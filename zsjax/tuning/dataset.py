@@ -1,0 +1,232 @@
+"""Examples that teach a model to play the search engine: prompt and documents in tokens, weights on the documents.
+
+An example's prompt is built by the very splice of the compiled rollout (`Simulator.prompts`), so the simulator sees in
+use what it saw in training. What a search of the real engine gives is a matter of the label (`config.collect.label`):
+
+  "ranking"   useful: what the engine found, best first (shown documents are shuffled later: `search.shuffle_documents`);
+              noisy: its ranking without the best document and without every one that holds a gold answer.
+  "answer"    the paper's first version: what was found is useful if the episode's final answer was right, else noisy.
+  "contains"  its second version judges document by document; here a document is useful when it holds a gold answer.
+              Useful: what was found, if at least one document does; noisy: the best documents that do not.
+  "judge"     the same with the verdicts of a judge model (zsjax.tuning.judge) in place of containment.
+
+With all but "answer" the targets are true documents that the engine ranks high, so a simulator that obeys the noisy word
+leaks nothing and invents nothing. With "answer", noisy documents are whatever a failed episode found.
+"""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from zsjax.rewards import contains_match
+from zsjax.rollout.documents import encode_documents
+from zsjax.search.engine import Document
+from zsjax.search.simulator.requests import Requests
+from zsjax.search.simulator.simulator import Simulator
+from zsjax.types import Question
+
+PROMPT_ROWS = 256  # prompts spliced at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One supervised reply of the simulator."""
+
+    question: Question
+    query: str
+    noisy: bool
+    documents: tuple[Document, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Emphasis:
+    """Weights of the documents' tokens, for a small model that must learn first what matters most.
+
+    The first word of a line that is not common decides which document it will be: useful and noisy replies part there,
+    at every line. (With weight on the first line only, 40 % of noisy replies slipped back to the asked fact in their
+    last.) A token is common when more than half of all documents hold it ("of", "is").
+    """
+
+    lead: float = 3.0
+    rest: float = 1.0
+    common: float = 0.1
+
+
+def useful_documents(ranking: Sequence[Document], k: int) -> list[Document]:
+    """The k best documents, best first."""
+    return list(ranking[:k])
+
+
+def noisy_documents(ranking: Sequence[Document], golds: Sequence[str], k: int) -> list[Document]:
+    """The k best documents after the best one and every one that holds a gold answer (whole words) are taken out."""
+    return [document for document in ranking[1:] if not holds_gold(document, golds)][:k]
+
+
+def holds_gold(document: Document, golds: Sequence[str]) -> bool:
+    """Whether a gold answer stands in the document as whole words."""
+    return contains_match(f"{document.title}\n{document.text}", golds) > 0
+
+
+def targets_of(search, k: int, label: str) -> dict[bool, list[Document]]:
+    """{noisy: documents of the reply} of a search under a label; none or one of the two may be missing.
+
+    Raises ValueError for an unknown label.
+    """
+    ranking, golds = search.documents, search.question.golden_answers
+    if label == "ranking":
+        return {False: useful_documents(ranking, k), True: noisy_documents(ranking, golds, k)}
+    if label == "answer":
+        return {} if search.correct is None else {not search.correct: useful_documents(ranking, k)}
+    if label == "contains":
+        held = [holds_gold(document, golds) for document in ranking]
+        return _by_document(ranking, held, k)
+    if label == "judge":
+        if search.useful is None:
+            raise ValueError("the searches have no verdicts of a judge: collect them with collect.label='judge'")
+        return _by_document(ranking, search.useful, k)
+    raise ValueError(f"label {label!r} is unknown; there are ranking, answer, contains, judge")
+
+
+def _by_document(ranking, useful, k):
+    """Noisy: the best documents that are of no use. Useful: what was found, if one of the k best is."""
+    noisy = [document for document, is_useful in zip(ranking, useful, strict=True) if not is_useful][:k]
+    return {True: noisy} | ({False: useful_documents(ranking, k)} if any(useful[:k]) else {})
+
+
+def make_examples(searches: Sequence, num_documents: int, *, label: str = "ranking", balance: bool = True,
+                  seed: int = 0) -> list[Example]:
+    """The useful and noisy examples of every search whose ranking is deep enough for them, each once.
+
+    Args:
+      searches: `collect.Search` records: question, query, documents as the engine ranked them.
+      num_documents: k, documents of a reply.
+      label: how useful and noisy are told apart; see the head of this module.
+      balance: keep as many noisy as useful examples, dropping from the larger side at random.
+      seed: of that choice.
+
+    Raises:
+      ValueError: nothing is left of one of the two kinds.
+    """
+    sides, seen = {False: [], True: []}, set()
+    for search in searches:
+        for noisy, documents in targets_of(search, num_documents, label).items():
+            name = (search.question.id, " ".join(search.query.lower().split()), noisy)
+            if len(documents) == num_documents and (label == "ranking" or name not in seen):
+                seen.add(name)
+                sides[noisy].append(Example(search.question, search.query, noisy, tuple(documents)))
+    if not (sides[False] and sides[True]):
+        raise ValueError(f"{len(searches)} searches give {len(sides[False])} useful and {len(sides[True])} noisy "
+                         f"replies of {num_documents} documents; collect more searches, or with a deeper ranking")
+    if balance:
+        size = min(map(len, sides.values()))
+        rng = np.random.default_rng(seed)
+        sides = {noisy: [side[i] for i in np.sort(rng.permutation(len(side))[:size])] for noisy, side in sides.items()}
+    return sides[False] + sides[True]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoder:
+    """Turns examples into rows of tokens and weights, with the very splice that the simulator uses in a rollout.
+
+    Attributes:
+      simulator: its prompts, its budgets and its number of documents are used, its parameters are not.
+      document_format: how a document becomes a line.
+      emphasis: None weighs every document token 1.
+    """
+
+    simulator: Simulator
+    document_format: str
+    emphasis: Emphasis | None = None
+
+    @functools.cached_property
+    def _prompts(self):
+        return jax.jit(self.simulator.prompts)
+
+    def prompts(self, examples: Sequence[Example]) -> list[np.ndarray]:
+        """int32[P] prompt of each example."""
+        simulator, prompts = self.simulator, []
+        for first in range(0, len(examples), PROMPT_ROWS):
+            batch = examples[first:first + PROMPT_ROWS]
+            filled = [*batch, *[batch[-1]] * (PROMPT_ROWS - len(batch))]  # one shape, one program
+            question, answers = simulator.encode_questions([example.question for example in filled])
+            tokens, lengths = jax.device_get(self._prompts(Requests(
+                question=question, answers=answers,
+                query=simulator.encode_slots([example.query for example in filled], simulator.max_query_tokens),
+                noisy=np.array([example.noisy for example in filled]),
+                question_key=np.zeros(len(filled), np.uint32), active=np.ones(len(filled), bool))))
+            prompts += [tokens[i, :lengths[i]] for i in range(len(batch))]
+        return prompts
+
+    def lines(self, found: Sequence[Sequence[Document]]) -> list[list[list[int]]]:
+        """Tokens of the line of every document of every list: inert, cut to the budget, newline included."""
+        tokens, lengths, count = encode_documents(
+            found, self.simulator.tokenizer, self.document_format, num_documents=self.simulator.num_documents,
+            max_document_tokens=self.simulator.max_document_tokens)
+        return [[tokens[b, i, :lengths[b, i]].tolist() for i in range(count[b])] for b in range(len(found))]
+
+    def rows(self, examples: Sequence[Example], max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens int32[N, max_tokens], weights float32[N, max_tokens]) of N examples, right-padded with 0.
+
+        The prompt weighs 0. Raises ValueError when a row is longer than max_tokens (nothing is cut silently) or has
+        another number of documents than the simulator writes.
+        """
+        k = self.simulator.num_documents
+        if any(len(example.documents) != k for example in examples):
+            raise ValueError(f"every example must have the {k} documents that the simulator writes")
+        prompts = self.prompts(examples)
+        lines = self.lines([example.documents for example in examples])
+        lengths = [len(prompt) + sum(map(len, documents)) for prompt, documents in zip(prompts, lines, strict=True)]
+        if max(lengths, default=0) > max_tokens:
+            raise ValueError(f"the longest example has {max(lengths)} tokens; raise max_tokens from {max_tokens}")
+        common = self._common(lines)
+        tokens = np.zeros((len(examples), max_tokens), np.int32)
+        weights = np.zeros((len(examples), max_tokens), np.float32)
+        for row, (prompt, documents) in enumerate(zip(prompts, lines, strict=True)):
+            tokens[row, :lengths[row]] = np.concatenate([prompt, *documents])
+            spread = [self._weights(line, common) for line in documents]
+            weights[row, len(prompt):lengths[row]] = np.concatenate(spread)
+        return tokens, weights
+
+    def _common(self, lines) -> set[int]:
+        """Tokens that stand in more than half of the lines."""
+        lines = [set(line) for documents in lines for line in documents]
+        counts = collections.Counter(token for line in lines for token in line)
+        return {token for token, count in counts.items() if count > len(lines) / 2}
+
+    def _weights(self, line: Sequence[int], common: set[int]) -> list[float]:
+        e = self.emphasis
+        if e is None:
+            return [1.0] * len(line)
+        lead = next((place for place, token in enumerate(line) if token not in common), None)
+        return [e.common if token in common else e.lead if place == lead else e.rest
+                for place, token in enumerate(line)]
+
+
+def make_batches(tokens: np.ndarray, weights: np.ndarray, *, batch_rows: int, seed: int) -> Callable:
+    """batches(step) -> (tokens int32[B, T], weights float32[B, T]): epoch after epoch, each in its own order.
+
+    A function of the step alone, so a run that is resumed sees what it would have seen.
+    """
+    if not len(tokens):
+        raise ValueError("no examples to train on")
+
+    def batches(step):
+        rows = []
+        for position in range(step * batch_rows, (step + 1) * batch_rows):
+            epoch, index = divmod(position, len(tokens))
+            rows.append(_order(seed, epoch, len(tokens))[index])
+        return tokens[rows], weights[rows]
+
+    cache = {}
+
+    def _order(seed, epoch, size):
+        if epoch not in cache:
+            cache.clear()  # steps come in order: one epoch, or the seam of two, is all that is asked for
+            cache[epoch] = np.random.default_rng([seed, epoch]).permutation(size)
+        return cache[epoch]
+
+    return batches

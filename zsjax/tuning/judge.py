@@ -1,0 +1,164 @@
+"""Judges of documents: is this document of use for this question? A model says yes or no.
+
+Where a judge has no opinion (a reply that is neither, a server that failed, a prompt that is too long), the document is of
+use if it holds a gold answer (`holds_gold`), and the case is counted. Each (question, document) is judged once.
+"""
+
+import collections
+import dataclasses
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zsjax.models.decoder import DecoderConfig, hidden_states, logits_of
+from zsjax.search.engine import Document
+from zsjax.search.engines.chat import authorization, chat_address, reply_text
+from zsjax.search.simulator.prompt import JudgeTemplate
+from zsjax.search.transport import DEFAULT_LIMITS, Limits, Request, SearchError, Transport
+from zsjax.tuning.collect import Search
+from zsjax.tuning.dataset import holds_gold
+from zsjax.types import Question
+
+MAX_DOCUMENT = 8000  # characters of a document that a judge reads
+_WORD = re.compile(r"[a-z]+")
+
+
+def judge_searches(searches: Sequence[Search], judge) -> tuple[list[Search], dict[str, int]]:
+    """The searches with a verdict on each document, and what was counted.
+
+    Args:
+      searches: the records.
+      judge: (prompt slots [{question, answers, document}]) -> list of True, False, or why there is no verdict
+        ("malformed", "failed", "too_long").
+
+    Returns:
+      (searches, {"judged": different pairs, "useful": of these, "contradicts_containment", and the cases without verdict
+      under "malformed", "failed", "too_long"}).
+    """
+    pairs: dict[tuple[str, str, str], tuple[Question, Document]] = {}
+    for search in searches:
+        for document in search.documents:
+            pairs.setdefault(_name(search.question, document), (search.question, document))
+    said = judge([_slots(question, document) for question, document in pairs.values()])
+    counts: collections.Counter = collections.Counter(judged=len(pairs), useful=0, malformed=0, failed=0, too_long=0,
+                                                      contradicts_containment=0)
+    verdicts = {}
+    for (name, (question, document)), verdict in zip(pairs.items(), said, strict=True):
+        held = holds_gold(document, question.golden_answers)
+        if not isinstance(verdict, bool):
+            counts[verdict] += 1
+            verdict = held
+        counts["useful"] += verdict
+        counts["contradicts_containment"] += verdict != held
+        verdicts[name] = verdict
+    judged = [dataclasses.replace(search, useful=tuple(verdicts[_name(search.question, d)] for d in search.documents))
+              for search in searches]
+    return judged, dict(counts)
+
+
+def _name(question, document):
+    return question.id, document.title, document.text
+
+
+def _slots(question, document):
+    text = f"{document.title}. {document.text}" if document.title else document.text
+    return {"question": question.question, "answers": question.golden_answers, "document": text[:MAX_DOCUMENT]}
+
+
+class ChatJudge:
+    """A judge behind a server with the OpenAI chat interface, asked at temperature 0."""
+
+    def __init__(self, url: str, *, model: str, template: JudgeTemplate, key_env: str = "", limits: Limits = DEFAULT_LIMITS):
+        """url, model, key_env, limits: as of `zsjax.search.ChatSimulator`. Raises ValueError as that does."""
+        self._headers = authorization(key_env, "the judge's server")
+        self.url, self.model, self.template, self.transport = chat_address(url), model, template, Transport(limits)
+
+    def __call__(self, slots: Sequence[dict]) -> list[bool | str]:
+        replies = self.transport.send([Request(self.url, headers=self._headers, json={
+            "model": self.model, "messages": [{"role": "user", "content": self.template.render(**of_one)}],
+            "temperature": 0.0, "max_tokens": 1024}) for of_one in slots], lambda reply: yes_or_no(reply_text(reply)))
+        return ["failed" if isinstance(reply, SearchError) else reply for reply in replies]
+
+
+def yes_or_no(text: str) -> bool | str:
+    """True or False if the first word is yes or no, else "malformed"; what a model thought first does not count."""
+    text = re.sub(r"<think>.*?(</think>|$)", "", text, flags=re.DOTALL)
+    word = _WORD.search(text.lower())
+    return {"yes": True, "no": False}.get(word.group() if word else "", "malformed")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DecoderJudge:
+    """A decoder of ours as judge: True where log p(yes | prompt) > log p(no | prompt), each word with all of its tokens.
+
+    Attributes:
+      config, params, tokenizer: the decoder.
+      template: the prompt.
+      chat: put the prompt into the tokenizer's chat template.
+      batch_rows: prompts judged at a time, in one pass; max_tokens: of a prompt.
+    """
+
+    config: DecoderConfig
+    params: Any
+    tokenizer: Any
+    template: JudgeTemplate
+    chat: bool = False
+    batch_rows: int = 32
+    max_tokens: int = 1024
+
+    def __call__(self, slots: Sequence[dict]) -> list[bool | str]:
+        prompts = [self._encode(self.template.render(**of_one)) for of_one in slots]
+        fitting = [row for row, prompt in enumerate(prompts) if len(prompt) <= self.max_tokens]
+        fitting.sort(key=lambda row: len(prompts[row]))  # batches of like lengths, few shapes
+        verdicts: list[bool | str] = ["too_long"] * len(prompts)
+        for first in range(0, len(fitting), self.batch_rows):
+            rows = fitting[first:first + self.batch_rows]
+            yes, no = self._logprobs([prompts[row] for row in rows])
+            for row, a, b in zip(rows, yes.tolist(), no.tolist()):
+                verdicts[row] = a > b if np.isfinite([a, b]).all() and a != b else "malformed"
+        return verdicts
+
+    def _encode(self, text):
+        if self.chat:
+            return list(self.tokenizer.apply_chat_template([{"role": "user", "content": text}]))
+        return self.tokenizer.encode(text)
+
+    def _logprobs(self, prompts):
+        """float32[2, R], nats: of yes and of no behind each of R prompts."""
+        words = [self.tokenizer.encode(word if self.chat else f" {word}") for word in ("yes", "no")]
+        longest = max(map(len, words))
+        size = -(-(max(map(len, prompts)) + longest) // 64) * 64
+        filled = [*prompts, *[prompts[-1]] * (self.batch_rows - len(prompts))]
+        tokens = np.zeros((2, len(filled), size), np.int32)
+        start, count = np.zeros((2, len(filled)), np.int32), np.zeros((2, len(filled)), np.int32)
+        for side, word in enumerate(words):
+            for row, prompt in enumerate(filled):
+                tokens[side, row, :len(prompt) + len(word)] = [*prompt, *word]
+                start[side, row], count[side, row] = len(prompt), len(word)
+        flat = lambda x: x.reshape(-1, *x.shape[2:])
+        sums = self._program(self.params, flat(tokens), flat(start), flat(count), longest)
+        return np.asarray(sums).reshape(2, -1)[:, :len(prompts)]
+
+    @functools.cached_property
+    def _program(self):
+        return jax.jit(functools.partial(continuation_logprobs, self.config), static_argnums=4)
+
+
+def continuation_logprobs(config: DecoderConfig, params, tokens, start, count, longest: int):
+    """float32[B], nats: log p of tokens [start, start + count) of rows int32[B, T]; count int32[B] is at most `longest`.
+
+    Logits are computed at those places only.
+    """
+    valid = jnp.arange(tokens.shape[1]) < (start + count)[:, None]
+    hidden = hidden_states(params, config, tokens, valid=valid)
+    at = start[:, None] + jnp.arange(longest)
+    at = jnp.minimum(at, tokens.shape[1] - 1)
+    before = jnp.take_along_axis(hidden, at[:, :, None] - 1, axis=1)
+    logprobs = jax.nn.log_softmax(logits_of(params, config, before), axis=-1)
+    own = jnp.take_along_axis(logprobs, jnp.take_along_axis(tokens, at, axis=1)[:, :, None], axis=2)[:, :, 0]
+    return jnp.where(jnp.arange(longest) < count[:, None], own, 0).sum(axis=1)

@@ -1,0 +1,108 @@
+"""Tuning a simulator on collected searches: supervised, loss on the documents only."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from zsjax import supervised
+from zsjax.config import Config, SupervisedConfig
+from zsjax.errors import UserError
+from zsjax.search.engine import chance
+from zsjax.search.simulator.simulator import Simulator
+from zsjax.tuning.collect import Search, read_searches
+from zsjax.tuning.dataset import Emphasis, Encoder, Example, make_batches, make_examples
+from zsjax.tuning.gates import Probe, find, holds_gold
+
+
+def tune(config: Config, simulator: Simulator, path: str | os.PathLike, *, writer, directory,
+         config_json: str = "{}", report: Callable = lambda rows: None, mesh=None) -> Simulator:
+    """Teaches a simulator to play the engine that was searched with.
+
+    Args:
+      config: the run's; tune_simulator, collect, search and seed are read.
+      simulator: what to start from.
+      path: what `collect.write_searches` wrote.
+      writer: `zsjax.monitor.writer.Writer`; the stage is "tune_simulator".
+      directory: of this stage's checkpoints; an interrupted run in it goes on.
+      config_json: kept with the checkpoints.
+      report: called with a row before and one after tuning about held-out searches, where config.collect.hold_out > 0.
+      mesh: see `supervised.train`.
+
+    Returns:
+      The simulator with tuned parameters.
+
+    Raises:
+      UserError: the searches are too few or do not fit the config; the message says how to mend it.
+    """
+    try:
+        provenance, searches = read_searches(path)
+        searches, held_out = split(searches, config.collect.hold_out)
+        examples = make_examples(searches, simulator.num_documents, label=config.collect.label,
+                                 balance=config.collect.balance, seed=config.seed)
+    except (OSError, ValueError) as error:
+        raise UserError(f"tune_simulator: {error}") from error
+    writer.note(f"tune_simulator: {len(examples)} examples of {len(searches)} searches "
+                f"({provenance.get('engine', 'unknown engine')})")
+    tuned = train(config.tune_simulator, simulator, examples, document_format=config.search.document_format,
+                  seed=config.seed, stage="tune_simulator", writer=writer, directory=directory, config_json=config_json,
+                  lora=config.simulator.lora, mesh=mesh)
+    if held_out:
+        rows = [{"simulator": name, **held_out_shares(which, held_out, seed=config.seed)}
+                for name, which in (("before tuning", simulator), ("after tuning", tuned))]
+        for row in rows:
+            writer.note(f"held-out searches, {row['simulator']}: gold in {row['useful']:.2f} of useful and "
+                        f"{row['noisy']:.2f} of noisy replies (n={row['n']}; the engine itself {row['engine']:.2f})")
+        report(rows)
+    return tuned
+
+
+def split(searches: Sequence[Search], hold_out: float) -> tuple[list[Search], list[Search]]:
+    """(tuned on, held out): by question, so that no held-out question was seen with another query."""
+    sides = ([], [])
+    for search in searches:
+        sides[chance("hold out", search.question.id) < hold_out].append(search)
+    return sides
+
+
+def held_out_shares(simulator: Simulator, searches: Sequence[Search], *, limit: int = 256, seed: int = 0) -> dict:
+    """Shares of searches for which a reply holds a gold answer: {n, useful, noisy, engine}."""
+    searches, k = searches[:limit], simulator.num_documents
+    probes = [Probe(search.source, search.question, search.query) for search in searches]
+    share = lambda found: float(np.mean([holds_gold(documents, search.question)
+                                         for documents, search in zip(found, searches, strict=True)]))
+    found = {name: find(simulator, probes, k=k, noisy=name == "noisy", key=jax.random.key(seed))
+             for name in ("useful", "noisy")}
+    return {"n": len(searches), **{name: share(replies) for name, replies in found.items()},
+            "engine": share([search.documents[:k] for search in searches])}
+
+
+def train(options: SupervisedConfig, simulator: Simulator, examples: list[Example], *, document_format: str, seed: int,
+          stage: str, writer, directory, config_json: str = "{}", lora=None, mesh=None) -> Simulator:
+    """Supervised training of a simulator on examples; used for tuning and for the tiny world's pretraining.
+
+    options.options may have "emphasis": True, or a dict of `Emphasis`'s fields; without it every document token weighs
+    the same. lora, mesh: see `supervised.train`.
+    """
+    try:
+        tokens, weights = Encoder(simulator, document_format, emphasis(options)).rows(examples, options.max_tokens)
+    except ValueError as error:
+        raise UserError(f"{stage}: {error}") from error
+    batches = make_batches(tokens, weights, batch_rows=options.batch_rows, seed=seed)
+    params = supervised.train(options, simulator.config, simulator.params, batches, writer=writer, stage=stage,
+                              directory=directory, config_json=config_json, lora=lora, seed=seed, mesh=mesh)
+    return dataclasses.replace(simulator, params=params)
+
+
+def emphasis(options: SupervisedConfig) -> Emphasis | None:
+    """The `Emphasis` that options.options asks for. Raises ValueError for unknown fields."""
+    wanted = options.options.get("emphasis", False)
+    if not wanted:
+        return None
+    fields = {} if wanted is True else dict(wanted)
+    known = {field.name for field in dataclasses.fields(Emphasis)}
+    if unknown := sorted(set(fields) - known):
+        raise ValueError(f"options.emphasis: unknown {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+    return Emphasis(**fields)
