@@ -1,14 +1,17 @@
 """Decoding steps of a full batch against the floor of memory, on one accelerator.
 
-    python benchmarks/gpu_decode.py --shape 3b --rows 64 256 --context 2048 [--mixed]
+    python benchmarks/gpu_decode.py --shape 3b --rows 64 256 --context 2048 [--live 1024] [--mixed]
 
 Random weights and a cache that is full already: nothing is prefilled. A step is a token of every row: `extend`, the
 logits, a draw. The floor is the bytes of the weights and of the live cache over the bandwidth that a copy reaches (bytes
 read and written), or the operations over the rate of a large product where that is longer. --mixed: contexts from an
-eighth of --context up to it, evenly, in a cache that has room for --context. Prints a JSON line a case.
+eighth of --context up to it, evenly, in a cache that has room for --context; --live: all of so many tokens there.
+--without-command-buffers: the first case again with every kernel launched by itself. All cases are compiled at once, in
+threads, before the first is timed. Prints a JSON line a case.
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
 import json
 import pathlib
@@ -39,25 +42,43 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--mixed", action="store_true")
+    parser.add_argument("--live", type=int, help="tokens that a row holds; --context if left out")
+    parser.add_argument("--without-command-buffers", action="store_true")
     options = parser.parse_args()
     config = dataclasses.replace(SHAPES[options.shape], dtype=options.dtype)
     params = jax.jit(lambda key: init_params(config, key, options.dtype))(jax.random.key(0))
+    cases = [(rows, {}) for rows in options.rows]
+    if options.without_command_buffers:
+        cases.insert(1, (options.rows[0], {"xla_gpu_graph_min_graph_size": 1_000_000}))
+    with concurrent.futures.ThreadPoolExecutor(len(cases)) as threads:
+        lowered = [(rows, choices, lower(options, config, params, rows)) for rows, choices in cases]
+        compiled = [(rows, choices, threads.submit(timed_compile, program, choices)) for rows, choices, program in lowered]
     flops, bandwidth = limits(options.dtype)[0], copy_bandwidth()
     print(json.dumps({"device": jax.devices()[0].device_kind, "jax": jax.__version__, "shape": options.shape,
                       "tflops": round(flops / 1e12, 2), "copy_gb_per_s": round(bandwidth / 1e9, 1)}), flush=True)
-    for rows in options.rows:
+    for rows, choices, program in compiled:
+        line = {"shape": options.shape, "rows": rows, "command_buffers": not choices}
         try:
-            print(json.dumps(measure(options, config, params, rows, flops, bandwidth)), flush=True)
-        except jax.errors.JaxRuntimeError as error:  # out of memory: the next case may fit
-            print(json.dumps({"rows": rows, "error": str(error).splitlines()[0][:200]}), flush=True)
+            line |= measure(options, config, params, rows, program, flops, bandwidth)
+        except Exception as error:  # out of memory, an unknown option: the next case may run
+            line |= {"error": str(error).splitlines()[0][:300]}
+        print(json.dumps(line), flush=True)
 
 
-def measure(options, config, params, rows, flops, bandwidth):
-    context, steps = options.context, options.steps
-    lengths = np.full(rows, context, np.int32)
+def timed_compile(program, choices):
+    start = time.perf_counter()
+    return program.compile(choices or None), time.perf_counter() - start
+
+
+def lengths_of(options, rows):
+    """int32[rows], tokens that each row holds."""
     if options.mixed:
-        lengths = np.linspace(context // 8, context, rows).astype(np.int32)
+        return np.linspace(options.context // 8, options.context, rows).astype(np.int32)
+    return np.full(rows, options.live or options.context, np.int32)
 
+
+def lower(options, config, params, rows):
+    """The lowered program of `options.steps` steps of all rows: (params, cache, lengths, key) -> (hidden, cache)."""
     def decode(params, cache, lengths, key):
         def step(carry):
             number, hidden, cache = carry
@@ -69,13 +90,18 @@ def measure(options, config, params, rows, flops, bandwidth):
         # Every call begins at the same lengths; what the last one wrote behind them is overwritten.
         cache = cache.replace(lengths=lengths)
         hidden = jnp.zeros((rows, config.embed_dim), config.dtype)
-        _, hidden, cache = jax.lax.while_loop(lambda carry: carry[0] < steps, step, (0, hidden, cache))
+        _, hidden, cache = jax.lax.while_loop(lambda carry: carry[0] < options.steps, step, (0, hidden, cache))
         return hidden, cache
 
-    start = time.perf_counter()
-    cache = init_cache(config, rows, context + steps)
-    compiled = jax.jit(decode, donate_argnums=1).lower(params, cache, lengths, jax.random.key(0)).compile()
-    compile_s = time.perf_counter() - start
+    cache = jax.eval_shape(lambda: init_cache(config, rows, options.context + options.steps))
+    return jax.jit(decode, donate_argnums=1).lower(params, cache, lengths_of(options, rows), jax.random.key(0))
+
+
+def measure(options, config, params, rows, program, flops, bandwidth):
+    """What one case took, against its floor."""
+    compiled, compile_s = program.result()
+    steps, lengths = options.steps, lengths_of(options, rows)
+    cache = init_cache(config, rows, options.context + steps)
 
     def call():
         nonlocal cache
@@ -87,7 +113,7 @@ def measure(options, config, params, rows, flops, bandwidth):
     seen = float(lengths.sum()) + rows * (steps + 1) / 2
     work = floor.writing(config, rows, 1, 0) + floor.Work(
         4 * config.num_layers * config.num_heads * config.head_dim * seen, seen * floor.cache_token_bytes(config))
-    return {"rows": rows, "context": context, "mixed": options.mixed, "ms_a_step": round(1e3 * seconds, 3),
+    return {"context": options.context, "live": round(float(lengths.mean())), "ms_a_step": round(1e3 * seconds, 3),
             "tokens_per_s": round(rows / seconds, 1), "gb_a_step": round(work.bytes / 1e9, 3),
             "gb_per_s": round(work.bytes / seconds / 1e9, 1), "of_floor": round(work.floor(flops, bandwidth) / seconds, 3),
             "bound_by": "memory" if work.bytes / bandwidth > work.flops / flops else "products",

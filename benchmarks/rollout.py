@@ -48,6 +48,7 @@ HERE = pathlib.Path(__file__).parent
 SMALL = DecoderConfig(vocab_size=8192, embed_dim=512, num_layers=8, num_heads=8, num_kv_heads=2, head_dim=64, mlp_dim=1408,
                       rope_theta=1e6)
 SHAPES = {"small": SMALL, "0.5b": PRESETS["Qwen2.5-0.5B"], "1.5b": PRESETS["Qwen2.5-1.5B"], "3b": PRESETS["Qwen2.5-3B"],
+          "0.6b": PRESETS["Qwen3-0.6B"],
           "toy": DecoderConfig(vocab_size=512, embed_dim=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16,
                                mlp_dim=128, rope_theta=1e6)}
 WHO = ("zsjax-f32", "zsjax-bf16", "torch-f32", "torch-f32-static", "torch-f32-mkl", "torch-f32-mkl-static", "torch-bf16",

@@ -69,6 +69,22 @@ class SilentSimulator(Simulator):
 def scripted_rollout(config, params, w, rng):
     """A function that plays a batch and returns {"tokens" of the policy, "trajectories", and the shares of its work}.
 
+    w: see benchmarks/rollout.py.
+    """
+    play = scripted_episodes(config, params, w, rng)
+
+    def run():
+        episodes, work = play()
+        trajectories = [_turns(roles, length) for roles, length in zip(episodes.roles, episodes.length)]
+        return {"tokens": int((episodes.roles == types.POLICY).sum()), "trajectories": trajectories,
+                "documents": int((episodes.roles == types.DOCUMENT).sum()), **compiled.occupancy(episodes, work)}
+
+    return run
+
+
+def scripted_episodes(config, params, w, rng):
+    """A function that plays a batch and returns (Episodes, the program's counts of its work), on the host.
+
     w: see benchmarks/rollout.py. Both models are the same parameters, as in the peers.
     """
     V, k = config.vocab_size, w.get("documents", 1)
@@ -116,14 +132,11 @@ def scripted_rollout(config, params, w, rng):
     program = rollout.compiled_program(env, schedule, simulator, None)
     policy_tables = pieces.Tables(automaton=script, eos=none)
 
-    def run():
-        episodes, work = jax.device_get(program(params, params, policy_tables, simulator_tables, inputs, jnp.float32(0.0),
-                                                jnp.float32(1.0), jax.random.key(0)))
-        trajectories = [_turns(roles, length) for roles, length in zip(episodes.roles, episodes.length)]
-        return {"tokens": int((episodes.roles == types.POLICY).sum()), "trajectories": trajectories,
-                "documents": int((episodes.roles == types.DOCUMENT).sum()), **compiled.occupancy(episodes, work)}
+    def play():
+        return jax.device_get(program(params, params, policy_tables, simulator_tables, inputs, jnp.float32(0.0),
+                                      jnp.float32(1.0), jax.random.key(0)))
 
-    return run
+    return play
 
 
 def _hazard(lengths, budget):

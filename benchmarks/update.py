@@ -43,7 +43,8 @@ MKL_IS_INTEL = "int mkl_serv_intel_cpu_true(void) { return 1; }\n"
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="small", choices=["toy", "small", "0.5b", "3b"])
+    parser.add_argument("--shape", default="small", choices=["toy", "small", "0.5b", "0.6b", "3b"])
+    parser.add_argument("--layers", type=int, help="ours alone: a model of so many of the shape's layers")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
@@ -82,10 +83,12 @@ def zsjax(options, microbatch_rows):
 
     small = DecoderConfig(vocab_size=8192, embed_dim=512, num_layers=8, num_heads=8, num_kv_heads=2, head_dim=64,
                           mlp_dim=1408, rope_theta=1e6)
-    shapes = {"small": small, "0.5b": PRESETS["Qwen2.5-0.5B"], "3b": PRESETS["Qwen2.5-3B"],
+    shapes = {"small": small, "0.5b": PRESETS["Qwen2.5-0.5B"], "3b": PRESETS["Qwen2.5-3B"], "0.6b": PRESETS["Qwen3-0.6B"],
               "toy": dataclasses.replace(small, vocab_size=512, embed_dim=64, num_layers=2, head_dim=8, mlp_dim=176)}
     config = dataclasses.replace(shapes[options.shape], dtype=options.dtype)
-    params = init_params(config, jax.random.key(0))
+    if options.layers:
+        config = dataclasses.replace(config, num_layers=options.layers)
+    params = jax.jit(lambda key: init_params(config, key))(jax.random.key(0))
     if not list(pathlib.Path(options.folder).iterdir()) and options.peers != "none":
         save_hf(options.folder, config, params)
     tokens, response, advantages, old, ref = problem(options.rows, options.length, config.vocab_size)
@@ -299,7 +302,7 @@ def main():
 
 def measure(options, sides):
     facts = sides[0].facts
-    print(json.dumps({key: getattr(options, key) for key in ("shape", "rows", "length", "dtype", "chunk", "remat")}
+    print(json.dumps({key: getattr(options, key) for key in ("shape", "layers", "rows", "length", "dtype", "chunk", "remat")}
                      | {"gflops_limit": round(facts["limit"] / 1e9)} | {k: v for s in sides for k, v in s.facts.items()
                                                                       if k not in ("limit", "flop")}), flush=True)
     for side in sides:

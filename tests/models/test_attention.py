@@ -10,6 +10,7 @@ import pytest
 from zsjax.models import attention
 from zsjax.models.attention import attend, attend_cached, choose
 from zsjax.models.layers import DecoderConfig
+from zsjax.parallel.constrain import compiling_for
 
 CONFIG = DecoderConfig(vocab_size=40, embed_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24)
 
@@ -38,18 +39,6 @@ def test_splash_equals_the_reference(window):
     theirs = _outputs_and_gradients(jax.jit(reference), q, k, v, weight)
     for a, b in zip(ours, theirs):
         np.testing.assert_allclose(a, b, atol=2e-5)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("window", [None, 100])
-def test_cudnn_equals_the_reference(window):
-    if jax.default_backend() != "gpu":
-        pytest.fail("marked gpu, but there is none")
-    q, k, v, lengths, weight = _inputs(384, jnp.bfloat16, head_dim=64, B=3)
-    kernel = lambda name: jax.jit(lambda q, k, v: attend(q, k, v, kv_lengths=lengths, window=window, kernel=name))
-    for a, b in zip(_outputs_and_gradients(kernel("cudnn"), q, k, v, weight),
-                    _outputs_and_gradients(kernel("xla"), q, k, v, weight)):
-        assert np.abs(a - b).max() <= 0.03 * np.abs(b).max()
 
 
 @pytest.mark.parametrize("window, block, num_blocks", [(None, 128, 1), (None, 4, 3), (3, 5, 3)])
@@ -89,23 +78,26 @@ def test_the_choice_is_told_once_and_what_cannot_run_is_refused(caplog):
             choose(DecoderConfig(**{**CONFIG.__dict__, "attention": kernel}))
 
 
-class _Device:
-    platform, device_kind = "gpu", "a GPU"
-
-    class client:
-        platform_version = "PJRT C API\ncuda 12090"
-
-
-@pytest.mark.parametrize("dtype, head_dim, chosen, why", [
-    ("bfloat16", 128, "cudnn", "cached decoding: xla"), ("float32", 128, "xla", "because cudnn computes in bfloat16"),
-    ("bfloat16", 256, "xla", "because cudnn needs a head_dim")])
-def test_on_nvidia(monkeypatch, caplog, dtype, head_dim, chosen, why):
-    monkeypatch.setattr(jax, "devices", lambda: [_Device])
+@pytest.mark.parametrize("dtype, head_dim, capability, chosen, why", [
+    ("bfloat16", 128, (8, 0), "cudnn", "cached decoding: xla"),
+    ("float32", 128, (9, 0), "xla", "because cudnn computes in bfloat16"),
+    ("bfloat16", 256, (9, 0), "cudnn", "attention on an H100: cudnn"),
+    ("bfloat16", 256, (8, 0), "xla", "because cudnn needs a head_dim"),
+    ("bfloat16", 128, None, "xla", "because cudnn needs an NVIDIA GPU")])
+def test_the_kernel_is_chosen_for_the_target_not_for_this_machine(caplog, dtype, head_dim, capability, chosen, why):
+    config = DecoderConfig(**{**CONFIG.__dict__, "dtype": dtype, "head_dim": head_dim})
     attention._choose.cache_clear()
-    with caplog.at_level(logging.INFO):
-        assert attention._choose("auto", dtype, head_dim) == chosen
+    with caplog.at_level(logging.INFO), compiling_for("gpu", "an H100", capability=capability):
+        assert choose(config) == chosen
     assert why in caplog.text
-    attention._choose.cache_clear()
+    assert choose(config) == "xla"  # here
+
+
+def test_splash_is_chosen_for_one_tpu():
+    with compiling_for("tpu"):
+        assert choose(CONFIG) == "splash"
+    with compiling_for("tpu", devices=4):
+        assert choose(CONFIG) == "xla"
 
 
 @pytest.mark.parametrize("window, new", [(None, 1), (20, 1), (None, 4)])

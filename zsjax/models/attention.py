@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from zsjax.models.cache import placed, when
 from zsjax.models.layers import Int8Heads
-from zsjax.parallel.constrain import platform
+from zsjax.parallel.constrain import Target, platform, target
 
 NEG_INF = -1e30  # finite: a row without any visible key gives an average, never NaN
 SPLASH_BLOCK = 128  # tokens, and lanes of a head: what the kernel's tiles divide
@@ -236,19 +236,18 @@ def _splash(q, k, v, lengths, window, interpret: bool = False):
 
 
 def choose(config) -> str:
-    """The kernel for whole rows of a `DecoderConfig` on this machine: "xla", "cudnn" or "splash".
+    """The kernel for whole rows of a `DecoderConfig` on the target: "xla", "cudnn" or "splash".
 
     Raises:
-      ValueError: `config.attention` names a kernel that cannot run here; the message says why.
+      ValueError: `config.attention` names a kernel that cannot run there; the message says why.
     """
-    return _choose(config.attention, config.dtype, config.head_dim)
+    return _choose(config.attention, config.dtype, config.head_dim, target())
 
 
 @functools.cache  # so that it is logged once
-def _choose(wanted: str, dtype: str, head_dim: int) -> str:
-    device = jax.devices()[0]
-    native = {"gpu": "cudnn", "tpu": "splash"}.get(device.platform, "xla")
-    obstacle = "" if wanted == "xla" else _obstacle(native if wanted == "auto" else wanted, device, dtype, head_dim)
+def _choose(wanted: str, dtype: str, head_dim: int, target: Target) -> str:
+    native = {"gpu": "cudnn", "tpu": "splash"}.get(target.platform, "xla")
+    obstacle = "" if wanted == "xla" else _obstacle(native if wanted == "auto" else wanted, target, dtype, head_dim)
     if wanted == "auto":
         chosen = "xla" if obstacle else native
         reason = f", because {native} {obstacle}" if obstacle else ""
@@ -257,26 +256,27 @@ def _choose(wanted: str, dtype: str, head_dim: int) -> str:
     else:
         chosen, reason = wanted, ", as configured"
     cached = "" if chosen == "xla" else "; cached decoding: xla"
-    logging.info("attention on %s: %s%s%s", device.device_kind, chosen, reason, cached)
+    logging.info("attention on %s: %s%s%s", target.kind, chosen, reason, cached)
     return chosen
 
 
-def _obstacle(kernel, device, dtype, head_dim) -> str:
+def _obstacle(kernel, target: Target, dtype, head_dim) -> str:
     """Why a kernel cannot run, "" if it can."""
     if kernel == "xla":
         return ""
     if kernel == "cudnn":
-        if device.platform != "gpu" or "cuda" not in device.client.platform_version.lower():
-            return f"needs an NVIDIA GPU, this is {device.device_kind}"
+        if target.capability is None:
+            return f"needs an NVIDIA GPU, this is {target.kind}"
         if dtype not in ("bfloat16", "float16"):
             return f"computes in bfloat16 or float16, not in {dtype}"
-        if head_dim % 8 or head_dim > 128:
-            return f"needs a head_dim that is a multiple of 8 up to 128, not {head_dim}"
+        largest = 256 if target.capability >= (9, 0) else 128
+        if head_dim % 8 or head_dim > largest:
+            return f"needs a head_dim that is a multiple of 8 up to {largest}, not {head_dim}"
         return ""
     if kernel == "splash":
-        if device.platform != "tpu":
-            return f"needs a TPU, this is {device.device_kind}"
-        if jax.device_count() > 1:
-            return f"is not partitioned over devices yet, and there are {jax.device_count()}"
+        if target.platform != "tpu":
+            return f"needs a TPU, this is {target.kind}"
+        if target.devices > 1:
+            return f"is not partitioned over devices yet, and there are {target.devices}"
         return ""
     return "is unknown: there are auto, xla, cudnn, splash"

@@ -5,6 +5,8 @@ Models pin their activations with `constrain`; it does nothing unless the caller
 
 import contextlib
 import contextvars
+import dataclasses
+import functools
 import math
 
 import jax
@@ -14,22 +16,54 @@ AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
 ACTIVATION_RULES = {"rows": ROWS, "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
 
-_platform = contextvars.ContextVar("platform", default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What programs are traced for.
+
+    Attributes:
+      platform: "cpu", "gpu" or "tpu".
+      kind: the device's name, for messages.
+      capability: of an NVIDIA GPU, such as (9, 0); None elsewhere.
+      devices: how many.
+    """
+
+    platform: str
+    kind: str
+    capability: tuple[int, int] | None = None
+    devices: int = 1
+
+
+_target = contextvars.ContextVar("target", default=None)
+
+
+def target() -> Target:
+    """What programs are traced for: this machine's devices, or what `compiling_for` names."""
+    return _target.get() or _present()
+
+
+@functools.cache
+def _present() -> Target:
+    device = jax.devices()[0]
+    capability = getattr(device, "compute_capability", None) if "cuda" in device.client.platform_version.lower() else None
+    return Target(device.platform, device.device_kind, capability and tuple(map(int, capability.split("."))),
+                  jax.device_count())
 
 
 def platform() -> str:
     """"cpu", "gpu" or "tpu": what programs are traced for, which is where they run but under `compiling_for`."""
-    return _platform.get() or jax.default_backend()
+    return _target.get().platform if _target.get() else jax.default_backend()
 
 
 @contextlib.contextmanager
-def compiling_for(name: str):
-    """Programs traced in this context are for another platform than this machine's."""
-    token = _platform.set(name)
+def compiling_for(name: str, kind: str | None = None, *, capability: tuple[int, int] | None = None, devices: int = 1):
+    """Programs traced in this context are for other devices than this machine's; see `Target`."""
+    token = _target.set(Target(name, kind or name, capability, devices))
     try:
         yield
     finally:
-        _platform.reset(token)
+        _target.reset(token)
 
 
 def row_shards(mesh: Mesh | None) -> int:

@@ -1,0 +1,97 @@
+"""A GPU decodes what a CPU computes at once, from weights and caches of every kind, and writes its cache in place."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.hlo import cache_sized_results
+from zsjax.models.cache import init_cache
+from zsjax.models.decoder import extend, forward, init_params, logits_of
+from zsjax.models.layers import DecoderConfig
+from zsjax.models.quant import quantize
+
+pytestmark = pytest.mark.gpu
+
+CONFIG = DecoderConfig(vocab_size=512, embed_dim=256, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=64, mlp_dim=512,
+                       qk_norm=True)
+B, PROMPT, NEW = 4, 12, 4
+TOKENS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (B, PROMPT + NEW)).astype(np.int32)
+
+
+def make_params(dtype=jnp.float32):
+    # Larger than the usual start, so that logits have a deviation of about one.
+    return jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, init_params(CONFIG, jax.random.key(0), dtype))
+
+
+def decode(config, cache_dtype=None):
+    """A function of (params, tokens): logits [B, 1 + NEW, V] at the prompt's end and of NEW single steps behind it."""
+    def run(params, tokens):
+        cache = init_cache(config, B, PROMPT + NEW, cache_dtype)
+        hidden, cache = extend(params, config, tokens[:, :PROMPT], jnp.full(B, PROMPT), cache)
+
+        def step(cache, token):
+            hidden, cache = extend(params, config, token[:, None], jnp.ones(B, jnp.int32), cache)
+            return cache, logits_of(params, config, hidden[:, 0])
+
+        _, logits = jax.lax.scan(step, cache, tokens[:, PROMPT:].T)
+        return jnp.concatenate([logits_of(params, config, hidden[:, -1:]), logits.swapaxes(0, 1)], axis=1)
+
+    return run
+
+
+def exact(cpu):
+    """The same logits by one dense float32 forward on the CPU."""
+    with cpu():
+        params = make_params()
+        return np.asarray(jax.jit(lambda params: forward(params, CONFIG, TOKENS))(params))[:, PROMPT - 1:]
+
+
+@pytest.mark.parametrize("dtype, precision, tolerance", [
+    ("float32", "highest", 1e-4), ("float32", "default", 2e-2), ("bfloat16", "default", 0.15)])
+def test_decoding_equals_the_cpu(gpu, cpu, dtype, precision, tolerance):
+    want = exact(cpu)
+    with jax.default_matmul_precision(precision):
+        found = jax.jit(decode(dataclasses.replace(CONFIG, dtype=dtype)))(make_params(), TOKENS)
+    assert want.std() > 0.3
+    assert np.abs(found - want).max() <= tolerance * want.std()
+    assert np.sqrt(np.square(found - want).mean()) <= tolerance / 4 * want.std()
+
+
+@pytest.mark.parametrize("weights, cache", [("int8", None), ("float32", "int8"), ("int8", "int8")])
+def test_int8_decodes_as_on_the_cpu(gpu, cpu, weights, cache):
+    def run():
+        params = make_params()
+        return np.asarray(jax.jit(decode(CONFIG, cache))(quantize(params) if weights == "int8" else params, TOKENS))
+
+    with jax.default_matmul_precision("highest"):
+        found = run()
+        with cpu():
+            want = run()
+    near = exact(cpu)
+    # A value on the border of two int8 steps may fall to either side.
+    assert np.abs(found - want).max() <= (1e-4 if cache is None else 2e-2) * want.std()
+    assert 1e-3 * near.std() < np.abs(found - near).max() < 0.25 * near.std()
+
+
+@pytest.mark.parametrize("rows, cache_dtype", [(1, None), (7, None), (7, "int8")])
+def test_the_cache_is_written_in_place(gpu, rows, cache_dtype):
+    config, slots = dataclasses.replace(CONFIG, dtype="bfloat16"), 160
+    params = jax.eval_shape(lambda: make_params(jnp.bfloat16))
+    cache = jax.eval_shape(lambda: init_cache(config, rows, slots, cache_dtype))
+
+    def steps(params, token, cache):
+        def step(_, carry):
+            token, cache = carry
+            hidden, cache = extend(params, config, token[:, None], jnp.ones(rows, jnp.int32), cache)
+            return logits_of(params, config, hidden[:, 0]).argmax(-1).astype(jnp.int32), cache
+
+        return jax.lax.fori_loop(0, 8, step, (token, cache))
+
+    program = jax.jit(steps, donate_argnums=2).lower(params, jnp.zeros(rows, jnp.int32), cache).compile()
+    loops, copies = cache_sized_results(program.as_text(), rows * config.num_kv_heads * slots * config.head_dim)
+    if gpu.platform == "gpu" or cache_dtype is None:
+        assert loops and not copies, copies
+    assert program.memory_analysis().alias_size_in_bytes >= sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache.k))
