@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import importlib
 import logging
 import pathlib
 
@@ -13,12 +12,14 @@ import jax.numpy as jnp
 from zsjax.config import Config, ModelConfig
 from zsjax.data import load_corpus, load_questions, load_tokenizer
 from zsjax.data.assets import asset_path
+from zsjax.errors import reading
 from zsjax.models import attention
 from zsjax.models.checkpoints import hub
 from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.models.placement import param_shardings
 from zsjax.parallel import hosts
 from zsjax.parallel.mesh import reshard
+from zsjax.rl.credit import load_function
 from zsjax.search import (
     BM25,
     ChatSimulator,
@@ -134,7 +135,7 @@ def _index(name, config, source, workdir):
         return _build_index(name, config, source)
     what = [config.search.embedder] if name == "dense" else []
     key = hashlib.sha256(repr([name, *what]).encode())
-    with open(source, "rb") as file:
+    with reading(source), open(source, "rb") as file:
         while block := file.read(1 << 20):
             key.update(block)
     folder = workdir / config.search.index_dir / f"{name}-{key.hexdigest()[:16]}"
@@ -159,8 +160,7 @@ def embedder(config: Config):
     """(embed documents, embed queries) of config.search.embedder: list[str] -> float32[N, D]."""
     name = config.search.embedder
     if ":" in name.removeprefix("asset:"):
-        module, _, function = name.partition(":")
-        embed = getattr(importlib.import_module(module), function)
+        embed = load_function(name, "embedder")
         return embed, embed
     from zsjax.models.checkpoints.hf import load_hf
 
