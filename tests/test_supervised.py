@@ -95,8 +95,9 @@ def test_tokens_behind_the_last_weighted_one_and_the_callers_params_are_left_alo
 def test_a_loss_that_is_not_finite_stops_the_loop(tmp_path):
     params = init_params(MODEL, jax.random.key(0))
     params["norm"] = jnp.full_like(params["norm"], jnp.nan)
-    with pytest.raises(FloatingPointError, match="step 2"):
+    with pytest.raises(NonFiniteUpdate, match="step 2.*; the state of step 1 is in ") as error:
         train(tmp_path, params=params)
+    assert isinstance(error.value, UserError) and (tmp_path / "1").is_dir()
 
 
 SHAPE = dict(embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, mlp_dim=32)

@@ -188,8 +188,10 @@ def test_an_alarm_stops_the_run_after_a_checkpoint_and_it_can_go_on(tmp_path):
 
 def test_nan_stops_the_run_with_its_trajectories(tmp_path):
     advantage = lambda batch, *, loss_mask: batch.rewards.sum(axis=1) * np.nan
-    with pytest.raises(loop.NonFiniteUpdate, match="train_000001"):
+    with pytest.raises(loop.NonFiniteUpdate, match="train_000001.*; the state of step 0 is in ") as error:
         run(tmp_path, preset("grpo"), given=dict(advantage=advantage))
+    assert str(error.value).endswith(str(tmp_path / "checkpoints" / "train"))
+    assert (tmp_path / "checkpoints" / "train" / "0").is_dir()
     assert len(read_jsonl(tmp_path / "trajectories" / "train_000001.jsonl")) == 12
     assert not read_jsonl(tmp_path / "metrics.jsonl")
 

@@ -48,7 +48,7 @@ class Found:
 
     tokens: Any  # int32[n, k, N]
     lengths: Any  # int32[n, k], 0: no document
-    count: Any  # int32[n], documents found
+    count: Any  # int32[n], documents found, -1: the search failed
     noisy: Any  # bool[n, k], the coins that the engine obeyed
     steps: int = 0  # decode steps of a simulator's program, of all its groups of devices
 

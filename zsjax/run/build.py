@@ -41,10 +41,10 @@ TINY_WORLD = "tiny_world:"
 
 
 def tokenizer(config: Config):
-    return load_tokenizer(_local(config.tokenizer, weights=False))
+    return load_tokenizer(local_path(config.tokenizer, weights=False))
 
 
-def _local(name: str, *, weights: bool) -> pathlib.Path:
+def local_path(name: str, *, weights: bool = False) -> pathlib.Path:
     """The path of "asset:NAME", "hf:OWNER/NAME" or a path."""
     return hub.local_folder(name, weights=weights) if name.startswith(hub.PREFIX) else asset_path(name)
 
@@ -72,7 +72,7 @@ def model(config: ModelConfig, tokenizer, *, seed: int, path=None, mesh=None, ru
         return shape, params if mesh is None else reshard(params, param_shardings(shape, mesh, rules))
     from zsjax.models.checkpoints.hf import load_hf, read_config
 
-    folder = _local(str(path), weights=True)
+    folder = local_path(str(path), weights=True)
     shape = dataclasses.replace(read_config(folder), dtype=config.dtype, attention=config.attention)
     attention.choose(shape)
     _, params = load_hf(folder, dtype=config.param_dtype, mesh=mesh, rules=rules, tokenizer=tokenizer,
@@ -222,7 +222,7 @@ def judge(config: Config):
     if options.url:
         return ChatJudge(options.url, model=options.model, template=template, key_env=options.key_env,
                          limits=_limits(config))
-    its_tokenizer = load_tokenizer(_local(options.tokenizer or options.init, weights=False))
+    its_tokenizer = load_tokenizer(local_path(options.tokenizer or options.init, weights=False))
     shape, params = model(ModelConfig(init=options.init, dtype=options.dtype, param_dtype=options.dtype), its_tokenizer,
                           seed=config.seed)
     return DecoderJudge(shape, params, its_tokenizer, template, chat=options.chat, batch_rows=options.batch_rows,

@@ -158,7 +158,7 @@ def read_searches(path: str | os.PathLike) -> tuple[dict, list[Search]]:
                     continue
                 question = record["question"]
                 question = Question(question["id"], question["question"], tuple(question["golden_answers"]),
-                                    question.get("metadata", {}))
+                                    question.get("metadata") or {})
                 documents = tuple(Document(**document) for document in record["documents"])
                 useful = record.get("useful")
                 searches.append(Search(question, record["query"], documents, record["correct"], record["source"],

@@ -52,7 +52,7 @@ def make_probes(questions: Sequence[Question], *, limit: int, seed: int = 0) -> 
     entities, requests = collections.defaultdict(dict), {}
     for question in questions:
         m = question.metadata
-        if not {"hops", "world", "queries", "path"} <= m.keys():
+        if not all(m.get(name) not in (None, []) for name in ("hops", "world", "queries", "path")):
             raise InputError(f"question {question.id!r} does not know its right queries: gates need metadata "
                              "hops, world, queries, path")
         entities[m["world"]].update(dict.fromkeys(m["path"]))

@@ -2,7 +2,7 @@
 
 The prompt is the compiled simulator's, filled with text. A reply is cut and repaired by rule: one document a line, its
 number and bullets taken off, blank lines and repetitions dropped, never more than were asked for; what is missing then is
-counted ("short_replies") and shows as SEARCH_SHORT or SEARCH_FAILED in the episode.
+counted ("short_replies") and shows as SEARCH_SHORT or SEARCH_EMPTY in the episode.
 """
 
 import os
