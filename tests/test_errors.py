@@ -7,11 +7,13 @@ import zlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from zsjax import launch
 from zsjax.errors import ConfigError, InputError, InputNotFound, UserError, reading
 from zsjax.run import pipeline
+from zsjax.types import Question
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "zsjax"
 # Modules that read what the user names: none of their errors is a bare ValueError or OSError.
@@ -129,3 +131,26 @@ def test_a_bug_keeps_its_traceback_wherever_it_is_raised(bug, tmp_path, monkeypa
     with pytest.raises((ValueError, TypeError, OSError)) as error:
         command(tmp_path, monkeypatch, capsys, lambda: questions.load_questions(str(source)))
     assert not isinstance(error.value, UserError)
+
+
+def test_what_the_user_must_fix_does_not_pass_for_a_failed_search():
+    from zsjax.rollout.searching import Asked, TextSearch
+
+    class Tokenizer:
+        decode = staticmethod(lambda ids: "author")
+        encode = staticmethod(lambda text: [1])
+
+    class Engine:
+        def search(self, queries, contexts, *, k):
+            raise self.error
+
+    one = np.zeros(1, int)
+    asked = Asked(question=one, query=(np.zeros((1, 1), int), one + 1), noisy=one == 1, episode_id=one, turn=one)
+    engine = Engine()
+    search = TextSearch(engine, Tokenizer(), "{text}", num_documents=1, max_document_tokens=4)
+    find, _ = search.begin([Question("0", "Who?", ())], jax.random.key(0), 1)
+    engine.error = InputNotFound("no index at x")
+    with pytest.raises(InputNotFound):
+        find(asked)
+    engine.error = OSError("connection reset")
+    assert find(asked).count.tolist() == [-1]  # a failed search

@@ -194,3 +194,20 @@ def test_a_damaged_evaluation_is_one_line(tmp_path, played):
         with pytest.raises(UserError, match=f"{name}.json: not an evaluation"):
             kept.Kept(tmp_path).all()
         assert "not an evaluation" in report.write(tmp_path).read_text()
+
+
+def test_an_evaluation_in_training_says_that_searches_failed(tmp_path, monkeypatch):
+    from zsjax.run.stages import policy
+
+    status = ["failed"]
+    records = lambda *_, **__: ([{"em": 1.0, "f1": 1.0, "contains": 1.0, "num_searches": 1, "search_status": status,
+                                  "tokens": 3, "status": "answered", "queries": []}], None)
+    monkeypatch.setattr(policy, "play", records)
+    monkeypatch.setattr(policy, "make_rollout", lambda *_: None)
+    monkeypatch.setattr(policy.costs, "Meter", Meter)
+    monkeypatch.setattr(Run, "engine", lambda self, *_, **__: None)
+    config = resolve({"train": {"eval_questions": 1}}, check=False)
+    evaluate_now = policy.real_evaluation(Run(config, tmp_path, None, ""), "model")
+    assert evaluate_now(None)["eval/failed_searches"] == 1
+    status[0] = "ok"
+    assert "eval/failed_searches" not in evaluate_now(None)
