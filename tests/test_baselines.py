@@ -11,6 +11,7 @@ from zsjax.config import checks, resolve
 from zsjax.evaluation import baselines
 from zsjax.evaluation.baselines import Node, Setting, grow, select, values, vote
 from zsjax.launch import load_experiment
+from zsjax.rollout import policy_prompt
 from zsjax.run import build
 from zsjax.search import BM25
 
@@ -82,7 +83,7 @@ def setting():
 @pytest.mark.parametrize("name", ["tree_search", "rag", "interleaved"])
 def test_methods_answer_every_question(setting, name, monkeypatch):
     if name == "rag":  # the policy knows no other prompt than its own
-        monkeypatch.setitem(__import__("zsjax.rollout.policy_prompt").rollout.prompts.TEMPLATES, "rag",
+        monkeypatch.setitem(policy_prompt.TEMPLATES, "rag",
                             dataclasses.replace(baselines.PolicyTemplate.load("tiny_world"), name="rag"))
     records = baselines.METHODS[name](setting)
     assert [r["id"] for r in records] == [q.id for q in setting.questions]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from zsjax import evaluate, types
-from zsjax.config import UserError
-from zsjax.evaluation import compare
+from zsjax.errors import UserError
+from zsjax.evaluation import baselines, compare, tables
 from zsjax.types import Episodes, Question
 
 QUESTIONS = [Question(f"q{i}", "?", ("Rome",), {"data_set": "nq" if i < 4 else "popqa"}) for i in range(7)]
@@ -87,3 +87,57 @@ def test_runs_are_compared_by_question(tmp_path):
         compare.compare_runs(tmp_path / "one", tmp_path / "three")
     with pytest.raises(UserError, match="no evaluation"):
         compare.compare_runs(tmp_path / "one", tmp_path / "four")
+
+
+def record(**fields):
+    return {"queries": ["a"], "num_searches": 1, "tokens": 3, "status": "answered", "em": 1.0, "f1": 1.0, "contains": 1.0,
+            **fields}
+
+
+def table(*metadata, **fields):
+    questions = [Question(str(i), "q", ("x",), data) for i, data in enumerate(metadata)]
+    return evaluate.summarize("n", [record(**fields)] * len(questions), questions)
+
+
+def test_metadata_that_parquet_filled_with_nulls():
+    rows = table({"queries": ["who"], "hops": 1}, {"queries": None, "hops": None}, {"hops": float("nan"), "data_set": None})
+    assert [(row["hops"], row["n"]) for row in rows] == [("all", 2), (1, 1)] and "on_path" not in rows[0]
+    assert evaluate.on_path({"queries": ["Who?"]}, Question("1", "q", (), {"queries": "who"})) == (1, 1)
+    assert evaluate.on_path({"queries": ["a"]}, Question("1", "q", (), {"queries": [None, "a"]})) == (1, 1)
+
+
+@pytest.mark.parametrize("value, label", [
+    (2.0, 2), (2.5, 2.5), (np.int64(2), 2), (np.array(["nq"]), "nq"), (["nq", None], "nq"), (["a", "b"], "a, b"),
+    ({"name": "nq", "n": [1]}, '{"n": [1], "name": "nq"}'), ([["a"], ["b"]], "a, b"), (True, True),
+    ([], None), ({}, None), ("", None), (np.array([]), None), (np.float32("nan"), None), ([None], None), (b"x", "b'x'")])
+def test_any_metadata_value_has_a_label(value, label):
+    assert evaluate.label_of(value) == label and type(evaluate.label_of(value)) is type(label)
+    json.dumps(table({"data_set": value}))
+    rows = tables.paper_table([row for row in table({"data_set": value}) if "data_set" in row])
+    assert tables.to_markdown(*rows)
+
+
+def test_a_search_that_found_nothing_did_not_fail():
+    assert table({}, search_status=["empty", "failed", "ok", "invalid_action", "failed"])[0]["failed_searches"] == 2
+    votes = [record(answer="x", search_status=["failed"]), record(answer="x", search_status=["ok"])]
+    assert evaluate.failed_searches(baselines.vote(votes)) == 1
+
+
+def test_nothing_to_evaluate_on_is_an_error():
+    with pytest.raises(UserError, match="no questions"):
+        evaluate.play(Played(), None, [], key=None, batch_rows=2)
+
+
+def test_repeated_ids_are_two_questions():
+    """Files joined end to end number their questions from 0 each; paired by id alone, two would be one."""
+    texts = ["Emma?", "Dune?", "Emma?", "Dune?"]  # the second half: samples
+    a = [{"id": "test_0", "question": text, "sample": i // 2, "em": score} for i, (text, score) in
+         enumerate(zip(texts, (0.0, 1.0, 0.0, 1.0), strict=True))]
+    b = [row | {"em": 1.0} for row in a]
+    result = evaluate.paired_bootstrap(a, b)
+    assert (result["n"], result["first"]) == (2, 0.5)
+    assert evaluate.paired_bootstrap(a[::-1], b)["difference"] == result["difference"]
+    same = [{"id": "0", "question": "Emma?", "em": score} for score in (0.0, 1.0)]  # the very same row twice
+    assert evaluate.paired_bootstrap(same, same)["n"] == 2
+    with pytest.raises(UserError, match="same questions"):
+        evaluate.paired_bootstrap(a, [row | {"question": "Other?"} for row in b])

@@ -16,7 +16,7 @@ MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("
 # Modules that import nothing of ours but `types`, and of others only jax, numpy, optax and flax.
 PURE = ("schedules", "rewards", "models.layers", "sampling.logits", "rl.roles", "rl.logprobs", "rl.advantages",
         "rl.losses")
-# Room -> rooms that its modules may import at module level, besides itself and `types`.
+# Room -> rooms that its modules may import at module level, besides itself, `types` and `errors`.
 ROOMS = {
     "types": (), "errors": (), "schedules": (), "rewards": ("rollout",), "parallel": ("errors",),
     "config": ("errors",), "models": ("parallel",), "sampling": ("models", "parallel"),
@@ -74,7 +74,7 @@ def test_arrows(name):
         return
     else:
         assert room_of(name) in ROOMS, f"{name}: a new room; give it a line in ROOMS and in the design"
-        allowed = {*ROOMS[room_of(name)], "types"}
+        allowed = {*ROOMS[room_of(name)], "types", "errors"}
         assert rooms <= allowed, f"{name} imports {sorted(rooms - allowed)} at module level"
 
 

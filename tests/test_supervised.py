@@ -11,6 +11,7 @@ from zsjax import supervised
 from zsjax.config import Config, LoraConfig, ModelConfig, OptimizerConfig, SupervisedConfig, UserError
 from zsjax.data import load_tokenizer
 from zsjax.data.assets import asset_path
+from zsjax.errors import NonFiniteUpdate
 from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.monitor.writer import Writer, read_jsonl, without_wall_time
 from zsjax.parallel.mesh import make_mesh
@@ -95,8 +96,9 @@ def test_tokens_behind_the_last_weighted_one_and_the_callers_params_are_left_alo
 def test_a_loss_that_is_not_finite_stops_the_loop(tmp_path):
     params = init_params(MODEL, jax.random.key(0))
     params["norm"] = jnp.full_like(params["norm"], jnp.nan)
-    with pytest.raises(FloatingPointError, match="step 2"):
+    with pytest.raises(NonFiniteUpdate, match="step 2.*; the state of step 1 is in ") as error:
         train(tmp_path, params=params)
+    assert isinstance(error.value, UserError) and (tmp_path / "ckpt" / "1").is_dir()
 
 
 SHAPE = dict(embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, mlp_dim=32)

@@ -21,6 +21,7 @@ from zsjax.monitor import health
 from zsjax.monitor.writer import Writer, read_jsonl, without_wall_time
 from zsjax.rl.algorithms import PRESETS, preset
 from zsjax.rollout.compiled import Work
+from zsjax.search import BudgetSpent
 from zsjax.search.rerank import Seen
 from zsjax.types import DOCUMENT, POLICY, PROMPT, Episodes, Question
 
@@ -70,7 +71,7 @@ def fake_rollout(model, engine, tokenizer, config, mesh, *, group_size):
 @pytest.fixture(autouse=True)
 def one_device_and_no_rollout(monkeypatch):
     monkeypatch.setattr(loop, "make_rollout", fake_rollout)
-    monkeypatch.setattr(loop.sharding, "make_mesh", lambda sizes: jax.make_mesh(
+    monkeypatch.setattr(loop, "make_mesh", lambda sizes: jax.make_mesh(
         (1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1],
         axis_types=(jax.sharding.AxisType.Auto,) * 3))
 
@@ -79,7 +80,7 @@ def run(workdir, algorithm, steps=2, given=None, engine=None, **sections):
     config = resolve(dict(
         rollout=dict(max_tokens=T), optimizer=dict(learning_rate=0.01), algorithm=algorithm,
         **(sections | dict(train=dict(steps=steps, questions_per_step=3, group_size=4, logprob_chunk=8, eval_every=1,
-                                      checkpoint_every=1, keep_checkpoints=9, **sections.get("train", {}))))), check=False)
+                                      checkpoint_every=1, keep_checkpoints=9) | sections.get("train", {})))), check=False)
     workdir.mkdir(exist_ok=True)
     with Writer(workdir, tensorboard=False) as writer:  # train donates the parameters it is given
         params = loop.train(config, workdir, policy_config=MODEL, params=jax.tree.map(jnp.copy, PARAMS), tokenizer=Words(),
@@ -188,10 +189,45 @@ def test_an_alarm_stops_the_run_after_a_checkpoint_and_it_can_go_on(tmp_path):
 
 def test_nan_stops_the_run_with_its_trajectories(tmp_path):
     advantage = lambda batch, *, loss_mask: batch.rewards.sum(axis=1) * np.nan
-    with pytest.raises(loop.NonFiniteUpdate, match="train_000001"):
+    with pytest.raises(loop.NonFiniteUpdate, match="train_000001.*; the state of step 0 is in ") as error:
         run(tmp_path, preset("grpo"), given=dict(advantage=advantage))
+    assert str(error.value).endswith(str(tmp_path / "checkpoints" / "train"))
+    assert (tmp_path / "checkpoints" / "train" / "0").is_dir()
     assert len(read_jsonl(tmp_path / "trajectories" / "train_000001.jsonl")) == 12
     assert not read_jsonl(tmp_path / "metrics.jsonl")
+
+
+def test_an_error_behind_a_finite_update_does_not_claim_the_state_before_it(tmp_path):
+    """Of two updates of a step only the second is not finite: the state before the step is gone."""
+    poison = lambda batch, *, loss_mask: np.where(np.arange(len(batch.rewards)) == 0, np.nan, 0.1).astype(np.float32)
+    with pytest.raises(loop.NonFiniteUpdate, match="; no state was saved in "):
+        run(tmp_path, preset("grpo"), given=dict(advantage=poison), train=dict(minibatches=2, checkpoint_every=9))
+
+
+@pytest.mark.parametrize("where", ["rollout", "evaluation"])
+def test_a_spent_budget_leaves_its_state(tmp_path, where, monkeypatch):
+    def spent(*_, **__):
+        raise BudgetSpent("web search: 2.00 dollars were spent")
+
+    def broke(*args, **options):
+        rollout, played = fake_rollout(*args, **options), []
+
+        def play(params, asked, **given):
+            played.append(spent() if played else True)
+            return rollout(params, asked, **given)
+
+        play.tokenizer = rollout.tokenizer
+        return play
+
+    if where == "rollout":  # of the second step
+        monkeypatch.setattr(loop, "make_rollout", broke)
+    with pytest.raises(BudgetSpent, match="2.00 dollars were spent; the state of step 1 is in "):
+        run(tmp_path, preset("grpo"), train=dict(checkpoint_every=9),
+            given=dict(evaluate_now=spent if where == "evaluation" else None))
+    assert (tmp_path / "checkpoints" / "train" / "1").is_dir()
+    monkeypatch.setattr(loop, "make_rollout", fake_rollout)
+    _, lines = run(tmp_path, preset("grpo"))
+    assert [line["step"] for line in lines] == [1, 2]  # gone on with
 
 
 def test_only_the_most_informative_rows_are_updated_on(tmp_path):

@@ -1,13 +1,15 @@
 """Evaluation: questions -> episodes -> scores -> tables. Every question counts; greedy unless asked otherwise."""
 
 import collections
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
 
 from zsjax import rewards
+from zsjax.errors import InputError
 from zsjax.rollout import transcript
 from zsjax.types import Episodes, Question
 
@@ -35,7 +37,12 @@ def play(rollout, params, questions: Sequence[Question], *, key, batch_rows: int
 
     Returns:
       (a record per question as `transcript.records` with the scores of `SCORES`, episodes of all questions as numpy).
+
+    Raises:
+      InputError: there are no questions.
     """
+    if not questions:
+        raise InputError("there are no questions to evaluate on; check data.eval, data.benchmarks and their splits")
     batches, all_records = [], []
     tokenizer = rollout.tokenizer
     for first in progress(range(0, len(questions), batch_rows)):
@@ -49,8 +56,7 @@ def play(rollout, params, questions: Sequence[Question], *, key, batch_rows: int
         said = transcript.answers(episodes, tokenizer)
         scores = {name: [score(a, q.golden_answers) for a, q in zip(said, filled)] for name, score in SCORES.items()}
         records = transcript.records(episodes, filled, tokenizer, **scores)
-        all_records += [record | ({"data_set": q.metadata["data_set"]} if "data_set" in q.metadata else {})
-                        for record, q in zip(records, filled)]
+        all_records += [record | data_set_of(q) for record, q in zip(records, filled)]
     return all_records, jax.tree.map(lambda *x: np.concatenate(x), *batches)
 
 
@@ -62,15 +68,52 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def on_path(record: dict, question: Question) -> tuple[int, int]:
-    """(searches that ask a right query of the question, searches), for questions whose metadata knows "queries"."""
-    right = {rewards.normalize_answer(q) for q in question.metadata.get("queries", ())}
+    """(searches that ask a right query of the question, searches), for questions that know `right_queries`."""
+    right = {rewards.normalize_answer(q) for q in right_queries(question)}
     return sum(rewards.normalize_answer(q) in right for q in record["queries"]), len(record["queries"])
+
+
+def right_queries(question: Question) -> list[str]:
+    """The texts of metadata "queries", [] where the question does not know them: parquet fills what is absent with null."""
+    queries = question.metadata.get("queries")
+    queries = [queries] if isinstance(queries, str) else [] if queries is None else queries
+    return [query for query in queries if isinstance(query, str)]
+
+
+def label_of(value) -> str | int | float | None:
+    """A metadata value as a table shows it, a JSON value that can be hashed; None where it says nothing (null, NaN, "", []).
+
+    Parquet gives whole numbers of a column with nulls as floats, and lists as numpy arrays. A list of one is its member.
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return json.dumps(value, default=str, sort_keys=True, ensure_ascii=False) if value else None
+    if isinstance(value, list | tuple | set):
+        labels = [label for label in map(label_of, value) if label is not None]
+        return labels[0] if len(labels) == 1 else ", ".join(map(str, labels)) or None
+    if isinstance(value, float):
+        return None if math.isnan(value) else int(value) if value.is_integer() else value
+    return value or None if isinstance(value, str) else value if isinstance(value, int | None) else str(value)
 
 
 def group_of(question: Question) -> tuple[str, object]:
     """("data_set", name), ("hops", number), or ("hops", "all"): what a question is tabled under."""
-    name = next((name for name in ("data_set", "hops") if name in question.metadata), "hops")
-    return name, question.metadata.get(name, "all")
+    for name in ("data_set", "hops"):
+        if (label := label_of(question.metadata.get(name))) is not None:
+            return name, label
+    return "hops", "all"
+
+
+def data_set_of(question: Question) -> dict:
+    """{"data_set": name} for a record of a question that has one, else {}."""
+    kind, label = group_of(question)
+    return {"data_set": label} if kind == "data_set" else {}
+
+
+def failed_searches(record: Mapping) -> int:
+    """How many searches of a record the engine failed at; a search that found nothing did not fail."""
+    return record.get("failed_searches", list(record.get("search_status", ())).count("failed"))
 
 
 def summarize(name: str, records: Sequence[dict], questions: Sequence[Question]) -> list[dict]:
@@ -80,6 +123,10 @@ def summarize(name: str, records: Sequence[dict], questions: Sequence[Question])
       records: of `play` or `play_samples`; with several samples a question's scores are averaged first, so that the
         standard error is over questions.
       questions: all that were asked. Raises ValueError when the records are not a whole number of times as many.
+
+    Returns:
+      Rows of name, hops or data_set, n questions, scores and their standard errors, means of searches, answered and
+      tokens, and failed_searches: how many of all searches of the row the engine failed at.
     """
     if not questions or len(records) % len(questions):
         raise ValueError(f"{len(records)} records of {len(questions)} questions")
@@ -97,10 +144,11 @@ def summarize(name: str, records: Sequence[dict], questions: Sequence[Question])
             row[score], row[f"{score}_se"] = mean_and_error(
                 [np.mean([record[score] for record in samples]) for samples in group.values()])
         row["searches"] = float(np.mean([r["num_searches"] for r in played]))
+        row["failed_searches"] = sum(map(failed_searches, played))
         row["answered"] = float(np.mean([r["status"] == "answered" for r in played]))
         row["tokens"] = float(np.mean([r["tokens"] for r in played]))
         asked = [(record, questions[i]) for i, samples in group.items() for record in samples]
-        if all("queries" in question.metadata for _, question in asked):
+        if all(right_queries(question) for _, question in asked):
             right, total = np.sum([on_path(record, question) for record, question in asked], axis=0)
             row["on_path"] = float(right / total) if total else 0.0
         rows.append(row)
@@ -114,7 +162,8 @@ def paired_bootstrap(first: Sequence[dict], second: Sequence[dict], *, score: st
     Questions are drawn with replacement, both runs' scores of a question together.
 
     Args:
-      first, second: records of `play` or `play_samples`; paired by data set and id, samples averaged.
+      first, second: records of `play` or `play_samples`; paired by data set, id and text, samples averaged. Questions that
+        are the same in all three are told apart by their order.
       score: a name in `SCORES`.
 
     Returns:
@@ -122,16 +171,13 @@ def paired_bootstrap(first: Sequence[dict], second: Sequence[dict], *, score: st
       of resamples on the rarer side of zero (ties count half), at most 1.
 
     Raises:
-      ValueError: the runs did not answer the same questions.
+      InputError: the runs did not answer the same questions.
     """
-    scores = [collections.defaultdict(list), collections.defaultdict(list)]
-    for side, records in zip(scores, (first, second), strict=True):
-        for record in records:
-            side[str(record.get("data_set", "")), record["id"]].append(record[score])
+    scores = [_by_question(records, score) for records in (first, second)]
     if scores[0].keys() != scores[1].keys() or not scores[0]:
-        missing = sorted(scores[0].keys() ^ scores[1].keys())[:3]
-        raise ValueError(f"the two runs did not answer the same questions ({len(scores[0])} and {len(scores[1])}; "
-                         f"only one has {', '.join(id for _, id in missing)})")
+        missing = sorted({str(key[1]) for key in scores[0].keys() ^ scores[1].keys()})[:3]
+        raise InputError(f"the two runs did not answer the same questions ({len(scores[0])} and {len(scores[1])}; "
+                         f"only one has {', '.join(missing)})")
     a, b = (np.array([np.mean(side[id]) for id in scores[0]]) for side in scores)
     rng = np.random.default_rng(seed)
     # The mean of a resample is a weighted mean; blocks keep the counts small in memory.
@@ -146,9 +192,19 @@ def paired_bootstrap(first: Sequence[dict], second: Sequence[dict], *, score: st
             "p": min(1.0, 2 * min(below, 1 - below))}
 
 
+def _by_question(records, score):
+    """{(data set, id, text, number among those that are equal in all three): scores of its samples}."""
+    scores, seen = collections.defaultdict(list), collections.Counter()
+    for record in records:
+        key = (str(record.get("data_set", "")), record["id"], record.get("question"))
+        scores[*key, seen[key, record.get("sample")]].append(record[score])
+        seen[key, record.get("sample")] += 1
+    return scores
+
+
 def random_document_baseline(engine, questions: Sequence[Question], answer_of: Callable, *, k: int,
                              seed: int) -> list[dict]:
-    """The score of answering from a random one of the k documents found for the question's own text.
+    """Records of answering from a random one of the k documents found for the question's own text.
 
     What reading without choosing would earn: an agent that does not beat it has not learned to read.
 
@@ -156,7 +212,7 @@ def random_document_baseline(engine, questions: Sequence[Question], answer_of: C
       engine: a real engine.
       answer_of: Document -> the answer its text gives (for a corpus where a document gives exactly one).
     """
-    from zsjax.search.engine import SearchContext
+    from zsjax.search.engine import Failed, SearchContext
 
     rng = np.random.default_rng(seed)
     found = engine.search([q.question for q in questions], [SearchContext(q) for q in questions], k=k)
@@ -164,6 +220,7 @@ def random_document_baseline(engine, questions: Sequence[Question], answer_of: C
     for question, documents in zip(questions, found, strict=True):
         answer = answer_of(documents[rng.integers(len(documents))]) if documents else None
         scores = {name: score(answer, question.golden_answers) for name, score in SCORES.items()}
-        records.append({"queries": [question.question], "num_searches": 1, "tokens": 0,
-                        "status": "answered" if answer else "ended_without_answer", **scores})
-    return summarize("random retrieved document", records, questions)
+        records.append({"id": question.id, "question": question.question, "queries": [question.question],
+                        "num_searches": 1, "failed_searches": int(isinstance(documents, Failed)), "tokens": 0,
+                        "status": "answered" if answer else "ended_without_answer", **scores, **data_set_of(question)})
+    return records

@@ -19,7 +19,7 @@ import traceback
 import types
 
 from zsjax.config import Config, from_json, resolve
-from zsjax.errors import ConfigError, UserError
+from zsjax.errors import ConfigError, InputError, UserError, reading
 
 # Command -> (stages that it runs, what --help says). None is all of config.stages.
 STAGE_COMMANDS = {
@@ -63,11 +63,6 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
-    except (ValueError, OSError) as error:
-        if not _is_about_input(error):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
 
 
 def parse_flags(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
@@ -183,7 +178,7 @@ def serve_corpus(options: argparse.Namespace, overrides: dict[str, str]):
         raise UserError(f"search.eval_engine = {name!r}: a corpus is served by bm25 or dense")
     try:
         engine = build.engine(name, config, options.argument, workdir=options.workdir or ".")
-    except (OSError, ValueError) as error:
+    except InputError as error:
         raise UserError(f"cannot serve {options.argument}: {error}") from error
     try:
         server = RetrievalServer(engine, host=options.host, port=options.port, topk=config.search.num_documents)
@@ -203,7 +198,8 @@ def _find_config(options, overrides, stages) -> Config:
         config = load_experiment(options.config)
     elif carried is not None and carried.is_file():
         try:
-            config = from_json(carried.read_text())
+            with reading(carried):
+                config = from_json(carried.read_text())
         except ValueError as error:
             raise UserError(f"{carried} cannot be read: {error}") from error
     elif options.command == "ask":
@@ -263,16 +259,6 @@ def _check_devices(config):
     problems = find_device_problems(config, jax.device_count(), jax.process_count())
     if problems:
         raise ConfigError(problems)
-
-
-def _is_about_input(error) -> bool:
-    """Whether an error came out of code that reads the user's files: its message names the file and the mend."""
-    package = pathlib.Path(__file__).parent
-    readers = (package / "data", package / "search" / "simulator" / "prompt.py", package / "rollout" / "__init__.py",
-               package / "models" / "checkpoints", package / "models" / "hf_config.py", package / "models" / "attention.py")
-    files = [pathlib.Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
-    last = next((file for file in reversed(files) if file.is_relative_to(package)), None)
-    return last is not None and any(last.is_relative_to(reader) for reader in readers)
 
 
 def _show_logs(stream):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zsjax.config import SupervisedConfig
+from zsjax.errors import NonFiniteUpdate
 from zsjax.models import lora as adapters
 from zsjax.models.placement import param_shardings
 from zsjax.parallel.checkpoint import Checkpointer
@@ -47,7 +48,7 @@ def train(config: SupervisedConfig, model_config, params, batches: Callable, *, 
       The trained parameters, on the mesh.
 
     Raises:
-      FloatingPointError: a loss or gradient that is not finite.
+      NonFiniteUpdate: the loss or its gradient is not finite; the state before that step is saved.
     """
     mesh = None if mesh is None or mesh.size == 1 else mesh
     optimizer = make_optimizer(config.optimizer, config.steps)
@@ -82,8 +83,10 @@ def train(config: SupervisedConfig, model_config, params, batches: Callable, *, 
             if done % LOG_EVERY == 0 or saves:
                 metrics = {name: float(value) for name, value in jax.device_get(info).items()}
                 if metrics.pop("nonfinite"):
-                    raise FloatingPointError(f"{stage}, step {done}: the loss or its gradient is not finite; the last good "
-                                             f"state is in {directory}")
+                    # The update changed nothing: what it was given is still the state before this step.
+                    checkpoints.save(step, TrainState(step=jnp.int32(step), params=params, opt_state=opt_state))
+                    raise NonFiniteUpdate(f"{stage}, step {done}: the loss or its gradient is not finite; "
+                                          f"{checkpoints.whereabouts()}. Lower the learning rate or check the data")
                 if saves and measure is not None:
                     metrics |= measure(whole(params, frozen))
                 writer.write(done, metrics | {"time/elapsed": time.perf_counter() - start}, stage)

@@ -20,7 +20,7 @@ import numpy as np
 
 from zsjax import schedules
 from zsjax.config import Config, CurriculumConfig, MixConfig
-from zsjax.errors import UserError
+from zsjax.errors import NonFiniteUpdate
 from zsjax.models import lora
 from zsjax.models.placement import param_shardings
 from zsjax.models.value import init_value
@@ -37,15 +37,9 @@ from zsjax.rl.passes import make_passes
 from zsjax.rl.update import load_loss
 from zsjax.rollout import make_rollout, reranking
 from zsjax.rollout.experience import make_player
-from zsjax.search import Mixed
+from zsjax.search import BudgetSpent, Mixed
 from zsjax.search.rerank import init_reranker
 from zsjax.types import TokenBatch, TrainState
-
-
-class NonFiniteUpdate(UserError):
-    """The loss or its gradient is NaN or infinite; the step's trajectories were saved."""
-
-    exit_code = 1
 
 
 def train(config: Config, workdir: pathlib.Path, *, policy_config, params, tokenizer, engine, stream, writer,
@@ -72,8 +66,10 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
       The trained parameters; with `policy.lora` the adapters are merged into them.
 
     Raises:
-      NonFiniteUpdate: see there.
+      NonFiniteUpdate: a loss or gradient is not finite; the step's trajectories are saved.
       health.HealthAlarm: a metric stayed out of its bounds and config.health.stop is set.
+      BudgetSpent: see there. After each of these the state before the error is on disk where it is still whole, and the
+        message says which state there is.
     """
     steps, algorithm, options = config.train.steps, config.algorithm, config.train
     mesh = make_mesh(config.mesh)
@@ -119,7 +115,11 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
             shown = {} if reranker is None else {"reranker": reranker.weights}
             with timer("rollout"):
                 policy = whole(state.params, frozen)
-                played = play(policy, step, noise=noise, key=key, **shown)
+                try:
+                    played = play(policy, step, noise=noise, key=key, **shown)
+                except BudgetSpent as error:
+                    checkpoints.save(step, state, {"data_position": step})
+                    raise BudgetSpent(f"{error}; {checkpoints.whereabouts()}") from error
                 episodes, scores = played.episodes, played.scores
 
             with timer("score"):
@@ -155,8 +155,11 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
             if hosts.is_lead() and (nonfinite or step % options.trajectories_every == 0 or step + 1 == steps):
                 save_trajectories(path, episodes, played.questions, tokenizer, scores, every=nonfinite)
             if nonfinite:
+                if all(info["nonfinite"] for info in infos + value_infos):  # no update changed anything
+                    checkpoints.save(step, state.replace(params=params, opt_state=opt_state, value_params=value_params,
+                                                         value_opt_state=value_opt_state), {"data_position": step})
                 raise NonFiniteUpdate(f"step {step + 1}: the loss or its gradient is not finite. The step's trajectories "
-                                      f"are in {path}, the last good state in {checkpoints.directory}")
+                                      f"are in {path}; {checkpoints.whereabouts()}")
 
             metrics = {
                 "noise": noise,
@@ -176,9 +179,13 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
             state = state.replace(step=reshard(np.int32(step + 1), everywhere), params=params, opt_state=opt_state,
                                   value_params=value_params, value_opt_state=value_opt_state,
                                   reranker=reshard(reranker, everywhere))
+            spent = None
             if evaluate_now and ((step + 1) % options.eval_every == 0 or step + 1 == steps):
                 with timer("evaluate"):
-                    metrics |= evaluate_now(whole(state.params, frozen))
+                    try:
+                        metrics |= evaluate_now(whole(state.params, frozen))
+                    except BudgetSpent as error:
+                        spent = error  # the step itself is whole: it is written first
                 if metrics.get(config.health.best_metric, -np.inf) > control["best"]:
                     control["best"] = np.float32(metrics[config.health.best_metric])
                     if save_best and config.health.keep_best:
@@ -192,13 +199,15 @@ def train(config: Config, workdir: pathlib.Path, *, policy_config, params, token
             speed = int(episodes.length.sum()) / sum(seconds[f"time/{part}"] for part in ("rollout", "score", "update"))
             writer.write(step + 1, metrics | ringing | seconds | compiles.take() | {
                 "time/step": sum(seconds.values()), "speed/tokens_per_second": speed}, "train")
-            stops = alarm is not None and config.health.stop
-            if (step + 1) % options.checkpoint_every == 0 or step + 1 == steps or stops:
+            alarmed = alarm is not None and config.health.stop
+            if (step + 1) % options.checkpoint_every == 0 or step + 1 == steps or alarmed or spent:
                 with timer("checkpoint"):  # after the line is written: these seconds stand in the next one
                     checkpoints.save(step + 1, state, {"data_position": step + 1})
-            if stops:
-                raise health.HealthAlarm(f"stopped after step {step + 1}, {alarm}. Widen config.health.alarms or set "
-                                         "health.stop to false to go on from here")
+            if spent:
+                raise BudgetSpent(f"{spent}; {checkpoints.whereabouts()}") from spent
+            if alarmed:
+                raise health.HealthAlarm(f"stopped after step {step + 1}, {alarm}; {checkpoints.whereabouts()}. Widen "
+                                         "config.health.alarms or set health.stop to false to go on from there")
 
     return merged(state.params)
 

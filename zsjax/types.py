@@ -32,9 +32,10 @@ STATUS_NAMES = ("running", "answered", "out_of_turns", "ended_without_answer", "
 NOT_SEARCHED = 0  # no such turn, or the turn was no search
 SEARCH_OK = 1  # as many documents as asked for
 SEARCH_SHORT = 2  # fewer documents than asked for (a malformed simulator reply, a small corpus)
-SEARCH_FAILED = 3  # no documents: the engine failed or found nothing
+SEARCH_FAILED = 3  # no documents: the engine failed
 INVALID_ACTION = 4  # the turn was neither a search nor an answer and was answered by the hint
-SEARCH_STATUS_NAMES = ("not_searched", "ok", "short", "failed", "invalid_action")
+SEARCH_EMPTY = 5  # no documents: the engine found nothing, or the simulator wrote nothing of use
+SEARCH_STATUS_NAMES = ("not_searched", "ok", "short", "failed", "invalid_action", "empty")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -187,7 +187,7 @@ def test_turn_rules_equal_the_oracle(monkeypatch):
     assert answers[list(SCRIPTS).index("documents full of tags")] == "Kara Bravik"
     assert answers[list(SCRIPTS).index("EOS after a search")] is None
     status = dict(zip(SCRIPTS, episodes.search_status.tolist(), strict=True))
-    assert status["nothing found"][0] == types.SEARCH_FAILED
+    assert status["nothing found"][0] == types.SEARCH_EMPTY
     assert status["blank query"][0] == types.INVALID_ACTION
     assert status["searches, answers"] == [types.SEARCH_OK, types.NOT_SEARCHED]
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from zsjax.errors import InputError, InputNotFound
 from zsjax.search.engine import Document
 from zsjax.types import Question
 
@@ -47,7 +48,7 @@ def load_questions(source: str | pathlib.Path, *, split: str | None = None, limi
             held = sorted({str(question.metadata.get("split")) for question in questions})
             questions = [question for question in questions if question.metadata.get("split") == split]
             if not questions:
-                raise ValueError(f"{name}: no row has metadata.split == {split!r}; there are {', '.join(held)}")
+                raise InputError(f"{name}: no row has metadata.split == {split!r}; there are {', '.join(held)}")
     if seed is not None:
         questions = [questions[i] for i in np.random.default_rng(seed).permutation(len(questions))]
     return questions if limit is None else questions[:limit]
@@ -79,7 +80,7 @@ class QuestionStream:
     def __init__(self, questions: Sequence[Question], seed: int):
         """Raises ValueError when there are no questions."""
         if not questions:
-            raise ValueError("no questions to train on")
+            raise InputError("no questions to train on")
         self.questions, self.seed = list(questions), seed
         self._epoch, self._order = -1, None
 
@@ -98,15 +99,15 @@ def _rows(name: str, suffixes: Sequence[str]) -> Iterator[tuple[dict, str]]:
     """(row, where it stands) of a file."""
     path = pathlib.Path(name)
     if not name.endswith(tuple(suffixes)):
-        raise ValueError(f"{name!r}: unknown kind of source; give a path ending in {', '.join(suffixes)}, "
+        raise InputError(f"{name!r}: unknown kind of source; give a path ending in {', '.join(suffixes)}, "
                          f"'{TINY_WORLD}train', '{TINY_WORLD}eval' or '{TFDS}NAME'")
     if not path.is_file():
-        raise FileNotFoundError(f"no file {name!r}; check the path")
+        raise InputNotFound(f"no file {name!r}; check the path")
     if name.endswith(".parquet"):
         try:
             import pyarrow.parquet
         except ImportError as error:
-            raise ValueError(f"{name}: reading parquet needs pyarrow: pip install pyarrow, or give a .jsonl") from error
+            raise InputError(f"{name}: reading parquet needs pyarrow: pip install pyarrow, or give a .jsonl") from error
         for number, row in enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1):
             yield row, f"{name}, row {number}"
         return
@@ -118,9 +119,9 @@ def _rows(name: str, suffixes: Sequence[str]) -> Iterator[tuple[dict, str]]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{where}: no JSON ({error})") from error
+                raise InputError(f"{where}: no JSON ({error})") from error
             if not isinstance(row, dict):
-                raise ValueError(f"{where}: must be an object, not {type(row).__name__}")
+                raise InputError(f"{where}: must be an object, not {type(row).__name__}")
             yield row, where
 
 
@@ -130,7 +131,7 @@ def _text(row: dict, field: str, where: str, *, blank: bool = True) -> str:
         value = str(value)
     if not isinstance(value, str) or not (blank or value.strip()):
         what = "is missing" if field not in row else f"is {value!r}"
-        raise ValueError(f"{where}: field {field!r} {what}; it must be a {'' if blank else 'non-empty '}string")
+        raise InputError(f"{where}: field {field!r} {what}; it must be a {'' if blank else 'non-empty '}string")
     return value
 
 
@@ -138,10 +139,10 @@ def _question(row: dict, where: str) -> Question:
     golds = row.get("golden_answers")
     if not isinstance(golds, list) or not golds or not all(isinstance(gold, str) for gold in golds):
         what = "is missing" if "golden_answers" not in row else f"is {golds!r}"
-        raise ValueError(f"{where}: field 'golden_answers' {what}; it must be a non-empty list of strings")
+        raise InputError(f"{where}: field 'golden_answers' {what}; it must be a non-empty list of strings")
     metadata = row.get("metadata")
     if metadata is not None and not isinstance(metadata, dict):
-        raise ValueError(f"{where}: field 'metadata' is {metadata!r}; it must be an object")
+        raise InputError(f"{where}: field 'metadata' is {metadata!r}; it must be an object")
     return Question(_text(row, "id", where, blank=False), _text(row, "question", where, blank=False), tuple(golds),
                     metadata or {})
 
@@ -150,7 +151,7 @@ def _tfds_questions(name: str, split: str) -> list[Question]:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise ValueError(f"tfds:{name} needs tensorflow-datasets: pip install tensorflow-datasets") from error
+        raise InputError(f"tfds:{name} needs tensorflow-datasets: pip install tensorflow-datasets") from error
     try:
         try:
             rows = tfds.data_source(name, split=split)  # array_record files: no TensorFlow needed
@@ -159,13 +160,13 @@ def _tfds_questions(name: str, split: str) -> list[Question]:
     except Exception as error:  # a missing data set, no network, no TensorFlow: TFDS has no common class for them
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         mend = "prepare it where there is a network (tfds build NAME --file_format=array_record) and set TFDS_DATA_DIR"
-        raise ValueError(f"cannot load tfds:{name}, split {split!r}: {reason}; {mend}, or give a .jsonl") from error
+        raise InputError(f"cannot load tfds:{name}, split {split!r}: {reason}; {mend}, or give a .jsonl") from error
     questions = []
     for number, row in enumerate(rows):
         where = f"tfds:{name}, {split} row {number}"
         golds = _tfds_answers(row)
         if "question" not in row or not golds:
-            raise ValueError(f"{where}: no features 'question' and 'answer' (there are {', '.join(sorted(row))})")
+            raise InputError(f"{where}: no features 'question' and 'answer' (there are {', '.join(sorted(row))})")
         key = next((key for key in ("id", "question_id") if key in row), None)
         id = _string(row[key]) if key else f"{name}-{split}-{number}"
         questions.append(Question(id, _string(row["question"]), golds, {"split": split}))

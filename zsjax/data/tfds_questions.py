@@ -10,6 +10,8 @@ import os
 import pathlib
 from collections.abc import Mapping
 
+from zsjax.errors import InputError
+
 
 def prepare(name: str, files: Mapping[str, str | os.PathLike], data_dir: str | os.PathLike, *,
             version: str = "1.0.0") -> pathlib.Path:
@@ -33,10 +35,10 @@ def prepare(name: str, files: Mapping[str, str | os.PathLike], data_dir: str | o
     from zsjax.data.questions import load_questions
 
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise ValueError(f"{name!r} is no name of a TFDS data set: lower case, digits and _, beginning with a letter")
+        raise InputError(f"{name!r} is no name of a TFDS data set: lower case, digits and _, beginning with a letter")
     folder = pathlib.Path(data_dir) / name / version
     if folder.exists():
-        raise ValueError(f"{folder} exists already; remove it or give another version")
+        raise InputError(f"{folder} exists already; remove it or give another version")
     questions = {split: load_questions(path) for split, path in files.items()}
     text = tfds.features.Text
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 
 from zsjax.data.assets import asset_path
+from zsjax.errors import InputError, InputNotFound
 
 _EOS_NAMES = ("<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 _PAD_NAMES = ("<pad>", "<|pad|>", "[PAD]", "<|endoftext|>")
@@ -65,7 +66,7 @@ class Tokenizer:
         Raises:
           ValueError: the tokenizer has no chat template.
         """
-        raise ValueError(f"the tokenizer at {self.path} has no chat template: set prompts.chat = False")
+        raise InputError(f"the tokenizer at {self.path} has no chat template: set prompts.chat = False")
 
 
 class FastTokenizer(Tokenizer):
@@ -121,7 +122,7 @@ class FastTokenizer(Tokenizer):
         if isinstance(template, list):  # named templates
             template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
         if not template:
-            raise ValueError(
+            raise InputError(
                 f"the tokenizer at {self.path} has no chat template (no chat_template in tokenizer_config.json and no "
                 "chat_template.jinja): set prompts.chat = False or add one"
             )
@@ -176,7 +177,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     """
     found = asset_path(path)
     if not found.exists():
-        raise FileNotFoundError(
+        raise InputNotFound(
             f"no tokenizer at {str(path)!r}: it must be a folder with tokenizer.json, or with vocab.json and "
             "merges.txt, or a SentencePiece .model file"
         )
@@ -188,7 +189,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
         file = next((candidate for candidate in named if candidate.is_file()), None)
         if file is None and not slow:
             held = ", ".join(sorted(entry.name for entry in found.iterdir())[:8]) or "nothing"
-            raise FileNotFoundError(
+            raise InputNotFound(
                 f"no tokenizer in {str(path)!r}: it holds {held}; put tokenizer.json, or vocab.json and merges.txt, or "
                 "a SentencePiece .model there"
             )
@@ -206,7 +207,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
         return FastTokenizer(loaded.backend_tokenizer, found)
     except Exception as error:  # tokenizers and sentencepiece raise bare Exceptions and RuntimeErrors
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(
+        raise InputError(
             f"cannot read the tokenizer at {str(path)!r}: {reason}; check that {(file or found).name} is complete and "
             "a Hugging Face fast tokenizer or a SentencePiece model"
         ) from error
@@ -237,7 +238,7 @@ def _vocabulary_kind(spec: dict, path: pathlib.Path) -> str:
     replaces = any(part["type"] == "Replace" and part.get("pattern") == {"String": "\u2581"} for part in parts)
     if "Metaspace" in kinds or replaces:
         return "pieces"
-    raise ValueError(
+    raise InputError(
         f"the tokenizer at {path} is neither byte-level nor SentencePiece-like (it is put together of "
         f"{', '.join(sorted(kinds)) or 'nothing'}), so the bytes of its tokens are unknown"
     )

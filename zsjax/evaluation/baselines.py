@@ -26,7 +26,7 @@ import numpy as np
 
 from zsjax import rewards, supervised, types
 from zsjax.config import Config
-from zsjax.evaluate import SCORES, play, play_samples
+from zsjax.evaluate import SCORES, data_set_of, failed_searches, play, play_samples
 from zsjax.models.placement import for_decoding
 from zsjax.rl import roles
 from zsjax.rollout import make_rollout
@@ -118,8 +118,9 @@ def rag(s: Setting) -> list[dict]:
 
 
 def _search_status(documents, k):
-    name = types.SEARCH_OK if len(documents) >= k else types.SEARCH_SHORT if documents else types.SEARCH_FAILED
-    return types.SEARCH_STATUS_NAMES[name]
+    status = (types.SEARCH_FAILED if isinstance(documents, Failed) else types.SEARCH_OK if len(documents) >= k
+              else types.SEARCH_SHORT if documents else types.SEARCH_EMPTY)
+    return types.SEARCH_STATUS_NAMES[status]
 
 
 def _lines(s: Setting, documents) -> str:
@@ -174,8 +175,7 @@ def interleaved(s: Setting) -> list[dict]:
              "status": "answered" if answers[row] else "ended_without_answer", "queries": queries[row],
              "search_status": failures[row], "noisy": [], "num_searches": len(failures[row]), "tokens": int(tokens[row]),
              **{name: score(answers[row], q.golden_answers) for name, score in SCORES.items()},
-             **({"data_set": q.metadata["data_set"]} if "data_set" in q.metadata else {}),
-             "segments": [{"role": "document", "text": _lines(s, documents[row])},
+             **data_set_of(q), "segments": [{"role": "document", "text": _lines(s, documents[row])},
                           {"role": "policy", "text": thoughts[row]}]}
             for row, q in enumerate(s.questions)]
 
@@ -201,11 +201,12 @@ def _continue(s: Setting, prompts: Sequence[str]) -> list[tuple[str, int]]:
 
 def vote(records: Sequence[dict]) -> dict:
     """The first record with the answer that most of a question's records give (normalised); no answer counts for nothing.
-    Searches and tokens are those of all of them."""
+    Searches, failed ones too, and tokens are those of all of them."""
     names = [rewards.normalize_answer(record["answer"] or "") for record in records]
     votes = collections.Counter(name for name in names if name)
     chosen = records[names.index(votes.most_common(1)[0][0])] if votes else records[0]
     return chosen | {"num_searches": sum(record["num_searches"] for record in records),
+                     "failed_searches": sum(map(failed_searches, records)),
                      "tokens": sum(record["tokens"] for record in records), "episodes": len(records)}
 
 
@@ -263,7 +264,7 @@ def _records(episodes, questions, tokenizer):
 
     said = transcript.answers(episodes, tokenizer)
     scores = {name: [score(a, q.golden_answers) for a, q in zip(said, questions)] for name, score in SCORES.items()}
-    return [record | ({"data_set": q.metadata["data_set"]} if "data_set" in q.metadata else {})
+    return [record | data_set_of(q)
             for record, q in zip(transcript.records(episodes, questions, tokenizer, **scores), questions)]
 
 

@@ -1,11 +1,12 @@
 """What evaluations say beside each other: tables of a run in the paper's layout, and paired comparisons of runs."""
 
+import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from zsjax.errors import UserError
+from zsjax.errors import InputError, InputNotFound, UserError
 from zsjax.evaluate import SCORES, paired_bootstrap
-from zsjax.evaluation import tables
+from zsjax.evaluation import kept, tables
 from zsjax.monitor.writer import read_jsonl
 
 
@@ -33,27 +34,94 @@ def compare_records(first: Sequence[dict], second: Sequence[dict], *, seed: int 
     return rows
 
 
-def compare_runs(first: pathlib.Path, second: pathlib.Path) -> list[dict]:
-    """`compare_records` of two runs' evaluations: of the trained policy where a run has one, else of the untrained.
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One side of a comparison. policy: which policy it is of, and what else a reader must know of it."""
 
-    Raises UserError when a run was not evaluated, or on other questions.
+    policy: str
+    records: Sequence[dict]
+    how: Mapping = dataclasses.field(default_factory=dict)
+
+
+def compare_runs(first: pathlib.Path, second: pathlib.Path) -> list[dict]:
+    """`compare_records` of two evaluations; each row says which policy stands on each side.
+
+    Args:
+      first, second: folders of runs: their trained policy is compared, and the untrained base only of a run that has
+        trained none. Of several evaluations the newest two are taken that were made alike. Or files
+        WORKDIR/evaluation/NAME.jsonl, which name an evaluation.
+
+    Raises:
+      UserError: a run was not evaluated, or not since it was trained, or the two answered other questions.
     """
-    records = []
-    for workdir in (first, second):
-        files = [workdir / "evaluation" / f"{name}.jsonl" for name in ("after", "before")]
-        path = next((path for path in files if path.exists()), None)
-        if path is None:
-            raise UserError(f"{workdir} has no evaluation: run `evaluate --workdir {workdir}` first")
-        records.append(read_jsonl(path))
+    one, other = _pair(_sides(pathlib.Path(first)), _sides(pathlib.Path(second)))
     try:
-        return compare_records(*records)
-    except ValueError as error:
-        raise UserError(f"{first} and {second} cannot be compared: {error}") from error
+        rows = compare_records(one.records, other.records)
+    except InputError as error:
+        raise InputError(f"{first} and {second} cannot be compared: {error}") from error
+    differ = sorted(name for name in one.how.keys() & other.how.keys() if one.how[name] != other.how[name])
+    marks = {"first_policy": one.policy, "second_policy": other.policy}
+    return [{**row, **marks, **({"differ": differ} if differ else {})} for row in rows]
+
+
+def _pair(firsts, seconds):
+    """The newest two that were made alike, else that have the same questions, else the newest two."""
+    pairs = [(one, other) for one in firsts for other in seconds]
+    alike = [pair for pair in pairs if pair[0].how == pair[1].how]
+    asked = [pair for pair in pairs if pair[0].how.get("questions") == pair[1].how.get("questions")]
+    return (alike or asked or pairs)[0]
+
+
+def _sides(path: pathlib.Path) -> list[Side]:
+    """The evaluations that speak for a run, newest first, or the one that `path` names."""
+    if path.suffix == ".jsonl":
+        folder = kept.Kept(path.parents[1])
+        found = [evaluation for evaluation in folder.all() if evaluation.name == path.stem]
+        if found:
+            return [_side(folder, found[0])]
+        if not path.is_file():
+            raise InputNotFound(f"{path}: no such evaluation; name a file of WORKDIR/evaluation or the run's folder")
+        return [Side(f"{path} (an earlier version's)", read_jsonl(path))]
+    folder, trained = kept.Kept(path), kept.Kept(path).trained_fingerprint()
+    found = [evaluation for evaluation in folder.all() if evaluation.part in ("before", "after")]
+    after = [evaluation for evaluation in found if evaluation.subject.role == kept.TRAINED
+             and trained in (None, evaluation.subject.fingerprint)]
+    if trained is None and not after:
+        after = found
+    if after:
+        finished = [_side(folder, evaluation) for evaluation in reversed(after) if evaluation.finished]
+        if not finished:
+            raise UserError(f"{path}: most searches of its evaluation failed; run `evaluate --workdir {path}` again")
+        return finished
+    return [_earlier(path, found, trained is not None)]
+
+
+def _side(folder, evaluation) -> Side:
+    failed = (f", {evaluation.failed_searches} of {evaluation.searches} searches FAILED"
+              if evaluation.failed_searches else "")
+    return Side(f"{evaluation.subject} of {folder.workdir} (evaluation/{evaluation.name}{failed})",
+                folder.records(evaluation.name), evaluation.how)
+
+
+def _earlier(path, found, trained) -> Side:
+    """The evaluation that a version before 0.2 left, which does not say what was evaluated."""
+    files = {name: path / "evaluation" / f"{name}.jsonl" for name in ("after", "before")}
+    name = next((name for name in files if files[name].exists()), None)
+    if trained and (found or name == "before"):
+        raise UserError(f"{path}: its trained policy was not evaluated, only the untrained base or an earlier policy; "
+                        f"run `evaluate --workdir {path}` first")
+    if name is None:
+        raise UserError(f"{path} has no evaluation: run `evaluate --workdir {path}` first")
+    policy = "trained policy" if name == "after" else "untrained base"
+    return Side(f"{policy} of {path} (evaluation/{name}, an earlier version's)", read_jsonl(files[name]))
 
 
 def comparison_table(rows: Sequence[dict]) -> str:
-    """The comparison as Markdown."""
+    """The comparison as Markdown, below lines that say which policy stands on each side where the rows know it."""
     cells = [[row["data_set"], row["score"], str(row["n"]), f"{row['first']:.3f}", f"{row['second']:.3f}",
               f"{row['difference']:+.3f}", f"{row['low']:+.3f} to {row['high']:+.3f}", f"{row['p']:.3g}"] for row in rows]
     header = ["data set", "score", "n", "first", "second", "second - first", "95 % interval", "p"]
-    return tables.to_markdown(header, cells)
+    lines = [f"{side}: {rows[0][f'{side}_policy']}" for side in ("first", "second") if f"{side}_policy" in rows[0]]
+    if rows[0].get("differ"):
+        lines.append(f"The two were not evaluated alike; they differ in {', '.join(rows[0]['differ'])}.")
+    return "".join(f"{line}\n" for line in lines) + ("\n" if lines else "") + tables.to_markdown(header, cells)

@@ -78,7 +78,7 @@ def our_rows(evaluation: Sequence[Mapping]) -> list[dict]:
     """Rows of `evaluate.summarize` (of several names and data sets) as rows of this table, in percent.
 
     Each name gives a row by containment, which is what the published rows count, and one by strict exact match; beside
-    each score stands its standard error, as NAME_se.
+    each score stands its standard error, as NAME_se. A row says how many of its searches failed.
     """
     rows = {}
     for entry in evaluation:
@@ -86,8 +86,11 @@ def our_rows(evaluation: Sequence[Mapping]) -> list[dict]:
             continue
         for score, label in (("contains", "containment"), ("em", "strict")):
             row = rows.setdefault((entry["name"], label), {"method": f"ours, {entry['name']} ({label})"})
-            name = canonical(entry["data_set"])
+            name = canonical(str(entry["data_set"]))
             row[name], row[f"{name}_se"] = 100 * entry[score], 100 * entry[f"{score}_se"]
+    for name, label in rows:
+        failed = sum(entry.get("failed_searches", 0) for entry in evaluation if entry["name"] == name)
+        rows[name, label]["method"] += f", {failed} searches FAILED" if failed else ""
     return list(rows.values())
 
 

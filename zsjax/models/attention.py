@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from zsjax.errors import InputError
 from zsjax.models.cache import placed, when
 from zsjax.models.layers import Int8Heads
 from zsjax.parallel.constrain import Target, platform, target
@@ -252,7 +253,7 @@ def _choose(wanted: str, dtype: str, head_dim: int, target: Target) -> str:
         chosen = "xla" if obstacle else native
         reason = f", because {native} {obstacle}" if obstacle else ""
     elif obstacle:
-        raise ValueError(f"attention={wanted!r} {obstacle}; set it to 'auto' or 'xla'")
+        raise InputError(f"attention={wanted!r} {obstacle}; set it to 'auto' or 'xla'")
     else:
         chosen, reason = wanted, ", as configured"
     cached = "" if chosen == "xla" else "; cached decoding: xla"

@@ -8,6 +8,7 @@ import json
 import math
 from pathlib import Path
 
+from zsjax.errors import InputError, InputNotFound, reading
 from zsjax.models.layers import DecoderConfig, RopeScaling
 
 # What transformers' config classes assume for absent fields; for the rest see `read_config`.
@@ -40,44 +41,46 @@ def read_config(path) -> DecoderConfig:
     if file.is_dir() or file.suffix != ".json":
         file = file / "config.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file; a checkpoint is a local folder with config.json and "
+        raise InputNotFound(f"{file}: no such file; a checkpoint is a local folder with config.json and "
                                 f"model.safetensors")
+    with reading(file):
+        text = file.read_text(encoding="utf-8")
     try:
-        raw = json.loads(file.read_text())
+        raw = json.loads(text)
     except ValueError as e:
-        raise ValueError(f"{file}: not JSON: {e}") from None
+        raise InputError(f"{file}: not JSON: {e}") from None
     try:
         return _from_dict(raw)
     except ValueError as e:
-        raise ValueError(f"{file}: {e}") from None
+        raise InputError(f"{file}: {e}") from None
 
 
 def _from_dict(raw: dict) -> DecoderConfig:
     kind = raw.get("model_type")
     if kind not in _DEFAULTS:
-        raise ValueError(f"model_type={kind!r} is not supported; supported are {', '.join(_DEFAULTS)}")
+        raise InputError(f"model_type={kind!r} is not supported; supported are {', '.join(_DEFAULTS)}")
     for field, value in _ONLY.items():
         if raw.get(field) is not None and raw[field] != value:
-            raise ValueError(f"{field}={raw[field]!r} is not supported" + (f"; only {value!r} is" if value else ""))
+            raise InputError(f"{field}={raw[field]!r} is not supported" + (f"; only {value!r} is" if value else ""))
     if kind != "qwen2" and raw.get("attention_bias"):
-        raise ValueError(f"attention_bias=true is not supported for model_type={kind!r} (a bias on o_proj)")
+        raise InputError(f"attention_bias=true is not supported for model_type={kind!r} (a bias on o_proj)")
 
     def get(field, default=None):
         value = raw.get(field)
         value = _DEFAULTS[kind].get(field, default) if value is None else value
         if value is None:
-            raise ValueError(f"{field} is missing")
+            raise InputError(f"{field} is missing")
         return value
 
     embed_dim, num_heads, num_layers = get("hidden_size"), get("num_attention_heads"), get("num_hidden_layers")
     if raw.get("head_dim") is None and kind != "qwen3" and embed_dim % num_heads:
-        raise ValueError(f"hidden_size={embed_dim} is no multiple of num_attention_heads={num_heads} and there is no "
+        raise InputError(f"hidden_size={embed_dim} is no multiple of num_attention_heads={num_heads} and there is no "
                          "head_dim")
     window, sliding_layers = _sliding(raw, kind, num_layers)
     theta, scaling = _rope(raw, get("max_position_embeddings"))
     dtype = raw.get("dtype") or raw.get("torch_dtype") or "float32"
     if dtype not in _DTYPES:
-        raise ValueError(f"dtype={dtype!r} is not supported; supported are {', '.join(_DTYPES)}")
+        raise InputError(f"dtype={dtype!r} is not supported; supported are {', '.join(_DTYPES)}")
     return DecoderConfig(
         vocab_size=get("vocab_size"), embed_dim=embed_dim, num_layers=num_layers, num_heads=num_heads,
         num_kv_heads=get("num_key_value_heads", num_heads), head_dim=get("head_dim", embed_dim // num_heads),
@@ -93,7 +96,7 @@ def _sliding(raw, kind, num_layers):
     if types is not None:
         unknown = sorted(set(types) - {"full_attention", "sliding_attention"})
         if unknown or len(types) != num_layers:
-            raise ValueError(f"layer_types has {len(types)} entries and kinds {sorted(set(types))}; supported are "
+            raise InputError(f"layer_types has {len(types)} entries and kinds {sorted(set(types))}; supported are "
                              f"full_attention and sliding_attention, one for each of num_hidden_layers={num_layers}")
     # Llama's attention has no window whatever the config says.
     window = raw.get("sliding_window") if kind != "llama" and raw.get("use_sliding_window") else None
@@ -103,7 +106,7 @@ def _sliding(raw, kind, num_layers):
     else:
         layers = tuple(i for i, t in enumerate(types) if t == "sliding_attention")
     if layers and window is None:
-        raise ValueError("layer_types asks for sliding_attention, but use_sliding_window and sliding_window give no "
+        raise InputError("layer_types asks for sliding_attention, but use_sliding_window and sliding_window give no "
                          f"window for model_type={kind!r}")
     return (window if layers else None), layers
 
@@ -114,19 +117,19 @@ def _rope(raw, max_position):
     rope = raw.get(name) or {}
     nested = [key for key, value in rope.items() if isinstance(value, dict)]
     if nested:
-        raise ValueError(f"{name} with one entry a layer type ({', '.join(nested)}) is not supported")
+        raise InputError(f"{name} with one entry a layer type ({', '.join(nested)}) is not supported")
     theta = float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ValueError(f"{name}.partial_rotary_factor={rope['partial_rotary_factor']} is not supported")
+        raise InputError(f"{name}.partial_rotary_factor={rope['partial_rotary_factor']} is not supported")
     if kind == "default":
         return theta, None
     if kind not in ("linear", "llama3", "yarn"):
-        raise ValueError(f"{name}.rope_type={kind!r} is not supported; supported are default, linear, llama3, yarn")
+        raise InputError(f"{name}.rope_type={kind!r} is not supported; supported are default, linear, llama3, yarn")
 
     def need(field):
         if rope.get(field) is None:
-            raise ValueError(f"{name}.{field} is missing for rope_type={kind!r}")
+            raise InputError(f"{name}.{field} is missing for rope_type={kind!r}")
         return float(rope[field])
 
     if kind == "linear":
@@ -169,12 +172,12 @@ def config_dict(config: DecoderConfig, *, dtype: str, eos_ids=(), pad_id=None) -
     kind, s = config.model_type, config.rope_scaling
     fitting = {(True, False): "qwen2", (False, True): "qwen3", (False, False): "llama"}
     if fitting.get((config.qkv_bias, config.qk_norm)) != kind:
-        raise ValueError(f"transformers has no model of model_type={kind!r} with qkv_bias={config.qkv_bias} and "
+        raise InputError(f"transformers has no model of model_type={kind!r} with qkv_bias={config.qkv_bias} and "
                          f"qk_norm={config.qk_norm}; qwen2 has biases, qwen3 the norm, llama neither")
     if kind == "llama" and config.sliding_layers:
-        raise ValueError("sliding_layers cannot be saved for model_type='llama': transformers' Llama has no window")
+        raise InputError("sliding_layers cannot be saved for model_type='llama': transformers' Llama has no window")
     if kind == "llama" and config.embed_dim % config.num_heads:
-        raise ValueError(f"embed_dim={config.embed_dim} must be a multiple of num_heads={config.num_heads} to be "
+        raise InputError(f"embed_dim={config.embed_dim} must be a multiple of num_heads={config.num_heads} to be "
                          "saved for model_type='llama': transformers refuses it")
     rope = None
     if s is not None:

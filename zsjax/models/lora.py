@@ -13,6 +13,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from zsjax.errors import InputError
 from zsjax.models.decoder import ParamSpec, param_specs
 from zsjax.models.layers import DecoderConfig
 
@@ -32,9 +33,9 @@ def adapter_specs(config: DecoderConfig, lora) -> dict:
     """
     unknown = [name for name in lora.targets if name not in TARGETS]
     if unknown or not lora.targets:
-        raise ValueError(f"lora.targets={tuple(lora.targets)}: name some of {', '.join(TARGETS)}")
+        raise InputError(f"lora.targets={tuple(lora.targets)}: name some of {', '.join(TARGETS)}")
     if lora.rank < 1:
-        raise ValueError(f"lora.rank={lora.rank}: give 1 or more")
+        raise InputError(f"lora.rank={lora.rank}: give 1 or more")
 
     def pair(spec):
         (inputs, outputs), (input_axis, output_axis) = spec.shape, spec.axes

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from zsjax.errors import InputError
 from zsjax.models.decoder import cast_matrices, param_specs, specs_of
 from zsjax.parallel.mesh import DECODE_RULES, local_mesh
 
@@ -44,7 +45,7 @@ def fitting_rules(config, mesh: Mesh, rules: Mapping[str, str | None]) -> dict[s
         else:
             problems.append(f"{field}={size} is not a multiple of mesh.{axis}={mesh.shape[axis]}")
     if problems:
-        raise ValueError("; ".join(problems) + ": choose a mesh axis that divides, or a rule set that leaves the "
+        raise InputError("; ".join(problems) + ": choose a mesh axis that divides, or a rule set that leaves the "
                          "axis whole (rule None)")
     return fitting
 

@@ -13,6 +13,8 @@ from zsjax.rollout import transcript
 from zsjax.rollout.experience import Experience
 from zsjax.types import TokenBatch
 
+SHORT_REPLIES = (types.SEARCH_SHORT, types.SEARCH_EMPTY, types.SEARCH_FAILED)
+
 
 def sampler_gap(batch: TokenBatch) -> dict[str, float]:
     """|log-prob recomputed by the trainer - recorded by the sampler| over POLICY tokens, in nats."""
@@ -42,8 +44,7 @@ def episode_metrics(played: Experience) -> dict[str, float]:
         "on_path": float(right / searches) if searches else 0.0,
         "noisy_share": float(episodes.noisy.sum() / max(episodes.noisy.shape[2] * episodes.num_searches.sum(), 1)),
         "invalid_actions": float((episodes.search_status == types.INVALID_ACTION).sum() / len(scores)),
-        "short_replies": float(np.isin(episodes.search_status, (types.SEARCH_SHORT, types.SEARCH_FAILED)).sum()
-                               / max(ran.sum(), 1)),
+        "short_replies": float(np.isin(episodes.search_status, SHORT_REPLIES).sum() / max(ran.sum(), 1)),
         "groups_with_signal": float(np.mean([len(set(values)) > 1 for values in groups.values()])),
         "response_tokens": float(per_role[0]),
         "document_tokens": float(per_role[1]),

@@ -19,6 +19,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from zsjax.errors import InputError, reading
+
 WALL_TIME = ("time/", "speed/", "compile/")  # prefixes of what no two runs share
 
 
@@ -60,7 +62,8 @@ def read_jsonl(path) -> list[dict]:
     path = pathlib.Path(path)
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
+    with reading(path):
+        lines = path.read_bytes().split(b"\n")
     rows = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -70,7 +73,7 @@ def read_jsonl(path) -> list[dict]:
         except ValueError as error:
             if number == len(lines):  # no newline after it: the write was cut
                 break
-            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+            raise InputError(f"{path}, line {number} is not JSON: {error}") from error
         rows.append(row)
     return rows
 

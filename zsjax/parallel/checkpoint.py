@@ -63,6 +63,12 @@ class Checkpointer:
         """Step of the last complete checkpoint."""
         return self._manager.latest_step()
 
+    def whereabouts(self) -> str:
+        """A clause that says which state a run would go on from, once everything saved is on disk."""
+        self.wait()
+        step = self.latest_step
+        return f"no state was saved in {self.directory}" if step is None else f"the state of step {step} is in {self.directory}"
+
     def save(self, step: int, state: Any, extra: dict | None = None):
         """Copies `state` and writes it in the background; waits first if an earlier save is still being written.
 

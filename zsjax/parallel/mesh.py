@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from zsjax.errors import InputError
 from zsjax.parallel.constrain import AXES, ROWS
 
 # Logical axis -> mesh axis; absent or None is not cut.
@@ -50,7 +51,7 @@ def simulator_mesh(sizes, devices=None) -> Mesh | None:
     if not mine:
         return None
     if len(mine) % sizes.simulator_tensor:
-        raise ValueError(f"mesh.simulator_tensor={sizes.simulator_tensor} does not divide the {len(mine)} devices of the "
+        raise InputError(f"mesh.simulator_tensor={sizes.simulator_tensor} does not divide the {len(mine)} devices of the "
                          "simulator")
     return Mesh(np.asarray(mine).reshape(-1, 1, sizes.simulator_tensor), AXES)
 
@@ -66,7 +67,7 @@ def split_devices(sizes, devices=None) -> tuple[list, list]:
     for device in devices:
         hosts.setdefault(device.process_index, []).append(device)
     if apart >= min(map(len, hosts.values())):
-        raise ValueError(f"mesh.simulator_devices={apart} leaves none of a host's {min(map(len, hosts.values()))} devices "
+        raise InputError(f"mesh.simulator_devices={apart} leaves none of a host's {min(map(len, hosts.values()))} devices "
                          "for the policy")
     policy = {device for of_host in hosts.values() for device in of_host[:len(of_host) - apart]}
     return [d for d in devices if d in policy], [d for d in devices if d not in policy]
@@ -81,16 +82,16 @@ def mesh_shape(sizes, num_devices: int) -> tuple[int, int, int]:
     """Devices along data, fsdp and tensor; arguments and errors as `make_mesh`."""
     given = {axis: getattr(sizes, axis) for axis in AXES} if dataclasses.is_dataclass(sizes) else dict(sizes)
     if set(given) - set(AXES):
-        raise ValueError(f"unknown mesh axes {sorted(set(given) - set(AXES))}; there are {', '.join(AXES)}")
+        raise InputError(f"unknown mesh axes {sorted(set(given) - set(AXES))}; there are {', '.join(AXES)}")
     shape = [given.get(axis, 1) for axis in AXES]
     text = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape))
     if any(size < 1 and size != -1 for size in shape) or shape.count(-1) > 1:
-        raise ValueError(f"mesh ({text}): sizes are positive, and at most one is -1")
+        raise InputError(f"mesh ({text}): sizes are positive, and at most one is -1")
     known = math.prod(size for size in shape if size != -1)
     if -1 in shape:
         shape[shape.index(-1)] = max(num_devices // known, 1)
     if math.prod(shape) != num_devices:
-        raise ValueError(f"mesh ({text}) does not fit {num_devices} devices: the product must be their number"
+        raise InputError(f"mesh ({text}) does not fit {num_devices} devices: the product must be their number"
                          + (f", and {known} does not divide it" if -1 in (given.get(a, 1) for a in AXES) else ""))
     return tuple(shape)
 
@@ -134,7 +135,7 @@ def local_mesh(mesh: Mesh) -> Mesh:
     lines = mesh.devices.reshape(-1, mesh.shape["tensor"])
     mine = [[device.process_index == jax.process_index() for device in line] for line in lines]
     if any(any(line) != all(line) for line in mine):
-        raise ValueError(f"mesh.tensor={mesh.shape['tensor']} reaches over hosts of {jax.local_device_count()} devices: "
+        raise InputError(f"mesh.tensor={mesh.shape['tensor']} reaches over hosts of {jax.local_device_count()} devices: "
                          "choose one that divides a host's devices")
     lines = lines[[all(line) for line in mine]]
     return Mesh(lines[:, None], AXES)

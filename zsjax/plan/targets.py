@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+from zsjax.errors import InputError
+
 GiB = 2**30
 
 
@@ -65,12 +67,12 @@ def read_target(text: str) -> Target:
     """
     name, _, count = text.partition(":")
     if name not in CHIPS:
-        raise ValueError(f"unknown target {text!r}: give CHIP:NUMBER with one of {', '.join(CHIPS)}")
+        raise InputError(f"unknown target {text!r}: give CHIP:NUMBER with one of {', '.join(CHIPS)}")
     count = count or "1"
     if not count.isdigit() or int(count) < 1:
-        raise ValueError(f"target {text!r}: {count!r} is no number of devices")
+        raise InputError(f"target {text!r}: {count!r} is no number of devices")
     if name in SLICES and int(count) not in SLICES[name]:
-        raise ValueError(f"target {text!r}: {name} comes in slices of {', '.join(map(str, SLICES[name]))} chips")
+        raise InputError(f"target {text!r}: {name} comes in slices of {', '.join(map(str, SLICES[name]))} chips")
     return Target(name, CHIPS[name], int(count))
 
 

@@ -1,7 +1,7 @@
 """The HTML report of a run: one self-contained file with curves, tables and trajectories by role.
 
 It is made of what lies in the run's folder, none of which must exist: config.json, metrics.jsonl, evaluation.json,
-gates.json, trajectories/*.jsonl (training) and evaluation/*.jsonl. Text that models wrote is data: everything is
+gates.json, trajectories/*.jsonl (training) and evaluation/*.json[l]. Text that models wrote is data: everything is
 escaped, and the page's own policy forbids it scripts and network.
 """
 
@@ -12,10 +12,11 @@ import pathlib
 import types
 from collections.abc import Mapping, Sequence
 
-from zsjax.evaluation import tables
+from zsjax.evaluation.kept import Kept
 from zsjax.monitor import costs
 from zsjax.monitor.writer import read_jsonl
 from zsjax.report.charts import escape, legend, line_chart, printable, short
+from zsjax.report.scores import benchmarks_section, evaluation_section, table
 from zsjax.types import STATUS_NAMES
 
 # Curves of a stage: title, unit, {metric: its name in the chart}, at least from, at least to. A chart whose metrics are
@@ -74,7 +75,7 @@ def write(workdir) -> pathlib.Path:
     evaluation, gates = (_read_json(workdir / f"{name}.json") or [] for name in ("evaluation", "gates"))
     name = str(config.get("name", workdir.name))
     body = [f"<header><h1>{escape(name)}</h1><p>{_facts(config, lines)}</p></header>"]
-    body += _evaluation_section(evaluation) + _benchmarks_section(evaluation) + _gates_section(gates)
+    body += evaluation_section(evaluation, Kept(workdir)) + benchmarks_section(evaluation) + _gates_section(gates)
     stages = list(dict.fromkeys(line["stage"] for line in lines))
     for stage in sorted(stages, key=lambda stage: stage != "train"):
         body += _curves_section(stage, [line for line in lines if line["stage"] == stage])
@@ -97,6 +98,9 @@ def choose_trajectories(workdir) -> list[tuple[str, dict]]:
     """
     workdir, found = pathlib.Path(workdir), []
     train, evaluation = (sorted((workdir / name).glob("*.jsonl")) for name in ("trajectories", "evaluation"))
+    shown = {row.get("evaluation") for row in _read_json(workdir / "evaluation.json") or []}
+    played = [file for file in evaluation if not file.stem.startswith(("baseline_", "random_document"))]
+    evaluation = [file for file in played if file.stem in shown] or played  # else of an earlier version
     chosen = list(dict.fromkeys([*train[:1], *train[-1:]])) + evaluation
     for i, file in enumerate(chosen):
         share = -(-(NUM_TRAJECTORIES - len(found)) // (len(chosen) - i))
@@ -140,7 +144,7 @@ def print_result(record: Mapping, console=None):
     for role, style in list(TERMINAL_STYLES.items())[:4]:
         legend.append(f" {role} ", style=style)
     console.print(legend)
-    failed = "".join(f"   search {status}" for status in record.get("search_status", ()) if status in ("failed", "short"))
+    failed = "".join(f"   search {status}" for status in record.get("search_status", ()) if status in ("failed", "empty", "short"))
     console.print(Text(f"answer: {record['answer']}   status: {record['status']}   "
                        f"searches: {record['num_searches']}{failed}"), soft_wrap=True)
 
@@ -150,7 +154,7 @@ def noisy_segments(record: Mapping) -> list[bool]:
     shown = [noisy for noisy, status in zip(record.get("noisy", ()), record.get("search_status", ()))
              if status in ("ok", "short")]
     flags = iter(shown)
-    return [segment["role"] == "document" and next(flags, False) for segment in record["segments"]]
+    return [segment["role"] == "document" and next(flags, False) for segment in record.get("segments", ())]
 
 
 def _facts(config, lines):
@@ -168,37 +172,6 @@ def _facts(config, lines):
     return " · ".join(facts)
 
 
-def _evaluation_section(rows):
-    if not rows:
-        return []
-    scores = [(name, title) for name, title in (("em", "Exact match"), ("f1", "F1"), ("contains", "Contains"))
-              if any(name in row for row in rows)]
-    others = [(name, title) for name, title in (("searches", "Searches"), ("on_path", "On path"),
-                                                ("answered", "Answered"), ("tokens", "Tokens"), ("n", "Questions"))
-              if any(name in row for row in rows)]
-    head = "".join(f"<th>{title}</th>" for title in ("Policy and engine", "Hops or data set",
-                                                     *(title for _, title in (*scores, *others))))
-    body = []
-    for index, row in enumerate(rows):
-        again = index and row.get("name") == rows[index - 1].get("name")
-        cells = [f"<td class='name'>{'' if again else escape(row.get('name', ''))}</td>",
-                 f"<td>{escape(row.get('data_set', row.get('hops', '')))}</td>"]
-        cells += [_score_cell(row.get(name), row.get(f"{name}_se")) for name, _ in scores]
-        cells += [f"<td class='num'>{escape(short(row.get(name)))}</td>" for name, _ in others]
-        body.append(f"<tr{'' if again else ' class=first'}>{''.join(cells)}</tr>")
-    return [f"<section><h2>Evaluation</h2><p>Questions that were not trained on, ± one standard error.</p>"
-            f"{_table(head, ''.join(body))}</section>"]
-
-
-def _benchmarks_section(rows):
-    """Data sets of the paper's table that were evaluated on, in its layout with its rows."""
-    if not any(tables.canonical(str(row.get("data_set"))) in tables.DATA_SETS for row in rows):
-        return []
-    table = tables.to_html(*tables.paper_table(rows))
-    return [f"<section><details open><summary>Beside the published rows</summary><p>{escape(tables.NOTE)}</p>"
-            f"<div class=scroll>{table}</div></details></section>"]
-
-
 def _cost_section(lines, prices):
     rows = costs.account(lines, types.SimpleNamespace(**prices)) if prices else []
     if not rows:
@@ -211,19 +184,7 @@ def _cost_section(lines, prices):
     body = "".join("<tr>" + "".join(f"<td class='num'>{escape(short(row[name]))}</td>" for name in titles) + "</tr>"
                    for row in rows)
     return [f"<section><h2>Cost</h2><p>By the prices of the config. {escape(costs.comparison(rows))}</p>"
-            f"{_table(head, body)}</section>"]
-
-
-def _table(head, body):
-    return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-
-
-def _score_cell(value, error):
-    if not isinstance(value, int | float):
-        return "<td class='num'>–</td>"
-    error = f" <small>± {error:.3f}</small>" if isinstance(error, int | float) else ""
-    return (f"<td class='score'><span class=bar style='width:{100 * min(max(value, 0), 1):.0f}%'></span>"
-            f"<span>{value:.3f}{error}</span></td>")
+            f"{table(head, body)}</section>"]
 
 
 def _gates_section(gates):
@@ -234,7 +195,7 @@ def _gates_section(gates):
         head = "".join(f"<th>{escape(column)}</th>" for column in columns)
         body = "".join("<tr>" + "".join(f"<td>{_gate_value(row.get(column))}</td>" for column in columns) + "</tr>"
                        for row in rows)
-        out.append(f"<h3>{escape(name)}</h3>{_table(head, body)}")
+        out.append(f"<h3>{escape(name)}</h3>{table(head, body)}")
     return [f"<section><h2>Gates</h2><p>What was measured before the next stage was let begin.</p>{''.join(out)}"
             f"</section>"] if out else []
 

@@ -6,6 +6,8 @@ There is no class per algorithm. What differs between them are the functions of 
 `zsjax.rl.losses` that are composed, and any field can be set after the preset; so every mixture is one more dict.
 """
 
+from zsjax.errors import InputError
+
 PRESETS = {
     # Williams 1992, with the batch's mean as baseline.
     "reinforce": dict(advantage="reinforce", loss="ppo_clip"),
@@ -36,5 +38,5 @@ def preset(name: str, **fields) -> dict:
       ValueError: unknown name.
     """
     if name not in PRESETS:
-        raise ValueError(f"unknown algorithm {name!r}: one of {', '.join(PRESETS)}")
+        raise InputError(f"unknown algorithm {name!r}: one of {', '.join(PRESETS)}")
     return {**PRESETS[name], **fields}

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from zsjax.errors import InputError
 from zsjax.rl import advantages, losses
 from zsjax.types import TokenBatch
 
@@ -25,9 +26,9 @@ def load_function(name: str, what: str) -> Callable:
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"cannot load the {what} {name!r}: {error}") from error
+        raise InputError(f"cannot load the {what} {name!r}: {error}") from error
     if not callable(found):
-        raise ValueError(f"the {what} {name!r} is no function")
+        raise InputError(f"the {what} {name!r} is no function")
     return found
 
 
@@ -36,7 +37,7 @@ def load_advantage(name: str) -> Callable | None:
     if name in ADVANTAGES:
         return None
     if ":" not in name:
-        raise ValueError(f"unknown advantage {name!r}: one of {', '.join(ADVANTAGES)} or 'package.module:function'")
+        raise InputError(f"unknown advantage {name!r}: one of {', '.join(ADVANTAGES)} or 'package.module:function'")
     return load_function(name, "advantage")
 
 

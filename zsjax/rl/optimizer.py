@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zsjax.errors import InputError
 from zsjax.rl.master_weights import with_master_weights
 
 SCHEDULE = "schedule"  # as an argument's value: the learning-rate schedule of the config
@@ -38,7 +39,7 @@ def make_optimizer(config, steps):
     elif config.schedule == "cosine":
         decay = optax.cosine_decay_schedule(peak, decay_steps, alpha=config.final_fraction)
     else:
-        raise ValueError(f"unknown learning-rate schedule {config.schedule!r}: 'constant', 'linear' or 'cosine'")
+        raise InputError(f"unknown learning-rate schedule {config.schedule!r}: 'constant', 'linear' or 'cosine'")
 
     def rate(count):
         warm = jnp.minimum((count + 1) / max(config.warmup_steps, 1), 1.0)
@@ -65,11 +66,11 @@ def transformation(link, rate):
     name = link.get("name", "")
     make = getattr(optax, name, None) if isinstance(name, str) and name.isidentifier() and name[0] != "_" else None
     if not inspect.isfunction(make) and not isinstance(make, type(jax.jit(lambda: None))):
-        raise ValueError(f"{name!r} is no transformation of optax {optax.__version__}")
+        raise InputError(f"{name!r} is no transformation of optax {optax.__version__}")
     try:
         made = make(**arguments)
     except TypeError as error:
-        raise ValueError(f"optax.{name}: {error}") from error
+        raise InputError(f"optax.{name}: {error}") from error
     if not isinstance(made, optax.GradientTransformation):
-        raise ValueError(f"optax.{name} makes no transformation of gradients but {type(made).__name__}")
+        raise InputError(f"optax.{name} makes no transformation of gradients but {type(made).__name__}")
     return made

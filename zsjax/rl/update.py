@@ -11,6 +11,7 @@ Microbatches and what a step does with sums, weights and NaN are in `zsjax.rl.ac
 import jax
 import jax.numpy as jnp
 
+from zsjax.errors import InputError
 from zsjax.models import decoder
 from zsjax.rl import losses, roles
 from zsjax.rl.accumulate import packed_step, slices, trained_alone, whole_step
@@ -51,7 +52,7 @@ def load_loss(name):
     if name in LOSSES:
         return LOSSES[name]
     if ":" not in name:
-        raise ValueError(f"unknown loss {name!r}: one of {sorted(LOSSES)} or 'package.module:function'")
+        raise InputError(f"unknown loss {name!r}: one of {sorted(LOSSES)} or 'package.module:function'")
     return load_function(name, "loss")
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zsjax.errors import InputError
 from zsjax.models.placement import for_decoding
 from zsjax.parallel import hosts
 from zsjax.parallel.constrain import over_rows, row_shards
@@ -155,7 +156,7 @@ def encode_prompts(template, tokenizer, questions, size: int, chat: bool = False
     for i, question in enumerate(questions):
         ids = template.encode(tokenizer, question.question, chat=chat)
         if len(ids) > size:
-            raise ValueError(f"the prompt of question {question.id!r} has {len(ids)} tokens; raise "
+            raise InputError(f"the prompt of question {question.id!r} has {len(ids)} tokens; raise "
                              f"rollout.max_prompt_tokens from {size}, prompts are never cut")
         tokens[i, :len(ids)], lengths[i] = ids, len(ids)
     return tokens, lengths

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from zsjax.search.engine import Document
+from zsjax.search.engine import Document, Failed
 from zsjax.search.simulator.prompt import format_document
 from zsjax.search.simulator.writing import ALL_TAGS
 
@@ -40,7 +40,9 @@ def encode_inert(line: str, tokenizer) -> list[int]:
 
 
 def encode_documents(found, tokenizer, document_format: str, *, num_documents: int, max_document_tokens: int):
-    """(int32[B, k, N], int32[B, k], int32[B]) of lists of documents: a line each, cut to N tokens, newline kept."""
+    """(int32[B, k, N], int32[B, k], int32[B]) of lists of documents: a line each, cut to N tokens, newline kept.
+
+    The last are the numbers of documents, -1 for a search that failed."""
     newline = tokenizer.encode("\n")[-1]
     tokens = np.zeros((len(found), num_documents, max_document_tokens), np.int32)
     lengths = np.zeros((len(found), num_documents), np.int32)
@@ -53,4 +55,5 @@ def encode_documents(found, tokenizer, document_format: str, *, num_documents: i
                 ids = ids[:max_document_tokens - 1] + [newline]
             tokens[b, i, :len(ids)] = ids
             lengths[b, i] = len(ids)
-    return tokens, lengths, np.array([min(len(d), num_documents) for d in found], np.int32)
+    counts = [-1 if isinstance(d, Failed) else min(len(d), num_documents) for d in found]
+    return tokens, lengths, np.array(counts, np.int32)

@@ -10,6 +10,7 @@ import json
 import pathlib
 import re
 
+from zsjax.errors import InputError
 from zsjax.search.simulator.prompt import read_template
 
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -36,9 +37,9 @@ class PolicyTemplate:
         found = _SLOT.findall(self.prompt)
         for slot in found:
             if slot != "question":
-                raise ValueError(f"policy template {self.name!r}: unknown slot {{{slot}}}; there is only {{question}}")
+                raise InputError(f"policy template {self.name!r}: unknown slot {{{slot}}}; there is only {{question}}")
         if found != ["question"]:
-            raise ValueError(f"policy template {self.name!r}: the slot {{question}} must be there once, not "
+            raise InputError(f"policy template {self.name!r}: the slot {{question}} must be there once, not "
                              f"{len(found)} times")
 
     @classmethod
@@ -59,12 +60,12 @@ class PolicyTemplate:
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(f"policy template {name!r}: no JSON ({error})") from error
+            raise InputError(f"policy template {name!r}: no JSON ({error})") from error
         if not isinstance(values, dict) or "prompt" not in values:
-            raise ValueError(f"policy template {name!r}: must be an object with the field 'prompt'")
+            raise InputError(f"policy template {name!r}: must be an object with the field 'prompt'")
         for field, value in values.items():
             if field not in fields or not isinstance(value, str):
-                raise ValueError(f"policy template {name!r}: field {field!r} must be a text and one of "
+                raise InputError(f"policy template {name!r}: field {field!r} must be a text and one of "
                                  f"{', '.join(fields)}")
         return cls(**values, name=name)
 

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from zsjax.errors import UserError
 from zsjax.models.decoder import decoding_params
 from zsjax.models.placement import for_decoding
 from zsjax.parallel.constrain import over_rows, row_shards
@@ -48,7 +49,7 @@ class Found:
 
     tokens: Any  # int32[n, k, N]
     lengths: Any  # int32[n, k], 0: no document
-    count: Any  # int32[n], documents found
+    count: Any  # int32[n], documents found, -1: the search failed
     noisy: Any  # bool[n, k], the coins that the engine obeyed
     steps: int = 0  # decode steps of a simulator's program, of all its groups of devices
 
@@ -84,6 +85,8 @@ class TextSearch:
         noisy = asked.coins(self.num_documents) & obeyed
         try:
             results = self._ask(texts, contexts, noisy, reranker)
+        except UserError:  # InputNotFound is an OSError, too: what the user must fix does not pass for a failed search
+            raise
         except (OSError, TimeoutError) as error:  # an engine without failures of its own: the episodes record it
             logging.warning("search failed for %d queries: %s", len(texts), error)
             results = [Failed("error") for _ in texts]

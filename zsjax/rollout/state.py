@@ -320,8 +320,9 @@ def insert(params, env: Environment, state: RolloutState, documents, document_le
     turn = jnp.where(waiting, state.turn, M)  # writes of other rows are dropped
     run = jnp.where(searched, turn, M)
     documents_start = state.length + len(env.information_open)
-    status = jnp.select([hinted, count >= k, count > 0], [types.INVALID_ACTION, types.SEARCH_OK, types.SEARCH_SHORT],
-                        types.SEARCH_FAILED)
+    status = jnp.select(
+        [hinted, count >= k, count > 0, count == 0],
+        [types.INVALID_ACTION, types.SEARCH_OK, types.SEARCH_SHORT, types.SEARCH_EMPTY], types.SEARCH_FAILED)
     span = lambda start, stop: jnp.stack([start, stop], axis=1)
     length = state.length + added
     return state.replace(

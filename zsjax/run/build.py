@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import importlib
 import logging
 import pathlib
 
@@ -13,12 +12,14 @@ import jax.numpy as jnp
 from zsjax.config import Config, ModelConfig
 from zsjax.data import load_corpus, load_questions, load_tokenizer
 from zsjax.data.assets import asset_path
+from zsjax.errors import reading
 from zsjax.models import attention
 from zsjax.models.checkpoints import hub
 from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.models.placement import param_shardings
 from zsjax.parallel import hosts
 from zsjax.parallel.mesh import reshard
+from zsjax.rl.credit import load_function
 from zsjax.search import (
     BM25,
     ChatSimulator,
@@ -40,10 +41,10 @@ TINY_WORLD = "tiny_world:"
 
 
 def tokenizer(config: Config):
-    return load_tokenizer(_local(config.tokenizer, weights=False))
+    return load_tokenizer(local_path(config.tokenizer, weights=False))
 
 
-def _local(name: str, *, weights: bool) -> pathlib.Path:
+def local_path(name: str, *, weights: bool = False) -> pathlib.Path:
     """The path of "asset:NAME", "hf:OWNER/NAME" or a path."""
     return hub.local_folder(name, weights=weights) if name.startswith(hub.PREFIX) else asset_path(name)
 
@@ -71,7 +72,7 @@ def model(config: ModelConfig, tokenizer, *, seed: int, path=None, mesh=None, ru
         return shape, params if mesh is None else reshard(params, param_shardings(shape, mesh, rules))
     from zsjax.models.checkpoints.hf import load_hf, read_config
 
-    folder = _local(str(path), weights=True)
+    folder = local_path(str(path), weights=True)
     shape = dataclasses.replace(read_config(folder), dtype=config.dtype, attention=config.attention)
     attention.choose(shape)
     _, params = load_hf(folder, dtype=config.param_dtype, mesh=mesh, rules=rules, tokenizer=tokenizer,
@@ -134,7 +135,7 @@ def _index(name, config, source, workdir):
         return _build_index(name, config, source)
     what = [config.search.embedder] if name == "dense" else []
     key = hashlib.sha256(repr([name, *what]).encode())
-    with open(source, "rb") as file:
+    with reading(source), open(source, "rb") as file:
         while block := file.read(1 << 20):
             key.update(block)
     folder = workdir / config.search.index_dir / f"{name}-{key.hexdigest()[:16]}"
@@ -159,8 +160,7 @@ def embedder(config: Config):
     """(embed documents, embed queries) of config.search.embedder: list[str] -> float32[N, D]."""
     name = config.search.embedder
     if ":" in name.removeprefix("asset:"):
-        module, _, function = name.partition(":")
-        embed = getattr(importlib.import_module(module), function)
+        embed = load_function(name, "embedder")
         return embed, embed
     from zsjax.models.checkpoints.hf import load_hf
 
@@ -222,7 +222,7 @@ def judge(config: Config):
     if options.url:
         return ChatJudge(options.url, model=options.model, template=template, key_env=options.key_env,
                          limits=_limits(config))
-    its_tokenizer = load_tokenizer(_local(options.tokenizer or options.init, weights=False))
+    its_tokenizer = load_tokenizer(local_path(options.tokenizer or options.init, weights=False))
     shape, params = model(ModelConfig(init=options.init, dtype=options.dtype, param_dtype=options.dtype), its_tokenizer,
                           seed=config.seed)
     return DecoderJudge(shape, params, its_tokenizer, template, chat=options.chat, batch_rows=options.batch_rows,

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zsjax.errors import InputError
 from zsjax.sampling.splice import concatenate
 
 TAGS = ("<search>", "</search>", "<answer>", "</answer>")
@@ -73,11 +74,11 @@ class TagAutomaton:
         """
         tags = tuple(tags)
         if not tags or not all(tags) or len(set(tags)) != len(tags) or len(tags) > 127:
-            raise ValueError(f"tags={tags!r} must be different, non-empty texts (at most 127)")
+            raise InputError(f"tags={tags!r} must be different, non-empty texts (at most 127)")
         table = [tokenizer.token_bytes(id) for id in range(tokenizer.vocab_size)]
         for tag in tags:
             if any(not 0 <= id < len(table) or table[id] is None for id in tokenizer.encode(tag)):
-                raise ValueError(f"the tag {tag!r} is (or holds) a special token of this tokenizer and writes no text; "
+                raise InputError(f"the tag {tag!r} is (or holds) a special token of this tokenizer and writes no text; "
                                  "make the token non-special, or choose another tag")
         goto, output = _byte_automaton([tag.encode() for tag in tags])
         next_state, event, tail = _lift(goto, output, table)

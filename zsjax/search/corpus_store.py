@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from zsjax.errors import InputError, InputExists, InputNotFound, reading
 from zsjax.search.engine import Document
 
 CORPUS, MANIFEST = "corpus.jsonl", "manifest.json"
@@ -76,7 +77,7 @@ def save_index(path: str | os.PathLike, documents: Sequence, manifest: dict, wri
     """
     path = pathlib.Path(path)
     if path.exists() and not (path / MANIFEST).exists():
-        raise FileExistsError(f"{path} exists and is no index folder (it has no {MANIFEST}); choose another path")
+        raise InputExists(f"{path} exists and is no index folder (it has no {MANIFEST}); choose another path")
     unfinished = path.with_name(path.name + f".writing-{os.getpid()}")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -98,15 +99,19 @@ def load_index(path: str | os.PathLike, *, kind: str, form: int, corpus_hash: st
     """
     path = pathlib.Path(path)
     if not (path / MANIFEST).exists():
-        raise FileNotFoundError(f"no {kind} index at {path}: {MANIFEST} is missing. Build one with "
+        raise InputNotFound(f"no {kind} index at {path}: {MANIFEST} is missing. Build one with "
                                 f"{kind}.from_documents(...).save(path)")
-    settings = json.loads((path / MANIFEST).read_text())
+    try:
+        with reading(path / MANIFEST):
+            settings = json.loads((path / MANIFEST).read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path / MANIFEST}: not JSON ({error}); remove the folder to build the index anew") from error
     if (settings.pop("kind", kind), settings.pop("format", None)) != (kind, form):
-        raise ValueError(f"{path} is another kind of index or was written in another format; build the index anew")
+        raise InputError(f"{path} is another kind of index or was written in another format; build the index anew")
     documents = StoredDocuments(path / CORPUS)
     if documents.sha256 != settings["corpus_sha256"] or len(documents) != settings["num_documents"]:
-        raise ValueError(f"{path / CORPUS} has changed since it was indexed; build the index anew")
+        raise InputError(f"{path / CORPUS} has changed since it was indexed; build the index anew")
     if corpus_hash is not None and corpus_hash != settings["corpus_sha256"]:
-        raise ValueError(f"the index at {path} is of another corpus (hash {settings['corpus_sha256'][:12]}..., "
+        raise InputError(f"the index at {path} is of another corpus (hash {settings['corpus_sha256'][:12]}..., "
                          f"asked for {corpus_hash[:12]}...); build the index anew")
     return documents, settings

@@ -9,6 +9,7 @@ the architecture changes: these are starting values of a Qwen2 model, and all of
 import jax
 import jax.numpy as jnp
 
+from zsjax.errors import InputError
 from zsjax.models.decoder import init_params
 from zsjax.models.layers import DecoderConfig, rope_frequencies
 from zsjax.tiny_world.positional import positional_bias_init
@@ -42,9 +43,9 @@ def induction_init(config: DecoderConfig, key):
       ValueError: one layer only, head_dim > embed_dim, or a shape without q/k biases.
     """
     if config.num_layers < 2:
-        raise ValueError("induction_init needs two layers: one to look back and one to match")
+        raise InputError("induction_init needs two layers: one to look back and one to match")
     if config.head_dim > config.embed_dim:
-        raise ValueError(f"head_dim={config.head_dim} must be at most embed_dim={config.embed_dim}")
+        raise InputError(f"head_dim={config.head_dim} must be at most embed_dim={config.embed_dim}")
     D, H, K, h = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
     draw_key, *keys = jax.random.split(key, 6)
 

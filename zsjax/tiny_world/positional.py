@@ -7,6 +7,7 @@ to the architecture, so that only the matching has to be learned.
 
 import jax.numpy as jnp
 
+from zsjax.errors import InputError
 from zsjax.models.layers import DecoderConfig, rope_frequencies
 
 STRENGTH = 5.0  # length of each rotary pair of the bias; the peak score is STRENGTH^2 * sqrt(h) / 2
@@ -37,9 +38,9 @@ def positional_bias_init(params, config: DecoderConfig, key=None):
     """
     del key
     if not config.qkv_bias:
-        raise ValueError("positional_bias_init needs biases on q and k: config.qkv_bias is False")
+        raise InputError("positional_bias_init needs biases on q and k: config.qkv_bias is False")
     if config.qk_norm:
-        raise ValueError("positional_bias_init does not work with config.qk_norm: the norm undoes the bias's strength")
+        raise InputError("positional_bias_init does not work with config.qk_norm: the norm undoes the bias's strength")
     freqs, _ = rope_frequencies(config)
     back = (1.0 + jnp.arange(config.num_heads))[:, None] * freqs  # [H, h/2], radians
     q_bias = STRENGTH * jnp.concatenate([jnp.cos(back), -jnp.sin(back)], axis=-1)

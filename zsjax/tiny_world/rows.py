@@ -9,6 +9,7 @@ import functools
 
 import numpy as np
 
+from zsjax.errors import InputError
 from zsjax.tiny_world import world
 from zsjax.tiny_world.world import NUM_FIRST, NUM_LAST, RELATIONS, held_out_names, name_words
 
@@ -40,7 +41,7 @@ def vocabulary(tokenizer) -> Vocabulary:
     def single(word):
         ids = tokenizer.encode(" " + word)
         if len(ids) != 1:
-            raise ValueError(f"{word!r} is {len(ids)} tokens in this tokenizer: the tiny world needs its own")
+            raise InputError(f"{word!r} is {len(ids)} tokens in this tokenizer: the tiny world needs its own")
         return ids[0]
 
     words = [np.array([single(w) for w in group], np.int32) for group in (*name_words(), RELATIONS)]
@@ -325,7 +326,7 @@ def episode_rows(rng, vocab: Vocabulary, *, rows: int, max_tokens: int, behaviou
     for row in range(rows):
         episode = _write_episode(rng, vocab, table, behaviour, 1 + int(rng.random() < two_hop), max_searches)
         if len(episode.tokens) > max_tokens:
-            raise ValueError(f"an episode of {len(episode.tokens)} tokens does not fit max_tokens={max_tokens}")
+            raise InputError(f"an episode of {len(episode.tokens)} tokens does not fit max_tokens={max_tokens}")
         tokens[row, :len(episode.tokens)] = episode.tokens
         weights[row, :len(episode.tokens)] = episode.weights
     return tokens, weights

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from zsjax.errors import InputError
 from zsjax.search.engine import Document
 from zsjax.types import Question
 
@@ -114,9 +115,9 @@ def make_world(seed: int, split: str = "train", *, entities: int = 40, facts_per
       ValueError: unknown split, or more facts than relations or than other entities.
     """
     if split not in ("train", "eval"):
-        raise ValueError(f"split={split!r} must be 'train' or 'eval'")
+        raise InputError(f"split={split!r} must be 'train' or 'eval'")
     if not 1 <= facts_per_entity <= min(len(RELATIONS), entities - 1):
-        raise ValueError(f"facts_per_entity={facts_per_entity} must be 1 to {min(len(RELATIONS), entities - 1)}")
+        raise InputError(f"facts_per_entity={facts_per_entity} must be 1 to {min(len(RELATIONS), entities - 1)}")
     rng = np.random.default_rng([int(split == "eval"), seed])
     first, last = name_words()
     taken, pairs = set(taken), []
@@ -201,7 +202,7 @@ def resolve(name: str, *, train_worlds: int = 3, eval_worlds: int = 8, **options
     """The worlds behind "tiny_world:train" or "tiny_world:eval". Options: `config.world`. Raises ValueError."""
     prefix, _, split = name.partition(":")
     if prefix != "tiny_world" or split not in ("train", "eval"):
-        raise ValueError(f"{name!r} must be 'tiny_world:train' or 'tiny_world:eval'")
+        raise InputError(f"{name!r} must be 'tiny_world:train' or 'tiny_world:eval'")
     return make_worlds(split, train_worlds if split == "train" else eval_worlds, **options)
 
 

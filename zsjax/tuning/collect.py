@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from zsjax import types
+from zsjax.errors import InputError, reading
 from zsjax.rewards import exact_match
 from zsjax.rollout import transcript
 from zsjax.search.engine import Document, SearchContext, first
@@ -148,7 +149,7 @@ def write_searches(path: str | os.PathLike, searches: Iterable[Search], *, prove
 def read_searches(path: str | os.PathLike) -> tuple[dict, list[Search]]:
     """(provenance, searches) of what `write_searches` wrote. Raises ValueError naming a line that is none."""
     provenance, searches = None, []
-    with open(path, encoding="utf-8") as file:
+    with reading(path), open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
                 record = json.loads(line)
@@ -157,13 +158,13 @@ def read_searches(path: str | os.PathLike) -> tuple[dict, list[Search]]:
                     continue
                 question = record["question"]
                 question = Question(question["id"], question["question"], tuple(question["golden_answers"]),
-                                    question.get("metadata", {}))
+                                    question.get("metadata") or {})
                 documents = tuple(Document(**document) for document in record["documents"])
                 useful = record.get("useful")
                 searches.append(Search(question, record["query"], documents, record["correct"], record["source"],
                                        None if useful is None else tuple(useful)))
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}, line {number}: not a record of a search ({error!r})") from error
+                raise InputError(f"{path}, line {number}: not a record of a search ({error!r})") from error
     if provenance is None:
-        raise ValueError(f"{path} is empty")
+        raise InputError(f"{path} is empty")
     return provenance, searches

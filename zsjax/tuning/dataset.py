@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from zsjax.errors import InputError
 from zsjax.rewards import contains_match
 from zsjax.rollout.documents import encode_documents
 from zsjax.search.engine import Document
@@ -86,9 +87,9 @@ def targets_of(search, k: int, label: str) -> dict[bool, list[Document]]:
         return _by_document(ranking, held, k)
     if label == "judge":
         if search.useful is None:
-            raise ValueError("the searches have no verdicts of a judge: collect them with collect.label='judge'")
+            raise InputError("the searches have no verdicts of a judge: collect them with collect.label='judge'")
         return _by_document(ranking, search.useful, k)
-    raise ValueError(f"label {label!r} is unknown; there are ranking, answer, contains, judge")
+    raise InputError(f"label {label!r} is unknown; there are ranking, answer, contains, judge")
 
 
 def _by_document(ranking, useful, k):
@@ -119,7 +120,7 @@ def make_examples(searches: Sequence, num_documents: int, *, label: str = "ranki
                 seen.add(name)
                 sides[noisy].append(Example(search.question, search.query, noisy, tuple(documents)))
     if not (sides[False] and sides[True]):
-        raise ValueError(f"{len(searches)} searches give {len(sides[False])} useful and {len(sides[True])} noisy "
+        raise InputError(f"{len(searches)} searches give {len(sides[False])} useful and {len(sides[True])} noisy "
                          f"replies of {num_documents} documents; collect more searches, or with a deeper ranking")
     if balance:
         size = min(map(len, sides.values()))
@@ -176,12 +177,12 @@ class Encoder:
         """
         k = self.simulator.num_documents
         if any(len(example.documents) != k for example in examples):
-            raise ValueError(f"every example must have the {k} documents that the simulator writes")
+            raise InputError(f"every example must have the {k} documents that the simulator writes")
         prompts = self.prompts(examples)
         lines = self.lines([example.documents for example in examples])
         lengths = [len(prompt) + sum(map(len, documents)) for prompt, documents in zip(prompts, lines, strict=True)]
         if max(lengths, default=0) > max_tokens:
-            raise ValueError(f"the longest example has {max(lengths)} tokens; raise max_tokens from {max_tokens}")
+            raise InputError(f"the longest example has {max(lengths)} tokens; raise max_tokens from {max_tokens}")
         common = self._common(lines)
         tokens = np.zeros((len(examples), max_tokens), np.int32)
         weights = np.zeros((len(examples), max_tokens), np.float32)
@@ -212,7 +213,7 @@ def make_batches(tokens: np.ndarray, weights: np.ndarray, *, batch_rows: int, se
     A function of the step alone, so a run that is resumed sees what it would have seen.
     """
     if not len(tokens):
-        raise ValueError("no examples to train on")
+        raise InputError("no examples to train on")
 
     def batches(step):
         rows = []

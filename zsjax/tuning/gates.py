@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from zsjax.config import GatesConfig
+from zsjax.errors import InputError
 from zsjax.rewards import contains_match
 from zsjax.search.engine import Document, SearchContext
 from zsjax.types import Question
@@ -51,8 +52,8 @@ def make_probes(questions: Sequence[Question], *, limit: int, seed: int = 0) -> 
     entities, requests = collections.defaultdict(dict), {}
     for question in questions:
         m = question.metadata
-        if not {"hops", "world", "queries", "path"} <= m.keys():
-            raise ValueError(f"question {question.id!r} does not know its right queries: gates need metadata "
+        if not all(m.get(name) not in (None, []) for name in ("hops", "world", "queries", "path")):
+            raise InputError(f"question {question.id!r} does not know its right queries: gates need metadata "
                              "hops, world, queries, path")
         entities[m["world"]].update(dict.fromkeys(m["path"]))
         requests.update(dict.fromkeys(_request(question, hop) for hop in range(len(m["queries"]))))

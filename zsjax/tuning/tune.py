@@ -9,7 +9,7 @@ import numpy as np
 
 from zsjax import supervised
 from zsjax.config import Config, SupervisedConfig
-from zsjax.errors import UserError
+from zsjax.errors import InputError
 from zsjax.search.engine import chance
 from zsjax.search.simulator.simulator import Simulator
 from zsjax.tuning.collect import Search, read_searches
@@ -35,15 +35,15 @@ def tune(config: Config, simulator: Simulator, path: str | os.PathLike, *, write
       The simulator with tuned parameters.
 
     Raises:
-      UserError: the searches are too few or do not fit the config; the message says how to mend it.
+      InputError: the searches are too few or do not fit the config; the message says how to mend it.
     """
     try:
         provenance, searches = read_searches(path)
         searches, held_out = split(searches, config.collect.hold_out)
         examples = make_examples(searches, simulator.num_documents, label=config.collect.label,
                                  balance=config.collect.balance, seed=config.seed)
-    except (OSError, ValueError) as error:
-        raise UserError(f"tune_simulator: {error}") from error
+    except InputError as error:
+        raise InputError(f"tune_simulator: {error}") from error
     writer.note(f"tune_simulator: {len(examples)} examples of {len(searches)} searches "
                 f"({provenance.get('engine', 'unknown engine')})")
     tuned = train(config.tune_simulator, simulator, examples, document_format=config.search.document_format,
@@ -88,8 +88,8 @@ def train(options: SupervisedConfig, simulator: Simulator, examples: list[Exampl
     """
     try:
         tokens, weights = Encoder(simulator, document_format, emphasis(options)).rows(examples, options.max_tokens)
-    except ValueError as error:
-        raise UserError(f"{stage}: {error}") from error
+    except InputError as error:
+        raise InputError(f"{stage}: {error}") from error
     batches = make_batches(tokens, weights, batch_rows=options.batch_rows, seed=seed)
     params = supervised.train(options, simulator.config, simulator.params, batches, writer=writer, stage=stage,
                               directory=directory, config_json=config_json, lora=lora, seed=seed, mesh=mesh)
@@ -104,5 +104,5 @@ def emphasis(options: SupervisedConfig) -> Emphasis | None:
     fields = {} if wanted is True else dict(wanted)
     known = {field.name for field in dataclasses.fields(Emphasis)}
     if unknown := sorted(set(fields) - known):
-        raise ValueError(f"options.emphasis: unknown {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        raise InputError(f"options.emphasis: unknown {', '.join(unknown)}; known are {', '.join(sorted(known))}")
     return Emphasis(**fields)

@@ -5,6 +5,8 @@ Their names are used wherever a path is: "asset:tiny_world/base" is the folder `
 
 import pathlib
 
+from zsjax.errors import InputNotFound
+
 PREFIX = "asset:"
 _ROOT = pathlib.Path(__file__).resolve().parent
 
@@ -28,5 +30,5 @@ def asset_path(path: str | pathlib.Path) -> pathlib.Path:
     found = (_ROOT / name).resolve()
     if not name or not found.is_relative_to(_ROOT) or not found.exists():
         known = ", ".join(f"{PREFIX}{asset}" for asset in list_assets()) or "none"
-        raise FileNotFoundError(f"no asset {text!r}; carried with the package: {known}")
+        raise InputNotFound(f"no asset {text!r}; carried with the package: {known}")
     return found

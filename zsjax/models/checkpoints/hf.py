@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zsjax.errors import InputError, InputExists, InputNotFound
 from zsjax.models.checkpoints import hub, tensor_files
 from zsjax.models.decoder import ParamSpec, param_specs
 from zsjax.models.hf_config import config_dict, read_config
@@ -57,25 +58,25 @@ def _find_tensors(folder: Path) -> dict[str, tensor_files.StoredTensor]:
     if not (folder / INDEX).is_file():
         pickles = sorted(f.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for f in folder.glob(pattern))
         if pickles:
-            raise ValueError(
+            raise InputError(
                 f"{folder} holds pickled weights ({pickles[0]}), which can run code when read and are refused. Convert "
                 "them once with transformers: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)")
-        raise FileNotFoundError(f"{folder}: neither {WEIGHTS} nor {INDEX}")
+        raise InputNotFound(f"{folder}: neither {WEIGHTS} nor {INDEX}")
     try:
         weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
     except (ValueError, KeyError, TypeError) as e:
-        raise ValueError(f"{folder / INDEX}: not a safetensors index: {e!r}") from None
+        raise InputError(f"{folder / INDEX}: not a safetensors index: {e!r}") from None
     tensors = {}
     for shard in sorted(set(weight_map.values())):
         file = folder / shard
         if not file.is_file():
             missing = [name for name, s in weight_map.items() if s == shard]
-            raise FileNotFoundError(f"{file}: shard is missing; {INDEX} says it holds {len(missing)} tensors, such as "
+            raise InputNotFound(f"{file}: shard is missing; {INDEX} says it holds {len(missing)} tensors, such as "
                                     f"{missing[0]!r}")
         tensors |= tensor_files.read_header(file)
     absent = [name for name, shard in weight_map.items() if name not in tensors]
     if absent:
-        raise ValueError(f"{folder / weight_map[absent[0]]}: tensor {absent[0]!r} is missing, though {INDEX} lists it")
+        raise InputError(f"{folder / weight_map[absent[0]]}: tensor {absent[0]!r} is missing, though {INDEX} lists it")
     return tensors
 
 
@@ -84,22 +85,22 @@ def _check(folder, config, named, tensors):
     wanted = {name: _stored_shape(spec, transposed) for name, transposed, spec in named}
     for name, shape in wanted.items():
         if name not in tensors:
-            raise ValueError(f"{folder}: tensor {name!r} of shape {shape} is missing")
+            raise InputError(f"{folder}: tensor {name!r} of shape {shape} is missing")
         stored = tensors[name]
         if stored.dtype not in tensor_files.DTYPES:
-            raise ValueError(f"{stored.file}: tensor {name!r} has dtype {stored.dtype}; supported are "
+            raise InputError(f"{stored.file}: tensor {name!r} has dtype {stored.dtype}; supported are "
                              f"{', '.join(tensor_files.DTYPES)}")
         if stored.shape != shape:
-            raise ValueError(f"{stored.file}: tensor {name!r} has shape {stored.shape}, config.json asks for {shape}")
+            raise InputError(f"{stored.file}: tensor {name!r} has shape {stored.shape}, config.json asks for {shape}")
     for name in sorted(set(tensors) - set(wanted)):
         if name.endswith("rotary_emb.inv_freq"):  # a buffer that old Llama checkpoints carry
             continue
         if name == "lm_head.weight" and config.tie_embeddings:
             if _equal(tensors[name], tensors["model.embed_tokens.weight"]):
                 continue  # Qwen3's small models store it twice
-            raise ValueError(f"{tensors[name].file}: tensor {name!r} differs from the embedding, but config.json has "
+            raise InputError(f"{tensors[name].file}: tensor {name!r} differs from the embedding, but config.json has "
                              "tie_word_embeddings=true")
-        raise ValueError(f"{tensors[name].file}: surplus tensor {name!r}: config.json has no place for it")
+        raise InputError(f"{tensors[name].file}: surplus tensor {name!r}: config.json has no place for it")
 
 
 def _equal(a, b, rows: int = 4096) -> bool:
@@ -119,7 +120,7 @@ def _place(stored, transposed, dtype, sharding, check_finite):
         with np.errstate(over="ignore"):  # check_finite tells of it
             array = np.asarray(array, dtype=dtype, order="C")
         if check_finite and not np.isfinite(array).all():
-            raise ValueError(f"{stored.file}: tensor {stored.name!r} holds NaN or infinite values (as {array.dtype})")
+            raise InputError(f"{stored.file}: tensor {stored.name!r} holds NaN or infinite values (as {array.dtype})")
         return array
 
     if sharding is None:
@@ -154,7 +155,7 @@ def load_hf(path, *, mesh=None, rules=None, dtype=None, tokenizer=None, check_fi
     folder = hub.local_folder(path)
     config = read_config(folder)
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(f"{folder}: tensor 'model.embed_tokens.weight' has {config.vocab_size} rows, but the tokenizer "
+        raise InputError(f"{folder}: tensor 'model.embed_tokens.weight' has {config.vocab_size} rows, but the tokenizer "
                          f"{getattr(tokenizer, 'path', '')} has {tokenizer.vocab_size} ids: give the model's own tokenizer")
     named, treedef = _named_specs(config)
     tensors = _find_tensors(folder)
@@ -213,7 +214,7 @@ def _write_tokenizer(folder: Path, tokenizer):
     source = Path(getattr(tokenizer, "path", tokenizer))
     files = [source] if source.is_file() else [source / name for name in _TOKENIZER_FILES if (source / name).is_file()]
     if not files:
-        raise FileNotFoundError(f"{source}: no tokenizer files")
+        raise InputNotFound(f"{source}: no tokenizer files")
     for file in files:
         shutil.copyfile(file, folder / ("tokenizer.model" if file.suffix == ".model" else file.name))
 
@@ -241,7 +242,7 @@ def save_hf(path, config: DecoderConfig, params, *, tokenizer=None, dtype=None, 
     """
     path = Path(path)
     if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / "config.json").is_file())):
-        raise FileExistsError(f"{path} exists and is no checkpoint folder: not replaced")
+        raise InputExists(f"{path} exists and is no checkpoint folder: not replaced")
     named, treedef = _named_specs(config)
     leaves, given = jax.tree.flatten(params)
     if given != treedef:

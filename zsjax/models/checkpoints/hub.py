@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from zsjax.errors import InputNotFound
+
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 TOKENIZER_FILES = ("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
                    "*.model", "chat_template*", "config.json", "generation_config.json")
@@ -35,17 +37,17 @@ def local_folder(path, *, weights: bool = True) -> Path:
     name = hub_name(path)
     if name is None:
         if str(path).startswith(PREFIX):
-            raise FileNotFoundError(f"{path!r} is no name of the Hugging Face hub: write {PREFIX}owner/name")
+            raise InputNotFound(f"{path!r} is no name of the Hugging Face hub: write {PREFIX}owner/name")
         return Path(path)
     try:
         import huggingface_hub
     except ImportError:
-        raise FileNotFoundError(f"there is no folder {name!r}, and reading it from the Hugging Face hub needs the "
+        raise InputNotFound(f"there is no folder {name!r}, and reading it from the Hugging Face hub needs the "
                                 "package huggingface_hub") from None
     patterns = [*TOKENIZER_FILES, *(("*.safetensors", "*.safetensors.index.json") if weights else ())]
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub's and httpx's own kinds; all mean that it cannot be had
         reason = str(error).split("\n")[0] or type(error).__name__
-        raise FileNotFoundError(f"there is no folder {name!r}, and it cannot be had from the Hugging Face hub "
+        raise InputNotFound(f"there is no folder {name!r}, and it cannot be had from the Hugging Face hub "
                                 f"({reason}); download it where there is a network and give the folder's path") from error

@@ -13,6 +13,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from zsjax.errors import InputError, reading
+
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
 
 
@@ -46,12 +48,12 @@ def read_header(file) -> dict[str, StoredTensor]:
 
     file = Path(file)
     try:
-        with safe_open(file, framework="numpy") as f:
+        with reading(file), safe_open(file, framework="numpy") as f:
             parts = {name: f.get_slice(name) for name in f.keys()}
             return {name: StoredTensor(file, name, part.get_dtype(), tuple(part.get_shape()))
                     for name, part in parts.items()}
     except SafetensorError as error:
-        raise ValueError(f"{file}: {_cut_short(file) or f'not a safetensors file, or damaged: {error}'}") from None
+        raise InputError(f"{file}: {_cut_short(file) or f'not a safetensors file, or damaged: {error}'}") from None
 
 
 def _cut_short(file: Path) -> str:

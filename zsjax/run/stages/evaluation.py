@@ -1,98 +1,292 @@
-"""What came of it: base, trained policy and baselines with the real engine, and the report."""
+"""What came of it: base, trained policy and baselines with the real engine, and the report.
 
+Each evaluation is kept under what was evaluated and how (`zsjax.evaluation.kept`). The stage makes those that the config
+asks for and that are not there, or in which searches failed; evaluation.json holds the rows of all that were asked for.
+"""
+
+import dataclasses
+import functools
+import hashlib
 import json
+import pathlib
+from collections.abc import Callable, Iterator
 
 import jax
 
+from zsjax.config import Config
+from zsjax.errors import UserError
 from zsjax.evaluate import play_samples, random_document_baseline, summarize
-from zsjax.evaluation import compare
+from zsjax.evaluation import compare, kept
+from zsjax.evaluation.kept import Evaluation, Subject
 from zsjax.monitor import costs
 from zsjax.parallel import hosts, mesh
 from zsjax.rollout import make_rollout
+from zsjax.rollout.policy_prompt import PolicyTemplate
 from zsjax.run import build
 from zsjax.run.stages.run import Run
 
+# Fields of config.rollout and config.search that do not decide the figures: of training, of speed, of places.
+NOT_READ = ("rollout.temperature", "rollout.rows", "rollout.simulator_slots", "rollout.busy", "rollout.lanes",
+            "rollout.visit_every", "rollout.search_batches", "rollout.capacities", "search.engine", "search.index_dir",
+            "search.noise_per", "search.remote.url", "search.remote.key_env", "search.remote.cache_dir",
+            "search.remote.budget", "search.remote.timeout", "search.remote.retries", "search.remote.concurrency",
+            "search.remote.max_bytes")
+SIMULATED = ("simulator", "mixed")
+
+
+class SearchesFailed(UserError):
+    """Most searches of an evaluation failed: it is not finished, and asking again repeats it."""
+
+    exit_code = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One evaluation that the config asks for. play: () -> (its records, its lines of metrics)."""
+
+    wanted: Evaluation
+    play: Callable[[], tuple[list[dict], list[dict]]]
+
 
 def evaluate(run: Run):
-    if run.done("evaluate", "evaluation.json"):
+    parts = Parts(run)
+    number = max((evaluation.number for evaluation in parts.kept.all()), default=0)
+    run.writer.truncate("evaluate", number)
+    done = []
+    for part in parts.all():
+        evaluation = _found(run, parts.kept, part.wanted)
+        if evaluation is None:
+            number += 1
+            evaluation = _made(run, parts, part, number)
+        done.append(evaluation)
+    rows = [row for evaluation in done for row in evaluation.rows]
+    for row in rows:
+        run.writer.note(_line(row))
+    if not any(evaluation.subject.role == kept.TRAINED for evaluation in done):
+        run.writer.note("evaluate: this run has no trained policy yet (models/policy); the rows are of the untrained base")
+    _finish(run, parts.kept, done, rows)
+
+
+def _found(run, folder, wanted) -> Evaluation | None:
+    """The kept evaluation that is asked for, unless a search of it failed. On hosts without the files, what is wanted."""
+    found = folder.find(wanted) if hosts.is_lead() else None
+    if not hosts.agree(found is not None and not found.failed_searches):
+        return None
+    run.writer.note(f"evaluate: evaluation/{wanted.name} is there already")
+    return found or wanted
+
+
+def _made(run, parts, part, number) -> Evaluation:
+    """Plays an evaluation and keeps it, unless an earlier one with fewer failed searches is kept."""
+    records, lines = part.play()
+    for line in lines:
+        run.writer.write(number, line, "evaluate", show=False)
+    made = dataclasses.replace(part.wanted, number=number)
+    made = made.with_records(records, summarize(made.title, records, parts.questions))
+    if not hosts.is_lead():
+        return made
+    before = parts.kept.find(part.wanted)
+    if before is not None and before.failed_searches < made.failed_searches:
+        run.writer.note(f"evaluate: {made.failed_searches} searches of {made.title} failed; the earlier evaluation with "
+                        f"{before.failed_searches} is kept")
+        return before
+    parts.kept.add(made, records)
+    return made
+
+
+def _finish(run, folder, done, rows):
+    """Tables and evaluation.json of finished evaluations; SearchesFailed where one is not."""
+    unfinished = [evaluation for evaluation in done if not evaluation.finished]
+    if hosts.agree(bool(unfinished)):
+        what = "; ".join(f"{evaluation.title}: {evaluation.failed_searches} of {evaluation.searches} searches failed"
+                         for evaluation in unfinished)
+        raise SearchesFailed(f"the evaluation is not finished: {what}. See that search.eval_engine = "
+                             f"{run.config.search.eval_engine!r} answers and start the same command again")
+    if not hosts.is_lead():
         return
-    config = run.config
-    questions = build.benchmarks(config)
-    engine = run.engine(config.search.eval_engine, config.data.eval_corpus, spread=True)
-    policies = [("before", run.policy("base", rules=mesh.DECODE_RULES))]
-    if build.checkpoint_exists(run.path("models/policy")):
-        policies.append(("after", run.policy("policy", rules=mesh.DECODE_RULES)))
-    engines = [("", engine)]
-    if config.evaluate.drop_best:
-        lossy = run.engine(config.search.eval_engine, config.data.eval_corpus, drop_best=config.evaluate.drop_best)
-        engines.append((f", best document lost in {config.evaluate.drop_best:.0%} of searches", lossy))
-    table, played = [], {}
-    run.writer.truncate("evaluate", 0)
-    for suffix, engine_used in engines:
-        rollout = make_rollout(policies[0][1][0], engine_used, run.tokenizer, config, run.mesh)
-        rollout = costs.Meter(rollout, engine_used, devices=mesh.device_count(run.mesh, config.mesh))
-        for name, (_, params) in policies:
-            title = f"{name} training{suffix}"
-            with run.writer.track(f"evaluate {title}", len(questions) * config.evaluate.samples) as advance:
-                def progress(batches):
-                    for batch in batches:
-                        yield batch
-                        advance(min(config.evaluate.batch_rows, len(questions) - batch))
-
-                records = play_samples(
-                    rollout, params, questions, key=jax.random.key(config.seed), samples=config.evaluate.samples,
-                    progress=progress, batch_rows=config.evaluate.batch_rows, temperature=config.evaluate.temperature)
-            table += summarize(title, records, questions)
-            run.writer.write(len(played) + 1, rollout.take(), "evaluate", show=False)
-            part = f"{name}{'_lossy' if suffix else ''}"
-            played[part] = records
-            if not hosts.is_lead():
-                continue
-            path = run.path("evaluation") / f"{part}.jsonl"
-            path.parent.mkdir(exist_ok=True)
-            path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-    table += play_baselines(run, engine, questions, *policies[-1][1])
-    if config.data.eval.startswith(build.TINY_WORLD) and not config.data.benchmarks:
-        from zsjax.tiny_world.world import answer_of
-
-        table += random_document_baseline(engine, questions, answer_of, k=config.search.num_documents, seed=config.seed)
-    if "after" in played:
-        rows = compare.compare_records(played["before"], played["after"], seed=config.seed)
-        run.write_json("evaluation/comparison.json", rows)
-        run.writer.note("before (first) and after (second) training, paired bootstrap:\n" + compare.comparison_table(rows))
-    if hosts.is_lead():
-        compare.write_tables(run.workdir, table)
-    run.write_json("evaluation.json", table)
-    for row in table:
-        group = row.get("data_set", f"hops {row['hops']}")
-        run.writer.note(f"{row['name']:<60} {group}  EM {row['em']:.3f} ± {row['em_se']:.3f}  "
-                        f"F1 {row['f1']:.3f}  searches {row['searches']:.2f}  n {row['n']}")
+    sides = {evaluation.part: evaluation for evaluation in done}
+    if "after" in sides:
+        compared = compare.compare_records(*(folder.records(sides[part].name) for part in ("before", "after")),
+                                           seed=run.config.seed)
+        run.write_json("evaluation/comparison.json", compared)
+        run.writer.note("before (first) and after (second) training, paired bootstrap:\n"
+                        + compare.comparison_table(compared))
+    compare.write_tables(run.workdir, rows)
+    run.write_json("evaluation.json", rows)
 
 
-def play_baselines(run: Run, engine, questions, model, params) -> list[dict]:
-    """Rows of config.evaluate.baselines, on the evaluation's questions and engine."""
-    from zsjax.evaluation.baselines import METHODS, Setting
+def _line(row) -> str:
+    group = row.get("data_set", f"hops {row['hops']}")
+    failed = f"  {row['failed_searches']} searches FAILED" if row["failed_searches"] else ""
+    return (f"{row['name']:<60} {group}  EM {row['em']:.3f} ± {row['em_se']:.3f}  F1 {row['f1']:.3f}  "
+            f"searches {row['searches']:.2f}  n {row['n']}{failed}")
 
-    config, rows, meters = run.config, [], []
 
-    def meter(rollout, engine):
-        meters.append(costs.Meter(rollout, engine, devices=mesh.device_count(run.mesh, config.mesh)))
-        return meters[-1]
+class Parts:
+    """The evaluations that a run's config asks for. Models and engines are loaded when a part is played."""
 
-    for number, name in enumerate(config.evaluate.baselines):
+    def __init__(self, run: Run):
+        self.run, self.config, self.kept = run, run.config, kept.Kept(run.workdir)
+        self.questions = build.benchmarks(run.config)
+        self.how = how(run, self.questions)
+        self._objects = {}
+
+    def all(self) -> Iterator[Part]:
+        config, base = self.config, self._subject(kept.BASE, "models/base")
+        policies = [("before", base)]
+        if build.checkpoint_exists(self.run.path("models/policy")):
+            policies.append(("after", self._subject(kept.TRAINED, "models/policy")))
+        lossy = [0.0, *([config.evaluate.drop_best] if config.evaluate.drop_best else [])]
+        for drop_best in lossy:
+            suffix = f", best document lost in {drop_best:.0%} of searches" if drop_best else ""
+            for name, subject in policies:
+                yield self._part(
+                    f"{name}{'_lossy' if drop_best else ''}", f"{name} training{suffix}", subject,
+                    functools.partial(self._play, f"{name} training{suffix}", subject.role, drop_best), drop_best=drop_best,
+                    temperature=config.evaluate.temperature, samples=config.evaluate.samples)
+        for name in config.evaluate.baselines:
+            subject, more = policies[-1][1], {"rollout.temperature": config.rollout.temperature}
+            if name in ("best_of_n", "tree_search"):
+                more |= {"samples": config.evaluate.baseline_samples}
+            if name == "trajectory_sft":
+                subject, more = base, more | {"train": config.data.train, "corpus": config.data.corpus,
+                                              "trajectory_sft": dataclasses.asdict(config.trajectory_sft)}
+            yield self._part(f"baseline_{name}", f"baseline {name}", subject,
+                             functools.partial(self._play_baseline, name, policies[-1][1].role), **more)
+        if config.data.eval.startswith(build.TINY_WORLD) and not config.data.benchmarks:
+            yield self._part("random_document", "random retrieved document", Subject(kept.NO_POLICY, "", ""),
+                             self._play_random_document)
+
+    def _part(self, part, title, subject, play, **more):
+        return Part(Evaluation(part, title, 0, subject, self.how | more), play)
+
+    def _subject(self, role, made) -> Subject:
+        config, path = self.config.policy, self.run.path(made)
+        if build.checkpoint_exists(path):
+            return Subject(role, made, kept.fingerprint(path))
+        return Subject(role, config.init, _fingerprint_of(config, self.config.seed))
+
+    def _once(self, *name, make):
+        if name not in self._objects:
+            self._objects[name] = make()
+        return self._objects[name]
+
+    def _policy(self, role):
+        return self._once(role, make=lambda: self.run.policy("policy" if role == kept.TRAINED else "base",
+                                                             rules=mesh.DECODE_RULES))
+
+    def _engine(self, drop_best=0.0):
+        options = {"drop_best": drop_best} if drop_best else {"spread": True}
+        return self._once("engine", drop_best, make=lambda: self.run.engine(
+            self.config.search.eval_engine, self.config.data.eval_corpus, **options))
+
+    def _rollout(self, model, drop_best):
+        engine = self._engine(drop_best)
+        return self._once(model, drop_best, make=lambda: self._metered(
+            make_rollout(model, engine, self.run.tokenizer, self.config, self.run.mesh), engine))
+
+    def _metered(self, rollout, engine):
+        return costs.Meter(rollout, engine, devices=mesh.device_count(self.run.mesh, self.config.mesh))
+
+    def _play(self, title, role, drop_best):
+        options, questions = self.config.evaluate, self.questions
+        model, params = self._policy(role)
+        rollout = self._rollout(model, drop_best)
+        with self.run.writer.track(f"evaluate {title}", len(questions) * options.samples) as advance:
+            def progress(batches):
+                for batch in batches:
+                    yield batch
+                    advance(min(options.batch_rows, len(questions) - batch))
+
+            records = play_samples(
+                rollout, params, questions, key=jax.random.key(self.config.seed), samples=options.samples,
+                progress=progress, batch_rows=options.batch_rows, temperature=options.temperature)
+        return records, [rollout.take()]
+
+    def _play_baseline(self, name, role):
+        from zsjax.evaluation.baselines import METHODS, Setting
+
+        config, run, meters = self.config, self.run, []
+
+        def meter(rollout, engine):
+            meters.append(self._metered(rollout, engine))
+            return meters[-1]
+
+        model, params = self._policy(role)
         setting = Setting(
-            config, model, params, run.tokenizer, engine, questions, jax.random.key(config.seed), meter, run.mesh,
-            train_questions=lambda: build.questions(config, config.data.train),
+            config, model, params, run.tokenizer, self._engine(), self.questions, jax.random.key(config.seed), meter,
+            run.mesh, train_questions=lambda: build.questions(config, config.data.train),
             train_engine=lambda: run.engine(config.search.eval_engine, config.data.corpus, spread=True),
             base_params=lambda: run.policy("base")[1], writer=run.writer,
             directory=run.path("checkpoints") / "trajectory_sft")
-        records = METHODS[name](setting)
-        run.write_json(f"evaluation/baseline_{name}.json", records)
-        rows += summarize(f"baseline {name}", records, questions)
-        for meter_of in meters:
-            run.writer.write(number + 1, {"baseline": name} | meter_of.take(), "evaluate", show=False)
-        meters.clear()
-    return rows
+        return METHODS[name](setting), [{"baseline": name} | used.take() for used in meters]
+
+    def _play_random_document(self):
+        from zsjax.tiny_world.world import answer_of
+
+        return random_document_baseline(self._engine(), self.questions, answer_of, k=self.config.search.num_documents,
+                                        seed=self.config.seed), []
+
+
+def how(run: Run, questions) -> dict:
+    """{dotted name: value} of what decides an evaluation's figures beside the policy; places and speed do not."""
+    config = run.config
+    asked = [(question.id, question.question, question.golden_answers, question.metadata) for question in questions]
+    found = {
+        "seed": config.seed, "questions": _hash(asked), "tokenizer": _files(build.local_path(config.tokenizer)),
+        "prompts.policy": _hash(dataclasses.asdict(PolicyTemplate.load(config.prompts.policy))),
+        "prompts.chat": config.prompts.chat, "data.eval_corpus": _corpus(config),
+        **{f"policy.{name}": getattr(config.policy, name) for name in ("dtype", "param_dtype", "cache_dtype")},
+        **_fields("rollout", config.rollout), **_fields("search", config.search)}
+    if config.search.eval_engine in SIMULATED:
+        path = next((path for path in map(run.path, ("models/simulator", "models/simulator_base"))
+                     if build.checkpoint_exists(path)), None)
+        found["simulator"] = kept.fingerprint(path) if path else _fingerprint_of(config.simulator, config.seed + 1)
+        found |= {f"simulator.{name}": getattr(config.simulator, name)
+                  for name in ("dtype", "param_dtype", "cache_dtype", "quantize")}
+    if config.search.eval_engine in (*SIMULATED, "chat"):
+        found |= {f"prompts.{name}": getattr(config.prompts, name) for name in ("simulator", "simulator_chat")}
+    return json.loads(json.dumps(found, default=str))
+
+
+def _fields(prefix, group) -> dict:
+    """The fields of a dataclass and of those within it that decide figures."""
+    found = {}
+    for field in dataclasses.fields(group):
+        name, value = f"{prefix}.{field.name}", getattr(group, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= _fields(name, value)
+        elif name not in NOT_READ:
+            found[name] = value
+    return found
+
+
+def _fingerprint_of(config, seed) -> str:
+    """Of config.init: its checkpoint's, or of what random parameters are drawn from."""
+    if config.init == "random":
+        return _hash(["random", seed, dict(config.shape), config.positional_bias_init])
+    return kept.fingerprint(build.local_path(config.init, weights=True))
+
+
+def _corpus(config: Config):
+    """A corpus by name and size: to read one of gigabytes takes longer than to evaluate."""
+    source = config.data.eval_corpus
+    if source.startswith(build.TINY_WORLD):
+        return [source, dict(config.world)]
+    path = pathlib.Path(source)
+    return [path.name, path.stat().st_size] if path.is_file() else [source]
+
+
+def _files(path) -> str:
+    """A hash of the small files of a tokenizer's folder."""
+    path = pathlib.Path(path)
+    files = [path] if path.is_file() else sorted(
+        file for file in path.glob("*") if file.suffix in (".json", ".model", ".txt", ".jinja"))
+    return _hash([(file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in files])
+
+
+def _hash(value) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def report(run: Run):

@@ -1,5 +1,6 @@
 """The gates between the stages: a base that cannot read, or a simulator that leaks, stops the run."""
 
+from zsjax.evaluate import right_queries
 from zsjax.run import build
 from zsjax.run.stages.run import Run
 from zsjax.search.simulator.simulator import Simulator
@@ -28,7 +29,7 @@ def check_simulator(run: Run, simulator: Simulator):
 
     config = run.config
     questions = build.questions(config, config.data.train)
-    if not all("queries" in question.metadata for question in questions):
+    if not all(map(right_queries, questions)):
         run.writer.note("gate simulator: not measured, the questions do not know their right queries")
         return
     rows = gates.measure(simulator, run.engine("bm25", config.data.corpus), questions,

@@ -41,6 +41,8 @@ def real_evaluation(run: Run, model):
                   for name in ("em", "f1", "searches")}
         by_hops = {f"eval/em_{row['hops']}_hop": row["em"] for row in rows if row["hops"] != "all"}
         # The step's own line has its devices, and its time holds ours.
+        if failed := sum(row["failed_searches"] for row in rows):
+            scores["eval/failed_searches"] = failed
         used = {f"eval/{name}": value for name, value in rollout.take().items() if name not in ("used/devices", "time/step")}
         return scores | by_hops | used
 

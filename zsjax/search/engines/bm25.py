@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from zsjax.errors import InputError
 from zsjax.search.corpus_store import hash_of, load_index, row_of, save_index
 from zsjax.search.engine import Document, SearchContext, check_request
 
@@ -39,10 +40,10 @@ class BM25:
         bm25s = _bm25s()
         rows = [row_of(document, number) for number, document in enumerate(documents)]
         if not rows:
-            raise ValueError("BM25 needs at least one document; the corpus is empty")
+            raise InputError("BM25 needs at least one document; the corpus is empty")
         words = _words([f"{title} {text}" for title, text in rows], stopwords, return_ids=True, progress=progress)
         if not any(words.ids):
-            raise ValueError(f"none of the {len(rows)} documents holds a word of two letters or more")
+            raise InputError(f"none of the {len(rows)} documents holds a word of two letters or more")
         index = bm25s.BM25(k1=k1, b=b, method="lucene")
         index.index(words, show_progress=progress)
         settings = {"k1": k1, "b": b, "stopwords": stopwords, "num_documents": len(rows), "corpus_sha256": hash_of(rows)}

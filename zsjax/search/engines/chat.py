@@ -2,7 +2,7 @@
 
 The prompt is the compiled simulator's, filled with text. A reply is cut and repaired by rule: one document a line, its
 number and bullets taken off, blank lines and repetitions dropped, never more than were asked for; what is missing then is
-counted ("short_replies") and shows as SEARCH_SHORT or SEARCH_FAILED in the episode.
+counted ("short_replies") and shows as SEARCH_SHORT or SEARCH_EMPTY in the episode.
 """
 
 import os
@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Sequence
 from typing import ClassVar
 
+from zsjax.errors import InputError
 from zsjax.search.engine import Document, Failed, SearchContext, check_request, first
 from zsjax.search.engines.http import MAX_TEXT
 from zsjax.search.simulator.prompt import SimulatorTemplate, bare_line
@@ -80,7 +81,7 @@ def authorization(key_env: str, server: str) -> dict[str, str]:
     """The header with the key in the environment variable `key_env`; none for "". Raises ValueError if it is not set."""
     key = os.environ.get(key_env, "") if key_env else ""
     if key_env and not key:
-        raise ValueError(f"{server} needs a key: set the environment variable {key_env}")
+        raise InputError(f"{server} needs a key: set the environment variable {key_env}")
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 

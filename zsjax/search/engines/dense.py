@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from zsjax.errors import InputError
 from zsjax.search.corpus_store import hash_of, load_index, row_of, save_index
 from zsjax.search.engine import Document, SearchContext, check_request
 
@@ -45,7 +46,7 @@ class Dense:
         """
         rows = [row_of(document, number) for number, document in enumerate(documents)]
         if not rows:
-            raise ValueError("a dense index needs at least one document; the corpus is empty")
+            raise InputError("a dense index needs at least one document; the corpus is empty")
         texts = [f"{title}\n{text}".strip() for title, text in rows]
         vectors = np.concatenate([_unit(embed(texts[i:i + batch_size]), len(texts[i:i + batch_size]))
                                   for i in range(0, len(texts), batch_size)])
@@ -87,7 +88,7 @@ class Dense:
         """
         documents, settings = load_index(path, kind="Dense", form=_FORMAT, corpus_hash=corpus_hash)
         if settings["embedder"] != name:
-            raise ValueError(f"{path} was embedded by {settings['embedder']!r}, not {name!r}; build the index anew")
+            raise InputError(f"{path} was embedded by {settings['embedder']!r}, not {name!r}; build the index anew")
         vectors = np.load(os.path.join(path, _VECTORS), mmap_mode="r" if mmap else None, allow_pickle=False)
         return cls(vectors, documents, settings, embed_query)
 

@@ -9,6 +9,7 @@ Without return_scores a result is the document itself. `python -m zsjax.launch s
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
+from zsjax.errors import InputError
 from zsjax.search.engine import Document, Failed, SearchContext, check_request
 from zsjax.search.transport import DEFAULT_LIMITS, Limits, Request, SearchError, Transport
 
@@ -25,7 +26,7 @@ class HttpRetriever:
         """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ValueError(f"{url!r} is no address of a server; give http://HOST:PORT/retrieve")
+            raise InputError(f"{url!r} is no address of a server; give http://HOST:PORT/retrieve")
         self.url = url if parts.path.strip("/") else url.rstrip("/") + "/retrieve"
         self.batch_size, self.transport = batch_size, Transport(limits)
 

@@ -11,6 +11,7 @@ import pathlib
 import threading
 from collections.abc import Sequence
 
+from zsjax.errors import InputError
 from zsjax.search.engine import BudgetSpent, Document, Failed, SearchContext, check_request, first
 from zsjax.search.transport import DEFAULT_LIMITS, Limits, Request, SearchError, Transport
 
@@ -39,7 +40,7 @@ class SerpApi:
         """
         self._key = os.environ.get(key_env, "")
         if not self._key:
-            raise ValueError(f"web search needs a key: set the environment variable {key_env}")
+            raise InputError(f"web search needs a key: set the environment variable {key_env}")
         self.engine, self.price, self.budget, self.url = engine, price, budget, url
         self.transport = Transport(limits)
         self._lock = threading.Lock()

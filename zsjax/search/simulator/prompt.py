@@ -9,6 +9,8 @@ import pathlib
 import re
 from collections.abc import Sequence
 
+from zsjax.errors import InputError, InputNotFound, reading
+
 SLOTS = ("mode", "num_documents", "question", "answers", "query")
 MODES = ("useful", "noisy")
 _SLOT = re.compile(r" ?\{(\w+)\}")
@@ -140,10 +142,10 @@ class SimulatorTemplate:
         known = ", ".join(f"{{{slot}}}" for slot in SLOTS)
         for slot in found:
             if slot not in SLOTS:
-                raise ValueError(f"simulator template {self.name!r}: unknown slot {{{slot}}}; slots are {known}")
+                raise InputError(f"simulator template {self.name!r}: unknown slot {{{slot}}}; slots are {known}")
         for slot in ("mode", "query"):
             if slot not in found:
-                raise ValueError(f"simulator template {self.name!r}: no slot {{{slot}}}; without it the simulator "
+                raise InputError(f"simulator template {self.name!r}: no slot {{{slot}}}; without it the simulator "
                                  f"cannot know the {slot}")
 
     @classmethod
@@ -191,7 +193,7 @@ class SimulatorTemplate:
     def _check_slots(self, slots):
         for kind, value in self.parts():
             if kind == "slot" and value not in slots:
-                raise ValueError(f"simulator template {self.name!r} has the slot {{{value}}}; give {value}=...")
+                raise InputError(f"simulator template {self.name!r} has the slot {{{value}}}; give {value}=...")
 
     def encode_slot(self, tokenizer, text: str) -> list[int]:
         """Ids of what fills a slot: the text without blank ends, one blank in front; nothing for a blank text."""
@@ -223,7 +225,7 @@ class JudgeTemplate:
 
     def __post_init__(self):
         if sorted(set(_DOCUMENT_SLOT.findall(self.text))) != sorted(JUDGE_SLOTS):
-            raise ValueError(f"judge template {self.name!r}: its slots must be "
+            raise InputError(f"judge template {self.name!r}: its slots must be "
                              f"{', '.join(f'{{{slot}}}' for slot in JUDGE_SLOTS)}")
 
     @classmethod
@@ -262,7 +264,7 @@ def format_document(fmt: str, index: int, document) -> str:
     unknown = [slot for slot in slots if slot not in values]
     if unknown or "text" not in slots:
         what = f"unknown slot {{{unknown[0]}}}" if unknown else "no slot {text}"
-        raise ValueError(f"document format {fmt!r}: {what}; slots are {{i}}, {{title}}, {{text}}")
+        raise InputError(f"document format {fmt!r}: {what}; slots are {{i}}, {{title}}, {{text}}")
     if not values["title"]:
         fmt = re.sub(r"\{title\}[^\w{]*", "", fmt)
     return _one_line(_DOCUMENT_SLOT.sub(lambda match: values[match.group(1)], fmt)) + "\n"
@@ -281,6 +283,7 @@ def read_template(name: str, templates, kind: str) -> str:
     """The text of a template file; FileNotFoundError says which names there are beside paths."""
     path = pathlib.Path(name)
     if not path.is_file():
-        raise FileNotFoundError(f"no {kind} template {name!r}: give {', '.join(map(repr, templates))} or the path of a "
+        raise InputNotFound(f"no {kind} template {name!r}: give {', '.join(map(repr, templates))} or the path of a "
                                 "text file")
-    return path.read_text(encoding="utf-8")
+    with reading(name):
+        return path.read_text(encoding="utf-8")

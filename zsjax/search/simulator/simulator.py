@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zsjax.errors import InputError
 from zsjax.models.cache import cache_dtype, copy_rows, init_cache
 from zsjax.models.decoder import DecoderConfig, decoding_params, extend, logits_of
 from zsjax.sampling.logits import sample
@@ -69,11 +70,11 @@ class Simulator:
 
     def __post_init__(self):
         if not 1 <= self.num_documents <= 20:
-            raise ValueError(f"num_documents={self.num_documents}: a reply has 1 to 20 documents")
+            raise InputError(f"num_documents={self.num_documents}: a reply has 1 to 20 documents")
         if self.reveal_gold not in ("always", "on_target", "never"):
-            raise ValueError(f"reveal_gold={self.reveal_gold!r}: give 'always', 'on_target' or 'never'")
+            raise InputError(f"reveal_gold={self.reveal_gold!r}: give 'always', 'on_target' or 'never'")
         if self.tokenizer.vocab_size > self.config.vocab_size:
-            raise ValueError(f"the tokenizer has {self.tokenizer.vocab_size} tokens, the simulator's embedding only "
+            raise InputError(f"the tokenizer has {self.tokenizer.vocab_size} tokens, the simulator's embedding only "
                              f"{self.config.vocab_size} rows")
 
     @functools.cached_property

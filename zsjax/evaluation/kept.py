@@ -1,0 +1,157 @@
+"""The evaluations of a run's folder, side by side: what was evaluated, how, and what came of it.
+
+    evaluation/NAME.json    an `Evaluation`, written last
+    evaluation/NAME.jsonl   its records, one an episode
+
+NAME ends in the first digits of the evaluation's key, a hash of what was evaluated and how. So an evaluation is found
+again when the same is asked for, and one of another policy or with other options never takes its place.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from zsjax.errors import InputError, reading
+from zsjax.evaluate import failed_searches
+from zsjax.monitor.writer import read_jsonl
+
+BASE, TRAINED, NO_POLICY = "base", "trained", "none"
+WEIGHTS = (".safetensors", ".gguf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is evaluated.
+
+    Attributes:
+      role: "base": the policy before training; "trained": what the run trained; "none": no policy plays.
+      source: where its parameters come from: a folder, "asset:NAME" or "random".
+      fingerprint: of the parameters, see `fingerprint`.
+    """
+
+    role: str
+    source: str
+    fingerprint: str
+
+    def __str__(self):
+        words = {BASE: "untrained base", TRAINED: "trained policy", NO_POLICY: "no policy"}[self.role]
+        return f"{words} {self.source}".strip()
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """One evaluation.
+
+    Attributes:
+      part: what it is of the run's evaluation: "before", "after", "before_lossy", "baseline_rag", ...
+      title: its name in tables.
+      number: counts the evaluations of a folder; the newest has the highest.
+      subject: what was evaluated.
+      how: what decides the figures beside it: questions, engine, prompts, budgets, temperature, ...
+      searches, failed_searches: of all its episodes.
+      rows: of `evaluate.summarize`.
+    """
+
+    part: str
+    title: str
+    number: int
+    subject: Subject
+    how: Mapping
+    searches: int = 0
+    failed_searches: int = 0
+    rows: Sequence[Mapping] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.part}-{key(self.part, self.subject, self.how)[:8]}"
+
+    @property
+    def finished(self) -> bool:
+        """False where more than half of the searches failed: the figures say nothing about the policy."""
+        return 2 * self.failed_searches <= self.searches
+
+    def with_records(self, records: Sequence[Mapping], rows: Sequence[Mapping]) -> "Evaluation":
+        """This evaluation with what came of it; each row says which evaluation and which policy it is of."""
+        filled = dataclasses.replace(self, searches=sum(record["num_searches"] for record in records),
+                                     failed_searches=sum(map(failed_searches, records)))
+        marks = {"evaluation": self.name, "policy": str(self.subject), "role": self.subject.role,
+                 "fingerprint": self.subject.fingerprint}
+        return dataclasses.replace(filled, rows=[{**row, **marks} for row in rows])
+
+
+def key(part: str, subject: Subject, how: Mapping) -> str:
+    """Hex digits that name (part, what is evaluated, how)."""
+    what = [part, subject.role, subject.fingerprint, how]
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def fingerprint(path) -> str:
+    """Hex digits of a checkpoint's parameters: the SHA-256 of its weight files and config.json; reads them whole."""
+    path = pathlib.Path(path)
+    files = [path] if path.is_file() else sorted(
+        file for file in path.glob("*") if file.suffix in WEIGHTS or file.name == "config.json")
+    return _hash_of(tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@functools.lru_cache  # several tables of a process ask about the same files
+def _hash_of(files):
+    digest = hashlib.sha256()
+    for name, size, _ in files:
+        digest.update(f"{pathlib.Path(name).name} {size} ".encode())
+        with reading(name), open(name, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+class Kept:
+    """The evaluations in a run's folder. Reading what a newer version or a hand has damaged raises `InputError`."""
+
+    def __init__(self, workdir):
+        self.workdir = pathlib.Path(workdir)
+        self.folder = self.workdir / "evaluation"
+
+    def all(self) -> list[Evaluation]:
+        """Oldest first."""
+        found = [_read(path) for path in self.folder.glob("*-????????.json")]
+        return sorted(found, key=lambda evaluation: evaluation.number)
+
+    def find(self, wanted: Evaluation) -> Evaluation | None:
+        """The evaluation of the same part, subject and options."""
+        path = self.folder / f"{wanted.name}.json"
+        return _read(path) if path.exists() else None
+
+    def records(self, name: str) -> list[dict]:
+        return read_jsonl(self.folder / f"{name}.jsonl")
+
+    def add(self, evaluation: Evaluation, records: Sequence[Mapping]) -> None:
+        """Writes an evaluation, in place of one with its name."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        _write(self.folder / f"{evaluation.name}.jsonl", lines)
+        text = json.dumps(dataclasses.asdict(evaluation), indent=1, ensure_ascii=False, default=str)
+        _write(self.folder / f"{evaluation.name}.json", text + "\n")
+
+    def trained_fingerprint(self) -> str | None:
+        """Of the policy that the run has trained; None where there is none."""
+        policy = self.workdir / "models" / "policy"
+        return fingerprint(policy) if (policy / "config.json").exists() else None
+
+
+def _read(path):
+    try:
+        with reading(path):
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        return Evaluation(**fields | {"subject": Subject(**fields["subject"])})
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: not an evaluation ({error}); remove it to have it done again") from error
+
+
+def _write(path, text):
+    half = path.with_name(path.name + ".writing")
+    half.write_text(text, encoding="utf-8")
+    os.replace(half, path)
