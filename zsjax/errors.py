@@ -9,6 +9,18 @@ class UserError(Exception):
     """A mistake of the user's, told in words that say how to mend it: printed without traceback, exit code 2."""
 
 
+class InputError(UserError, ValueError):
+    """Something that the user named holds what cannot be used: a file, a checkpoint, a template, a value of a config.
+
+    Raised where it is read, in one line: field or file, value, what is wrong, what to do. Every other ValueError is a
+    bug of the program and keeps its traceback.
+    """
+
+
+class InputNotFound(InputError, FileNotFoundError):
+    """A file, folder or package that the user named is not there."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """One thing that is wrong with a config: the field's dotted name, its value, what is wrong, what would work."""

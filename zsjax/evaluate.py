@@ -63,14 +63,15 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 def on_path(record: dict, question: Question) -> tuple[int, int]:
     """(searches that ask a right query of the question, searches), for questions whose metadata knows "queries"."""
-    right = {rewards.normalize_answer(q) for q in question.metadata.get("queries", ())}
+    right = {rewards.normalize_answer(q) for q in question.metadata.get("queries") or ()}
     return sum(rewards.normalize_answer(q) in right for q in record["queries"]), len(record["queries"])
 
 
 def group_of(question: Question) -> tuple[str, object]:
     """("data_set", name), ("hops", number), or ("hops", "all"): what a question is tabled under."""
-    name = next((name for name in ("data_set", "hops") if name in question.metadata), "hops")
-    return name, question.metadata.get(name, "all")
+    name = next((name for name in ("data_set", "hops") if question.metadata.get(name) is not None), "hops")
+    value = question.metadata.get(name)
+    return name, "all" if value is None else value
 
 
 def summarize(name: str, records: Sequence[dict], questions: Sequence[Question]) -> list[dict]:
@@ -100,11 +101,17 @@ def summarize(name: str, records: Sequence[dict], questions: Sequence[Question])
         row["answered"] = float(np.mean([r["status"] == "answered" for r in played]))
         row["tokens"] = float(np.mean([r["tokens"] for r in played]))
         asked = [(record, questions[i]) for i, samples in group.items() for record in samples]
-        if all("queries" in question.metadata for _, question in asked):
+        if all(question.metadata.get("queries") for _, question in asked):
             right, total = np.sum([on_path(record, question) for record, question in asked], axis=0)
             row["on_path"] = float(right / total) if total else 0.0
         rows.append(row)
     return rows
+
+
+def key_of(record: dict) -> str:
+    """The key of a record's question; of records without one it is put together as `run.build.benchmarks` does."""
+    name = record.get("data_set")
+    return record.get("key") or (record["id"] if name is None else f"{name}:{record['id']}")
 
 
 def paired_bootstrap(first: Sequence[dict], second: Sequence[dict], *, score: str = "em", resamples: int = 10_000,
@@ -114,7 +121,7 @@ def paired_bootstrap(first: Sequence[dict], second: Sequence[dict], *, score: st
     Questions are drawn with replacement, both runs' scores of a question together.
 
     Args:
-      first, second: records of `play` or `play_samples`; paired by data set and id, samples averaged.
+      first, second: records of `play` or `play_samples`; paired by their questions' keys, samples averaged.
       score: a name in `SCORES`.
 
     Returns:
@@ -127,11 +134,11 @@ def paired_bootstrap(first: Sequence[dict], second: Sequence[dict], *, score: st
     scores = [collections.defaultdict(list), collections.defaultdict(list)]
     for side, records in zip(scores, (first, second), strict=True):
         for record in records:
-            side[str(record.get("data_set", "")), record["id"]].append(record[score])
+            side[key_of(record)].append(record[score])
     if scores[0].keys() != scores[1].keys() or not scores[0]:
         missing = sorted(scores[0].keys() ^ scores[1].keys())[:3]
         raise ValueError(f"the two runs did not answer the same questions ({len(scores[0])} and {len(scores[1])}; "
-                         f"only one has {', '.join(id for _, id in missing)})")
+                         f"only one has {', '.join(missing)})")
     a, b = (np.array([np.mean(side[id]) for id in scores[0]]) for side in scores)
     rng = np.random.default_rng(seed)
     # The mean of a resample is a weighted mean; blocks keep the counts small in memory.

@@ -17,7 +17,7 @@ def evaluate(run: Run):
     if run.done("evaluate", "evaluation.json"):
         return
     config = run.config
-    questions = build.benchmarks(config)
+    questions = run.evaluation_questions
     engine = run.engine(config.search.eval_engine, config.data.eval_corpus, spread=True)
     policies = [("before", run.policy("base", rules=mesh.DECODE_RULES))]
     if build.checkpoint_exists(run.path("models/policy")):
@@ -82,7 +82,7 @@ def play_baselines(run: Run, engine, questions, model, params) -> list[dict]:
     for number, name in enumerate(config.evaluate.baselines):
         setting = Setting(
             config, model, params, run.tokenizer, engine, questions, jax.random.key(config.seed), meter, run.mesh,
-            train_questions=lambda: build.questions(config, config.data.train),
+            train_questions=lambda: run.train_questions,
             train_engine=lambda: run.engine(config.search.eval_engine, config.data.corpus, spread=True),
             base_params=lambda: run.policy("base")[1], writer=run.writer,
             directory=run.path("checkpoints") / "trajectory_sft")

@@ -27,8 +27,8 @@ def check_simulator(run: Run, simulator: Simulator):
     from zsjax.tuning import gates
 
     config = run.config
-    questions = build.questions(config, config.data.train)
-    if not all("queries" in question.metadata for question in questions):
+    questions = run.train_questions
+    if not all(question.metadata.get("queries") for question in questions):
         run.writer.note("gate simulator: not measured, the questions do not know their right queries")
         return
     rows = gates.measure(simulator, run.engine("bm25", config.data.corpus), questions,
