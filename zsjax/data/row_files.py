@@ -3,6 +3,7 @@
 A file that cannot be read ends in one line: file, line or row, what is wrong, what to do.
 """
 
+import codecs
 import gzip
 import json
 import pathlib
@@ -59,11 +60,11 @@ def _parquet_rows(name):
 
 def _json_rows(name):
     for number, line in enumerate(_lines(name), start=1):
-        where = f"{name}, line {number}"
+        where, line = f"{name}, line {number}", line.removeprefix(codecs.BOM_UTF8)  # also amid files put together
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            row = json.loads(line.decode())
         except UnicodeDecodeError as error:
             raise InputError(f"{where}: not UTF-8 (byte 0x{line[error.start]:02x}, column {error.start + 1}); convert "
                              "the file, as iconv -f latin1 -t utf-8") from error
