@@ -62,7 +62,7 @@ def test_every_preset_is_planned_with_its_value_model(name):
     assert policy > value > 0.5 * policy
     assert held["value optimizer state", memory.ALWAYS] == pytest.approx(2 * value, abs=64)
     assert found.peak >= plain.peak + 3 * value
-    assert of_work(found, "value update") > 0.5 * of_work(found, "update") and of_work(found, "old values")
+    assert of_work(found, "value update") == 3 * of_work(found, "old values") > 0.1 * of_work(found, "update")
 
 
 def test_programs_of_ppo_are_compiled_and_their_arguments_counted():
