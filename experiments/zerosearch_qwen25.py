@@ -15,7 +15,7 @@ tune it first (`tune-simulator`) with a real engine's documents.
     :policy=3b           3b or 7b
     :simulator=14b       3b, 7b or 14b
     :instruct            the instruct models as policy (the simulator always is one), with their chat template
-    :algorithm=grpo      an algorithm.advantage
+    :algorithm=grpo      any of zsjax.rl.algorithms
     :weights=FOLDER      holds Qwen2.5-3B, Qwen2.5-14B-Instruct, ...; without it they come from the hub, by name
     :data=PATH :eval_data=PATH :corpus=PATH   questions and paragraphs; the carried few, with which nothing can be learned
     :steps=203 :seed=0
@@ -26,6 +26,7 @@ import ml_collections
 
 from zsjax.config import ConfigError, Problem, parse_arg
 from zsjax.data.assets import asset_path
+from zsjax.rl.algorithms import preset
 
 POLICIES = {"3b": "Qwen2.5-3B", "7b": "Qwen2.5-7B"}
 SIMULATORS = {"3b": "Qwen2.5-3B-Instruct", "7b": "Qwen2.5-7B-Instruct", "14b": "Qwen2.5-14B-Instruct"}
@@ -55,7 +56,7 @@ def get_config(arg=None):
                     temperature=0.8)
     c.rollout = dict(max_turns=5, max_turn_tokens=500, max_tokens=4096, max_prompt_tokens=512)
     c.curriculum = dict(schedule="zero_search", start=0.0, end=0.5)
-    c.algorithm = dict(advantage=arg.algorithm, loss="ppo_clip", kl_coef=1e-3, kl_kind="k3")
+    c.algorithm = preset(arg.algorithm, kl_coef=1e-3)
     c.optimizer = dict(learning_rate=1e-6, warmup_steps=int(0.285 * arg.steps), clip_norm=1.0)
     c.train = dict(steps=arg.steps, questions_per_step=64, group_size=5, microbatch_rows=8, remat="layers",
                    logprob_chunk=256, eval_every=50, eval_questions=128)

@@ -30,12 +30,16 @@ def evaluation(names=tuple(tables.DATA_SETS)):
 
 def test_our_rows_stand_first_with_their_errors():
     header, rows = tables.paper_table(evaluation())
-    assert header == ["Method", *tables.DATA_SETS.values(), "Avg"] and len(rows) == 2 + 33
+    assert header == ["Method", *tables.DATA_SETS.values(), "Avg", "n"] and len(rows) == 2 + 33
     assert rows[0][0] == "ours, after | training (containment)" and rows[0][1] == "50.00 ± 2.00"
-    assert rows[0][-1] == "50.00 ± 0.76"  # 2 / sqrt(7)
-    assert rows[1][-1] == "25.00 ± 0.38" and rows[2][1] == "11.60"
+    assert rows[0][-2:] == ["50.00 ± 0.76", "10"]  # 2 / sqrt(7)
+    assert rows[1][-2] == "25.00 ± 0.38" and rows[2][1] == "11.60"
     header, rows = tables.paper_table(evaluation(["tfds:trivia_qa", "mine"]))
-    assert header[-2:] == ["mine", "Avg"] and rows[0][2] == "50.00 ± 2.00" and rows[0][1] == rows[0][-1] == "–"
+    assert header[-3:] == ["mine", "Avg", "n"] and rows[0][2] == "50.00 ± 2.00" and rows[0][1] == rows[0][-2] == "–"
+    assert [rows[i][-1] for i in (2, -1)] == ["500 (Bamboogle 125)", "500 (Bamboogle 72)"]
+    uneven = evaluation(["nq", "bamboogle"])
+    uneven[1]["n"] = 7
+    assert tables.paper_table(uneven)[1][0][-1] == "10 (Bamboogle 7)"
     assert tables.our_rows([{"name": "x", "hops": 2, "em": 1, "em_se": 0}]) == []
 
 

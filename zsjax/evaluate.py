@@ -155,6 +155,12 @@ def summarize(name: str, records: Sequence[dict], questions: Sequence[Question])
     return rows
 
 
+def key_of(record: dict) -> str:
+    """The key of a record's question; of records without one it is put together as `run.build.benchmarks` does."""
+    name = record.get("data_set")
+    return record.get("key") or (record["id"] if name is None else f"{name}:{record['id']}")
+
+
 def paired_bootstrap(first: Sequence[dict], second: Sequence[dict], *, score: str = "em", resamples: int = 10_000,
                      seed: int = 0) -> dict:
     """Whether the second of two runs over the same questions is better (Efron and Tibshirani 1993, chapter 16).
@@ -162,8 +168,7 @@ def paired_bootstrap(first: Sequence[dict], second: Sequence[dict], *, score: st
     Questions are drawn with replacement, both runs' scores of a question together.
 
     Args:
-      first, second: records of `play` or `play_samples`; paired by data set, id and text, samples averaged. Questions that
-        are the same in all three are told apart by their order.
+      first, second: records of `play` or `play_samples`; paired by their questions' keys, samples averaged.
       score: a name in `SCORES`.
 
     Returns:
@@ -175,7 +180,7 @@ def paired_bootstrap(first: Sequence[dict], second: Sequence[dict], *, score: st
     """
     scores = [_by_question(records, score) for records in (first, second)]
     if scores[0].keys() != scores[1].keys() or not scores[0]:
-        missing = sorted({str(key[1]) for key in scores[0].keys() ^ scores[1].keys()})[:3]
+        missing = sorted({str(key[0]) for key in scores[0].keys() ^ scores[1].keys()})[:3]
         raise InputError(f"the two runs did not answer the same questions ({len(scores[0])} and {len(scores[1])}; "
                          f"only one has {', '.join(missing)})")
     a, b = (np.array([np.mean(side[id]) for id in scores[0]]) for side in scores)
@@ -193,10 +198,10 @@ def paired_bootstrap(first: Sequence[dict], second: Sequence[dict], *, score: st
 
 
 def _by_question(records, score):
-    """{(data set, id, text, number among those that are equal in all three): scores of its samples}."""
+    """{(key, text, number among those that are equal in both): scores of its samples}."""
     scores, seen = collections.defaultdict(list), collections.Counter()
     for record in records:
-        key = (str(record.get("data_set", "")), record["id"], record.get("question"))
+        key = (key_of(record), record.get("question"))
         scores[*key, seen[key, record.get("sample")]].append(record[score])
         seen[key, record.get("sample")] += 1
     return scores

@@ -40,12 +40,26 @@ SEARCH_STATUS_NAMES = ("not_searched", "ok", "short", "failed", "invalid_action"
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One question with every answer that counts as right."""
+    """One question with every answer that counts as right.
+
+    Attributes:
+      id: as its file has it; not unique where files were put together.
+      key: unique in its source: what pairing, statistics and random streams call it. The id, unless given.
+    """
 
     id: str
     question: str
     golden_answers: tuple[str, ...]
     metadata: dict = dataclasses.field(default_factory=dict)
+    key: str = ""
+
+    def __post_init__(self):
+        object.__setattr__(self, "key", self.key or self.id)
+
+    @property
+    def identity(self) -> tuple:
+        """What an engine's answer to a query may depend on: equal ones may share it, whoever made the questions."""
+        return self.key, self.question, self.golden_answers
 
 
 @flax.struct.dataclass

@@ -61,8 +61,9 @@ class DataConfig:
     train, eval: a .jsonl[.gz] or .parquet path, "tfds:NAME", or "tiny_world:train" / "tiny_world:eval". "#SPLIT" behind a
       file or TFDS name takes that split only.
     benchmarks: {name: source}; the evaluation then goes over each of these instead of `eval`, e.g. {"nq": "nq.jsonl"}.
-    corpus, eval_corpus: a .jsonl[.gz] path of {id, title, text}, or "tiny_world:train" / "tiny_world:eval".
-    eval_limit: questions per evaluation (of each benchmark); None is all.
+    corpus, eval_corpus: a .jsonl[.gz] or .parquet path of {id, title, text} or {id, contents}, or "tiny_world:train" / "tiny_world:eval".
+    eval_limit: questions per evaluation (of each benchmark), a sample that is the same in every run; None is all.
+    overlong: questions with a longer prompt than rollout.max_prompt_tokens or without a gold answer: "error" or "drop".
     """
 
     train: str = "tiny_world:train"
@@ -71,6 +72,7 @@ class DataConfig:
     eval_corpus: str = "tiny_world:eval"
     eval_limit: int | None = None
     benchmarks: dict = dataclasses.field(default_factory=dict)
+    overlong: str = "error"
 
 
 @dataclasses.dataclass(frozen=True)

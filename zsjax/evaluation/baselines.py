@@ -171,7 +171,7 @@ def interleaved(s: Setting) -> list[dict]:
             else:
                 answers[row] = answer.strip().rstrip(".").strip()
                 thoughts[row] += (_SO + " " if last else "") + sentence
-    return [{"id": q.id, "question": q.question, "golden_answers": list(q.golden_answers), "answer": answers[row],
+    return [{"id": q.id, **({"key": q.key} if q.key != q.id else {}), "question": q.question, "golden_answers": list(q.golden_answers), "answer": answers[row],
              "status": "answered" if answers[row] else "ended_without_answer", "queries": queries[row],
              "search_status": failures[row], "noisy": [], "num_searches": len(failures[row]), "tokens": int(tokens[row]),
              **{name: score(answers[row], q.golden_answers) for name, score in SCORES.items()},

@@ -55,22 +55,24 @@ PUBLISHED = {
         ZeroSearch-instruct* 40.20 58.00 46.00 22.80 21.40 10.40 18.06""",
 }
 NOTE = ("Exact match in percent. Published rows: arXiv 2505.04588v2, Google at test time, an answer counts as exact when "
-        "it contains a gold answer; * 72 of Bamboogle's 125 questions.")
+        "it contains a gold answer; * 72 of Bamboogle's 125 questions. n: questions of a set.")
+PUBLISHED_N = 500  # of each set but Bamboogle
 
 
 def canonical(name: str) -> str:
     """The name of a data set as `DATA_SETS` has it, where it is one of them: "tfds:trivia_qa" -> "triviaqa"."""
-    name = name.lower().removeprefix("tfds:").partition("#")[0].partition("/")[0]
+    name = name.lower().removeprefix("tfds:").removeprefix("searchr1_").partition("#")[0].partition("/")[0]
     return ALIASES.get(name, name)
 
 
 def published_rows() -> list[dict]:
-    """[{"method": "Qwen2.5-7B Direct", "nq": 11.6, ...}] in percent."""
+    """[{"method": "Qwen2.5-7B Direct", "nq": 11.6, "nq_n": 500, ...}] in percent."""
     rows = []
     for model, text in PUBLISHED.items():
         for line in text.split("\n")[1:]:
             method, *numbers = line.split()
-            rows.append({"method": f"{model} {method}", **dict(zip(DATA_SETS, map(float, numbers), strict=True))})
+            counts = {f"{name}_n": PUBLISHED_N for name in DATA_SETS} | {"bamboogle_n": 72 if "*" in method else 125}
+            rows.append({"method": f"{model} {method}", **dict(zip(DATA_SETS, map(float, numbers), strict=True)), **counts})
     return rows
 
 
@@ -78,7 +80,8 @@ def our_rows(evaluation: Sequence[Mapping]) -> list[dict]:
     """Rows of `evaluate.summarize` (of several names and data sets) as rows of this table, in percent.
 
     Each name gives a row by containment, which is what the published rows count, and one by strict exact match; beside
-    each score stands its standard error, as NAME_se. A row says how many of its searches failed.
+    each score stand its standard error, as NAME_se, and its number of questions, as NAME_n. A row says how many of its
+    searches failed.
     """
     rows = {}
     for entry in evaluation:
@@ -87,7 +90,7 @@ def our_rows(evaluation: Sequence[Mapping]) -> list[dict]:
         for score, label in (("contains", "containment"), ("em", "strict")):
             row = rows.setdefault((entry["name"], label), {"method": f"ours, {entry['name']} ({label})"})
             name = canonical(str(entry["data_set"]))
-            row[name], row[f"{name}_se"] = 100 * entry[score], 100 * entry[f"{score}_se"]
+            row[name], row[f"{name}_se"], row[f"{name}_n"] = 100 * entry[score], 100 * entry[f"{score}_se"], entry["n"]
     for name, label in rows:
         failed = sum(entry.get("failed_searches", 0) for entry in evaluation if entry["name"] == name)
         rows[name, label]["method"] += f", {failed} searches FAILED" if failed else ""
@@ -95,9 +98,10 @@ def our_rows(evaluation: Sequence[Mapping]) -> list[dict]:
 
 
 def paper_table(evaluation: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
-    """(header, rows of cells): ours first, then what was published. Avg is only given over all seven data sets."""
+    """(header, rows of cells): ours first, then what was published. Avg is only given over all seven data sets; n is the
+    number of questions of each set, those that differ from the first named."""
     ours = our_rows(evaluation)
-    more = sorted({name for row in ours for name in row if name != "method" and not name.endswith("_se")} - DATA_SETS.keys())
+    more = sorted({name for row in ours for name in row if name != "method" and not name.endswith(("_se", "_n"))} - DATA_SETS.keys())
     columns = [*DATA_SETS, *more]
     cells = []
     for row in [*ours, *published_rows()]:
@@ -106,8 +110,15 @@ def paper_table(evaluation: Sequence[Mapping]) -> tuple[list[str], list[list[str
         errors = [row.get(f"{name}_se") for name in DATA_SETS]
         error = None if None in errors or average is None else math.sqrt(sum(e * e for e in errors)) / len(errors)
         cells.append([row["method"], *(_cell(row.get(name), row.get(f"{name}_se")) for name in columns),
-                      _cell(average, error)])
-    return ["Method", *(DATA_SETS.get(name, name) for name in columns), "Avg"], cells
+                      _cell(average, error), _counts({name: row[f"{name}_n"] for name in columns if f"{name}_n" in row})])
+    return ["Method", *(DATA_SETS.get(name, name) for name in columns), "Avg", "n"], cells
+
+
+def _counts(of_set: Mapping[str, int]) -> str:
+    """"500 (Bamboogle 125)": the first set's number of questions, and what differs from it."""
+    first, *_ = of_set.values()
+    others = [f"{DATA_SETS.get(name, name)} {n}" for name, n in of_set.items() if n != first]
+    return f"{first} ({', '.join(others)})" if others else str(first)
 
 
 def _cell(value, error):

@@ -127,8 +127,7 @@ def _compiled_peak(plan: Plan, line: dict) -> float:
         return float("inf")
     always = {f.name: f.bytes for f in plan.figures if f.phase == memory.ALWAYS}
     own = line["arguments"] + line["outputs"] - line["aliased"] + line["temporaries"] + line["code"]
-    policy = ("policy parameters", "adapters", "frozen policy parameters, also the reference")
-    needed = {"update": (*policy, "optimizer state"), "score": policy, "rollout": ("simulator parameters",)}[line["program"]]
+    needed = memory.ARGUMENTS[line["program"]]
     return own + sum(size for name, size in always.items() if name not in needed)
 
 
@@ -176,10 +175,10 @@ def describe(plan: Plan) -> str:
     if setup.simulator is not None:
         lines.append(f"  simulator  {of(setup.simulator)}")
     lines.append(f"  a step     {train.questions_per_step} questions x {train.group_size} episodes of {rollout.max_tokens} "
-                 f"tokens; {setup.rollout_rows} rows a shard in the rollout, {setup.micro_rows} at a time in the update")
+                 f"tokens; {setup.rollout_rows} rows a shard in the rollout, {setup.micro_rows(setup.update_rows)} at a time in the update")
     if setup.stand_in:
         lines.append(f"  {setup.config.tokenizer} is not on this machine: lengths of prompts are a stand-in tokenizer's")
-    for phase in (memory.ALWAYS, memory.ROLLOUT, memory.SCORE, memory.UPDATE):
+    for phase in (memory.ALWAYS, *memory.peak(plan.figures)):
         lines.append(f"\nbytes on each device, {'always there' if phase == memory.ALWAYS else phase}")
         lines += [f"  {figure.name:<52} {readable(figure.bytes, 'B'):>9}  {'exact' if figure.exact else 'estimated'}"
                   for figure in plan.figures if figure.phase == phase and figure.bytes]

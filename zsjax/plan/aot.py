@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation of a step's three programs for a TPU slice, on a machine without one.
+"""Ahead-of-time compilation of a step's programs for a TPU slice, on a machine without one.
 
     python -m zsjax.plan.aot config.json v5e:16
 
@@ -22,8 +22,10 @@ from zsjax.parallel.mesh import TRAIN_RULES, local_mesh, make_mesh, replicated, 
 from zsjax.plan import memory
 from zsjax.plan.setup import Setup, prepare
 from zsjax.plan.targets import read_target
+from zsjax.rl.algorithms import needs_reference
+from zsjax.rl.passes import make_programs
 from zsjax.rl.roles import attention_mask
-from zsjax.rl.update import load_loss, make_optimizer, make_score, make_update
+from zsjax.rl.update import load_loss
 from zsjax.rollout import compiled_program, environment
 from zsjax.rollout.state import tables
 from zsjax.types import TokenBatch
@@ -52,39 +54,55 @@ def measure(compiled) -> dict:
 
 
 def programs(setup: Setup, devices) -> dict:
-    """{"update", "score", "rollout"} -> a function that lowers the program for the devices, as `train` calls it."""
-    config, train, algorithm = setup.config, setup.config.train, setup.config.algorithm
+    """{"update", "score", "rollout", ...} -> a function that lowers the program for the devices, as `train` calls it.
+
+    With a value model "value score" and "value update" as well; with train.microbatch_tokens an update is that of the
+    longest part, and "apply" (and "value apply") the optimizer's step behind it.
+    """
+    config, algorithm = setup.config, setup.config.algorithm
     mesh = make_mesh(config.mesh, devices)
     rows = row_sharding(mesh)
     cut = memory.policy_shardings(setup, mesh)
     trained, frozen = _placed(memory.policy_shapes(setup), cut)
-    whole = lora.assembler(config.policy.lora)
-    optimizer = make_optimizer(config.optimizer, train.steps * train.minibatches)
-    state = jax.eval_shape(optimizer.init, trained)
-    state = _placed(state, memory.moment_shardings(state, cut[0], mesh))
-    options = dict(chunk=train.logprob_chunk, temperature=config.rollout.temperature, remat=train.remat,
-                   microbatch_rows=train.microbatch_rows)
+    optimizers = memory.make_optimizers(config)
+    made = make_programs(config, setup.policy, loss=load_loss(algorithm.loss), optimizer=optimizers[0],
+                         value_optimizer=optimizers[1], assemble=lora.assembler(config.policy.lora))
+    coef = None
+    if algorithm.kl_target and algorithm.kl_in == "loss":
+        coef = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
 
-    def update():
-        function = make_update(
-            setup.policy, load_loss(algorithm.loss), optimizer, kl_coef=algorithm.kl_coef, kl_kind=algorithm.kl_kind,
-            entropy_coef=algorithm.entropy_coef, reduction=algorithm.reduction, clip_low=algorithm.clip_low,
-            clip_high=algorithm.clip_high, assemble=whole, **options)
-        count = train.questions_per_step * train.group_size // train.minibatches
-        return on(mesh, function.lower)(trained, state, _batch(config, count, rows), None, frozen)
+    def moments(optimizer, params, places):
+        state = jax.eval_shape(optimizer.init, params)
+        return _placed(state, memory.moment_shardings(state, places, mesh))
 
-    def score():
-        batch = _batch(config, train.questions_per_step * train.group_size, rows)
+    def lower(function, *given):
+        return on(mesh, function.lower)(*given)
+
+    def updates(function, prefix, *given):
+        """An update in one program or, of parts, in two."""
+        batch_rows = setup.micro_rows(setup.update_rows) * setup.shards if made.packed else setup.minibatch_rows
+        given = (*given[:2], _batch(config, batch_rows, rows), *given[2:])
+        if not made.packed:
+            return {f"{prefix}update": lambda: lower(function, *given)}
+        return {f"{prefix}{name}": lambda name=name: lower(function, *given)[name] for name in ("update", "apply")}
+
+    def score(function, params):
+        count = setup.micro_rows(setup.scored_rows) if made.packed else setup.scored_rows
+        batch = _batch(config, count * setup.shards, rows)
         valid = jax.eval_shape(attention_mask, batch.roles)
+        return lower(function, params, batch.tokens, jax.ShapeDtypeStruct(valid.shape, valid.dtype, sharding=rows))
+
+    def score_policy():
         policy = memory.whole_policy(setup)
-        policy = _placed(policy, memory.decoding_shardings(policy, setup.policy, mesh, TRAIN_RULES))
-        return on(mesh, make_score(setup.policy, **options).lower)(
-            policy, batch.tokens, jax.ShapeDtypeStruct(valid.shape, valid.dtype, sharding=rows))
+        return score(made.score, _placed(policy, memory.decoding_shardings(policy, setup.policy, mesh, TRAIN_RULES)))
 
-    def rollout():
-        return _lower_rollout(setup, local_mesh(mesh))
-
-    return {"update": update, "score": score} | ({"rollout": rollout} if setup.simulator is not None else {})
+    found = updates(made.update, "", trained, moments(optimizers[0], trained, cut[0]), coef, frozen) | {"score": score_policy}
+    if algorithm.value_model:
+        places = memory.value_shardings(setup, mesh)
+        value = _placed(memory.value_shapes(setup), places)
+        found |= {"value score": lambda: score(made.value_score, value)}
+        found |= updates(made.update_value, "value ", value, moments(optimizers[1], value, places))
+    return found | ({"rollout": lambda: _lower_rollout(setup, local_mesh(mesh))} if setup.simulator is not None else {})
 
 
 def _lower_rollout(setup: Setup, mesh):
@@ -126,9 +144,10 @@ def _batch(config, count: int, rows) -> TokenBatch:
     T = config.rollout.max_tokens
     of = lambda dtype, *shape: jax.ShapeDtypeStruct((count, *shape), np.dtype(dtype), sharding=rows)
     logprobs = of("float32", T)
-    reference = logprobs if config.algorithm.track_kl or config.algorithm.kl_coef else None
+    reference = logprobs if needs_reference(config.algorithm) else None
+    valued = logprobs if config.algorithm.value_model else None
     return TokenBatch(tokens=of("int32", T), roles=of("int8", T), behavior_logprobs=logprobs, old_logprobs=logprobs,
-                      ref_logprobs=reference, advantages=logprobs, returns=None, values=None, rewards=logprobs,
+                      ref_logprobs=reference, advantages=logprobs, returns=valued, values=valued, rewards=logprobs,
                       group_id=of("int32"), row_valid=of("bool"))
 
 

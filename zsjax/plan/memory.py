@@ -18,12 +18,21 @@ from zsjax.models.attention import block_size
 from zsjax.models.cache import cache_dtype, init_cache
 from zsjax.models.decoder import cast_matrices, hidden_states, param_specs, specs_of
 from zsjax.models.placement import param_shardings
+from zsjax.models.value import init_value
 from zsjax.parallel.mesh import DECODE_RULES, TRAIN_RULES, replicated
 from zsjax.plan.setup import Setup
-from zsjax.rl.update import make_optimizer
+from zsjax.rl.algorithms import needs_reference
+from zsjax.rl.optimizer import make_optimizer
 from zsjax.rollout.state import PREFILL_CHUNK
+from zsjax.search.rerank import init_reranker
 
-ALWAYS, ROLLOUT, SCORE, UPDATE = "always", "rollout", "score", "update"
+ALWAYS, ROLLOUT, SCORE, UPDATE, VALUE_UPDATE = "always", "rollout", "score", "update", "value update"
+_POLICY = ("policy parameters", "adapters", "frozen policy parameters, also the reference")
+_VALUE = ("value parameters", "value optimizer state")
+# Program of `zsjax.plan.aot` -> figures that are its arguments; what else is always there lies beside it.
+ARGUMENTS = {"update": (*_POLICY, "optimizer state"), "apply": ("policy parameters", "adapters", "optimizer state"),
+             "score": _POLICY, "rollout": ("simulator parameters",), "value score": _VALUE[:1], "value update": _VALUE,
+             "value apply": _VALUE}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,14 +52,25 @@ def footprint(setup: Setup) -> list[Figure]:
     trained, frozen = policy_shapes(setup)
     cut = policy_shardings(setup, setup.mesh)
     weights = local_bytes(trained, cut[0])
+    optimizers = make_optimizers(config)
     add("policy parameters" if frozen is None else "adapters", ALWAYS, weights)
-    add("optimizer state", ALWAYS, _optimizer_bytes(setup, trained, cut[0]))
+    add("optimizer state", ALWAYS, _optimizer_bytes(setup, optimizers[0], trained, cut[0]))
     if frozen is not None:
         add("frozen policy parameters, also the reference", ALWAYS, local_bytes(frozen, cut[1]))
-    elif config.algorithm.track_kl or config.algorithm.kl_coef:
+    elif needs_reference(config.algorithm):
         add("reference parameters", ALWAYS, weights)
+    if config.algorithm.value_model:
+        value, places = value_shapes(setup), value_shardings(setup, setup.mesh)
+        add("value parameters", ALWAYS, local_bytes(value, places))
+        add("value optimizer state", ALWAYS, _optimizer_bytes(setup, optimizers[1], value, places))
+    if config.search.rerank.candidates:
+        state = jax.eval_shape(lambda: init_reranker(config.search.rerank))
+        add("reranker and its optimizer state", ALWAYS, sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)))
     _add_rollout(add, setup)
-    _add_forward_and_update(add, setup, trained, cut[0])
+    _add_score(add, setup)
+    _add_update(add, setup, UPDATE, trained, cut[0])
+    if config.algorithm.value_model:
+        _add_update(add, setup, VALUE_UPDATE, value, places)
     return figures
 
 
@@ -59,7 +79,8 @@ def peak(figures: list[Figure]) -> dict[str, int]:
     total = collections.Counter()
     for figure in figures:
         total[figure.phase] += figure.bytes
-    return {phase: total[phase] + total[ALWAYS] for phase in (ROLLOUT, SCORE, UPDATE)}
+    return {phase: total[phase] + total[ALWAYS] for phase in (ROLLOUT, SCORE, UPDATE, VALUE_UPDATE)
+            if phase != VALUE_UPDATE or total[phase]}
 
 
 def param_shapes(model, dtype):
@@ -83,6 +104,24 @@ def policy_shardings(setup: Setup, mesh):
     place = lambda specs=None: param_shardings(setup.policy, mesh, TRAIN_RULES, specs)
     adapters = setup.config.policy.lora
     return (place(lora.adapter_specs(setup.policy, adapters)), place()) if adapters.rank else (place(), None)
+
+
+def value_shapes(setup: Setup):
+    """The value model as `init_value` makes it of the whole policy: the trunk in its dtype, a float32 head."""
+    dtype = setup.config.policy.param_dtype
+    return jax.eval_shape(lambda params: init_value(setup.policy, params, jax.random.key(0)), param_shapes(setup.policy, dtype))
+
+
+def value_shardings(setup: Setup, mesh):
+    """Where it lies: the trunk as the policy does, the head everywhere."""
+    places = {name: where for name, where in param_shardings(setup.policy, mesh, TRAIN_RULES).items() if name != "lm_head"}
+    return places | {"value_head": replicated(mesh)}
+
+
+def make_optimizers(config):
+    """(the policy's, the value model's) optimizers, as `train` makes them."""
+    updates = config.train.steps * config.train.minibatches * config.train.epochs
+    return make_optimizer(config.optimizer, updates), make_optimizer(config.value.optimizer, updates)
 
 
 def whole_policy(setup: Setup):
@@ -123,14 +162,14 @@ def moment_shardings(state, cut, mesh):
     return jax.tree_util.tree_map_with_path(place, state)
 
 
-def _optimizer_bytes(setup, trained, cut):
-    state = jax.eval_shape(make_optimizer(setup.config.optimizer, 1).init, trained)
+def _optimizer_bytes(setup, optimizer, trained, cut):
+    state = jax.eval_shape(optimizer.init, trained)
     return local_bytes(state, moment_shardings(state, cut, setup.mesh))
 
 
 def _add_rollout(add, setup: Setup):
     config = setup.config
-    rows, slots = setup.schedule.sizes(setup.rollout_rows)
+    rows, slots = setup.schedule.sizes(setup.rollout_rows)[0], setup.simulator_rows
     lanes = config.rollout.lanes or rows
     decode = lambda shapes, model: local_bytes(decoding_shapes(shapes, model),
                                                decoding_shardings(shapes, model, setup.mesh))
@@ -156,34 +195,62 @@ def _add_rollout(add, setup: Setup):
     add("logits and noise of one token a row", ROLLOUT, 4 * 4 * rows * setup.policy.vocab_size, exact=False)
 
 
-def _add_forward_and_update(add, setup: Setup, trained, cut):
-    config, rows, T = setup.config, setup.micro_rows, setup.config.rollout.max_tokens
-    model, train = local_model(setup), config.train
+@dataclasses.dataclass(frozen=True)
+class _Layers:
+    residuals: int  # of all layers, which are alike
+    one: int  # of one layer, without remat
+    scores: int  # of attention, float32, a block of queries
+    gathered: int  # weights gathered for use, without the unembedding
+    share: int  # elements of the embedding
+
+
+def _layers(setup: Setup, rows: int) -> _Layers:
+    """Bytes of a training pass over `rows` rows."""
+    config, T, model = setup.config, setup.config.rollout.max_tokens, local_model(setup)
     dtype, share = jnp.dtype(config.policy.param_dtype), model.embed_dim * model.vocab_size
-    one, two = (residual_bytes(dataclasses.replace(model, num_layers=n), rows, T, train.remat, dtype) for n in (1, 2))
-    full = residual_bytes(dataclasses.replace(model, num_layers=1), rows, T, "none", dtype)
-    saved = one + (model.num_layers - 1) * (two - one)  # layers are alike
-    scores = attention_bytes(setup, setup.policy, rows, block_size(T), T)
+    of = lambda layers, remat: residual_bytes(dataclasses.replace(model, num_layers=layers), rows, T, remat, dtype)
+    one, two = of(1, config.train.remat), of(2, config.train.remat)
     per_layer = (local_elements(model) - share * (1 if model.tie_embeddings else 2)) // model.num_layers
-    gathered = 0
-    if setup.mesh.shape["fsdp"] > 1:
-        # Two layers at a time, one in use and one on its way, and the embedding (and unembedding) in between.
-        gathered = (2 * per_layer + share * (1 if model.tie_embeddings else 2)) * dtype.itemsize
-    logits = 4 * rows * min(train.logprob_chunk, T) * model.vocab_size
-    for phase in (SCORE, UPDATE):
-        add("weights gathered for use", phase, gathered, exact=False)
-    add("one layer's activations", SCORE, full, exact=False)
-    add("logits of one chunk", SCORE, 2 * logits, exact=False)
-    add("residuals kept for the backward pass", UPDATE, saved, exact=False)
+    # Two layers at a time, one in use and one on its way, and the embedding before them.
+    gathered = (2 * per_layer + share) * dtype.itemsize if setup.mesh.shape["fsdp"] > 1 else 0
+    return _Layers(one + (model.num_layers - 1) * (two - one), of(1, "none"),
+                   attention_bytes(setup, setup.policy, rows, block_size(T), T), gathered, share)
+
+
+def _unembedding(setup, layers) -> int:
+    """Bytes of it, gathered for use, where it is not the embedding."""
+    size = jnp.dtype(setup.config.policy.param_dtype).itemsize
+    return 0 if setup.policy.tie_embeddings or not layers.gathered else layers.share * size
+
+
+def _chunk_logits(setup, rows) -> int:
+    return 4 * rows * min(setup.config.train.logprob_chunk, setup.config.rollout.max_tokens) * local_model(setup).vocab_size
+
+
+def _add_score(add, setup: Setup):
+    rows = setup.micro_rows(setup.scored_rows)
+    layers = _layers(setup, rows)
+    add("weights gathered for use", SCORE, layers.gathered + _unembedding(setup, layers), exact=False)
+    add("one layer's activations", SCORE, layers.one, exact=False)
+    add("logits of one chunk", SCORE, 2 * _chunk_logits(setup, rows), exact=False)
+
+
+def _add_update(add, setup: Setup, phase: str, trained, cut):
+    """An update of the policy or, in the phase VALUE_UPDATE, of the value model, which has no logits."""
+    rows, train = setup.micro_rows(setup.update_rows), setup.config.train
+    layers, of_policy = _layers(setup, rows), phase == UPDATE
+    add("weights gathered for use", phase, layers.gathered + (_unembedding(setup, layers) if of_policy else 0), exact=False)
+    add("residuals kept for the backward pass", phase, layers.residuals, exact=False)
     if train.remat != "none":
-        add("one layer's residuals, recomputed", UPDATE, full, exact=False)
-    add("attention scores of a block, their gradients", UPDATE, 3 * scores, exact=False)
-    add("logits of one chunk and their gradient", UPDATE, 3 * logits, exact=False)
-    add("gradient of the unembedding, whole", UPDATE, 4 * share, exact=False)
+        add("one layer's residuals, recomputed", phase, layers.one, exact=False)
+    add("attention scores of a block, their gradients", phase, 3 * layers.scores, exact=False)
+    if of_policy:
+        add("logits of one chunk and their gradient", phase, 3 * _chunk_logits(setup, rows), exact=False)
+    add("gradient of the (un)embedding, whole", phase, 4 * layers.share, exact=False)
     float32 = local_bytes(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), trained), cut)
-    add("gradients, float32", UPDATE, float32)
+    add("gradients, float32", phase, float32)
     if rows < setup.update_rows:
-        add("gradients of one microbatch", UPDATE, local_bytes(trained, cut))
+        add("gradients of one microbatch", phase, local_bytes(trained, cut))
 
 
 def cache_bytes(setup: Setup, model, rows: int, capacity: int) -> int:

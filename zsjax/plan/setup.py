@@ -16,6 +16,7 @@ from zsjax.models.presets import PRESETS
 from zsjax.parallel.constrain import AXES
 from zsjax.parallel.mesh import mesh_shape
 from zsjax.plan.targets import Target
+from zsjax.rl import packing
 from zsjax.rollout.compiled import Schedule
 from zsjax.run import build
 from zsjax.search.simulator.simulator import Simulator
@@ -67,13 +68,32 @@ class Setup:
     @property
     def update_rows(self) -> int:
         """Per shard and update, of all microbatches."""
-        train = self.config.train
-        return train.questions_per_step * train.group_size // train.minibatches // self.shards
+        return self.minibatch_rows // self.shards
 
     @property
-    def micro_rows(self) -> int:
-        """Per shard, at a time."""
-        return min(self.config.train.microbatch_rows // self.shards or self.update_rows, self.update_rows)
+    def minibatch_rows(self) -> int:
+        """Of all shards: what `train.keep_fraction` leaves, in `train.minibatches` parts."""
+        train = self.config.train
+        kept = round(train.keep_fraction * train.questions_per_step * train.group_size)
+        return kept // train.minibatches
+
+    @property
+    def scored_rows(self) -> int:
+        """Per shard, of a whole step."""
+        return self.config.train.questions_per_step * self.config.train.group_size // self.shards
+
+    def micro_rows(self, rows: int) -> int:
+        """Of `rows` rows of a shard, those that a pass holds the activations of at a time."""
+        train = self.config.train
+        if train.microbatch_tokens:
+            return packing.rows_within(train.microbatch_tokens, self.config.rollout.max_tokens, self.shards) // self.shards
+        return min(train.microbatch_rows // self.shards or rows, rows)
+
+    @property
+    def simulator_rows(self) -> int:
+        """Rows of the simulator's cache: two a slot where each document has a mode of its own."""
+        copies = 2 if self.config.search.noise_per == "document" else 1
+        return copies * self.schedule.sizes(self.rollout_rows)[1]
 
     @property
     def document_tokens(self) -> int:

@@ -12,6 +12,7 @@ from zsjax.models.decoder import num_params
 from zsjax.models.quant import num_bytes
 from zsjax.plan.memory import cache_bytes, decoding_shapes, decoding_shardings, frozen_simulator, local_bytes, whole_policy
 from zsjax.plan.setup import Setup
+from zsjax.rl.algorithms import needs_reference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,17 +51,31 @@ def step_work(setup: Setup) -> list[Work]:
     if setup.simulator is not None:
         prompt, steps = setup.engine.prompt_size, setup.reply_steps
         shared = len(setup.engine.shared_prefix)  # is read once a rollout, which is next to nothing
-        read = _reading(setup, "simulator reads prompts", setup.simulator, rows, shared, prompt - shared)
-        write = _decoding(setup, "simulator writes", setup.simulator, frozen_simulator(setup), slots, steps,
+        copies = setup.simulator_rows // slots
+        read = _reading(setup, "simulator reads prompts", setup.simulator, copies * rows, shared, prompt - shared)
+        write = _decoding(setup, "simulator writes", setup.simulator, frozen_simulator(setup), setup.simulator_rows, steps,
                           prompt + steps / 2)
         parts += [_times(searches, read), _times(searches * rows / slots, write)]
 
-    trained = config.train.questions_per_step * config.train.group_size // setup.shards
-    forward = trained * forward_flops(setup.policy, used, used**2 / 2, used) / setup.tensor
-    scores = 2 if config.algorithm.track_kl or config.algorithm.kl_coef else 1
-    parts.append(_compute(setup, "old and reference log-probs" if scores == 2 else "old log-probs", scores * forward))
-    remat = config.train.remat == "layers"  # the other kinds compute little or nothing of the products again
-    parts.append(_compute(setup, "update" + (" with remat" if remat else ""), (4 if remat else 3) * forward))
+    return parts + _training(setup, used)
+
+
+def _training(setup: Setup, used: float) -> list[Work]:
+    """Scores and updates, on rows of `used` tokens."""
+    config, train, algorithm = setup.config, setup.config.train, setup.config.algorithm
+    forward = forward_flops(setup.policy, used, used**2 / 2, used) / setup.tensor  # of a row
+    value_forward = forward_flops(setup.policy, used, used**2 / 2, 0) / setup.tensor
+    scores = 2 if needs_reference(algorithm) else 1
+    parts = [_compute(setup, "old and reference log-probs" if scores == 2 else "old log-probs",
+                      scores * setup.scored_rows * forward)]
+    # A forward pass and twice its products backward: for the weights, which adapters' frozen kernels are spared, and for
+    # the activations. Remat "layers" goes forward twice; the other kinds compute little or nothing of the products again.
+    remat, updated = train.remat == "layers", train.epochs * train.minibatches * setup.update_rows
+    passes = (2 if config.policy.lora.rank else 3) + remat
+    parts.append(_compute(setup, "update" + (" with remat" if remat else ""), passes * updated * forward))
+    if algorithm.value_model:
+        parts.append(_compute(setup, "old values", setup.scored_rows * value_forward))
+        parts.append(_compute(setup, "value update" + (" with remat" if remat else ""), (3 + remat) * updated * value_forward))
     return parts
 
 

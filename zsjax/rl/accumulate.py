@@ -81,7 +81,20 @@ def packed_step(objective, optimizer, *, defaults=None, assemble=trained_alone):
             total = programs["add"](total, params, part, scale, coef, frozen)
         return programs["finish"](params, opt_state, total)
 
-    update.programs = programs
+    def lower(params, opt_state, part, coef=None, frozen=None):
+        """{"update": one part's gradients, "apply": the optimizer's step}, lowered for shapes that say where they lie."""
+        mesh = jax.tree.leaves(params)[0].sharding.mesh
+        like = lambda shapes, places: jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, places)
+        scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
+        prepare(params, part, scale, coef, frozen)
+        sums, grads = jax.eval_shape(programs["zeros"], params)
+        total = (like(sums, jax.tree.map(lambda _: replicated(mesh), sums)),
+                 like(grads, jax.tree.map(lambda x: x.sharding, params)))
+        return {"update": programs["add"].lower(total, params, part, scale, coef, frozen),
+                "apply": programs["finish"].lower(params, opt_state, total)}
+
+    update.programs, update.lower = programs, lower
     return update
 
 

@@ -40,3 +40,8 @@ def preset(name: str, **fields) -> dict:
     if name not in PRESETS:
         raise InputError(f"unknown algorithm {name!r}: one of {', '.join(PRESETS)}")
     return {**PRESETS[name], **fields}
+
+
+def needs_reference(algorithm) -> bool:
+    """Whether an `AlgorithmConfig` has every step scored by the reference, too."""
+    return bool(algorithm.track_kl or algorithm.kl_coef or algorithm.kl_target)

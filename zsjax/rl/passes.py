@@ -41,17 +41,26 @@ class Passes:
     update_value: Callable
 
 
-def make_passes(config, model_config, mesh, *, loss, optimizer, value_optimizer=None, assemble=trained_alone) -> Passes:
-    """The passes of a run.
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The jitted functions of a step, not yet on a mesh: `make_passes` runs them, a plan compiles them ahead of time.
 
-    Args:
-      config: train, rollout, algorithm and value are read.
-      model_config: DecoderConfig of the policy.
-      mesh: rows lie over its ("data", "fsdp") axes.
-      loss: a name or a function, see `make_update`.
-      optimizer, value_optimizer: optax transformations.
-      assemble: of the policy, see `make_update`.
+    Attributes:
+      score, value_score: see `make_score`, `make_value_score`.
+      update, update_value: see `make_update`, `make_value_update`; where `packed`, `make_packed_update`. update_value is
+        None without a value optimizer.
+      packed: whether updates take a list of parts (train.microbatch_tokens).
     """
+
+    score: Callable
+    value_score: Callable
+    update: Callable
+    update_value: Callable | None
+    packed: bool
+
+
+def make_programs(config, model_config, *, loss, optimizer, value_optimizer=None, assemble=trained_alone) -> Programs:
+    """The programs of a run's config; arguments as of `make_passes`."""
     algorithm, options = config.algorithm, config.train
     # One length for the whole run: the batch's own would change from step to step.
     reduction = algorithm.reduction
@@ -69,13 +78,30 @@ def make_passes(config, model_config, mesh, *, loss, optimizer, value_optimizer=
     packed, rows = options.microbatch_tokens > 0, 0 if options.microbatch_tokens else options.microbatch_rows
     score = make_score(model_config, chunk=options.logprob_chunk, temperature=config.rollout.temperature,
                        remat=options.remat, microbatch_rows=rows)
-    value_score = make_value_score(model_config, microbatch_rows=rows)
     update_value = value_optimizer and make_value_update(
         model_config, value_optimizer, clip=config.value.clip, reduction=reduction, remat=options.remat,
         microbatch_rows=rows, packed=packed)
     update = make_packed_update if packed else functools.partial(make_update, microbatch_rows=rows)
+    return Programs(score, make_value_score(model_config, microbatch_rows=rows),
+                    update(model_config, loss, optimizer, **objective), update_value, packed)
+
+
+def make_passes(config, model_config, mesh, *, loss, optimizer, value_optimizer=None, assemble=trained_alone) -> Passes:
+    """The passes of a run.
+
+    Args:
+      config: train, rollout, algorithm and value are read.
+      model_config: DecoderConfig of the policy.
+      mesh: rows lie over its ("data", "fsdp") axes.
+      loss: a name or a function, see `make_update`.
+      optimizer, value_optimizer: optax transformations.
+      assemble: of the policy, see `make_update`.
+    """
+    made = make_programs(config, model_config, loss=loss, optimizer=optimizer, value_optimizer=value_optimizer,
+                         assemble=assemble)
+    options, packed = config.train, made.packed
     score, value_score, update_value, update = (function and on(mesh, function) for function in (
-        score, value_score, update_value, update(model_config, loss, optimizer, **objective)))
+        made.score, made.value_score, made.update_value, made.update))
     place = lambda batch: reshard(batch, row_sharding(mesh))
 
     longest, cut = config.rollout.max_tokens, dict(budget=options.microbatch_tokens, multiple=row_shards(mesh))

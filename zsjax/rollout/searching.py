@@ -102,7 +102,7 @@ class TextSearch:
         """Documents for each text, in the modes bool[n, k]: where they differ, document i comes from the reply that its
         mode says, as `Simulator.idle` tells. The same search is sent once, and all that asked get the same list."""
         by_call = getattr(self.engine, "by_call", False)
-        name = lambda row, mode: (contexts[row].question.id, texts[row], mode, contexts[row].call if by_call else ())
+        name = lambda row, mode: (contexts[row].question.identity, texts[row], mode, contexts[row].call if by_call else ())
         asked = {}
         for row, of_row in enumerate(modes.tolist()):
             for mode in of_row:

@@ -89,6 +89,7 @@ def records(episodes: types.Episodes, questions, tokenizer, *, rows=None, **colu
     rows = range(len(episodes.length)) if rows is None else rows
     return [{
         "id": questions[b].id,
+        **({"key": questions[b].key} if questions[b].key != questions[b].id else {}),
         "question": questions[b].question,
         "golden_answers": list(questions[b].golden_answers),
         "answer": said[b],

@@ -13,6 +13,8 @@ from zsjax.config import Config, ModelConfig
 from zsjax.data import load_corpus, load_questions, load_tokenizer
 from zsjax.data.assets import asset_path
 from zsjax.errors import reading
+from zsjax.data.playable import playable as keep_playable
+from zsjax.data.questions import sample
 from zsjax.models import attention
 from zsjax.models.checkpoints import hub
 from zsjax.models.decoder import DecoderConfig, init_params
@@ -20,6 +22,7 @@ from zsjax.models.placement import param_shardings
 from zsjax.parallel import hosts
 from zsjax.parallel.mesh import reshard
 from zsjax.rl.credit import load_function
+from zsjax.rollout.policy_prompt import TEMPLATES, PolicyTemplate
 from zsjax.search import (
     BM25,
     ChatSimulator,
@@ -88,12 +91,16 @@ def worlds(config: Config, name: str):
 
 
 def questions(config: Config, source: str, limit: int | None = None) -> list[Question]:
+    """The questions of a source; of more than `limit` a sample, the same in every run, so that runs can be compared.
+
+    The tiny world's, which are made in random order, are the first.
+    """
     if source.startswith(TINY_WORLD):
         from zsjax.tiny_world import world
 
         return list(world.questions(worlds(config, source)))[:limit]
     source, _, split = source.partition("#")
-    return list(load_questions(source, split=split or None, limit=limit))
+    return sample(load_questions(source, split=split or None), limit)
 
 
 def benchmarks(config: Config) -> list[Question]:
@@ -101,8 +108,19 @@ def benchmarks(config: Config) -> list[Question]:
     limit = config.data.eval_limit
     if not config.data.benchmarks:
         return questions(config, config.data.eval, limit)
-    return [dataclasses.replace(question, metadata={**question.metadata, "data_set": name})
+    # FlashRAG's files all count from "test_0": the name keeps their questions apart.
+    return [dataclasses.replace(question, metadata={**question.metadata, "data_set": name}, key=f"{name}:{question.key}")
             for name, source in config.data.benchmarks.items() for question in questions(config, source, limit)]
+
+
+def playable(config: Config, questions: list[Question], source: str, tokenizer, *, baselines=()) -> list[Question]:
+    """The questions whose prompts, the policy's and those of `baselines` (names), fit; `data.overlong` says what becomes
+    of others. Raises InputError as `zsjax.data.playable.playable`."""
+    names = [config.prompts.policy, *(name for name in baselines if name in TEMPLATES and name != "rag")]
+    templates = [PolicyTemplate.load(name) for name in dict.fromkeys(names)]
+    encode = lambda text: max((template.encode(tokenizer, text, chat=config.prompts.chat) for template in templates), key=len)
+    return keep_playable(questions, encode, max_prompt_tokens=config.rollout.max_prompt_tokens,
+                         overlong=config.data.overlong, source=source)
 
 
 def corpus(config: Config, source: str) -> list[Document]:

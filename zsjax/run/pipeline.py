@@ -30,6 +30,13 @@ STAGES = {stage.__name__: stage for stage in (pretrain, pretrain_simulator, coll
                                               report)}
 
 
+# What a stage that has not been run yet asks, so that a question which cannot be played stops the run before it begins:
+# stage -> (its output, None where the stage itself decides what is left to do; names of `Run`).
+QUESTIONS = {"collect": ("searches.jsonl", ["train_questions"]),
+             "train": ("models/policy", ["train_questions", "watched_questions"]),
+             "evaluate": (None, ["evaluation_questions"])}
+
+
 class OutOfBudget(UserError):
     """Web search would cost more than search.remote.budget."""
 
@@ -47,6 +54,10 @@ def run(config: Config, workdir, *, stages=None):
     hosts.wait("config")
     with Writer(workdir) if hosts.is_lead() else Writer(None, quiet=True) as writer:
         context = Run(config, workdir, writer, config_json)
+        for output, names in [QUESTIONS[stage] for stage in stages or config.stages if stage in QUESTIONS]:
+            if output is None or not context.path(output).exists():
+                for name in names:
+                    getattr(context, name)
         for stage in stages or config.stages:
             try:
                 STAGES[stage](context)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,19 +14,61 @@ from zsjax.errors import InputError, InputExists, InputNotFound, reading
 from zsjax.search.engine import Document
 
 CORPUS, MANIFEST = "corpus.jsonl", "manifest.json"
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
-def row_of(document: Document | Mapping, number: int) -> tuple[str, str]:
-    """(title, text), checked."""
-    if isinstance(document, Document):
-        title, text = document.title, document.text
-    elif isinstance(document, Mapping):
-        title, text = document.get("title") or "", document.get("text")
+def whole_text(value):
+    """A text, or a JSON value with all its texts, in which lone surrogates are U+FFFD: UTF-8 cannot hold them."""
+    if isinstance(value, str):
+        return value if value.isascii() else _SURROGATES.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {whole_text(name): whole_text(each) for name, each in value.items()}
+    return [whole_text(each) for each in value] if isinstance(value, list) else value
+
+
+def row_of(document: Document | Mapping, where: int | str) -> tuple[str, str]:
+    """(title, text) of a document in any form that corpora have; titles may be missing or null.
+
+    Args:
+      document: a `Document`, or a mapping with "text" and "title", with wiki-18's "contents" ('"Title"\\nText'), or with
+        one of these as its "document".
+      where: its number, or file and line, which begin an error.
+
+    Raises:
+      InputError: one line with `where`, field and value.
+    """
+    where = f"document {where}" if isinstance(where, int) else where
+    if isinstance(document, Mapping):
+        if isinstance(document.get("document"), Mapping):
+            document = document["document"]
+        title, text, field = document.get("title"), document.get("text"), "text"
+        if text is None and document.get("contents") is not None:
+            text, field = document["contents"], "contents"
+            if isinstance(text, str):
+                first, text = split_contents(text)
+                title = first if title is None else title
+        missing = field not in document
+    elif isinstance(document, Document):
+        title, text, field, missing = document.title, document.text, "text", False
     else:
-        raise ValueError(f"document {number} is a {type(document).__name__}, not a Document or a mapping")
-    if not isinstance(text, str) or not isinstance(title, str):
-        raise ValueError(f"document {number} needs a string \"text\" (and \"title\", if any); got {document!r:.200}")
-    return title, text
+        raise InputError(f"{where} is a {type(document).__name__}, not a Document or a mapping")
+    if not isinstance(text, str):
+        what = "is missing" if missing else f"is {text!r:.200}"
+        raise InputError(f"{where}: field {field!r} {what}; it must be a string")
+    if isinstance(title, int | float) and not isinstance(title, bool):
+        title = "" if title != title else str(title)  # NaN is how pandas writes null
+    if not isinstance(title, str | None):
+        raise InputError(f"{where}: field 'title' is {title!r:.200}; it must be a string or null")
+    return whole_text(title or ""), whole_text(text)
+
+
+def split_contents(contents: str) -> tuple[str, str]:
+    """(title, text) of wiki-18's one field: the title in quotation marks, a newline, the text. One line is all text."""
+    title, newline, text = contents.partition("\n")
+    if not newline:
+        return "", contents
+    title = title.strip()
+    return title[1:-1] if len(title) > 1 and title[0] == title[-1] == '"' else title, text
 
 
 def line_of(row: tuple[str, str]) -> bytes:

@@ -51,7 +51,7 @@ class Recorder:
     def search(self, queries: Sequence[str], contexts: Sequence[SearchContext], *, k: int) -> list[list[Document]]:
         rankings = self.engine.search(queries, contexts, k=max(k, self.depth))
         for query, context, ranking in zip(queries, contexts, rankings, strict=True):
-            self.found[context.question.id, query.strip()] = ranking
+            self.found[context.question.key, query.strip()] = ranking
         return [first(ranking, k) for ranking in rankings]
 
 
@@ -70,7 +70,7 @@ def episode_searches(episodes: types.Episodes, questions: Sequence[Question], re
     for question, answer, queries in zip(questions, said, asked, strict=True):
         correct = exact_match(answer, question.golden_answers) > 0
         for query in queries:
-            documents = recorder.found.get((question.id, query))
+            documents = recorder.found.get((question.key, query))
             if documents:
                 searches.append(Search(question, query, tuple(documents), correct))
     return searches
@@ -115,7 +115,7 @@ def deduplicate(searches: Iterable[Search]) -> list[Search]:
     """The first search of each (question, query, whether the episode was right); queries differ by words only."""
     kept = {}
     for search in searches:
-        kept.setdefault((search.question.id, " ".join(search.query.lower().split()), search.correct), search)
+        kept.setdefault((search.question.key, " ".join(search.query.lower().split()), search.correct), search)
     return list(kept.values())
 
 
@@ -158,7 +158,7 @@ def read_searches(path: str | os.PathLike) -> tuple[dict, list[Search]]:
                     continue
                 question = record["question"]
                 question = Question(question["id"], question["question"], tuple(question["golden_answers"]),
-                                    question.get("metadata") or {})
+                                    question.get("metadata", {}), question.get("key", ""))
                 documents = tuple(Document(**document) for document in record["documents"])
                 useful = record.get("useful")
                 searches.append(Search(question, record["query"], documents, record["correct"], record["source"],

@@ -115,7 +115,7 @@ def make_examples(searches: Sequence, num_documents: int, *, label: str = "ranki
     sides, seen = {False: [], True: []}, set()
     for search in searches:
         for noisy, documents in targets_of(search, num_documents, label).items():
-            name = (search.question.id, " ".join(search.query.lower().split()), noisy)
+            name = (search.question.key, " ".join(search.query.lower().split()), noisy)
             if len(documents) == num_documents and (label == "ranking" or name not in seen):
                 seen.add(name)
                 sides[noisy].append(Example(search.question, search.query, noisy, tuple(documents)))

@@ -63,7 +63,7 @@ def split(searches: Sequence[Search], hold_out: float) -> tuple[list[Search], li
     """(tuned on, held out): by question, so that no held-out question was seen with another query."""
     sides = ([], [])
     for search in searches:
-        sides[chance("hold out", search.question.id) < hold_out].append(search)
+        sides[chance("hold out", search.question.key) < hold_out].append(search)
     return sides
 
 

@@ -18,6 +18,7 @@ def check_data(found, config):
             continue
         _check_source(found, f"data.benchmarks.{name}", (".jsonl", ".jsonl.gz", ".parquet"), tfds=True)
     found.at_least(1, "data.eval_limit")
+    found.one_of("data.overlong", ("error", "drop"))
     if config.world:
         _check_world(found, config)
 

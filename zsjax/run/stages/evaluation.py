@@ -127,7 +127,7 @@ class Parts:
 
     def __init__(self, run: Run):
         self.run, self.config, self.kept = run, run.config, kept.Kept(run.workdir)
-        self.questions = build.benchmarks(run.config)
+        self.questions = run.evaluation_questions
         self.how = how(run, self.questions)
         self._objects = {}
 
@@ -215,7 +215,7 @@ class Parts:
         model, params = self._policy(role)
         setting = Setting(
             config, model, params, run.tokenizer, self._engine(), self.questions, jax.random.key(config.seed), meter,
-            run.mesh, train_questions=lambda: build.questions(config, config.data.train),
+            run.mesh, train_questions=lambda: run.train_questions,
             train_engine=lambda: run.engine(config.search.eval_engine, config.data.corpus, spread=True),
             base_params=lambda: run.policy("base")[1], writer=run.writer,
             directory=run.path("checkpoints") / "trajectory_sft")

@@ -28,7 +28,7 @@ def check_simulator(run: Run, simulator: Simulator):
     from zsjax.tuning import gates
 
     config = run.config
-    questions = build.questions(config, config.data.train)
+    questions = run.train_questions
     if not all(map(right_queries, questions)):
         run.writer.note("gate simulator: not measured, the questions do not know their right queries")
         return

@@ -7,7 +7,6 @@ from zsjax.evaluate import play, summarize
 from zsjax.monitor import costs
 from zsjax.parallel import mesh
 from zsjax.rollout import make_rollout
-from zsjax.run import build
 from zsjax.run.stages.run import Run
 
 
@@ -20,7 +19,7 @@ def train(run: Run):
     model, params = run.policy("base", rules=mesh.TRAIN_RULES)
     engine = run.engine(config.search.engine, config.data.corpus, spread=True)
     params = train(config, run.workdir, policy_config=model, params=params, tokenizer=run.tokenizer, engine=engine,
-                   stream=QuestionStream(build.questions(config, config.data.train), config.seed), writer=run.writer,
+                   stream=QuestionStream(run.train_questions, config.seed), writer=run.writer,
                    evaluate_now=real_evaluation(run, model), config_json=run.config_json,
                    save_best=lambda params: run.save_model("best", model, params))
     run.save_model("policy", model, params)
@@ -31,7 +30,7 @@ def real_evaluation(run: Run, model):
     config = run.config
     engine = run.engine(config.search.eval_engine, config.data.eval_corpus, spread=True)
     rollout = costs.Meter(make_rollout(model, engine, run.tokenizer, config, run.mesh), engine)
-    questions = build.questions(config, config.data.eval, config.train.eval_questions)
+    questions = run.watched_questions
 
     def evaluate_now(params):
         records, _ = play(rollout, params, questions, key=jax.random.key(config.seed),

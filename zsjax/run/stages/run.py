@@ -15,6 +15,7 @@ from zsjax.parallel.mesh import DECODE_RULES, local_mesh, make_mesh, simulator_m
 from zsjax.run import build
 from zsjax.search import Mixed
 from zsjax.search.simulator.simulator import Simulator
+from zsjax.types import Question
 
 
 class GateFailed(UserError):
@@ -39,6 +40,27 @@ class Run:
     @functools.cached_property
     def mesh(self):
         return make_mesh(self.config.mesh)
+
+    @functools.cached_property
+    def train_questions(self) -> list[Question]:
+        """Of config.data.train; like the other two, all of them can be played."""
+        return self._playable(build.questions(self.config, self.config.data.train), "train")
+
+    @functools.cached_property
+    def watched_questions(self) -> list[Question]:
+        """Of config.data.eval, those on which training is evaluated on the way."""
+        config = self.config
+        return self._playable(build.questions(config, config.data.eval, config.train.eval_questions), "eval")
+
+    @functools.cached_property
+    def evaluation_questions(self) -> list[Question]:
+        """Of every benchmark, or of config.data.eval."""
+        return self._playable(build.benchmarks(self.config), "benchmarks" if self.config.data.benchmarks else "eval",
+                              baselines=self.config.evaluate.baselines)
+
+    def _playable(self, questions, field, **options):
+        source = f"data.{field} = {getattr(self.config.data, field)!r}"
+        return build.playable(self.config, questions, source, self.tokenizer, **options)
 
     def engine(self, name: str, source: str, *, drop_best: float = 0.0, spread: bool = False):
         """The engine that searches the corpus `source`, by a name of config.search.engine; spread: as of `simulator`."""

@@ -24,7 +24,7 @@ def collect(run: Run):
     check_reading(run, model, params)
     batch = min(config.evaluate.batch_rows, config.collect.episodes)
     name = config.search.eval_engine if config.search.eval_engine in REAL_ENGINES else "bm25"
-    engine, questions = run.engine(name, config.data.corpus), build.questions(config, config.data.train)
+    engine, questions = run.engine(name, config.data.corpus), run.train_questions
     with run.writer.track("collect", config.collect.episodes) as advance:
         played = 0
 

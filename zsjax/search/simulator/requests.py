@@ -58,5 +58,5 @@ def on_target(requests: Requests, blank):
 
 
 def question_keys(questions: Sequence) -> np.ndarray:
-    """uint32[B], a name for each question in random streams: a hash of its id."""
-    return np.array([zlib.crc32(str(q.id).encode()) for q in questions], np.uint32)
+    """uint32[B], a name for each question in random streams: a hash of its key."""
+    return np.array([zlib.crc32(str(q.key).encode("utf-8", "replace")) for q in questions], np.uint32)

@@ -298,7 +298,7 @@ class Simulator:
             return []
         # A reply is a function of these alone, so equal requests are written once. (In the compiled rollout all rows
         # advance together and nothing would be saved by leaving some out.)
-        names = [(c.question.id, query, c.noisy) for query, c in zip(queries, contexts, strict=True)]
+        names = [(c.question.identity, query, c.noisy) for query, c in zip(queries, contexts, strict=True)]
         first = {name: row for row, name in reversed(list(enumerate(names)))}
         rows = sorted(first.values())
         size = max(8, 1 << (len(rows) - 1).bit_length())  # few shapes, few programs
