@@ -36,6 +36,9 @@ SEARCH_FAILED = 3  # no documents: the engine failed or found nothing
 INVALID_ACTION = 4  # the turn was neither a search nor an answer and was answered by the hint
 SEARCH_STATUS_NAMES = ("not_searched", "ok", "short", "failed", "invalid_action")
 
+# The logit of an embedding row that is no token: its exp is 0, and unlike -inf it makes no NaN of 0 times it.
+PADDING_LOGIT = -1e30
+
 
 @dataclasses.dataclass(frozen=True)
 class Question:
@@ -94,3 +97,15 @@ class TrainState:
     reranker: Any = None  # zsjax.search.rerank.RerankerState, where search.rerank is on
     key: Any = None  # raw key data uint32[2] of the run's root key
     control: Any = None  # dict of what steers the run and is learned on the way: see zsjax.train
+
+
+def whole_text(text: str) -> str:
+    """The text with pairs of surrogates joined and each lone one as U+FFFD: what UTF-8 can hold.
+
+    JSON can spell half a character (a text cut by UTF-16 units); files, sockets and tokenizers cannot take it.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text

@@ -61,7 +61,7 @@ def model(config: ModelConfig, tokenizer, *, seed: int, path=None, mesh=None, ru
     mesh = None if mesh is None or mesh.size == 1 else mesh
     if str(path) == "random":
         shape = DecoderConfig(**({"vocab_size": tokenizer.vocab_size} | dict(config.shape)), dtype=config.dtype,
-                              attention=config.attention)
+                              attention=config.attention).for_tokenizer(tokenizer)
         attention.choose(shape)
         params = init_params(shape, jax.random.key(seed), jnp.dtype(config.param_dtype))
         if config.positional_bias_init:
@@ -74,9 +74,9 @@ def model(config: ModelConfig, tokenizer, *, seed: int, path=None, mesh=None, ru
     folder = _local(str(path), weights=True)
     shape = dataclasses.replace(read_config(folder), dtype=config.dtype, attention=config.attention)
     attention.choose(shape)
-    _, params = load_hf(folder, dtype=config.param_dtype, mesh=mesh, rules=rules, tokenizer=tokenizer,
+    loaded, params = load_hf(folder, dtype=config.param_dtype, mesh=mesh, rules=rules, tokenizer=tokenizer,
                         check_finite=config.check_finite)
-    return shape, params
+    return dataclasses.replace(shape, num_ids=loaded.num_ids), params
 
 
 def worlds(config: Config, name: str):

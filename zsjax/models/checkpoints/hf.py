@@ -102,6 +102,19 @@ def _check(folder, config, named, tensors):
         raise ValueError(f"{tensors[name].file}: surplus tensor {name!r}: config.json has no place for it")
 
 
+def _check_tokenizer(folder, config, tokenizer) -> DecoderConfig:
+    """The config with the tokenizer's `num_ids`; ValueError where its ids are not those that the model was trained with."""
+    path = getattr(tokenizer, "path", "")
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(f"{folder}: tensor 'model.embed_tokens.weight' has {config.vocab_size} rows, but the tokenizer "
+                         f"{path} has {tokenizer.vocab_size} ids: give the model's own tokenizer")
+    difference = tokenizer.conflict(folder) if hasattr(tokenizer, "conflict") else None
+    if difference:
+        raise ValueError(f"{folder}: the model was made with other ids than the tokenizer {path} has: {difference}; set "
+                         f"tokenizer to {str(folder)!r}")
+    return config.for_tokenizer(tokenizer)
+
+
 def _equal(a, b, rows: int = 4096) -> bool:
     """Whether two stored tensors hold the same numbers, a few rows at a time."""
     parts = [np.s_[i:min(i + rows, a.shape[0])] for i in range(0, a.shape[0], rows)]
@@ -139,7 +152,8 @@ def load_hf(path, *, mesh=None, rules=None, dtype=None, tokenizer=None, check_fi
       mesh: None puts everything on the default device.
       rules: logical axis -> mesh axis; None with a mesh is `zsjax.parallel.mesh.TRAIN_RULES`.
       dtype: of the parameters and of the config (activations); None keeps the file's.
-      tokenizer: None, or what must fit: all of its `vocab_size` ids need a row of the embedding.
+      tokenizer: None, or what must fit: all of its `vocab_size` ids need a row of the embedding, and a tokenizer that the
+        folder holds must not contradict it. The config then has `num_ids`.
       check_finite: also refuse NaN and infinite weights; reads every number on the host.
 
     Returns:
@@ -153,9 +167,8 @@ def load_hf(path, *, mesh=None, rules=None, dtype=None, tokenizer=None, check_fi
     """
     folder = hub.local_folder(path)
     config = read_config(folder)
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(f"{folder}: tensor 'model.embed_tokens.weight' has {config.vocab_size} rows, but the tokenizer "
-                         f"{getattr(tokenizer, 'path', '')} has {tokenizer.vocab_size} ids: give the model's own tokenizer")
+    if tokenizer is not None:
+        config = _check_tokenizer(folder, config, tokenizer)
     named, treedef = _named_specs(config)
     tensors = _find_tensors(folder)
     _check(folder, config, named, tensors)

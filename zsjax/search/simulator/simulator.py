@@ -72,9 +72,7 @@ class Simulator:
             raise ValueError(f"num_documents={self.num_documents}: a reply has 1 to 20 documents")
         if self.reveal_gold not in ("always", "on_target", "never"):
             raise ValueError(f"reveal_gold={self.reveal_gold!r}: give 'always', 'on_target' or 'never'")
-        if self.tokenizer.vocab_size > self.config.vocab_size:
-            raise ValueError(f"the tokenizer has {self.tokenizer.vocab_size} tokens, the simulator's embedding only "
-                             f"{self.config.vocab_size} rows")
+        object.__setattr__(self, "config", self.config.for_tokenizer(self.tokenizer))
 
     @functools.cached_property
     def tables(self) -> Tables:
