@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from zsjax.search.engine import Document
+from zsjax.types import whole_text
 
 CORPUS, MANIFEST = "corpus.jsonl", "manifest.json"
 
@@ -24,7 +25,7 @@ def row_of(document: Document | Mapping, number: int) -> tuple[str, str]:
         raise ValueError(f"document {number} is a {type(document).__name__}, not a Document or a mapping")
     if not isinstance(text, str) or not isinstance(title, str):
         raise ValueError(f"document {number} needs a string \"text\" (and \"title\", if any); got {document!r:.200}")
-    return title, text
+    return whole_text(title), whole_text(text)
 
 
 def line_of(row: tuple[str, str]) -> bytes:
