@@ -164,7 +164,7 @@ def embedder(config: Config):
         return embed, embed
     from zsjax.models.checkpoints.hf import load_hf
 
-    shape, params = load_hf(asset_path(name))
+    shape, params = load_hf(asset_path(name), head=False)
     its_tokenizer = load_tokenizer(name)
     return tuple(decoder_embedder(shape, params, its_tokenizer, text_format=text_format)
                  for text_format in ("{query}", QUERY_FORMAT))
