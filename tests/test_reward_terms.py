@@ -34,6 +34,12 @@ SILENT = changed(answer=None, status="ended_without_answer", texts=("hm",), quer
     ("format", changed(texts=("<search> a </think> <think> </search>", "<answer> Ada </answer>")), 0),
     ("format", changed(texts=("<search> a <search> b </search>", "<answer> Ada </answer>")), 0),
     ("format", changed(texts=("<search> a <think> b </think> </search>", "<answer> Ada </answer>")), 0),  # thinks inside
+    # The chat template may have opened the thought: in the first generation only, and only where it did.
+    ("format", changed(texts=("hm </think> <search> a </search>", "<answer> Ada </answer>")), 1),
+    ("format", changed(opens_thought=True, texts=("hm </think> <search> a </search>", "<answer> Ada </answer>")), 1),
+    ("format", changed(opens_thought=False, texts=("hm </think> <search> a </search>", "<answer> Ada </answer>")), 0),
+    ("format", changed(opens_thought=True, texts=("<search> a </search>", "<answer> Ada </answer>")), 0),  # not closed
+    ("format", changed(texts=("<search> a </search>", "hm </think> <answer> Ada </answer>")), 0),
 ])
 def test_terms_by_hand(name, outcome, value):
     assert TERMS[name](outcome) == pytest.approx(value)

@@ -96,3 +96,10 @@ def test_scores_equal_a_slow_version(prediction, golds):
     assert exact_match(prediction, golds) == exact
     assert contains_match(prediction, golds) == contains
     assert exact <= contains and exact <= f1_score(prediction, golds)
+
+
+@pytest.mark.parametrize("prediction, gold, equal", [
+    ("Beyonce\u0301", "Beyonc\u00e9", 1), ("BEYONCE\u0301", "beyonc\u00c9", 1), ("\u212b", "\u00c5", 1),
+    ("a \u2260 b", "a =\u0338 b", 1), ("10\u00b2", "102", 0), ("\ud83d", "x", 0)])
+def test_scores_compare_in_nfc(prediction, gold, equal):
+    assert exact_match(prediction, [gold]) == f1_score(gold, [prediction]) == contains_match(prediction, [gold]) == equal

@@ -37,6 +37,9 @@ INVALID_ACTION = 4  # the turn was neither a search nor an answer and was answer
 SEARCH_EMPTY = 5  # no documents: the engine found nothing, or the simulator wrote nothing of use
 SEARCH_STATUS_NAMES = ("not_searched", "ok", "short", "failed", "invalid_action", "empty")
 
+# The logit of an embedding row that is no token: its exp is 0, and unlike -inf it makes no NaN of 0 times it.
+PADDING_LOGIT = -1e30
+
 
 @dataclasses.dataclass(frozen=True)
 class Question:
@@ -109,3 +112,20 @@ class TrainState:
     reranker: Any = None  # zsjax.search.rerank.RerankerState, where search.rerank is on
     key: Any = None  # raw key data uint32[2] of the run's root key
     control: Any = None  # dict of what steers the run and is learned on the way: see zsjax.train
+
+
+def whole_text(value):
+    """A text, or a JSON value with all its texts, that UTF-8 can hold.
+
+    JSON can spell half a character (a text cut by UTF-16 units), and files, sockets and tokenizers cannot take it. Pairs
+    of surrogates are joined, and a lone one becomes U+FFFD.
+    """
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        return value
+    if isinstance(value, dict):
+        return {whole_text(name): whole_text(each) for name, each in value.items()}
+    return [whole_text(each) for each in value] if isinstance(value, list) else value

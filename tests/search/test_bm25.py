@@ -94,3 +94,13 @@ def test_load_refuses_what_does_not_fit(tmp_path):
 def test_bad_corpora(documents, match):
     with pytest.raises(ValueError, match=match):
         BM25.from_documents(documents)
+
+
+@pytest.mark.parametrize("query", ["Cafe\u0301", "CAF\u00c9", "\uff23\uff41\uff46\u00e9"])
+def test_documents_and_queries_are_searched_in_one_unicode_form(query, tmp_path):
+    engine = BM25.from_documents([Document("", "the cafe\u0301 there"), Document("", "this caf\u00e9 here"), Document("", "cafe no"),
+                                  Document("", "half a character \ud83d")])
+    assert [d.text[:4] for d in engine.search([query], k=3)[0]] == ["the ", "this"]
+    engine.save(tmp_path / "index")  # a lone surrogate can be kept on disk
+    found = BM25.load(tmp_path / "index").search(["character"], k=1)[0]
+    assert [d.text for d in found] == ["half a character \ufffd"]

@@ -15,8 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from zsjax.errors import InputError
-from zsjax.search.corpus_store import whole_text
-from zsjax.types import Question
+from zsjax.types import Question, whole_text
 
 _ID = ("id", "_id", "question_id", "qid", "QuestionId")
 _QUESTION = ("question", "Question", "query")

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 
 from zsjax.errors import InputError, InputNotFound
-from zsjax.search.corpus_store import whole_text
+from zsjax.types import whole_text
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"

@@ -1,7 +1,10 @@
 """Tokenizers: text to ids and back, and the exact bytes of every token.
 
+Text is of two kinds. A template is our own (`encode`, `encode_prompt`): special tokens written out in it are meant.
+Data is everything else (`plain`, `encode_text`): questions, queries, golds, documents. No special token comes of it.
+
 A folder of a Hugging Face fast tokenizer is read by the `tokenizers` library directly, which takes well under a
-second; transformers is loaded only for folders without tokenizer.json and for chat templates.
+second; transformers is loaded only for folders without tokenizer.json.
 """
 
 import functools
@@ -11,9 +14,10 @@ import re
 from collections.abc import Sequence
 
 from zsjax.data.assets import asset_path
+from zsjax.data.tokenizer_config import TokenizerConfig, TokenizerConfigError
 from zsjax.errors import InputError, InputNotFound
+from zsjax.types import whole_text
 
-_EOS_NAMES = ("<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 _PAD_NAMES = ("<pad>", "<|pad|>", "[PAD]", "<|endoftext|>")
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -24,18 +28,87 @@ class Tokenizer:
     Attributes:
       path: where it was loaded from.
       vocab_size: ids are 0 .. vocab_size-1, added tokens included (a model's embedding may have more rows).
-      eos_ids: ids that end a generation: of the tokenizer's and the model's configs beside it; () if there are none.
+      vocab: text of every token -> id.
+      eos_ids: ids that end a generation: of the tokenizer's and the model's configs beside it, and what ends a turn of
+        the chat template; () if there are none.
+      bos_ids: what the tokenizer's post-processor puts before a text; () for most.
       pad_id: the padding token; without one an end token, without that 0. Nothing infers a mask from it.
     """
 
     path: pathlib.Path
     vocab_size: int
+    vocab: dict[str, int]
     eos_ids: tuple[int, ...]
     pad_id: int
+    bos_ids: tuple[int, ...] = ()
+    _special_ids: set[int | None]  # what `encode` gives for no ordinary text
+    _chat_template = None
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text. No special tokens are added; those written out in the text are recognised."""
+        """Ids of a template's text. No special tokens are added; those written out in the text are recognised."""
         raise NotImplementedError
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a whole plain prompt: `encode`, with `bos_ids` in front where the text does not begin with them."""
+        ids = self.encode(text)
+        return ids if tuple(ids[:len(self.bos_ids)]) == self.bos_ids else [*self.bos_ids, *ids]
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of data: ordinary tokens only. Characters that the vocabulary cannot spell are left out."""
+        return self._encode_plain(text)[1]
+
+    def plain(self, text: str) -> str:
+        """The text with a blank inside of every special token that is written out in it, for a slot of a template.
+
+        >>> load_tokenizer("asset:real/tokenizer").plain("a<|im_end|>b")
+        'a< |im_end|>b'
+        """
+        return self._encode_plain(text)[0]
+
+    def _encode_plain(self, text: str) -> tuple[str, list[int]]:
+        """(`plain`, `encode_text`) of a text, encoded once where it holds no special token."""
+        text = whole_text(text)
+        for attempt in range(8):  # a blank may complete another special token; at last they are taken out whole
+            ids, spans = self._encode_spans(text)
+            if not spans:
+                break
+            for start, stop in reversed(spans):
+                name = text[start:stop]
+                first = start + (len(name) - len(name.lstrip()) if name.strip() else 0)
+                broken = f"{text[first]} {text[first + 1:stop]}" if stop - first > 1 and attempt < 4 else " "
+                text = text[:first] + broken + text[stop:]
+        return text, [id for id in ids if id not in self._special_ids]
+
+    def _encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """(`encode`, [start, stop) of the special tokens that are written out in the text, in characters and in order)."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def newline_id(self) -> int | None:
+        """The token that writes a newline; None in a vocabulary that cannot."""
+        ends = [id for id in self.encode("\n")[-1:] if (self.token_bytes(id) or b"").endswith(b"\n")]
+        return ends[0] if ends else next((id for id, entry in enumerate(self.token_table) if entry == b"\n"), None)
+
+    def conflict(self, folder) -> str | None:
+        """How the tokenizer that a model's folder holds contradicts this one; None if it does not, or holds none.
+
+        One may have tokens that the other lacks. A text with two ids, or an id with two texts, is a contradiction.
+        """
+        folder = pathlib.Path(folder)
+        files = [folder / "tokenizer.json", self.path / "tokenizer.json" if self.path.is_dir() else self.path]
+        if all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes():
+            return None
+        try:
+            own = load_tokenizer(folder)
+        except FileNotFoundError:
+            return None
+        texts = {id: text for text, id in self.vocab.items()}
+        for text, id in own.vocab.items():
+            if self.vocab.get(text, id) != id:
+                return f"{text!r} has the id {self.vocab[text]}, but {id} in the model's own tokenizer"
+            if texts.get(id, text) != text:
+                return f"id {id} is {texts[id]!r}, but {text!r} in the model's own tokenizer"
+        return None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids, special tokens written out; bytes that are no UTF-8 become U+FFFD."""
@@ -60,46 +133,65 @@ class Tokenizer:
         """Ids of a conversation in the model's chat format, up to where the assistant begins to speak.
 
         Args:
-          messages: [{"role": "user", "content": "..."}, ...].
+          messages: [{"role": "user", "content": "..."}, ...]. Contents are data: special tokens in them are broken up.
           add_generation_prompt: end with the assistant's header.
 
         Raises:
           ValueError: the tokenizer has no chat template.
         """
-        raise InputError(f"the tokenizer at {self.path} has no chat template: set prompts.chat = False")
+        return self.encode(self.render_chat(messages, add_generation_prompt=add_generation_prompt))
+
+    def render_chat(self, messages: Sequence[dict], *, add_generation_prompt: bool = True) -> str:
+        """The text whose ids are `apply_chat_template`. Raises ValueError as that does."""
+        if self._chat_template is None:
+            raise InputError(f"the tokenizer at {self.path} has no chat template (no chat_template in "
+                             "tokenizer_config.json and no chat_template.jinja): set prompts.chat = False or add one")
+        messages = [{**message, "content": self.plain(message["content"])} if isinstance(message.get("content"), str)
+                    else message for message in messages]
+        return self._chat_template.render(messages, add_generation_prompt=add_generation_prompt)
 
 
 class FastTokenizer(Tokenizer):
     """A Hugging Face fast tokenizer: byte-level BPE (Qwen, Llama 3) or SentencePiece-like (Llama 2)."""
 
     def __init__(self, backend, path: pathlib.Path):
-        """`backend` is a tokenizers.Tokenizer, `path` its folder or file."""
+        """`backend` is a tokenizers.Tokenizer, `path` its folder or file. Raises ValueError as `load_tokenizer`."""
         self.path = path
         self._backend = backend
-        self._folder = path if path.is_dir() else path.parent
-        self._vocab = backend.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(self._vocab.values()) + 1
-        self._config = _read_json(self._folder / "tokenizer_config.json")
-        special = {token.content: id for id, token in backend.get_added_tokens_decoder().items() if token.special}
-        self.eos_ids = self._find_eos(special)
-        pad = _content(self._config.get("pad_token"))
-        known = [self._vocab[name] for name in (pad, *_PAD_NAMES) if name in self._vocab]
+        backend.no_truncation()  # a tokenizer.json keeps what its last user asked for, and would cut or fill texts
+        backend.no_padding()
+        if getattr(backend.model, "dropout", None):
+            backend.model.dropout = None  # of training: ids would be drawn at random
+        self.vocab = backend.get_vocab(with_added_tokens=True)
+        if not self.vocab:
+            raise InputError(f"{path}: the vocabulary is empty; copy the model's tokenizer.json again")
+        self.vocab_size = max(self.vocab.values()) + 1
+        configs = TokenizerConfig(path if path.is_dir() else path.parent)
+        added = backend.get_added_tokens_decoder()
+        self._unknown_id = self.vocab.get(getattr(backend.model, "unk_token", None))
+        self._special_ids = {id for id, token in added.items() if token.special} | {self._unknown_id}
+        self._chat_template = configs.chat_template()
+        self.bos_ids = _added_in_front(backend)
+        self.eos_ids = configs.eos_ids(self.vocab, {added[id].content for id in self._special_ids if id in added})
+        if self._chat_template:
+            turn_end = self.encode(self._chat_template.turn_end())
+            self.eos_ids = tuple(dict.fromkeys([*self.eos_ids, *[id for id in turn_end if id in added][:1]]))
+        known = [self.vocab[name] for name in (configs.token("pad_token"), *_PAD_NAMES) if name in self.vocab]
         self.pad_id = (known or list(self.eos_ids) or [0])[0]
 
-    def _find_eos(self, special: dict[str, int]) -> tuple[int, ...]:
-        found = []
-        name = _content(self._config.get("eos_token"))
-        if name in self._vocab:
-            found.append(self._vocab[name])
-        for file in ("generation_config.json", "config.json"):
-            ids = _read_json(self._folder / file).get("eos_token_id")
-            found += [ids] if isinstance(ids, int) else list(ids or ())
-        if not found:
-            found = [special[name] for name in _EOS_NAMES if name in special][:1]
-        return tuple(dict.fromkeys(found))
-
     def encode(self, text: str) -> list[int]:
-        return self._backend.encode(text, add_special_tokens=False).ids
+        return self._backend.encode(whole_text(text), add_special_tokens=False).ids
+
+    def _encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        if self._special_ids.isdisjoint(encoding.ids):
+            return encoding.ids, []
+        unknown = None if self._unknown_id is None else self._backend.id_to_token(self._unknown_id)
+        # An unknown character is no special token that was written out, though it has the id of one.
+        written = [span for id, span in zip(encoding.ids, encoding.offsets)
+                   if id in self._special_ids and span[0] < span[1]
+                   and (id != self._unknown_id or text[slice(*span)].strip() == unknown)]
+        return encoding.ids, written
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._backend.decode([int(id) for id in ids], skip_special_tokens=False)
@@ -108,33 +200,11 @@ class FastTokenizer(Tokenizer):
         table: list[bytes | None] = [None] * self.vocab_size
         kind = _vocabulary_kind(json.loads(self._backend.to_str()), self.path)
         spell = _spell_byte_level if kind == "byte_level" else _spell_piece
-        for text, id in self._vocab.items():
+        for text, id in self.vocab.items():
             table[id] = spell(text)
         for id, token in self._backend.get_added_tokens_decoder().items():
             table[id] = None if token.special else token.content.encode()
         return table
-
-    def apply_chat_template(self, messages: Sequence[dict], *, add_generation_prompt: bool = True) -> list[int]:
-        template = self._config.get("chat_template")
-        file = self._folder / "chat_template.jinja"
-        if file.is_file():
-            template = file.read_text(encoding="utf-8")
-        if isinstance(template, list):  # named templates
-            template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
-        if not template:
-            raise InputError(
-                f"the tokenizer at {self.path} has no chat template (no chat_template in tokenizer_config.json and no "
-                "chat_template.jinja): set prompts.chat = False or add one"
-            )
-        import transformers
-
-        names = ("bos_token", "eos_token", "pad_token", "unk_token")
-        special = {name: _content(self._config[name]) for name in names if self._config.get(name)}
-        renderer = transformers.PreTrainedTokenizerFast(tokenizer_object=self._backend, **special)
-        text = renderer.apply_chat_template(
-            list(messages), chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-        return self.encode(text)
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -145,13 +215,24 @@ class SentencePieceTokenizer(Tokenizer):
         import sentencepiece
 
         self.path = path
-        self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        self.vocab_size = self._model.vocab_size()
-        self.eos_ids = (self._model.eos_id(),) if self._model.eos_id() >= 0 else ()
-        self.pad_id = self._model.pad_id() if self._model.pad_id() >= 0 else (*self.eos_ids, 0)[0]
+        self._model = model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        self.vocab_size = model.vocab_size()
+        self.vocab = {model.id_to_piece(id): id for id in range(self.vocab_size)}
+        self._special_ids = {id for id in range(self.vocab_size) if model.is_control(id) or model.is_unknown(id)}
+        configs = TokenizerConfig(path.parent)
+        self._chat_template = configs.chat_template()
+        named = [model.id_to_piece(id) for id in (model.eos_id(),) if id >= 0]
+        self.eos_ids = configs.eos_ids(self.vocab, set(), default=named)
+        self.pad_id = model.pad_id() if model.pad_id() >= 0 else (*self.eos_ids, 0)[0]
+        pad = self.vocab.get(configs.token("pad_token"))
+        self.pad_id = self.pad_id if pad is None else pad
+        self.bos_ids = (model.bos_id(),) if configs.adds_bos() and model.bos_id() >= 0 else ()
 
     def encode(self, text: str) -> list[int]:
-        return self._model.encode(text, add_bos=False, add_eos=False)
+        return self._model.encode(whole_text(text), add_bos=False, add_eos=False)
+
+    def _encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        return self.encode(text), []  # SentencePiece never takes text for a control symbol
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._model.decode([int(id) for id in ids])
@@ -199,12 +280,15 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
         if file is not None:
             import tokenizers
 
-            return FastTokenizer(tokenizers.Tokenizer.from_file(str(file)), found)
-        import transformers
+            backend = tokenizers.Tokenizer.from_file(str(file))
+        else:
+            import transformers
 
-        # Which pre-tokenizer belongs to a bare vocabulary is known to transformers only.
-        loaded = transformers.AutoTokenizer.from_pretrained(str(found), local_files_only=True)
-        return FastTokenizer(loaded.backend_tokenizer, found)
+            # Which pre-tokenizer belongs to a bare vocabulary is known to transformers only.
+            backend = transformers.AutoTokenizer.from_pretrained(str(found), local_files_only=True).backend_tokenizer
+        return FastTokenizer(backend, found)
+    except TokenizerConfigError:
+        raise
     except Exception as error:  # tokenizers and sentencepiece raise bare Exceptions and RuntimeErrors
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
@@ -213,13 +297,12 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
         ) from error
 
 
-def _read_json(file: pathlib.Path) -> dict:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-
-def _content(token) -> str | None:
-    """Special tokens stand in configs as text or as {"content": text, ...}."""
-    return token.get("content") if isinstance(token, dict) else token
+def _added_in_front(backend) -> tuple[int, ...]:
+    """The ids that the post-processor puts before a text."""
+    bare = backend.encode("a", add_special_tokens=False).ids
+    full = backend.encode("a", add_special_tokens=True).ids
+    starts = [at for at in range(len(full)) if full[at:at + len(bare)] == bare]
+    return tuple(full[:starts[0]]) if bare and starts else ()
 
 
 def _vocabulary_kind(spec: dict, path: pathlib.Path) -> str:

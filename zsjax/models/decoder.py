@@ -20,6 +20,7 @@ from zsjax.models.attention import attend, attend_cached, choose
 from zsjax.models.cache import KVCache, init_cache
 from zsjax.models.layers import DecoderConfig, Int8Matrix, embed, linear, matmul, rms_norm, rotary_angles, rotate, swiglu
 from zsjax.parallel.constrain import constrain, platform
+from zsjax.types import PADDING_LOGIT
 
 __all__ = ["DecoderConfig", "ParamSpec", "param_specs", "specs_of", "init_params", "num_params", "cast_matrices",
            "decoding_params", "forward", "hidden_states", "unembedding", "logits_of", "extend", "init_cache"]
@@ -233,9 +234,12 @@ def unembedding(params, config: DecoderConfig):
 
 
 def logits_of(params, config: DecoderConfig, hidden):
-    """float32[..., V] logits of [..., D] hidden states, accumulated in float32."""
+    """float32[..., V] logits of [..., D] hidden states, accumulated in float32; padding rows as `config.num_ids` says."""
     matrix, turned = _unembedding(params, config)
-    return matmul(hidden, matrix, turned=turned)
+    logits = matmul(hidden, matrix, turned=turned)
+    if config.num_ids is None:
+        return logits
+    return jnp.where(jnp.arange(logits.shape[-1]) < config.num_ids, logits, PADDING_LOGIT)
 
 
 def forward(params, config: DecoderConfig, tokens, *, positions=None, valid=None):

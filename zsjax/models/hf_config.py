@@ -8,7 +8,8 @@ import json
 import math
 from pathlib import Path
 
-from zsjax.errors import InputError, InputNotFound, reading
+from zsjax.errors import InputError, InputNotFound
+from zsjax.models.checkpoints import contradictions
 from zsjax.models.layers import DecoderConfig, RopeScaling
 
 # What transformers' config classes assume for absent fields; for the rest see `read_config`.
@@ -41,16 +42,16 @@ def read_config(path) -> DecoderConfig:
     if file.is_dir() or file.suffix != ".json":
         file = file / "config.json"
     if not file.is_file():
-        raise InputNotFound(f"{file}: no such file; a checkpoint is a local folder with config.json and "
-                                f"model.safetensors")
-    with reading(file):
-        text = file.read_text(encoding="utf-8")
+        raise InputNotFound(f"{file}: no such file; " + (contradictions.no_model(file.parent) or "a checkpoint is a local "
+                                "folder with config.json and model.safetensors"))
     try:
-        raw = json.loads(text)
-    except ValueError as e:
-        raise InputError(f"{file}: not JSON: {e}") from None
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as e:
+        raise InputError(f"{file}: not JSON: {e}; copy the model's config.json again") from None
+    if isinstance(raw, dict) and "model_type" not in raw and (advice := contradictions.no_model(file.parent)):
+        raise InputError(f"{file.parent} is not a model: {advice}")
     try:
-        return _from_dict(raw)
+        return _from_dict(contradictions.check_fields(raw))
     except ValueError as e:
         raise InputError(f"{file}: {e}") from None
 

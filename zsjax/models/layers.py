@@ -100,6 +100,8 @@ class DecoderConfig:
       model_type: "qwen2", "qwen3" or "llama": what `save_hf` writes.
       dtype: name of the dtype activations are computed in; norms, softmax and logits are always float32.
       attention: "auto", or the kernel to insist on; see `zsjax.models.attention`.
+      num_ids: None, or how many rows of the embedding the tokenizer has ids for; the rows behind them are padding, whose
+        logits are `zsjax.types.PADDING_LOGIT`, in sampling and in scoring alike.
     """
 
     vocab_size: int
@@ -121,12 +123,21 @@ class DecoderConfig:
     model_type: str = "qwen2"
     dtype: str = "float32"
     attention: str = "auto"
+    num_ids: int | None = None
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even: rotary embedding turns pairs")
+
+    def for_tokenizer(self, tokenizer) -> "DecoderConfig":
+        """The config with `num_ids` of a tokenizer. Raises ValueError where it has more ids than the embedding rows."""
+        if tokenizer.vocab_size > self.vocab_size:
+            raise ValueError(f"the tokenizer {getattr(tokenizer, 'path', '')} has {tokenizer.vocab_size} ids, the model's "
+                             f"embedding only {self.vocab_size} rows: give the model's own tokenizer")
+        padded = tokenizer.vocab_size < self.vocab_size
+        return dataclasses.replace(self, num_ids=tokenizer.vocab_size if padded else None)
 
     @classmethod
     def from_hf(cls, path) -> "DecoderConfig":

@@ -11,6 +11,7 @@ reward did. Exact match, containment and F1 are three scores and are reported as
 import collections
 import re
 import string
+import unicodedata
 from collections.abc import Sequence
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -19,11 +20,13 @@ _ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, without ASCII punctuation, articles (a, an, the) and superfluous white space.
+    """Lower case, in NFC, without ASCII punctuation, articles (a, an, the) and superfluous white space.
 
-    SQuAD's `normalize_answer` (Rajpurkar et al. 2016, evaluate-v1.1.py), in its order.
+    SQuAD's `normalize_answer` (Rajpurkar et al. 2016, evaluate-v1.1.py), in its order. NFC makes a letter with its accent
+    apart equal to the one letter that is the same text (a model's tokenizer may write either). It is not NFKC, under which
+    10² would equal 102.
     """
-    text = text.lower().translate(_NO_PUNCTUATION)
+    text = unicodedata.normalize("NFC", text.lower()).translate(_NO_PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", text).split())
 
 

@@ -34,6 +34,7 @@ class Outcome:
       texts: what the policy wrote, one text a generation.
       policy_tokens: number of tokens that the policy wrote.
       overlong: 0 to 1, how far policy_tokens is beyond config.reward.overlong_from on the way to overlong_to.
+      opens_thought: whether the prompt ends in <think>, as chat templates of thinking models do; None: not known.
     """
 
     answer: str | None
@@ -45,6 +46,7 @@ class Outcome:
     texts: Sequence[str]
     policy_tokens: int
     overlong: float = 0.0
+    opens_thought: bool | None = None
 
 
 def outcomes(episodes: types.Episodes, questions, tokenizer, *, overlong=(0, 0)) -> list[Outcome]:
@@ -60,8 +62,15 @@ def outcomes(episodes: types.Episodes, questions, tokenizer, *, overlong=(0, 0))
             answer=said[b], golds=question.golden_answers, status=types.STATUS_NAMES[int(episodes.status[b])],
             queries=asked[b], documents=_documents(episodes, b, tokenizer),
             invalid_actions=int((episodes.search_status[b] == types.INVALID_ACTION).sum()),
-            texts=[tokenizer.decode(piece.tolist()) for piece in written], policy_tokens=tokens, overlong=beyond))
+            texts=[tokenizer.decode(piece.tolist()) for piece in written], policy_tokens=tokens, overlong=beyond,
+            opens_thought=_prompt(episodes, b, tokenizer).rstrip().endswith("<think>")))
     return found
+
+
+def _prompt(episodes, b, tokenizer):
+    """The end of what stood there before the policy wrote."""
+    length = int((np.asarray(episodes.roles[b]) == types.PROMPT).sum())
+    return tokenizer.decode(np.asarray(episodes.tokens[b][max(0, length - 16):length]).tolist())
 
 
 def _documents(episodes, b, tokenizer):
@@ -71,16 +80,20 @@ def _documents(episodes, b, tokenizer):
 
 def well_formed(outcome: Outcome) -> float:
     """1 if the episode ended with a non-empty answer, no generation was an invalid action, and in each generation
-    thoughts are opened and closed in turn, before the one search or answer that ends it."""
+    thoughts are opened and closed in turn, before the one search or answer that ends it. The thought that the prompt opened
+    (`Outcome.opens_thought`) is closed first."""
 
-    def generation_is(text):
+    def generation_is(text, begins):
         tags = _THOUGHT.findall(text)
+        if begins or (begins is None and tags[:1] == ["</think>"]):
+            tags = ["<think>", *tags]
         paired = tags == ["<think>", "</think>"] * (len(tags) // 2)
         action = min((at for tag in ("<search>", "<answer>") if (at := text.find(tag)) >= 0), default=-1)
         one = text.count("<search>") + text.count("<answer>") == 1
         return paired and one and text.rfind("</think>") < action
 
-    good = outcome.answer and not outcome.invalid_actions and all(map(generation_is, outcome.texts))
+    opened = [outcome.opens_thought, *[False] * len(outcome.texts)]  # by the prompt: for the first generation only
+    good = outcome.answer and not outcome.invalid_actions and all(map(generation_is, outcome.texts, opened))
     return float(bool(good))
 
 

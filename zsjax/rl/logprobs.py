@@ -14,8 +14,11 @@ import math
 import jax
 import jax.numpy as jnp
 
+from zsjax.types import PADDING_LOGIT
 
-def token_logprobs(hidden, unembed, tokens, *, chunk, temperature=1.0, with_entropy=True, wanted=None):
+
+def token_logprobs(hidden, unembed, tokens, *, chunk, temperature=1.0, with_entropy=True, wanted=None,
+                   num_ids: int | None = None):
     """Log-prob and entropy of each token given the tokens before it.
 
     With z_t = hidden[:, t-1] @ unembed / temperature, for t >= 1:
@@ -35,6 +38,7 @@ def token_logprobs(hidden, unembed, tokens, *, chunk, temperature=1.0, with_entr
       with_entropy: False saves a sum over V in both passes and returns None for the entropy.
       wanted: None for all, or bool[B, T]; where it is False, log-prob and entropy are 0 and get no gradient. The work is
         that of the row with the most wanted tokens, rounded up to whole chunks.
+      num_ids: None, or how many of the V are tokens; the others are left out of the softmax (`DecoderConfig.num_ids`).
 
     Returns:
       (logprobs, entropy): float32[B, T] each (float64 for float64 input), nats. Gradients flow to hidden and unembed,
@@ -58,7 +62,7 @@ def token_logprobs(hidden, unembed, tokens, *, chunk, temperature=1.0, with_entr
     temperature = jax.lax.stop_gradient(jnp.asarray(temperature, dtype))
     num_chunks = math.ceil((T - 1) / chunk)
     wanted = None if wanted is None else wanted[:, 1:]
-    out = _logprobs(num_chunks, with_entropy, hidden[:, :-1], unembed, tokens[:, 1:], temperature, wanted)
+    out = _logprobs((num_chunks, with_entropy, num_ids), hidden[:, :-1], unembed, tokens[:, 1:], temperature, wanted)
     own = lambda x: jnp.pad(x if wanted is None else jnp.where(wanted, x, 0), ((0, 0), (1, 0)))
     return own(out[0]), (own(out[1]) if with_entropy else None)
 
@@ -105,24 +109,26 @@ def _loop(body, live, carry, xs):
     return jax.lax.fori_loop(0, live, iteration, (carry, outs))
 
 
-def _logits(hidden, unembed, temperature):
+def _logits(hidden, unembed, temperature, num_ids):
     # The same product as zsjax.models.decoder.logits_of, so that scoring agrees with sampling.
-    return jnp.matmul(hidden, unembed, preferred_element_type=temperature.dtype) / temperature
+    logits = jnp.matmul(hidden, unembed, preferred_element_type=temperature.dtype) / temperature
+    return logits if num_ids is None else jnp.where(jnp.arange(logits.shape[-1]) < num_ids, logits, PADDING_LOGIT)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _logprobs(num_chunks, with_entropy, hidden, unembed, tokens, temperature, wanted):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _logprobs(options, hidden, unembed, tokens, temperature, wanted):
     """[B, N] log-probs and entropies of tokens[b, n] from hidden[b, n]; rubbish, finite, where they are not wanted."""
-    return _forward(num_chunks, with_entropy, hidden, unembed, tokens, temperature, wanted)[0]
+    return _forward(options, hidden, unembed, tokens, temperature, wanted)[0]
 
 
-def _forward(num_chunks, with_entropy, hidden, unembed, tokens, temperature, wanted):
+def _forward(options, hidden, unembed, tokens, temperature, wanted):
+    num_chunks, with_entropy, num_ids = options
     matrix = unembed.astype(hidden.dtype)
     split, join, live = _layout(num_chunks, wanted, hidden.shape[1])
 
     def body(_, chunk):
         h, targets = chunk
-        logits = _logits(h, matrix, temperature)
+        logits = _logits(h, matrix, temperature, num_ids)
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         top = logits.max(axis=-1)
         weights = jnp.exp(logits - top[..., None])
@@ -137,8 +143,9 @@ def _forward(num_chunks, with_entropy, hidden, unembed, tokens, temperature, wan
     return outputs, (hidden, unembed, tokens, temperature, wanted, normalizer, entropy)
 
 
-def _backward(num_chunks, with_entropy, residuals, cotangents):
+def _backward(options, residuals, cotangents):
     """d logprob / dz_v = [v is the token] - p_v;  d entropy / dz_v = -p_v (log p_v + entropy)."""
+    num_chunks, with_entropy, num_ids = options
     hidden, unembed, tokens, temperature, wanted, normalizer, entropy = residuals
     matrix = unembed.astype(hidden.dtype)
     split, join, live = _layout(num_chunks, wanted, hidden.shape[1])
@@ -147,7 +154,7 @@ def _backward(num_chunks, with_entropy, residuals, cotangents):
     def body(d_unembed, chunk):
         h, targets, normalizer, entropy, g_logprob, g_entropy = (x[..., None] for x in chunk)
         h = h[..., 0]
-        log_p = _logits(h, matrix, temperature) - normalizer
+        log_p = _logits(h, matrix, temperature, num_ids) - normalizer
         p = jnp.exp(log_p)
         slope = g_logprob + g_entropy * (log_p + entropy) if with_entropy else g_logprob
         d_logits = jnp.where(vocab == targets, g_logprob, 0) - p * slope

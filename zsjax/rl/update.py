@@ -59,7 +59,7 @@ def load_loss(name):
 def _model_logprobs(params, config, tokens, valid, **options):
     remat = options.pop("remat")
     hidden = decoder.hidden_states(params, config, tokens, valid=valid, remat=remat)
-    return token_logprobs(hidden, decoder.unembedding(params, config), tokens, **options)
+    return token_logprobs(hidden, decoder.unembedding(params, config), tokens, num_ids=config.num_ids, **options)
 
 
 def make_score(model_config, *, chunk, temperature=1.0, remat="none", microbatch_rows=0):

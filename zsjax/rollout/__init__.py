@@ -127,7 +127,7 @@ def environment(policy_config, tokenizer, config, group_size: int = 1) -> pieces
     template = PolicyTemplate.load(config.prompts.policy)
     encode = lambda text: np.array(tokenizer.encode(text), np.int32)
     return pieces.Environment(
-        policy=policy_config,
+        policy=policy_config.for_tokenizer(tokenizer),
         max_turns=config.rollout.max_turns,
         max_turn_tokens=config.rollout.max_turn_tokens,
         max_tokens=config.rollout.max_tokens,

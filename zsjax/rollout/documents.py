@@ -28,22 +28,15 @@ def inert(text: str) -> str:
 
 def encode_inert(line: str, tokenizer) -> list[int]:
     """Ids of a document's line that are text and nothing else: no tag of ours, no special token of the model's."""
-    text = inert(line.rstrip("\n"))
-    while True:
-        ids = tokenizer.encode(text + "\n")
-        special = {id for id in ids if tokenizer.token_bytes(id) is None}
-        names = [name for id in special if (name := tokenizer.decode([id])) and name in text]
-        if not names:
-            return [id for id in ids if id not in special]
-        for name in names:  # "<|im_end|>" was written out: broken up, it is spelled with ordinary tokens
-            text = text.replace(name, f"{name[:1]} {name[1:]}" if len(name) > 1 else " ")
+    # Tags go last: a character that normalisation changes, or a special token that is broken up, must not make one.
+    return tokenizer.encode_text(inert(tokenizer.plain(inert(line.rstrip("\n")))) + "\n")
 
 
 def encode_documents(found, tokenizer, document_format: str, *, num_documents: int, max_document_tokens: int):
     """(int32[B, k, N], int32[B, k], int32[B]) of lists of documents: a line each, cut to N tokens, newline kept.
 
     The last are the numbers of documents, -1 for a search that failed."""
-    newline = tokenizer.encode("\n")[-1]
+    newline = [] if tokenizer.newline_id is None else [tokenizer.newline_id]
     tokens = np.zeros((len(found), num_documents, max_document_tokens), np.int32)
     lengths = np.zeros((len(found), num_documents), np.int32)
     for b, documents in enumerate(found):
@@ -52,7 +45,7 @@ def encode_documents(found, tokenizer, document_format: str, *, num_documents: i
                            document.text[:CHARACTERS_PER_TOKEN * max_document_tokens])
             ids = encode_inert(format_document(document_format, i + 1, cut), tokenizer)
             if len(ids) > max_document_tokens:
-                ids = ids[:max_document_tokens - 1] + [newline]
+                ids = ids[:max_document_tokens - len(newline)] + newline
             tokens[b, i, :len(ids)] = ids
             lengths[b, i] = len(ids)
     counts = [-1 if isinstance(d, Failed) else min(len(d), num_documents) for d in found]

@@ -74,11 +74,12 @@ class PolicyTemplate:
         return self.prompt.replace("{question}", question.strip())
 
     def encode(self, tokenizer, question: str, chat: bool = False) -> list[int]:
-        """The prompt for a question, as ids; chat: as the user's message in the tokenizer's chat template."""
-        text = self.render(question)
+        """The prompt for a question, as ids; chat: as the user's message in the tokenizer's chat template, else it begins
+        with the tokenizer's `bos_ids`."""
+        text = self.render(tokenizer.plain(question))
         if chat:
             return tokenizer.apply_chat_template([{"role": "user", "content": text.strip()}])
-        return tokenizer.encode(text)
+        return tokenizer.encode_prompt(text)
 
 
 _DEFAULT = """\

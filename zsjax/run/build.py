@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from zsjax.config import Config, ModelConfig
 from zsjax.data import load_corpus, load_questions, load_tokenizer
 from zsjax.data.assets import asset_path
-from zsjax.errors import reading
 from zsjax.data.playable import playable as keep_playable
 from zsjax.data.questions import sample
+from zsjax.errors import reading
 from zsjax.models import attention
 from zsjax.models.checkpoints import hub
 from zsjax.models.decoder import DecoderConfig, init_params
@@ -65,7 +65,7 @@ def model(config: ModelConfig, tokenizer, *, seed: int, path=None, mesh=None, ru
     mesh = None if mesh is None or mesh.size == 1 else mesh
     if str(path) == "random":
         shape = DecoderConfig(**({"vocab_size": tokenizer.vocab_size} | dict(config.shape)), dtype=config.dtype,
-                              attention=config.attention)
+                              attention=config.attention).for_tokenizer(tokenizer)
         attention.choose(shape)
         params = init_params(shape, jax.random.key(seed), jnp.dtype(config.param_dtype))
         if config.positional_bias_init:
@@ -78,9 +78,9 @@ def model(config: ModelConfig, tokenizer, *, seed: int, path=None, mesh=None, ru
     folder = local_path(str(path), weights=True)
     shape = dataclasses.replace(read_config(folder), dtype=config.dtype, attention=config.attention)
     attention.choose(shape)
-    _, params = load_hf(folder, dtype=config.param_dtype, mesh=mesh, rules=rules, tokenizer=tokenizer,
+    loaded, params = load_hf(folder, dtype=config.param_dtype, mesh=mesh, rules=rules, tokenizer=tokenizer,
                         check_finite=config.check_finite)
-    return shape, params
+    return dataclasses.replace(shape, num_ids=loaded.num_ids), params
 
 
 def worlds(config: Config, name: str):
@@ -182,7 +182,7 @@ def embedder(config: Config):
         return embed, embed
     from zsjax.models.checkpoints.hf import load_hf
 
-    shape, params = load_hf(asset_path(name))
+    shape, params = load_hf(asset_path(name), head=False)
     its_tokenizer = load_tokenizer(name)
     return tuple(decoder_embedder(shape, params, its_tokenizer, text_format=text_format)
                  for text_format in ("{query}", QUERY_FORMAT))

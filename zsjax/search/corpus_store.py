@@ -12,18 +12,9 @@ import numpy as np
 
 from zsjax.errors import InputError, InputExists, InputNotFound, reading
 from zsjax.search.engine import Document
+from zsjax.types import whole_text
 
 CORPUS, MANIFEST = "corpus.jsonl", "manifest.json"
-_SURROGATES = re.compile("[\ud800-\udfff]")
-
-
-def whole_text(value):
-    """A text, or a JSON value with all its texts, in which lone surrogates are U+FFFD: UTF-8 cannot hold them."""
-    if isinstance(value, str):
-        return value if value.isascii() else _SURROGATES.sub("\ufffd", value)
-    if isinstance(value, dict):
-        return {whole_text(name): whole_text(each) for name, each in value.items()}
-    return [whole_text(each) for each in value] if isinstance(value, list) else value
 
 
 def row_of(document: Document | Mapping, where: int | str) -> tuple[str, str]:

@@ -148,6 +148,6 @@ def encode_texts(texts, tokenizer, size: int):
     front; cut at the end."""
     tokens, lengths = np.zeros((len(texts), size), np.int32), np.zeros(len(texts), np.int32)
     for row, text in enumerate(texts):
-        ids = tokenizer.encode(f" {text.strip()}")[:size] if text.strip() else []
+        ids = tokenizer.encode_text(f" {text.strip()}")[:size] if text.strip() else []
         tokens[row, :len(ids)], lengths[row] = ids, len(ids)
     return tokens, lengths

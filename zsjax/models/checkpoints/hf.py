@@ -15,6 +15,7 @@ import numpy as np
 
 from zsjax.errors import InputError, InputExists, InputNotFound
 from zsjax.models.checkpoints import hub, tensor_files
+from zsjax.models.checkpoints.contradictions import why_missing, why_surplus
 from zsjax.models.decoder import ParamSpec, param_specs
 from zsjax.models.hf_config import config_dict, read_config
 from zsjax.models.layers import DecoderConfig
@@ -52,7 +53,16 @@ def _stored_shape(spec, transposed):
 # ---------------------------------------------------------------------------------------------------------- reading
 
 def _find_tensors(folder: Path) -> dict[str, tensor_files.StoredTensor]:
-    """Every tensor of a checkpoint folder, from the single file or the shards that the index names."""
+    """Every tensor of a checkpoint folder by the name that a whole model gives it: files of the bare decoder, such as
+    Qwen3-Embedding's, leave out "model."."""
+    tensors = _stored_tensors(folder)
+    if "embed_tokens.weight" in tensors and "model.embed_tokens.weight" not in tensors:
+        tensors = {name if name.startswith("lm_head.") else f"model.{name}": stored for name, stored in tensors.items()}
+    return tensors
+
+
+def _stored_tensors(folder: Path) -> dict[str, tensor_files.StoredTensor]:
+    """Every tensor of the single file or of the shards that the index names."""
     if (folder / WEIGHTS).is_file():
         return tensor_files.read_header(folder / WEIGHTS)
     if not (folder / INDEX).is_file():
@@ -61,22 +71,27 @@ def _find_tensors(folder: Path) -> dict[str, tensor_files.StoredTensor]:
             raise InputError(
                 f"{folder} holds pickled weights ({pickles[0]}), which can run code when read and are refused. Convert "
                 "them once with transformers: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)")
-        raise InputNotFound(f"{folder}: neither {WEIGHTS} nor {INDEX}")
+        raise InputNotFound(f"{folder}: neither {WEIGHTS} nor {INDEX}; copy the model's weights there")
     try:
-        weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
-    except (ValueError, KeyError, TypeError) as e:
-        raise InputError(f"{folder / INDEX}: not a safetensors index: {e!r}") from None
+        weight_map = dict(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"])
+        escaping = [shard for shard in weight_map.values() if Path(shard).name != shard]
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        raise InputError(f"{folder / INDEX}: not a safetensors index: {e!r}; copy the file again") from None
+    if escaping:
+        raise InputError(f"{folder / INDEX}: weight_map names {escaping[0]!r}, which is not a file of this folder; copy the "
+                         "file again")
     tensors = {}
     for shard in sorted(set(weight_map.values())):
         file = folder / shard
         if not file.is_file():
             missing = [name for name, s in weight_map.items() if s == shard]
             raise InputNotFound(f"{file}: shard is missing; {INDEX} says it holds {len(missing)} tensors, such as "
-                                    f"{missing[0]!r}")
+                                    f"{missing[0]!r}; copy or download it again")
         tensors |= tensor_files.read_header(file)
     absent = [name for name, shard in weight_map.items() if name not in tensors]
     if absent:
-        raise InputError(f"{folder / weight_map[absent[0]]}: tensor {absent[0]!r} is missing, though {INDEX} lists it")
+        raise InputError(f"{folder / weight_map[absent[0]]}: tensor {absent[0]!r} is missing, though {INDEX} lists it; "
+                         "copy both again")
     return tensors
 
 
@@ -85,13 +100,14 @@ def _check(folder, config, named, tensors):
     wanted = {name: _stored_shape(spec, transposed) for name, transposed, spec in named}
     for name, shape in wanted.items():
         if name not in tensors:
-            raise InputError(f"{folder}: tensor {name!r} of shape {shape} is missing")
+            raise InputError(f"{folder}: tensor {name!r} of shape {shape} is missing: {why_missing(name, tensors, config)}")
         stored = tensors[name]
         if stored.dtype not in tensor_files.DTYPES:
             raise InputError(f"{stored.file}: tensor {name!r} has dtype {stored.dtype}; supported are "
                              f"{', '.join(tensor_files.DTYPES)}")
         if stored.shape != shape:
-            raise InputError(f"{stored.file}: tensor {name!r} has shape {stored.shape}, config.json asks for {shape}")
+            raise InputError(f"{stored.file}: tensor {name!r} has shape {stored.shape}, config.json asks for {shape}: "
+                             "copy config.json and weights from one source")
     for name in sorted(set(tensors) - set(wanted)):
         if name.endswith("rotary_emb.inv_freq"):  # a buffer that old Llama checkpoints carry
             continue
@@ -99,8 +115,21 @@ def _check(folder, config, named, tensors):
             if _equal(tensors[name], tensors["model.embed_tokens.weight"]):
                 continue  # Qwen3's small models store it twice
             raise InputError(f"{tensors[name].file}: tensor {name!r} differs from the embedding, but config.json has "
-                             "tie_word_embeddings=true")
-        raise InputError(f"{tensors[name].file}: surplus tensor {name!r}: config.json has no place for it")
+                             "tie_word_embeddings=true: set it to false if the file is right")
+        raise InputError(f"{tensors[name].file}: surplus tensor {name!r}: {why_surplus(name, tensors, config)}")
+
+
+def _check_tokenizer(folder, config, tokenizer) -> DecoderConfig:
+    """The config with the tokenizer's `num_ids`; ValueError where its ids are not those that the model was trained with."""
+    path = getattr(tokenizer, "path", "")
+    if tokenizer.vocab_size > config.vocab_size:
+        raise InputError(f"{folder}: tensor 'model.embed_tokens.weight' has {config.vocab_size} rows, but the tokenizer "
+                         f"{path} has {tokenizer.vocab_size} ids: give the model's own tokenizer")
+    difference = tokenizer.conflict(folder) if hasattr(tokenizer, "conflict") else None
+    if difference:
+        raise InputError(f"{folder}: the model was made with other ids than the tokenizer {path} has: {difference}; set "
+                         f"tokenizer to {str(folder)!r}")
+    return config.for_tokenizer(tokenizer)
 
 
 def _equal(a, b, rows: int = 4096) -> bool:
@@ -128,7 +157,7 @@ def _place(stored, transposed, dtype, sharding, check_finite):
     return jax.make_array_from_callback(shape, sharding, read)
 
 
-def load_hf(path, *, mesh=None, rules=None, dtype=None, tokenizer=None, check_finite: bool = False):
+def load_hf(path, *, mesh=None, rules=None, dtype=None, tokenizer=None, check_finite: bool = False, head: bool = True):
     """Reads a Hugging Face checkpoint (qwen2, qwen3, llama) without torch or transformers.
 
     The files are memory-mapped and each tensor goes straight to its devices, so the extra host memory is about twice
@@ -140,8 +169,10 @@ def load_hf(path, *, mesh=None, rules=None, dtype=None, tokenizer=None, check_fi
       mesh: None puts everything on the default device.
       rules: logical axis -> mesh axis; None with a mesh is `zsjax.parallel.mesh.TRAIN_RULES`.
       dtype: of the parameters and of the config (activations); None keeps the file's.
-      tokenizer: None, or what must fit: all of its `vocab_size` ids need a row of the embedding.
+      tokenizer: None, or what must fit: all of its `vocab_size` ids need a row of the embedding, and a tokenizer that the
+        folder holds must not contradict it. The config then has `num_ids`.
       check_finite: also refuse NaN and infinite weights; reads every number on the host.
+      head: False for an embedding model: an lm_head is neither needed nor read.
 
     Returns:
       (DecoderConfig, params).
@@ -154,11 +185,13 @@ def load_hf(path, *, mesh=None, rules=None, dtype=None, tokenizer=None, check_fi
     """
     folder = hub.local_folder(path)
     config = read_config(folder)
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        raise InputError(f"{folder}: tensor 'model.embed_tokens.weight' has {config.vocab_size} rows, but the tokenizer "
-                         f"{getattr(tokenizer, 'path', '')} has {tokenizer.vocab_size} ids: give the model's own tokenizer")
-    named, treedef = _named_specs(config)
+    if tokenizer is not None:
+        config = _check_tokenizer(folder, config, tokenizer)
     tensors = _find_tensors(folder)
+    if not head and not config.tie_embeddings:
+        config = dataclasses.replace(config, tie_embeddings=True)  # the config of a tree without lm_head
+        tensors.pop("lm_head.weight", None)
+    named, treedef = _named_specs(config)
     _check(folder, config, named, tensors)
     if dtype is not None:
         config = dataclasses.replace(config, dtype=jnp.dtype(dtype).name)
@@ -212,9 +245,14 @@ def _write_tokenizer(folder: Path, tokenizer):
         tokenizer.save_pretrained(folder)
         return
     source = Path(getattr(tokenizer, "path", tokenizer))
-    files = [source] if source.is_file() else [source / name for name in _TOKENIZER_FILES if (source / name).is_file()]
+    kept = source if source.is_dir() else source.parent
+    # Beside a SentencePiece model, a tokenizer.json would be read in its place.
+    names = [name for name in _TOKENIZER_FILES if source.suffix != ".model" or name not in ("tokenizer.json", "tokenizer.model")]
+    files = [kept / name for name in names if (kept / name).is_file()]
+    if source.is_file():
+        files = [*[file for file in files if file != source], source]
     if not files:
-        raise InputNotFound(f"{source}: no tokenizer files")
+        raise InputNotFound(f"{source}: no tokenizer files; give the folder of tokenizer.json")
     for file in files:
         shutil.copyfile(file, folder / ("tokenizer.model" if file.suffix == ".model" else file.name))
 

@@ -53,7 +53,7 @@ def read_header(file) -> dict[str, StoredTensor]:
             return {name: StoredTensor(file, name, part.get_dtype(), tuple(part.get_shape()))
                     for name, part in parts.items()}
     except SafetensorError as error:
-        raise InputError(f"{file}: {_cut_short(file) or f'not a safetensors file, or damaged: {error}'}") from None
+        raise InputError(f"{file}: {_cut_short(file) or f'not a safetensors file, or damaged: {error}; copy or download it again'}") from None
 
 
 def _cut_short(file: Path) -> str:

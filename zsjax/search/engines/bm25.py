@@ -1,6 +1,7 @@
 """BM25 over a corpus, by the bm25s library: built once, stored with a hash of its corpus, memory-mapped when loaded."""
 
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -116,6 +117,8 @@ def _bm25s():
 
 
 def _words(texts, stopwords, *, return_ids, progress=False):
+    # NFKC: a letter with its accent apart would be two words, and who searches types neither ligatures nor wide digits.
+    texts = [unicodedata.normalize("NFKC", text) for text in texts]
     return _bm25s().tokenize(texts, stopwords="en" if stopwords else [], return_ids=return_ids, show_progress=progress)
 
 

@@ -118,8 +118,9 @@ def decoder_embedder(config, params, tokenizer, *, max_tokens: int = 512, batch_
         return last / (last**2).sum(axis=1, keepdims=True) ** 0.5
 
     def embed(texts: list[str]) -> np.ndarray:
-        rows = [[*tokenizer.encode(text_format.replace("{query}", text))[:max_tokens - 1], tokenizer.pad_id]
-                for text in texts]
+        bos = list(tokenizer.bos_ids)
+        ids = [tokenizer.encode_text(text_format.replace("{query}", text)) for text in texts]
+        rows = [[*(bos + of_one)[:max_tokens - 1], tokenizer.pad_id] for of_one in ids]
         out = np.zeros((len(rows), config.embed_dim), np.float32)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         for first in range(0, len(order), batch_rows):

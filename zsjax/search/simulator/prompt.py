@@ -132,10 +132,12 @@ class SimulatorTemplate:
     Attributes:
       name: the name or path it was loaded from.
       text: the template.
+      chat: whether the text is in a chat format, which has its own beginning; else the tokenizer's `bos_ids` stand first.
     """
 
     name: str
     text: str
+    chat: bool = False
 
     def __post_init__(self):
         found = [match.group(1) for match in _SLOT.finditer(self.text)]
@@ -168,8 +170,8 @@ class SimulatorTemplate:
           ValueError: the tokenizer has no chat template.
         """
         mark = "\N{OBJECT REPLACEMENT CHARACTER}"
-        chat = tokenizer.decode(tokenizer.apply_chat_template([{"role": "user", "content": mark}]))
-        return dataclasses.replace(self, text=chat.replace(mark, self.text.strip()))
+        chat = tokenizer.render_chat([{"role": "user", "content": mark}])
+        return dataclasses.replace(self, text=chat.replace(mark, self.text.strip()), chat=True)
 
     def parts(self) -> list[tuple[str, str]]:
         """("text", text) and ("slot", name), in order."""
@@ -182,7 +184,10 @@ class SimulatorTemplate:
 
     def pieces(self, tokenizer) -> list[tuple[str, list[int] | str]]:
         """("text", ids) and ("slot", name), in order."""
-        return [(kind, tokenizer.encode(value) if kind == "text" else value) for kind, value in self.parts()]
+        pieces = [(kind, tokenizer.encode(value) if kind == "text" else value) for kind, value in self.parts()]
+        bos = () if self.chat else tokenizer.bos_ids
+        first = pieces[0][1] if pieces[0][0] == "text" else []
+        return pieces if tuple(first[:len(bos)]) == bos else [("text", [*bos]), *pieces]
 
     def render(self, **slots) -> str:
         """The prompt as text, for a simulator behind a server. Raises ValueError as `build`."""
@@ -198,7 +203,7 @@ class SimulatorTemplate:
     def encode_slot(self, tokenizer, text: str) -> list[int]:
         """Ids of what fills a slot: the text without blank ends, one blank in front; nothing for a blank text."""
         text = text.strip()
-        return tokenizer.encode(f" {text}") if text else []
+        return tokenizer.encode_text(f" {text}") if text else []
 
     def build(self, tokenizer, **slots: str) -> list[int]:
         """Ids of the whole prompt, the same as the splice on the device.

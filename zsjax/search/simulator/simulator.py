@@ -73,9 +73,7 @@ class Simulator:
             raise InputError(f"num_documents={self.num_documents}: a reply has 1 to 20 documents")
         if self.reveal_gold not in ("always", "on_target", "never"):
             raise InputError(f"reveal_gold={self.reveal_gold!r}: give 'always', 'on_target' or 'never'")
-        if self.tokenizer.vocab_size > self.config.vocab_size:
-            raise InputError(f"the tokenizer has {self.tokenizer.vocab_size} tokens, the simulator's embedding only "
-                             f"{self.config.vocab_size} rows")
+        object.__setattr__(self, "config", self.config.for_tokenizer(self.tokenizer))
 
     @functools.cached_property
     def tables(self) -> Tables:
@@ -88,7 +86,10 @@ class Simulator:
 
     @functools.cached_property
     def _newline(self) -> int:
-        return self.tokenizer.encode("\n")[-1]
+        if self.tokenizer.newline_id is None:
+            raise InputError(f"the simulator's tokenizer {self.tokenizer.path} cannot write a newline, which ends each "
+                             "document; use a tokenizer with byte fallback")
+        return self.tokenizer.newline_id
 
     @functools.cached_property
     def prompt_size(self) -> int:
@@ -211,11 +212,14 @@ class Simulator:
             forbidden = tables.automaton.forbidden(w.tag_state)
             logits = logits.at[:, :forbidden.shape[1]].set(
                 jnp.where(forbidden, -jnp.inf, logits[:, :forbidden.shape[1]]))
+            logits = jnp.where(tables.special, -jnp.inf, logits)
             draw_keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(w.keys), w.step.astype(jnp.uint32))
             token, _ = sample(logits, draw_keys, temperature=self.temperature, top_p=self.top_p)
             token = jnp.where(used == N - 1, self._newline, token)
             ended = tables.eos[token]
-            writes = w.busy & ~ended & ~((used == 0) & tables.blank[token])
+            token = jnp.where(ended & (used > 0), self._newline, token)  # the end of a reply ends its last document, too
+            ended_blank = ended & (used == 0)
+            writes = w.busy & ~ended_blank & ~((used == 0) & tables.blank[token])
             at = jnp.where(writes, w.count, k)  # writes of other rows are dropped
             count = w.count + (writes & tables.ends_line[token])
             tag_state, _ = tables.automaton.step(w.tag_state, token)

@@ -67,6 +67,7 @@ class Tables:
     ends_line: Any  # bool[V], the token's bytes hold a newline
     blank: Any  # bool[V], nothing but white space
     eos: Any  # bool[V]
+    special: Any  # bool[V], no text and no end: never written
 
 
 def make_tables(tokenizer, vocab_size: int) -> Tables:
@@ -76,7 +77,8 @@ def make_tables(tokenizer, vocab_size: int) -> Tables:
         automaton=TagAutomaton.from_tokenizer(tokenizer, ALL_TAGS),
         ends_line=line_ends(tokenizer, vocab_size),
         blank=jnp.array([p is not None and not p.strip() for p in pieces]),
-        eos=jnp.zeros(vocab_size, bool).at[jnp.array(list(tokenizer.eos_ids), jnp.int32)].set(True),
+        eos=(eos := jnp.zeros(vocab_size, bool).at[jnp.array(list(tokenizer.eos_ids), jnp.int32)].set(True)),
+        special=jnp.array([p is None for p in pieces]) & ~eos,
     )
 
 

@@ -1,0 +1,82 @@
+"""Chat templates: Jinja texts of tokenizers, compiled once and rendered as transformers renders them."""
+
+import datetime
+import functools
+import json
+from collections.abc import Mapping, Sequence
+
+# The day that templates are told (Llama 3's own default): a prompt must not change when a run goes on the next day.
+_TODAY = datetime.datetime(2024, 7, 26)
+_MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
+
+
+from zsjax.errors import InputError
+
+
+class ChatTemplate:
+    """A compiled chat template.
+
+    Args:
+      source: the Jinja text.
+      names: what its variables bos_token, eos_token and so on stand for.
+      where: the file it came from, for errors.
+
+    Raises:
+      ValueError: not a Jinja template.
+    """
+
+    def __init__(self, source: str, names: Mapping[str, str], where):
+        self._names, self._where = dict(names), where
+        try:
+            self._template = _environment().from_string(source)
+        except Exception as error:  # jinja2's own kinds
+            raise InputError(f"{where}: chat_template is not a Jinja template: {_first_line(error)}; copy the model's "
+                             "file again") from error
+
+    def render(self, messages: Sequence[dict], *, add_generation_prompt: bool) -> str:
+        """The conversation as text. Raises ValueError where the template refuses it."""
+        try:
+            return self._template.render(messages=list(messages), tools=None, documents=None,
+                                         add_generation_prompt=add_generation_prompt, **self._names)
+        except Exception as error:  # whatever the template's code does
+            raise InputError(f"{self._where}: chat_template cannot render {len(messages)} messages: "
+                             f"{_first_line(error)}; correct the template or set prompts.chat = False") from error
+
+    def turn_end(self) -> str:
+        """The text behind what the assistant said; "" where the template does not show it."""
+        messages = [{"role": "user", "content": "u"}, {"role": "assistant", "content": _MARK}]
+        try:
+            text = self.render(messages, add_generation_prompt=False)
+        except ValueError:  # a template for other conversations
+            return ""
+        return text.rpartition(_MARK)[2] if _MARK in text else ""
+
+
+@functools.cache
+def _environment():
+    from jinja2 import nodes
+    from jinja2.ext import Extension
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}` marks what assistants say, for training; here it changes nothing."""
+
+        tags = {"generation"}
+
+        def parse(self, parser):
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+            return nodes.Scope(body, lineno=line)
+
+    def refuse(message):
+        raise ValueError(message)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
+                                                extensions=[Generation, "jinja2.ext.loopcontrols"])
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    environment.globals |= {"raise_exception": refuse, "strftime_now": _TODAY.strftime}
+    return environment
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
