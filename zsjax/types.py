@@ -46,6 +46,11 @@ class Question:
     golden_answers: tuple[str, ...]
     metadata: dict = dataclasses.field(default_factory=dict)
 
+    @property
+    def identity(self) -> tuple:
+        """What makes two questions the same one: files that were put together may repeat an id."""
+        return self.id, self.question, tuple(self.golden_answers)
+
 
 @flax.struct.dataclass
 class Episodes:

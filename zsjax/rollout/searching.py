@@ -99,7 +99,7 @@ class TextSearch:
         """Documents for each text, in the modes bool[n, k]: where they differ, document i comes from the reply that its
         mode says, as `Simulator.idle` tells. The same search is sent once, and all that asked get the same list."""
         by_call = getattr(self.engine, "by_call", False)
-        name = lambda row, mode: (contexts[row].question.id, texts[row], mode, contexts[row].call if by_call else ())
+        name = lambda row, mode: (contexts[row].question.identity, texts[row], mode, contexts[row].call if by_call else ())
         asked = {}
         for row, of_row in enumerate(modes.tolist()):
             for mode in of_row:
@@ -168,7 +168,7 @@ class SimulatorSearch:
     def _find(self, questions, encoded, key, reranker, asked: Asked) -> Found:
         question, answers, question_key = encoded
         tokens, lengths = asked.query
-        names = [(questions[q].id, tokens[i, :lengths[i]].tobytes(), asked.noisy[i].tobytes())
+        names = [(questions[q].identity, tokens[i, :lengths[i]].tobytes(), asked.noisy[i].tobytes())
                  for i, q in enumerate(asked.question)]
         shards = row_shards(self.mesh)
         # Neighbours go to different devices.
