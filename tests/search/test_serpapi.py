@@ -2,13 +2,17 @@
 
 import json
 import logging
+import multiprocessing
+import os
 import pathlib
+import threading
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from faulty_server import serve
 
 from zsjax.search import BudgetSpent, Document, Failed, Limits, SerpApi
+from zsjax.search import account as account_module
 
 KEY = "k3y-that-must-not-leak"
 LIMITS = Limits(timeout=2, retries=0, backoff=0.01)
@@ -84,3 +88,129 @@ def test_no_key(monkeypatch):
     monkeypatch.delenv("SERPAPI_API_KEY")
     with pytest.raises(ValueError, match="SERPAPI_API_KEY"):
         SerpApi()
+
+
+def spent(folder):
+    return json.loads((folder / "spent.json").read_text())
+
+
+def test_engines_over_one_folder_share_the_account(tmp_path):
+    with serve({"x": lambda body: (200, results(1))}) as server:
+        training, evaluation = (SerpApi(cache_dir=tmp_path, url=server.url + "/x", price=1.0, budget=2.0) for _ in range(2))
+        training.search(["a"], None, k=1)
+        evaluation.search(["a", "b"], None, k=1)
+        for engine in (training, evaluation):
+            assert (engine.paid_searches, engine.dollars) == (2, 2.0)
+            with pytest.raises(BudgetSpent):
+                engine.search(["c"], None, k=1)
+        assert len(server.requests) == 2
+        assert (training.counters["paid_searches"], evaluation.counters["paid_searches"]) == (1, 1)
+
+
+def search_all(folder, url, first, done):
+    engine, paid = SerpApi(cache_dir=folder, url=url, price=1.0, budget=12.0), 0
+    for i in range(10):
+        try:
+            engine.search([f"shared {i}", f"own {first} {i}"], None, k=1)
+        except BudgetSpent:
+            paid += 1
+    done.put((engine.counters["paid_searches"], paid))
+
+
+def test_processes_pay_once_and_never_above_the_budget(tmp_path):
+    context = multiprocessing.get_context("fork")
+    with serve({"x": lambda body: (200, results(1))}) as server:
+        done = context.Queue()
+        processes = [context.Process(target=search_all, args=(tmp_path, server.url + "/x", i, done)) for i in range(3)]
+        [process.start() for process in processes]
+        paid, refused = zip(*[done.get(timeout=30) for _ in processes])
+        [process.join() for process in processes]
+        queries = [parse_qs(urlsplit(path).query)["q"][0] for path, _ in server.requests]
+    assert len(queries) == len(set(queries)) == sum(paid) == spent(tmp_path)["searches"] and 11 <= sum(paid) <= 12
+    assert all(refused)
+
+
+def test_the_charge_is_written_before_the_request_and_outlives_a_crash(tmp_path):
+    seen = []
+
+    def reply(body):
+        seen.append(spent(tmp_path))
+        return 200, results(1)
+
+    def killed(url):
+        engine = SerpApi(cache_dir=tmp_path, url=url, price=0.5, limits=Limits(concurrency=1))
+        keep = engine._keep
+        engine._keep = lambda query, rows: (keep(query, rows), query == "b" and os._exit(9))
+        engine.search(["a", "b", "c"], None, k=1)
+
+    with serve({"x": reply}) as server:
+        process = multiprocessing.get_context("fork").Process(target=killed, args=(server.url + "/x",))
+        process.start()
+        process.join(timeout=10)
+        assert process.exitcode == 9
+        assert seen[0] == {"searches": 3, "dollars": 1.5} and spent(tmp_path) == seen[0]  # c counts, though nobody knows
+        asked = len(server.requests)
+        again = SerpApi(cache_dir=tmp_path, url=server.url + "/x", price=0.5)
+        assert again.search(["a", "b"], None, k=1) == [[Document("T0", "s 0")]] * 2 and len(server.requests) == asked
+
+
+@pytest.mark.parametrize("path, paid", [("hang", 1), ("reset", 1), ("500", 0), ("404", 0), ("garbage", 0)])
+def test_a_reply_that_got_lost_counts_as_paid(tmp_path, path, paid):
+    with serve() as server:
+        engine = SerpApi(cache_dir=tmp_path, url=f"{server.url}/{path}", limits=Limits(timeout=1, retries=0))
+        assert isinstance(engine.search(["a"], None, k=1)[0], Failed)
+    assert engine.paid_searches == engine.counters["paid_searches"] == spent(tmp_path)["searches"] == paid
+
+
+@pytest.mark.parametrize("wrong", [-1, -0.01, float("nan"), float("inf"), "5", True])
+def test_amounts_of_money_are_numbers_of_dollars(wrong, tmp_path):
+    for name in ("price", "budget"):
+        with pytest.raises(ValueError, match=f"{name} = .* is not an amount of dollars"):
+            SerpApi(**{name: wrong})
+    (tmp_path / "spent.json").write_text(json.dumps({"searches": 1, "dollars": wrong}))
+    with pytest.raises(ValueError, match="spent.json does not hold an account"):
+        SerpApi(cache_dir=tmp_path)
+
+
+def test_without_file_locks_one_process_is_still_right(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(account_module, "fcntl", None)
+    with serve({"x": lambda body: (200, results(1))}) as server:
+        engines = [SerpApi(cache_dir=tmp_path, url=server.url + "/x", price=1.0) for _ in range(4)]
+        threads = [threading.Thread(target=engine.search, args=(list("abcde"), None), kwargs={"k": 1}) for engine in engines]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        assert len(server.requests) == 5 == spent(tmp_path)["searches"]
+    assert "let only one process at a time search" in caplog.text
+
+
+def test_what_was_paid_is_kept_where_the_disk_is_full(tmp_path, caplog):
+    with serve({"x": lambda body: (200, results(1))}) as server:
+        engine = SerpApi(cache_dir=tmp_path, url=server.url + "/x")
+        path = engine._path("a")
+        path.parent.write_text("a file where a folder must be")
+        assert engine.search(["a"], None, k=1) == engine.search(["a"], None, k=1) == [[Document("T0", "s 0")]]
+        assert len(server.requests) == 1 and "cannot be kept" in caplog.text
+        (tmp_path / "spent.json").unlink()
+        (tmp_path / "spent.json").mkdir()  # a charge that cannot be written
+        with pytest.raises((OSError, ValueError)):
+            engine.search(["b"], None, k=1)
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("engine, name", [("google", "q"), ("yahoo", "p"), ("yandex", "text"), ("naver", "query")])
+def test_each_web_search_gets_the_query_under_its_own_name(engine, name):
+    with serve({"x": lambda body: (200, results(1))}) as server:
+        SerpApi(engine=engine, url=server.url + "/x").search(["who \ud83d"], None, k=1)
+        assert parse_qs(urlsplit(server.requests[-1][0]).query)[name] == ["who \ufffd"]
+
+
+@pytest.mark.parametrize("odd", [None, 5, "x", [], {"title": ["x"]}, {"title": None, "snippet": {"a": 1}}])
+def test_an_odd_result_costs_itself(odd, tmp_path):
+    reply = results(2)
+    reply["organic_results"].insert(1, odd)
+    with serve({"x": lambda body: (200, reply)}) as server:
+        engine = SerpApi(cache_dir=tmp_path, url=server.url + "/x")
+        for _ in range(2):  # asked, and from the cache
+            assert engine.search(["a"], None, k=3) == [[Document("T0", "s 0"), Document("T1", "s 1")]]
+        engine._path("a").write_text('{"results": [5]}')
+        assert engine.search(["a"], None, k=3) and len(server.requests) == 2

@@ -59,7 +59,35 @@ def test_a_server_that_fails_leaves_containment(path):
     assert counts["failed"] == 4 and counts["contradicts_containment"] == 0
 
 
+@pytest.mark.parametrize("finish, kind", [("length", "thoughts_cut"), ("stop", "thoughts_only"),
+                                          ("content_filter", "declined")])
+def test_a_model_that_thinks_is_counted_by_its_own_name(finish, kind):
+    reply = {"choices": [{"finish_reason": finish, "message": {"content": None, "reasoning_content": "Okay, ..."}}]}
+    with serve({"v1": lambda body: (200, reply)}) as server:
+        judged, counts = judge_searches(SEARCHES, chat_judge(server))
+    assert counts[kind] == 4 and counts["failed"] == 0
+    assert [search.useful for search in judged] == [(False, True, False), (False, False), (False,)]
+
+
+def test_two_questions_of_one_id_are_judged_apart():
+    other = Search(Question("1", "Who wrote Dune?", ("Herbert",)), "q", (GOOD,), True)
+    with serve({"v1": lambda body: chat("yes" if "Emma?" in body["messages"][0]["content"] else "no")}) as server:
+        judged, counts = judge_searches([dataclasses.replace(SEARCHES[0], documents=(GOOD,)), other], chat_judge(server))
+    assert [search.useful for search in judged] == [(True,), (False,)] and counts["judged"] == 2
+
+
+def test_fields_of_the_judges_request():
+    fields = {"chat_template_kwargs": {"enable_thinking": False}, "max_tokens": None, "max_completion_tokens": 9}
+    with serve({"v1": lambda body: chat("yes")}) as server:
+        judge = ChatJudge(server.url + "/v1", model="m", template=TEMPLATE, extra_body=fields)
+        assert judge([dict(question="q", answers=(), document="")]) == [True]
+        body = server.requests[0][1]
+    assert body["max_completion_tokens"] == 9 and "max_tokens" not in body
+    assert body["chat_template_kwargs"] == {"enable_thinking": False}
+
+
 def test_what_counts_as_a_word():
+    assert yes_or_no("No gold answer in it, but it helps.\n</think>\nYes") is True
     assert [yes_or_no(text) for text in ("Yes", " no.", "YES!", "- no", "", "yesterday", "I say yes", "<think> yes")] == [
         True, False, True, False, "malformed", "malformed", "malformed", "malformed"]
 
@@ -124,7 +152,9 @@ def test_a_judge_by_config():
     server = dict(url="http://localhost:1/v1", model="m")
     assert isinstance(build.judge(resolve(base | dict(collect=dict(label="judge", judge=server)))), ChatJudge)
     for wrong, field in (({}, "init"), (model | server, "init"), (dict(url="x"), "url"), (dict(url="http://h"), "model"),
-                         (server | dict(key_env="NO_SUCH_KEY"), "key_env"), (model | dict(template="x"), "template")):
+                         (server | dict(key_env="NO_SUCH_KEY"), "key_env"),
+                         (server | dict(extra_body={"messages": 1}), "extra_body"),
+                         (model | dict(template="x"), "template")):
         with pytest.raises(ConfigError) as caught:
             resolve(base | dict(collect=dict(label="judge", judge=wrong)))
         assert f"collect.judge.{field}" in {problem.field for problem in caught.value.problems}

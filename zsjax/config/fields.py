@@ -102,6 +102,9 @@ class RemoteConfig:
     budget: dollars that web search may spend in all, over restarts; the run stops before it spends more. None: no limit.
     timeout: seconds of one attempt. retries: further attempts. concurrency: requests under way at a time.
     max_bytes: of a reply.
+    max_tokens: of a chat reply, thoughts included; None: 100 a document.
+    extra_body: further fields of a chat request, such as {"chat_template_kwargs": {"enable_thinking": False}}; a field
+      that is None here is not sent.
     """
 
     url: str = ""
@@ -114,6 +117,8 @@ class RemoteConfig:
     retries: int = 3
     concurrency: int = 8
     max_bytes: int = 8 << 20
+    max_tokens: int | None = None
+    extra_body: dict = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -424,6 +429,7 @@ class JudgeConfig:
     chat: the prompt is put into the tokenizer's chat template.
     max_tokens: of a prompt; batch_rows: prompts a pass.
     url, model, key_env: a server with the OpenAI chat interface instead, as of RemoteConfig, whose limits hold for it, too.
+    extra_body: as of RemoteConfig, of the judge's requests; "max_tokens" among them is 1024 where it is not named.
     template: "default" or the path of a file with {question}, {answers}, {document}.
     """
 
@@ -437,6 +443,7 @@ class JudgeConfig:
     model: str = ""
     key_env: str = ""
     template: str = "default"
+    extra_body: dict = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -171,7 +171,7 @@ class SimulatorSearch:
     def _find(self, questions, encoded, key, reranker, asked: Asked) -> Found:
         question, answers, question_key = encoded
         tokens, lengths = asked.query
-        names = [(questions[q].id, tokens[i, :lengths[i]].tobytes(), asked.noisy[i].tobytes())
+        names = [(questions[q].identity, tokens[i, :lengths[i]].tobytes(), asked.noisy[i].tobytes())
                  for i, q in enumerate(asked.question)]
         shards = row_shards(self.mesh)
         # Neighbours go to different devices.

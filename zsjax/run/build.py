@@ -214,7 +214,8 @@ def _chat(config, workdir):
     return ChatSimulator(
         search.remote.url, model=search.remote.model, template=SimulatorTemplate.load(config.prompts.simulator),
         num_documents=search.num_candidates, temperature=search.temperature, top_p=search.top_p,
-        reveal_gold=search.reveal_gold != "never", key_env=search.remote.key_env, seed=config.seed, limits=_limits(config))
+        reveal_gold=search.reveal_gold != "never", key_env=search.remote.key_env, seed=config.seed,
+        max_tokens=search.remote.max_tokens, extra_body=search.remote.extra_body, limits=_limits(config))
 
 
 def simulator(config: Config, model_config: DecoderConfig, params, tokenizer) -> Simulator:
@@ -239,7 +240,7 @@ def judge(config: Config):
     template = JudgeTemplate.load(options.template)
     if options.url:
         return ChatJudge(options.url, model=options.model, template=template, key_env=options.key_env,
-                         limits=_limits(config))
+                         extra_body=options.extra_body, limits=_limits(config))
     its_tokenizer = load_tokenizer(local_path(options.tokenizer or options.init, weights=False))
     shape, params = model(ModelConfig(init=options.init, dtype=options.dtype, param_dtype=options.dtype), its_tokenizer,
                           seed=config.seed)

@@ -5,15 +5,24 @@
 It is meant for a machine's own processes or a trusted network: there is no encryption and no password.
 """
 
+import contextlib
 import json
 import logging
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from zsjax.search.engine import Failed
 from zsjax.search.engines.http import result_entry
+from zsjax.types import whole_text
 
 MAX_BODY = 4 << 20  # bytes of a request
-MAX_QUERIES, MAX_QUERY, MAX_TOPK = 1024, 8192, 100
+MAX_BODIES = 256 << 20  # bytes of all requests under way
+MAX_QUERIES, MAX_QUERY, MAX_TOPK = 4096, 8192, 100  # a step of Search-R1 is 2,560 queries
+MAX_DOCUMENTS = 100_000  # of a reply
+SEARCHES = 4  # at a time; further ones wait
+QUERIES_AT_A_TIME = 256  # given to the engine in one call
+CONNECTIONS = 1024  # open at a time, each with a thread
 READ_SECONDS = 30  # a client that sends slower is cut off
 
 
@@ -21,12 +30,14 @@ class RetrievalServer(ThreadingHTTPServer):
     """Serves `engine` at host:port (0: any free port, see `url`). `serve_forever()` runs it; `counters` counts."""
 
     daemon_threads = True
+    request_queue_size = CONNECTIONS  # the system's list of clients that wait to be accepted
 
     def __init__(self, engine, *, host: str = "127.0.0.1", port: int = 8000, topk: int = 3):
         """topk: documents where a request names no number. Raises OSError when the port is taken."""
         self.engine, self.topk = engine, topk
-        self.counters = {"queries": 0, "requests": 0, "refused": 0}
-        self.lock = threading.Lock()  # of the counters; engines are searched by several threads at a time
+        self.counters = {"queries": 0, "requests": 0, "refused": 0, "failed": 0}
+        self.lock, self.body_bytes = threading.Lock(), 0  # of the counters and the bytes of bodies under way
+        self.searching, self.connections = threading.Semaphore(SEARCHES), threading.Semaphore(CONNECTIONS)
         super().__init__((host, port), _Handler)
 
     @property
@@ -38,6 +49,36 @@ class RetrievalServer(ThreadingHTTPServer):
             for name, number in numbers.items():
                 self.counters[name] += number
 
+    @contextlib.contextmanager
+    def room_for(self, size: int):
+        """Bounds the memory of all bodies together. Raises _Refused (503) where there is no room."""
+        with self.lock:
+            if self.body_bytes + size > MAX_BODIES:
+                raise _Refused(503, "too many requests are under way; try again")
+            self.body_bytes += size
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.body_bytes -= size
+
+    def process_request(self, request, client_address):
+        self.connections.acquire()  # further clients wait in the system's list
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread could be started
+            self.connections.release()
+            raise
+
+    def process_request_thread(self, request, client_address):
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.connections.release()
+
+    def handle_error(self, request, client_address):
+        logging.debug("a client at %s broke off", client_address, exc_info=True)
+
 
 class _Refused(Exception):
     """A request that is answered with an error: (status, message)."""
@@ -45,6 +86,7 @@ class _Refused(Exception):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version, timeout = "HTTP/1.1", READ_SECONDS
+    disable_nagle_algorithm = True  # on a kept connection a reply's second packet would wait 40 ms
     server: RetrievalServer
 
     def do_GET(self):
@@ -55,11 +97,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         try:
-            queries, topk, with_scores = self._request()
-            found = self.server.engine.search(queries, None, k=topk)
-            result = [[result_entry(document, with_scores) for document in documents] for documents in found]
-            self.server.count(requests=1, queries=len(queries))
-            self._reply(200, {"result": result})
+            size = self._body_size()
+            with self.server.room_for(size):
+                queries, topk, with_scores = self._request(self.rfile.read(size))
+                self._reply(200, {"result": self._search(queries, topk, with_scores)})
         except _Refused as refused:
             self.server.count(refused=1)
             status, message = refused.args
@@ -71,18 +112,32 @@ class _Handler(BaseHTTPRequestHandler):
             logging.exception("a search failed")
             self._reply(500, {"detail": "the search failed; see the server's log"})
 
-    def _request(self):
-        if self.path.rstrip("/") != "/retrieve":
+    def _search(self, queries, topk, with_scores):
+        engine, found = self.server.engine, []
+        with self.server.searching:
+            for start in range(0, len(queries), QUERIES_AT_A_TIME):
+                found += engine.search(queries[start:start + QUERIES_AT_A_TIME], None, k=topk)
+        failed = [documents.kind for documents in found if isinstance(documents, Failed)]
+        self.server.count(requests=1, queries=len(queries), failed=len(failed))
+        if failed and len(failed) == len(found):
+            raise _Refused(502, f"the engine's searches failed ({failed[0]})")
+        return [[result_entry(document, with_scores) for document in documents] for documents in found]
+
+    def _body_size(self) -> int:
+        if self.path.partition("?")[0].rstrip("/") != "/retrieve":
             raise _Refused(404, "there are GET /health and POST /retrieve")
         size = self.headers.get("Content-Length", "")
-        if not size.isdecimal():
+        if not re.fullmatch("[0-9]+", size):
             raise _Refused(411, "Content-Length is needed")
-        if int(size) > MAX_BODY:
+        if len(size) > 12 or int(size) > MAX_BODY:
             raise _Refused(413, f"a request has at most {MAX_BODY} bytes")
+        return int(size)
+
+    def _request(self, data: bytes):
         try:
-            body = json.loads(self.rfile.read(int(size)))
+            body = json.loads(data)
         except (ValueError, RecursionError):
-            raise _Refused(400, "the body is no JSON") from None
+            raise _Refused(400, "the body is not JSON") from None
         queries = body.get("queries") if isinstance(body, dict) else None
         if isinstance(body, dict) and isinstance(body.get("query"), str) and queries is None:
             queries = [body["query"]]
@@ -93,7 +148,9 @@ class _Handler(BaseHTTPRequestHandler):
         topk = body.get("topk") or self.server.topk
         if not isinstance(topk, int) or isinstance(topk, bool) or not 1 <= topk <= MAX_TOPK:
             raise _Refused(400, f"topk must be 1 to {MAX_TOPK}")
-        return [query[:MAX_QUERY] for query in queries], topk, bool(body.get("return_scores", False))
+        if len(queries) * topk > MAX_DOCUMENTS:
+            raise _Refused(400, f"at most {MAX_DOCUMENTS} documents a request (queries times topk)")
+        return [whole_text(query[:MAX_QUERY]) for query in queries], topk, bool(body.get("return_scores", False))
 
     def _reply(self, status, value):
         body = json.dumps(value, ensure_ascii=False).encode()

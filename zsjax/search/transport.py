@@ -1,37 +1,45 @@
 """Bounded HTTP: every request ends, within its time, in JSON or in a typed failure that is counted.
 
-One attempt has a deadline for all of it (connecting, waiting, reading), a limit on the size of the body, and a place in
-a limited number of requests under way. Failures that may pass are tried again after a random, growing wait (tenacity);
-a server that fails again and again is left alone for a while (the circuit breaker), so that a dead server costs seconds
-and not a run. Nothing is retried without end and nothing is hidden: ZeroSearch's loop of bare retries did both.
+One attempt has a deadline for all of it (connecting, waiting, reading, redirects), a limit on the size of the body, and
+a place in a limited number of requests under way. Failures that may pass are tried again after a random, growing wait
+(tenacity). A server that fails again and again is left alone for a while (the circuit breaker): it costs seconds.
 """
 
 import asyncio
 import collections
 import dataclasses
+import email.utils
+import functools
 import json
 import logging
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-# What may go wrong with a request, and whether another attempt may help.
+from zsjax.search.addresses import proxy_of, shown_address
+from zsjax.types import whole_text
+
+# Kind of a failure -> whether it may pass. Those that may are tried again, and the circuit breaker counts them.
 FAILURES = {
-    "refused": True,  # no connection: nobody listens there, no such host
+    "refused": True,  # no connection: nobody listens there, no such host, the proxy has none
     "timeout": True,
     "reset": True,  # the connection broke, or what came was no HTTP
     "rate_limited": True,  # 429
     "server_error": True,  # 5xx
-    "client_error": False,  # 4xx: a wrong address, a missing or wrong key
+    "client_error": False,  # 4xx, a redirect elsewhere: a wrong address, a missing or wrong key
     "invalid_json": True,
     "too_large": False,
     "wrong_schema": False,
     "circuit_open": False,  # not sent: the server has just failed too often
+    "thoughts_only": False,  # a chat model's reply ends with its thoughts
+    "thoughts_cut": False,  # max_tokens ended the thoughts
+    "declined": False,  # a chat model's refusal or its server's content filter
 }
-# Failures that say nothing about the server's health: the breaker does not count them.
-_OUR_FAULT = ("client_error", "wrong_schema", "too_large", "circuit_open")
+_MAX_REDIRECTS = 5
+_KEEP_SECONDS = 4  # an idle connection is kept: less than the 5 s after which uvicorn closes one
 
 
 class SearchError(Exception):
@@ -50,7 +58,7 @@ class Limits:
       timeout: seconds of one attempt, everything included.
       retries: further attempts after the first.
       backoff, max_backoff: seconds; the n-th wait is random in [0, min(max_backoff, backoff * 2^n)].
-      concurrency: requests under way at a time.
+      concurrency: requests of one engine under way at a time.
       max_bytes: of a reply's body.
       breaker_failures: so many failed attempts in a row open the circuit breaker (0: never) ...
       breaker_seconds: ... for so long; then one request is let through to see.
@@ -79,46 +87,81 @@ class Request:
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
+class CircuitBreaker:
+    """Opens after `failures` failed attempts in a row (0: never) for `seconds`; then one attempt at a time may try."""
+
+    def __init__(self, failures: int, seconds: float):
+        self.failures, self.seconds = failures, seconds
+        self._in_a_row, self._open_until, self._probing = 0, 0.0, False
+
+    def enter(self) -> bool:
+        """Whether an attempt may be made; one that was let in must `leave`."""
+        if self._open_until and (self._probing or time.monotonic() < self._open_until):
+            return False
+        self._probing = bool(self._open_until)
+        return True
+
+    def leave(self, *, failed: bool):
+        self._probing = False
+        self._in_a_row = self._in_a_row + 1 if failed else 0
+        if self.failures and self._in_a_row >= self.failures:
+            self._open_until = time.monotonic() + self.seconds
+        elif not failed:
+            self._open_until = 0.0
+
+
 class Transport:
-    """Sends batches of requests. `counters` counts requests, attempts, and failures by kind ("failed_timeout", ...)."""
+    """One engine's HTTP client; it keeps its connections. `counters`: requests, attempts, failures ("failed_timeout")."""
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS):
-        self.limits = limits
-        self.counters: collections.Counter = collections.Counter()
-        self._lock = threading.Lock()
-        self._failures_in_a_row, self._open_until, self._probing = 0, 0.0, False
+        self.limits, self.counters = limits, collections.Counter()
+        self._lock, self._process = threading.Lock(), None
         logging.getLogger("httpx").setLevel(logging.WARNING)  # its INFO lines hold addresses with keys in them
 
-    def send(self, requests: Sequence[Request], parse: Callable[[Any], Any]) -> list:
-        """Sends all requests; results in their order: parse(JSON) or a `SearchError`.
+    def send(self, requests: Sequence[Request], parse: Callable[[Any], Any],
+             keep: Callable[[int, Any], None] = lambda index, result: None) -> list:
+        """Sends all requests; results in their order: parse(JSON) or a `SearchError`. What failed is logged.
 
         parse: raises (ValueError, KeyError, TypeError, ...) on JSON that has not the right form ("wrong_schema").
+        keep: called with a request's index and result as soon as it is there, for what must outlive a crash.
         """
         if not requests:
             return []
-        # An event loop in a thread of its own: callers may be inside one already (notebooks).
-        with ThreadPoolExecutor(1) as pool:
-            return pool.submit(asyncio.run, self._send_all(requests, parse)).result()
+        self._count("requests", len(requests))
+        future = asyncio.run_coroutine_threadsafe(self._send_all(requests, parse, keep), self._started())
+        try:
+            results = future.result()
+        except BaseException:
+            future.cancel()
+            raise
+        for message in dict.fromkeys(str(result) for result in results if isinstance(result, SearchError)):
+            logging.warning("%s", message)
+        return results
 
-    async def _send_all(self, requests, parse):
-        import httpx
+    def _started(self):
+        with self._lock:
+            if self._process != os.getpid():  # a fork has neither the thread nor the connections of its parent
+                self._process, self._clients = os.getpid(), {}
+                self._loop = _event_loop(self._process)
+                self._places = asyncio.Semaphore(self.limits.concurrency)
+                self._breaker = CircuitBreaker(self.limits.breaker_failures, self.limits.breaker_seconds)
+                weakref.finalize(self, _close, self._loop, self._clients, self._process).atexit = False
+            return self._loop
 
-        slots = asyncio.Semaphore(self.limits.concurrency)
-        # Each attempt has its own deadline, so httpx's time-outs per operation are off.
-        async with httpx.AsyncClient(timeout=None, headers={"Accept-Encoding": "identity"}) as client:
-            async def one(request):
-                async with slots:
-                    try:
-                        result = await self._with_retries(client, request, parse)
-                    except SearchError as error:
-                        self._count(f"failed_{error.kind}")
-                        return error
-                    return result
+    async def _send_all(self, requests, parse, keep):
+        async def one(index, request):
+            async with self._places:
+                try:
+                    result = await self._with_retries(request, parse)
+                except SearchError as error:
+                    self._count(f"failed_{error.kind}")
+                    return error
+            keep(index, result)
+            return result
 
-            self._count("requests", len(requests))
-            return await asyncio.gather(*map(one, requests))
+        return await asyncio.gather(*(one(index, request) for index, request in enumerate(requests)))
 
-    async def _with_retries(self, client, request, parse):
+    async def _with_retries(self, request, parse):
         import tenacity
 
         limits = self.limits
@@ -131,89 +174,135 @@ class Transport:
         retrying = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(1 + limits.retries), wait=wait, reraise=True,
             retry=tenacity.retry_if_exception(lambda e: isinstance(e, SearchError) and FAILURES[e.kind]))
-        return await retrying(self._attempt, client, request, parse)
+        return await retrying(self._attempt, request, parse)
 
-    async def _attempt(self, client, request, parse):
-        self._enter_circuit(request)
+    async def _attempt(self, request, parse):
+        if not self._breaker.enter():
+            raise SearchError("circuit_open", f"{shown_address(request.url)} failed too often")
         self._count("attempts")
         failed = True
         try:
-            result = parse_reply(await self._body(client, request), parse)
+            result = await asyncio.to_thread(parse_reply, await self._body(request), parse)
             failed = False
             return result
         except SearchError as error:
-            failed = error.kind not in _OUR_FAULT
+            failed = FAILURES[error.kind]
             raise
         finally:
-            self._leave_circuit(failed=failed)
+            self._breaker.leave(failed=failed)
 
-    async def _body(self, client, request) -> bytes:
+    async def _body(self, request) -> bytes:
         import httpx
 
-        where, limits = request.url.partition("?")[0], self.limits
+        proxy = proxy_of(request.url)
+        where = shown_address(request.url) + (f" through the proxy {shown_address(proxy)}" if proxy else "")
         try:
-            async with asyncio.timeout(limits.timeout):
-                async with client.stream("GET" if request.json is None else "POST", request.url, json=request.json,
-                                         params=request.params or None, headers=dict(request.headers)) as response:
-                    body = bytearray()
-                    _check_status(response, where)
-                    async for chunk in response.aiter_bytes():
-                        body += chunk
-                        if len(body) > limits.max_bytes:
-                            raise SearchError("too_large", f"the reply of {where} exceeds {limits.max_bytes} bytes")
-                    return bytes(body)
+            async with asyncio.timeout(self.limits.timeout):
+                return await self._follow(self._client(proxy), request, where)
         except TimeoutError as error:
-            raise SearchError("timeout", f"{where} did not reply in {limits.timeout} s") from error
-        except httpx.ConnectError as error:
+            raise SearchError("timeout", f"{where} did not reply in {self.limits.timeout} s") from error
+        except (httpx.ConnectError, httpx.ProxyError) as error:
             raise SearchError("refused", f"no connection to {where}") from error
-        except (httpx.HTTPError, httpx.StreamError) as error:
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError, ImportError, ValueError) as error:
+            raise SearchError("client_error", f"{where} cannot be asked: {type(error).__name__}") from error
+        except (httpx.HTTPError, httpx.StreamError, OSError) as error:
             raise SearchError("reset", f"{where} broke off ({type(error).__name__})") from error
-        except (httpx.InvalidURL, UnicodeError) as error:
-            raise SearchError("client_error", f"{where} is no address") from error
 
-    def _enter_circuit(self, request):
-        with self._lock:
-            if not self._open_until:
-                return
-            if time.monotonic() < self._open_until or self._probing:
-                raise SearchError("circuit_open", f"{request.url.partition('?')[0]} failed too often")
-            self._probing = True
+    def _client(self, proxy):
+        import httpx
 
-    def _leave_circuit(self, *, failed: bool):
-        with self._lock:
-            self._probing = False
-            self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
-            threshold = self.limits.breaker_failures
-            if threshold and self._failures_in_a_row >= threshold:
-                self._open_until = time.monotonic() + self.limits.breaker_seconds
-            elif not failed:
-                self._open_until = 0.0
+        if proxy not in self._clients:
+            pool = httpx.Limits(max_keepalive_connections=self.limits.concurrency, keepalive_expiry=_KEEP_SECONDS)
+            # The deadline is the attempt's own, so that httpx's time-outs of single operations are off.
+            self._clients[proxy] = httpx.AsyncClient(
+                transport=httpx.AsyncHTTPTransport(proxy=proxy, limits=pool), timeout=None,
+                headers={"Accept-Encoding": "identity"})
+        return self._clients[proxy]
+
+    async def _follow(self, client, request, where) -> bytes:
+        """The body of the reply, behind redirects on the same host."""
+        url, params, headers, content = request.url, request.params or None, dict(request.headers), None
+        if request.json is not None:
+            content = json.dumps(whole_text(request.json), ensure_ascii=False).encode()
+            headers["Content-Type"] = "application/json"
+        for _ in range(1 + _MAX_REDIRECTS):
+            async with client.stream("GET" if content is None else "POST", url, params=params, headers=headers,
+                                     content=content) as response:
+                if not response.has_redirect_location:
+                    return await self._read(response, where)
+                url, params = self._redirected(response, where), None
+        raise SearchError("client_error", f"{where} redirects more than {_MAX_REDIRECTS} times")
+
+    @staticmethod
+    def _redirected(response, where):
+        """The address a redirect leads to. Other hosts are refused: they would get the query and the key."""
+        old = response.request.url
+        new = old.join(response.headers["location"])
+        upgraded = (old.scheme, old.port, new.scheme, new.port) == ("http", None, "https", None)
+        if new.host != old.host or (new.scheme, new.port) != (old.scheme, old.port) and not upgraded:
+            raise SearchError("client_error", f"{where} redirects to another server, {shown_address(str(new))}; if that one "
+                              "is right, use its address")
+        if response.request.method == "POST" and response.status_code in (302, 303):
+            raise SearchError("client_error", f"{where} says {response.status_code}, which would lose the request's body; "
+                              f"use the address {shown_address(str(new))}")
+        return new
+
+    async def _read(self, response, where) -> bytes:
+        status, body = response.status_code, bytearray()
+        if status != 200:
+            kind = "rate_limited" if status == 429 else "server_error" if status >= 500 else "client_error"
+            raise SearchError(kind, f"{where} says {status}", _seconds(response.headers.get("retry-after", "")))
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) > self.limits.max_bytes:
+                raise SearchError("too_large", f"the reply of {where} exceeds {self.limits.max_bytes} bytes")
+        return bytes(body)
 
     def _count(self, name, n=1):
         with self._lock:
             self.counters[name] += n
 
 
-def _check_status(response, where):
-    status = response.status_code
-    if status == 429:
-        asked = response.headers.get("retry-after", "")
-        raise SearchError("rate_limited", f"{where} says 429", float(asked) if asked.isdecimal() else 0.0)
-    if status >= 500:
-        raise SearchError("server_error", f"{where} says {status}")
-    if status != 200:
-        raise SearchError("client_error", f"{where} says {status}")
+@functools.cache
+def _event_loop(process: int):
+    """An event loop in a thread of its own, one a process: callers may be inside another one (notebooks).
+
+    httpx's blocking client has time-outs for single operations only: a reply that drips would never end.
+    """
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="zsjax-http", daemon=True).start()
+    return loop
+
+
+def _close(loop, clients, process):
+    if process == os.getpid():
+        for client in clients.values():
+            asyncio.run_coroutine_threadsafe(client.aclose(), loop)
+
+
+def _seconds(retry_after: str) -> float:
+    """Of a Retry-After header: a number or a date; 0 for anything else."""
+    if retry_after.isascii() and retry_after.isdigit():
+        return float(retry_after)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def parse_reply(body: bytes, parse: Callable[[Any], Any]):
-    """parse(JSON of the body). Raises SearchError: invalid_json, wrong_schema."""
+    """parse(JSON of the body), bytes that are no UTF-8 and lone surrogates as U+FFFD.
+
+    Raises SearchError: invalid_json, wrong_schema, or what parse raises.
+    """
     try:
-        value = json.loads(body)
+        text = body.decode("utf-8-sig", "replace")
+        value = json.loads(text)
+        if "\\ud" in text.lower():  # an escape may have made a surrogate
+            value = whole_text(value)
     except (ValueError, RecursionError) as error:
-        raise SearchError("invalid_json", f"the reply is no JSON: {bytes(body[:80])!r}") from error
+        raise SearchError("invalid_json", f"the reply is not JSON: {bytes(body[:80])!r}") from error
     try:
         return parse(value)
-    except SearchError:
-        raise
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RecursionError) as error:
         raise SearchError("wrong_schema", f"the reply has another form: {error!r:.200}") from error

@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ import numpy as np
 
 from zsjax.models.decoder import DecoderConfig, hidden_states, logits_of
 from zsjax.search.engine import Document
-from zsjax.search.engines.chat import authorization, chat_address, reply_text
+from zsjax.search.engines.chat import authorization, chat_address, chat_body, reply_text, without_thoughts
 from zsjax.search.simulator.prompt import JudgeTemplate
 from zsjax.search.transport import DEFAULT_LIMITS, Limits, Request, SearchError, Transport
 from zsjax.tuning.collect import Search
@@ -25,6 +25,7 @@ from zsjax.tuning.dataset import holds_gold
 from zsjax.types import Question
 
 MAX_DOCUMENT = 8000  # characters of a document that a judge reads
+CHAT_FAILURES = ("thoughts_only", "thoughts_cut", "declined")
 _WORD = re.compile(r"[a-z]+")
 
 
@@ -34,13 +35,13 @@ def judge_searches(searches: Sequence[Search], judge) -> tuple[list[Search], dic
     Args:
       searches: the records.
       judge: (prompt slots [{question, answers, document}]) -> list of True, False, or why there is no verdict
-        ("malformed", "failed", "too_long").
+        ("malformed", "failed", "too_long", or how a chat model failed: "thoughts_only", "thoughts_cut", "declined").
 
     Returns:
       (searches, {"judged": different pairs, "useful": of these, "contradicts_containment", and the cases without verdict
-      under "malformed", "failed", "too_long"}).
+      under their names}).
     """
-    pairs: dict[tuple[str, str, str], tuple[Question, Document]] = {}
+    pairs: dict[tuple, tuple[Question, Document]] = {}
     for search in searches:
         for document in search.documents:
             pairs.setdefault(_name(search.question, document), (search.question, document))
@@ -62,7 +63,7 @@ def judge_searches(searches: Sequence[Search], judge) -> tuple[list[Search], dic
 
 
 def _name(question, document):
-    return question.id, document.title, document.text
+    return question.identity, document.title, document.text
 
 
 def _slots(question, document):
@@ -73,22 +74,25 @@ def _slots(question, document):
 class ChatJudge:
     """A judge behind a server with the OpenAI chat interface, asked at temperature 0."""
 
-    def __init__(self, url: str, *, model: str, template: JudgeTemplate, key_env: str = "", limits: Limits = DEFAULT_LIMITS):
-        """url, model, key_env, limits: as of `zsjax.search.ChatSimulator`. Raises ValueError as that does."""
-        self._headers = authorization(key_env, "the judge's server")
-        self.url, self.model, self.template, self.transport = chat_address(url), model, template, Transport(limits)
+    def __init__(self, url: str, *, model: str, template: JudgeTemplate, key_env: str = "",
+                 extra_body: Mapping[str, Any] | None = None, limits: Limits = DEFAULT_LIMITS):
+        """url, model, key_env, extra_body, limits: as of `zsjax.search.ChatSimulator`. Raises ValueError as that does."""
+        self._headers, self.url = authorization(key_env, "the judge's server"), chat_address(url)
+        self.model, self.template, self.transport = model, template, Transport(limits)
+        self.fields = {"temperature": 0.0, "max_tokens": 1024} | dict(extra_body or {})
+        chat_body(model, "", self.fields)
 
     def __call__(self, slots: Sequence[dict]) -> list[bool | str]:
-        replies = self.transport.send([Request(self.url, headers=self._headers, json={
-            "model": self.model, "messages": [{"role": "user", "content": self.template.render(**of_one)}],
-            "temperature": 0.0, "max_tokens": 1024}) for of_one in slots], lambda reply: yes_or_no(reply_text(reply)))
-        return ["failed" if isinstance(reply, SearchError) else reply for reply in replies]
+        bodies = [chat_body(self.model, self.template.render(**of_one), self.fields) for of_one in slots]
+        replies = self.transport.send([Request(self.url, json=body, headers=self._headers) for body in bodies],
+                                      lambda reply: yes_or_no(reply_text(reply)))
+        return [reply if not isinstance(reply, SearchError) else reply.kind if reply.kind in CHAT_FAILURES else "failed"
+                for reply in replies]
 
 
 def yes_or_no(text: str) -> bool | str:
     """True or False if the first word is yes or no, else "malformed"; what a model thought first does not count."""
-    text = re.sub(r"<think>.*?(</think>|$)", "", text, flags=re.DOTALL)
-    word = _WORD.search(text.lower())
+    word = _WORD.search(without_thoughts(text).lower())
     return {"yes": True, "no": False}.get(word.group() if word else "", "malformed")
 
 

@@ -64,9 +64,11 @@ def _check_engines(found, config):
     found.within(0, 1, "search.mix.start", "search.mix.end")
     found.positive("search.mix.base", "search.remote.timeout")
     found.at_least(0, "search.remote.retries", "search.remote.budget")
-    found.at_least(1, "search.remote.concurrency", "search.remote.max_bytes")
+    found.at_least(1, "search.remote.concurrency", "search.remote.max_bytes", "search.remote.max_tokens")
     if used & {"http", "chat"} and not remote.url.startswith(("http://", "https://")):
         found.add("search.remote.url", "is no address of a server", "give http://HOST:PORT of the server")
+    if remote.extra_body.keys() & {"model", "messages"}:
+        found.add("search.remote.extra_body", "the request itself sets model and messages", "remove them")
     if "chat" in used and not remote.model:
         found.add("search.remote.model", "the chat server must be told which model", "give the name the server knows it by")
     key = remote.key_env or ("SERPAPI_API_KEY" if "serpapi" in used else "")

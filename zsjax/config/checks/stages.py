@@ -51,6 +51,8 @@ def _check_judge(found, judge):
     else:
         if not judge.url.startswith(("http://", "https://")):
             found.add("collect.judge.url", "is no address of a server", "give http://HOST:PORT/v1 of the server")
+        if judge.extra_body.keys() & {"model", "messages"}:
+            found.add("collect.judge.extra_body", "the request itself sets model and messages", "remove them")
         if not judge.model:
             found.add("collect.judge.model", "the chat server must be told which model", "give the name it knows it by")
         if found.files and judge.key_env and not os.environ.get(judge.key_env):

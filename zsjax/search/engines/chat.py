@@ -1,23 +1,33 @@
 """A simulator behind a server with the OpenAI chat interface (SGLang, vLLM, llama.cpp, `transformers serve`).
 
 The prompt is the compiled simulator's, filled with text. A reply is cut and repaired by rule: one document a line, its
-number and bullets taken off, blank lines and repetitions dropped, never more than were asked for; what is missing then is
-counted ("short_replies") and shows as SEARCH_SHORT or SEARCH_EMPTY in the episode.
+number and bullets taken off; thoughts, sentences around the documents, blank lines and repetitions dropped; never more
+than were asked for. What is missing then is counted ("short_replies") and shows as SEARCH_SHORT or SEARCH_FAILED in the
+episode.
 """
 
-import os
 import re
 import zlib
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from zsjax.errors import InputError
+from zsjax.search.addresses import check_address, environment_key
 from zsjax.search.engine import Document, Failed, SearchContext, check_request, first
 from zsjax.search.engines.http import MAX_TEXT
 from zsjax.search.simulator.prompt import SimulatorTemplate, bare_line
 from zsjax.search.transport import DEFAULT_LIMITS, Limits, Request, SearchError, Transport
 
 TOKENS_PER_DOCUMENT = 100
+_NUMBERED = re.compile(r"\W*(?:doc(?:ument)?\W{0,3}(?:\d{1,2}\b|:)|\d{1,2}\W{0,3}[:.)\]](?!\d))", re.IGNORECASE)
+_LABEL = re.compile(r"\W*doc(?:ument)?\W{0,3}\d{1,2}\W*", re.IGNORECASE)  # a number alone on its line
+_BULLET = re.compile(r"[-*•]\s")
+# Sentences that announce or close the documents.
+_ABOUT = re.compile(r"\W*(?:(?:sure|certainly|of course|okay|here|below|the following|these|those)\b.*"
+                    r"\b(?:documents?|results?)\b|(?:i hope|let me know|feel free)\b)", re.IGNORECASE)
+_THOUGHTS_BEGIN, _THOUGHTS_END = re.compile(r"<think(?:ing)?>|\[THINK\]"), re.compile(r"</think(?:ing)?>|\[/THINK\]")
+_ADVICE = ("switch its thinking off by extra_body, such as {'chat_template_kwargs': {'enable_thinking': False}}, or raise "
+           "max_tokens")
 
 
 class ChatSimulator:
@@ -27,6 +37,7 @@ class ChatSimulator:
 
     def __init__(self, url: str, *, model: str, template: SimulatorTemplate, num_documents: int = 5,
                  temperature: float = 0.8, top_p: float = 1.0, reveal_gold: bool = True, key_env: str = "", seed: int = 0,
+                 max_tokens: int | None = None, extra_body: Mapping[str, Any] | None = None,
                  limits: Limits = DEFAULT_LIMITS):
         """Reads the key.
 
@@ -38,13 +49,19 @@ class ChatSimulator:
           reveal_gold: show the gold answers to the simulator.
           key_env: name of the environment variable with the server's key; "" sends none.
           seed: sent with each request, mixed with what it asks.
+          max_tokens: of a reply, thoughts included; None is 100 a document.
+          extra_body: further fields of a request: {"chat_template_kwargs": {"enable_thinking": False}}. A field that is
+            None here is not sent.
 
         Raises:
-          ValueError: key_env is named, and the environment has no such variable.
+          ValueError: the url is no address; key_env is named, and the environment has no such variable; extra_body sets
+            what the simulator itself sets (model, messages).
         """
         self._headers, self.url = authorization(key_env, "the simulator's server"), chat_address(url)
         self.model, self.template, self.num_documents, self.reveal_gold = model, template, num_documents, reveal_gold
         self.temperature, self.top_p, self.seed = temperature, top_p, seed
+        self.max_tokens, self.extra_body = max_tokens or TOKENS_PER_DOCUMENT * num_documents, dict(extra_body or {})
+        chat_body(model, "", self.extra_body)
         self.transport = Transport(limits)
 
     @property
@@ -56,14 +73,22 @@ class ChatSimulator:
         check_request(queries, contexts, k)
         asked = {}
         for query, context in zip(queries, contexts, strict=True):
-            asked.setdefault((context.question.id, query.strip(), context.noisy), context)
+            asked.setdefault((context.question.identity, query.strip(), context.noisy), context)
         replies = self.transport.send([self._request(query, context) for (_, query, _), context in asked.items()],
-                                      lambda reply: reply_documents(reply_text(reply), self.num_documents))
+                                      self._documents)
         found = {}
         for key, reply in zip(asked, replies, strict=True):
             found[key] = Failed(reply.kind) if isinstance(reply, SearchError) else reply
             self.counters["short_replies"] += len(found[key]) < self.num_documents and not isinstance(reply, SearchError)
-        return [first(found[c.question.id, q.strip(), c.noisy], k) for q, c in zip(queries, contexts, strict=True)]
+        return [first(found[c.question.identity, q.strip(), c.noisy], k) for q, c in zip(queries, contexts, strict=True)]
+
+    def _documents(self, reply) -> list[Document]:
+        text = reply_text(reply)
+        # Thoughts may have no tags at all. The prompt shows documents with numbers: where none was reached, none was begun.
+        if reply["choices"][0].get("finish_reason") == "length" and "Doc 1" in self.template.text and not any(
+                map(_NUMBERED.match, text.splitlines())):
+            raise SearchError("thoughts_cut", f"the chat model was cut by max_tokens before its first document; {_ADVICE}")
+        return reply_documents(text, self.num_documents)
 
     def _request(self, query: str, context: SearchContext) -> Request:
         question, mode = context.question, "noisy" if context.noisy else "useful"
@@ -71,36 +96,74 @@ class ChatSimulator:
         prompt = self.template.render(mode=mode, num_documents=self.num_documents, question=question.question,
                                       answers=answers, query=query)
         named = f"{self.seed} {context.call[:1]} {question.id} {mode} {query}"
-        return Request(self.url, headers=self._headers, json={
-            "model": self.model, "messages": [{"role": "user", "content": prompt}], "temperature": self.temperature,
-            "top_p": self.top_p, "max_tokens": TOKENS_PER_DOCUMENT * self.num_documents,
-            "seed": zlib.crc32(named.encode()) & 0x7FFFFFFF})
+        return Request(self.url, headers=self._headers, json=chat_body(self.model, prompt, {
+            "temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens,
+            "seed": zlib.crc32(named.encode(errors="replace")) & 0x7FFFFFFF} | self.extra_body))
 
 
 def authorization(key_env: str, server: str) -> dict[str, str]:
     """The header with the key in the environment variable `key_env`; none for "". Raises ValueError if it is not set."""
-    key = os.environ.get(key_env, "") if key_env else ""
-    if key_env and not key:
-        raise InputError(f"{server} needs a key: set the environment variable {key_env}")
-    return {"Authorization": f"Bearer {key}"} if key else {}
+    return {"Authorization": f"Bearer {environment_key(key_env, server)}"} if key_env else {}
 
 
 def chat_address(url: str) -> str:
-    """Where chat completions are asked of a server such as http://localhost:8000/v1."""
-    return url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+    """Where chat completions are asked of a server such as http://localhost:8000/v1. Raises ValueError for no address."""
+    return check_address(url, "http://HOST:PORT/v1").rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+
+
+def chat_body(model: str, prompt: str, fields: Mapping[str, Any]) -> dict:
+    """The JSON of a request; fields that are None are left out. Raises ValueError for fields that are set here."""
+    body = {"model": model, "messages": [{"role": "user", "content": prompt}]}
+    if body.keys() & fields.keys():
+        raise InputError(f"extra_body sets {sorted(body.keys() & fields.keys())}, which the request itself sets; remove it")
+    return body | {name: value for name, value in fields.items() if value is not None}
 
 
 def reply_text(reply) -> str:
-    """What the model said, of a server's JSON; KeyError, IndexError or TypeError where that has another form."""
-    content = reply["choices"][0]["message"]["content"]
-    if not isinstance(content, str):
-        raise TypeError("choices[0].message.content is no string")
-    return content
+    """What the model said behind its thoughts, of a server's JSON.
+
+    Raises:
+      SearchError: thoughts_only, thoughts_cut, declined.
+      KeyError, IndexError, TypeError or AttributeError: the reply has another form.
+    """
+    choice = reply["choices"][0]
+    message, cut = choice["message"], choice.get("finish_reason") == "length"
+    content, thoughts = message.get("content"), message.get("reasoning_content") or message.get("reasoning")
+    if isinstance(content, list):  # parts, of which thoughts are some
+        content, parts = "".join(part["text"] for part in content if part["type"] == "text"), content
+        thoughts = thoughts or len(parts) > 0
+    if message.get("refusal") or choice.get("finish_reason") == "content_filter":
+        raise SearchError("declined", "the chat model or its server's filter declined to answer; change the prompt")
+    if not isinstance(content or "", str) or content is None and not thoughts:
+        raise TypeError("choices[0].message.content is not a string")
+    said = without_thoughts(content or "")
+    if not said.strip() and (thoughts or (content or "").strip()):
+        raise SearchError("thoughts_cut" if cut else "thoughts_only",
+                          f"the chat model {'was cut by max_tokens while it thought' if cut else 'only thought'}; {_ADVICE}")
+    return said
+
+
+def without_thoughts(text: str) -> str:
+    """What stands behind a model's thoughts. Chat templates may have opened them, so that only their end is marked."""
+    return _THOUGHTS_BEGIN.split(_THOUGHTS_END.split(text)[-1], maxsplit=1)[0]
 
 
 def reply_documents(text: str, num_documents: int) -> list[Document]:
-    """The documents of a reply: its lines, without numbers, blanks and repetitions, at most num_documents."""
-    text = re.sub(r"<think>.*?(</think>|$)", "", text, flags=re.DOTALL)  # of models that reason first
-    lines = (bare_line(line).strip("*_ ") for line in text.splitlines())
-    kept = list(dict.fromkeys(line for line in lines if any(c.isalnum() for c in line)))
-    return [Document("", line[:MAX_TEXT]) for line in kept[:num_documents]]
+    """The documents of a reply, at most num_documents, without their numbers and without repetitions.
+
+    Where lines are numbered (or have bullets), a document begins at each, and what stands before the first is dropped.
+    Elsewhere each line is a document. Lines that only announce or close the documents are dropped.
+    """
+    lines = [line.strip() for line in without_thoughts(text).splitlines()]
+    lines = [line for line in lines if any(c.isalnum() for c in line) and not line.startswith("```")]
+    starts = next((mark for mark in (_NUMBERED, _BULLET) if any(map(mark.match, lines))), None)
+    documents: list[list[str]] = []
+    for line in lines:
+        if starts and starts.match(line):
+            documents.append(["" if _LABEL.fullmatch(line) else bare_line(line).strip("*_ ")])
+        elif not _ABOUT.match(line) and (starts is None and not line.endswith(":")):
+            documents.append([bare_line(line).strip("*_ ")])
+        elif not _ABOUT.match(line) and starts and documents:
+            documents[-1].append(line)
+    kept = dict.fromkeys(" ".join(filter(None, parts)) for parts in documents)
+    return [Document("", text[:MAX_TEXT]) for text in kept if any(c.isalnum() for c in text)][:num_documents]

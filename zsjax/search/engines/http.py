@@ -6,28 +6,31 @@
 Without return_scores a result is the document itself. `python -m zsjax.launch serve-corpus` serves it.
 """
 
+import math
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from zsjax.errors import InputError
+from zsjax.search.addresses import check_address
 from zsjax.search.engine import Document, Failed, SearchContext, check_request
 from zsjax.search.transport import DEFAULT_LIMITS, Limits, Request, SearchError, Transport
+from zsjax.types import whole_text
 
 MAX_TEXT = 20_000  # characters kept of a document's text: far more than a context has room for
 
 
 class HttpRetriever:
-    """Searches on a server; a request that fails gives `Failed` results, and the episodes go on."""
+    """Searches on a server; a request that fails gives `Failed` results, and the episodes go on.
+
+    A document that cannot be read is left out and counted ("odd_documents"); a search with no other fails.
+    """
 
     def __init__(self, url: str, *, batch_size: int = 64, limits: Limits = DEFAULT_LIMITS):
         """url: of the server, or of its endpoint ("/retrieve" is put behind a bare host). batch_size: queries a request.
 
         Raises ValueError when the url has no http(s) scheme or no host.
         """
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise InputError(f"{url!r} is no address of a server; give http://HOST:PORT/retrieve")
-        self.url = url if parts.path.strip("/") else url.rstrip("/") + "/retrieve"
+        path = urlsplit(check_address(url, "http://HOST:PORT/retrieve")).path
+        self.url = url if path.strip("/") else url.rstrip("/") + "/retrieve"
         self.batch_size, self.transport = batch_size, Transport(limits)
 
     @property
@@ -43,40 +46,56 @@ class HttpRetriever:
         found = []
         for batch, reply in zip(batches, self.transport.send(requests, parse_result), strict=True):
             if not isinstance(reply, SearchError) and len(reply) != len(batch):
-                self.transport.counters["failed_wrong_schema"] += 1
+                self.counters["failed_wrong_schema"] += 1
                 reply = SearchError("wrong_schema", f"{len(reply)} results for {len(batch)} queries")
             if isinstance(reply, SearchError):
                 found += [Failed(reply.kind) for _ in batch]
-            else:
-                found += [documents[:k] for documents in reply]
+                continue
+            for documents in reply:
+                good = [document for document in documents if document is not None]
+                self.counters["odd_documents"] += len(documents) - len(good)
+                found.append(good[:k] if good or not documents else Failed("wrong_schema"))
         return found
 
 
-def parse_result(reply) -> list[list[Document]]:
-    """Documents of a reply of `/retrieve`. Raises KeyError, TypeError or ValueError on another form."""
+def parse_result(reply) -> list[list[Document | None]]:
+    """Documents of a reply of `/retrieve`, None for each that cannot be read. Raises KeyError or TypeError on another form.
+
+    A query whose entry is not a list has one document that cannot be read.
+    """
     if not isinstance(reply["result"], list):
         raise TypeError(f"result is a {type(reply['result']).__name__}, not a list")
-    return [[_document(entry) for entry in documents] for documents in reply["result"]]
+    return [[_document(entry) for entry in documents] if isinstance(documents, list) else [None]
+            for documents in reply["result"]]
 
 
-def _document(entry) -> Document:
+def _document(entry) -> Document | None:
     score = None
     if isinstance(entry, dict) and "document" in entry:
-        entry, score = entry["document"], float(entry.get("score") or 0.0)
+        entry, score = entry["document"], _score(entry.get("score"))
     if isinstance(entry, str):
         entry = {"contents": entry}
-    if "contents" in entry:
-        title, _, text = entry["contents"].partition("\n")
-        title = title.strip().strip('"')
-    else:
-        title, text = entry.get("title") or "", entry["text"]
+    if not isinstance(entry, dict):
+        return None
+    title, text = entry.get("title") or "", entry.get("text")
+    if not text and isinstance(entry.get("contents"), str):
+        line, _, rest = entry["contents"].partition("\n")
+        title, text = (title, text) if text == rest else (line.strip().strip('"'), rest)
     if not isinstance(title, str) or not isinstance(text, str):
-        raise TypeError("a document's title and text must be strings")
+        return None
     return Document(title[:MAX_TEXT], text[:MAX_TEXT], score)
+
+
+def _score(value) -> float:
+    """A finite number; 0 for anything else."""
+    try:
+        return float(value) if math.isfinite(float(value)) else 0.0
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
 
 
 def result_entry(document: Document, with_score: bool) -> dict:
     """A document as `/retrieve` sends it; the inverse of what `parse_result` does to it."""
-    contents = f'"{document.title}"\n{document.text}'
-    entry = {"title": document.title, "text": document.text, "contents": contents}
-    return {"document": entry, "score": document.score or 0.0} if with_score else entry
+    title, text = whole_text(document.title), whole_text(document.text)
+    entry = {"title": title, "text": text, "contents": f'"{" ".join(title.split())}"\n{text}'}
+    return {"document": entry, "score": _score(document.score)} if with_score else entry

@@ -1,23 +1,28 @@
 """Web search through SerpApi (Google, Bing, DuckDuckGo and others), paid by the search.
 
 Results are kept on disk, so that nothing is paid for twice, and what was spent is kept beside them, so that a budget
-holds over restarts.
+holds over restarts, engines and processes.
 """
 
 import hashlib
 import json
+import logging
 import os
 import pathlib
-import threading
 from collections.abc import Sequence
 
-from zsjax.errors import InputError
+from zsjax.search.account import Account, amount, write_json
+from zsjax.search.addresses import check_address, environment_key
 from zsjax.search.engine import BudgetSpent, Document, Failed, SearchContext, check_request, first
 from zsjax.search.transport import DEFAULT_LIMITS, Limits, Request, SearchError, Transport
+from zsjax.types import whole_text
 
 PRICE = 586.70 / 64_000  # dollars a search, as ZeroSearch's authors paid (arXiv 2505.04588)
 URL = "https://serpapi.com/search.json"
-_SPENT = "spent.json"
+# How the web searches name the query (serpapi.com's pages of each); all others say "q".
+QUERY_PARAMETERS = {"yahoo": "p", "yandex": "text", "naver": "query", "walmart": "query", "ebay": "_nkw", "amazon": "k",
+                    "youtube": "search_query"}
+_LOST = ("timeout", "reset", "too_large")  # the server may have searched all the same, and then it was paid
 
 
 class SerpApi:
@@ -31,31 +36,37 @@ class SerpApi:
         Args:
           engine: which web search SerpApi is to ask: "google", "bing", "duckduckgo", ...
           key_env: name of the environment variable that holds the key.
-          cache_dir: results and the account of what was spent; None keeps both in memory.
-          price: dollars a search that succeeds; results from the cache and failures cost nothing.
+          cache_dir: results and the account of what was spent, which all engines over it share; None keeps both in memory.
+          price: dollars a search that succeeds or whose reply got lost; results from the cache and failures cost nothing.
           budget: dollars; the search that would exceed it raises BudgetSpent. None: no limit.
 
         Raises:
-          ValueError: the environment has no key.
+          ValueError: the environment has no key; price or budget is not a finite number of 0 or more; the account
+            cannot be read.
         """
-        self._key = os.environ.get(key_env, "")
-        if not self._key:
-            raise InputError(f"web search needs a key: set the environment variable {key_env}")
-        self.engine, self.price, self.budget, self.url = engine, price, budget, url
+        self._key, self.url = environment_key(key_env, "web search"), check_address(url, URL)
+        self.engine, self.price = engine, amount("price", price)
+        self.budget = None if budget is None else amount("budget", budget)
         self.transport = Transport(limits)
-        self._lock = threading.Lock()
         self._cache: dict[str, list] = {}
         self._folder = None if cache_dir is None else pathlib.Path(cache_dir)
-        self.paid_searches, self.dollars = 0, 0.0
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            if (self._folder / _SPENT).exists():
-                spent = json.loads((self._folder / _SPENT).read_text())
-                self.paid_searches, self.dollars = spent["searches"], spent["dollars"]
+        self.account = Account(self._folder)
 
     @property
     def counters(self):
         return self.transport.counters
+
+    @property
+    def paid_searches(self) -> int:
+        """Of the account: by all that share it."""
+        return self.account.spent().searches
+
+    @property
+    def dollars(self) -> float:
+        """Of the account: by all that share it."""
+        return self.account.spent().dollars
 
     def search(self, queries: Sequence[str], contexts: Sequence[SearchContext] | None = None, *,
                k: int) -> list[list[Document]]:
@@ -63,80 +74,86 @@ class SerpApi:
 
         Raises:
           BudgetSpent: the searches that are not in the cache would exceed the budget. None of them is sent.
-          ValueError: as `check_request`.
+          OSError: the charge cannot be written. Nothing is sent.
+          ValueError: as `check_request`; the account cannot be read.
         """
         check_request(queries, contexts, k)
-        with self._lock:
-            wanted = list(dict.fromkeys(query.strip() for query in queries))
-            found = {query: self._cached(query) for query in wanted}
-            missing = [query for query in wanted if found[query] is None]
-            self.counters["cached"] += len(wanted) - len(missing)
-            cost = len(missing) * self.price
-            if missing and self.budget is not None and self.dollars + cost > self.budget + 1e-9:
-                raise BudgetSpent(f"web search: {self.dollars:.2f} dollars were spent in {self.paid_searches} searches, and "
-                                  f"{len(missing)} more would exceed the budget of {self.budget:.2f}")
-            requests = [Request(self.url, params={"engine": self.engine, "q": query, "api_key": self._key,
-                                                  "output": "json"}) for query in missing]
-            for query, reply in zip(missing, self.transport.send(requests, organic_results), strict=True):
-                found[query] = Failed(reply.kind) if isinstance(reply, SearchError) else reply
-                if not isinstance(reply, SearchError):
-                    self.paid_searches += 1
-                    self.counters["paid_searches"] += 1
-                    self.dollars += self.price
-                    self._keep(query, reply)
-            if missing:
-                self._write_spent()
+        queries = [whole_text(query).strip() for query in queries]
+        wanted = list(dict.fromkeys(queries))
+        found = {query: self._cached(query) for query in wanted}
+        missing = [query for query in wanted if found[query] is None]
+        if missing:
+            with self.account.held():
+                found |= {query: self._cached(query) for query in missing}  # others may have paid for some meanwhile
+                missing = [query for query in missing if found[query] is None]
+                found |= self._paid(missing) if missing else {}
+        self.counters["cached"] += len(wanted) - len(missing)
         documents = {query: rows if isinstance(rows, Failed) else [_document(row) for row in rows]
                      for query, rows in found.items()}
-        return [first(documents[query.strip()], k) for query in queries]
+        return [first(documents[query], k) for query in queries]
+
+    def _paid(self, queries: list[str]) -> dict[str, list]:
+        """Rows or `Failed` of each query. Charged before it is sent; what surely cost nothing is taken back."""
+        spent = self.account.spent()
+        if self.budget is not None and spent.dollars + len(queries) * self.price > self.budget + 1e-9:
+            raise BudgetSpent(f"web search: {spent.dollars:.2f} dollars were spent in {spent.searches} searches, and "
+                              f"{len(queries)} more would exceed the budget of {self.budget:.2f}")
+        name = QUERY_PARAMETERS.get(self.engine, "q")
+        requests = [Request(self.url, params={"engine": self.engine, name: query, "api_key": self._key, "output": "json"})
+                    for query in queries]
+        self.account.charge(len(queries), self.price)
+        replies = self.transport.send(requests, organic_results, lambda i, rows: self._keep(queries[i], rows))
+        free = sum(isinstance(reply, SearchError) and reply.kind not in _LOST for reply in replies)
+        self.account.charge(-free, self.price)
+        self.counters["paid_searches"] += len(queries) - free
+        return {query: Failed(reply.kind) if isinstance(reply, SearchError) else reply
+                for query, reply in zip(queries, replies, strict=True)}
 
     def _path(self, query: str) -> pathlib.Path:
         name = hashlib.sha256(json.dumps([self.engine, query]).encode()).hexdigest()
         return self._folder / name[:2] / f"{name}.json"
 
     def _cached(self, query):
-        if self._folder is None:
+        if self._folder is None or query in self._cache:
             return self._cache.get(query)
         try:
-            return json.loads(self._path(query).read_text(encoding="utf-8"))["results"]
-        except (OSError, ValueError, KeyError):  # none, or cut by a kill: asked again
+            return [_row(row) for row in json.loads(self._path(query).read_text(encoding="utf-8"))["results"]]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or cut by a kill: asked again
             return None
 
     def _keep(self, query, results):
-        if self._folder is None:
-            self._cache[query] = results
-            return
-        path = self._path(query)
-        path.parent.mkdir(exist_ok=True)
-        _write(path, {"engine": self.engine, "query": query, "results": results})
-
-    def _write_spent(self):
         if self._folder is not None:
-            _write(self._folder / _SPENT, {"searches": self.paid_searches, "dollars": self.dollars})
+            path = self._path(query)
+            try:
+                path.parent.mkdir(exist_ok=True)
+                return write_json(path, {"engine": self.engine, "query": query, "results": results})
+            except OSError as error:  # a full disk: it was paid for, so it is kept at least by this process
+                logging.warning("a web search's results cannot be kept at %s: %s", path, error)
+        self._cache[query] = results
 
 
 def organic_results(reply) -> list[dict]:
     """[{title, snippet}] of a reply; [] where the engine found nothing, which is paid for like any result.
 
-    Raises SearchError when the reply says that the search itself failed.
+    A result without title and snippet is left out. Raises SearchError when the reply says that the search itself failed.
     """
     results = reply.get("organic_results")
     if results is None:
-        status = reply.get("search_metadata", {}).get("status", "")
+        status = (reply.get("search_metadata") or {}).get("status", "")
         if "error" not in reply and status != "Success":
             raise KeyError("organic_results")
         if "error" in reply and status != "Success":
             raise SearchError("server_error", str(reply["error"])[:200])
         results = []
-    rows = [{"title": str(row.get("title") or ""), "snippet": str(row.get("snippet") or "")} for row in results]
+    if not isinstance(results, list):
+        raise TypeError(f"organic_results is a {type(results).__name__}, not a list")
+    rows = [_row(row) for row in results if isinstance(row, dict)]
     return [row for row in rows if any(row.values())]
+
+
+def _row(row: dict) -> dict:
+    return {name: row.get(name) if isinstance(row.get(name), str) else "" for name in ("title", "snippet")}
 
 
 def _document(row: dict) -> Document:
     return Document(row["title"], row["snippet"] or row["title"])
-
-
-def _write(path, value):
-    half = path.with_name(f"{path.name}.{os.getpid()}.new")
-    half.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
-    os.replace(half, path)

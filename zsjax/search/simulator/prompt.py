@@ -16,7 +16,8 @@ MODES = ("useful", "noisy")
 _SLOT = re.compile(r" ?\{(\w+)\}")
 _DOCUMENT_SLOT = re.compile(r"\{(\w+)\}")
 
-_NUMBER = re.compile(r"^\W*(?:doc(?:ument)?\W{0,3})?\d{1,2}\W{0,3}[:.)\]]\s*|^[-*•]\s+|^doc(?:ument)?\s*:\s*", re.IGNORECASE)
+_NUMBER = re.compile(r"^\W*(?:doc(?:ument)?\W{0,3})?\d{1,2}\W{0,3}[:.)\]](?!\d)\s*|^[-*•]\s+|^doc(?:ument)?\s*:\s*",
+                     re.IGNORECASE)
 
 _REQUEST = """\
 Number of documents:

@@ -1,0 +1,96 @@
+"""What paid searches have cost, in a file that all engines and processes over one folder share.
+
+A charge is written before its request is sent. After a crash a charge that was not taken back counts as spent.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import numbers
+import os
+import pathlib
+import threading
+
+from zsjax.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+_LOCKS: collections.defaultdict = collections.defaultdict(threading.Lock)  # of the accounts' paths
+
+
+@dataclasses.dataclass(frozen=True)
+class Spent:
+    """searches: that were charged. dollars: what they cost."""
+
+    searches: int = 0
+    dollars: float = 0.0
+
+
+class Account:
+    """The account in `folder`/spent.json; without a folder it is kept in memory."""
+
+    def __init__(self, folder: pathlib.Path | None):
+        """Raises ValueError when the file holds no account."""
+        self._path, self._in_memory = folder and folder.resolve() / "spent.json", Spent()
+        self._lock = _LOCKS[self._path] if folder else threading.Lock()
+        self.spent()
+
+    @contextlib.contextmanager
+    def held(self):
+        """Keeps all others over the same folder waiting: what is paid inside is paid once and counted once."""
+        with self._lock, contextlib.ExitStack() as stack:
+            if self._path:
+                _lock_file(stack.enter_context(open(self._path.with_suffix(".lock"), "a")))
+            yield
+
+    def spent(self) -> Spent:
+        if not self._path or not self._path.exists():
+            return self._in_memory
+        try:
+            row = json.loads(self._path.read_text(encoding="utf-8"))
+            spent = Spent(int(row["searches"]), amount("dollars", row["dollars"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{self._path} does not hold an account ({error}); write "
+                             '{"searches": N, "dollars": X} of what was spent into it') from None
+        return spent
+
+    def charge(self, searches: int, price: float) -> None:
+        """Adds searches (below 0: takes them back) at `price` dollars each. Only inside `held`."""
+        spent = self.spent()
+        spent = Spent(max(0, spent.searches + searches), max(0.0, round(spent.dollars + searches * price, 9)))
+        if self._path:
+            write_json(self._path, dataclasses.asdict(spent))
+        else:
+            self._in_memory = spent
+
+
+def _lock_file(file):
+    try:
+        if fcntl is None:
+            raise OSError("this platform has no fcntl")
+        fcntl.flock(file, fcntl.LOCK_EX)  # ends with the file or the process
+    except OSError as error:
+        logging.warning("%s cannot be locked (%s): let only one process at a time search over this folder", file.name, error)
+
+
+def amount(name: str, dollars: float) -> float:
+    """Checked dollars. Raises ValueError unless they are a finite number, 0 or more."""
+    if not isinstance(dollars, numbers.Real) or isinstance(dollars, bool) or not (math.isfinite(dollars) and dollars >= 0):
+        raise InputError(f"{name} = {dollars!r} is not an amount of dollars; use a finite number, 0 or more")
+    return float(dollars)
+
+
+def write_json(path: pathlib.Path, value) -> None:
+    """Writes all of it or, after a crash, none."""
+    half = path.with_name(f"{path.name}.{os.getpid()}.new")
+    with open(half, "w", encoding="utf-8") as file:
+        json.dump(value, file, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(half, path)
