@@ -47,7 +47,7 @@ def get_config(arg=None):
     c.simulator = dict(init=arg.simulator or arg.policy or "asset:real/random")
     c.tokenizer = arg.tokenizer or arg.policy or "asset:real/tokenizer"
 
-    c.data = dict(train=arg.data, eval=arg.data, corpus=arg.corpus, eval_corpus=arg.corpus, eval_limit=100)
+    c.data = dict(train=arg.data, eval=arg.data, corpus=arg.corpus, eval_corpus=arg.corpus)
     c.prompts = dict(policy="default", simulator="default", chat=arg.chat)
     c.search = dict(engine="simulator", eval_engine="bm25", num_documents=3, max_document_tokens=48,
                     max_query_tokens=24)

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import importlib
 import logging
 import pathlib
 
@@ -19,6 +18,7 @@ from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.models.placement import param_shardings
 from zsjax.parallel import hosts
 from zsjax.parallel.mesh import reshard
+from zsjax.rl.credit import load_function
 from zsjax.search import (
     BM25,
     ChatSimulator,
@@ -158,14 +158,14 @@ def _build_index(name, config, source):
 def embedder(config: Config):
     """(embed documents, embed queries) of config.search.embedder: list[str] -> float32[N, D]."""
     name = config.search.embedder
-    if ":" in name.removeprefix("asset:"):
-        module, _, function = name.partition(":")
-        embed = getattr(importlib.import_module(module), function)
+    if ":" in name and not name.startswith(("asset:", hub.PREFIX)):
+        embed = load_function(name, "embedder")
         return embed, embed
     from zsjax.models.checkpoints.hf import load_hf
 
-    shape, params = load_hf(asset_path(name))
-    its_tokenizer = load_tokenizer(name)
+    folder = _local(name, weights=True)
+    shape, params = load_hf(folder)
+    its_tokenizer = load_tokenizer(folder)
     return tuple(decoder_embedder(shape, params, its_tokenizer, text_format=text_format)
                  for text_format in ("{query}", QUERY_FORMAT))
 
