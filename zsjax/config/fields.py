@@ -1,6 +1,7 @@
 """The config's fields. What is said of one stands beside its default; see `zsjax.config.declare`."""
 
 import dataclasses
+import functools
 
 from zsjax.config.declare import field, group
 
@@ -10,6 +11,9 @@ REAL_ENGINES = ("bm25", "dense", "http", "serpapi")
 _DTYPES = ("float32", "bfloat16", "float16")
 _REMAT = ("none", "zsjax.models.decoder:REMAT")
 _CURRICULA = ("zero_search", "constant", "linear", "cosine")
+# See `zsjax.config.declare.EFFECTS`; "fast": where the last bits of results may differ as well.
+_free, _later, _limit = (functools.partial(field, effect=effect) for effect in ("how", "later", "limit"))
+_fast = functools.partial(field, effect="how", last_bits=True)
 _COUNT, _TOKENS, _SHARE = "[1, 1e9]", "[1, 1e7]", "[0, 1]"
 
 
@@ -34,9 +38,9 @@ class ModelConfig:
         False, 'whether random layer-0 heads start as "attend n tokens back" (zsjax.tiny_world.positional)')
     dtype: str = field("float32", "dtype of the activations", choices=_DTYPES)
     param_dtype: str = field("float32", "dtype in which parameters are kept", choices=_DTYPES)
-    attention: str = field("auto", '"auto" takes the platform\'s kernel (zsjax.models.attention), "xla" none',
-                           choices=("auto", "xla", "cudnn", "splash"), effect="how", last_bits=True)
-    check_finite: bool = field(False, "refuse a checkpoint with NaN or infinite weights", effect="how")
+    attention: str = _fast("auto", '"auto" takes the platform\'s kernel (zsjax.models.attention), "xla" none',
+                           choices=("auto", "xla", "cudnn", "splash"))
+    check_finite: bool = _free(False, "refuse a checkpoint with NaN or infinite weights")
     quantize: str = field("none", '"int8" stores the frozen simulator\'s weights in half of bfloat16\'s bytes',
                           choices=("none", "int8"))
     cache_dtype: str = field("model", 'of the keys and values that a rollout keeps: "model" is that of the activations',
@@ -53,13 +57,13 @@ class DataConfig:
     """
 
     train: str = field("tiny_world:train", "questions that are trained on", names="path")
-    eval: str = field("tiny_world:eval", "questions of evaluations", names="path", effect="later")
+    eval: str = _later("tiny_world:eval", "questions of evaluations", names="path")
     corpus: str = field("tiny_world:train", "what real engines search in training", names="path")
-    eval_corpus: str = field("tiny_world:eval", "what they search in evaluations", names="path", effect="later")
-    eval_limit: int | None = field(None, "questions per evaluation (of each benchmark); None is all", _COUNT,
-                                   unit="questions", effect="later")
-    benchmarks: dict = field({}, 'name -> source: the evaluation goes over each of these instead of eval, as '
-                             '{"nq": "nq.jsonl"}', effect="later")
+    eval_corpus: str = _later("tiny_world:eval", "what they search in evaluations", names="path")
+    eval_limit: int | None = _later(None, "questions per evaluation (of each benchmark); None is all", _COUNT,
+                                   unit="questions")
+    benchmarks: dict = _later({}, 'name -> source: the evaluation goes over each of these instead of eval, as '
+                             '{"nq": "nq.jsonl"}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,20 +80,19 @@ class PromptsConfig:
 class RemoteConfig:
     """Engines behind a network. Keys come from environment variables, which are named here, and are never written."""
 
-    url: str = field("", 'of the /retrieve server ("http") or the OpenAI-style chat server ("chat")', names="url",
-                     effect="how")
+    url: str = _free("", 'of the /retrieve server ("http") or the OpenAI-style chat server ("chat")', names="url")
     model: str = field("", "the chat server's name of its model", engines=("chat",))
-    key_env: str = field("", 'environment variable with the key; "" is SERPAPI_API_KEY of "serpapi", none of "chat"',
-                         names="variable", effect="how")
+    key_env: str = _free("", 'environment variable with the key; "" is SERPAPI_API_KEY of "serpapi", none of "chat"',
+                         names="variable")
     web_engine: str = field("google", 'which web search SerpApi asks: "google", "bing", ...', engines=("serpapi",))
-    cache_dir: str = field("web_search", "SerpApi's results and account, relative to the run's folder; absolute to share "
-                           "it between runs", names="folder", effect="how")
-    budget: float | None = field(None, "what web search may cost in all, over restarts; the run stops before it spends "
-                                 "more; None: no limit", "[0, 1e9]", unit="dollars", effect="how")
-    timeout: float = field(30.0, "of one attempt", "(0, 86400]", unit="seconds", effect="how")
-    retries: int = field(3, "further attempts", "[0, 1000]", effect="how")
-    concurrency: int = field(8, "requests under way at a time", "[1, 10000]", effect="how")
-    max_bytes: int = field(8 << 20, "of a reply", "[1, 1e12]", unit="bytes", effect="how")
+    cache_dir: str = _free("web_search", "SerpApi's results and account, relative to the run's folder; absolute to share "
+                           "it between runs", names="folder")
+    budget: float | None = _free(None, "what web search may cost in all, over restarts; the run stops before it spends "
+                                 "more; None: no limit", "[0, 1e9]", unit="dollars")
+    timeout: float = _free(30.0, "of one attempt", "(0, 86400]", unit="seconds")
+    retries: int = _free(3, "further attempts", "[0, 1000]")
+    concurrency: int = _free(8, "requests under way at a time", "[1, 10000]")
+    max_bytes: int = _free(8 << 20, "of a reply", "[1, 1e12]", unit="bytes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +127,7 @@ class SearchConfig:
         "simulator", '"http" is a /retrieve server, "serpapi" web search, "chat" a simulator behind an OpenAI-style server, '
         '"mixed" simulator and a real engine, "empty" documents without content (an ablation)',
         choices=("simulator", "bm25", "empty", "dense", "http", "serpapi", "chat", "mixed"))
-    eval_engine: str = field("bm25", "the engine of evaluations", effect="later",
+    eval_engine: str = _later("bm25", "the engine of evaluations",
                              choices=("bm25", "empty", "dense", "http", "serpapi", "chat", "simulator"))
     num_documents: int = field(5, "documents shown per search", "[1, 20]")
     max_document_tokens: int = field(64, "a shown document is cut to these", _TOKENS, unit="tokens")
@@ -139,8 +142,8 @@ class SearchConfig:
     mix: MixConfig = group(MixConfig, engines=("mixed",))
     embedder: str = field("", 'of "dense": a checkpoint (pooled at the last token, as Qwen3-Embedding) or '
                           '"package.module:function", list of texts -> float32[N, D]', names="path", engines=("dense",))
-    index_dir: str = field("indexes", 'built indexes of corpus files, relative to the run\'s folder; "" builds in memory '
-                           'each time', names="folder", effect="how")
+    index_dir: str = _free("indexes", 'built indexes of corpus files, relative to the run\'s folder; "" builds in memory '
+                           'each time', names="folder")
     reveal_gold: str = field(
         "always", 'whether the simulator is shown the gold answers; "on_target": for queries of which at least half of the '
         'tokens stand in the question', choices=("always", "on_target", "never"))
@@ -158,26 +161,24 @@ class RolloutConfig:
 
     max_turns: int = field(4, "searches plus invalid actions; after them one last generation may only answer", "[1, 1000]")
     max_turn_tokens: int = field(128, "budget of one generation", _TOKENS, unit="tokens")
-    max_tokens: int = field(2048, "T, the whole row: prompt, policy, documents", _TOKENS, unit="tokens", effect="limit")
-    max_prompt_tokens: int = field(512, "a longer prompt is an error, never cut", _TOKENS, unit="tokens", effect="limit")
+    max_tokens: int = _limit(2048, "T, the whole row: prompt, policy, documents", _TOKENS, unit="tokens")
+    max_prompt_tokens: int = _limit(512, "a longer prompt is an error, never cut", _TOKENS, unit="tokens")
     # At temperature 0 every episode of a group is the same one and the advantages vanish.
     temperature: float = field(1.0, "of the policy's sampling in training", "(0, 10]")
-    rows: int = field(0, "episodes played at a time on each device; a row that ends takes the next; 0: all", "[0, 1e7]",
-                      unit="rows", effect="how", last_bits=True)
-    simulator_slots: int = field(0, "requests that the simulator writes at a time; 0: a quarter of the rows", "[0, 1e7]",
-                                 unit="requests", effect="how", last_bits=True)
-    busy: float = field(0.0, "the policy decodes while more than this share of its rows has a token to draw; otherwise what "
-                        "it waits for comes first", _SHARE, effect="how", last_bits=True)
-    lanes: int = field(0, "rows whose prompts and documents are read at a time; 0: all", "[0, 1e7]", unit="rows",
-                       effect="how", last_bits=True)
-    visit_every: int = field(
+    rows: int = _fast(0, "episodes played at a time on each device; a row that ends takes the next; 0: all", "[0, 1e7]",
+                      unit="rows")
+    simulator_slots: int = _fast(0, "requests that the simulator writes at a time; 0: a quarter of the rows", "[0, 1e7]",
+                                 unit="requests")
+    busy: float = _fast(0.0, "the policy decodes while more than this share of its rows has a token to draw; otherwise what "
+                        "it waits for comes first", _SHARE)
+    lanes: int = _fast(0, "rows whose prompts and documents are read at a time; 0: all", "[0, 1e7]", unit="rows")
+    visit_every: int = _fast(
         16, "decode steps between two looks at searches outside of the compiled rollout (real engines, "
-        "mesh.simulator_devices)", "[1, 1e7]", unit="steps", effect="how", last_bits=True)
-    search_batches: int = field(1, "such batches of searches under way at a time; more than 1 asks a real engine from "
-                                "several threads", "[1, 1000]", effect="how", last_bits=True)
-    capacities: int = field(1, "sizes in which a compiled rollout allocates the policy's cache: max_tokens last, each half "
-                            "of the next; a program is compiled for each; 1: max_tokens at once", "[1, 20]",
-                            effect="how", last_bits=True)
+        "mesh.simulator_devices)", "[1, 1e7]", unit="steps")
+    search_batches: int = _fast(1, "such batches of searches under way at a time; more than 1 asks a real engine from "
+                                "several threads", "[1, 1000]")
+    capacities: int = _fast(1, "sizes in which a compiled rollout allocates the policy's cache: max_tokens last, each half "
+                            "of the next; a program is compiled for each; 1: max_tokens at once", "[1, 20]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,15 +279,15 @@ class ValueConfig:
 class HealthConfig:
     """Signs of collapse, see zsjax.monitor.health."""
 
-    alarms: dict = field({
+    alarms: dict = _free({
         "entropy": [1e-4, None], "response_tokens": [2.0, None], "repetition": [None, 0.8],
         "share_answered": [0.05, None], "searches": [0.02, None], "sampler_gap_mean": [None, 0.1],
         "grad_norm": [None, 100.0]},
-        "metric -> [low, high], either may be None; a metric of a step line that is outside raises its alarm", effect="how")
-    patience: int = field(3, "steps in a row outside before it does", _COUNT, unit="steps", effect="how")
-    stop: bool = field(False, "an alarm stops the run, after a checkpoint", effect="how")
-    keep_best: bool = field(True, "the policy with the best best_metric so far is kept in models/best", effect="how")
-    best_metric: str = field("eval/em", "of the evaluations in training", effect="how")
+        "metric -> [low, high], either may be None; a metric of a step line that is outside raises its alarm")
+    patience: int = _free(3, "steps in a row outside before it does", _COUNT, unit="steps")
+    stop: bool = _free(False, "an alarm stops the run, after a checkpoint")
+    keep_best: bool = _free(True, "the policy with the best best_metric so far is kept in models/best")
+    best_metric: str = _free("eval/em", "of the evaluations in training")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,23 +299,21 @@ class TrainConfig:
     group_size: int = field(5, "episodes of a question", "[1, 1e6]", unit="episodes")
     minibatches: int = field(1, "updates that a step's rows are cut into", "[1, 1e6]")
     epochs: int = field(1, "times that a step's rows are gone over", "[1, 1000]")
-    microbatch_rows: int = field(0, "rows whose activations exist at a time; 0: a minibatch at once", "[0, 1e7]",
-                                 unit="rows", effect="how", last_bits=True)
-    microbatch_tokens: int = field(0, "> 0 cuts by tokens instead: rows are sorted by length into few shapes of about so "
-                                   "many", "[0, 1e9]", unit="tokens", effect="how", last_bits=True)
-    logprob_chunk: int = field(256, "positions whose logits exist at a time", _TOKENS, unit="tokens", effect="how",
-                               last_bits=True)
-    remat: str = field("none", "what the backward pass computes again instead of keeping", choices=_REMAT, effect="how",
-                       last_bits=True)
+    microbatch_rows: int = _fast(0, "rows whose activations exist at a time; 0: a minibatch at once", "[0, 1e7]",
+                                 unit="rows")
+    microbatch_tokens: int = _fast(0, "> 0 cuts by tokens instead: rows are sorted by length into few shapes of about so "
+                                   "many", "[0, 1e9]", unit="tokens")
+    logprob_chunk: int = _fast(256, "positions whose logits exist at a time", _TOKENS, unit="tokens")
+    remat: str = _fast("none", "what the backward pass computes again instead of keeping", choices=_REMAT)
     keep: str = field("all", 'episodes that are updated on: "reward_spread": groups whose rewards differ most; '
                       '"search_depth": those that searched most', choices=("all", "reward_spread", "search_depth"))
     keep_fraction: float = field(1.0, "the share of them", "(0, 1]")
-    checkpoint_every: int = field(20, "steps between two", _COUNT, unit="steps", effect="how")
-    keep_checkpoints: int = field(2, "the last so many", "[1, 1e6]", effect="how")
-    trajectories_every: int = field(10, "steps between two files of trajectories", _COUNT, unit="steps", effect="how")
-    eval_every: int = field(20, "steps between two evaluations; the last step is always followed by one", _COUNT,
-                            unit="steps", effect="later")
-    eval_questions: int = field(64, "of such an evaluation", _COUNT, unit="questions", effect="later")
+    checkpoint_every: int = _free(20, "steps between two", _COUNT, unit="steps")
+    keep_checkpoints: int = _free(2, "the last so many", "[1, 1e6]")
+    trajectories_every: int = _free(10, "steps between two files of trajectories", _COUNT, unit="steps")
+    eval_every: int = _later(20, "steps between two evaluations; the last step is always followed by one", _COUNT,
+                            unit="steps")
+    eval_questions: int = _later(64, "of such an evaluation", _COUNT, unit="questions")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,12 +322,12 @@ class SupervisedConfig:
 
     steps: int = field(0, "of the phase", "[0, 1e9]", unit="steps")
     batch_rows: int = field(32, "of a step", "[1, 1e7]", unit="rows")
-    max_tokens: int = field(128, "of a row; a longer one is an error, never cut", _TOKENS, unit="tokens", effect="limit")
-    microbatch_tokens: int = field(0, "of a part of a step, for which rows are sorted by length and packed; 0: the batch as "
-                                   "it is", "[0, 1e9]", unit="tokens", effect="how", last_bits=True)
-    remat: str = field("none", "as of TrainConfig", choices=_REMAT, effect="how", last_bits=True)
-    logprob_chunk: int = field(256, "as of TrainConfig", _TOKENS, unit="tokens", effect="how", last_bits=True)
-    checkpoint_every: int = field(100, "steps between two", _COUNT, unit="steps", effect="how")
+    max_tokens: int = _limit(128, "of a row; a longer one is an error, never cut", _TOKENS, unit="tokens")
+    microbatch_tokens: int = _fast(0, "of a part of a step, for which rows are sorted by length and packed; 0: the batch as "
+                                   "it is", "[0, 1e9]", unit="tokens")
+    remat: str = _fast("none", "as of TrainConfig", choices=_REMAT)
+    logprob_chunk: int = _fast(256, "as of TrainConfig", _TOKENS, unit="tokens")
+    checkpoint_every: int = _free(100, "steps between two", _COUNT, unit="steps")
     optimizer: OptimizerConfig = group(OptimizerConfig)
     options: dict = field({}, "what this phase alone knows, see the function that runs it")
 
@@ -341,12 +340,12 @@ class JudgeConfig:
     tokenizer: str = field("", 'its own; "" is the one in init\'s folder', names="path")
     dtype: str = field("float32", "of activations and parameters", choices=_DTYPES)
     chat: bool = field(False, "the prompt is put into the tokenizer's chat template")
-    max_tokens: int = field(1024, "of a prompt", _TOKENS, unit="tokens", effect="limit")
-    batch_rows: int = field(32, "prompts a pass", "[1, 1e7]", unit="rows", effect="how", last_bits=True)
-    url: str = field("", "a server with the OpenAI chat interface instead; search.remote's limits hold for it, too",
-                     names="url", effect="how")
+    max_tokens: int = _limit(1024, "of a prompt", _TOKENS, unit="tokens")
+    batch_rows: int = _fast(32, "prompts a pass", "[1, 1e7]", unit="rows")
+    url: str = _free("", "a server with the OpenAI chat interface instead; search.remote's limits hold for it, too",
+                     names="url")
     model: str = field("", "the server's name of its model")
-    key_env: str = field("", "as of RemoteConfig", names="variable", effect="how")
+    key_env: str = _free("", "as of RemoteConfig", names="variable")
     template: str = field("default", '"default" or a file with {question}, {answers}, {document}', names="path")
 
 
@@ -372,60 +371,58 @@ class CollectConfig:
 class GatesConfig:
     """What must hold before the next stage; a gate that fails stops the run. None: the gate is only printed."""
 
-    reading: float | None = field(None, "exact answers with the right documents given, at least", _SHARE, effect="how")
-    useful: float | None = field(None, "gold in useful documents for the right last query, at least", _SHARE, effect="how")
-    noisy: float | None = field(None, "gold in noisy documents, at most", _SHARE, effect="how")
-    leak: float | None = field(None, "gold in useful documents for off-path queries above the real engine's rate, at most",
-                               _SHARE, effect="how")
+    reading: float | None = _free(None, "exact answers with the right documents given, at least", _SHARE)
+    useful: float | None = _free(None, "gold in useful documents for the right last query, at least", _SHARE)
+    noisy: float | None = _free(None, "gold in noisy documents, at most", _SHARE)
+    leak: float | None = _free(None, "gold in useful documents for off-path queries above the real engine's rate, at most",
+                               _SHARE)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
     """Evaluation with `search.eval_engine` of the starting and the trained policy."""
 
-    temperature: float = field(0.0, "0 is greedy", "[0, 10]", effect="later")
-    samples: int = field(1, "episodes of each question, each with a seed of its own; needs a temperature above 0",
-                         "[1, 1e6]", unit="episodes", effect="later")
-    batch_rows: int = field(64, "questions played at a time", "[1, 1e7]", unit="rows", effect="how", last_bits=True)
-    drop_best: float = field(0.0, "> 0 also evaluates with a real engine that loses its best document with this probability",
-                             _SHARE, effect="later")
-    baselines: tuple[str, ...] = field((), "played by the run's policy (trained where there is one) on the same questions",
-                                       choices=("zsjax.evaluation.baselines:METHODS",), effect="later")
-    baseline_samples: int = field(8, 'episodes a question of "best_of_n" and "tree_search", at rollout.temperature',
-                                  "[2, 1e6]", unit="episodes", effect="later")
+    temperature: float = _later(0.0, "0 is greedy", "[0, 10]")
+    samples: int = _later(1, "episodes of each question, each with a seed of its own; needs a temperature above 0",
+                         "[1, 1e6]", unit="episodes")
+    batch_rows: int = _fast(64, "questions played at a time", "[1, 1e7]", unit="rows")
+    drop_best: float = _later(0.0, "> 0 also evaluates with a real engine that loses its best document so often", _SHARE)
+    baselines: tuple[str, ...] = _later((), "played by the run's policy (trained where there is one) on the same questions",
+                                       choices=("zsjax.evaluation.baselines:METHODS",))
+    baseline_samples: int = _later(8, 'episodes a question of "best_of_n" and "tree_search", at rollout.temperature',
+                                  "[2, 1e6]", unit="episodes")
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Devices along each axis; -1 takes what is left."""
 
-    data: int = field(-1, "cuts rows", "[-1, 1e7]", unit="devices", effect="how", last_bits=True)
-    fsdp: int = field(1, "cuts rows, and weights and optimizer", "[-1, 1e7]", unit="devices", effect="how", last_bits=True)
-    tensor: int = field(1, "cuts heads", "[-1, 1e7]", unit="devices", effect="how", last_bits=True)
-    simulator_devices: int = field(
+    data: int = _fast(-1, "cuts rows", "[-1, 1e7]", unit="devices")
+    fsdp: int = _fast(1, "cuts rows, and weights and optimizer", "[-1, 1e7]", unit="devices")
+    tensor: int = _fast(1, "cuts heads", "[-1, 1e7]", unit="devices")
+    simulator_devices: int = _fast(
         0, "so many devices, each host's last, hold the simulator and nothing else, which then writes while the policy "
         "decodes on the others; data, fsdp and tensor are of the others; 0: both share all devices", "[0, 1e7]",
-        unit="devices", effect="how", last_bits=True)
-    simulator_tensor: int = field(1, "one copy of that simulator's heads is cut over these", "[1, 1e7]", unit="devices",
-                                  effect="how", last_bits=True)
+        unit="devices")
+    simulator_tensor: int = _fast(1, "one copy of that simulator's heads is cut over these", "[1, 1e7]", unit="devices")
 
 
 @dataclasses.dataclass(frozen=True)
 class CostConfig:
     """Prices; the report says what a run cost by them."""
 
-    search: float = field(586.70 / 64_000, "one search at a web search API, by ZeroSearch's account of SerpApi", "[0, 1e6]",
-                          unit="dollars", effect="later")
-    accelerator_hour: float = field(
+    search: float = _later(586.70 / 64_000, "one search at a web search API, by ZeroSearch's account of SerpApi", "[0, 1e6]",
+                          unit="dollars")
+    accelerator_hour: float = _later(
         70.80 / (4 * 12), "one device for an hour; an A100 at AWS, if the 70.80 dollars that the same account gives for 4 "
-        "of them were 12 hours", "[0, 1e6]", unit="dollars", effect="later")
+        "of them were 12 hours", "[0, 1e6]", unit="dollars")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run."""
 
-    name: str = field("run", "what the report calls it", effect="how")
+    name: str = _free("run", "what the report calls it")
     seed: int = field(0, "of every draw", "[0, 2147483647]")
     stages: tuple[str, ...] = field(("train", "evaluate", "report"), "in order", choices=STAGES, effect="stages")
     tokenizer: str = field("asset:tiny_world/tokenizer", "a folder of tokenizer.json, or a tokenizer.model", names="path")

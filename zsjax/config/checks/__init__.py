@@ -12,7 +12,7 @@ from zsjax.config.checks.models import check_models
 from zsjax.config.checks.search import check_rollout
 from zsjax.config.checks.stages import check_collect_and_evaluate, check_stages
 from zsjax.config.checks.training import check_algorithm, check_supervised, check_train
-from zsjax.config.checks.values import check_values, with_defaults
+from zsjax.config.checks.values import check_values, with_default_numbers
 from zsjax.config.fields import REAL_ENGINES, Config
 from zsjax.errors import Problem
 
@@ -26,8 +26,8 @@ def find_problems(config: Config, *, files: bool = True) -> list[Problem]:
     """
     found = Found(config, files)
     check_values(found)
-    # What follows speaks of other fields only, and of values that can be reckoned with.
-    config = found.config = with_defaults(config, {problem.field for problem in found.problems})
+    # What follows reckons with numbers: those that are nonsense are the defaults there.
+    config = found.config = with_default_numbers(config, {problem.field for problem in found.problems})
     for check in (check_stages, check_models, check_data, check_rollout, check_algorithm, check_train, check_supervised,
                   check_collect_and_evaluate, check_mesh):
         check(found, config)

@@ -25,9 +25,9 @@ def check_values(found):
                 break
 
 
-def with_defaults(config: Config, names) -> Config:
-    """The config with the defaults of these fields."""
-    for name in names:
+def with_default_numbers(config: Config, names) -> Config:
+    """The config with the defaults of those of these fields that are numbers."""
+    for name in (name for name in names if leaves(Config)[name].spec.range):
         node, parents = config, []
         *path, last = name.split(".")
         for part in path:
