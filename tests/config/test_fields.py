@@ -108,6 +108,11 @@ def test_an_embedder_of_the_hub_is_fetched_by_its_name(monkeypatch):
     assert asked == [("hf:Qwen/Qwen3-Embedding-0.6B", True)]
 
 
+def test_a_base_for_the_tiny_world_needs_its_corpus():
+    stages = {"stages": "pretrain_simulator", "pretrain_simulator.steps": "1", "data.corpus": "mine.jsonl"}
+    assert "drop the stage" in problems_of(stages, files=False)["data.corpus"]
+
+
 def test_an_empty_file_of_questions(tmp_path):
     (tmp_path / "q.jsonl").touch()
     assert "empty" in problems_of({"data.eval": str(tmp_path / "q.jsonl")})["data.eval"]

@@ -9,6 +9,9 @@ def check_stages(found, config):
         found.add("stages", "nothing to do", f"name some of {', '.join(STAGES)}")
     elif set(config.stages) <= set(STAGES) and list(config.stages) != sorted(set(config.stages), key=STAGES.index):
         found.add("stages", "repeated or out of order", f"give each once, in the order {', '.join(STAGES)}")
+    if "pretrain_simulator" in config.stages and not config.data.corpus.startswith("tiny_world:"):
+        found.add("data.corpus", "the stage pretrain_simulator makes a base for the tiny world only",
+                  "set simulator.init to a pretrained model, and drop the stage")
 
 
 def check_collect_and_evaluate(found, config):
