@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from zsjax import types
-from zsjax.config import checks, resolve
+from zsjax.config import ConfigError, resolve
 from zsjax.evaluation import baselines
 from zsjax.evaluation.baselines import Node, Setting, grow, select, values, vote
 from zsjax.launch import load_experiment
@@ -65,7 +65,11 @@ def test_tree_grows_by_a_search_and_prefers_what_agrees():
 
 
 def test_config_names_the_methods():
-    assert set(checks.BASELINES) == set(baselines.METHODS)
+    every = {"evaluate.baselines": ",".join(baselines.METHODS), "trajectory_sft.steps": "1"}
+    config = resolve(load_experiment("experiments/tiny_world.py:smoke"), every)
+    assert config.evaluate.baselines == tuple(baselines.METHODS)
+    with pytest.raises(ConfigError, match="name some of .*tree_search"):
+        resolve(config, {"evaluate.baselines": "direct,oracle"})
 
 
 @pytest.fixture(scope="module")

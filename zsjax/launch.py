@@ -231,11 +231,13 @@ def load_experiment(path_and_arg: str):
         get_config = getattr(module, "get_config", None)
         if not isinstance(get_config, types.FunctionType):
             raise UserError(f"{path} has no function get_config(arg=None)")
-        if not inspect.signature(get_config).parameters:
-            if arg:
-                raise UserError(f"get_config() of {path} takes no argument, but was given {arg!r}")
-            return get_config()
-        return get_config(arg or None)
+        takes = inspect.signature(get_config).parameters
+        if arg and not takes:
+            raise UserError(f"get_config() of {path} takes no argument, but was given {arg!r}")
+        config = get_config(arg or None) if takes else get_config()
+        if config is None:
+            raise UserError(f"get_config of {path} returns nothing; end it with `return c`, the config that it made")
+        return config
     except UserError:
         raise
     except Exception as error:  # whatever an experiment file may do wrong

@@ -62,12 +62,7 @@ class Question:
     @property
     def identity(self) -> tuple:
         """What an engine's answer to a query may depend on: equal ones may share it, whoever made the questions."""
-        return self.key, self.question, self.golden_answers
-
-    @property
-    def identity(self) -> tuple:
-        """What makes two questions the same one: files that were put together may repeat an id."""
-        return self.id, self.question, tuple(self.golden_answers)
+        return self.key, self.question, tuple(self.golden_answers)
 
 
 @flax.struct.dataclass

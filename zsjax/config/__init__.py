@@ -1,7 +1,7 @@
-"""The config of a run: its fields, how it is read and compared, and what is checked before a run."""
+"""The config of a run: its fields (`fields`), how it is read (`read`), what is checked before a run (`checks`), and what
+may change in a folder that holds one (`folder`)."""
 
 from zsjax.config.fields import (
-    MAY_CHANGE,
     STAGES,
     AlgorithmConfig,
     CollectConfig,
@@ -28,13 +28,15 @@ from zsjax.config.fields import (
     TrainConfig,
     ValueConfig,
 )
-from zsjax.config.read import check_resume, diff, from_json, parse_arg, resolve, to_json, write_config
+from zsjax.config.folder import check_resume, diff, from_json, withdraw_config, write_config
+from zsjax.config.read import parse_arg, resolve, to_json
 from zsjax.errors import ConfigError, Problem, UserError
 
 __all__ = [
     "AlgorithmConfig", "CollectConfig", "Config", "ConfigError", "CostConfig", "CurriculumConfig", "DataConfig",
-    "EvaluateConfig", "GatesConfig", "HealthConfig", "JudgeConfig", "LoraConfig", "MAY_CHANGE", "MeshConfig",
+    "EvaluateConfig", "GatesConfig", "HealthConfig", "JudgeConfig", "LoraConfig", "MeshConfig",
     "MixConfig", "ModelConfig", "OptimizerConfig", "Problem", "PromptsConfig", "RemoteConfig", "RerankConfig",
     "RewardConfig", "RolloutConfig", "STAGES", "SearchConfig", "SupervisedConfig", "TrainConfig", "UserError",
-    "ValueConfig", "check_resume", "diff", "from_json", "parse_arg", "resolve", "to_json", "write_config",
+    "ValueConfig", "check_resume", "diff", "from_json", "parse_arg", "resolve", "to_json", "withdraw_config",
+    "write_config",
 ]

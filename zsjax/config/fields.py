@@ -1,138 +1,115 @@
-"""The config's fields: names, types, defaults and meaning. `zsjax.config` reads and checks them."""
+"""The config's fields. What is said of one stands beside its default; see `zsjax.config.declare`."""
 
 import dataclasses
+import functools
+
+from zsjax.config.declare import field, group
 
 # What `Config.stages` may name, in the order in which they run.
 STAGES = ("pretrain", "pretrain_simulator", "collect", "tune_simulator", "train", "evaluate", "report")
-
-# Fields that may differ when a run is resumed: they decide when something is written or whether the run goes on, never
-# what is computed. A name that ends in "." stands for all fields below it.
-MAY_CHANGE = ("name", "train.checkpoint_every", "train.keep_checkpoints", "train.trajectories_every",
-              "pretrain.checkpoint_every", "pretrain_simulator.checkpoint_every", "tune_simulator.checkpoint_every",
-              "trajectory_sft.checkpoint_every",
-              "gates.", "health.", "cost.", "search.remote.budget")
+REAL_ENGINES = ("bm25", "dense", "http", "serpapi")
+_DTYPES = ("float32", "bfloat16", "float16")
+_REMAT = ("none", "zsjax.models.decoder:REMAT")
+_CURRICULA = ("zero_search", "constant", "linear", "cosine")
+# See `zsjax.config.declare.EFFECTS`; "fast": where the last bits of results may differ as well.
+_free, _later, _limit = (functools.partial(field, effect=effect) for effect in ("how", "later", "limit"))
+_fast = functools.partial(field, effect="how", last_bits=True)
+_COUNT, _TOKENS, _SHARE = "[1, 1e9]", "[1, 1e7]", "[0, 1]"
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Train low-rank adapters instead of the model (zsjax.models.lora); merged where the model is saved.
+    """Train low-rank adapters instead of the model (zsjax.models.lora); merged where the model is saved."""
 
-    rank: 0 trains the model itself.
-    alpha: adapters are scaled by alpha / rank.
-    targets: projections that get one: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj.
-    """
-
-    rank: int = 0
-    alpha: float = 16.0
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    rank: int = field(0, "0 trains the model itself", "[0, 65536]")
+    alpha: float = field(16.0, "adapters are scaled by alpha / rank", "(0, 1e6]")
+    targets: tuple[str, ...] = field(("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+                                     "projections that get an adapter", choices=("zsjax.models.lora:TARGETS",))
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder and where its weights come from.
+    """A decoder and where its weights come from."""
 
-    init: "asset:NAME" (carried with the package), a folder in Hugging Face's form, a run's checkpoint folder,
-      "hf:OWNER/NAME" (the Hugging Face hub, where there is a network), or "random".
-    shape: fields of DecoderConfig, for `init="random"`; otherwise read from the checkpoint.
-    positional_bias_init: whether random layer-0 heads start as "attend n tokens back" (zsjax.tiny_world.positional).
-    dtype: dtype of the activations; parameters are kept in `param_dtype`.
-    attention: "auto" takes the platform's kernel (zsjax.models.attention); "xla", "cudnn" or "splash" that one or none.
-    check_finite: refuse a checkpoint with NaN or infinite weights.
-    quantize: "int8" stores the weights of the frozen simulator in half of bfloat16's bytes; "none".
-    cache_dtype: of the keys and values that a rollout keeps: "model", the dtype of the activations, or "int8".
-    """
-
-    init: str = "random"
-    shape: dict = dataclasses.field(default_factory=dict)
-    positional_bias_init: bool = False
-    dtype: str = "float32"
-    param_dtype: str = "float32"
-    attention: str = "auto"
-    check_finite: bool = False
-    quantize: str = "none"
-    cache_dtype: str = "model"
-    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+    init: str = field("random", '"asset:NAME" (carried with the package), a folder in Hugging Face\'s form, '
+                      '"hf:OWNER/NAME" (the hub, where there is a network), or "random"', names="path")
+    shape: dict = field({}, 'fields of DecoderConfig, for init="random"; else the checkpoint has them')
+    positional_bias_init: bool = field(
+        False, 'whether random layer-0 heads start as "attend n tokens back" (zsjax.tiny_world.positional)')
+    dtype: str = field("float32", "dtype of the activations", choices=_DTYPES)
+    param_dtype: str = field("float32", "dtype in which parameters are kept", choices=_DTYPES)
+    attention: str = _fast("auto", '"auto" takes the platform\'s kernel (zsjax.models.attention), "xla" none',
+                           choices=("auto", "xla", "cudnn", "splash"))
+    check_finite: bool = _free(False, "refuse a checkpoint with NaN or infinite weights")
+    quantize: str = field("none", '"int8" stores the frozen simulator\'s weights in half of bfloat16\'s bytes',
+                          choices=("none", "int8"))
+    cache_dtype: str = field("model", 'of the keys and values that a rollout keeps: "model" is that of the activations',
+                             choices=("model", "int8"))
+    lora: LoraConfig = group(LoraConfig)
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Questions and the corpus that real engines search.
 
-    train, eval: a .jsonl[.gz] or .parquet path, "tfds:NAME", or "tiny_world:train" / "tiny_world:eval". "#SPLIT" behind a
-      file or TFDS name takes that split only.
-    benchmarks: {name: source}; the evaluation then goes over each of these instead of `eval`, e.g. {"nq": "nq.jsonl"}.
-    corpus, eval_corpus: a .jsonl[.gz] or .parquet path of {id, title, text} or {id, contents}, or "tiny_world:train" / "tiny_world:eval".
-    eval_limit: questions per evaluation (of each benchmark), a sample that is the same in every run; None is all.
-    overlong: questions with a longer prompt than rollout.max_prompt_tokens or without a gold answer: "error" or "drop".
+    Questions: a .jsonl[.gz] or .parquet path, "tfds:NAME", or "tiny_world:train" / "tiny_world:eval". "#SPLIT" behind a
+    file or TFDS name takes that split only. A corpus: a path of {id, title, text}, or the tiny world's.
     """
 
-    train: str = "tiny_world:train"
-    eval: str = "tiny_world:eval"
-    corpus: str = "tiny_world:train"
-    eval_corpus: str = "tiny_world:eval"
-    eval_limit: int | None = None
-    benchmarks: dict = dataclasses.field(default_factory=dict)
-    overlong: str = "error"
+    train: str = field("tiny_world:train", "questions that are trained on", names="path")
+    eval: str = _later("tiny_world:eval", "questions of evaluations", names="path")
+    corpus: str = field("tiny_world:train", "what real engines search in training", names="path")
+    eval_corpus: str = _later("tiny_world:eval", "what they search in evaluations", names="path")
+    eval_limit: int | None = _later(None, "questions per evaluation (of each benchmark), a sample that is the same in every "
+                                   "run; None is all", _COUNT, unit="questions")
+    benchmarks: dict = _later({}, 'name -> source: the evaluation goes over each of these instead of eval, as '
+                             '{"nq": "nq.jsonl"}')
+    overlong: str = field("error", "what happens to questions with a longer prompt than rollout.max_prompt_tokens or without a "
+                          "gold answer", choices=("error", "drop"))
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptsConfig:
-    """Names of prompt templates: "tiny_world", "default", or a path of a template file.
+    """Prompt templates: names of carried ones, or paths of files. Instruct models want the chat template."""
 
-    chat, simulator_chat: the policy's and the simulator's prompt are put into the tokenizer's chat template, which
-      instruct models want; base models read plain text.
-    """
-
-    policy: str = "default"
-    simulator: str = "default"
-    chat: bool = False
-    simulator_chat: bool = False
+    policy: str = field("default", "the policy's prompt", names="path")
+    simulator: str = field("default", "the simulator's prompt", names="path")
+    chat: bool = field(False, "put the policy's prompt into the tokenizer's chat template")
+    simulator_chat: bool = field(False, "put the simulator's prompt into the tokenizer's chat template")
 
 
 @dataclasses.dataclass(frozen=True)
 class RemoteConfig:
-    """Engines behind a network. Keys come from environment variables, which are named here; they are never written.
+    """Engines behind a network. Keys come from environment variables, which are named here, and are never written."""
 
-    url: of the /retrieve server ("http") or the OpenAI-style chat server ("chat").
-    model: the chat server's name of its model.
-    key_env: environment variable with the key of "serpapi" or "chat"; "" is SERPAPI_API_KEY for the first, none for
-      the second.
-    web_engine: which web search SerpApi asks: "google", "bing", ...
-    cache_dir: SerpApi's results and account, relative to the run's folder; absolute to share it between runs.
-    budget: dollars that web search may spend in all, over restarts; the run stops before it spends more. None: no limit.
-    timeout: seconds of one attempt. retries: further attempts. concurrency: requests under way at a time.
-    max_bytes: of a reply.
-    max_tokens: of a chat reply, thoughts included; None: 100 a document.
-    extra_body: further fields of a chat request, such as {"chat_template_kwargs": {"enable_thinking": False}}; a field
-      that is None here is not sent.
-    """
-
-    url: str = ""
-    model: str = ""
-    key_env: str = ""
-    web_engine: str = "google"
-    cache_dir: str = "web_search"
-    budget: float | None = None
-    timeout: float = 30.0
-    retries: int = 3
-    concurrency: int = 8
-    max_bytes: int = 8 << 20
-    max_tokens: int | None = None
-    extra_body: dict = dataclasses.field(default_factory=dict)
+    url: str = _free("", 'of the /retrieve server ("http") or the OpenAI-style chat server ("chat")', names="url")
+    model: str = field("", "the chat server's name of its model", engines=("chat",))
+    key_env: str = _free("", 'environment variable with the key; "" is SERPAPI_API_KEY of "serpapi", none of "chat"',
+                         names="variable")
+    web_engine: str = field("google", 'which web search SerpApi asks: "google", "bing", ...', engines=("serpapi",))
+    cache_dir: str = _free("web_search", "SerpApi's results and account, relative to the run's folder; absolute to share "
+                           "it between runs", names="folder")
+    budget: float | None = _free(None, "what web search may cost in all, over restarts; the run stops before it spends "
+                                 "more; None: no limit", "[0, 1e9]", unit="dollars")
+    timeout: float = _free(30.0, "of one attempt", "(0, 86400]", unit="seconds")
+    retries: int = _free(3, "further attempts", "[0, 1000]")
+    concurrency: int = _free(8, "requests under way at a time", "[1, 10000]")
+    max_bytes: int = _free(8 << 20, "of a reply", "[1, 1e12]", unit="bytes")
+    max_tokens: int | None = field(None, "of a chat reply, thoughts included; None: 100 a document", _COUNT, unit="tokens",
+                                   engines=("chat",))
+    extra_body: dict = field({}, 'further fields of a chat request, such as {"chat_template_kwargs": {"enable_thinking": '
+                             'False}}; a field that is None here is not sent', engines=("chat",))
 
 
 @dataclasses.dataclass(frozen=True)
 class MixConfig:
-    """engine = "mixed": each search asks the simulator or a real engine. P(real) follows a schedule over training.
+    """engine = "mixed": each search asks the simulator or a real engine; P(real) follows a schedule over training."""
 
-    real: the real engine. schedule, start, end, base: as the curriculum's.
-    """
-
-    real: str = "bm25"
-    schedule: str = "linear"
-    start: float = 0.0
-    end: float = 0.5
-    base: float = 4.0
+    real: str = field("bm25", "the real engine", choices=REAL_ENGINES)
+    schedule: str = field("linear", "as the curriculum's", choices=_CURRICULA)
+    start: float = field(0.0, "P(real) at first", _SHARE)
+    end: float = field(0.5, "P(real) at the end", _SHARE)
+    base: float = field(4.0, "as the curriculum's", "(0, 1e9]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,56 +117,43 @@ class RerankConfig:
     """More documents are written or found in training than are shown, and a scorer, learned from the rewards of the episodes
     that saw a document, chooses: the best, or for noise the most misleading (zsjax.search.rerank). A simulator is tuned to
     write all candidates. Evaluations show what the engine ranks first.
-
-    candidates: documents per search to choose from, search.num_documents to 20; 0: off.
-    learning_rate: of the scorer's Adam, one update a step; 0 never learns and shows the first: an ablation.
-    buckets: the scorer's weights of hashed tokens, twice.
     """
 
-    candidates: int = 0
-    learning_rate: float = 0.01
-    buckets: int = 1024
+    candidates: int = field(0, "documents per search to choose from, search.num_documents to 20; 0: off", "[0, 1000]")
+    learning_rate: float = field(0.01, "of the scorer's Adam, one update a step; 0 never learns and shows the first: an "
+                                 "ablation", "[0, 100]")
+    buckets: int = field(1024, "the scorer's weights of hashed tokens, twice", "[1, 1e8]")
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-    """How documents are found or made.
+    """How documents are found or made."""
 
-    engine: "simulator", "bm25", "dense", "http" (a /retrieve server), "serpapi" (web search), "chat" (a simulator behind
-      an OpenAI-style server), "mixed" (simulator and a real engine), or "empty" (documents without content: an ablation).
-    eval_engine: the engine of evaluations; not "mixed".
-    remote, mix, rerank: see there.
-    embedder: of "dense": a checkpoint (pooled at the last token, as Qwen3-Embedding) or "package.module:function", which
-      takes a list of texts and gives float32[N, D].
-    index_dir: built indexes of corpus files, relative to the run's folder; "" builds in memory each time.
-    reveal_gold: whether the simulator is shown the gold answers: "always", "never", or "on_target": for queries of
-      which at least half of the tokens stand in the question.
-    noise_per: "search", one coin for all documents of a search, or "document", a coin for each (twice the simulator's
-      work: a useful and a noisy reply are written and mixed).
-    num_documents: documents shown per search, 1 to 20.
-    max_document_tokens: a shown document is cut to this many tokens.
-    max_query_tokens: longer queries are cut.
-    temperature, top_p: the simulator's sampling.
-    shuffle_documents: a simulator's documents are shown in random order.
-    document_format: one line per document, with {i}, {title}, {text}.
-    """
-
-    engine: str = "simulator"
-    eval_engine: str = "bm25"
-    num_documents: int = 5
-    max_document_tokens: int = 64
-    max_query_tokens: int = 64
-    temperature: float = 0.8
-    top_p: float = 1.0
-    shuffle_documents: bool = False
-    document_format: str = "Doc {i}: {title}. {text}"
-    noise_per: str = "search"
-    remote: RemoteConfig = dataclasses.field(default_factory=RemoteConfig)
-    mix: MixConfig = dataclasses.field(default_factory=MixConfig)
-    embedder: str = ""
-    index_dir: str = "indexes"
-    reveal_gold: str = "always"
-    rerank: RerankConfig = dataclasses.field(default_factory=RerankConfig)
+    engine: str = field(
+        "simulator", '"http" is a /retrieve server, "serpapi" web search, "chat" a simulator behind an OpenAI-style server, '
+        '"mixed" simulator and a real engine, "empty" documents without content (an ablation)',
+        choices=("simulator", "bm25", "empty", "dense", "http", "serpapi", "chat", "mixed"))
+    eval_engine: str = _later("bm25", "the engine of evaluations",
+                             choices=("bm25", "empty", "dense", "http", "serpapi", "chat", "simulator"))
+    num_documents: int = field(5, "documents shown per search", "[1, 20]")
+    max_document_tokens: int = field(64, "a shown document is cut to these", _TOKENS, unit="tokens")
+    max_query_tokens: int = field(64, "a longer query is cut", _TOKENS, unit="tokens")
+    temperature: float = field(0.8, "of the simulator's sampling", "[0, 10]")
+    top_p: float = field(1.0, "of the simulator's sampling", "(0, 1]")
+    shuffle_documents: bool = field(False, "a simulator's documents are shown in random order")
+    document_format: str = field("Doc {i}: {title}. {text}", "one line per document")
+    noise_per: str = field("search", 'what one noise draw is for; "document" is twice the simulator\'s work: a useful and a '
+                           'noisy reply are written and mixed', choices=("search", "document"))
+    remote: RemoteConfig = group(RemoteConfig)
+    mix: MixConfig = group(MixConfig, engines=("mixed",))
+    embedder: str = field("", 'of "dense": a checkpoint (pooled at the last token, as Qwen3-Embedding) or '
+                          '"package.module:function", list of texts -> float32[N, D]', names="path", engines=("dense",))
+    index_dir: str = _free("indexes", 'built indexes of corpus files, relative to the run\'s folder; "" builds in memory '
+                           'each time', names="folder")
+    reveal_gold: str = field(
+        "always", 'whether the simulator is shown the gold answers; "on_target": for queries of which at least half of the '
+        'tokens stand in the question', choices=("always", "on_target", "never"))
+    rerank: RerankConfig = group(RerankConfig)
 
     @property
     def num_candidates(self) -> int:
@@ -199,364 +163,297 @@ class SearchConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
-    """Turns and budgets, in tokens.
+    """Turns and budgets, in tokens."""
 
-    max_turns: searches plus invalid actions; after them one last generation may only answer.
-    max_turn_tokens: budget of one generation.
-    max_tokens: T, the whole row: prompt, policy, documents.
-    max_prompt_tokens: a longer prompt is an error, never cut.
-    rows: episodes played at a time on each device; a row that ends takes the next. 0: all.
-    simulator_slots: requests that the simulator writes at a time; 0: a quarter of the rows.
-    busy: the policy decodes while more than this share of its rows has a token to draw; otherwise what it waits for comes
-      first.
-    lanes: rows whose prompts and documents are read at a time; 0: all.
-    visit_every: where searches are made outside of the compiled rollout (real engines, mesh.simulator_devices), decode
-      steps between two looks at those that are under way.
-    search_batches: such batches of searches under way at a time; more than 1 asks a real engine from several threads.
-    capacities: sizes in which a compiled rollout allocates the policy's cache: max_tokens last, each half of the next.
-      Rows move to the next size when one could outgrow its own; a program is compiled for each. 1: max_tokens at once.
-    """
-
-    max_turns: int = 4
-    max_turn_tokens: int = 128
-    max_tokens: int = 2048
-    max_prompt_tokens: int = 512
-    temperature: float = 1.0
-    rows: int = 0
-    simulator_slots: int = 0
-    busy: float = 0.0
-    lanes: int = 0
-    visit_every: int = 16
-    search_batches: int = 1
-    capacities: int = 1
+    max_turns: int = field(4, "searches plus invalid actions; after them one last generation may only answer", "[1, 1000]")
+    max_turn_tokens: int = field(128, "budget of one generation", _TOKENS, unit="tokens")
+    max_tokens: int = _limit(2048, "T, the whole row: prompt, policy, documents", _TOKENS, unit="tokens")
+    max_prompt_tokens: int = _limit(512, "a longer prompt is an error, never cut", _TOKENS, unit="tokens")
+    # At temperature 0 every episode of a group is the same one and the advantages vanish.
+    temperature: float = field(1.0, "of the policy's sampling in training", "(0, 10]")
+    rows: int = _fast(0, "episodes played at a time on each device; a row that ends takes the next; 0: all", "[0, 1e7]",
+                      unit="rows")
+    simulator_slots: int = _fast(0, "requests that the simulator writes at a time; 0: a quarter of the rows", "[0, 1e7]",
+                                 unit="requests")
+    busy: float = _fast(0.0, "the policy decodes while more than this share of its rows has a token to draw; otherwise what "
+                        "it waits for comes first", _SHARE)
+    lanes: int = _fast(0, "rows whose prompts and documents are read at a time; 0: all", "[0, 1e7]", unit="rows")
+    visit_every: int = _fast(
+        16, "decode steps between two looks at searches outside of the compiled rollout (real engines, "
+        "mesh.simulator_devices)", "[1, 1e7]", unit="steps")
+    search_batches: int = _fast(1, "such batches of searches under way at a time; more than 1 asks a real engine from "
+                                "several threads", "[1, 1000]")
+    capacities: int = _fast(1, "sizes in which a compiled rollout allocates the policy's cache: max_tokens last, each half "
+                            "of the next; a program is compiled for each; 1: max_tokens at once", "[1, 20]")
 
 
 @dataclasses.dataclass(frozen=True)
 class CurriculumConfig:
-    """P(noisy) over training: `schedule` is a name in zsjax.schedules; its length is the steps that really run.
+    """P(noisy) over training. The schedule's length is the steps that really run."""
 
-    schedule: "zero_search", "linear" or "cosine" from `start` to `end`; "constant" at `end`; "step": `values`, changing
-      at the steps `boundaries`; "adaptive": from `start`, up to `end` while the recent reward is above `target`, down
-      while it is below (zsjax.schedules.follow_reward with `rate` and `decay`).
-    reverse: the schedule runs backwards: hard first.
-    """
-
-    schedule: str = "zero_search"
-    start: float = 0.0
-    end: float = 0.5
-    base: float = 4.0
-    values: tuple[float, ...] = ()
-    boundaries: tuple[int, ...] = ()
-    reverse: bool = False
-    target: float = 0.7
-    rate: float = 0.05
-    decay: float = 0.9
+    schedule: str = field(
+        "zero_search", 'a name in zsjax.schedules: from start to end; "constant": end; "step": values, changing at '
+        'boundaries; "adaptive": from start, up to end while the recent reward is above target, down while it is below '
+        '(zsjax.schedules.follow_reward)', choices=(*_CURRICULA, "step", "adaptive"))
+    start: float = field(0.0, "P(noisy) at first", _SHARE)
+    end: float = field(0.5, "P(noisy) at the end", _SHARE)
+    base: float = field(4.0, 'of "zero_search": above 1 rises late, below early', "(0, 1e9]")
+    values: tuple[float, ...] = field((), 'of "step"', _SHARE)
+    boundaries: tuple[int, ...] = field((), 'of "step"', "[0, 1e9]", unit="steps")
+    reverse: bool = field(False, "the schedule runs backwards: hard first")
+    target: float = field(0.7, 'of "adaptive": the reward to hold', "[-1e6, 1e6]")
+    rate: float = field(0.05, 'of "adaptive": change of the noise per step and unit of reward', "[0, 1e6]")
+    decay: float = field(0.9, 'of "adaptive": how slowly the mean reward forgets', "[0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """An optax chain: clip by global norm, AdamW, learning-rate schedule.
+    """An optax chain: clip by global norm, AdamW, learning-rate schedule."""
 
-    schedule: "constant", "linear" or "cosine" after `warmup_steps`; `final_fraction` of the rate is left at the end.
-    chain: any optax chain in place of clip and AdamW: dicts of a transformation's name in optax and its arguments, as
-      [dict(name="clip_by_global_norm", max_norm=1.0), dict(name="lion", learning_rate="schedule")]; the text
-      "schedule" stands for the learning-rate schedule. b1, b2, weight_decay and clip_norm are then not read.
-    master_weights: parameters narrower than float32 are updated in float32 copies, which the optimizer keeps.
-    """
-
-    learning_rate: float = 1e-6
-    schedule: str = "constant"
-    warmup_steps: int = 0
-    final_fraction: float = 0.1
-    b1: float = 0.9
-    b2: float = 0.999
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    chain: tuple[dict, ...] = ()
-    master_weights: bool = True
+    learning_rate: float = field(1e-6, "its peak", "(0, 1000]")
+    schedule: str = field("constant", "after warmup_steps", choices=("constant", "linear", "cosine"))
+    warmup_steps: int = field(0, "the rate rises linearly over these", "[0, 1e9]", unit="steps")
+    final_fraction: float = field(0.1, "of the rate, left at the end", _SHARE)
+    b1: float = field(0.9, "AdamW's", "[0, 1)")
+    b2: float = field(0.999, "AdamW's", "[0, 1)")
+    weight_decay: float = field(0.0, "AdamW's, of matrices only", "[0, 1000]")
+    clip_norm: float = field(1.0, "of the whole gradient; 0: no clip", "[0, 1e9]")
+    chain: tuple[dict, ...] = field(
+        (), 'any optax chain in place of clip and AdamW: dicts of a transformation\'s name in optax and its arguments, as '
+        '[dict(name="clip_by_global_norm", max_norm=1.0), dict(name="lion", learning_rate="schedule")]; "schedule" stands '
+        'for the learning-rate schedule; b1, b2, weight_decay and clip_norm are then not read')
+    master_weights: bool = field(
+        True, "parameters narrower than float32 are updated in float32 copies, which the optimizer keeps")
 
 
 @dataclasses.dataclass(frozen=True)
 class AlgorithmConfig:
-    """How rewards become a loss.
+    """How rewards become a loss."""
 
-    advantage: "grpo", "rloo", "reinforce", "reinforce_plus_plus", "gae" or "package.module:function".
-    loss: a registered name ("ppo_clip", "gspo") or "package.module:function".
-    normalize: GRPO divides by the group's deviation.
-    kl_coef, kl_kind: KL to the reference as a loss (k2, k3) or, with kl_in="reward", as a cost of tokens (k1 is right
-      there; k2 and k3 hold back little, see zsjax.rl.credit.kl_rewards).
-    track_kl: log the KL even when kl_coef is 0, at the cost of a reference copy and one more forward pass a step.
-    reduction: "token_mean", "sequence_mean" or "fixed_length" (rollout.max_tokens).
-    invert_mask: an ablation that trains on everything but the policy's tokens.
-    kl_in: "loss" or "reward".
-    kl_target: nats per token that an adaptive kl_coef holds, changing by about 20 % in kl_horizon episodes; 0: fixed.
-    gamma, lam: of "gae" (both) and "reinforce_plus_plus" (gamma), per policy token.
-    value_model: train a value model beside the policy (config.value), which "gae" needs.
-    whiten: advantages get mean 0 and deviation 1 over the batch's policy tokens.
-    dual_clip: > 1 bounds the loss of a token with a negative advantage, see zsjax.rl.losses.ppo_clip; 0: off.
-    sampler_clip: > 0 weighs tokens by min(trainer's / sampler's probability, this); 0: off.
-    drop_equal_groups, refill_rounds: groups whose rewards are all equal leave the loss; up to so many times further
-      questions are played to replace them.
-    mask: episodes that leave the loss: some of "truncated" (the context was full), "overlong" (reward.overlong_to).
-    """
-
-    advantage: str = "grpo"
-    loss: str = "ppo_clip"
-    normalize: bool = True
-    kl_coef: float = 0.0
-    kl_kind: str = "k3"
-    track_kl: bool = True
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    entropy_coef: float = 0.0
-    reduction: str = "token_mean"
-    invert_mask: bool = False
-    kl_in: str = "loss"
-    kl_target: float = 0.0
-    kl_horizon: int = 10_000
-    gamma: float = 1.0
-    lam: float = 1.0
-    value_model: bool = False
-    whiten: bool = False
-    dual_clip: float = 0.0
-    sampler_clip: float = 0.0
-    drop_equal_groups: bool = False
-    refill_rounds: int = 0
-    mask: tuple[str, ...] = ()
+    advantage: str = field("grpo", "how a reward becomes an advantage", names="function",
+                           choices=("zsjax.rl.credit:ADVANTAGES",))
+    loss: str = field("ppo_clip", "the policy's loss", names="function", choices=("zsjax.rl.update:LOSSES",))
+    normalize: bool = field(True, "GRPO divides by the group's deviation")
+    kl_coef: float = field(0.0, "weight of the KL to the reference", "[0, 1e6]")
+    kl_kind: str = field("k3", "its estimator: k2 or k3 as a loss; in the reward k1, as k2 and k3 hold back little there "
+                         "(zsjax.rl.credit.kl_rewards)", choices=("k1", "k2", "k3"))
+    track_kl: bool = field(True, "log the KL even when kl_coef is 0, at the cost of a reference copy and one more forward "
+                           "pass a step")
+    clip_low: float = field(0.2, "the ratio is clipped below 1 - this", "[0, 1e6]")
+    clip_high: float = field(0.2, "the ratio is clipped above 1 + this", "[0, 1e6]")
+    entropy_coef: float = field(0.0, "> 0 rewards entropy", "[0, 1e6]")
+    reduction: str = field("token_mean", '"fixed_length" divides by rollout.max_tokens',
+                           choices=("token_mean", "sequence_mean", "fixed_length"))
+    invert_mask: bool = field(False, "an ablation that trains on everything but the policy's tokens")
+    kl_in: str = field("loss", "where the KL counts: in the loss, or as a cost of tokens", choices=("loss", "reward"))
+    kl_target: float = field(0.0, "what an adaptive kl_coef holds; 0: fixed", "[0, 1e6]", unit="nats per token")
+    kl_horizon: int = field(10_000, "it changes by about 20 % in these", _COUNT, unit="episodes")
+    gamma: float = field(1.0, 'of "gae" and "reinforce_plus_plus", per policy token', _SHARE)
+    lam: float = field(1.0, 'of "gae", per policy token', _SHARE)
+    value_model: bool = field(False, 'train a value model beside the policy (config.value), which "gae" needs')
+    whiten: bool = field(False, "advantages get mean 0 and deviation 1 over the batch's policy tokens")
+    dual_clip: float = field(0.0, "> 1 bounds the loss of a token with a negative advantage (zsjax.rl.losses.ppo_clip); "
+                             "0: off", "[0, 1e6]")
+    sampler_clip: float = field(0.0, "> 0 weighs tokens by min(trainer's / sampler's probability, this); 0: off", "[0, 1e6]")
+    drop_equal_groups: bool = field(False, "groups whose rewards are all equal leave the loss")
+    refill_rounds: int = field(0, "up to so many times further questions are played to replace them", "[0, 1000]")
+    mask: tuple[str, ...] = field((), 'episodes that leave the loss: "truncated" (the context was full), "overlong" '
+                                  '(reward.overlong_to)', choices=("truncated", "overlong"))
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-    """An episode's reward: the sum of weight * term, see zsjax.rewards.terms.
+    """An episode's reward: the sum of weight * term, see zsjax.rewards.terms."""
 
-    terms: term -> weight: "f1", "em", "contains", "format", "no_answer", "no_search", "searches", "invalid_actions",
-      "retry_helped", "truncated", "overlong" or "package.module:function". Penalties get negative weights.
-    overlong_from, overlong_to: policy tokens between which the term "overlong" rises from 0 to 1; 0: it stays 0.
-    """
-
-    terms: dict = dataclasses.field(default_factory=lambda: {"f1": 1.0})
-    overlong_from: int = 0
-    overlong_to: int = 0
+    terms: dict = field({"f1": 1.0}, 'term -> weight: names in zsjax.rewards.terms.TERMS or "package.module:function"; '
+                        'penalties get negative weights')
+    overlong_from: int = field(0, 'policy tokens from which the term "overlong" rises from 0', "[0, 1e7]", unit="tokens")
+    overlong_to: int = field(0, "policy tokens at which it is 1; 0: it stays 0", "[0, 1e7]", unit="tokens")
 
 
 @dataclasses.dataclass(frozen=True)
 class ValueConfig:
-    """The value model of algorithm.value_model: the starting policy's trunk and a scalar head.
+    """The value model of algorithm.value_model: the starting policy's trunk and a scalar head."""
 
-    clip: a prediction moves at most so far from the old one before it stops to be trained, in reward; 0: no clip.
-    warmup_steps: the first so many steps train it alone.
-    """
-
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=lambda: OptimizerConfig(learning_rate=1e-5))
-    clip: float = 0.2
-    warmup_steps: int = 0
+    optimizer: OptimizerConfig = group(OptimizerConfig, learning_rate=1e-5)
+    clip: float = field(0.2, "a prediction moves at most so far from the old one before it stops to be trained; 0: no clip",
+                        "[0, 1e6]", unit="reward")
+    warmup_steps: int = field(0, "the first so many steps train it alone", "[0, 1e9]", unit="steps")
 
 
 @dataclasses.dataclass(frozen=True)
 class HealthConfig:
-    """Signs of collapse, see zsjax.monitor.health.
+    """Signs of collapse, see zsjax.monitor.health."""
 
-    alarms: metric -> [low, high], either may be None; a metric of a step line that is outside raises its alarm.
-    patience: steps in a row outside before it does.
-    stop: an alarm stops the run, after a checkpoint.
-    keep_best: the policy with the best `best_metric` so far, of the evaluations in training, is kept in models/best.
-    """
-
-    alarms: dict = dataclasses.field(default_factory=lambda: {
+    alarms: dict = _free({
         "entropy": [1e-4, None], "response_tokens": [2.0, None], "repetition": [None, 0.8],
         "share_answered": [0.05, None], "searches": [0.02, None], "sampler_gap_mean": [None, 0.1],
-        "grad_norm": [None, 100.0]})
-    patience: int = 3
-    stop: bool = False
-    keep_best: bool = True
-    best_metric: str = "eval/em"
+        "grad_norm": [None, 100.0]},
+        "metric -> [low, high], either may be None; a metric of a step line that is outside raises its alarm")
+    patience: int = _free(3, "steps in a row outside before it does", _COUNT, unit="steps")
+    stop: bool = _free(False, "an alarm stops the run, after a checkpoint")
+    keep_best: bool = _free(True, "the policy with the best best_metric so far is kept in models/best")
+    best_metric: str = _free("eval/em", "of the evaluations in training")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """The RL loop. One step: questions_per_step x group_size episodes, cut into `minibatches` updates, `epochs` times.
+    """The RL loop. One step: questions_per_step x group_size episodes, cut into `minibatches` updates, `epochs` times."""
 
-    microbatch_rows: rows whose activations exist at a time; 0 is a minibatch at once.
-    microbatch_tokens: > 0 cuts by tokens instead: rows are sorted by length into few shapes of about so many tokens.
-    remat: what the backward pass computes again instead of keeping: a name in zsjax.models.decoder.REMAT.
-    keep, keep_fraction: which share of the episodes is updated on, by "reward_spread" (groups whose rewards differ
-      most) or "search_depth" (episodes that searched most); "all" is all.
-    """
-
-    steps: int = 200
-    questions_per_step: int = 64
-    group_size: int = 5
-    minibatches: int = 1
-    epochs: int = 1
-    microbatch_rows: int = 0
-    microbatch_tokens: int = 0
-    logprob_chunk: int = 256
-    remat: str = "none"
-    keep: str = "all"
-    keep_fraction: float = 1.0
-    checkpoint_every: int = 20
-    keep_checkpoints: int = 2
-    trajectories_every: int = 10
-    eval_every: int = 20
-    eval_questions: int = 64
+    steps: int = field(200, "of the whole run", _COUNT, unit="steps")
+    questions_per_step: int = field(64, "drawn for a step", "[1, 1e7]", unit="questions")
+    group_size: int = field(5, "episodes of a question", "[1, 1e6]", unit="episodes")
+    minibatches: int = field(1, "updates that a step's rows are cut into", "[1, 1e6]")
+    epochs: int = field(1, "times that a step's rows are gone over", "[1, 1000]")
+    microbatch_rows: int = _fast(0, "rows whose activations exist at a time; 0: a minibatch at once", "[0, 1e7]",
+                                 unit="rows")
+    microbatch_tokens: int = _fast(0, "> 0 cuts by tokens instead: rows are sorted by length into few shapes of about so "
+                                   "many", "[0, 1e9]", unit="tokens")
+    logprob_chunk: int = _fast(256, "positions whose logits exist at a time", _TOKENS, unit="tokens")
+    remat: str = _fast("none", "what the backward pass computes again instead of keeping", choices=_REMAT)
+    keep: str = field("all", 'episodes that are updated on: "reward_spread": groups whose rewards differ most; '
+                      '"search_depth": those that searched most', choices=("all", "reward_spread", "search_depth"))
+    keep_fraction: float = field(1.0, "the share of them", "(0, 1]")
+    checkpoint_every: int = _free(20, "steps between two", _COUNT, unit="steps")
+    keep_checkpoints: int = _free(2, "the last so many", "[1, 1e6]")
+    trajectories_every: int = _free(10, "steps between two files of trajectories", _COUNT, unit="steps")
+    eval_every: int = _later(20, "steps between two evaluations; the last step is always followed by one", _COUNT,
+                            unit="steps")
+    eval_questions: int = _later(64, "of such an evaluation", _COUNT, unit="questions")
 
 
 @dataclasses.dataclass(frozen=True)
 class SupervisedConfig:
-    """One phase of supervised training: pretraining of the policy or the simulator, simulator tuning.
+    """One phase of supervised training: pretraining of the policy or the simulator, simulator tuning."""
 
-    batch_rows, max_tokens: of a step, and of a row. microbatch_tokens: tokens of a part of it, for which rows are sorted by
-      length and packed, as of TrainConfig; 0: the batch as it is.
-    remat, logprob_chunk: as of TrainConfig.
-    """
-
-    steps: int = 0
-    batch_rows: int = 32
-    max_tokens: int = 128
-    microbatch_tokens: int = 0
-    remat: str = "none"
-    logprob_chunk: int = 256
-    checkpoint_every: int = 100
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    options: dict = dataclasses.field(default_factory=dict)
+    steps: int = field(0, "of the phase", "[0, 1e9]", unit="steps")
+    batch_rows: int = field(32, "of a step", "[1, 1e7]", unit="rows")
+    max_tokens: int = _limit(128, "of a row; a longer one is an error, never cut", _TOKENS, unit="tokens")
+    microbatch_tokens: int = _fast(0, "of a part of a step, for which rows are sorted by length and packed; 0: the batch as "
+                                   "it is", "[0, 1e9]", unit="tokens")
+    remat: str = _fast("none", "as of TrainConfig", choices=_REMAT)
+    logprob_chunk: int = _fast(256, "as of TrainConfig", _TOKENS, unit="tokens")
+    checkpoint_every: int = _free(100, "steps between two", _COUNT, unit="steps")
+    optimizer: OptimizerConfig = group(OptimizerConfig)
+    options: dict = field({}, "what this phase alone knows, see the function that runs it")
 
 
 @dataclasses.dataclass(frozen=True)
 class JudgeConfig:
-    """The model of collect.label = "judge": a decoder, or a server. It says yes or no to (question, answers, document).
+    """The model of collect.label = "judge": a decoder, or a server. It says yes or no to (question, answers, document)."""
 
-    init: a checkpoint as of ModelConfig; tokenizer: its own, "" is the one in init's folder. dtype: of both kinds.
-    chat: the prompt is put into the tokenizer's chat template.
-    max_tokens: of a prompt; batch_rows: prompts a pass.
-    url, model, key_env: a server with the OpenAI chat interface instead, as of RemoteConfig, whose limits hold for it, too.
-    extra_body: as of RemoteConfig, of the judge's requests; "max_tokens" among them is 1024 where it is not named.
-    template: "default" or the path of a file with {question}, {answers}, {document}.
-    """
-
-    init: str = ""
-    tokenizer: str = ""
-    dtype: str = "float32"
-    chat: bool = False
-    max_tokens: int = 1024
-    batch_rows: int = 32
-    url: str = ""
-    model: str = ""
-    key_env: str = ""
-    template: str = "default"
-    extra_body: dict = dataclasses.field(default_factory=dict)
+    init: str = field("", "a checkpoint as of ModelConfig", names="path")
+    tokenizer: str = field("", 'its own; "" is the one in init\'s folder', names="path")
+    dtype: str = field("float32", "of activations and parameters", choices=_DTYPES)
+    chat: bool = field(False, "the prompt is put into the tokenizer's chat template")
+    max_tokens: int = _limit(1024, "of a prompt", _TOKENS, unit="tokens")
+    batch_rows: int = _fast(32, "prompts a pass", "[1, 1e7]", unit="rows")
+    url: str = _free("", "a server with the OpenAI chat interface instead; search.remote's limits hold for it, too",
+                     names="url")
+    model: str = field("", "the server's name of its model")
+    key_env: str = _free("", "as of RemoteConfig", names="variable")
+    template: str = field("default", '"default" or a file with {question}, {answers}, {document}', names="path")
+    extra_body: dict = field({}, 'as of RemoteConfig, of the judge\'s requests; "max_tokens" among them is 1024 where it is '
+                             "not named")
 
 
 @dataclasses.dataclass(frozen=True)
 class CollectConfig:
-    """Searches with the real engine, from which the simulator's examples are made.
+    """Searches with the real engine, from which the simulator's examples are made."""
 
-    episodes: played by the policy, whose searches are kept.
-    probes: questions of each number of hops whose right queries, and wrong ones beside them, are searched for as well: a
-      small policy asks fewer different things than a language model. They need questions that know their right queries.
-    balance: as many noisy as useful examples.
-    label: how replies are labelled useful or noisy: "ranking", "answer" (by the final answer, the paper's first version),
-      "contains" or "judge" (by document, its second version: a gold answer stands in it, or a model, see `judge`, says
-      so); zsjax.tuning.dataset says more.
-    hold_out: share of the questions whose searches are not tuned on: on them it is reported how often useful and noisy
-      replies hold a gold answer, before and after tuning. 0 reports nothing.
-    """
-
-    episodes: int = 512
-    probes: int = 0
-    balance: bool = True
-    label: str = "ranking"
-    hold_out: float = 0.0
-    judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
+    episodes: int = field(512, "played by the policy, whose searches are kept", _COUNT, unit="episodes")
+    probes: int = field(
+        0, "questions of each number of hops whose right queries, and wrong ones beside them, are searched for as well: a "
+        "small policy asks few different things; they must know their right queries", "[0, 1e9]", unit="questions")
+    balance: bool = field(True, "as many noisy as useful examples")
+    label: str = field(
+        "ranking", 'how replies are labelled useful or noisy: "answer" by the final answer (the paper\'s first version), '
+        '"contains" or "judge" by document (its second): a gold answer stands in it, or a model says so '
+        '(zsjax.tuning.dataset)', choices=("ranking", "answer", "contains", "judge"))
+    hold_out: float = field(0.0, "share of the questions whose searches are not tuned on: of them it is reported how often "
+                            "useful and noisy replies hold a gold answer, before and after; 0 reports nothing", "[0, 0.5]")
+    judge: JudgeConfig = group(JudgeConfig)
 
 
 @dataclasses.dataclass(frozen=True)
 class GatesConfig:
     """What must hold before the next stage; a gate that fails stops the run. None: the gate is only printed."""
 
-    reading: float | None = None  # exact answers with the right documents given, at least
-    useful: float | None = None  # gold in useful documents for the right last query, at least
-    noisy: float | None = None  # gold in noisy documents, at most
-    leak: float | None = None  # gold in useful documents for off-path queries above the real engine's rate, at most
+    reading: float | None = _free(None, "exact answers with the right documents given, at least", _SHARE)
+    useful: float | None = _free(None, "gold in useful documents for the right last query, at least", _SHARE)
+    noisy: float | None = _free(None, "gold in noisy documents, at most", _SHARE)
+    leak: float | None = _free(None, "gold in useful documents for off-path queries above the real engine's rate, at most",
+                               _SHARE)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    """Evaluation with `search.eval_engine` of the starting and the trained policy.
+    """Evaluation with `search.eval_engine` of the starting and the trained policy."""
 
-    temperature: 0 is greedy.
-    samples: episodes of each question, each with a seed of its own; needs a temperature above 0.
-    batch_rows: questions played at a time.
-    drop_best: > 0 also evaluates with a real engine that loses its best document with this probability.
-    baselines: names of zsjax.evaluation.baselines, played by the run's policy (trained where there is one) on the same
-      questions.
-    baseline_samples: episodes a question of "best_of_n" and "tree_search", at rollout.temperature.
-    """
-
-    temperature: float = 0.0
-    samples: int = 1
-    batch_rows: int = 64
-    drop_best: float = 0.0
-    baselines: tuple[str, ...] = ()
-    baseline_samples: int = 8
+    temperature: float = _later(0.0, "0 is greedy", "[0, 10]")
+    samples: int = _later(1, "episodes of each question, each with a seed of its own; needs a temperature above 0",
+                         "[1, 1e6]", unit="episodes")
+    batch_rows: int = _fast(64, "questions played at a time", "[1, 1e7]", unit="rows")
+    drop_best: float = _later(0.0, "> 0 also evaluates with a real engine that loses its best document so often", _SHARE)
+    baselines: tuple[str, ...] = _later((), "played by the run's policy (trained where there is one) on the same questions",
+                                       choices=("zsjax.evaluation.baselines:METHODS",))
+    baseline_samples: int = _later(8, 'episodes a question of "best_of_n" and "tree_search", at rollout.temperature',
+                                  "[2, 1e6]", unit="episodes")
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis; -1 takes what is left.
+    """Devices along each axis; -1 takes what is left."""
 
-    simulator_devices: so many devices, each host's last, hold the simulator and nothing else, which then writes while the
-      policy decodes on the others; data, fsdp and tensor are of the others. 0: policy and simulator share all devices.
-    simulator_tensor: devices that one copy of that simulator's heads is cut over.
-    """
-
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    simulator_devices: int = 0
-    simulator_tensor: int = 1
+    data: int = _fast(-1, "cuts rows", "[-1, 1e7]", unit="devices")
+    fsdp: int = _fast(1, "cuts rows, and weights and optimizer", "[-1, 1e7]", unit="devices")
+    tensor: int = _fast(1, "cuts heads", "[-1, 1e7]", unit="devices")
+    simulator_devices: int = _fast(
+        0, "so many devices, each host's last, hold the simulator and nothing else, which then writes while the policy "
+        "decodes on the others; data, fsdp and tensor are of the others; 0: both share all devices", "[0, 1e7]",
+        unit="devices")
+    simulator_tensor: int = _fast(1, "one copy of that simulator's heads is cut over these", "[1, 1e7]", unit="devices")
 
 
 @dataclasses.dataclass(frozen=True)
 class CostConfig:
-    """Prices, in dollars; the report says what a run cost by them.
+    """Prices; the report says what a run cost by them."""
 
-    search: one search at a web search API; 586.70 for 64,000 by ZeroSearch's account (SerpApi).
-    accelerator_hour: one device for an hour; an A100 at AWS, if the 70.80 dollars that the same account gives for 4 of them
-      were 12 hours.
-    """
-
-    search: float = 586.70 / 64_000
-    accelerator_hour: float = 70.80 / (4 * 12)
+    search: float = _later(586.70 / 64_000, "one search at a web search API, by ZeroSearch's account of SerpApi", "[0, 1e6]",
+                          unit="dollars")
+    accelerator_hour: float = _later(
+        70.80 / (4 * 12), "one device for an hour; an A100 at AWS, if the 70.80 dollars that the same account gives for 4 "
+        "of them were 12 hours", "[0, 1e6]", unit="dollars")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run."""
 
-    name: str = "run"
-    seed: int = 0
-    stages: tuple[str, ...] = ("train", "evaluate", "report")
-    tokenizer: str = "asset:tiny_world/tokenizer"
-    world: dict = dataclasses.field(default_factory=dict)  # options of the tiny world, when it is used
-    policy: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    simulator: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    prompts: PromptsConfig = dataclasses.field(default_factory=PromptsConfig)
-    search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
-    rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
-    curriculum: CurriculumConfig = dataclasses.field(default_factory=CurriculumConfig)
-    algorithm: AlgorithmConfig = dataclasses.field(default_factory=AlgorithmConfig)
-    reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
-    value: ValueConfig = dataclasses.field(default_factory=ValueConfig)
-    health: HealthConfig = dataclasses.field(default_factory=HealthConfig)
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
-    pretrain: SupervisedConfig = dataclasses.field(default_factory=SupervisedConfig)
-    pretrain_simulator: SupervisedConfig = dataclasses.field(default_factory=SupervisedConfig)
-    tune_simulator: SupervisedConfig = dataclasses.field(default_factory=SupervisedConfig)
-    trajectory_sft: SupervisedConfig = dataclasses.field(default_factory=SupervisedConfig)  # a baseline
-    collect: CollectConfig = dataclasses.field(default_factory=CollectConfig)
-    gates: GatesConfig = dataclasses.field(default_factory=GatesConfig)
-    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    cost: CostConfig = dataclasses.field(default_factory=CostConfig)
+    name: str = _free("run", "what the report calls it")
+    seed: int = field(0, "of every draw", "[0, 2147483647]")
+    stages: tuple[str, ...] = field(("train", "evaluate", "report"), "in order", choices=STAGES, effect="stages")
+    tokenizer: str = field("asset:tiny_world/tokenizer", "a folder of tokenizer.json, or a tokenizer.model", names="path")
+    world: dict = field({}, "options of the tiny world, when it is used")
+    policy: ModelConfig = group(ModelConfig)
+    simulator: ModelConfig = group(ModelConfig, engines=("simulator",))
+    data: DataConfig = group(DataConfig)
+    prompts: PromptsConfig = group(PromptsConfig)
+    search: SearchConfig = group(SearchConfig)
+    rollout: RolloutConfig = group(RolloutConfig)
+    curriculum: CurriculumConfig = group(CurriculumConfig)
+    algorithm: AlgorithmConfig = group(AlgorithmConfig)
+    reward: RewardConfig = group(RewardConfig)
+    value: ValueConfig = group(ValueConfig)
+    health: HealthConfig = group(HealthConfig)
+    optimizer: OptimizerConfig = group(OptimizerConfig)
+    train: TrainConfig = group(TrainConfig)
+    pretrain: SupervisedConfig = group(SupervisedConfig)
+    pretrain_simulator: SupervisedConfig = group(SupervisedConfig)
+    tune_simulator: SupervisedConfig = group(SupervisedConfig)
+    trajectory_sft: SupervisedConfig = group(SupervisedConfig, "a baseline", effect="later")
+    collect: CollectConfig = group(CollectConfig)
+    gates: GatesConfig = group(GatesConfig)
+    evaluate: EvaluateConfig = group(EvaluateConfig)
+    mesh: MeshConfig = group(MeshConfig)
+    cost: CostConfig = group(CostConfig)

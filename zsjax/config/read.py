@@ -1,23 +1,26 @@
-"""The config of a run: how it is read, compared and written.
+"""The config of a run: how it is read and written as text.
 
 An experiment file has `get_config(arg)` and returns an `ml_collections.ConfigDict` whose fields override the defaults
 of `zsjax.config.fields`; `resolve` turns it into those frozen dataclasses and reports every problem at once, before any
-device is touched. What a field may hold beyond its type is checked by `zsjax.config.checks`.
+device is touched. What a field may hold beyond its type is checked by `zsjax.config.checks`. Values on the command
+line are Python literals; texts need no quotes, and lists of texts no brackets.
 """
 
+import ast
 import dataclasses
 import difflib
 import json
+import math
 import numbers
-import os
 import pathlib
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
-from zsjax.config.fields import MAY_CHANGE, Config
-from zsjax.errors import ConfigError, Problem, UserError
+from zsjax.config.declare import leaves
+from zsjax.config.fields import Config
+from zsjax.errors import ConfigError, Problem
 
 
 def parse_arg(arg: str | None, lazy: bool = False, **defaults):
@@ -85,10 +88,12 @@ def resolve(config=None, overrides: Mapping[str, str] | None = None, *, check: b
     """
     if isinstance(config, Config):
         config = dataclasses.asdict(config)
-    tree = {} if config is None else config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    tree = {} if config is None else _native(config)
+    if not isinstance(tree, Mapping):
+        raise ConfigError([Problem("config", tree, f"a {type(tree).__name__}", "give a ConfigDict or a dict of fields")])
     problems: list[Problem] = []
     tree = _with_overrides(tree, overrides or {}, problems)
-    resolved = _build(Config, tree, "", problems)
+    resolved = _build(Config(), tree, "", problems)
     if check:
         from zsjax.config import checks
 
@@ -105,68 +110,12 @@ def to_json(config: Config) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
-def from_json(text: str) -> Config:
-    """The config that `to_json` wrote. Values are not checked again: files may have moved since."""
-    return resolve(json.loads(text), check=False)
-
-
-def diff(old: Config | str, new: Config) -> dict[str, tuple[Any, Any]]:
-    """{dotted field: (old value, new value)} where they differ; `old` may be JSON of an earlier version's fields.
-
-    Tuples count as lists, and a field that one side lacks is "(absent)".
-    """
-    old = json.loads(old if isinstance(old, str) else to_json(old))
-    a, b = _flatten(old), _flatten(json.loads(to_json(new)))
-    return {name: (a.get(name, "(absent)"), b.get(name, "(absent)"))
-            for name in sorted(a.keys() | b.keys()) if a.get(name, "(absent)") != b.get(name, "(absent)")}
-
-
-def check_resume(old: Config | str, new: Config, where) -> None:
-    """Raises ConfigError if a run that began with `old` cannot go on with `new`; see `MAY_CHANGE`.
-
-    Args:
-      where: the run's folder, for the message.
-    """
-    def may_change(name):
-        return any(name == free or (free.endswith(".") and name.startswith(free)) for free in MAY_CHANGE)
-
-    problems = [Problem(name, now, f"the run in {where} began with {was!r}",
-                        "set it back, or give the new run another --workdir")
-                for name, (was, now) in diff(old, new).items() if not may_change(name)]
-    if problems:
-        raise ConfigError(problems)
-
-
-def write_config(workdir, config: Config) -> str:
-    """Writes workdir/config.json, or checks that a run which is there already can go on with `config`.
-
-    Returns:
-      The JSON that was written, for the checkpoints.
-
-    Raises:
-      ConfigError: the run that is there began with another config; differing fields are named.
-      UserError: workdir/config.json is not readable, or the folder cannot be written.
-    """
-    path = pathlib.Path(workdir) / "config.json"
-    try:
-        if path.exists():
-            check_resume(path.read_text(), config, workdir)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        half = path.with_suffix(".json.new")
-        half.write_text(to_json(config))
-        os.replace(half, path)  # a kill leaves the old file or the new one
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error}") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON ({error}); remove it to start the run anew") from error
-    return to_json(config)
-
-
-def _flatten(tree, prefix=""):
+def flatten(tree, prefix="") -> dict[str, Any]:
+    """{dotted name: value} of nested dicts."""
     flat = {}
     for name, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{name}.")
+            flat |= flatten(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value
     return flat
@@ -178,14 +127,19 @@ class _Text:
 
     text: str
 
+    def __repr__(self):
+        return repr(self.text)
+
 
 def _with_overrides(tree, overrides, problems):
-    tree = {name: value for name, value in tree.items()}
+    tree, known = {str(name): value for name, value in tree.items()}, leaves(Config)
     for field, text in overrides.items():
         *path, last = field.split(".")
         node = tree
-        for name in path:
-            child = node.get(name, {})
+        for depth, name in enumerate(path):
+            # A key of a dict field is set beside those that the field has by default.
+            default = known.get(".".join(path[:depth + 1]))
+            child = node.get(name, {} if default is None else default.default)
             if not isinstance(child, Mapping):
                 problems.append(Problem(field, text, f"{name!r} has no fields", "give a field's own name"))
                 break
@@ -196,34 +150,40 @@ def _with_overrides(tree, overrides, problems):
     return tree
 
 
-def _build(cls, tree, prefix, problems):
-    """An instance of the dataclass `cls` from a mapping; what cannot be read keeps its default and is a problem."""
-    hints, values = typing.get_type_hints(cls), {}
+def _native(value):
+    """Python's own kind of a ConfigDict, or of what numpy or jax holds; other values as they are."""
+    method = next((name for name in ("to_dict", "tolist") if hasattr(value, name)), None)
+    return value if method is None else getattr(value, method)()
+
+
+def _build(defaults, tree, prefix, problems):
+    """The dataclass `defaults` with the fields of a mapping; what cannot be read keeps its default and is a problem."""
+    hints, values = typing.get_type_hints(type(defaults)), {}
     for name, value in tree.items():
-        field = prefix + name
+        field, value = f"{prefix}{name}", _native(value)
         if name not in hints:
-            problems.append(Problem(field, _untext(value), "unknown field", _mend_name(name, hints, prefix)))
+            problems.append(Problem(field, value, "unknown field", _mend_name(str(name), hints, prefix)))
         elif dataclasses.is_dataclass(hints[name]):
             if isinstance(value, Mapping):
-                values[name] = _build(hints[name], value, f"{field}.", problems)
+                values[name] = _build(getattr(defaults, name), value, f"{field}.", problems)
             else:
                 fields = ", ".join(typing.get_type_hints(hints[name]))
-                problems.append(Problem(field, _untext(value), "has fields and takes no value",
+                problems.append(Problem(field, value, "has fields and takes no value",
                                         f"set one of {field}.{{{fields}}}"))
         else:
             try:
                 values[name] = _read(value, hints[name])
             except ValueError as error:
-                problems.append(Problem(field, _untext(value), "wrong type", str(error)))
-    return cls(**values)
+                problems.append(Problem(field, value, "wrong type", str(error)))
+    return dataclasses.replace(defaults, **values)
 
 
 def _read(value, kind):
     """`value` as the annotation `kind`; ValueError says what is needed."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    value = _native(value)
     if origin is types.UnionType:
-        none = value is None or (isinstance(value, _Text) and value.text.lower() in ("none", "null"))
-        if none and type(None) in inner:
+        if value is None or (isinstance(value, _Text) and value.text.lower() in ("none", "null")):
             return None
         (kind,) = [k for k in inner if k is not type(None)]
         try:
@@ -231,28 +191,35 @@ def _read(value, kind):
         except ValueError as error:
             raise ValueError(f"{error}, or None") from error
     if origin is tuple:
-        if isinstance(value, _Text):
-            value = [_Text(part.strip()) for part in value.text.strip("()[] ").split(",") if part.strip()]
+        value = _items(value.text) if isinstance(value, _Text) else value
         if not isinstance(value, list | tuple):
             raise ValueError("give a list")
         return tuple(_read(item, inner[0]) for item in value)
     if kind is dict:
-        if isinstance(value, _Text):
-            value = _literal(value.text)
+        value = _literal(value.text) if isinstance(value, _Text) else value
         if not isinstance(value, Mapping):
             raise ValueError("give a dict")
-        return {str(name): _literal(item.text) if isinstance(item, _Text) else _plain(item)
-                for name, item in value.items()}
-    if isinstance(value, _Text):
-        return _read_text(value.text, kind)
+        return _plain(value)
+    if kind is str:
+        if isinstance(value, _Text):
+            quoted = len(value.text) > 1 and value.text[0] == value.text[-1] and value.text[0] in "'\""
+            return value.text[1:-1] if quoted else value.text
+        if isinstance(value, str | pathlib.PurePath):
+            return str(value)
+    elif isinstance(value, _Text):
+        try:
+            return _ARG_READERS[kind](value.text)
+        except ValueError:
+            value = _literal(value.text)  # such as 0x10
     if kind is bool and isinstance(value, bool):
         return value
-    if kind is str and isinstance(value, str | pathlib.PurePath):
-        return str(value)
     if kind is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return int(value)
     if kind is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            pass
     raise ValueError(f"give {_KINDS[kind]}")
 
 
@@ -268,36 +235,36 @@ def _read_bool(text):
 _ARG_READERS = {bool: _read_bool, int: int, float: float, str: str}
 
 
-def _read_text(text, kind):
-    if kind is str:
-        return text.strip("'\"") if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
-    try:
-        return _ARG_READERS[kind](text)
-    except ValueError:
-        raise ValueError(f"give {_KINDS[kind]}") from None
+def _items(text):
+    """The items of a list on the command line: a Python literal, or texts with commas between them."""
+    value = _literal(text.strip())
+    if isinstance(value, list | tuple):
+        return value
+    return [_Text(part.strip()) for part in text.strip("()[] ").split(",") if part.strip()]
 
 
 def _literal(text):
-    import ast
-
+    """The Python literal that a text is, or the text itself; true, false and null are read as well."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return {"true": True, "false": False, "none": None, "null": None}.get(text.lower(), text)
 
 
-def _plain(value):
+def _plain(value, depth=0):
     """Options of dict fields as JSON would give them back, so that a resumed run compares equal."""
+    value = _literal(value.text) if isinstance(value, _Text) else _native(value)
+    if depth > 20:
+        raise ValueError("give fewer levels of lists and dicts")
     if isinstance(value, Mapping):
-        return {str(name): _literal(item.text) if isinstance(item, _Text) else _plain(item)
-                for name, item in value.items()}
+        return {str(name): _plain(item, depth + 1) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _untext(value):
-    return value.text if isinstance(value, _Text) else value
+        return [_plain(item, depth + 1) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("give finite numbers in it")
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(f"give numbers, texts, lists and dicts in it, not a {type(value).__name__}")
 
 
 def _mend_name(name, known, prefix=""):

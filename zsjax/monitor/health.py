@@ -6,17 +6,44 @@ a metric of the step's line; an alarm is a metric that was out of its bounds for
 logged ("alarm/NAME", 0 or 1), shown by the report, and may stop the run.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from zsjax import types
 from zsjax.errors import UserError
+
+# Metrics of a step's line. Families of them: what stands behind the slash differs from run to run.
+STEP_METRICS = (
+    "loss", "grad_norm", "weight", "nonfinite", "entropy", "kl", "kl_coef", "ratio_mean", "approx_kl", "clip_fraction",
+    "dual_clip_fraction", "sampler_gap_mean", "sampler_gap_p99", "sampler_gap_max", "noise", "real_searches", "reward",
+    "em", "searches", "on_path", "noisy_share", "invalid_actions", "short_replies", "groups_with_signal",
+    "response_tokens", "document_tokens", "repetition", "rounds", "requests_saved", "length",
+    *(f"share_{name}" for name in types.STATUS_NAMES[1:]))
+FAMILIES = ("value", "rerank", "occupancy", "engine", "used", "time", "speed", "prefill", "cache_bytes", "compile")
 
 
 class HealthAlarm(UserError):
     """The run was stopped because a metric stayed out of its bounds (config.health)."""
 
     exit_code = 1
+
+
+def metric_names(terms: Iterable[str] = ()) -> tuple[str, ...]:
+    """Names of a step's metrics in a run with these reward terms; those of `FAMILIES` are not listed."""
+    return (*STEP_METRICS, *(f"reward/{term}" for term in terms))
+
+
+def is_step_metric(name: str, terms: Iterable[str] = ()) -> bool:
+    """Whether a step's line may hold the metric, evaluations in training included."""
+    family, slash, _ = name.partition("/")
+    return name in metric_names(terms) or bool(slash and family in FAMILIES) or is_evaluation_metric(name)
+
+
+def is_evaluation_metric(name: str) -> bool:
+    """Whether the evaluations in training give the metric."""
+    return bool(re.fullmatch(r"eval/(em|f1|searches|em_\w+_hop)", name))
 
 
 def alarms(history: Sequence[Mapping], bounds: Mapping[str, Sequence], patience: int) -> dict[str, int]:

@@ -177,13 +177,14 @@ def _build_index(name, config, source):
 def embedder(config: Config):
     """(embed documents, embed queries) of config.search.embedder: list[str] -> float32[N, D]."""
     name = config.search.embedder
-    if ":" in name.removeprefix("asset:"):
+    if ":" in name and not name.startswith(("asset:", hub.PREFIX)):
         embed = load_function(name, "embedder")
         return embed, embed
     from zsjax.models.checkpoints.hf import load_hf
 
-    shape, params = load_hf(asset_path(name), head=False)
-    its_tokenizer = load_tokenizer(name)
+    folder = local_path(name, weights=True)
+    shape, params = load_hf(folder, head=False)
+    its_tokenizer = load_tokenizer(folder)
     return tuple(decoder_embedder(shape, params, its_tokenizer, text_format=text_format)
                  for text_format in ("{query}", QUERY_FORMAT))
 

@@ -54,14 +54,18 @@ def run(config: Config, workdir, *, stages=None):
     hosts.wait("config")
     with Writer(workdir) if hosts.is_lead() else Writer(None, quiet=True) as writer:
         context = Run(config, workdir, writer, config_json)
-        for output, names in [QUESTIONS[stage] for stage in stages or config.stages if stage in QUESTIONS]:
-            if output is None or not context.path(output).exists():
-                for name in names:
-                    getattr(context, name)
-        for stage in stages or config.stages:
-            try:
+        try:
+            for output, names in [QUESTIONS[stage] for stage in stages or config.stages if stage in QUESTIONS]:
+                if output is None or not context.path(output).exists():
+                    for name in names:
+                        getattr(context, name)
+            for stage in stages or config.stages:
                 STAGES[stage](context)
-            except BudgetSpent as error:
-                raise OutOfBudget(f"{stage} stopped: {error}. What was paid for is kept: raise search.remote.budget and "
-                                  "start the same command again") from error
-            hosts.wait(stage)
+                hosts.wait(stage)
+        except BudgetSpent as error:
+            raise OutOfBudget(f"{stage} stopped: {error}. What was paid for is kept: raise search.remote.budget and "
+                              "start the same command again") from error
+        except BaseException:
+            if hosts.is_lead():
+                configuration.withdraw_config(workdir)
+            raise

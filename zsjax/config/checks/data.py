@@ -2,44 +2,54 @@
 
 import inspect
 import os
-import pathlib
 
-from zsjax.config.checks.names import WORLDS
+from zsjax.config.checks.values import close_to, path_problem
+
+WORLDS = ("tiny_world:train", "tiny_world:eval")
+_ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
 
 
 def check_data(found, config):
-    for field in ("data.train", "data.eval"):
-        _check_source(found, field, (".jsonl", ".jsonl.gz", ".parquet"), tfds=True)
-    for field in ("data.corpus", "data.eval_corpus"):
-        _check_source(found, field, (".jsonl", ".jsonl.gz", ".parquet"), tfds=False)
-    for name in config.data.benchmarks:
-        if "." in name or "/" in name:
-            found.add("data.benchmarks", f"{name!r} is no name", "give names without '.' and '/'")
-            continue
-        _check_source(found, f"data.benchmarks.{name}", (".jsonl", ".jsonl.gz", ".parquet"), tfds=True)
-    found.at_least(1, "data.eval_limit")
-    found.one_of("data.overlong", ("error", "drop"))
-    if config.world:
-        _check_world(found, config)
+    for field in ("data.train", "data.eval", "data.corpus", "data.eval_corpus"):
+        _check_source(found, field, found.value(field), tfds="corpus" not in field)
+    for name, source in config.data.benchmarks.items():
+        if not name or "." in name or "/" in name:
+            found.add("data.benchmarks", f"{name!r} cannot be the name of a folder", "give names without '.' and '/'")
+        elif not isinstance(source, str):
+            found.add("data.benchmarks", f"the source of {name!r} is {source!r}", "give texts, as {'nq': 'nq.jsonl'}")
+        else:
+            _check_source(found, f"data.benchmarks.{name}", source, tfds=True)
+    _check_world(found, config.world)
 
 
-def _check_source(found, field, endings, *, tfds):
-    source = str(found.value(field)).partition("#")[0]
-    known = f"a path that ends in {', '.join(endings)}, {' or '.join(WORLDS)}" + (", or tfds:NAME" if tfds else "")
+def _check_source(found, field, text, *, tfds):
+    source = text.partition("#")[0]
     if source in WORLDS or (tfds and source.startswith("tfds:") and len(source) > 5):
         return
-    if source.startswith(("tiny_world:", "tfds:")) or not source.endswith(endings):
+    if wrong := path_problem(source):
+        found.add(field, *wrong)
+    elif source.startswith(("tiny_world:", "tfds:")) or not source.endswith(_ENDINGS):
+        known = f"a path that ends in {', '.join(_ENDINGS)}, {' or '.join(WORLDS)}" + ", or tfds:NAME" * tfds
         found.add(field, "not a source", f"give {known}")
-    elif found.files and not pathlib.Path(source).is_file():
+    elif found.files and not os.path.isfile(source):
         found.add(field, f"no such file (looked in {os.getcwd()})", "check the path")
+    elif found.files and not os.path.getsize(source):
+        found.add(field, "the file is empty", "give one with rows")
 
 
-def _check_world(found, config):
+def _check_world(found, options):
+    """Options of the tiny world: known ones, of the kind of their defaults, not below 0; shares up to 1."""
+    if not options:
+        return
     from zsjax.tiny_world import world
 
-    known = [name for function in (world.resolve, world.make_world)
+    known = {name: parameter.default for function in (world.resolve, world.make_world)
              for name, parameter in inspect.signature(function).parameters.items()
-             if parameter.kind == parameter.KEYWORD_ONLY and name != "taken"]
-    for name in config.world:
+             if parameter.kind == parameter.KEYWORD_ONLY and name != "taken"}
+    for name, value in options.items():
         if name not in known:
-            found.add("world", f"{name!r} is unknown", f"known: {', '.join(known)}")
+            found.add("world", f"{name!r} is unknown", close_to(name, known))
+        elif isinstance(known[name], int) and not (type(value) is int and 0 < value <= 100_000):
+            found.add("world", f"{name} = {value!r} is not a count", "give a whole number above 0, up to 100,000")
+        elif isinstance(known[name], float) and not (type(value) in (int, float) and 0 <= value <= 1):
+            found.add("world", f"{name} = {value!r} is not a share", "give 0 to 1")

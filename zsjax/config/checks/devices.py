@@ -3,19 +3,16 @@
 import math
 
 from zsjax.config.checks.found import Found
-from zsjax.config.checks.names import SUPERVISED
 from zsjax.config.checks.search import used_engines, uses_simulator
+from zsjax.config.checks.training import SUPERVISED
 from zsjax.config.fields import Config
 from zsjax.errors import Problem
 
 
 def check_mesh(found, config):
     for axis in ("data", "fsdp", "tensor"):
-        size = getattr(config.mesh, axis)
-        if size < 1 and size != -1:
-            found.add(f"mesh.{axis}", "no size", "give a number of devices, or -1 for what is left")
-    found.at_least(0, "mesh.simulator_devices")
-    found.at_least(1, "mesh.simulator_tensor")
+        if getattr(config.mesh, axis) == 0:
+            found.add(f"mesh.{axis}", "not a size", "give a number of devices, or -1 for what is left")
     apart, copy = config.mesh.simulator_devices, config.mesh.simulator_tensor
     if apart > 0 and used_engines(config) and "simulator" not in used_engines(config):
         found.add("mesh.simulator_devices", "nothing would run there: no engine is the simulator", "set it to 0")

@@ -1,8 +1,9 @@
 """The collector of a config's problems."""
 
-import math
 import os
+from collections.abc import Callable
 
+from zsjax.config.checks.values import path_problem
 from zsjax.errors import Problem
 
 
@@ -20,35 +21,25 @@ class Found:
         return value
 
     def add(self, field, reason, mend):
-        self.problems.append(Problem(field, self.value(field), reason, mend))
+        """Adds a problem, unless the field has one: the first is the simplest."""
+        if all(problem.field != field for problem in self.problems):
+            self.problems.append(Problem(field, self.value(field), reason, mend))
 
-    def one_of(self, field, names):
-        if self.value(field) not in names:
-            self.add(field, "unknown", f"give one of {', '.join(names)}")
-
-    def at_least(self, low, *fields):
-        for field in fields:
-            value = self.value(field)
-            if value is not None and not value >= low:  # so that NaN is refused
-                self.add(field, "too small", f"give {low} or more")
-
-    def within(self, low, high, *fields):
-        for field in fields:
-            value = self.value(field)
-            if value is not None and not low <= value <= high:
-                self.add(field, "out of range", f"give {low} to {high}")
-
-    def positive(self, *fields):
-        for field in fields:
-            value = self.value(field)
-            if value is not None and not 0 < value < math.inf:
-                self.add(field, "not positive", "give a number above 0")
+    def loads(self, field, load: Callable, mend):
+        """Adds a problem if load(value) of the field raises."""
+        try:
+            load(self.value(field))
+        except (Exception, SystemExit) as error:  # a template's, optax's or a user's module's own kinds
+            self.add(field, str(error).split("\n")[0] or type(error).__name__, mend)
 
     def is_path(self, field):
+        """A checkpoint, tokenizer or file: "asset:NAME", "hf:OWNER/NAME" or a path that is there."""
         from zsjax.data.assets import asset_path
         from zsjax.models.checkpoints.hub import PREFIX, hub_name
 
         value = self.value(field)
+        if path_problem(value):
+            return  # said already
         if value.startswith(PREFIX):  # whether the hub has it is seen when it is fetched
             if hub_name(value) is None:
                 self.add(field, "no name of the Hugging Face hub",
@@ -56,8 +47,8 @@ class Found:
             return
         try:
             path = asset_path(value)
-        except FileNotFoundError as error:
+        except (OSError, ValueError) as error:
             self.add(field, "no such asset", str(error).partition("; ")[2] or str(error))
             return
-        if self.files and not path.exists():
+        if self.files and not os.path.exists(path):  # unlike pathlib's, False for names that no file can have
             self.add(field, f"no file or folder there (looked in {os.getcwd()})", "check the path")

@@ -4,7 +4,7 @@ import hashlib
 
 import jax
 
-from zsjax.config.checks import REAL_ENGINES
+from zsjax.config.fields import REAL_ENGINES
 from zsjax.monitor import costs
 from zsjax.parallel import mesh
 from zsjax.rollout import make_rollout

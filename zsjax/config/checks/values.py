@@ -1,0 +1,100 @@
+"""Checks of each field alone, by what is said of it in `zsjax.config.fields`: ranges, choices, names."""
+
+import dataclasses
+import difflib
+import numbers
+import re
+import urllib.parse
+
+from zsjax.config.declare import leaves
+from zsjax.config.fields import Config
+
+_SCHEME = re.compile(r"[A-Za-z][\w+.-]*://")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_OWN_FUNCTION = "package.module:function of a module that imports"
+
+
+def check_values(found):
+    """Every field of the config, or of a tuple its items: the first thing that is wrong."""
+    for leaf in leaves(Config).values():
+        value = found.value(leaf.name)
+        for item in value if isinstance(value, tuple) else (value,):
+            wrong = None if item is None else _wrong(leaf.spec, item, several=isinstance(value, tuple))
+            if wrong:
+                found.add(leaf.name, *wrong)
+                break
+
+
+def with_default_numbers(config: Config, names) -> Config:
+    """The config with the defaults of those of these fields that are numbers."""
+    for name in (name for name in names if leaves(Config)[name].spec.range):
+        node, parents = config, []
+        *path, last = name.split(".")
+        for part in path:
+            parents.append((node, part))
+            node = getattr(node, part)
+        node = dataclasses.replace(node, **{last: leaves(Config)[name].default})
+        for parent, part in reversed(parents):
+            node = dataclasses.replace(parent, **{part: node})
+        config = node
+    return config
+
+
+def _wrong(spec, item, several) -> tuple[str, str] | None:
+    """(what is wrong with a value, what to do), or None."""
+    if spec.range and isinstance(item, numbers.Number) and item not in spec.range:
+        reason = "not a number" if item != item else "too small" if item <= spec.range.low else "too large"
+        return reason, f"give {spec.range}" + f" ({spec.unit})" * bool(spec.unit)
+    if spec.choices and item not in (known := spec.known()):
+        if spec.names == "function" and ":" in item:
+            reason = function_problem(item)
+            return (reason, f"give one of {', '.join(known)}, or {_OWN_FUNCTION}") if reason else None
+        own = f", or {_OWN_FUNCTION}" * (spec.names == "function")
+        return f"{item!r} is unknown", f"{'name some' if several else 'give one'} of {', '.join(known)}{own}"
+    if spec.names in ("path", "folder"):
+        return path_problem(item)
+    if spec.names == "url" and item:
+        return _url_problem(item)
+    if spec.names == "variable" and item and not _VARIABLE.fullmatch(item):
+        return "not the name of an environment variable", "give the variable's name here and put the key into it"
+    return None
+
+
+def path_problem(text: str) -> tuple[str, str] | None:
+    """(what is wrong with a path or the name of a checkpoint, what to do) whether it is there or not, or None."""
+    if _SCHEME.match(text):
+        return "an address, and only local files are read and written", "copy it here and give the local path"
+    if "\0" in text:
+        return "a zero byte is in it", "check the path"
+    return None
+
+
+def function_problem(name: str) -> str:
+    """Why "package.module:function" cannot be had, or "". Imports the module."""
+    from zsjax.rl.credit import load_function
+
+    try:
+        load_function(name, "function")
+    except (Exception, SystemExit) as error:  # importing a user's module may raise anything
+        return str(error).split("\n")[0] or type(error).__name__
+    return ""
+
+
+def _url_problem(text):
+    try:
+        parts = urllib.parse.urlsplit(text)
+        good = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:
+        good = False
+    return None if good else ("not the address of a server", "give http://HOST:PORT of the server")
+
+
+def close_to(name: str, known) -> str:
+    """What to do about an unknown name: the closest known one, or all."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def is_number(value) -> bool:
+    """Whether a value of a dict field is a number of sense; NaN and infinity are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e9

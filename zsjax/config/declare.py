@@ -1,0 +1,130 @@
+"""How a field of the config is declared: its default, and beside it everything that is said of it.
+
+    temperature: float = field(1.0, "of the policy's sampling", "(0, 10]")
+
+`field` keeps this as a `Spec` in the dataclass field's metadata. Range, choices and kind of name are
+checked by `zsjax.config.checks.values`. `effect` says what a change does to a run that began:
+`zsjax.config.folder` compares by it.
+"""
+
+import copy
+import dataclasses
+import functools
+import importlib
+import re
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+# What a change of a field means for a folder that holds a run.
+EFFECTS = {
+    "computes": "decides what is computed: a change needs a new folder",
+    "limit": "bounds a row, and rows within the bound stay the same: it may be raised",
+    "how": "says where, how fast, or what is written beside: free to change",
+    "later": "is read by evaluations and the report only: free to change, they are made again",
+    "stages": "is free to change but for the stages that make what training starts from",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """An interval of finite numbers, written as in mathematics: "[0, 1)" holds 0 but not 1. NaN is in none."""
+
+    low: float
+    high: float
+    above: bool  # low itself is not in it
+    below: bool  # high itself is not in it
+
+    @classmethod
+    def parse(cls, text: str) -> "Range":
+        opening, low, high, closing = re.fullmatch(r"([\[(])(\S+), (\S+)([\])])", text).groups()
+        return cls(float(low), float(high), opening == "(", closing == ")")
+
+    def __contains__(self, value) -> bool:
+        return (self.low < value if self.above else self.low <= value) and (
+            value < self.high if self.below else value <= self.high)
+
+    def __str__(self):
+        low, high = (f"{bound:,.0f}" if bound == round(bound) else f"{bound:g}" for bound in (self.low, self.high))
+        if self.high > 100:  # no limit of the method, but of sense
+            return f"{f'above {low}' if self.above else f'{low} or more'}, at most {high}"
+        return f"above {low}, up to {high}" if self.above else f"{low} up to, but not, {high}" if self.below else (
+            f"{low} to {high}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What is said of a field; see `field`."""
+
+    help: str = ""
+    range: Range | None = None
+    choices: tuple[str, ...] = ()
+    names: str = ""
+    unit: str = ""
+    effect: str = "computes"
+    last_bits: bool = False
+    engines: tuple[str, ...] = ()
+
+    def known(self) -> tuple[str, ...]:
+        """The choices, with those of registries."""
+        found = []
+        for choice in self.choices:
+            if choice.startswith("zsjax."):
+                module, _, name = choice.partition(":")
+                found += getattr(importlib.import_module(module), name)
+            else:
+                found.append(choice)
+        return tuple(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A field that holds a value: dotted name, annotation, default, what is said of it."""
+
+    name: str
+    kind: Any
+    default: Any
+    spec: Spec
+
+
+def field(default, help: str, range: str | None = None, **said):
+    """A field of a config dataclass.
+
+    Args:
+      default: a dict is copied for every config.
+      help: one sentence.
+      range: the numbers that it may hold (or its items), such as "(0, 1]"; every number needs one.
+      choices: the texts that it may hold. "zsjax.module:NAME" stands for the names in that registry.
+      names: what else a text names: "path" (also "asset:NAME" and "hf:OWNER/NAME"), "folder" (where files
+        are written), "url", "variable" (of the environment) or "function" ("package.module:function").
+      unit: of a number.
+      effect: a name in `EFFECTS`.
+      last_bits: results may differ in their last bits after a change.
+      engines: the search engines that read it, if not all; a run without them may change it.
+    """
+    spec = Spec(help, Range.parse(range) if range else None, **said)
+    made = {"default_factory": lambda: copy.deepcopy(default)} if isinstance(default, dict) else {"default": default}
+    return dataclasses.field(**made, metadata={"spec": spec})
+
+
+def group(cls, help: str = "", *, engines: tuple[str, ...] = (), effect: str = "", **defaults):
+    """A field that holds fields of `cls`. engines, effect: of all of them; defaults: other than those of `cls`."""
+    return dataclasses.field(default_factory=lambda: cls(**defaults),
+                             metadata={"spec": Spec(help, engines=engines, effect=effect)})
+
+
+@functools.cache
+def leaves(cls) -> dict[str, Leaf]:
+    """{dotted name: its leaf} of a config dataclass, in order."""
+    return {leaf.name: leaf for leaf in _walk(cls, cls(), "", Spec(effect=""))}
+
+
+def _walk(cls, defaults, prefix, over) -> Iterator[Leaf]:
+    hints = typing.get_type_hints(cls)
+    for declared in dataclasses.fields(cls):
+        name, default, spec = prefix + declared.name, getattr(defaults, declared.name), declared.metadata["spec"]
+        spec = dataclasses.replace(spec, engines=over.engines or spec.engines, effect=over.effect or spec.effect)
+        if dataclasses.is_dataclass(default):
+            yield from _walk(hints[declared.name], default, f"{name}.", spec)
+        else:
+            yield Leaf(name, hints[declared.name], default, spec)

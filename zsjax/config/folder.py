@@ -1,0 +1,167 @@
+"""What a run's folder allows: its config.json is written, and a config that comes later is compared with it.
+
+Each field's effect (`zsjax.config.declare.EFFECTS`) says what a change does:
+
+    computes   refused: what the folder holds was computed with the old value
+    limit      accepted where it is raised: rows that were within it stay the same
+    how        accepted; where the last bits of results may differ, a line says so
+    later      accepted: evaluations and the report are made again
+    stages     accepted, unless a stage before training comes or goes
+
+A field of engines that the run neither trains nor collects with counts as "later". A field that the
+folder's config lacks, being older, counts as its default; one that no longer exists is ignored with a
+line. A run that failed before it computed anything takes its config.json back, so any mistake that it
+reported can be corrected in place.
+"""
+
+import json
+import logging
+import os
+import pathlib
+from typing import Any
+
+from zsjax.config.declare import leaves
+from zsjax.config.fields import Config
+from zsjax.config.read import flatten, resolve, to_json
+from zsjax.errors import ConfigError, Problem, UserError
+
+_MAKING = ("pretrain", "pretrain_simulator", "collect", "tune_simulator")  # what training starts from
+
+
+def from_json(text: str) -> Config:
+    """The config that `to_json` wrote, of this version or another one. Values are not checked: files may have moved.
+
+    Raises:
+      ValueError: no JSON of a config, or fields that are not of their type.
+    """
+    config, unknown = _read(text)
+    for name, value in unknown.items():
+        logging.info("%s = %r is ignored: a field of another version", name, value)
+    return config
+
+
+def diff(old: Config | str, new: Config) -> dict[str, tuple[Any, Any]]:
+    """{dotted field: (old value, new value)} where they differ; `old` may be JSON of another version's fields.
+
+    Tuples count as lists. A field that `old` lacks has its default there; what is "(absent)" is a key of a
+    dict field, or a field that no longer exists.
+    """
+    old, unknown = (old, {}) if isinstance(old, Config) else _read(old)
+    a, b = (flatten(json.loads(to_json(config))) for config in (old, new))
+    a |= unknown
+    pairs = {name: (a.get(name, "(absent)"), b.get(name, "(absent)")) for name in sorted(a.keys() | b.keys())}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def check_resume(old: Config | str, new: Config, where) -> None:
+    """Raises ConfigError if a run that began with `old` cannot go on with `new`; says in lines what a change means.
+
+    Args:
+      where: the run's folder, for the message.
+    """
+    began = old if isinstance(old, Config) else _read(old)[0]
+    engines, known, problems = _engines(began) | _engines(new), leaves(Config), []
+    for name, (was, now) in diff(old, new).items():
+        # A key of a dict field goes by the field's effect.
+        leaf = next((known[part] for part in _prefixes(name) if part in known), None)
+        if leaf is None:
+            logging.info("%s is ignored: a field of another version (%r)", name, was)
+        elif not _may_change(leaf.spec, was, now, engines):
+            raising = " or raise it" if leaf.spec.effect == "limit" else ""
+            problems.append(Problem(name, now, f"the run in {where} began with {was!r}",
+                                    f"set it back{raising}, or give the new run another --workdir"))
+        elif leaf.spec.last_bits:
+            logging.info("%s was %r and is %r: results may differ in their last bits", name, was, now)
+        elif leaf.spec.effect == "limit":
+            logging.info("%s was %r and is %r: from here on rows may be longer", name, was, now)
+    if problems:
+        raise ConfigError(problems)
+
+
+def write_config(workdir, config: Config) -> str:
+    """Writes workdir/config.json, or checks that a run which is there already can go on with `config`.
+
+    Returns:
+      The JSON that was written, for the checkpoints.
+
+    Raises:
+      ConfigError: the run that is there began with another config; differing fields are named.
+      UserError: workdir/config.json is not readable, or the folder cannot be written.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    if path.parts[0][-1:] == ":" and len(path.parts[0]) > 2:  # what pathlib makes of gs://
+        raise UserError(f"--workdir {workdir} is an address; give a local folder and copy it there afterwards")
+    try:
+        if path.exists():
+            check_resume(path.read_text(), config, workdir)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        half = path.with_suffix(".json.new")
+        half.write_text(to_json(config))
+        os.replace(half, path)  # a kill leaves the old file or the new one
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON of a config ({error}); remove it to start the run anew") from error
+    return to_json(config)
+
+
+def withdraw_config(workdir) -> None:
+    """Removes workdir/config.json where no stage has left a result yet: the folder is then free for any config."""
+    workdir = pathlib.Path(workdir)
+    made = ["searches.jsonl", "evaluation.json", "gates.json", "metrics.jsonl"]
+    if any((workdir / name).is_file() and (workdir / name).stat().st_size for name in made) or any(
+            path.is_file() for name in ("models", "checkpoints") for path in (workdir / name).rglob("*")):
+        return
+    (workdir / "config.json").unlink(missing_ok=True)
+
+
+def _may_change(spec, was, now, engines) -> bool:
+    if spec.effect == "computes":
+        return bool(spec.engines) and not engines & set(spec.engines)
+    if spec.effect == "limit":
+        return now >= was
+    if spec.effect == "stages":
+        return [stage for stage in was if stage in _MAKING] == [stage for stage in now if stage in _MAKING]
+    return True
+
+
+def _engines(config) -> set[str]:
+    """Engines that the run learns from: what is computed with others is evaluations."""
+    search, stages = config.search, set(config.stages)
+    used = {search.engine} | ({"simulator", search.mix.real} if search.engine == "mixed" else set())
+    used |= {search.eval_engine} if "collect" in stages else set()
+    return used | ({"simulator"} if stages & {"pretrain_simulator", "tune_simulator"} else set())
+
+
+def _read(text) -> tuple[Config, dict[str, Any]]:
+    """(the config, {dotted name: value} of fields that this version lacks) of JSON; ValueError says what is wrong."""
+    try:
+        tree = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("too many brackets") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"a {type(tree).__name__} where an object of fields is needed")
+    unknown = {}
+    _take_unknown(tree, "", unknown)
+    try:
+        return resolve(tree, check=False), unknown
+    except ConfigError as error:
+        raise ValueError(str(error.problems[0])) from error
+
+
+def _take_unknown(tree, prefix, unknown):
+    """Moves what is no field, nor holds fields, from `tree` to `unknown`."""
+    for name in list(tree):
+        field = prefix + name
+        if any(leaf.startswith(f"{field}.") for leaf in leaves(Config)):
+            if isinstance(tree[name], dict):
+                _take_unknown(tree[name], f"{field}.", unknown)
+        elif field not in leaves(Config):
+            unknown[field] = tree.pop(name)
+
+
+def _prefixes(name):
+    parts = name.split(".")
+    return (".".join(parts[:count]) for count in range(len(parts), 0, -1))
