@@ -269,7 +269,7 @@ def _is_about_input(error) -> bool:
     """Whether an error came out of code that reads the user's files: its message names the file and the mend."""
     package = pathlib.Path(__file__).parent
     readers = (package / "data", package / "search" / "simulator" / "prompt.py", package / "rollout" / "__init__.py",
-               package / "models" / "checkpoints", package / "models" / "hf_config.py", package / "models" / "attention.py")
+               package / "models" / "checkpoints", package / "models" / "families", package / "models" / "attention.py")
     files = [pathlib.Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
     last = next((file for file in reversed(files) if file.is_relative_to(package)), None)
     return last is not None and any(last.is_relative_to(reader) for reader in readers)

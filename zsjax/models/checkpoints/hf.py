@@ -15,7 +15,7 @@ import numpy as np
 
 from zsjax.models.checkpoints import hub, tensor_files
 from zsjax.models.decoder import ParamSpec, param_specs
-from zsjax.models.hf_config import config_dict, read_config
+from zsjax.models.families import config_dict, family_of, read_config
 from zsjax.models.layers import DecoderConfig
 
 __all__ = ["load_hf", "read_config", "save_hf"]
@@ -128,7 +128,7 @@ def _place(stored, transposed, dtype, sharding, check_finite):
 
 
 def load_hf(path, *, mesh=None, rules=None, dtype=None, tokenizer=None, check_finite: bool = False):
-    """Reads a Hugging Face checkpoint (qwen2, qwen3, llama) without torch or transformers.
+    """Reads a Hugging Face checkpoint of a known family (`zsjax.models.families`) without torch or transformers.
 
     The files are memory-mapped and each tensor goes straight to its devices, so the extra host memory is about twice
     the largest tensor, as it is stored and as it is kept (of one shard of it with a mesh; benchmarks/load.py).
@@ -157,7 +157,8 @@ def load_hf(path, *, mesh=None, rules=None, dtype=None, tokenizer=None, check_fi
         raise ValueError(f"{folder}: tensor 'model.embed_tokens.weight' has {config.vocab_size} rows, but the tokenizer "
                          f"{getattr(tokenizer, 'path', '')} has {tokenizer.vocab_size} ids: give the model's own tokenizer")
     named, treedef = _named_specs(config)
-    tensors = _find_tensors(folder)
+    own_name = family_of(config.model_type).tensor_name
+    tensors = {own_name(name): tensor for name, tensor in _find_tensors(folder).items() if own_name(name)}
     _check(folder, config, named, tensors)
     if dtype is not None:
         config = dataclasses.replace(config, dtype=jnp.dtype(dtype).name)
