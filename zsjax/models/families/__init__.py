@@ -14,7 +14,7 @@ from pathlib import Path
 from zsjax.models.families.family import Family
 from zsjax.models.layers import DecoderConfig
 
-__all__ = ["Family", "PRESETS", "config_dict", "family_of", "find_preset", "read_config", "register"]
+__all__ = ["Family", "PRESETS", "config_dict", "families", "family_of", "find_preset", "read_config", "register"]
 
 PRESETS: dict[str, DecoderConfig] = {}
 _FAMILIES: dict[str, Family] = {}  # by every model_type that is read
@@ -34,6 +34,11 @@ for _module in pkgutil.iter_modules(__path__):
     _family = getattr(importlib.import_module(f"{__name__}.{_module.name}"), "FAMILY", None)
     if _family is not None and _family.model_type not in _FAMILIES:
         register(_family)
+
+
+def families() -> list[Family]:
+    """All that are known."""
+    return list({family.model_type: family for family in _FAMILIES.values()}.values())
 
 
 def family_of(model_type) -> Family:

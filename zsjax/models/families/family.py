@@ -33,6 +33,10 @@ class Family:
       eos_names: tokens that end a generation, the end of a turn first.
       also_reads: other model_types whose config.json `read` understands.
       tensor_name: name of a stored tensor -> the text model's name of it, or None for a tensor of another part.
+      gguf_architecture: llama.cpp's name of the family, "" where GGUF files of it are not read.
+      gguf_interleaved: whether llama.cpp stores the rotary pairs of q and k as neighbours.
+      gguf_fields: (lookup of the file's metadata below the architecture's name, the config.json so far) -> fields of
+        config.json that only this family's files need.
     """
 
     model_type: str
@@ -43,6 +47,9 @@ class Family:
     eos_names: tuple[str, ...] = ()
     also_reads: tuple[str, ...] = ()
     tensor_name: Callable[[str], str | None] = lambda name: name
+    gguf_architecture: str = ""
+    gguf_interleaved: bool = False
+    gguf_fields: Callable[[Callable, dict], dict] = lambda lookup, raw: {}
 
 
 class Fields:

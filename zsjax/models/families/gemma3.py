@@ -91,6 +91,16 @@ def tensor_name(name: str) -> str | None:
     return name
 
 
+def gguf_fields(lookup, raw: dict) -> dict:
+    """What llama.cpp knows of the family without writing it: windows on five of six layers, and 27B's query scale."""
+    pattern = lookup("attention.sliding_window_pattern", _DEFAULTS["sliding_window_pattern"])
+    kinds = {} if not isinstance(pattern, list) else {
+        "layer_types": ["sliding_attention" if sliding else "full_attention" for sliding in pattern]}
+    large = raw["num_hidden_layers"] == 62  # the 27B model
+    scalar = raw["hidden_size"] // raw["num_attention_heads"] if large else raw["head_dim"]
+    return kinds | {"query_pre_attn_scalar": scalar} | ({} if kinds else {"sliding_window_pattern": pattern})
+
+
 def _preset(embed_dim, num_layers, mlp_dim):
     return DecoderConfig(
         vocab_size=262144, embed_dim=embed_dim, num_layers=num_layers, num_heads=4, num_kv_heads=1, head_dim=256,
@@ -101,4 +111,4 @@ def _preset(embed_dim, num_layers, mlp_dim):
 
 PRESETS = {"gemma3-270m": _preset(640, 18, 2048), "gemma3-1b": _preset(1152, 26, 6912)}
 FAMILY = Family("gemma3_text", "Gemma3ForCausalLM", read, write, PRESETS, ("<end_of_turn>", "<eos>"),
-                also_reads=("gemma3",), tensor_name=tensor_name)
+                also_reads=("gemma3",), tensor_name=tensor_name, gguf_architecture="gemma3", gguf_fields=gguf_fields)

@@ -38,4 +38,5 @@ PRESETS = {
     "Llama-3.2-1B": _preset(2048, 16, 32, 8192, factor=32.0, tie=True),
     "Llama-3.2-3B": _preset(3072, 28, 24, 8192, factor=32.0, tie=True),
 }
-FAMILY = Family("llama", "LlamaForCausalLM", read, write, PRESETS, ("<|eot_id|>", "<|end_of_text|>", "</s>"))
+FAMILY = Family("llama", "LlamaForCausalLM", read, write, PRESETS, ("<|eot_id|>", "<|end_of_text|>", "</s>"),
+                gguf_architecture="llama", gguf_interleaved=True)

@@ -38,4 +38,5 @@ PRESETS = {
     "Qwen2.5-32B": _preset(5120, 64, 40, 8, 27648, rms_eps=1e-5),
     "Qwen2.5-72B": _preset(8192, 80, 64, 8, 29568, rms_eps=1e-5),
 }
-FAMILY = Family("qwen2", "Qwen2ForCausalLM", read, write, PRESETS, ("<|im_end|>", "<|endoftext|>"))
+FAMILY = Family("qwen2", "Qwen2ForCausalLM", read, write, PRESETS, ("<|im_end|>", "<|endoftext|>"),
+                gguf_architecture="qwen2")

@@ -35,4 +35,5 @@ PRESETS = {
     "Qwen3-14B": _preset(5120, 40, 40, 17408),
     "Qwen3-32B": _preset(5120, 64, 64, 25600),
 }
-FAMILY = Family("qwen3", "Qwen3ForCausalLM", read, write, PRESETS, ("<|im_end|>", "<|endoftext|>"))
+FAMILY = Family("qwen3", "Qwen3ForCausalLM", read, write, PRESETS, ("<|im_end|>", "<|endoftext|>"),
+                gguf_architecture="qwen3")
