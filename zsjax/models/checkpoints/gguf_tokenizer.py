@@ -31,7 +31,7 @@ class WrittenTokenizer:
     path: Path
     eos_ids: tuple[int, ...]
     pad_id: int | None
-    bos_id: int | None
+    begin_ids: tuple[int, ...]
 
 
 def write(metadata: dict, folder, eos_names, source, *, vocab_size: int) -> WrittenTokenizer:
@@ -63,7 +63,8 @@ def write(metadata: dict, folder, eos_names, source, *, vocab_size: int) -> Writ
     _add_tokens(backend, ggml)
     named = {name: ggml.get(f"{key}_token_id") for name, key in
              (("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding"))}
-    if ggml.get("add_bos_token", kind == "llama") and named["bos_token"] is not None:
+    begins = bool(ggml.get("add_bos_token", kind == "llama")) and named["bos_token"] is not None
+    if begins:
         _begin_with(backend, tokens[named["bos_token"]], named["bos_token"])
     folder = Path(folder)
     backend.save(str(folder / "tokenizer.json"))
@@ -75,7 +76,7 @@ def write(metadata: dict, folder, eos_names, source, *, vocab_size: int) -> Writ
     control = {token: id for id, (token, type) in enumerate(zip(tokens, ggml.get("token_type", ()))) if type == CONTROL}
     eos = [named["eos_token"], ggml.get("eot_token_id"), *(control.get(name) for name in eos_names)]
     return WrittenTokenizer(folder, tuple(dict.fromkeys(id for id in eos if id is not None)), named["pad_token"],
-                            named["bos_token"])
+                            (named["bos_token"],) if begins else ())
 
 
 def merges_of(vocab: dict[str, int], rank: dict[str, float]) -> list[tuple[str, str]]:
