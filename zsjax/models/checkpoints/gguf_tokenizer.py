@@ -91,7 +91,7 @@ def merges_of(vocab: dict[str, int], rank: dict[str, float]) -> list[tuple[str, 
 
 def _pieces(ggml: dict, architecture: str):
     """SentencePiece's BPE: Gemma's, or Llama 2's with a blank before the text."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, normalizers
 
     tokens, gemma = list(ggml["tokens"]), architecture.startswith("gemma")
     if gemma:
@@ -108,13 +108,11 @@ def _pieces(ggml: dict, architecture: str):
     backend = Tokenizer(models.BPE(vocab=vocab, merges=merges, fuse_unk=True, byte_fallback=True,
                                    unk_token=None if unknown is None else tokens[unknown]))
     parts = [decoders.Replace(BLANK, " "), decoders.ByteFallback(), decoders.Fuse()]
-    if gemma:
-        backend.normalizer = normalizers.Replace(" ", BLANK)
-        backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    else:
-        prefix = bool(ggml.get("add_space_prefix", True))
-        backend.pre_tokenizer = pre_tokenizers.Metaspace(BLANK, prepend_scheme="first" if prefix else "never", split=False)
-        parts += [decoders.Strip(" ", 1, 0)] if prefix else []
+    backend.normalizer = normalizers.Replace(" ", BLANK)
+    if ggml.get("add_space_prefix", not gemma):
+        # As Llama 2's published tokenizer.json and SentencePiece do it, also before a text that begins with a blank.
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend(BLANK), backend.normalizer])
+        parts.append(decoders.Strip(" ", 1, 0))
     backend.decoder = decoders.Sequence(parts)
     return backend
 
