@@ -18,7 +18,7 @@ from zsjax.types import Question
 PACKAGE = pathlib.Path(__file__).parents[1] / "zsjax"
 # Modules that read what the user names: none of their errors is a bare ValueError or OSError.
 READERS = [PACKAGE / name for name in (
-    "data", "models/checkpoints/hub.py", "models/checkpoints/tensor_files.py", "models/hf_config.py", "models/attention.py",
+    "data", "models/checkpoints/hub.py", "models/checkpoints/tensor_files.py", "models/families", "models/attention.py",
     "search/simulator/prompt.py", "rollout/policy_prompt.py", "rollout/__init__.py", "tuning/collect.py", "parallel/mesh.py",
     "plan/targets.py", "run", "rl/algorithms.py", "rl/optimizer.py")]
 CONFIG = {"policy": {"init": "random", "shape": dict(embed_dim=32, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16,

@@ -12,7 +12,7 @@ from hf_reference import GEMMA, KINDS, make_reference, padded_batch, reference_l
 from zsjax import launch
 from zsjax.data import load_tokenizer
 from zsjax.models import forward, load_hf
-from zsjax.models.checkpoints.gguf import import_gguf, read_gguf, read_model
+from zsjax.models.checkpoints.gguf import import_gguf
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("gguf")

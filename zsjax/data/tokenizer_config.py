@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from zsjax.data.chat_template import ChatTemplate
 from zsjax.errors import InputError
 
-_EOS_NAMES = ("<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
+_EOS_NAMES = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 # Classes whose slow tokenizers begin every text with the beginning-of-text token unless told otherwise.
 _ADD_BOS = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
 

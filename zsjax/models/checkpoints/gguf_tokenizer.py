@@ -9,6 +9,8 @@ import dataclasses
 import json
 from pathlib import Path
 
+from zsjax.errors import InputError
+
 __all__ = ["WrittenTokenizer", "merges_of", "write"]
 
 CONTROL, USER_DEFINED = 3, 4  # token types
@@ -31,7 +33,7 @@ class WrittenTokenizer:
     path: Path
     eos_ids: tuple[int, ...]
     pad_id: int | None
-    begin_ids: tuple[int, ...]
+    bos_ids: tuple[int, ...]
 
 
 def write(metadata: dict, folder, eos_names, source, *, vocab_size: int) -> WrittenTokenizer:
@@ -52,14 +54,14 @@ def write(metadata: dict, folder, eos_names, source, *, vocab_size: int) -> Writ
     kind, tokens = ggml.get("model"), ggml.get("tokens")
     builders = {"gpt2": _byte_level, "llama": _pieces}
     if kind not in builders or not tokens:
-        raise ValueError(f"{source}: tokenizer.ggml.model={kind!r} with {len(tokens or ())} tokens is not supported; "
+        raise InputError(f"{source}: tokenizer.ggml.model={kind!r} with {len(tokens or ())} tokens is not supported; "
                          f"supported are {', '.join(builders)}")
     if len(tokens) > vocab_size:
-        raise ValueError(f"{source}: tokenizer.ggml.tokens has {len(tokens)} entries, the embedding {vocab_size} rows")
+        raise InputError(f"{source}: tokenizer.ggml.tokens has {len(tokens)} entries, the embedding {vocab_size} rows")
     try:
         backend = builders[kind](ggml, metadata.get("general.architecture", ""))
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{source}: tokenizer.ggml.{error.args[0]}: missing or not supported") from None
+        raise InputError(f"{source}: tokenizer.ggml.{error.args[0]}: missing or not supported") from None
     _add_tokens(backend, ggml)
     named = {name: ggml.get(f"{key}_token_id") for name, key in
              (("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding"))}
