@@ -3,13 +3,13 @@
 import dataclasses
 
 # What `Config.stages` may name, in the order in which they run.
-STAGES = ("pretrain", "pretrain_simulator", "collect", "tune_simulator", "train", "evaluate", "report")
+STAGES = ("pretrain", "pretrain_simulator", "warm_start", "collect", "tune_simulator", "train", "evaluate", "report")
 
 # Fields that may differ when a run is resumed: they decide when something is written or whether the run goes on, never
 # what is computed. A name that ends in "." stands for all fields below it.
 MAY_CHANGE = ("name", "train.checkpoint_every", "train.keep_checkpoints", "train.trajectories_every",
               "pretrain.checkpoint_every", "pretrain_simulator.checkpoint_every", "tune_simulator.checkpoint_every",
-              "trajectory_sft.checkpoint_every",
+              "trajectory_sft.checkpoint_every", "warm_start.checkpoint_every",
               "gates.", "health.", "cost.", "search.remote.budget")
 
 
@@ -165,6 +165,8 @@ class SearchConfig:
     temperature, top_p: the simulator's sampling.
     shuffle_documents: a simulator's documents are shown in random order.
     document_format: one line per document, with {i}, {title}, {text}.
+    passage_words: real engines show the window of so many words of a document that matches the query best
+      (zsjax.search.passages); 0 shows its beginning.
     """
 
     engine: str = "simulator"
@@ -176,6 +178,7 @@ class SearchConfig:
     top_p: float = 1.0
     shuffle_documents: bool = False
     document_format: str = "Doc {i}: {title}. {text}"
+    passage_words: int = 0
     noise_per: str = "search"
     remote: RemoteConfig = dataclasses.field(default_factory=RemoteConfig)
     mix: MixConfig = dataclasses.field(default_factory=MixConfig)
@@ -415,6 +418,17 @@ class SupervisedConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class WarmStartConfig(SupervisedConfig):
+    """Supervised training of the policy on episodes, loss on its own tokens; what training starts from then.
+
+    episodes: a .jsonl[.gz] file of episodes (zsjax.tuning.demonstrations has its form); "" writes them from data.train
+      and the real engine.
+    """
+
+    episodes: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class JudgeConfig:
     """The model of collect.label = "judge": a decoder, or a server. It says yes or no to (question, answers, document).
 
@@ -478,8 +492,8 @@ class EvaluateConfig:
     samples: episodes of each question, each with a seed of its own; needs a temperature above 0.
     batch_rows: questions played at a time.
     drop_best: > 0 also evaluates with a real engine that loses its best document with this probability.
-    baselines: names of zsjax.evaluation.baselines, played by the run's policy (trained where there is one) on the same
-      questions.
+    baselines: names of zsjax.evaluation.baselines, played on the same questions.
+    baseline_model: who plays them: "policy", the run's (trained where there is one), or "base", what the run began with.
     baseline_samples: episodes a question of "best_of_n" and "tree_search", at rollout.temperature.
     """
 
@@ -488,6 +502,7 @@ class EvaluateConfig:
     batch_rows: int = 64
     drop_best: float = 0.0
     baselines: tuple[str, ...] = ()
+    baseline_model: str = "policy"
     baseline_samples: int = 8
 
 
@@ -545,6 +560,7 @@ class Config:
     pretrain: SupervisedConfig = dataclasses.field(default_factory=SupervisedConfig)
     pretrain_simulator: SupervisedConfig = dataclasses.field(default_factory=SupervisedConfig)
     tune_simulator: SupervisedConfig = dataclasses.field(default_factory=SupervisedConfig)
+    warm_start: WarmStartConfig = dataclasses.field(default_factory=WarmStartConfig)
     trajectory_sft: SupervisedConfig = dataclasses.field(default_factory=SupervisedConfig)  # a baseline
     collect: CollectConfig = dataclasses.field(default_factory=CollectConfig)
     gates: GatesConfig = dataclasses.field(default_factory=GatesConfig)

@@ -58,7 +58,8 @@ CURVES = (
                                   "time/evaluate": "evaluate", "time/checkpoint": "checkpoint"}, 0, None),
 )
 STAGE_TITLES = {"train": "Reinforcement learning", "pretrain": "Pretraining of the base policy",
-                "pretrain_simulator": "Pretraining of the simulator", "tune_simulator": "Tuning of the simulator"}
+                "warm_start": "Warm start of the policy", "pretrain_simulator": "Pretraining of the simulator",
+                "tune_simulator": "Tuning of the simulator"}
 ROLES = {"prompt": "prompt", "policy": "policy: trained on", "document": "documents: masked",
          "template": "environment: masked"}
 MAX_SEGMENT = 4000  # characters shown of one segment
@@ -173,7 +174,7 @@ def _evaluation_section(rows):
         return []
     scores = [(name, title) for name, title in (("em", "Exact match"), ("f1", "F1"), ("contains", "Contains"))
               if any(name in row for row in rows)]
-    others = [(name, title) for name, title in (("searches", "Searches"), ("on_path", "On path"),
+    others = [(name, title) for name, title in (("reach", "Gold shown"), ("searches", "Searches"), ("on_path", "On path"),
                                                 ("answered", "Answered"), ("tokens", "Tokens"), ("n", "Questions"))
               if any(name in row for row in rows)]
     head = "".join(f"<th>{title}</th>" for title in ("Policy and engine", "Hops or data set",

@@ -17,6 +17,8 @@ def check_data(found, config):
             found.add("data.benchmarks", f"{name!r} is no name", "give names without '.' and '/'")
             continue
         _check_source(found, f"data.benchmarks.{name}", (".jsonl", ".jsonl.gz", ".parquet"), tfds=True)
+    if config.warm_start.episodes and "warm_start" in config.stages:
+        _check_source(found, "warm_start.episodes", (".jsonl", ".jsonl.gz"), tfds=False)
     found.at_least(1, "data.eval_limit")
     if config.world:
         _check_world(found, config)

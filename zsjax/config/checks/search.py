@@ -21,7 +21,7 @@ def check_rollout(found, config):
     found.within(1, 20, "search.num_documents")
     found.at_least(1, "search.max_document_tokens", "search.max_query_tokens", "rollout.max_turns",
                    "rollout.max_turn_tokens", "rollout.max_prompt_tokens", "rollout.capacities")
-    found.at_least(0, "rollout.rows", "rollout.simulator_slots", "rollout.lanes")
+    found.at_least(0, "search.passage_words", "rollout.rows", "rollout.simulator_slots", "rollout.lanes")
     found.at_least(1, "rollout.visit_every", "rollout.search_batches")
     found.within(0, 1, "rollout.busy")
     found.within(0, 10, "search.temperature")

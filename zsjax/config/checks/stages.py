@@ -25,6 +25,7 @@ def check_collect_and_evaluate(found, config):
         if name not in BASELINES:
             found.add("evaluate.baselines", f"{name!r} is unknown", f"name some of {', '.join(BASELINES)}")
     found.at_least(2, "evaluate.baseline_samples")
+    found.one_of("evaluate.baseline_model", ("policy", "base"))
     if "trajectory_sft" in config.evaluate.baselines and "evaluate" in config.stages and not config.trajectory_sft.steps:
         found.add("trajectory_sft.steps", "the baseline would learn nothing", "give its steps")
     found.one_of("collect.label", ("ranking", "answer", "contains", "judge"))

@@ -19,7 +19,7 @@ def evaluate(run: Run):
     config = run.config
     questions = build.benchmarks(config)
     engine = run.engine(config.search.eval_engine, config.data.eval_corpus, spread=True)
-    policies = [("before", run.policy("base", rules=mesh.DECODE_RULES))]
+    policies = [("before", run.start_policy(mesh.DECODE_RULES))]
     if build.checkpoint_exists(run.path("models/policy")):
         policies.append(("after", run.policy("policy", rules=mesh.DECODE_RULES)))
     engines = [("", engine)]
@@ -42,7 +42,7 @@ def evaluate(run: Run):
                 records = play_samples(
                     rollout, params, questions, key=jax.random.key(config.seed), samples=config.evaluate.samples,
                     progress=progress, batch_rows=config.evaluate.batch_rows, temperature=config.evaluate.temperature)
-            table += summarize(title, records, questions)
+            table += summarize(title, records, questions, total=True)
             run.writer.write(len(played) + 1, rollout.take(), "evaluate", show=False)
             part = f"{name}{'_lossy' if suffix else ''}"
             played[part] = records
@@ -51,7 +51,8 @@ def evaluate(run: Run):
             path = run.path("evaluation") / f"{part}.jsonl"
             path.parent.mkdir(exist_ok=True)
             path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-    table += play_baselines(run, engine, questions, *policies[-1][1])
+    if config.evaluate.baselines:
+        table += play_baselines(run, engine, questions, policies[-1][1])
     if config.data.eval.startswith(build.TINY_WORLD) and not config.data.benchmarks:
         from zsjax.tiny_world.world import answer_of
 
@@ -69,11 +70,16 @@ def evaluate(run: Run):
                         f"F1 {row['f1']:.3f}  searches {row['searches']:.2f}  n {row['n']}")
 
 
-def play_baselines(run: Run, engine, questions, model, params) -> list[dict]:
-    """Rows of config.evaluate.baselines, on the evaluation's questions and engine."""
+def play_baselines(run: Run, engine, questions, policy) -> list[dict]:
+    """Rows of config.evaluate.baselines, on the evaluation's questions and engine.
+
+    policy: (DecoderConfig, params) of the run's policy, which plays them unless evaluate.baseline_model is "base".
+    """
     from zsjax.evaluation.baselines import METHODS, Setting
 
     config, rows, meters = run.config, [], []
+    by_base = config.evaluate.baseline_model == "base"
+    model, params = run.policy("base", rules=mesh.DECODE_RULES) if by_base else policy
 
     def meter(rollout, engine):
         meters.append(costs.Meter(rollout, engine, devices=mesh.device_count(run.mesh, config.mesh)))
@@ -84,11 +90,11 @@ def play_baselines(run: Run, engine, questions, model, params) -> list[dict]:
             config, model, params, run.tokenizer, engine, questions, jax.random.key(config.seed), meter, run.mesh,
             train_questions=lambda: build.questions(config, config.data.train),
             train_engine=lambda: run.engine(config.search.eval_engine, config.data.corpus, spread=True),
-            base_params=lambda: run.policy("base")[1], writer=run.writer,
+            base_params=lambda: run.start_policy()[1], writer=run.writer,
             directory=run.path("checkpoints") / "trajectory_sft")
         records = METHODS[name](setting)
         run.write_json(f"evaluation/baseline_{name}.json", records)
-        rows += summarize(f"baseline {name}", records, questions)
+        rows += summarize(f"baseline {name}", records, questions, total=True)
         for meter_of in meters:
             run.writer.write(number + 1, {"baseline": name} | meter_of.take(), "evaluate", show=False)
         meters.clear()
