@@ -32,7 +32,7 @@ import numpy as np
 from limits import limits, seconds_of
 
 from zsjax.models import DecoderConfig, init_params, load_hf, num_params, save_hf
-from zsjax.models.presets import PRESETS
+from zsjax.models.families import PRESETS
 from zsjax.sampling.decode import generate
 
 SMALL = DecoderConfig(vocab_size=8192, embed_dim=512, num_layers=8, num_heads=8, num_kv_heads=2, head_dim=64, mlp_dim=1408,

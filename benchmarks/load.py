@@ -72,7 +72,7 @@ def main():
             import jax
 
             from zsjax.models import init_params, num_params, save_hf
-            from zsjax.models.presets import PRESETS
+            from zsjax.models.families import PRESETS
 
             config = PRESETS["Llama-3.2-1B"]
             start = time.perf_counter()

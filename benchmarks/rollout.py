@@ -42,7 +42,7 @@ import jax
 from turns import Worker, WorkerFailed
 
 from zsjax.models import DecoderConfig, init_params, save_hf
-from zsjax.models.presets import PRESETS
+from zsjax.models.families import PRESETS
 
 HERE = pathlib.Path(__file__).parent
 SMALL = DecoderConfig(vocab_size=8192, embed_dim=512, num_layers=8, num_heads=8, num_kv_heads=2, head_dim=64, mlp_dim=1408,

@@ -76,7 +76,7 @@ def zsjax(options, microbatch_rows):
 
     from zsjax.config.fields import OptimizerConfig
     from zsjax.models import DecoderConfig, init_params, num_params, save_hf
-    from zsjax.models.presets import PRESETS
+    from zsjax.models.families import PRESETS
     from zsjax.rl.update import make_optimizer, make_update
     from zsjax.types import POLICY, PROMPT, TokenBatch
 

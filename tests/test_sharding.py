@@ -14,7 +14,7 @@ from zsjax.models import lora
 from zsjax.models.decoder import forward, init_params, specs_of
 from zsjax.models.layers import DecoderConfig
 from zsjax.models.placement import for_decoding, param_shardings
-from zsjax.models.presets import PRESETS
+from zsjax.models.families import PRESETS
 from zsjax.models.quant import quantize
 from zsjax.parallel.constrain import on
 from zsjax.parallel.mesh import DECODE_RULES, TRAIN_RULES, make_mesh, replicated, reshard, row_sharding

@@ -37,10 +37,12 @@ OTHER_COMMANDS = {
     "compare": "the run's evaluation beside another's, question by question: compare OTHER_WORKDIR",
     "report": "WORKDIR/report.html from what the run has written so far",
     "export": "the run's policy as a Hugging Face folder: export OUT",
+    "import": "a GGUF file as a Hugging Face folder, weights and tokenizer: import FILE.gguf OUT",
 }
 # Commands with an argument -> what is said when it is missing.
 ARGUMENTS = {"ask": 'ask needs a question: ask "Who ...?"', "export": "export needs a folder: export OUT",
              "compare": "compare needs another run's folder: compare OTHER_WORKDIR",
+             "import": "import needs a file and a folder: import FILE.gguf OUT",
              "serve-corpus": "serve-corpus needs a corpus: a .jsonl[.gz] or .parquet of {id, title, text}"}
 COMMANDS = (*STAGE_COMMANDS, *OTHER_COMMANDS)
 ASK_DEFAULT = pathlib.Path("experiments/tiny_world.py")
@@ -80,7 +82,8 @@ def parse_flags(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str
         usage="%(prog)s [COMMAND] --config experiments/X.py[:arg] --workdir DIR [--config.field=value ...]",
         description="commands:\n" + "\n".join(f"  {name:{width}}{text}" for name, text in commands.items()))
     parser.add_argument("command", nargs="?", default="run", metavar="COMMAND", help="see above; run if left out")
-    parser.add_argument("argument", nargs="?", metavar="ARGUMENT", help="the question of ask, the folder of export")
+    parser.add_argument("argument", nargs="?", metavar="ARGUMENT", help="the question of ask, the folder of export, the file of import")
+    parser.add_argument("out", nargs="?", type=pathlib.Path, metavar="OUT", help="the folder of import")
     parser.add_argument("--config", metavar="F.py[:arg]",
                         help="experiment file with get_config(arg); left out, WORKDIR/config.json of a run that began")
     parser.add_argument("--workdir", type=pathlib.Path, metavar="DIR", help="the run's folder")
@@ -108,10 +111,13 @@ def parse_flags(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str
         parser.error(f"{options.command} takes no argument, but was given {options.argument!r}")
     if options.argument is None and options.command in ARGUMENTS:
         parser.error(ARGUMENTS[options.command])
+    if (options.out is None) == (options.command == "import"):
+        parser.error(ARGUMENTS["import"] if options.command == "import"
+                     else f"{options.command} takes one argument, but was given {options.out} as well")
     if (options.target is None) == (options.command == "plan"):
         parser.error("plan needs a target, such as --target a100-80gb:8" if options.command == "plan"
                      else f"{options.command} takes no --target; plan does")
-    if options.workdir is None and options.command not in ("ask", "plan", "serve-corpus"):
+    if options.workdir is None and options.command not in ("ask", "plan", "serve-corpus", "import"):
         parser.error("give --workdir DIR, the run's folder")
     return options, overrides
 
@@ -142,6 +148,12 @@ def run_command(options: argparse.Namespace, overrides: dict[str, str]):
         from zsjax.evaluation import compare
 
         print(compare.comparison_table(compare.compare_runs(workdir, pathlib.Path(options.argument))), end="")
+        return
+    if command == "import":
+        from zsjax.models.checkpoints.gguf import import_gguf
+
+        import_gguf(options.argument, options.out)
+        print(options.out)
         return
     if command == "serve-corpus":
         serve_corpus(options, overrides)
@@ -270,7 +282,7 @@ def _is_about_input(error) -> bool:
     """Whether an error came out of code that reads the user's files: its message names the file and the mend."""
     package = pathlib.Path(__file__).parent
     readers = (package / "data", package / "search" / "simulator" / "prompt.py", package / "rollout" / "__init__.py",
-               package / "models" / "checkpoints", package / "models" / "hf_config.py", package / "models" / "attention.py")
+               package / "models" / "checkpoints", package / "models" / "families", package / "models" / "attention.py")
     files = [pathlib.Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
     last = next((file for file in reversed(files) if file.is_relative_to(package)), None)
     return last is not None and any(last.is_relative_to(reader) for reader in readers)

@@ -1,5 +1,7 @@
 """The cached path computes what the dense one does, and writes its cache in place."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,9 @@ VARIANTS = {
     "qwen2": CONFIG,
     "qwen3_window": DecoderConfig(**{**CONFIG.__dict__, "qkv_bias": False, "qk_norm": True, "model_type": "qwen3",
                                      "sliding_window": 7, "sliding_layers": (1,)}),
+    "gemma3": dataclasses.replace(CONFIG, qkv_bias=False, qk_norm=True, norm_offset=1.0, post_norms=True, embed_scale=6.0,
+                                  activation="gelu_tanh", query_scale=0.3, sliding_window=7, sliding_layers=(0,),
+                                  sliding_rope_theta=300.0, model_type="gemma3_text"),
 }
 
 

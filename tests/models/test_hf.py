@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from zsjax.models import DecoderConfig, RopeScaling, init_params, load_hf, num_params, read_config, save_hf
-from zsjax.models.presets import PRESETS
+from zsjax.models.families import PRESETS
 
 CONFIG = DecoderConfig(vocab_size=40, embed_dim=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24)
 QWEN2 = dict(model_type="qwen2", vocab_size=40, hidden_size=16, num_hidden_layers=4, num_attention_heads=2,
@@ -94,7 +94,7 @@ def test_what_is_not_implemented_is_named(fields, words, tmp_path):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_survive_saving_and_count_their_parameters(name, tmp_path):
-    from zsjax.models.hf_config import config_dict
+    from zsjax.models.families import config_dict
 
     config = PRESETS[name]
     (tmp_path / "config.json").write_text(json.dumps(config_dict(config, dtype="bfloat16")))
@@ -106,7 +106,8 @@ def test_presets_survive_saving_and_count_their_parameters(name, tmp_path):
         "Qwen3-4B": 4_022_468_096, "Qwen3-8B": 8_190_735_360, "Qwen3-14B": 14_768_307_200,
         "Qwen3-32B": 32_762_123_264, "Llama-3.1-8B": 8_030_261_248, "Llama-3.1-70B": 70_553_706_496,
         "Llama-3.1-405B": 405_853_388_800,
-        "Llama-3.2-1B": 1_235_814_400, "Llama-3.2-3B": 3_212_749_824}
+        "Llama-3.2-1B": 1_235_814_400, "Llama-3.2-3B": 3_212_749_824,
+        "gemma3-270m": 268_098_176, "gemma3-1b": 999_885_952}
     assert num_params(config) == published[name]
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == published[name]

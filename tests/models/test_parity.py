@@ -58,7 +58,7 @@ def test_dtype_is_cast_for_parameters_and_activations(tmp_path):
     assert {str(x.dtype) for x in jax.tree.leaves(params)} == {"float32"}
 
 
-@pytest.mark.parametrize("kind", ["qwen2_untied", "qwen3", "llama"])
+@pytest.mark.parametrize("kind", ["qwen2_untied", "qwen3", "llama", "gemma3"])
 def test_bfloat16_is_as_near_to_float32_as_theirs(kind, tmp_path):
     """KL to transformers' float32 logits and flips of the argmax, against those of transformers' own bfloat16."""
     model = make_reference(kind, dtype="bfloat16")

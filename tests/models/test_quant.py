@@ -12,7 +12,7 @@ from zsjax.config import ConfigError, ModelConfig
 from zsjax.models import forward, init_params, lora, num_params
 from zsjax.models.decoder import cast_matrices, unembedding
 from zsjax.models.layers import DecoderConfig
-from zsjax.models.presets import PRESETS
+from zsjax.models.families import PRESETS
 from zsjax.models.quant import dequantize, num_bytes, quantize, quantize_matrix
 from zsjax.run import build
 from zsjax.sampling.decode import generate

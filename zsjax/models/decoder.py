@@ -1,4 +1,4 @@
-"""A Qwen-style decoder (Qwen2, Qwen3, Llama) as pure functions over a nested dict of arrays.
+"""A decoder (Qwen2, Qwen3, Llama, Gemma 3) as pure functions over a nested dict of arrays.
 
 Parameters follow Hugging Face's names: `layers` is a list, and `params["layers"][0]["attn"]["q_proj"]["kernel"]` is
 Hugging Face's `model.layers.0.self_attn.q_proj.weight`, transposed to [in, out] because few-row products are up to
@@ -18,7 +18,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from zsjax.models.attention import attend, attend_cached, choose
 from zsjax.models.cache import KVCache, init_cache
-from zsjax.models.layers import DecoderConfig, Int8Matrix, embed, linear, matmul, rms_norm, rotary_angles, rotate, swiglu
+from zsjax.models.layers import (
+    DecoderConfig, Int8Matrix, embed, gated_mlp, linear, matmul, rms_norm, rotary_angles, rotate)
 from zsjax.parallel.constrain import constrain, platform
 
 __all__ = ["DecoderConfig", "ParamSpec", "param_specs", "specs_of", "init_params", "num_params", "cast_matrices",
@@ -47,6 +48,9 @@ def param_specs(config: DecoderConfig) -> dict[str, Any]:
     D, F, V = config.embed_dim, config.mlp_dim, config.vocab_size
     q_dim, kv_dim = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
 
+    def norm(size):
+        return ParamSpec((size,), (None,), "zeros" if config.norm_offset else "ones")
+
     def dense(shape, axes, bias=False):
         spec = {"kernel": ParamSpec(shape, axes)}
         if bias:
@@ -61,12 +65,14 @@ def param_specs(config: DecoderConfig) -> dict[str, Any]:
             "o_proj": dense((q_dim, D), ("heads", "embed")),
         }
         if config.qk_norm:
-            attn["q_norm"] = ParamSpec((config.head_dim,), (None,), "ones")
-            attn["k_norm"] = ParamSpec((config.head_dim,), (None,), "ones")
+            attn["q_norm"] = norm(config.head_dim)
+            attn["k_norm"] = norm(config.head_dim)
+        around_mlp = ("pre_feedforward_layernorm", "post_feedforward_layernorm") if config.post_norms else ()
         return {
-            "input_layernorm": ParamSpec((D,), (None,), "ones"),
+            "input_layernorm": norm(D),
             "attn": attn,
-            "post_attention_layernorm": ParamSpec((D,), (None,), "ones"),
+            "post_attention_layernorm": norm(D),
+            **{name: norm(D) for name in around_mlp},
             "mlp": {
                 "gate_proj": dense((D, F), ("embed", "mlp")),
                 "up_proj": dense((D, F), ("embed", "mlp")),
@@ -77,7 +83,7 @@ def param_specs(config: DecoderConfig) -> dict[str, Any]:
     specs = {
         "embed_tokens": ParamSpec((V, D), ("vocab", "embed")),
         "layers": [layer() for _ in range(config.num_layers)],
-        "norm": ParamSpec((D,), (None,), "ones"),
+        "norm": norm(D),
     }
     if not config.tie_embeddings:
         specs["lm_head"] = dense((D, V), ("embed", "vocab"))
@@ -110,7 +116,8 @@ def specs_of(params, config: DecoderConfig):
 
 
 def init_params(config: DecoderConfig, key, dtype=jnp.float32):
-    """Random parameters: normal with deviation 0.02, residual outputs scaled by (2L)^-1/2 (GPT-2), norms at one."""
+    """Random parameters: normal with deviation 0.02, residual outputs scaled by (2L)^-1/2 (GPT-2), norms that scale by
+    one (whose offset is 0 or 1)."""
     specs = param_specs(config)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(specs, is_leaf=_is_spec)
     keys = jax.random.split(key, len(leaves))
@@ -157,7 +164,10 @@ def decoding_params(params, config: DecoderConfig):
 
 def _embed(params, config, tokens):
     table = constrain(params["embed_tokens"], "vocab", None)  # gathered over fsdp before the look-up, not after
-    return constrain(embed(table, tokens, config.dtype), "rows", None, None)
+    x = embed(table, tokens, config.dtype)
+    if config.embed_scale != 1.0:
+        x = x * jnp.asarray(config.embed_scale, x.dtype)
+    return constrain(x, "rows", None, None)
 
 
 def _split_heads(x, num_heads):
@@ -165,20 +175,39 @@ def _split_heads(x, num_heads):
     return x.reshape(B, T, num_heads, -1).swapaxes(1, 2)
 
 
-def _layer(params, config: DecoderConfig, index, x, cos, sin, read_kv):
-    """One decoder layer. `read_kv(q, k, v)` stores the new keys and values where they belong and attends."""
-    y = rms_norm(x, params["input_layernorm"], eps=config.rms_eps)
+def _norm(params, config, x):
+    return rms_norm(x, params, eps=config.rms_eps, offset=config.norm_offset)
+
+
+def _angles(config, positions):
+    """Whether a layer has a window -> its (cos, sin); without True, those of False are for all layers."""
+    kinds = (False,) if config.sliding_rope_theta is None else (False, True)
+    return {kind: rotary_angles(config, positions, sliding=kind) for kind in kinds}
+
+
+def _layer(params, config: DecoderConfig, index, x, angles, read_kv):
+    """One decoder layer. `angles` are as of `_angles`; `read_kv(q, k, v)` stores the new keys and values where they belong
+    and attends."""
+    cos, sin = angles.get(index in config.sliding_layers, angles[False])
+    y = _norm(params["input_layernorm"], config, x)
     attn = params["attn"]
     q = _split_heads(linear(attn["q_proj"], y), config.num_heads)
     k = _split_heads(linear(attn["k_proj"], y), config.num_kv_heads)
     v = _split_heads(linear(attn["v_proj"], y), config.num_kv_heads)
     if config.qk_norm:
-        q = rms_norm(q, attn["q_norm"], eps=config.rms_eps)
-        k = rms_norm(k, attn["k_norm"], eps=config.rms_eps)
-    out = read_kv(rotate(q, cos, sin), rotate(k, cos, sin), v)
-    x = x + linear(attn["o_proj"], checkpoint_name(out.astype(x.dtype), "attention"))
-    y = rms_norm(x, params["post_attention_layernorm"], eps=config.rms_eps)
-    return x + swiglu(params["mlp"], y)
+        q = _norm(attn["q_norm"], config, q)
+        k = _norm(attn["k_norm"], config, k)
+    # Attention divides scores by h^1/2. Another scale goes with the rotation, which is computed in float32.
+    factor = 1.0 if config.query_scale is None else config.query_scale * math.sqrt(config.head_dim)
+    rotated = rotate(q, cos, sin) if factor == 1.0 else rotate(q, cos * factor, sin * factor)
+    out = read_kv(rotated, rotate(k, cos, sin), v)
+    out = linear(attn["o_proj"], checkpoint_name(out.astype(x.dtype), "attention"))
+    if not config.post_norms:
+        x = x + out
+        return x + gated_mlp(params["mlp"], _norm(params["post_attention_layernorm"], config, x), config.activation)
+    x = x + _norm(params["post_attention_layernorm"], config, out)
+    out = gated_mlp(params["mlp"], _norm(params["pre_feedforward_layernorm"], config, x), config.activation)
+    return x + _norm(params["post_feedforward_layernorm"], config, out)
 
 
 def _window(config, layer):
@@ -205,18 +234,18 @@ def hidden_states(params, config: DecoderConfig, tokens, *, positions=None, vali
     positions = jnp.broadcast_to(jnp.arange(T), (B, T)) if positions is None else positions
     kernel = choose(config)
     lengths = jnp.full(B, T) if valid is None else valid.sum(axis=1)
-    cos, sin = rotary_angles(config, positions)
+    angles = _angles(config, positions)
     x = _embed(params, config, tokens)
 
     def layer(params, x, index):
         read_kv = lambda q, k, v: attend(q, k, v, kv_lengths=lengths, window=_window(config, index), kernel=kernel)
-        return constrain(_layer(params, config, index, x, cos, sin, read_kv), "rows", None, None)
+        return constrain(_layer(params, config, index, x, angles, read_kv), "rows", None, None)
 
     if remat not in (False, "none"):
         layer = jax.checkpoint(layer, static_argnums=2, policy=REMAT["layers" if remat is True else remat])
     for index, layer_params in enumerate(params["layers"]):
         x = layer(layer_params, x, index)
-    return rms_norm(x, params["norm"], eps=config.rms_eps)
+    return _norm(params["norm"], config, x)
 
 
 def _unembedding(params, config):
@@ -261,7 +290,7 @@ def extend(params, config: DecoderConfig, tokens, count, cache: KVCache, rows=No
     kv_lengths = jnp.where(count > 0, lengths + count, 0)  # rows that append nothing need not be read
     # Looked up, so that a decoding loop computes the angles of all slots once: fused into their use, they would be
     # computed again for every head and layer.
-    cos, sin = (x.at[positions].get(mode="clip") for x in rotary_angles(config, jnp.arange(cache.capacity)))
+    angles = jax.tree.map(lambda x: x.at[positions].get(mode="clip"), _angles(config, jnp.arange(cache.capacity)))
     x = _embed(params, config, tokens)
     for index, layer_params in enumerate(params["layers"]):
 
@@ -271,5 +300,5 @@ def extend(params, config: DecoderConfig, tokens, count, cache: KVCache, rows=No
             return attend_cached(q, cache.k[index], cache.v[index], q_positions=positions, kv_lengths=kv_lengths, rows=rows,
                                  window=_window(config, index))
 
-        x = _layer(layer_params, config, index, x, cos, sin, read_kv)
-    return rms_norm(x, params["norm"], eps=config.rms_eps), cache.advance(count, rows)
+        x = _layer(layer_params, config, index, x, angles, read_kv)
+    return _norm(params["norm"], config, x), cache.advance(count, rows)

@@ -1,4 +1,4 @@
-"""The pieces of a Qwen-style decoder as pure functions: RMS norm, rotary embedding, SwiGLU, linear.
+"""The pieces of a decoder as pure functions: RMS norm, rotary embedding, gated mlp, linear.
 
 Letters: B rows, T tokens, D model, H query heads, K kv heads, h head size, F mlp, V vocabulary.
 """
@@ -51,6 +51,9 @@ class Int8Heads:
         return self.values.shape
 
 
+ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
+
+
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
     """How rotary frequencies are stretched, in Hugging Face's terms.
@@ -79,7 +82,9 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """The shape of a decoder of the Qwen2, Qwen3 or Llama family. Hashable: a static argument of jitted functions.
+    """The shape of a decoder, as switches that do not depend on each other. Hashable: a static argument of jitted functions.
+
+    `zsjax.models.families` says which values a family of published models has.
 
     Attributes:
       vocab_size: V, rows of the embedding.
@@ -90,14 +95,22 @@ class DecoderConfig:
       mlp_dim: F.
       rope_theta: base of the rotary frequencies.
       rope_scaling: None, or how frequencies are stretched.
+      sliding_rope_theta: None, or the base of the layers in `sliding_layers`, whose frequencies are then stretched by
+        `sliding_rope_scaling`, not by `rope_scaling`.
       rms_eps: epsilon of every RMS norm.
       tie_embeddings: whether the unembedding is the embedding.
       qkv_bias: biases on q, k and v (Qwen2).
       qk_norm: RMS norm of each q and k head (Qwen3).
+      norm_offset: added to the weight of every RMS norm, in float32 (Gemma: 1).
+      post_norms: RMS norms also of what attention and mlp add to the residual stream (Gemma 3). `post_attention_layernorm`
+        is then attention's; the mlp's are `pre_feedforward_layernorm` and `post_feedforward_layernorm`.
+      activation: of the mlp's gate: "silu" or "gelu_tanh".
+      embed_scale: multiplies the embedding, rounded to `dtype` first (Gemma: D^1/2).
+      query_scale: multiplies the attention scores; None is h^-1/2.
       max_position: the longest context the model claims, in tokens.
       sliding_window: None, or the window of the layers in `sliding_layers`, in tokens (the token itself counts).
       sliding_layers: which layers use the window.
-      model_type: "qwen2", "qwen3" or "llama": what `save_hf` writes.
+      model_type: "qwen2", "qwen3", "llama", "gemma3_text" or a registered family's: what `save_hf` writes.
       dtype: name of the dtype activations are computed in; norms, softmax and logits are always float32.
       attention: "auto", or the kernel to insist on; see `zsjax.models.attention`.
     """
@@ -111,10 +124,17 @@ class DecoderConfig:
     mlp_dim: int
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
+    sliding_rope_theta: float | None = None
+    sliding_rope_scaling: RopeScaling | None = None
     rms_eps: float = 1e-6
     tie_embeddings: bool = True
     qkv_bias: bool = True
     qk_norm: bool = False
+    norm_offset: float = 0.0
+    post_norms: bool = False
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    embed_scale: float = 1.0
+    query_scale: float | None = None
     max_position: int = 32768
     sliding_window: int | None = None
     sliding_layers: tuple[int, ...] = ()
@@ -127,6 +147,14 @@ class DecoderConfig:
             raise ValueError(f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even: rotary embedding turns pairs")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation={self.activation!r} is unknown; use {' or '.join(ACTIVATIONS)}")
+        if self.post_norms and self.dtype == "float16":
+            raise ValueError("dtype='float16' overflows in a decoder with post_norms, such as Gemma 3; use 'bfloat16' or "
+                             "'float32'")
+        if self.sliding_layers and not self.sliding_window:
+            raise ValueError(f"sliding_layers={self.sliding_layers} need sliding_window, in tokens")
+        object.__setattr__(self, "sliding_layers", tuple(self.sliding_layers))  # a config's JSON gives lists
 
     @classmethod
     def from_hf(cls, path) -> "DecoderConfig":
@@ -136,27 +164,33 @@ class DecoderConfig:
         return hf.read_config(path)
 
 
-def rms_norm(x, weight, *, eps):
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis, in float32, returned in x's dtype."""
-    return _rms_norm(eps, x, weight)
+def rms_norm(x, weight, *, eps, offset=0.0):
+    """x / sqrt(mean(x^2) + eps) * (offset + weight) over the last axis, in float32, returned in x's dtype."""
+    return _rms_norm(eps, offset, x, weight)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _rms_norm(eps, x, weight):
-    return _rms_norm_forward(eps, x, weight)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _rms_norm(eps, offset, x, weight):
+    return _rms_norm_forward(eps, offset, x, weight)[0]
 
 
-def _rms_norm_forward(eps, x, weight):
+def _factors(weight, offset):
+    """float32: 1 + w in bfloat16 would lose digits of w."""
+    weight = weight.astype(jnp.float32)
+    return offset + weight if offset else weight
+
+
+def _rms_norm_forward(eps, offset, x, weight):
     y = x.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
-    return (weight.astype(jnp.float32) * (y * scale)).astype(x.dtype), (x, weight, scale)
+    return (_factors(weight, offset) * (y * scale)).astype(x.dtype), (x, weight, scale)
 
 
-def _rms_norm_backward(eps, residuals, d_out):
-    """With n = x * scale and d_n = d_out * weight: d_x = scale * (d_n - n * mean(d_n * n)). Autodiff keeps n, too."""
+def _rms_norm_backward(eps, offset, residuals, d_out):
+    """With n = x * scale and d_n = d_out * (offset + weight): d_x = scale * (d_n - n * mean(d_n * n)). Autodiff keeps n, too."""
     x, weight, scale = residuals
     d_out, normed = d_out.astype(jnp.float32), x.astype(jnp.float32) * scale
-    d_normed = d_out * weight.astype(jnp.float32)
+    d_normed = d_out * _factors(weight, offset)
     d_x = scale * (d_normed - normed * jnp.mean(d_normed * normed, axis=-1, keepdims=True))
     d_weight = (d_out * normed).sum(axis=range(x.ndim - 1))
     return d_x.astype(x.dtype), d_weight.astype(weight.dtype)
@@ -165,10 +199,13 @@ def _rms_norm_backward(eps, residuals, d_out):
 _rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
 
 
-def rope_frequencies(config: DecoderConfig):
-    """(inverse frequencies float32[h/2] in radians per position, factor on cos and sin)."""
-    h, s = config.head_dim, config.rope_scaling
-    freqs = [config.rope_theta ** (-i / h) for i in range(0, h, 2)]
+def rope_frequencies(config: DecoderConfig, *, sliding: bool = False):
+    """(inverse frequencies float32[h/2] in radians per position, factor on cos and sin), of the layers with a window or of
+    the others."""
+    h, theta, s = config.head_dim, config.rope_theta, config.rope_scaling
+    if sliding and config.sliding_rope_theta is not None:
+        theta, s = config.sliding_rope_theta, config.sliding_rope_scaling
+    freqs = [theta ** (-i / h) for i in range(0, h, 2)]
     if s is None:
         return jnp.array(freqs, jnp.float32), 1.0
     if s.kind == "linear":
@@ -185,7 +222,7 @@ def rope_frequencies(config: DecoderConfig):
         return jnp.array([stretch(f) for f in freqs], jnp.float32), 1.0
     if s.kind == "yarn":
         def dimension(rotations):
-            return h * math.log(s.original_max_position / (rotations * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+            return h * math.log(s.original_max_position / (rotations * 2 * math.pi)) / (2 * math.log(theta))
         low, high = dimension(s.beta_fast), dimension(s.beta_slow)
         if s.truncate:
             low, high = math.floor(low), math.ceil(high)
@@ -200,9 +237,9 @@ def rope_frequencies(config: DecoderConfig):
     raise ValueError(f"unknown rope scaling {s.kind!r}")
 
 
-def rotary_angles(config: DecoderConfig, positions):
-    """(cos, sin) float32[B, T, h/2] of int32[B, T] positions."""
-    freqs, factor = rope_frequencies(config)
+def rotary_angles(config: DecoderConfig, positions, *, sliding: bool = False):
+    """(cos, sin) float32[B, T, h/2] of int32[B, T] positions, of the layers with a window or of the others."""
+    freqs, factor = rope_frequencies(config, sliding=sliding)
     angles = positions[..., None].astype(jnp.float32) * freqs
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
@@ -274,8 +311,8 @@ def linear(params, x):
     return y.astype(x.dtype)
 
 
-def swiglu(params, x):
-    """down(silu(gate(x)) * up(x)), the middle in float32."""
+def gated_mlp(params, x, activation: str):
+    """down(f(gate(x)) * up(x)), the middle in float32; f is one of `ACTIVATIONS`."""
     gate, up = linear(params["gate_proj"], x), linear(params["up_proj"], x)
-    inner = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
+    inner = ACTIVATIONS[activation](gate.astype(jnp.float32)) * up.astype(jnp.float32)
     return linear(params["down_proj"], inner.astype(x.dtype))

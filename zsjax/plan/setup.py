@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-import re
 
 import jax
 
@@ -10,9 +9,8 @@ from zsjax.config import Config, ModelConfig
 from zsjax.data.assets import asset_path
 from zsjax.errors import UserError
 from zsjax.models.checkpoints.hub import PREFIX
-from zsjax.models.hf_config import read_config
+from zsjax.models.families import PRESETS, find_preset, read_config
 from zsjax.models.layers import DecoderConfig
-from zsjax.models.presets import PRESETS
 from zsjax.parallel.constrain import AXES
 from zsjax.parallel.mesh import mesh_shape
 from zsjax.plan.targets import Target
@@ -117,11 +115,11 @@ def model_shape(model: ModelConfig, field: str, tokenizer) -> DecoderConfig:
             return dataclasses.replace(read_config(asset_path(model.init)), dtype=model.dtype)
         except (OSError, ValueError) as error:
             raise UserError(f"{field}.init = {model.init!r}: {error}") from error
-    name = re.sub(r"-(Instruct|Base)$", "", model.init.rstrip("/").split("/")[-1])
-    if name not in PRESETS:
+    known = find_preset(model.init)
+    if known is None:
         raise UserError(f"{field}.init = {model.init!r} is not on this machine, and its name is none of "
                         f"{', '.join(PRESETS)}: the plan does not know its shape")
-    return dataclasses.replace(PRESETS[name], dtype=model.dtype)
+    return dataclasses.replace(known, dtype=model.dtype)
 
 
 def _is_here(path: str) -> bool:

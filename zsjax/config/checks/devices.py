@@ -78,7 +78,7 @@ def _num_heads(config, model):
     """Query heads of a model that the run uses, 0 where they cannot be known before it is loaded or made."""
     from zsjax.data.assets import asset_path
     from zsjax.models.checkpoints.hub import PREFIX
-    from zsjax.models.hf_config import read_config
+    from zsjax.models.families import read_config
 
     if model is config.simulator and not uses_simulator(config):
         return 0

@@ -15,7 +15,7 @@ import numpy as np
 
 from zsjax.models.checkpoints import hub, tensor_files
 from zsjax.models.decoder import ParamSpec, param_specs
-from zsjax.models.hf_config import config_dict, read_config
+from zsjax.models.families import config_dict, family_of, read_config
 from zsjax.models.layers import DecoderConfig
 
 __all__ = ["load_hf", "read_config", "save_hf"]
@@ -38,7 +38,8 @@ def hf_name(path) -> tuple[str, bool]:
     return ".".join(parts if parts[0] == "lm_head" else ["model", *parts]), transposed
 
 
-def _named_specs(config):
+def named_specs(config):
+    """([(Hugging Face's name, whether it is stored transposed, ParamSpec)], the tree's structure)."""
     is_spec = lambda x: isinstance(x, ParamSpec)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(param_specs(config), is_leaf=is_spec)
     return [(*hf_name(path), spec) for path, spec in leaves], treedef
@@ -128,7 +129,7 @@ def _place(stored, transposed, dtype, sharding, check_finite):
 
 
 def load_hf(path, *, mesh=None, rules=None, dtype=None, tokenizer=None, check_finite: bool = False):
-    """Reads a Hugging Face checkpoint (qwen2, qwen3, llama) without torch or transformers.
+    """Reads a Hugging Face checkpoint of a known family (`zsjax.models.families`) without torch or transformers.
 
     The files are memory-mapped and each tensor goes straight to its devices, so the extra host memory is about twice
     the largest tensor, as it is stored and as it is kept (of one shard of it with a mesh; benchmarks/load.py).
@@ -156,8 +157,9 @@ def load_hf(path, *, mesh=None, rules=None, dtype=None, tokenizer=None, check_fi
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise ValueError(f"{folder}: tensor 'model.embed_tokens.weight' has {config.vocab_size} rows, but the tokenizer "
                          f"{getattr(tokenizer, 'path', '')} has {tokenizer.vocab_size} ids: give the model's own tokenizer")
-    named, treedef = _named_specs(config)
-    tensors = _find_tensors(folder)
+    named, treedef = named_specs(config)
+    own_name = family_of(config.model_type).tensor_name
+    tensors = {own_name(name): tensor for name, tensor in _find_tensors(folder).items() if own_name(name)}
     _check(folder, config, named, tensors)
     if dtype is not None:
         config = dataclasses.replace(config, dtype=jnp.dtype(dtype).name)
@@ -228,7 +230,7 @@ def save_hf(path, config: DecoderConfig, params, *, tokenizer=None, dtype=None, 
       path: folder to make. An empty folder or an earlier checkpoint there is replaced.
       config, params: the decoder; parameters may be sharded over devices of this process.
       tokenizer: None, a folder or file to copy from, an object with such a `path`, or with `save_pretrained`. Its
-        `eos_ids` and `pad_id` go into the configs.
+        `eos_ids`, `pad_id` and `bos_id` go into the configs.
       dtype: of the stored tensors; None keeps the parameters'.
       shard_bytes: largest file, in bytes.
 
@@ -242,7 +244,7 @@ def save_hf(path, config: DecoderConfig, params, *, tokenizer=None, dtype=None, 
     path = Path(path)
     if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / "config.json").is_file())):
         raise FileExistsError(f"{path} exists and is no checkpoint folder: not replaced")
-    named, treedef = _named_specs(config)
+    named, treedef = named_specs(config)
     leaves, given = jax.tree.flatten(params)
     if given != treedef:
         raise ValueError(f"params do not fit the config: expected the tree {treedef}, got {given}")
@@ -258,16 +260,17 @@ def save_hf(path, config: DecoderConfig, params, *, tokenizer=None, dtype=None, 
         return array.T if transposes[name] else array
 
     eos_ids, pad_id = tuple(getattr(tokenizer, "eos_ids", ())), getattr(tokenizer, "pad_id", None)
+    bos_id = getattr(tokenizer, "bos_id", None)
     main_dtype = tensors["model.embed_tokens.weight"][1].name
-    fields = config_dict(config, dtype=main_dtype, eos_ids=eos_ids, pad_id=pad_id)
+    fields = config_dict(config, dtype=main_dtype, eos_ids=eos_ids, pad_id=pad_id, bos_id=bos_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.writing-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         _write_json(temporary / "config.json", fields)
-        _write_json(temporary / "generation_config.json",
-                    {key: fields[key] for key in ("eos_token_id", "pad_token_id") if fields[key] is not None})
+        ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+        _write_json(temporary / "generation_config.json", {key: fields[key] for key in ids if fields[key] is not None})
         if tokenizer is not None:
             _write_tokenizer(temporary, tokenizer)
         _write_weights(temporary, tensors, load, shard_bytes)
