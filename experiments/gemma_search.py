@@ -57,13 +57,13 @@ def get_config(arg=None):
     questions, paragraphs = str(DATA / "questions.jsonl.gz"), str(DATA / "paragraphs.jsonl.gz")
     c.data = dict(train=f"{questions}#train", eval=f"{questions}#eval", corpus=paragraphs, eval_corpus=paragraphs)
     c.prompts = dict(policy="plain", simulator="prompted" if arg.simulator == "prompted" else "plain")
-    # A document is its title and 45 words; the gold answer stands in three of them for 0.53 of the questions.
-    c.search = dict(engine=arg.engine, eval_engine="bm25", num_documents=3, max_document_tokens=80, max_query_tokens=48,
-                    passage_words=45)
-    c.rollout = dict(max_turns=2, max_turn_tokens=64, max_prompt_tokens=96, max_tokens=704)
+    # A document is its title and 56 words, which are 96 tokens at most for nearly all.
+    c.search = dict(engine=arg.engine, eval_engine="bm25", num_documents=3, max_document_tokens=96, max_query_tokens=48,
+                    passage_words=56)
+    c.rollout = dict(max_turns=2, max_turn_tokens=64, max_prompt_tokens=96, max_tokens=832)
     # Logits of one row's chunk are 262,144 * 4 bytes a position: 8 rows of 32 positions take 268 MB.
     update = dict(microbatch_tokens=4096 if arg.packed else 0, logprob_chunk=32)
-    c.warm_start = dict(steps=240, batch_rows=8, max_tokens=704, checkpoint_every=60, **update,
+    c.warm_start = dict(steps=240, batch_rows=8, max_tokens=832, checkpoint_every=60, **update,
                         optimizer=dict(learning_rate=3e-5, schedule="linear", warmup_steps=10))
     c.collect = dict(episodes=1024, label="contains", hold_out=0.15)
     c.tune_simulator = dict(steps=240, batch_rows=8, max_tokens=512, checkpoint_every=60, **update,
@@ -86,17 +86,19 @@ def _smoke(c):
     from zsjax.data.assets import asset_path
 
     model = dict(init="random", shape=dict(
-        embed_dim=64, num_layers=2, num_heads=4, num_kv_heads=1, head_dim=16, mlp_dim=128))
+        embed_dim=64, num_layers=2, num_heads=4, num_kv_heads=1, head_dim=16, mlp_dim=128, qkv_bias=False, qk_norm=True,
+        norm_offset=1.0, post_norms=True, activation="gelu_tanh", embed_scale=8.0, sliding_window=64, sliding_layers=(0,),
+        rope_theta=1e6, sliding_rope_theta=1e4, model_type="gemma3_text"))
     c.tokenizer = f"{sample}/tokenizer"
     c.policy, c.simulator = dict(model), dict(model)
     questions, paragraphs = (str(asset_path(f"{sample}/{name}.jsonl.gz")) for name in ("questions", "paragraphs"))
     c.data = dict(train=questions, eval=questions, corpus=paragraphs, eval_corpus=paragraphs, eval_limit=16)
-    c.search.update(num_documents=2, max_document_tokens=32, passage_words=12)
-    c.rollout.update(max_prompt_tokens=80, max_tokens=448)
-    c.warm_start.update(steps=60, batch_rows=16, max_tokens=448, microbatch_tokens=0, checkpoint_every=60)
-    c.warm_start.optimizer.learning_rate = 6e-3
+    c.search.update(num_documents=2, max_document_tokens=24, passage_words=12)
+    c.rollout.update(max_prompt_tokens=80, max_turn_tokens=40, max_tokens=256)
+    c.warm_start.update(steps=60, max_tokens=256, microbatch_tokens=0, checkpoint_every=60)
+    c.warm_start.optimizer.learning_rate = 1e-2
     c.collect.update(episodes=32, hold_out=0.0, label="ranking")
-    c.tune_simulator.update(steps=2, max_tokens=512, checkpoint_every=2)
-    c.train.update(steps=2, questions_per_step=4, group_size=4, eval_every=2, eval_questions=8)
+    c.tune_simulator.update(steps=2, max_tokens=320, checkpoint_every=2, microbatch_tokens=0)
+    c.train.update(steps=2, questions_per_step=4, group_size=4, eval_every=2, eval_questions=8, microbatch_tokens=0)
     c.evaluate.update(batch_rows=16, baselines=c.evaluate.baselines[:1])
     return c

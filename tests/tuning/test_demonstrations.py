@@ -72,8 +72,9 @@ def test_an_episode_in_tokens_is_the_one_that_a_rollout_plays(tokenizer, engine,
 
     from zsjax.rollout import state
 
-    # Position t of the row is drawn from key (.., t): the stand-in's keys are the positions.
+    # A token is drawn with a key of its position: the stand-in's keys are the positions.
     monkeypatch.setattr(state, "row_keys", lambda key, episodes, positions: positions)
+    monkeypatch.setattr(state, "coins", lambda env, state, noise, key: jnp.zeros(len(state.length), bool))
     monkeypatch.setattr(state, "sample", lambda logits, keys, **_: (said[keys], jnp.zeros(len(keys))))
     model = DecoderConfig(vocab_size=tokenizer.vocab_size, embed_dim=8, num_layers=1, num_heads=1, num_kv_heads=1,
                           head_dim=8, mlp_dim=8)

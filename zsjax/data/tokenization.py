@@ -24,6 +24,8 @@ class Tokenizer:
       path: where it was loaded from.
       vocab_size: ids are 0 .. vocab_size-1, added tokens included (a model's embedding may have more rows).
       eos_ids: ids that end a generation: of the tokenizer's and the model's configs beside it; () if there are none.
+      begin_ids: what the tokenizer puts in front of a text that begins a context, such as <bos>; () for most. Models that
+        were trained with it (Gemma, Llama) are of no use without.
       pad_id: the padding token; without one an end token, without that 0. Nothing infers a mask from it.
     """
 
@@ -31,10 +33,16 @@ class Tokenizer:
     vocab_size: int
     eos_ids: tuple[int, ...]
     pad_id: int
+    begin_ids: tuple[int, ...] = ()
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text. No special tokens are added; those written out in the text are recognised."""
         raise NotImplementedError
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a text that begins a context: `encode` behind `begin_ids`, which a text that has them gets once."""
+        ids, begin = self.encode(text), list(self.begin_ids)
+        return ids if ids[:len(begin)] == begin else begin + ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids, special tokens written out; bytes that are no UTF-8 become U+FFFD."""
@@ -81,6 +89,9 @@ class FastTokenizer(Tokenizer):
         self._config = _read_json(self._folder / "tokenizer_config.json")
         special = {token.content: id for id, token in backend.get_added_tokens_decoder().items() if token.special}
         self.eos_ids = self._find_eos(special)
+        bare, whole = self.encode("a"), backend.encode("a", add_special_tokens=True).ids
+        if whole[-len(bare):] == bare:  # else special tokens close a text, too, which no decoder's do
+            self.begin_ids = tuple(whole[:-len(bare)])
         pad = _content(self._config.get("pad_token"))
         known = [self._vocab[name] for name in (pad, *_PAD_NAMES) if name in self._vocab]
         self.pad_id = (known or list(self.eos_ids) or [0])[0]

@@ -195,7 +195,8 @@ def _continue(s: Setting, prompts: Sequence[str]) -> list[tuple[str, int]]:
     from zsjax.sampling import generate
 
     size, rows = s.config.rollout.max_tokens, s.config.evaluate.batch_rows
-    ids = [s.tokenizer.encode(prompt)[-size:] for prompt in prompts]
+    begin = list(s.tokenizer.begin_ids)
+    ids = [begin + s.tokenizer.encode(prompt)[len(begin) - size:] for prompt in prompts]
     out, params = [], for_decoding(s.params, s.model, s.mesh)
     for first in range(0, len(ids), rows):
         batch = ids[first:first + rows]

@@ -77,7 +77,7 @@ class PolicyTemplate:
         text = self.render(question)
         if chat:
             return tokenizer.apply_chat_template([{"role": "user", "content": text.strip()}])
-        return tokenizer.encode(text)
+        return tokenizer.encode_prompt(text)
 
 
 _DEFAULT = """\

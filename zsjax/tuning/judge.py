@@ -126,7 +126,7 @@ class DecoderJudge:
     def _encode(self, text):
         if self.chat:
             return list(self.tokenizer.apply_chat_template([{"role": "user", "content": text}]))
-        return self.tokenizer.encode(text)
+        return self.tokenizer.encode_prompt(text)
 
     def _logprobs(self, prompts):
         """float32[2, R], nats: of yes and of no behind each of R prompts."""

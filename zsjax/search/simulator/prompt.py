@@ -180,8 +180,12 @@ class SimulatorTemplate:
         return [part for part in parts if part[1]]
 
     def pieces(self, tokenizer) -> list[tuple[str, list[int] | str]]:
-        """("text", ids) and ("slot", name), in order."""
-        return [(kind, tokenizer.encode(value) if kind == "text" else value) for kind, value in self.parts()]
+        """("text", ids) and ("slot", name), in order; the first are a text's, behind the tokenizer's begin_ids."""
+        parts = self.parts()
+        if parts[0][0] == "slot" and tokenizer.begin_ids:
+            parts.insert(0, ("text", ""))
+        return [(kind, value if kind == "slot" else tokenizer.encode(value) if place else tokenizer.encode_prompt(value))
+                for place, (kind, value) in enumerate(parts)]
 
     def render(self, **slots) -> str:
         """The prompt as text, for a simulator behind a server. Raises ValueError as `build`."""
