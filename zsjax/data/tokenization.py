@@ -12,7 +12,9 @@ from collections.abc import Sequence
 
 from zsjax.data.assets import asset_path
 
-_EOS_NAMES = ("<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
+_EOS_NAMES = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
+# Where the chat template writes it, it ends a generation, whatever eos_token is: Gemma's names only <eos>.
+_TURN_ENDS = ("<end_of_turn>",)
 _PAD_NAMES = ("<pad>", "<|pad|>", "[PAD]", "<|endoftext|>")
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -106,6 +108,8 @@ class FastTokenizer(Tokenizer):
             found += [ids] if isinstance(ids, int) else list(ids or ())
         if not found:
             found = [special[name] for name in _EOS_NAMES if name in special][:1]
+        template = self._chat_template() or ""
+        found += [special[name] for name in _TURN_ENDS if name in special and name in template]
         return tuple(dict.fromkeys(found))
 
     def encode(self, text: str) -> list[int]:
@@ -124,13 +128,17 @@ class FastTokenizer(Tokenizer):
             table[id] = None if token.special else token.content.encode()
         return table
 
-    def apply_chat_template(self, messages: Sequence[dict], *, add_generation_prompt: bool = True) -> list[int]:
+    def _chat_template(self) -> str | None:
         template = self._config.get("chat_template")
         file = self._folder / "chat_template.jinja"
         if file.is_file():
             template = file.read_text(encoding="utf-8")
         if isinstance(template, list):  # named templates
             template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
+        return template
+
+    def apply_chat_template(self, messages: Sequence[dict], *, add_generation_prompt: bool = True) -> list[int]:
+        template = self._chat_template()
         if not template:
             raise ValueError(
                 f"the tokenizer at {self.path} has no chat template (no chat_template in tokenizer_config.json and no "

@@ -31,7 +31,7 @@ class WrittenTokenizer:
     path: Path
     eos_ids: tuple[int, ...]
     pad_id: int | None
-    bos_id: int | None
+    begin_ids: tuple[int, ...]
 
 
 def write(metadata: dict, folder, eos_names, source, *, vocab_size: int) -> WrittenTokenizer:
@@ -63,7 +63,8 @@ def write(metadata: dict, folder, eos_names, source, *, vocab_size: int) -> Writ
     _add_tokens(backend, ggml)
     named = {name: ggml.get(f"{key}_token_id") for name, key in
              (("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding"))}
-    if ggml.get("add_bos_token", kind == "llama") and named["bos_token"] is not None:
+    begins = bool(ggml.get("add_bos_token", kind == "llama")) and named["bos_token"] is not None
+    if begins:
         _begin_with(backend, tokens[named["bos_token"]], named["bos_token"])
     folder = Path(folder)
     backend.save(str(folder / "tokenizer.json"))
@@ -75,7 +76,7 @@ def write(metadata: dict, folder, eos_names, source, *, vocab_size: int) -> Writ
     control = {token: id for id, (token, type) in enumerate(zip(tokens, ggml.get("token_type", ()))) if type == CONTROL}
     eos = [named["eos_token"], ggml.get("eot_token_id"), *(control.get(name) for name in eos_names)]
     return WrittenTokenizer(folder, tuple(dict.fromkeys(id for id in eos if id is not None)), named["pad_token"],
-                            named["bos_token"])
+                            (named["bos_token"],) if begins else ())
 
 
 def merges_of(vocab: dict[str, int], rank: dict[str, float]) -> list[tuple[str, str]]:
@@ -90,7 +91,7 @@ def merges_of(vocab: dict[str, int], rank: dict[str, float]) -> list[tuple[str, 
 
 def _pieces(ggml: dict, architecture: str):
     """SentencePiece's BPE: Gemma's, or Llama 2's with a blank before the text."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, normalizers
 
     tokens, gemma = list(ggml["tokens"]), architecture.startswith("gemma")
     if gemma:
@@ -107,13 +108,11 @@ def _pieces(ggml: dict, architecture: str):
     backend = Tokenizer(models.BPE(vocab=vocab, merges=merges, fuse_unk=True, byte_fallback=True,
                                    unk_token=None if unknown is None else tokens[unknown]))
     parts = [decoders.Replace(BLANK, " "), decoders.ByteFallback(), decoders.Fuse()]
-    if gemma:
-        backend.normalizer = normalizers.Replace(" ", BLANK)
-        backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    else:
-        prefix = bool(ggml.get("add_space_prefix", True))
-        backend.pre_tokenizer = pre_tokenizers.Metaspace(BLANK, prepend_scheme="first" if prefix else "never", split=False)
-        parts += [decoders.Strip(" ", 1, 0)] if prefix else []
+    backend.normalizer = normalizers.Replace(" ", BLANK)
+    if ggml.get("add_space_prefix", not gemma):
+        # As Llama 2's published tokenizer.json and SentencePiece do it, also before a text that begins with a blank.
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend(BLANK), backend.normalizer])
+        parts.append(decoders.Strip(" ", 1, 0))
     backend.decoder = decoders.Sequence(parts)
     return backend
 

@@ -230,7 +230,7 @@ def save_hf(path, config: DecoderConfig, params, *, tokenizer=None, dtype=None, 
       path: folder to make. An empty folder or an earlier checkpoint there is replaced.
       config, params: the decoder; parameters may be sharded over devices of this process.
       tokenizer: None, a folder or file to copy from, an object with such a `path`, or with `save_pretrained`. Its
-        `eos_ids`, `pad_id` and `bos_id` go into the configs.
+        `eos_ids`, `pad_id` and `begin_ids` go into the configs.
       dtype: of the stored tensors; None keeps the parameters'.
       shard_bytes: largest file, in bytes.
 
@@ -260,7 +260,7 @@ def save_hf(path, config: DecoderConfig, params, *, tokenizer=None, dtype=None, 
         return array.T if transposes[name] else array
 
     eos_ids, pad_id = tuple(getattr(tokenizer, "eos_ids", ())), getattr(tokenizer, "pad_id", None)
-    bos_id = getattr(tokenizer, "bos_id", None)
+    bos_id = (*getattr(tokenizer, "begin_ids", ()), None)[0]
     main_dtype = tensors["model.embed_tokens.weight"][1].name
     fields = config_dict(config, dtype=main_dtype, eos_ids=eos_ids, pad_id=pad_id, bos_id=bos_id)
     path.parent.mkdir(parents=True, exist_ok=True)
