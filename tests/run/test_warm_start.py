@@ -13,15 +13,18 @@ from zsjax.run import pipeline
 from zsjax.run.stages import run as run_module
 from zsjax.run.stages.warm_start import warm_start
 
+NAMES = ("anna", "bella", "clara")
 SHAPE = dict(embed_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=16)
 
 
 @pytest.fixture
 def config(tmp_path):
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(
-        {"id": f"q{i}", "question": f"Which city has spring {i}?", "golden_answers": [f"Bath{i}"]}) + "\n" for i in range(3)))
+        {"id": f"q{i}", "question": f"Which city has spring {name}?", "golden_answers": [f"Bath{i}"]}) + "\n"
+        for i, name in enumerate(NAMES)))
     (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(
-        {"id": f"d{i}", "title": "City", "text": f"The city with spring {i} is Bath{i}."}) + "\n" for i in range(2)))
+        {"id": f"d{i}", "title": "City", "text": f"The city with spring {name} is Bath{i}."}) + "\n"
+        for i, name in enumerate(NAMES[:2])))
     files = {"train": "questions", "eval": "questions", "corpus": "corpus", "eval_corpus": "corpus"}
     return resolve({
         "tokenizer": "asset:real/tokenizer", "stages": ["warm_start"], "policy": {"init": "random", "shape": SHAPE},
