@@ -46,7 +46,7 @@ def get_config(arg=None):
             raise UserError(f"config argument {name}={arg[name]!r} is unknown; use {' or '.join(known)}")
     c = ml_collections.ConfigDict()
     c.name, c.seed = "gemma_search", arg.seed
-    simulated, tuned = arg.engine == "simulator", arg.engine == "simulator" and arg.simulator == "tuned"
+    tuned = arg.engine == "simulator" and arg.simulator == "tuned"
     c.stages = (*([] if arg.start else ["warm_start"]), *(["collect", "tune_simulator"] if tuned and not arg.start else []),
                 "train", "evaluate", "report")
     made = lambda name: str(pathlib.Path(arg.start) / "models" / name)

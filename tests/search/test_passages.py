@@ -1,5 +1,7 @@
 """The passage that is shown of a long document: the window that matches the query, whatever engine found it."""
 
+import json
+
 import pytest
 
 from zsjax.config import resolve
@@ -44,7 +46,7 @@ def test_the_wrapper_keeps_titles_scores_failures_and_what_the_engine_says_of_it
 
 def test_the_option_wraps_the_engines_of_a_run(tmp_path):
     corpus = tmp_path / "corpus.jsonl"
-    corpus.write_text('{"id": "a", "title": "Ann", "text": "%s"}\n' % TEXT)
+    corpus.write_text(json.dumps({"id": "a", "title": "Ann", "text": TEXT}) + "\n")
     settings = {"engine": "bm25", "index_dir": "", "passage_words": 5}
     config = resolve({"search": settings}, check=False)
     engine = build.engine("bm25", config, str(corpus))

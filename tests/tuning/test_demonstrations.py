@@ -25,7 +25,8 @@ DOCUMENTS = [Document("Emma", "Emma is a novel by Jane Austen about a matchmaker
 ONE_HOP = Question("q1", "Which city has hot springs?", ("Rome", "Bath"))
 TWO_HOPS = Question("q2", "Where was the author of the novel Emma born?", ("Steventon",),
                     {"supporting_titles": ["Emma", "Jane Austen"]})
-UNKNOWN = Question("q3", "Where was the author of the novel Emma born?", ("Steventon",), {"supporting_titles": ["Mansfield"]})
+UNKNOWN = Question("q3", "Where was the author of the novel Emma born?", ("Steventon",),
+                   {"supporting_titles": ["Mansfield"]})
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,8 @@ def test_files_come_back_whole_and_bad_lines_are_named(tokenizer, engine, tmp_pa
     assert plain(d.read_demonstrations(path)) == [
         (Question(q.id, q.question, q.golden_answers, q.metadata), *rest) for q, *rest in plain(made)]
     good = json.loads(path.read_text().split("\n")[0])
-    for change, message in (({"answer": None}, "line 1 is not an episode .None"), ({"turns": [{"query": "x"}]}, "'documents'")):
+    for change, message in (({"answer": None}, "line 1 is not an episode .None"),
+                            ({"turns": [{"query": "x"}]}, "'documents'")):
         path.write_text(json.dumps(good | change) + "\n")
         with pytest.raises(ValueError, match=message):
             d.read_demonstrations(path)
