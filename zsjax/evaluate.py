@@ -53,11 +53,24 @@ def play(rollout, params, questions: Sequence[Question], *, key, batch_rows: int
         count = min(batch_rows, len(questions) - first)
         episodes = jax.tree.map(lambda x: x[:count], episodes)
         batches.append(episodes)
-        said = transcript.answers(episodes, tokenizer)
-        scores = {name: [score(a, q.golden_answers) for a, q in zip(said, filled)] for name, score in SCORES.items()}
-        records = transcript.records(episodes, filled, tokenizer, **scores)
-        all_records += [record | data_set_of(q) for record, q in zip(records, filled)]
+        all_records += scored_records(episodes, filled[:count], tokenizer)
     return all_records, jax.tree.map(lambda *x: np.concatenate(x), *batches)
+
+
+def scored_records(episodes: Episodes, questions: Sequence[Question], tokenizer) -> list[dict]:
+    """`transcript.records` of finished episodes (numpy), one a question, with the scores of `SCORES`, "reach" and, where
+    the question has one, "data_set"."""
+    said = transcript.answers(episodes, tokenizer)
+    scores = {name: [score(a, q.golden_answers) for a, q in zip(said, questions, strict=True)]
+              for name, score in SCORES.items()}
+    return [record | {"reach": reach(record)} | data_set_of(q)
+            for record, q in zip(transcript.records(episodes, questions, tokenizer, **scores), questions, strict=True)]
+
+
+def reach(record: dict) -> float:
+    """1.0 where a gold answer stands in the documents that the episode was shown, else 0.0: what reading can earn."""
+    shown = "\n".join(segment["text"] for segment in record["segments"] if segment["role"] == "document")
+    return rewards.contains_match(shown, record["golden_answers"])
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
@@ -116,10 +129,11 @@ def failed_searches(record: Mapping) -> int:
     return record.get("failed_searches", list(record.get("search_status", ())).count("failed"))
 
 
-def summarize(name: str, records: Sequence[dict], questions: Sequence[Question]) -> list[dict]:
+def summarize(name: str, records: Sequence[dict], questions: Sequence[Question], *, total: bool = False) -> list[dict]:
     """Rows of the evaluation table: one per data set or number of hops where questions say it, else one for all.
 
     Args:
+      total: where there are several data sets, a row of data set "all" for all questions comes last.
       records: of `play` or `play_samples`; with several samples a question's scores are averaged first, so that the
         standard error is over questions.
       questions: all that were asked. Raises ValueError when the records are not a whole number of times as many.
@@ -134,8 +148,11 @@ def summarize(name: str, records: Sequence[dict], questions: Sequence[Question])
     for row, record in enumerate(records):
         question = questions[row % len(questions)]
         groups.setdefault(group_of(question), {}).setdefault(row % len(questions), []).append(record)
+    in_order = sorted(groups.items(), key=lambda item: str(item[0]))
+    if total and sum(kind == "data_set" for kind, _ in groups) > 1:
+        in_order.append((("data_set", "all"), {i: samples for group in groups.values() for i, samples in group.items()}))
     rows = []
-    for (kind, value), group in sorted(groups.items(), key=lambda item: str(item[0])):
+    for (kind, value), group in in_order:
         played = [record for samples in group.values() for record in samples]
         row = {"name": name, "hops": value if kind == "hops" else "all", "n": len(group)}
         row |= {"data_set": value} if kind == "data_set" else {}

@@ -26,6 +26,7 @@ STAGE_COMMANDS = {
     "run": (None, "all of config.stages, in order; an interrupted run in WORKDIR goes on where it was (the default)"),
     "train": (("train",), "only the reinforcement learning"),
     "tune-simulator": (("tune_simulator",), "only the tuning of the simulator on collected trajectories"),
+    "warm-start": (("warm_start",), "only the supervised training of the policy on episodes, before the rest"),
     "collect": (("collect",), "only the collection of trajectories with the real engine"),
     "evaluate": (("evaluate",), "only the evaluation of the run's policy with config.search.eval_engine"),
 }

@@ -131,3 +131,19 @@ def test_bad_paths_are_told_in_one_line(tmp_path):
 def test_the_carried_tokenizer_loads():
     tokenizer = load_tokenizer("asset:tiny_world/tokenizer")
     assert tokenizer.decode(tokenizer.encode("<search> spouse of X </search>\n")) == "<search> spouse of X </search>\n"
+
+
+def test_what_begins_a_context_stands_before_a_prompt_once(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    backend = Tokenizer(models.WordLevel({"<bos>": 0, "a": 1, "b": 2, "[UNK]": 3}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.add_special_tokens(["<bos>"])
+    backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
+    from zsjax.data.tokenization import FastTokenizer
+
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = FastTokenizer(backend, tmp_path)
+    assert tokenizer.bos_ids == (0,) and tokenizer.encode("a b") == [1, 2]
+    assert tokenizer.encode_prompt("a b") == tokenizer.encode_prompt("<bos> a b") == [0, 1, 2]
+    assert load_tokenizer("asset:real/tokenizer").bos_ids == ()

@@ -6,7 +6,7 @@ import functools
 from zsjax.config.declare import field, group
 
 # What `Config.stages` may name, in the order in which they run.
-STAGES = ("pretrain", "pretrain_simulator", "collect", "tune_simulator", "train", "evaluate", "report")
+STAGES = ("pretrain", "pretrain_simulator", "warm_start", "collect", "tune_simulator", "train", "evaluate", "report")
 REAL_ENGINES = ("bm25", "dense", "http", "serpapi")
 _DTYPES = ("float32", "bfloat16", "float16")
 _REMAT = ("none", "zsjax.models.decoder:REMAT")
@@ -142,6 +142,8 @@ class SearchConfig:
     top_p: float = field(1.0, "of the simulator's sampling", "(0, 1]")
     shuffle_documents: bool = field(False, "a simulator's documents are shown in random order")
     document_format: str = field("Doc {i}: {title}. {text}", "one line per document")
+    passage_words: int = field(0, "real engines show the window of so many words of a document that matches the query best "
+                               "(zsjax.search.passages); 0 shows its beginning", "[0, 1e6]", unit="words")
     noise_per: str = field("search", 'what one noise draw is for; "document" is twice the simulator\'s work: a useful and a '
                            'noisy reply are written and mixed', choices=("search", "document"))
     remote: RemoteConfig = group(RemoteConfig)
@@ -339,6 +341,14 @@ class SupervisedConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class WarmStartConfig(SupervisedConfig):
+    """Supervised training of the policy on episodes, loss on its own tokens; what training starts from then."""
+
+    episodes: str = field("", "a .jsonl[.gz] file of episodes (zsjax.tuning.demonstrations has its form); \"\" writes them "
+                          "from data.train and the real engine", names="path")
+
+
+@dataclasses.dataclass(frozen=True)
 class JudgeConfig:
     """The model of collect.label = "judge": a decoder, or a server. It says yes or no to (question, answers, document)."""
 
@@ -397,6 +407,8 @@ class EvaluateConfig:
     drop_best: float = _later(0.0, "> 0 also evaluates with a real engine that loses its best document so often", _SHARE)
     baselines: tuple[str, ...] = _later((), "played by the run's policy (trained where there is one) on the same questions",
                                        choices=("zsjax.evaluation.baselines:METHODS",))
+    baseline_model: str = _later("policy", 'who plays the baselines: "policy", the run\'s (trained where there is one), or '
+                                 '"base", what the run began with', choices=("policy", "base"))
     baseline_samples: int = _later(8, 'episodes a question of "best_of_n" and "tree_search", at rollout.temperature',
                                   "[2, 1e6]", unit="episodes")
 
@@ -450,6 +462,7 @@ class Config:
     train: TrainConfig = group(TrainConfig)
     pretrain: SupervisedConfig = group(SupervisedConfig)
     pretrain_simulator: SupervisedConfig = group(SupervisedConfig)
+    warm_start: WarmStartConfig = group(WarmStartConfig)
     tune_simulator: SupervisedConfig = group(SupervisedConfig)
     trajectory_sft: SupervisedConfig = group(SupervisedConfig, "a baseline", effect="later")
     collect: CollectConfig = group(CollectConfig)

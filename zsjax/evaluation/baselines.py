@@ -26,7 +26,7 @@ import numpy as np
 
 from zsjax import rewards, supervised, types
 from zsjax.config import Config
-from zsjax.evaluate import SCORES, data_set_of, failed_searches, play, play_samples
+from zsjax.evaluate import SCORES, data_set_of, failed_searches, play, play_samples, reach, scored_records
 from zsjax.models.placement import for_decoding
 from zsjax.rl import roles
 from zsjax.rollout import make_rollout
@@ -37,6 +37,7 @@ from zsjax.search.simulator.prompt import format_document
 from zsjax.tuning.dataset import make_batches
 from zsjax.types import Question
 
+PROMPT_TOKENS = 256  # that the prompt of a baseline may be longer than the policy's own
 EXPLORATION = 1.0  # of tree search: weight of the bonus for what was seldom tried (UCT)
 
 
@@ -87,11 +88,18 @@ class Setting:
 
 
 def direct(s: Setting) -> list[dict]:
-    return s.play(s.rollout(Empty(), prompts__policy="direct", rollout__max_turns=1))
+    return s.play(s.rollout(Empty(), prompts__policy="direct", rollout__max_turns=1, **_room(s)))
 
 
 def chain_of_thought(s: Setting) -> list[dict]:
-    return s.play(s.rollout(Empty(), prompts__policy="chain_of_thought", rollout__max_turns=1))
+    return s.play(s.rollout(Empty(), prompts__policy="chain_of_thought", rollout__max_turns=1, **_room(s)))
+
+
+def _room(s: Setting, tokens: int = 0) -> dict:
+    """Budgets for the longer prompt of a baseline, and so many tokens in it beside."""
+    more = PROMPT_TOKENS + tokens
+    return {"rollout__max_prompt_tokens": s.config.rollout.max_prompt_tokens + more,
+            "rollout__max_tokens": s.config.rollout.max_tokens + more}
 
 
 def no_search(s: Setting) -> list[dict]:
@@ -99,7 +107,7 @@ def no_search(s: Setting) -> list[dict]:
 
 
 def search_agent(s: Setting) -> list[dict]:
-    return s.play(s.rollout(prompts__policy="search_agent"))
+    return s.play(s.rollout(prompts__policy="search_agent", **_room(s)))
 
 
 def rag(s: Setting) -> list[dict]:
@@ -107,13 +115,15 @@ def rag(s: Setting) -> list[dict]:
     found = s.engine.search([question.question for question in s.questions], contexts, k=s.config.search.num_documents)
     asked = [dataclasses.replace(question, question=f"{_lines(s, documents)}\nQuestion: {question.question}")
              for question, documents in zip(s.questions, found, strict=True)]
-    room = s.config.search.num_documents * s.config.search.max_document_tokens + 256  # of the longer prompt
     rollout = s.rollout(Empty(), prompts__policy="rag", rollout__max_turns=1,
-                        rollout__max_prompt_tokens=s.config.rollout.max_prompt_tokens + room,
-                        rollout__max_tokens=s.config.rollout.max_tokens + room)
+                        **_room(s, s.config.search.num_documents * s.config.search.max_document_tokens))
     records = s.play(rollout, asked)
+    # The documents stand in the prompt.
+    reached = lambda question, documents: reach({"segments": [{"role": "document", "text": _lines(s, documents)}],
+                                                 "golden_answers": question.golden_answers})
     return [record | {"question": question.question, "queries": [question.question], "num_searches": 1,
-                      "search_status": [_search_status(documents, s.config.search.num_documents)]}
+                      "search_status": [_search_status(documents, s.config.search.num_documents)],
+                      "reach": reached(question, documents)}
             for record, question, documents in zip(records, s.questions, found, strict=True)]
 
 
@@ -185,7 +195,8 @@ def _continue(s: Setting, prompts: Sequence[str]) -> list[tuple[str, int]]:
     from zsjax.sampling import generate
 
     size, rows = s.config.rollout.max_tokens, s.config.evaluate.batch_rows
-    ids = [s.tokenizer.encode_prompt(s.tokenizer.plain(prompt))[-size:] for prompt in prompts]
+    bos = list(s.tokenizer.bos_ids)
+    ids = [bos + s.tokenizer.encode(s.tokenizer.plain(prompt))[len(bos) - size:] for prompt in prompts]
     out, params = [], for_decoding(s.params, s.model, s.mesh)
     for first in range(0, len(ids), rows):
         batch = ids[first:first + rows]
@@ -252,20 +263,11 @@ def tree_search(s: Setting) -> list[dict]:
             episodes = jax.device_get(rollout(
                 s.params, questions, key=jax.random.fold_in(s.key, iteration), group_ids=np.arange(first, first + rows),
                 prefixes=[(leaf.tokens, leaf.turns) for leaf in leaves]))
-            found = _records(episodes, questions, s.tokenizer)
+            found = scored_records(episodes, questions, s.tokenizer)
             for row, i in enumerate(group[:len(s.questions) - first]):
                 grow(paths[i], episodes, row, len(played[i]))
                 played[i].append(found[row])
     return [vote(records) for records in played]
-
-
-def _records(episodes, questions, tokenizer):
-    from zsjax.rollout import transcript
-
-    said = transcript.answers(episodes, tokenizer)
-    scores = {name: [score(a, q.golden_answers) for a, q in zip(said, questions)] for name, score in SCORES.items()}
-    return [record | data_set_of(q)
-            for record, q in zip(transcript.records(episodes, questions, tokenizer, **scores), questions)]
 
 
 def values(records: Sequence[dict]) -> list[float]:
@@ -322,7 +324,7 @@ def trajectory_sft(s: Setting) -> list[dict]:
         ids = np.arange(first, first + rows)
         batch = [questions[i % len(questions)] for i in ids]
         episodes = jax.device_get(rollout(params, batch, key=jax.random.fold_in(s.key, 1), group_ids=ids))
-        right = [row for row, record in enumerate(_records(episodes, batch, s.tokenizer)) if record["em"] == 1]
+        right = [row for row, record in enumerate(scored_records(episodes, batch, s.tokenizer)) if record["em"] == 1]
         kept_tokens.append(np.asarray(episodes.tokens)[right])
         kept_weights.append(np.asarray(roles.loss_mask(np.asarray(episodes.roles)[right])).astype(np.float32))
     tokens, weights = np.concatenate(kept_tokens), np.concatenate(kept_weights)

@@ -59,7 +59,8 @@ CURVES = (
                                   "time/evaluate": "evaluate", "time/checkpoint": "checkpoint"}, 0, None),
 )
 STAGE_TITLES = {"train": "Reinforcement learning", "pretrain": "Pretraining of the base policy",
-                "pretrain_simulator": "Pretraining of the simulator", "tune_simulator": "Tuning of the simulator"}
+                "warm_start": "Warm start of the policy", "pretrain_simulator": "Pretraining of the simulator",
+                "tune_simulator": "Tuning of the simulator"}
 ROLES = {"prompt": "prompt", "policy": "policy: trained on", "document": "documents: masked",
          "template": "environment: masked"}
 MAX_SEGMENT = 4000  # characters shown of one segment

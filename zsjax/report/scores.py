@@ -42,7 +42,7 @@ def _whose(rows, trained: str | None) -> str:
 def _evaluation_rows(rows):
     scores = [(name, title) for name, title in (("em", "Exact match"), ("f1", "F1"), ("contains", "Contains"))
               if any(name in row for row in rows)]
-    others = [(name, title) for name, title in (("searches", "Searches"), ("on_path", "On path"),
+    others = [(name, title) for name, title in (("reach", "Gold shown"), ("searches", "Searches"), ("on_path", "On path"),
                                                 ("answered", "Answered"), ("tokens", "Tokens"), ("n", "Questions"))
               if any(name in row for row in rows)]
     others += [("failed_searches", "Failed searches")] if any(row.get("failed_searches") for row in rows) else []

@@ -127,6 +127,8 @@ Question: {question}
 
 TEMPLATES = {
     "default": PolicyTemplate(_DEFAULT),
+    # For a policy that learns the form of an episode from examples (the stage warm_start) and not from its prompt.
+    "plain": PolicyTemplate("Question: {question}\n", hint="\nSearch or answer.\n", name="plain"),
     "direct": PolicyTemplate(_DIRECT, name="direct"),
     "chain_of_thought": PolicyTemplate(_CHAIN_OF_THOUGHT, name="chain_of_thought"),
     "rag": PolicyTemplate(_RAG, name="rag"),

@@ -53,4 +53,4 @@ def _answering_policy(run: Run, workdir):
             logging.warning("no trained policy in %s: the carried one of the tiny world answers", workdir)
         return build.model(run.config.policy, run.tokenizer, seed=0, path=asset_path("asset:tiny_world/policy"))
     logging.warning("no trained policy in %s: %s answers", workdir, run.config.policy.init)
-    return run.policy("base")
+    return run.start_policy()

@@ -36,6 +36,7 @@ from zsjax.search import (
     decoder_embedder,
 )
 from zsjax.search.engines.dense import QUERY_FORMAT
+from zsjax.search.passages import Passages
 from zsjax.search.simulator.prompt import JudgeTemplate, SimulatorTemplate
 from zsjax.search.simulator.simulator import Simulator
 from zsjax.types import Question
@@ -144,7 +145,8 @@ def engine(name: str, config: Config, source: str, *, workdir=".", drop_best: fl
         found = _index(name, config, source, pathlib.Path(workdir))
     else:
         found = {"empty": _empty, "http": _http, "serpapi": _serpapi, "chat": _chat}[name](config, pathlib.Path(workdir))
-    return DropBest(found, drop_best, seed=config.seed) if drop_best else found
+    found = DropBest(found, drop_best, seed=config.seed) if drop_best else found
+    return Passages(found, config.search.passage_words) if config.search.passage_words else found
 
 
 def _index(name, config, source, workdir):

@@ -34,7 +34,7 @@ def export(config: Config, workdir, out) -> pathlib.Path:
             folder = workdir / "checkpoints" / "train"
             if not folder.is_dir():
                 raise UserError(f"{workdir} has neither models/policy nor checkpoints/train: train first")
-            model, params = context.policy("base")
+            model, params = context.start_policy()
             template, frozen = start_state(config, model, params, make_optimizers(config),
                                            mesh.make_mesh({}, jax.devices()[:1]))
             with Checkpointer(folder) as checkpoints:

@@ -2,10 +2,11 @@
 
     pretrain            a base for the policy, from scratch          -> models/base
     pretrain_simulator  a base for the simulator, from scratch       -> models/simulator_base
-    collect             the base searches with the real engine       -> searches.jsonl
+    warm_start          the base imitates episodes                   -> episodes.jsonl, models/warm_start
+    collect             the policy searches with the real engine     -> searches.jsonl
     tune_simulator      the simulator learns to play that engine     -> models/simulator, gates.json
     train               reinforcement learning                       -> models/policy
-    evaluate            base and trained policy, on the real engine  -> evaluation.json, evaluation/*.jsonl
+    evaluate            start and trained policy, on the real engine  -> evaluation.json, evaluation/*.jsonl
     report              everything on one page                       -> report.html
 
 A stage takes its input from the folder if an earlier stage put it there, else from what the config names. Between the
@@ -24,10 +25,11 @@ from zsjax.run.stages.evaluation import evaluate, report
 from zsjax.run.stages.policy import train
 from zsjax.run.stages.run import Run
 from zsjax.run.stages.simulator import collect, tune_simulator
+from zsjax.run.stages.warm_start import warm_start
 from zsjax.search import BudgetSpent
 
-STAGES = {stage.__name__: stage for stage in (pretrain, pretrain_simulator, collect, tune_simulator, train, evaluate,
-                                              report)}
+STAGES = {stage.__name__: stage for stage in (pretrain, pretrain_simulator, warm_start, collect, tune_simulator, train,
+                                              evaluate, report)}
 
 
 # What a stage that has not been run yet asks, so that a question which cannot be played stops the run before it begins:

@@ -19,6 +19,8 @@ def check_data(found, config):
             found.add("data.benchmarks", f"the source of {name!r} is {source!r}", "give texts, as {'nq': 'nq.jsonl'}")
         else:
             _check_source(found, f"data.benchmarks.{name}", source, tfds=True)
+    if config.warm_start.episodes and "warm_start" in config.stages:
+        _check_source(found, "warm_start.episodes", config.warm_start.episodes, tfds=False)
     _check_world(found, config.world)
 
 

@@ -82,7 +82,7 @@ def _made(run, parts, part, number) -> Evaluation:
     for line in lines:
         run.writer.write(number, line, "evaluate", show=False)
     made = dataclasses.replace(part.wanted, number=number)
-    made = made.with_records(records, summarize(made.title, records, parts.questions))
+    made = made.with_records(records, summarize(made.title, records, parts.questions, total=True))
     if not hosts.is_lead():
         return made
     before = parts.kept.find(part.wanted)
@@ -132,7 +132,7 @@ class Parts:
         self._objects = {}
 
     def all(self) -> Iterator[Part]:
-        config, base = self.config, self._subject(kept.BASE, "models/base")
+        config, base = self.config, self._subject(kept.BASE, "models/warm_start", "models/base")
         policies = [("before", base)]
         if build.checkpoint_exists(self.run.path("models/policy")):
             policies.append(("after", self._subject(kept.TRAINED, "models/policy")))
@@ -142,17 +142,18 @@ class Parts:
             for name, subject in policies:
                 yield self._part(
                     f"{name}{'_lossy' if drop_best else ''}", f"{name} training{suffix}", subject,
-                    functools.partial(self._play, f"{name} training{suffix}", subject.role, drop_best), drop_best=drop_best,
+                    functools.partial(self._play, f"{name} training{suffix}", subject, drop_best), drop_best=drop_best,
                     temperature=config.evaluate.temperature, samples=config.evaluate.samples)
         for name in config.evaluate.baselines:
-            subject, more = policies[-1][1], {"rollout.temperature": config.rollout.temperature}
+            player = policies[-1][1] if config.evaluate.baseline_model == "policy" else self._subject(kept.BASE, "models/base")
+            subject, more = player, {"rollout.temperature": config.rollout.temperature}
             if name in ("best_of_n", "tree_search"):
                 more |= {"samples": config.evaluate.baseline_samples}
             if name == "trajectory_sft":
                 subject, more = base, more | {"train": config.data.train, "corpus": config.data.corpus,
                                               "trajectory_sft": dataclasses.asdict(config.trajectory_sft)}
             yield self._part(f"baseline_{name}", f"baseline {name}", subject,
-                             functools.partial(self._play_baseline, name, policies[-1][1].role), **more)
+                             functools.partial(self._play_baseline, name, player), **more)
         if config.data.eval.startswith(build.TINY_WORLD) and not config.data.benchmarks:
             yield self._part("random_document", "random retrieved document", Subject(kept.NO_POLICY, "", ""),
                              self._play_random_document)
@@ -160,10 +161,12 @@ class Parts:
     def _part(self, part, title, subject, play, **more):
         return Part(Evaluation(part, title, 0, subject, self.how | more), play)
 
-    def _subject(self, role, made) -> Subject:
-        config, path = self.config.policy, self.run.path(made)
-        if build.checkpoint_exists(path):
-            return Subject(role, made, kept.fingerprint(path))
+    def _subject(self, role, *made) -> Subject:
+        """Of the first of the folders that the run has made, else of policy.init."""
+        config = self.config.policy
+        for name in made:
+            if build.checkpoint_exists(path := self.run.path(name)):
+                return Subject(role, name, kept.fingerprint(path))
         return Subject(role, config.init, _fingerprint_of(config, self.config.seed))
 
     def _once(self, *name, make):
@@ -171,9 +174,9 @@ class Parts:
             self._objects[name] = make()
         return self._objects[name]
 
-    def _policy(self, role):
-        return self._once(role, make=lambda: self.run.policy("policy" if role == kept.TRAINED else "base",
-                                                             rules=mesh.DECODE_RULES))
+    def _policy(self, subject):
+        made = [subject.source.removeprefix("models/")] if subject.source.startswith("models/") else []
+        return self._once(subject.fingerprint, make=lambda: self.run.policy(*made, rules=mesh.DECODE_RULES))
 
     def _engine(self, drop_best=0.0):
         options = {"drop_best": drop_best} if drop_best else {"spread": True}
@@ -188,9 +191,9 @@ class Parts:
     def _metered(self, rollout, engine):
         return costs.Meter(rollout, engine, devices=mesh.device_count(self.run.mesh, self.config.mesh))
 
-    def _play(self, title, role, drop_best):
+    def _play(self, title, subject, drop_best):
         options, questions = self.config.evaluate, self.questions
-        model, params = self._policy(role)
+        model, params = self._policy(subject)
         rollout = self._rollout(model, drop_best)
         with self.run.writer.track(f"evaluate {title}", len(questions) * options.samples) as advance:
             def progress(batches):
@@ -203,7 +206,7 @@ class Parts:
                 progress=progress, batch_rows=options.batch_rows, temperature=options.temperature)
         return records, [rollout.take()]
 
-    def _play_baseline(self, name, role):
+    def _play_baseline(self, name, subject):
         from zsjax.evaluation.baselines import METHODS, Setting
 
         config, run, meters = self.config, self.run, []
@@ -212,12 +215,12 @@ class Parts:
             meters.append(self._metered(rollout, engine))
             return meters[-1]
 
-        model, params = self._policy(role)
+        model, params = self._policy(subject)
         setting = Setting(
             config, model, params, run.tokenizer, self._engine(), self.questions, jax.random.key(config.seed), meter,
             run.mesh, train_questions=lambda: run.train_questions,
             train_engine=lambda: run.engine(config.search.eval_engine, config.data.corpus, spread=True),
-            base_params=lambda: run.policy("base")[1], writer=run.writer,
+            base_params=lambda: run.start_policy()[1], writer=run.writer,
             directory=run.path("checkpoints") / "trajectory_sft")
         return METHODS[name](setting), [{"baseline": name} | used.take() for used in meters]
 

@@ -16,7 +16,7 @@ def train(run: Run):
     from zsjax.train import train
 
     config = run.config
-    model, params = run.policy("base", rules=mesh.TRAIN_RULES)
+    model, params = run.start_policy(mesh.TRAIN_RULES)
     engine = run.engine(config.search.engine, config.data.corpus, spread=True)
     params = train(config, run.workdir, policy_config=model, params=params, tokenizer=run.tokenizer, engine=engine,
                    stream=QuestionStream(run.train_questions, config.seed), writer=run.writer,

@@ -78,6 +78,10 @@ class Run:
         """
         return self._model(self.config.policy, self.config.seed, names, self.mesh if rules else None, rules)
 
+    def start_policy(self, rules=None):
+        """As `policy`, of what reinforcement starts from: the policy after its warm start, else the base."""
+        return self.policy("warm_start", "base", rules=rules)
+
     def simulator(self, *names: str, spread: bool = False, rules=None) -> Simulator:
         """The simulator around the first of models/NAME that this run has made, else around config.simulator.init.
 

@@ -20,7 +20,7 @@ def collect(run: Run):
     from zsjax.tuning.gates import make_probes
 
     config = run.config
-    model, params = run.policy("base")
+    model, params = run.start_policy()
     check_reading(run, model, params)
     batch = min(config.evaluate.batch_rows, config.collect.episodes)
     name = config.search.eval_engine if config.search.eval_engine in REAL_ENGINES else "bm25"

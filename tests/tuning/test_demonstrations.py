@@ -1,0 +1,121 @@
+"""Episodes to imitate: searched and filtered as told, in the tokens of a rollout, read back whole."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zsjax import types
+from zsjax.config import resolve
+from zsjax.data import load_tokenizer
+from zsjax.models.decoder import DecoderConfig, init_params
+from zsjax.rollout import make_rollout
+from zsjax.rollout.state import CLOSE_ANSWER, CLOSE_SEARCH, POLICY_TAGS
+from zsjax.sampling.tags import TagAutomaton
+from zsjax.search import BM25, Document
+from zsjax.tuning import demonstrations as d
+from zsjax.types import Question
+
+DOCUMENTS = [Document("Emma", "Emma is a novel by Jane Austen about a matchmaker."),
+             Document("Jane Austen", "Jane Austen was born in Steventon, where she wrote."),
+             Document("Bath", "Bath is a city with hot springs."),
+             Document("Novel", "A novel about a country or about an author is a long work of prose.")]
+ONE_HOP = Question("q1", "Which city has hot springs?", ("Rome", "Bath"))
+TWO_HOPS = Question("q2", "Where was the author of the novel Emma born?", ("Steventon",),
+                    {"supporting_titles": ["Emma", "Jane Austen"]})
+UNKNOWN = Question("q3", "Where was the author of the novel Emma born?", ("Steventon",),
+                   {"supporting_titles": ["Mansfield"]})
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer("asset:real/tokenizer")
+
+
+def make(tokenizer, **changes):
+    tree = {"tokenizer": "asset:real/tokenizer", "prompts": {"policy": "plain"},
+            "search": {"num_documents": 1, "max_document_tokens": 40, "max_query_tokens": 32},
+            "rollout": {"max_turns": 2, "max_turn_tokens": 48, "max_tokens": 256, "max_prompt_tokens": 64}}
+    for name, value in changes.items():
+        room, field = name.split("__")
+        tree[room][field] = value
+    return d.Shown(resolve(tree, check=False), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return BM25.from_documents(DOCUMENTS)
+
+
+def test_a_search_for_each_hop_until_the_answer_is_shown(tokenizer, engine):
+    made = d.make_demonstrations([UNKNOWN, TWO_HOPS, ONE_HOP], engine, make(tokenizer))
+    assert [episode.question.id for episode in made] == ["q2", "q1"]
+    assert [turn.query for turn in made[0].turns] == [TWO_HOPS.question, "Jane Austen"]
+    assert [[document.title for document in turn.documents] for turn in made[0].turns] == [["Emma"], ["Jane Austen"]]
+    assert made[0].answer == "Steventon"
+    assert len(made[1].turns) == 1 and made[1].answer == "Bath"  # the gold answer that is shown, not the first
+
+
+def test_an_answer_that_is_cut_off_is_not_shown(tokenizer, engine):
+    cut = make(tokenizer, search__max_document_tokens=8)
+    assert not d.make_demonstrations([TWO_HOPS], engine, cut)
+    assert not d.make_demonstrations([TWO_HOPS], engine, make(tokenizer, rollout__max_turns=1))
+
+
+def test_an_episode_in_tokens_is_the_one_that_a_rollout_plays(tokenizer, engine, monkeypatch):
+    """The rollout is made to say what the episode says: everything it inserts must be what the episode holds."""
+    shown = make(tokenizer)
+    (episode,) = d.make_demonstrations([TWO_HOPS], engine, shown)
+    tokens, roles = d.encode([episode], shown, 256)
+    said = jnp.asarray(tokens[0])
+
+    from zsjax.rollout import state
+
+    # A token is drawn with a key of its position: the stand-in's keys are the positions.
+    monkeypatch.setattr(state, "row_keys", lambda key, episodes, positions: positions)
+    monkeypatch.setattr(state, "coins", lambda env, state, noise, key: jnp.zeros(len(state.length), bool))
+    monkeypatch.setattr(state, "sample", lambda logits, keys, **_: (said[keys], jnp.zeros(len(keys))))
+    model = DecoderConfig(vocab_size=tokenizer.vocab_size, embed_dim=8, num_layers=1, num_heads=1, num_kv_heads=1,
+                          head_dim=8, mlp_dim=8)
+    rollout = make_rollout(model, engine, tokenizer, shown.config)
+    played = jax.device_get(rollout(init_params(model, jax.random.key(0)), [TWO_HOPS], key=jax.random.key(0)))
+    assert played.status[0] == types.ANSWERED and played.num_searches[0] == 2
+    np.testing.assert_array_equal(played.tokens[0], tokens[0])
+    np.testing.assert_array_equal(played.roles[0], roles[0])
+
+
+def test_the_last_token_of_an_action_completes_its_tag(tokenizer, engine):
+    (episode,) = d.make_demonstrations([TWO_HOPS], engine, make(tokenizer))
+    automaton = TagAutomaton.from_tokenizer(tokenizer, POLICY_TAGS)
+    ends = [int(automaton.events(jnp.array([ids]))[0, -1]) for ids in make(tokenizer).actions(episode)]
+    assert ends == [CLOSE_SEARCH, CLOSE_SEARCH, CLOSE_ANSWER]
+
+
+@pytest.mark.parametrize("changes", [{"rollout__max_tokens": 60}, {"rollout__max_prompt_tokens": 4},
+                                     {"rollout__max_turn_tokens": 8}, {"rollout__max_turns": 1},
+                                     {"search__max_query_tokens": 4}])
+def test_an_episode_without_room_is_left_out(tokenizer, engine, changes):
+    (episode,) = d.make_demonstrations([TWO_HOPS], engine, make(tokenizer))
+    assert len(d.encode([episode], make(tokenizer), 256)[0]) == 1
+    assert len(d.encode([episode], make(tokenizer, **changes), 256)[0]) == 0
+    assert len(d.encode([episode], make(tokenizer), 60)[0]) == 0
+
+
+def test_files_come_back_whole_and_bad_lines_are_named(tokenizer, engine, tmp_path):
+    made, path = d.make_demonstrations([TWO_HOPS, ONE_HOP], engine, make(tokenizer)), tmp_path / "episodes.jsonl"
+    d.write_demonstrations(path, made)
+    plain = lambda episodes: [(e.question, e.answer, [(t.query, [(x.title, x.text) for x in t.documents]) for t in e.turns])
+                              for e in episodes]
+    assert plain(d.read_demonstrations(path)) == [
+        (Question(q.id, q.question, q.golden_answers, q.metadata), *rest) for q, *rest in plain(made)]
+    good = json.loads(path.read_text().split("\n")[0])
+    for change, message in (({"answer": None}, "line 1 is not an episode .None"),
+                            ({"turns": [{"query": "x"}]}, "'documents'")):
+        path.write_text(json.dumps(good | change) + "\n")
+        with pytest.raises(ValueError, match=message):
+            d.read_demonstrations(path)
+    path.write_text("")
+    with pytest.raises(ValueError, match="has no episode"):
+        d.read_demonstrations(path)

@@ -1,0 +1,61 @@
+"""The policy's warm start: supervised training on episodes, before reinforcement learning."""
+
+import numpy as np
+
+from zsjax import supervised
+from zsjax.config.checks import REAL_ENGINES
+from zsjax.errors import UserError
+from zsjax.parallel import hosts
+from zsjax.parallel.mesh import TRAIN_RULES
+from zsjax.rl import roles
+from zsjax.run import build
+from zsjax.run.stages.run import Run
+from zsjax.tuning import demonstrations
+from zsjax.tuning.dataset import make_batches
+
+
+def warm_start(run: Run):
+    if run.done("warm_start", "models/warm_start"):
+        return
+    config, options = run.config, run.config.warm_start
+    shown = demonstrations.Shown(config, run.tokenizer)
+    episodes = find_episodes(run, shown)
+    tokens, token_roles = demonstrations.encode(episodes, shown, options.max_tokens)
+    run.writer.note(f"warm_start: {len(tokens)} of {len(episodes)} episodes fit the budgets of rollout, search and "
+                    f"warm_start.max_tokens = {options.max_tokens}")
+    if not len(tokens):
+        raise UserError("warm_start.max_tokens and rollout: no episode fits their budgets; raise warm_start.max_tokens, "
+                        "rollout.max_tokens or rollout.max_turn_tokens")
+    weights = np.asarray(roles.loss_mask(token_roles)).astype(np.float32)
+    batches = make_batches(tokens, weights, batch_rows=options.batch_rows, seed=config.seed)
+    model, params = run.policy("base", rules=TRAIN_RULES)
+    params = supervised.train(options, model, params, batches, writer=run.writer, stage="warm_start",
+                              directory=run.path("checkpoints") / "warm_start", config_json=run.config_json,
+                              lora=config.policy.lora, seed=config.seed, mesh=run.mesh)
+    run.save_model("warm_start", model, params)
+
+
+def find_episodes(run: Run, shown: demonstrations.Shown) -> list[demonstrations.Demonstration]:
+    """Those of config.warm_start.episodes, or made of the training questions and the real engine, once a run.
+
+    Raises:
+      UserError: the file cannot be read, or no question's answer was found.
+    """
+    config, made = run.config, run.path("episodes.jsonl")
+    given = config.warm_start.episodes
+    if not given and not made.exists():
+        name = config.search.eval_engine if config.search.eval_engine in REAL_ENGINES else "bm25"
+        questions = build.questions(config, config.data.train)
+        episodes = demonstrations.make_demonstrations(questions, run.engine(name, config.data.corpus), shown)
+        searches = sum(len(episode.turns) for episode in episodes)
+        run.writer.note(f"warm_start: {len(episodes)} of {len(questions)} questions have their answer in what {name} shows, "
+                        f"after {searches / max(len(episodes), 1):.2f} searches on average")
+        if not episodes:
+            raise UserError(f"data.train = {config.data.train!r}: no gold answer stands in what {name} finds; use a "
+                            "corpus that holds the answers, or give warm_start.episodes")
+        if hosts.is_lead():
+            demonstrations.write_demonstrations(made, episodes)
+    try:
+        return demonstrations.read_demonstrations(given or made)
+    except (OSError, ValueError) as error:
+        raise UserError(f"warm_start: {error}") from error
