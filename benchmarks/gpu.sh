@@ -43,9 +43,7 @@ update() {  # name, seconds, options of benchmarks/update.py
     part "$name" "$limit" "$python" benchmarks/update.py --peers none --repeats 3 "$@"
 }
 
-together=()
-"$python" -c 'import xdist' 2>/dev/null && together=(-n 6)
-[ $toy = 1 ] || part tests 100 "$python" -m pytest -m gpu tests -q "${together[@]}" --durations=5
+[ $toy = 1 ] || part tests 240 "$python" -m pytest -m gpu tests -q --durations=5
 decode decode-3b 80 3b --rows 64 1 8 128 --without-command-buffers
 update update-0.6b 70 --shape 0.6b --rows 8 --length 2048 --dtype bfloat16
 decode decode-0.6b 60 0.6b --rows 64 1 8 128 --without-command-buffers

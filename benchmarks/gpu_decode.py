@@ -77,7 +77,7 @@ def lengths_of(options, rows):
     return np.full(rows, options.live or options.context, np.int32)
 
 
-def lower(options, config, params, rows):
+def lower(options, config, params, rows, place=lambda shapes: shapes, platforms=None):
     """The lowered program of `options.steps` steps of all rows: (params, cache, lengths, key) -> (hidden, cache)."""
     def decode(params, cache, lengths, key):
         def step(carry):
@@ -93,8 +93,10 @@ def lower(options, config, params, rows):
         _, hidden, cache = jax.lax.while_loop(lambda carry: carry[0] < options.steps, step, (0, hidden, cache))
         return hidden, cache
 
-    cache = jax.eval_shape(lambda: init_cache(config, rows, options.context + options.steps))
-    return jax.jit(decode, donate_argnums=1).lower(params, cache, lengths_of(options, rows), jax.random.key(0))
+    shapes = lambda: (init_cache(config, rows, options.context + options.steps), jnp.zeros(rows, jnp.int32), jax.random.key(0))
+    cache, lengths, key = place(jax.eval_shape(shapes))
+    jitted = jax.jit(decode, donate_argnums=1)
+    return jitted.trace(params, cache, lengths, key).lower(lowering_platforms=platforms)
 
 
 def measure(options, config, params, rows, program, flops, bandwidth):

@@ -10,7 +10,7 @@ import pytest
 from tests.rollout.test_turns import PARAMS, POLICY, TOKENIZER, Library, make_config, searching, simulator  # noqa: F401
 from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.monitor import usage
-from zsjax.parallel import mesh
+from zsjax.parallel import constrain
 from zsjax.plan.work import forward_flops
 from zsjax.rollout import make_rollout
 from zsjax.rollout.compiled import Work
@@ -50,7 +50,7 @@ def test_untied_embeddings_and_narrow_matrices_are_read_as_they_are_used():
     matrices = sum(x.size for x in jax.tree.leaves(params) if x.ndim == 2) - params["embed_tokens"].size
     vectors = sum(x.size for x in jax.tree.leaves(params) if x.ndim == 1)
     assert usage.decoding_bytes(params, model) == 2 * matrices + 4 * vectors
-    with mesh.compiling_for("gpu"):  # on CPU a cache is float32
+    with constrain.compiling_for("gpu"):  # on CPU a cache is float32
         assert usage.slot_bytes(model) == 2 * 4 * 2
 
 

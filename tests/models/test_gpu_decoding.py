@@ -71,9 +71,20 @@ def test_int8_decodes_as_on_the_cpu(gpu, cpu, weights, cache):
         with cpu():
             want = run()
     near = exact(cpu)
-    # A value on the border of two int8 steps may fall to either side.
-    assert np.abs(found - want).max() <= (1e-4 if cache is None else 2e-2) * want.std()
+    # XLA multiplies int8 values in TF32 whatever precision is asked for (seen on an H100, jax 0.11.2: 1.7e-3 of the
+    # deviation); and a key or value on the border of two int8 steps may fall to either side.
+    assert np.abs(found - want).max() <= (5e-3 if cache is None else 2e-2) * want.std()
     assert 1e-3 * near.std() < np.abs(found - near).max() < 0.25 * near.std()
+
+
+@pytest.mark.parametrize("cache", [None, "int8"])
+def test_the_kernel_reads_the_cache_as_einsums_do(gpu, cpu, cache):
+    """Flash-Decoding in bfloat16, against bfloat16 einsums and exact logits."""
+    config = dataclasses.replace(CONFIG, dtype="bfloat16")
+    found, plain = (np.asarray(jax.jit(decode(dataclasses.replace(config, cached_attention=kernel), cache))(
+        make_params(), TOKENS)) for kernel in ("flash", "xla"))
+    near = exact(cpu)
+    assert np.abs(found - near).max() <= 1.2 * np.abs(plain - near).max() + 0.01 * near.std()
 
 
 @pytest.mark.parametrize("rows, cache_dtype", [(1, None), (7, None), (7, "int8")])

@@ -15,9 +15,11 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import AxisType
 
 from zsjax.errors import InputError
 from zsjax.models.cache import placed, when
+from zsjax.models.flash_decoding import flash_decode
 from zsjax.models.layers import Int8Heads
 from zsjax.parallel.constrain import Target, platform, target
 
@@ -139,7 +141,7 @@ def _causal_backward(window, residuals, d_out):
 _causal.defvjp(_causal_forward, _causal_backward)
 
 
-def attend_cached(q, ks, vs, *, kv_lengths, q_positions, rows=None, window=None):
+def attend_cached(q, ks, vs, *, kv_lengths, q_positions, rows=None, window=None, kernel: str = "xla"):
     """softmax(q k^T / sqrt(h)) v over the slots of a cache's layer that a query may see.
 
     Slot s of row b holds the token at position s. A query at position p sees slots s <= p, s < kv_lengths[b] and, with
@@ -154,6 +156,7 @@ def attend_cached(q, ks, vs, *, kv_lengths, q_positions, rows=None, window=None)
       q_positions: int32[B, T].
       rows: None, or int32[B], which rows of a cache with more of them q's are; those from its number on: any.
       window: None or int, tokens.
+      kernel: what `choose_cached` returned; "flash" is used for single queries of all rows.
 
     Returns:
       [B, T, H * h], in q's dtype. Queries at or beyond their row's length get rubbish, finite; nothing may read it.
@@ -161,6 +164,8 @@ def attend_cached(q, ks, vs, *, kv_lengths, q_positions, rows=None, window=None)
     B, H, T, h = q.shape
     K, dtype = ks[0].shape[1], q.dtype
     G = H // K
+    if kernel == "flash" and T == 1 and rows is None:
+        return flash_decode(q.reshape(B, K, G, h), ks[0], vs[0], kv_lengths, window).astype(dtype).reshape(B, 1, H * h)
     (q,) = _operands(q)
     q = q.reshape(B, K, G * T, h)  # as in `_block_scores`
 
@@ -243,6 +248,18 @@ def choose(config) -> str:
       ValueError: `config.attention` names a kernel that cannot run there; the message says why.
     """
     return _choose(config.attention, config.dtype, config.head_dim, target())
+
+
+def choose_cached(config) -> str:
+    """The kernel for single queries against a cache on the target: "flash" or "xla"."""
+    if config.cached_attention == "xla":
+        return "xla"
+    group, h, where = config.num_heads // config.num_kv_heads, config.head_dim, target()
+    fits = group <= 16 and h >= 16 and h & (h - 1) == 0 and config.dtype in ("bfloat16", "float16")
+    # A kernel is not partitioned: under a mesh every axis must be taken by a `shard_map`.
+    mesh = jax.sharding.get_abstract_mesh()
+    whole = mesh.empty or all(size == 1 or kind == AxisType.Manual for size, kind in zip(mesh.axis_sizes, mesh.axis_types))
+    return "flash" if fits and whole and (where.capability or (0, 0)) >= (8, 0) else "xla"
 
 
 @functools.cache  # so that it is logged once

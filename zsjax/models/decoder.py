@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from zsjax.models.attention import attend, attend_cached, choose
+from zsjax.models.attention import attend, attend_cached, choose, choose_cached
 from zsjax.models.cache import KVCache, init_cache
 from zsjax.models.layers import DecoderConfig, Int8Matrix, embed, gated_mlp, linear, matmul, rms_norm, rotary_angles, rotate
 from zsjax.parallel.constrain import constrain, platform
@@ -294,14 +294,14 @@ def extend(params, config: DecoderConfig, tokens, count, cache: KVCache, rows=No
     # Looked up, so that a decoding loop computes the angles of all slots once: fused into their use, they would be
     # computed again for every head and layer.
     angles = jax.tree.map(lambda x: x.at[positions].get(mode="clip"), _angles(config, jnp.arange(cache.capacity)))
-    x = _embed(params, config, tokens)
+    x, kernel = _embed(params, config, tokens), choose_cached(config)
     for index, layer_params in enumerate(params["layers"]):
 
         def read_kv(q, k, v):
             nonlocal cache
             cache = cache.write(index, k, v, rows)
             return attend_cached(q, cache.k[index], cache.v[index], q_positions=positions, kv_lengths=kv_lengths, rows=rows,
-                                 window=_window(config, index))
+                                 window=_window(config, index), kernel=kernel)
 
         x = _layer(layer_params, config, index, x, angles, read_kv)
     return _norm(params["norm"], config, x), cache.advance(count, rows)

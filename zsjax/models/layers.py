@@ -115,6 +115,7 @@ class DecoderConfig:
       attention: "auto", or the kernel to insist on; see `zsjax.models.attention`.
       num_ids: None, or how many rows of the embedding the tokenizer has ids for; the rows behind them are padding, whose
         logits are `zsjax.types.PADDING_LOGIT`, in sampling and in scoring alike.
+      cached_attention: "xla", or "flash" where it can run, for single queries against a cache.
     """
 
     vocab_size: int
@@ -144,6 +145,7 @@ class DecoderConfig:
     dtype: str = "float32"
     attention: str = "auto"
     num_ids: int | None = None
+    cached_attention: str = "xla"
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:

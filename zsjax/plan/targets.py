@@ -18,6 +18,7 @@ class Chip:
       flops: bf16 products with dense operands, FLOP/s.
       bandwidth: HBM, bytes/s.
       source: where the figures stand.
+      link: between the devices of one host or slice, bytes/s that one device sends.
     """
 
     kind: str
@@ -25,15 +26,16 @@ class Chip:
     flops: float
     bandwidth: float
     source: str
+    link: float
 
 
 CHIPS = {
-    "a100-80gb": Chip("gpu", 80 * GiB, 312e12, 2.039e12, "NVIDIA A100 80GB SXM data sheet"),
-    "h100": Chip("gpu", 80 * GiB, 989e12, 3.35e12, "NVIDIA H100 SXM data sheet, dense"),
-    "h200": Chip("gpu", 141e9, 989e12, 4.8e12, "NVIDIA H200 SXM data sheet, dense"),
-    "v5e": Chip("tpu", 16 * GiB, 197e12, 0.819e12, "cloud.google.com/tpu/docs/v5e"),
-    "v5p": Chip("tpu", 95 * GiB, 459e12, 2.765e12, "cloud.google.com/tpu/docs/v5p"),
-    "v6e": Chip("tpu", 32 * GiB, 918e12, 1.64e12, "cloud.google.com/tpu/docs/v6e"),
+    "a100-80gb": Chip("gpu", 80 * GiB, 312e12, 2.039e12, "NVIDIA A100 80GB SXM data sheet", 300e9),
+    "h100": Chip("gpu", 80 * GiB, 989e12, 3.35e12, "NVIDIA H100 SXM data sheet, dense", 450e9),
+    "h200": Chip("gpu", 141e9, 989e12, 4.8e12, "NVIDIA H200 SXM data sheet, dense", 450e9),
+    "v5e": Chip("tpu", 16 * GiB, 197e12, 0.819e12, "cloud.google.com/tpu/docs/v5e", 200e9),
+    "v5p": Chip("tpu", 95 * GiB, 459e12, 2.765e12, "cloud.google.com/tpu/docs/v5p", 600e9),
+    "v6e": Chip("tpu", 32 * GiB, 918e12, 1.64e12, "cloud.google.com/tpu/docs/v6e", 448e9),
 }
 
 # Slices that can be had, as the compiler names them: chips along each axis. One host drives at most four chips.

@@ -1,0 +1,123 @@
+"""Programs are counted as they run: by hand on small texts, and against the compiler's own counts where it has any."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zsjax.plan import hlo
+from zsjax.plan.program import read_program
+from zsjax.plan.targets import CHIPS
+
+TEXT = """HloModule jit_f, is_scheduled=true
+
+%put (p0: bf16[64,2,512,128], p1: bf16[64,2,1,128], p2: s32[64]) -> bf16[64,2,512,128] {
+  %p0 = bf16[64,2,512,128]{3,2,1,0} parameter(0)
+  %p2 = s32[64]{0} parameter(2)
+  %at = s32[64,1]{1,0} bitcast(%p2)
+  %p1 = bf16[64,2,1,128]{3,2,1,0} parameter(1)
+  ROOT %s = bf16[64,2,512,128]{3,2,1,0} scatter(%p0, %at, %p1), update_window_dims={1,2,3}, to_apply=%second
+}
+
+%taken (q0: f32[1000,16], q1: s32[64]) -> f32[64,16] {
+  %q0 = f32[1000,16]{1,0} parameter(0)
+  %q1 = s32[64]{0} parameter(1)
+  ROOT %g = f32[64,16]{1,0} gather(%q0, %q1), offset_dims={1}, slice_sizes={1,16}
+}
+
+%widen (w: bf16[32,64]) -> f32[32,64] {
+  %w = bf16[32,64]{1,0} parameter(0)
+  ROOT %c = f32[32,64]{1,0} convert(%w)
+}
+
+%body (t: (s32[], bf16[64,2,512,128])) -> (s32[], bf16[64,2,512,128]) {
+  %t = (s32[], /*index=1*/bf16[64,2,512,128]{3,2,1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %cache = bf16[64,2,512,128]{3,2,1,0} get-tuple-element(%t), index=1
+  %new = bf16[64,2,1,128]{3,2,1,0} constant({...})
+  %slots = s32[64]{0} constant({...})
+  %update = bf16[64,2,512,128]{3,2,1,0} fusion(%cache, %new, %slots), kind=kInput, calls=%put, metadata={op_name="jit(f)/write/while/body/scatter"}
+  ROOT %out = (s32[], bf16[64,2,512,128]{3,2,1,0}) tuple(%i, %update)
+}
+
+ENTRY %main (a: f32[1000,16], b: bf16[32,64], c: bf16[64,8], d: (s32[], bf16[64,2,512,128])) -> f32[64,16] {
+  %a = f32[1000,16]{1,0} parameter(0)
+  %b = bf16[32,64]{1,0} parameter(1)
+  %c = bf16[64,8]{1,0} parameter(2)
+  %d = (s32[], bf16[64,2,512,128]{3,2,1,0}) parameter(3)
+  %ids = s32[64]{0} constant({...})
+  %wide = f32[32,64]{1,0} fusion(%b), kind=kLoop, calls=%widen
+  %product = (bf16[32,8]{1,0}, s8[1024]{0}) custom-call(%b, %c), custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}}
+  %loop = (s32[], bf16[64,2,512,128]{3,2,1,0}) while(%d), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"7"}}
+  %whole = bf16[256,64]{1,0} all-gather(%b), replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %rows = f32[64,16]{1,0} fusion(%a, %ids), kind=kLoop, calls=%taken
+}
+"""
+
+
+def kernels(text=TEXT):
+    return {kernel.name: kernel for phase in read_program(text).phases for kernel in phase.kernels}
+
+
+def test_text_is_read_with_tuples_comments_and_attributes():
+    module = hlo.read(TEXT)
+    assert module.entry == "main" and set(module.computations) == {"put", "taken", "widen", "body", "main"}
+    update = module.computations["body"]["update"]
+    assert update.operands == ("cache", "new", "slots") and update.called == ["put"]
+    assert module.computations["main"]["d"].shapes == (hlo.Shape("s32", ()), hlo.Shape("bf16", (64, 2, 512, 128)))
+    assert module.computations["body"].root.name == "out"
+    assert hlo.Shape("s4", (10,)).bytes == 5 and hlo.Shape("pred", (3,)).bytes == 3 and hlo.Shape("f8e4m3fn", (4,)).bytes == 4
+    with pytest.raises(ValueError, match="ENTRY"):
+        hlo.read("module {}")
+
+
+def test_updates_in_place_and_looked_up_rows_count_what_they_touch():
+    found = kernels()
+    new, slots = 64 * 2 * 128 * 2, 64 * 4
+    assert (found["update"].reads, found["update"].writes) == (new + slots, new)
+    assert (found["rows"].reads, found["rows"].writes) == (64 * 16 * 4 + 64 * 4, 64 * 16 * 4)
+
+
+def test_products_copies_loops_and_exchanges():
+    program, found = read_program(TEXT), kernels()
+    outside, (loop,) = program.phases[0], program.loops
+    assert outside.flops == {"bf16": 2.0 * 32 * 8 * 64}
+    assert (loop.turns, loop.scope, [kernel.name for kernel in loop.kernels]) == (7, "write", ["update"])
+    assert [(kernel.name, kernel.widened) for kernel in outside.copies(1)] == [("wide", True)] and not loop.copies(1)
+    assert outside.exchanged == {"all-gather": 256 * 64 * 2} and found["whole"].devices == 8
+    chip = dataclasses.replace(CHIPS["h100"], bandwidth=1e9, flops=1e12, link=1e8)
+    assert found["update"].seconds(chip) == pytest.approx((2 * 64 * 2 * 128 * 2 + 256) / 1e9)
+    assert found["whole"].seconds(chip) == pytest.approx(256 * 64 * 2 * 7 / 8 / 1e8)
+    assert loop.seconds(chip, launch=1.0) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_compiled_loop_has_the_compilers_products_and_the_bytes_of_its_arrays():
+    L, D, F = 3, 64, 256
+
+    def f(x, up, down):
+        def turn(_, x):
+            for i in range(L):
+                x = x + jnp.tanh(x @ up[i]) @ down[i]
+            return x
+
+        with jax.named_scope("turns"):
+            return jax.lax.fori_loop(0, 5, turn, x)
+
+    array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    shapes = array(8, D), [array(D, F)] * L, [array(F, D)] * L
+    program = read_program(jax.jit(f).lower(*shapes).compile().as_text())
+    (loop,) = program.loops
+    assert loop.turns == 5 and "turns" in loop.scope
+    assert loop.flops == {"f32": 2.0 * 2 * 8 * D * F * L}
+    weights = 2 * L * D * F * 4
+    assert weights <= loop.bytes <= 1.5 * weights
+
+
+def test_gradients_have_the_flops_that_the_compiler_counts():
+    f = lambda w, x: (jnp.tanh(x @ w) @ w.T).sum()
+    w, x = np.ones((64, 128), np.float32), np.ones((32, 64), np.float32)
+    compiled = jax.jit(jax.grad(f)).lower(w, x).compile()
+    (phase,) = read_program(compiled.as_text()).phases
+    assert sum(phase.flops.values()) == pytest.approx(compiled.cost_analysis()["flops"], rel=0.02)
