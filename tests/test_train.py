@@ -19,7 +19,9 @@ from zsjax.data import QuestionStream
 from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.monitor import health
 from zsjax.monitor.writer import Writer, read_jsonl, without_wall_time
+from zsjax.parallel.mesh import make_mesh
 from zsjax.rl.algorithms import PRESETS, preset
+from zsjax.rollout import reranking
 from zsjax.rollout.compiled import Work
 from zsjax.search.rerank import Seen
 from zsjax.types import DOCUMENT, POLICY, PROMPT, Episodes, Question
@@ -37,14 +39,22 @@ class Words:
         return " ".join(self.words[i] for i in ids)
 
 
-def fake_rollout(model, engine, tokenizer, config, mesh, *, group_size):
+class FakeRollout:
     """Prompt, a search, a document, hm's, and an answer that is right half of the time; a function of key and ids."""
 
-    def rollout(params, asked, *, noise, key, group_ids, with_work, reranker=None):
+    reshard_seconds = 0.0
+
+    def __init__(self, model, engine, tokenizer, config, mesh, *, group_size):
+        self.engine, self.tokenizer, self.group_size = engine, tokenizer, group_size
+
+    def place(self, params):
+        return params
+
+    def __call__(self, params, asked, *, noise, key, group_ids, with_work, reranker=None):
         if reranker is not None:
-            engine.append(reranker)
+            self.engine.append(reranker)
         rng = np.random.default_rng([*np.asarray(jax.random.key_data(key)), int(group_ids[0])])
-        B = len(asked) * group_size
+        B = len(asked) * self.group_size
         head, roles = [7, 5, 7, 6, 9, 10, 11], [PROMPT, POLICY, POLICY, POLICY, DOCUMENT, DOCUMENT, DOCUMENT]
         tokens, rows, length = np.zeros((B, T), np.int32), np.zeros((B, T), np.int8), np.zeros(B, np.int32)
         for b in range(B):
@@ -55,7 +65,7 @@ def fake_rollout(model, engine, tokenizer, config, mesh, *, group_size):
             tokens[b, :length[b]], rows[b, :length[b]] = head + said, roles + [POLICY] * len(said)
         empty = {field.name: np.zeros(B, np.int32) for field in dataclasses.fields(Episodes)}
         spans = lambda start, stop: np.tile(np.array([[start, stop]], np.int32), (B, 1, 1))
-        group = np.repeat(group_ids, group_size)
+        group = np.repeat(group_ids, self.group_size)
         episodes = Episodes(**(empty | dict(
             tokens=tokens, roles=rows, behavior_logprobs=np.where(rows == POLICY, -2.4, 0).astype(np.float32),
             length=length, status=np.full(B, types.ANSWERED, np.int8), num_searches=np.ones(B, np.int32),
@@ -63,27 +73,21 @@ def fake_rollout(model, engine, tokenizer, config, mesh, *, group_size):
             documents_span=spans(4, 7), group_id=group, episode_id=np.arange(B, dtype=np.int32))))
         return episodes, Work(*np.ones((4, 1), int))
 
-    rollout.tokenizer = tokenizer
-    return rollout
+
+ONE_DEVICE = make_mesh({}, jax.devices()[:1])
 
 
-@pytest.fixture(autouse=True)
-def one_device_and_no_rollout(monkeypatch):
-    monkeypatch.setattr(loop, "make_rollout", fake_rollout)
-    monkeypatch.setattr(loop.sharding, "make_mesh", lambda sizes: jax.make_mesh(
-        (1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1],
-        axis_types=(jax.sharding.AxisType.Auto,) * 3))
-
-
-def run(workdir, algorithm, steps=2, given=None, engine=None, **sections):
+def run(workdir, algorithm, steps=2, given=None, engine=None, functions=None, **sections):
     config = resolve(dict(
         rollout=dict(max_tokens=T), optimizer=dict(learning_rate=0.01), algorithm=algorithm,
         **(sections | dict(train=dict(steps=steps, questions_per_step=3, group_size=4, logprob_chunk=8, eval_every=1,
                                       checkpoint_every=1, keep_checkpoints=9, **sections.get("train", {}))))), check=False)
     workdir.mkdir(exist_ok=True)
-    with Writer(workdir, tensorboard=False) as writer:  # train donates the parameters it is given
-        params = loop.train(config, workdir, policy_config=MODEL, params=jax.tree.map(jnp.copy, PARAMS), tokenizer=Words(),
-                            engine=engine, stream=QuestionStream(QUESTIONS, 0), writer=writer, **(given or {}))
+    # train donates the parameters that it is given
+    setup = loop.Setup(config, MODEL, jax.tree.map(jnp.copy, PARAMS), Words(), engine, QuestionStream(QUESTIONS, 0),
+                       mesh=ONE_DEVICE, make_rollout=FakeRollout, **(functions or {}))
+    with Writer(workdir, tensorboard=False) as writer:
+        params = loop.train(setup, workdir, writer, **(given or {}))
     return params, [without_wall_time(line) for line in read_jsonl(workdir / "metrics.jsonl")]
 
 
@@ -125,7 +129,7 @@ def test_what_reranks_is_learned_and_survives_a_kill(tmp_path, monkeypatch):
         text = lambda *shape: (np.zeros((*shape, 2), np.int32), np.ones(shape, np.int32))
         return Seen(episodes.tokens[:, None, None, 4:7], np.full((B, 1, 1), 3, np.int32), text(B, 1), text(B))
 
-    monkeypatch.setattr(loop.reranking, "make_reader", lambda *_: read)
+    monkeypatch.setattr(reranking, "make_reader", lambda *_: read)
     sections = dict(search=dict(rerank=dict(candidates=6, learning_rate=0.1, buckets=8)))
     used, used_again = [], []
     params, whole = run(tmp_path / "run", preset("grpo"), steps=3, engine=used, **sections)
@@ -142,7 +146,7 @@ def test_what_reranks_is_learned_and_survives_a_kill(tmp_path, monkeypatch):
 def test_adapters_beside_a_value_model_go_on_after_a_kill(tmp_path):
     sections = dict(algorithm=preset("ppo"), policy=dict(lora=dict(rank=2)), train=dict(microbatch_tokens=64))
     best = []
-    given = dict(evaluate_now=lambda params: {"eval/em": float(len(best))}, save_best=best.append)
+    given = dict(evaluate=lambda params: {"eval/em": float(len(best))}, save_best=best.append)
     params, whole = run(tmp_path / "run", given=given, **sections)
     assert whole[0]["kl"] == pytest.approx(0, abs=1e-6) and whole[1]["kl"] > 1e-6  # the reference is what it was
     assert whole[0]["value/loss"] > 0 and jax.tree.structure(best[0]) == jax.tree.structure(PARAMS)  # merged
@@ -159,18 +163,18 @@ def test_functions_of_ones_own(tmp_path):
         return total, loss_mask.sum().astype("float32"), {"mine": (total, 1.0)}
 
     advantage = lambda batch, *, loss_mask: (batch.rewards * loss_mask).sum(axis=1)
-    _, lines = run(tmp_path, preset("grpo"), given=dict(loss=loss, advantage=advantage))
+    _, lines = run(tmp_path, preset("grpo"), functions=dict(loss=loss, advantage=advantage))
     assert all(line["mine"] > 0 and line["grad_norm"] > 0 for line in lines)
 
 
 def test_the_best_policy_is_kept(tmp_path):
     scores, told, kept = iter([0.5, 0.9, 0.2, 0.9]), [], []
 
-    def evaluate_now(params):
+    def evaluate(params):
         told.append(next(scores))
         return {"eval/em": told[-1]}
 
-    run(tmp_path, preset("rloo"), steps=4, given=dict(evaluate_now=evaluate_now,
+    run(tmp_path, preset("rloo"), steps=4, given=dict(evaluate=evaluate,
                                                       save_best=lambda params: kept.append(told[-1])))
     assert kept == [0.5, 0.9]
 
@@ -189,7 +193,7 @@ def test_an_alarm_stops_the_run_after_a_checkpoint_and_it_can_go_on(tmp_path):
 def test_nan_stops_the_run_with_its_trajectories(tmp_path):
     advantage = lambda batch, *, loss_mask: batch.rewards.sum(axis=1) * np.nan
     with pytest.raises(loop.NonFiniteUpdate, match="train_000001"):
-        run(tmp_path, preset("grpo"), given=dict(advantage=advantage))
+        run(tmp_path, preset("grpo"), functions=dict(advantage=advantage))
     assert len(read_jsonl(tmp_path / "trajectories" / "train_000001.jsonl")) == 12
     assert not read_jsonl(tmp_path / "metrics.jsonl")
 
