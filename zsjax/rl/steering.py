@@ -83,10 +83,10 @@ class Steering:
 
     def note_best(self, state: TrainState, metrics: dict) -> tuple[TrainState, bool]:
         """(state, whether `health.best_metric` of an evaluation is the best so far)."""
-        score = metrics.get(self.config.health.best_metric, -np.inf)
-        if not score > float(hosts.fetch(state.control)["best"]):
+        score = np.float32(metrics.get(self.config.health.best_metric, -np.inf))
+        if not score > hosts.fetch(state.control["best"]):
             return state, False
-        return state.replace(control=state.control | reshard({"best": np.float32(score)}, self._place)), True
+        return state.replace(control=state.control | reshard({"best": score}, self._place)), True
 
 
 def curriculum(config: CurriculumConfig, steps: int):

@@ -9,9 +9,8 @@ import os
 import re
 import zlib
 from collections.abc import Sequence
-from typing import ClassVar
 
-from zsjax.search.engine import Document, Failed, SearchContext, check_request, first
+from zsjax.search.engine import Document, Engine, Failed, SearchContext, check_request, first
 from zsjax.search.engines.http import MAX_TEXT
 from zsjax.search.simulator.prompt import SimulatorTemplate, bare_line
 from zsjax.search.transport import DEFAULT_LIMITS, Limits, Request, SearchError, Transport
@@ -19,10 +18,8 @@ from zsjax.search.transport import DEFAULT_LIMITS, Limits, Request, SearchError,
 TOKENS_PER_DOCUMENT = 100
 
 
-class ChatSimulator:
+class ChatSimulator(Engine):
     """The simulator as somebody else's server; host rollouts only."""
-
-    obeys_noise: ClassVar[bool] = True
 
     def __init__(self, url: str, *, model: str, template: SimulatorTemplate, num_documents: int = 5,
                  temperature: float = 0.8, top_p: float = 1.0, reveal_gold: bool = True, key_env: str = "", seed: int = 0,
@@ -45,6 +42,9 @@ class ChatSimulator:
         self.model, self.template, self.num_documents, self.reveal_gold = model, template, num_documents, reveal_gold
         self.temperature, self.top_p, self.seed = temperature, top_p, seed
         self.transport = Transport(limits)
+
+    def obeys_noise(self, queries: Sequence[str], contexts: Sequence[SearchContext]) -> list[bool]:
+        return [True] * len(queries)
 
     @property
     def counters(self):

@@ -9,13 +9,13 @@ Without return_scores a result is the document itself. `python -m zsjax.launch s
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from zsjax.search.engine import Document, Failed, SearchContext, check_request
+from zsjax.search.engine import Document, Engine, Failed, SearchContext, check_request
 from zsjax.search.transport import DEFAULT_LIMITS, Limits, Request, SearchError, Transport
 
 MAX_TEXT = 20_000  # characters kept of a document's text: far more than a context has room for
 
 
-class HttpRetriever:
+class HttpRetriever(Engine):
     """Searches on a server; a request that fails gives `Failed` results, and the episodes go on."""
 
     def __init__(self, url: str, *, batch_size: int = 64, limits: Limits = DEFAULT_LIMITS):

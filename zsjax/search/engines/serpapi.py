@@ -11,7 +11,7 @@ import pathlib
 import threading
 from collections.abc import Sequence
 
-from zsjax.search.engine import BudgetSpent, Document, Failed, SearchContext, check_request, first
+from zsjax.search.engine import BudgetSpent, Document, Engine, Failed, SearchContext, check_request, first
 from zsjax.search.transport import DEFAULT_LIMITS, Limits, Request, SearchError, Transport
 
 PRICE = 586.70 / 64_000  # dollars a search, as ZeroSearch's authors paid (arXiv 2505.04588)
@@ -19,7 +19,7 @@ URL = "https://serpapi.com/search.json"
 _SPENT = "spent.json"
 
 
-class SerpApi:
+class SerpApi(Engine):
     """A web search engine. The key comes from the environment and is never written anywhere."""
 
     def __init__(self, *, engine: str = "google", key_env: str = "SERPAPI_API_KEY",
