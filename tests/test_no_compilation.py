@@ -12,6 +12,7 @@ from zsjax.data import QuestionStream
 from zsjax.evaluate import play
 from zsjax.monitor import usage
 from zsjax.monitor.writer import Writer, read_jsonl
+from zsjax.parallel.mesh import make_mesh
 from zsjax.rl.algorithms import preset
 from zsjax.rollout import make_rollout
 from zsjax.types import Question
@@ -36,9 +37,7 @@ def make_config(steps, every, **train):
 @pytest.mark.parametrize("engine,train", [("simulator", {}), ("host", {"microbatch_tokens": 512})])
 def test_nothing_compiles_after_the_first_step(monkeypatch, tmp_path, simulator, engine, train, steps, every):  # noqa: F811
     searching(monkeypatch, draws=lambda episode: 2 + 5 * (episode % 3))
-    monkeypatch.setattr(loop.sharding, "make_mesh", lambda sizes: jax.make_mesh(
-        (1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1],
-        axis_types=(jax.sharding.AxisType.Auto,) * 3))
+    mesh = make_mesh({}, jax.devices()[:1])
     config, compiles, counts, lengths = make_config(steps, every, **train), usage.CompileCount(), [], []
 
     def tell():
@@ -59,9 +58,9 @@ def test_nothing_compiles_after_the_first_step(monkeypatch, tmp_path, simulator,
         return {"eval/em": float(np.mean([record["em"] for record in records]))}
 
     with Writer(tmp_path, tensorboard=False, quiet=True) as writer:
-        loop.train(config, tmp_path, policy_config=POLICY, params=jax.tree.map(jnp.copy, PARAMS), tokenizer=TOKENIZER,
-                   engine=simulator if engine == "simulator" else Library(), stream=Stream(QUESTIONS, 0), writer=writer,
-                   evaluate_now=evaluate_now, save_best=jax.device_get)
+        setup = loop.Setup(config, POLICY, jax.tree.map(jnp.copy, PARAMS), TOKENIZER,
+                           simulator if engine == "simulator" else Library(), Stream(QUESTIONS, 0), mesh=mesh)
+        loop.train(setup, tmp_path, writer, evaluate=evaluate_now, save_best=jax.device_get)
     tell()
     allowed = {0, every[0] - 1, every[1] - 1}  # and the first evaluation, and the first checkpoint
     assert counts[1] > 0 and not any(n for step, n in enumerate(counts[1:]) if step not in allowed), counts

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from zsjax import schedules
 from zsjax.config import resolve
-from zsjax.train import curriculum, next_control, start_control
+from zsjax.rl.steering import curriculum, next_control, start_control
 
 
 def test_zero_search_gives_the_papers_numbers():

@@ -19,7 +19,9 @@ from zsjax.data import QuestionStream
 from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.monitor import health
 from zsjax.monitor.writer import Writer, read_jsonl, without_wall_time
+from zsjax.parallel.mesh import make_mesh
 from zsjax.rl.algorithms import PRESETS, preset
+from zsjax.rollout import reranking
 from zsjax.rollout.compiled import Work
 from zsjax.search import BudgetSpent
 from zsjax.search.rerank import Seen
@@ -38,14 +40,22 @@ class Words:
         return " ".join(self.words[i] for i in ids)
 
 
-def fake_rollout(model, engine, tokenizer, config, mesh, *, group_size):
+class FakeRollout:
     """Prompt, a search, a document, hm's, and an answer that is right half of the time; a function of key and ids."""
 
-    def rollout(params, asked, *, noise, key, group_ids, with_work, reranker=None):
+    reshard_seconds = 0.0
+
+    def __init__(self, model, engine, tokenizer, config, mesh, *, group_size):
+        self.engine, self.tokenizer, self.group_size = engine, tokenizer, group_size
+
+    def place(self, params):
+        return params
+
+    def __call__(self, params, asked, *, noise, key, group_ids, with_work, reranker=None):
         if reranker is not None:
-            engine.append(reranker)
+            self.engine.append(reranker)
         rng = np.random.default_rng([*np.asarray(jax.random.key_data(key)), int(group_ids[0])])
-        B = len(asked) * group_size
+        B = len(asked) * self.group_size
         head, roles = [7, 5, 7, 6, 9, 10, 11], [PROMPT, POLICY, POLICY, POLICY, DOCUMENT, DOCUMENT, DOCUMENT]
         tokens, rows, length = np.zeros((B, T), np.int32), np.zeros((B, T), np.int8), np.zeros(B, np.int32)
         for b in range(B):
@@ -56,7 +66,7 @@ def fake_rollout(model, engine, tokenizer, config, mesh, *, group_size):
             tokens[b, :length[b]], rows[b, :length[b]] = head + said, roles + [POLICY] * len(said)
         empty = {field.name: np.zeros(B, np.int32) for field in dataclasses.fields(Episodes)}
         spans = lambda start, stop: np.tile(np.array([[start, stop]], np.int32), (B, 1, 1))
-        group = np.repeat(group_ids, group_size)
+        group = np.repeat(group_ids, self.group_size)
         episodes = Episodes(**(empty | dict(
             tokens=tokens, roles=rows, behavior_logprobs=np.where(rows == POLICY, -2.4, 0).astype(np.float32),
             length=length, status=np.full(B, types.ANSWERED, np.int8), num_searches=np.ones(B, np.int32),
@@ -64,27 +74,21 @@ def fake_rollout(model, engine, tokenizer, config, mesh, *, group_size):
             documents_span=spans(4, 7), group_id=group, episode_id=np.arange(B, dtype=np.int32))))
         return episodes, Work(*np.ones((4, 1), int))
 
-    rollout.tokenizer = tokenizer
-    return rollout
+
+ONE_DEVICE = make_mesh({}, jax.devices()[:1])
 
 
-@pytest.fixture(autouse=True)
-def one_device_and_no_rollout(monkeypatch):
-    monkeypatch.setattr(loop, "make_rollout", fake_rollout)
-    monkeypatch.setattr(loop, "make_mesh", lambda sizes: jax.make_mesh(
-        (1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1],
-        axis_types=(jax.sharding.AxisType.Auto,) * 3))
-
-
-def run(workdir, algorithm, steps=2, given=None, engine=None, **sections):
+def run(workdir, algorithm, steps=2, given=None, engine=None, functions=None, **sections):
     config = resolve(dict(
         rollout=dict(max_tokens=T), optimizer=dict(learning_rate=0.01), algorithm=algorithm,
         **(sections | dict(train=dict(steps=steps, questions_per_step=3, group_size=4, logprob_chunk=8, eval_every=1,
                                       checkpoint_every=1, keep_checkpoints=9) | sections.get("train", {})))), check=False)
     workdir.mkdir(exist_ok=True)
-    with Writer(workdir, tensorboard=False) as writer:  # train donates the parameters it is given
-        params = loop.train(config, workdir, policy_config=MODEL, params=jax.tree.map(jnp.copy, PARAMS), tokenizer=Words(),
-                            engine=engine, stream=QuestionStream(QUESTIONS, 0), writer=writer, **(given or {}))
+    # train donates the parameters that it is given
+    setup = loop.Setup(config, MODEL, jax.tree.map(jnp.copy, PARAMS), Words(), engine, QuestionStream(QUESTIONS, 0),
+                       **(dict(mesh=ONE_DEVICE, make_rollout=FakeRollout) | (functions or {})))
+    with Writer(workdir, tensorboard=False) as writer:
+        params = loop.train(setup, workdir, writer, **(given or {}))
     return params, [without_wall_time(line) for line in read_jsonl(workdir / "metrics.jsonl")]
 
 
@@ -126,7 +130,7 @@ def test_what_reranks_is_learned_and_survives_a_kill(tmp_path, monkeypatch):
         text = lambda *shape: (np.zeros((*shape, 2), np.int32), np.ones(shape, np.int32))
         return Seen(episodes.tokens[:, None, None, 4:7], np.full((B, 1, 1), 3, np.int32), text(B, 1), text(B))
 
-    monkeypatch.setattr(loop.reranking, "make_reader", lambda *_: read)
+    monkeypatch.setattr(reranking, "make_reader", lambda *_: read)
     sections = dict(search=dict(rerank=dict(candidates=6, learning_rate=0.1, buckets=8)))
     used, used_again = [], []
     params, whole = run(tmp_path / "run", preset("grpo"), steps=3, engine=used, **sections)
@@ -143,7 +147,7 @@ def test_what_reranks_is_learned_and_survives_a_kill(tmp_path, monkeypatch):
 def test_adapters_beside_a_value_model_go_on_after_a_kill(tmp_path):
     sections = dict(algorithm=preset("ppo"), policy=dict(lora=dict(rank=2)), train=dict(microbatch_tokens=64))
     best = []
-    given = dict(evaluate_now=lambda params: {"eval/em": float(len(best))}, save_best=best.append)
+    given = dict(evaluate=lambda params: {"eval/em": float(len(best))}, save_best=best.append)
     params, whole = run(tmp_path / "run", given=given, **sections)
     assert whole[0]["kl"] == pytest.approx(0, abs=1e-6) and whole[1]["kl"] > 1e-6  # the reference is what it was
     assert whole[0]["value/loss"] > 0 and jax.tree.structure(best[0]) == jax.tree.structure(PARAMS)  # merged
@@ -160,18 +164,18 @@ def test_functions_of_ones_own(tmp_path):
         return total, loss_mask.sum().astype("float32"), {"mine": (total, 1.0)}
 
     advantage = lambda batch, *, loss_mask: (batch.rewards * loss_mask).sum(axis=1)
-    _, lines = run(tmp_path, preset("grpo"), given=dict(loss=loss, advantage=advantage))
+    _, lines = run(tmp_path, preset("grpo"), functions=dict(loss=loss, advantage=advantage))
     assert all(line["mine"] > 0 and line["grad_norm"] > 0 for line in lines)
 
 
 def test_the_best_policy_is_kept(tmp_path):
     scores, told, kept = iter([0.5, 0.9, 0.2, 0.9]), [], []
 
-    def evaluate_now(params):
+    def evaluate(params):
         told.append(next(scores))
         return {"eval/em": told[-1]}
 
-    run(tmp_path, preset("rloo"), steps=4, given=dict(evaluate_now=evaluate_now,
+    run(tmp_path, preset("rloo"), steps=4, given=dict(evaluate=evaluate,
                                                       save_best=lambda params: kept.append(told[-1])))
     assert kept == [0.5, 0.9]
 
@@ -190,7 +194,7 @@ def test_an_alarm_stops_the_run_after_a_checkpoint_and_it_can_go_on(tmp_path):
 def test_nan_stops_the_run_with_its_trajectories(tmp_path):
     advantage = lambda batch, *, loss_mask: batch.rewards.sum(axis=1) * np.nan
     with pytest.raises(loop.NonFiniteUpdate, match="train_000001.*; the state of step 0 is in ") as error:
-        run(tmp_path, preset("grpo"), given=dict(advantage=advantage))
+        run(tmp_path, preset("grpo"), functions=dict(advantage=advantage))
     assert str(error.value).endswith(str(tmp_path / "checkpoints" / "train"))
     assert (tmp_path / "checkpoints" / "train" / "0").is_dir()
     assert len(read_jsonl(tmp_path / "trajectories" / "train_000001.jsonl")) == 12
@@ -201,31 +205,24 @@ def test_an_error_behind_a_finite_update_does_not_claim_the_state_before_it(tmp_
     """Of two updates of a step only the second is not finite: the state before the step is gone."""
     poison = lambda batch, *, loss_mask: np.where(np.arange(len(batch.rewards)) == 0, np.nan, 0.1).astype(np.float32)
     with pytest.raises(loop.NonFiniteUpdate, match="; no state was saved in "):
-        run(tmp_path, preset("grpo"), given=dict(advantage=poison), train=dict(minibatches=2, checkpoint_every=9))
+        run(tmp_path, preset("grpo"), functions=dict(advantage=poison), train=dict(minibatches=2, checkpoint_every=9))
 
 
 @pytest.mark.parametrize("where", ["rollout", "evaluation"])
-def test_a_spent_budget_leaves_its_state(tmp_path, where, monkeypatch):
+def test_a_spent_budget_leaves_its_state(tmp_path, where):
     def spent(*_, **__):
         raise BudgetSpent("web search: 2.00 dollars were spent")
 
-    def broke(*args, **options):
-        rollout, played = fake_rollout(*args, **options), []
+    class Broke(FakeRollout):
+        def __call__(self, *args, **options):
+            self.calls = getattr(self, "calls", 0) + 1
+            return spent() if self.calls > 1 else super().__call__(*args, **options)
 
-        def play(params, asked, **given):
-            played.append(spent() if played else True)
-            return rollout(params, asked, **given)
-
-        play.tokenizer = rollout.tokenizer
-        return play
-
-    if where == "rollout":  # of the second step
-        monkeypatch.setattr(loop, "make_rollout", broke)
     with pytest.raises(BudgetSpent, match="2.00 dollars were spent; the state of step 1 is in "):
         run(tmp_path, preset("grpo"), train=dict(checkpoint_every=9),
-            given=dict(evaluate_now=spent if where == "evaluation" else None))
+            given=dict(evaluate=spent if where == "evaluation" else None),
+            functions=dict(make_rollout=Broke) if where == "rollout" else None)  # of the second step
     assert (tmp_path / "checkpoints" / "train" / "1").is_dir()
-    monkeypatch.setattr(loop, "make_rollout", fake_rollout)
     _, lines = run(tmp_path, preset("grpo"))
     assert [line["step"] for line in lines] == [1, 2]  # gone on with
 

@@ -1,17 +1,9 @@
 """Which episodes teach: groups with a signal, refilling, the most informative rows."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
 from zsjax.rl import selection
-from zsjax.types import Episodes
-
-
-def episodes_of(group_id, **fields):
-    empty = dict.fromkeys((field.name for field in dataclasses.fields(Episodes)), np.zeros(len(group_id)))
-    return Episodes(**(empty | {"group_id": np.array(group_id)} | fields))
 
 
 def test_groups_with_signal():
@@ -20,22 +12,24 @@ def test_groups_with_signal():
     assert got.tolist() == [False, False, True, True, True, False, False]
 
 
-def test_refill_replaces_whole_groups_and_keeps_the_rest():
+def test_whole_groups_are_replaced_and_the_rest_is_kept():
     def part(scores, first_group):
         groups = np.repeat(np.arange(len(scores)) + first_group, 2)
         names = np.empty(len(groups), object)
         names[:] = [f"{g}.{i}" for g, i in zip(groups, [0, 1] * len(scores))]
         flat = np.array(scores, float).ravel()
-        return episodes_of(groups, tokens=groups[:, None] * np.ones((1, 3))), flat, {"f1": flat * 2}, names
+        return {"group_id": groups, "tokens": groups[:, None] * np.ones((1, 3)), "scores": flat, "f1": flat * 2,
+                "names": names}
 
     first = part([[0, 0], [0, 1], [1, 1], [0, 0]], 0)
     second = part([[1, 1], [1, 0], [0, 1], [0, 0]], 4)
-    episodes, scores, terms, names = selection.refill(first, second)
-    assert episodes.group_id.tolist() == [5, 5, 1, 1, 6, 6, 3, 3]
-    assert names.tolist() == ["5.0", "5.1", "1.0", "1.1", "6.0", "6.1", "3.0", "3.1"]
-    assert scores.tolist() == [1, 0, 0, 1, 0, 1, 0, 0] and terms["f1"].tolist() == (scores * 2).tolist()
-    assert episodes.tokens[:, 0].tolist() == episodes.group_id.tolist()
-    assert first[0].group_id.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]  # what was given is left alone
+    merged = selection.merge_groups(first, second, scores=(first["scores"], second["scores"]),
+                                    group_id=(first["group_id"], second["group_id"]))
+    assert merged["group_id"].tolist() == [5, 5, 1, 1, 6, 6, 3, 3]
+    assert merged["names"].tolist() == ["5.0", "5.1", "1.0", "1.1", "6.0", "6.1", "3.0", "3.1"]
+    assert merged["scores"].tolist() == [1, 0, 0, 1, 0, 1, 0, 0] and merged["f1"].tolist() == (merged["scores"] * 2).tolist()
+    assert merged["tokens"][:, 0].tolist() == merged["group_id"].tolist()
+    assert first["group_id"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]  # what was given is left alone
 
 
 def test_the_most_informative_rows():

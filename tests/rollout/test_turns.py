@@ -19,7 +19,7 @@ from zsjax.parallel.mesh import TRAIN_RULES, make_mesh, reshard
 from zsjax.rollout import make_rollout, transcript
 from zsjax.rollout import state as pieces
 from zsjax.rollout.policy_prompt import PolicyTemplate
-from zsjax.search import Document
+from zsjax.search import Document, Engine
 from zsjax.search.simulator.prompt import SimulatorTemplate
 from zsjax.search.simulator.simulator import Simulator
 from zsjax.search.simulator.writing import ALL_TAGS
@@ -47,7 +47,7 @@ def make_config(**rollout):
 CONFIG = make_config()
 
 
-class Library:
+class Library(Engine):
     """Finds documents that name the query, and notes which question each query came with."""
 
     def __init__(self):

@@ -5,7 +5,7 @@ import collections
 import numpy as np
 import pytest
 
-from zsjax.search import Document, DropBest, Empty, Failed, Mixed, SearchContext
+from zsjax.search import Document, DropBest, Empty, Engine, Failed, Mixed, SearchContext
 from zsjax.types import Question
 
 
@@ -47,7 +47,7 @@ def test_drop_best_depends_on_seed_query_and_call_only():
 
 
 def test_a_failure_stays_one():
-    class Down:
+    class Down(Engine):
         counters = collections.Counter({"failed_timeout": 3})
 
         def search(self, queries, contexts=None, *, k):
@@ -67,7 +67,7 @@ def test_errors_name_the_value():
 
 
 def test_mixed_asks_each_engine_its_share_and_says_who_obeys_the_noise():
-    class Named:
+    class Named(Engine):
         def __init__(self, name):
             self.name, self.counters = name, collections.Counter({name: 1})
 

@@ -76,7 +76,7 @@ def test_every_search_keeps_its_own_question(world, tokenizer):
 
 
 def test_recorder_shows_k_and_keeps_more(world):
-    recorder = collect.Recorder(BM25.from_documents(world.documents), depth=12)
+    recorder = collect.RecordingEngine(BM25.from_documents(world.documents), depth=12)
     question = world.questions[0]
     shown = recorder.search(["mother"], [collect.SearchContext(question)], k=3)
     assert len(shown[0]) == 3

@@ -23,6 +23,7 @@ from zsjax.plan import memory
 from zsjax.plan.setup import Setup, prepare
 from zsjax.plan.targets import read_target
 from zsjax.rl.algorithms import needs_reference
+from zsjax.rl.optimizer import make_optimizers
 from zsjax.rl.passes import make_programs
 from zsjax.rl.roles import attention_mask
 from zsjax.rl.update import load_loss
@@ -64,7 +65,7 @@ def programs(setup: Setup, devices) -> dict:
     rows = row_sharding(mesh)
     cut = memory.policy_shardings(setup, mesh)
     trained, frozen = _placed(memory.policy_shapes(setup), cut)
-    optimizers = memory.make_optimizers(config)
+    optimizers = make_optimizers(config)
     made = make_programs(config, setup.policy, loss=load_loss(algorithm.loss), optimizer=optimizers[0],
                          value_optimizer=optimizers[1], assemble=lora.assembler(config.policy.lora))
     coef = None

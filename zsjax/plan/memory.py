@@ -22,7 +22,7 @@ from zsjax.models.value import init_value
 from zsjax.parallel.mesh import DECODE_RULES, TRAIN_RULES, replicated
 from zsjax.plan.setup import Setup
 from zsjax.rl.algorithms import needs_reference
-from zsjax.rl.optimizer import make_optimizer
+from zsjax.rl.optimizer import make_optimizers
 from zsjax.rollout.state import PREFILL_CHUNK
 from zsjax.search.rerank import init_reranker
 
@@ -116,12 +116,6 @@ def value_shardings(setup: Setup, mesh):
     """Where it lies: the trunk as the policy does, the head everywhere."""
     places = {name: where for name, where in param_shardings(setup.policy, mesh, TRAIN_RULES).items() if name != "lm_head"}
     return places | {"value_head": replicated(mesh)}
-
-
-def make_optimizers(config):
-    """(the policy's, the value model's) optimizers, as `train` makes them."""
-    updates = config.train.steps * config.train.minibatches * config.train.epochs
-    return make_optimizer(config.optimizer, updates), make_optimizer(config.value.optimizer, updates)
 
 
 def whole_policy(setup: Setup):

@@ -1,31 +1,41 @@
 """From finished episodes and their scores to the arrays a loss sees. numpy on the host."""
 
+import jax
 import numpy as np
 
 from zsjax.types import POLICY, Episodes, TokenBatch
 
-_PER_TOKEN = ("tokens", "roles", "behavior_logprobs")
 
-
-def token_batch(episodes: Episodes, scores, *, multiple: int = 64) -> TokenBatch:
-    """Trims the columns that no row reaches and places each row's score on its last POLICY token.
+def token_batch(episodes: Episodes, scores, *, row_valid=None) -> TokenBatch:
+    """Places each row's score on its last POLICY token.
 
     Args:
       episodes: B rows of T tokens, numpy.
       scores: float[B], one reward a row.
-      multiple: the trimmed length is a multiple of this, so that few shapes are compiled; T and more trims nothing.
+      row_valid: bool[B], False for rows that the loss leaves out; None keeps all.
 
     Returns:
-      TokenBatch of T' <= T tokens; old_logprobs, advantages and the optional arrays are None, to be filled in.
+      TokenBatch of T tokens; old_logprobs, advantages and the optional arrays are None, to be filled in.
     """
-    T = episodes.tokens.shape[1]
-    longest = int(np.max(episodes.length))
-    size = min(T, -(-longest // multiple) * multiple)
-    trimmed = {name: np.asarray(getattr(episodes, name))[:, :size] for name in _PER_TOKEN}
-    is_policy = trimmed["roles"] == POLICY
-    last = size - 1 - np.argmax(is_policy[:, ::-1], axis=1)
-    rewards = np.zeros(is_policy.shape, np.float32)
-    rewards[np.arange(len(last)), last] = scores
+    roles = np.asarray(episodes.roles)
+    is_policy = roles == POLICY
+    B, T = roles.shape
+    last = T - 1 - np.argmax(is_policy[:, ::-1], axis=1)
+    rewards = np.zeros((B, T), np.float32)
+    rewards[np.arange(B), last] = scores
     rewards = np.where(is_policy, rewards, 0)  # a row without POLICY tokens earns nothing
-    return TokenBatch(**trimmed, old_logprobs=None, ref_logprobs=None, advantages=None, returns=None, values=None,
-                      rewards=rewards, group_id=np.asarray(episodes.group_id), row_valid=np.ones(len(last), bool))
+    return TokenBatch(tokens=np.asarray(episodes.tokens), roles=roles,
+                      behavior_logprobs=np.asarray(episodes.behavior_logprobs), old_logprobs=None, ref_logprobs=None,
+                      advantages=None, returns=None, values=None, rewards=rewards, group_id=np.asarray(episodes.group_id),
+                      row_valid=np.ones(B, bool) if row_valid is None else row_valid)
+
+
+def minibatches(batch: TokenBatch, count: int, epochs: int, key):
+    """`epochs` times the rows in random order, cut into `count` equal parts; one part is the batch as it is."""
+    for epoch in range(epochs):
+        if count == 1:
+            yield batch
+            continue
+        order = jax.random.permutation(jax.random.fold_in(key, 2**31 + epoch), batch.tokens.shape[0])
+        for part in np.split(np.asarray(order), count):
+            yield jax.tree.map(lambda x, part=part: x[part], batch)

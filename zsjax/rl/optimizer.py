@@ -74,3 +74,9 @@ def transformation(link, rate):
     if not isinstance(made, optax.GradientTransformation):
         raise InputError(f"optax.{name} makes no transformation of gradients but {type(made).__name__}")
     return made
+
+
+def make_optimizers(config):
+    """(the policy's, the value model's) optimizers of a run."""
+    updates = config.train.steps * config.train.minibatches * config.train.epochs
+    return make_optimizer(config.optimizer, updates), make_optimizer(config.value.optimizer, updates)

@@ -7,8 +7,6 @@ groups and plays others (arXiv 2503.14476, section 3.2). `keep_rows` goes furthe
 import jax
 import numpy as np
 
-from zsjax.types import Episodes
-
 
 def groups_with_signal(scores, group_id) -> np.ndarray:
     """bool[B]: whether the row's group holds two different scores."""
@@ -20,33 +18,34 @@ def groups_with_signal(scores, group_id) -> np.ndarray:
     return (high > low)[index]
 
 
-def refill(first, second):
-    """Rows of `second` that have a signal take the places of rows of `first` that have none, group by group.
+def merge_groups(first, second, *, scores, group_id):
+    """Groups of `second` that have a signal take the places of groups of `first` that have none, in order.
 
     Args:
-      first, second: (Episodes, scores float[B], ...) tuples of trees whose leaves have rows first, numpy; rows of a
-        group stand next to each other, and all groups have the same size.
+      first, second: trees of numpy arrays [B, ...]; rows of a group stand next to each other, and all groups have the
+        same size.
+      scores, group_id: of the two, (float[B], float[B]) and (int[B], int[B]).
 
     Returns:
-      A tuple like `first`, of as many rows.
+      A tree like `first`, of as many rows; what was given is left alone.
     """
-    empty, spare = (_groups(*part[:2]) for part in (first, second))
-    places, offers = np.flatnonzero(~empty[0]), np.flatnonzero(spare[0])
-    size, count = empty[1], min(len(places), len(offers))
+    (has, size), (offers, _) = (_groups(*pair) for pair in zip(group_id, scores, strict=True))
+    places, offers = np.flatnonzero(~has), np.flatnonzero(offers)
+    count = min(len(places), len(offers))
     to = (places[:count, None] * size + np.arange(size)).ravel()
-    come = (offers[:count, None] * size + np.arange(size)).ravel()
+    source = (offers[:count, None] * size + np.arange(size)).ravel()
 
     def put(old, new):
         old = np.array(old)
-        old[to] = np.asarray(new)[come]
+        old[to] = np.asarray(new)[source]
         return old
 
     return jax.tree.map(put, first, second)
 
 
-def _groups(episodes: Episodes, scores):
+def _groups(group_id, scores):
     """(bool[groups] with a signal, rows a group) of rows whose groups stand next to each other."""
-    group_id = np.asarray(episodes.group_id)
+    group_id = np.asarray(group_id)
     size = len(group_id) // len(np.unique(group_id))
     return groups_with_signal(scores, group_id)[::size], size
 
@@ -77,3 +76,16 @@ def keep_rows(how: str, count: int, *, scores, group_id, num_searches) -> np.nda
     else:
         raise ValueError(f"unknown choice of rows {how!r}: 'reward_spread' or 'search_depth'")
     return np.sort(order[:count])
+
+
+def select(options, batch, played):
+    """The rows of a `TokenBatch` that are updated on: all, or the `keep_fraction` of them that `train.keep` prefers.
+
+    options: config.train. played: `zsjax.rollout.experience.Experience` of the same rows.
+    """
+    if options.keep == "all":
+        return batch
+    count = round(options.keep_fraction * len(played.scores))
+    rows = keep_rows(options.keep, count, scores=played.scores, group_id=played.episodes.group_id,
+                     num_searches=played.episodes.num_searches)
+    return jax.tree.map(lambda x: x[rows], batch)

@@ -1,28 +1,26 @@
-"""A step's experience: questions -> rollout -> outcomes -> rewards, with the groups that teach nothing replaced."""
+"""A step's experience: finished episodes with their questions, outcomes and rewards, on the host."""
 
 import dataclasses
 
-import jax
 import numpy as np
 
-from zsjax.rewards import terms as reward_terms
-from zsjax.rl import selection
-from zsjax.rollout.compiled import occupancy, requests_saved
+from zsjax.rl.selection import merge_groups
 from zsjax.types import Episodes
 
 
 @dataclasses.dataclass
 class Experience:
-    """B finished episodes and what they earned, on the host.
+    """B finished episodes and what they earned. Arrays are numpy.
 
     Attributes:
-      episodes: numpy.
-      questions, outcomes: object[B], `types.Question` and `reward_terms.Outcome` of each row.
+      episodes: rows of a group stand next to each other.
+      questions, outcomes: object[B], `types.Question` and `rewards.terms.Outcome` of each row.
       scores: float32[B] rewards.
       terms: {name: float64[B]} the terms they are made of, unweighted.
       row_valid: bool[B], False for rows that the loss leaves out.
       rounds: rollouts that were played to get them.
       occupancy: of the last of them, see `zsjax.rollout.compiled.occupancy`.
+      requests_saved: of the last of them, see `zsjax.rollout.compiled.requests_saved`.
     """
 
     episodes: Episodes
@@ -33,60 +31,15 @@ class Experience:
     row_valid: np.ndarray
     rounds: int
     occupancy: dict
-    requests_saved: float | None = None  # of the last of them, likewise
+    requests_saved: float | None = None
 
 
-def make_player(config, rollout, stream, tokenizer):
-    """A function that plays a step's questions.
-
-    Args:
-      config: the run's; train, algorithm and reward are read.
-      rollout: of `make_rollout` with group_size config.train.group_size.
-      stream: `QuestionStream`.
-      tokenizer: the policy's.
-
-    Returns:
-      play(params, step, *, noise, key, **given) -> Experience of questions_per_step * group_size rows, a group's next to
-      each other; further arguments are the rollout's. A function of its arguments: a resumed run plays the same.
-    """
-    algorithm, options, reward = config.algorithm, config.train, config.reward
-    rounds = 1 + (algorithm.refill_rounds if algorithm.drop_equal_groups else 0)
-    count = options.questions_per_step
-    place = getattr(rollout, "place", lambda params: params)  # once a step, whatever the rounds
-
-    def play_once(params, step, round, noise, key, given):
-        asked = stream.batch(step * rounds + round, count)
-        questions = [q for q in asked for _ in range(options.group_size)]
-        # Ids go on from round to round, so that no two episodes of a step share their draws.
-        ids = np.arange(count, dtype=np.int32) + round * count
-        episodes, work = jax.device_get(rollout(params, asked, noise=noise, key=key, group_ids=ids, with_work=True,
-                                                **given))
-        outcomes = reward_terms.outcomes(episodes, questions, tokenizer,
-                                         overlong=(reward.overlong_from, reward.overlong_to))
-        scores, terms = reward_terms.score(outcomes, reward.terms)
-        shares = occupancy(episodes, work), requests_saved(work)
-        return (episodes, scores, terms, _objects(questions), _objects(outcomes)), shares
-
-    def play(params, step, *, noise, key, **given):
-        rows = played = busy = None
-        params = place(params)
-        for played in range(rounds):
-            new, busy = play_once(params, step, played, noise, key, given)
-            # selection.refill looks at the first two: episodes and scores.
-            rows = new if rows is None else selection.refill(rows, new)
-            signal = selection.groups_with_signal(rows[1], rows[0].group_id)
-            if signal.all():
-                break
-        episodes, scores, terms, questions, outcomes = rows
-        valid = ~reward_terms.masked_rows(outcomes, algorithm.mask)
-        if algorithm.drop_equal_groups:
-            valid &= signal
-        return Experience(episodes, questions, outcomes, scores, terms, valid, played + 1, *busy)
-
-    return play
+ROWS = ("episodes", "questions", "outcomes", "scores", "terms", "row_valid")  # fields whose arrays begin with rows
 
 
-def _objects(items):
-    array = np.empty(len(items), object)
-    array[:] = items
-    return array
+def refill(first: Experience, second: Experience) -> Experience:
+    """`first`, with groups of `second` that have a signal in the places of its groups that have none."""
+    merged = merge_groups(*({name: getattr(played, name) for name in ROWS} for played in (first, second)),
+                          scores=(first.scores, second.scores),
+                          group_id=(first.episodes.group_id, second.episodes.group_id))
+    return dataclasses.replace(second, **merged)

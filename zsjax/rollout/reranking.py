@@ -14,7 +14,7 @@ from zsjax.rollout.documents import encode_documents
 from zsjax.rollout.state import CLOSE_SEARCH, OPEN_SEARCH, tables
 from zsjax.sampling.splice import take_span
 from zsjax.sampling.tags import extract
-from zsjax.search.rerank import RerankerState, Seen, choose, encode_texts, make_update, score
+from zsjax.search.rerank import RerankerState, Seen, choose, encode_texts, init_reranker, make_update, score
 from zsjax.search.simulator.writing import line_ends
 
 _choose = jax.jit(lambda weights, documents, lengths, noisy, question, query, num_shown: choose(
@@ -100,17 +100,19 @@ def shown_documents(automaton, tokens, roles, query_span, documents_span, *, end
     return of_turns(documents), of_turns(lengths), (of_turns(query), of_turns(query_length))
 
 
-def make_learner(policy_config, tokenizer, config):
-    """A function (state, experience) -> (state, metrics), or None where config.search.rerank is off."""
-    options = config.search.rerank
-    if not options.candidates:
-        return None
-    read, update = make_reader(policy_config, tokenizer, config), make_update(options.learning_rate)
+class Reranking:
+    """The reranker of a training run: how it starts, and how it learns from a step's episodes."""
 
-    def learn(state: RerankerState, played) -> tuple[RerankerState, dict[str, float]]:
-        """One update on a step's episodes: numpy, whole, and so the same on every host."""
-        state, info = jax.device_get(update(state, read(played.episodes, played.questions), played.scores,
-                                            played.episodes.group_id, played.row_valid))
+    def __init__(self, policy_config, tokenizer, config):
+        self._options = config.search.rerank
+        self._read = make_reader(policy_config, tokenizer, config)
+        self._update = make_update(self._options.learning_rate)
+
+    def start(self) -> RerankerState:
+        return init_reranker(self._options)
+
+    def learn(self, state: RerankerState, played) -> tuple[RerankerState, dict[str, float]]:
+        """(state, metrics) after one update on a step's episodes: numpy, whole, and so the same on every host."""
+        state, info = jax.device_get(self._update(state, self._read(played.episodes, played.questions), played.scores,
+                                                  played.episodes.group_id, played.row_valid))
         return state, {f"rerank/{name}": float(value) for name, value in info.items() if np.isfinite(value)}
-
-    return learn

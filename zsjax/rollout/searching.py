@@ -21,7 +21,7 @@ from zsjax.models.placement import for_decoding
 from zsjax.parallel.constrain import over_rows, row_shards
 from zsjax.parallel.mesh import replicated, reshard
 from zsjax.rollout.documents import encode_documents
-from zsjax.search.engine import Failed, SearchContext
+from zsjax.search.engine import Failed, SearchContext, as_engine
 from zsjax.search.rerank import chooser
 from zsjax.search.simulator.requests import Requests, question_keys
 from zsjax.search.simulator.simulator import Simulator
@@ -61,13 +61,13 @@ class TextSearch:
                  reranker=None):
         """engine: see `zsjax.search.engine.Engine`. tokenizer: the policy's. reranker: a `HostReranker`, for rollouts with
         its weights."""
-        self.engine, self.tokenizer, self.document_format = engine, tokenizer, document_format
+        self.engine, self.tokenizer, self.document_format = as_engine(engine), tokenizer, document_format
         self.num_documents, self.max_document_tokens, self.reranker = num_documents, max_document_tokens, reranker
         self.slots = 0  # of a simulator's program: none
 
     @property
     def in_threads(self) -> bool:
-        return not getattr(self.engine, "uses_devices", False)
+        return not self.engine.uses_devices
 
     def begin(self, questions, key, rows: int, reranker=None):
         """(a function Asked -> Found, how many searches it takes at a time) for a rollout of so many rows at a time.
@@ -80,9 +80,8 @@ class TextSearch:
         texts = [self.tokenizer.decode(row[:length].tolist()) for row, length in zip(tokens, lengths)]
         contexts = [SearchContext(questions[q], key=key, call=(draw, int(episode), int(turn)))
                     for q, episode, turn in zip(asked.question, asked.episode_id, asked.turn)]
-        obeys = getattr(self.engine, "obeys_noise", False)
-        obeyed = np.array(obeys(texts, contexts) if callable(obeys) else obeys)[..., None]
-        noisy = asked.coins(self.num_documents) & obeyed
+        obeys = np.array(self.engine.obeys_noise(texts, contexts), bool)
+        noisy = asked.coins(self.num_documents) & obeys[:, None]
         try:
             results = self._ask(texts, contexts, noisy, reranker)
         except UserError:  # InputNotFound is an OSError, too: what the user must fix does not pass for a failed search
@@ -101,7 +100,7 @@ class TextSearch:
     def _ask(self, texts, contexts, modes, reranker):
         """Documents for each text, in the modes bool[n, k]: where they differ, document i comes from the reply that its
         mode says, as `Simulator.idle` tells. The same search is sent once, and all that asked get the same list."""
-        by_call = getattr(self.engine, "by_call", False)
+        by_call = self.engine.by_call
         name = lambda row, mode: (contexts[row].question.identity, texts[row], mode, contexts[row].call if by_call else ())
         asked = {}
         for row, of_row in enumerate(modes.tolist()):

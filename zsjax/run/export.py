@@ -18,10 +18,11 @@ def export(config: Config, workdir, out) -> pathlib.Path:
     Raises:
       UserError: the run has no policy yet, or `out` exists.
     """
-    from zsjax.models import lora
     from zsjax.models.checkpoints.hf import save_hf
     from zsjax.parallel.checkpoint import Checkpointer
-    from zsjax.train import make_optimizers, start_state
+    from zsjax.rl.learner import Learner
+    from zsjax.rl.steering import Steering
+    from zsjax.rollout.reranking import Reranking
 
     workdir, out = pathlib.Path(workdir), pathlib.Path(out)
     if out.exists():
@@ -35,14 +36,15 @@ def export(config: Config, workdir, out) -> pathlib.Path:
             if not folder.is_dir():
                 raise UserError(f"{workdir} has neither models/policy nor checkpoints/train: train first")
             model, params = context.start_policy()
-            template, frozen = start_state(config, model, params, make_optimizers(config),
-                                           mesh.make_mesh({}, jax.devices()[:1]))
+            one = mesh.make_mesh({}, jax.devices()[:1])
+            learner = Learner(config, model, one)
+            reranks = config.search.rerank.candidates > 0
+            steering = Steering(config, one, reranking=Reranking(model, context.tokenizer, config) if reranks else None)
+            template = steering.start(learner.start(params))
             with Checkpointer(folder) as checkpoints:
                 restored = checkpoints.restore(template)
             if restored is None:
                 raise UserError(f"{folder} holds no complete checkpoint: train first")
-            params = restored[1].params
-            if frozen is not None:
-                params = lora.merge(frozen, params, config.policy.lora)
+            params = learner.export(restored[1])
         save_hf(out, model, params, tokenizer=context.tokenizer)
     return out

@@ -1,9 +1,11 @@
-"""What a search engine is: the protocol, and what it is told about a question."""
+"""What a search engine is: its interface, and what it is told about a question."""
 
+import abc
 import dataclasses
 import hashlib
-from collections.abc import Sequence
-from typing import Any, Protocol
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from zsjax.types import Question
 
@@ -52,28 +54,78 @@ class BudgetSpent(Exception):
     """The next search would cost more than is left. Nothing is lost: what was paid for is kept, and the run can go on."""
 
 
-class Engine(Protocol):
-    """Anything that finds documents for a batch of queries.
+class Engine(abc.ABC):
+    """Anything that finds documents for a batch of queries. An engine of your own defines `search` alone.
 
-    A rollout searches from a thread of its own while the policy decodes, one batch after the other;
-    `rollout.search_batches` above 1 allows as many threads in `search` at a time, which the engine must then bear (those
-    here do, but every batch of a remote one has its own limit of concurrency). What is found for a query must not depend
-    on its batch mates, which are a matter of timing: then no trajectory depends on how long a search takes.
+    A rollout searches from a thread of its own while the policy decodes, one batch after the other. With
+    `rollout.search_batches` above 1, `search` is called from that many threads at a time.
 
-    An engine may have
-      obeys_noise: True for simulators, which obey SearchContext.noisy; or a function (queries, contexts) -> list[bool].
+    Attributes:
       by_call: True where SearchContext.call changes what is found. Otherwise the same (question, query, mode) is sent
         once in a batch, and all that asked get the same list.
-      uses_devices: True where it computes with jax: it is then searched between the policy's programs and not beside
-        them, since two programs of several devices that begin in different orders wait for each other without end.
-      counters: a Counter of requests and failures that loops write into the metrics.
+      uses_devices: True where the engine computes with jax. It is then searched between the policy's programs and not
+        beside them: two programs of several devices that begin in different orders wait for each other without end.
+      counters: requests and failures by name, which the loops write into the metrics.
+      share: P(the real engine answers) of an engine that mixes two, which the training loop sets; None elsewhere.
     """
 
+    by_call: bool = False
+    uses_devices: bool = False
+    counters: Mapping[str, int] = types.MappingProxyType({})
+    share: float | None = None
+
+    @abc.abstractmethod
     def search(self, queries: Sequence[str], contexts: Sequence[SearchContext], *, k: int) -> list[list[Document]]:
-        """Up to k documents for each query, best first. An empty list says that nothing was found, `Failed` that the
-        search itself failed; neither ends an episode. OSError and TimeoutError fail the whole batch so; what else is
-        raised ends the rollout."""
-        ...
+        """Up to k documents for each query, best first.
+
+        An empty list says that nothing was found, `Failed` that the search itself failed; neither ends an episode.
+        What is found for a query must not depend on the other queries of the batch, which are a matter of timing.
+
+        Raises:
+          OSError, TimeoutError: every search of the batch is recorded as failed. Anything else ends the rollout.
+        """
+
+    def obeys_noise(self, queries: Sequence[str], contexts: Sequence[SearchContext]) -> list[bool]:
+        """Which searches obey SearchContext.noisy: those that a simulator answers."""
+        return [False] * len(queries)
+
+
+class Wrapped(Engine):
+    """An engine around another one, of which it has everything but `search`."""
+
+    def __init__(self, engine: Engine):
+        self.engine = as_engine(engine)
+        self.by_call, self.uses_devices = self.engine.by_call, self.engine.uses_devices
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        return self.engine.counters
+
+    def obeys_noise(self, queries: Sequence[str], contexts: Sequence[SearchContext]) -> list[bool]:
+        return self.engine.obeys_noise(queries, contexts)
+
+
+class _Plain(Engine):
+    """An object that has `search` and nothing else."""
+
+    def __init__(self, searcher):
+        self.searcher = searcher
+
+    def search(self, queries: Sequence[str], contexts: Sequence[SearchContext], *, k: int) -> list[list[Document]]:
+        return self.searcher.search(queries, contexts, k=k)
+
+
+def as_engine(engine) -> Engine:
+    """The engine itself; an object that only has `search` gets the defaults of `Engine`.
+
+    Raises:
+      TypeError: the object has no `search`.
+    """
+    if isinstance(engine, Engine):
+        return engine
+    if not callable(getattr(engine, "search", None)):
+        raise TypeError(f"{engine!r} is not a search engine; subclass zsjax.search.Engine and define search")
+    return _Plain(engine)
 
 
 def check_request(queries: Sequence[str], contexts: Sequence[SearchContext] | None, k: int) -> None:

@@ -13,7 +13,7 @@ from zsjax import types
 from zsjax.errors import InputError, reading
 from zsjax.rewards import exact_match
 from zsjax.rollout import transcript
-from zsjax.search.engine import Document, SearchContext, first
+from zsjax.search.engine import Document, SearchContext, Wrapped, first
 from zsjax.types import Question
 
 DEPTH_FACTOR = 4  # ranked documents kept for each one shown: noisy replies leave some of them out
@@ -40,12 +40,12 @@ class Search:
     useful: tuple[bool, ...] | None = None
 
 
-class Recorder:
+class RecordingEngine(Wrapped):
     """An engine that keeps every search it passes on, ranked deeper than was asked for."""
 
     def __init__(self, engine, depth: int):
-        self.engine, self.depth = engine, depth
-        self.by_call, self.uses_devices = (getattr(engine, name, False) for name in ("by_call", "uses_devices"))
+        super().__init__(engine)
+        self.depth = depth
         self.found: dict[tuple[str, str], list[Document]] = {}
 
     def search(self, queries: Sequence[str], contexts: Sequence[SearchContext], *, k: int) -> list[list[Document]]:
@@ -55,7 +55,7 @@ class Recorder:
         return [first(ranking, k) for ranking in rankings]
 
 
-def episode_searches(episodes: types.Episodes, questions: Sequence[Question], recorder: Recorder,
+def episode_searches(episodes: types.Episodes, questions: Sequence[Question], recorder: RecordingEngine,
                      tokenizer) -> list[Search]:
     """The searches of finished episodes.
 
@@ -98,7 +98,7 @@ def collect(make_rollout: Callable[[Any], Callable], engine, params, questions: 
     """
     import jax
 
-    recorder = Recorder(engine, DEPTH_FACTOR * num_documents)
+    recorder = RecordingEngine(engine, DEPTH_FACTOR * num_documents)
     rollout = make_rollout(recorder)
     searches, played = [], 0
     while played < episodes:

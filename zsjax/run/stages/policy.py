@@ -13,14 +13,15 @@ from zsjax.run.stages.run import Run
 def train(run: Run):
     if run.done("train", "models/policy"):
         return
-    from zsjax.train import train
+    from zsjax.train import Setup, train
 
     config = run.config
     model, params = run.start_policy(mesh.TRAIN_RULES)
     engine = run.engine(config.search.engine, config.data.corpus, spread=True)
-    params = train(config, run.workdir, policy_config=model, params=params, tokenizer=run.tokenizer, engine=engine,
-                   stream=QuestionStream(run.train_questions, config.seed), writer=run.writer,
-                   evaluate_now=real_evaluation(run, model), config_json=run.config_json,
+    stream = QuestionStream(run.train_questions, config.seed)
+    setup = Setup(config, model, params, run.tokenizer, engine, stream, mesh=run.mesh)
+    del params  # the learner places them anew; this name would keep a second copy
+    params = train(setup, run.workdir, run.writer, evaluate=real_evaluation(run, model), config_json=run.config_json,
                    save_best=lambda params: run.save_model("best", model, params))
     run.save_model("policy", model, params)
 

@@ -1,12 +1,11 @@
 """Engines for ablations: one finds nothing that can be read, one loses the best document."""
 
-import collections
 from collections.abc import Sequence
 
-from zsjax.search.engine import Document, Engine, SearchContext, chance, check_request, first
+from zsjax.search.engine import Document, Engine, SearchContext, Wrapped, chance, check_request, first
 
 
-class Empty:
+class Empty(Engine):
     """Finds k documents without any content, whatever is asked: an ablation, since nothing can be read from it."""
 
     def search(self, queries: Sequence[str], contexts: Sequence[SearchContext] | None = None, *,
@@ -15,22 +14,19 @@ class Empty:
         return [[Document("", "") for _ in range(k)] for _ in queries]
 
 
-class DropBest:
+class DropBest(Wrapped):
     """Loses the best document of a call with some probability: a test of robustness.
 
     The loss is a function of (seed, query, question id, context.call) alone: no batch mate and no earlier search
     changes it, and the same query asked again under another call has another chance.
     """
 
-    by_call = True
-
     def __init__(self, engine: Engine, probability: float, seed: int = 0):
         """Wraps engine. probability: of losing the best document, 0 to 1. Raises ValueError outside of that."""
         if not 0 <= probability <= 1:
             raise ValueError(f"probability={probability} must be between 0 and 1")
-        self.engine, self.probability, self.seed = engine, probability, seed
-        self.counters = getattr(engine, "counters", collections.Counter())
-        self.uses_devices = getattr(engine, "uses_devices", False)
+        super().__init__(engine)
+        self.probability, self.seed, self.by_call = probability, seed, True
 
     def search(self, queries: Sequence[str], contexts: Sequence[SearchContext] | None = None, *,
                k: int) -> list[list[Document]]:

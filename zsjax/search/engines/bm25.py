@@ -8,12 +8,12 @@ import numpy as np
 
 from zsjax.errors import InputError
 from zsjax.search.corpus_store import hash_of, load_index, row_of, save_index
-from zsjax.search.engine import Document, SearchContext, check_request
+from zsjax.search.engine import Document, Engine, SearchContext, check_request
 
 _FORMAT = 1
 
 
-class BM25:
+class BM25(Engine):
     """The real engine: Lucene's BM25 over title and text, deterministic to the last tie.
 
     Make one with `from_documents` or `load`. Documents that share no word with the query are never returned, so fewer

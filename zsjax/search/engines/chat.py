@@ -9,11 +9,11 @@ episode.
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from zsjax.errors import InputError
 from zsjax.search.addresses import check_address, environment_key
-from zsjax.search.engine import Document, Failed, SearchContext, check_request, first
+from zsjax.search.engine import Document, Engine, Failed, SearchContext, check_request, first
 from zsjax.search.engines.http import MAX_TEXT
 from zsjax.search.simulator.prompt import SimulatorTemplate, bare_line
 from zsjax.search.transport import DEFAULT_LIMITS, Limits, Request, SearchError, Transport
@@ -30,10 +30,8 @@ _ADVICE = ("switch its thinking off by extra_body, such as {'chat_template_kwarg
            "max_tokens")
 
 
-class ChatSimulator:
+class ChatSimulator(Engine):
     """The simulator as somebody else's server; host rollouts only."""
-
-    obeys_noise: ClassVar[bool] = True
 
     def __init__(self, url: str, *, model: str, template: SimulatorTemplate, num_documents: int = 5,
                  temperature: float = 0.8, top_p: float = 1.0, reveal_gold: bool = True, key_env: str = "", seed: int = 0,
@@ -63,6 +61,9 @@ class ChatSimulator:
         self.max_tokens, self.extra_body = max_tokens or TOKENS_PER_DOCUMENT * num_documents, dict(extra_body or {})
         chat_body(model, "", self.extra_body)
         self.transport = Transport(limits)
+
+    def obeys_noise(self, queries: Sequence[str], contexts: Sequence[SearchContext]) -> list[bool]:
+        return [True] * len(queries)
 
     @property
     def counters(self):

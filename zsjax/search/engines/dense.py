@@ -11,7 +11,7 @@ import numpy as np
 
 from zsjax.errors import InputError
 from zsjax.search.corpus_store import hash_of, load_index, row_of, save_index
-from zsjax.search.engine import Document, SearchContext, check_request
+from zsjax.search.engine import Document, Engine, SearchContext, check_request
 
 _FORMAT = 1
 _VECTORS = "vectors.npy"
@@ -20,7 +20,7 @@ _QUERIES = 32  # scored at a time: float32[32, N] of scores is held
 QUERY_FORMAT = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:{query}"
 
 
-class Dense:
+class Dense(Engine):
     """An exact index: float32[N, D] unit vectors, scored all. score of a document: cosine with the query."""
 
     uses_devices = True  # a decoder may embed the queries

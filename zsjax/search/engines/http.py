@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from zsjax.search.addresses import check_address
-from zsjax.search.engine import Document, Failed, SearchContext, check_request
+from zsjax.search.engine import Document, Engine, Failed, SearchContext, check_request
 from zsjax.search.transport import DEFAULT_LIMITS, Limits, Request, SearchError, Transport
 from zsjax.types import whole_text
 
 MAX_TEXT = 20_000  # characters kept of a document's text: far more than a context has room for
 
 
-class HttpRetriever:
+class HttpRetriever(Engine):
     """Searches on a server; a request that fails gives `Failed` results, and the episodes go on.
 
     A document that cannot be read is left out and counted ("odd_documents"); a search with no other fails.

@@ -3,10 +3,10 @@
 import collections
 from collections.abc import Sequence
 
-from zsjax.search.engine import Document, Engine, SearchContext, chance, check_request
+from zsjax.search.engine import Document, Engine, SearchContext, as_engine, chance, check_request
 
 
-class Mixed:
+class Mixed(Engine):
     """Asks one of two engines for each search, by a coin: training that moves from a simulator to real search.
 
     The coin of a search is a function of (seed, query, question id, context.call) alone. `share`: P(the real engine);
@@ -16,13 +16,12 @@ class Mixed:
     by_call = True
 
     def __init__(self, simulator: Engine, real: Engine, *, share: float = 0.0, seed: int = 0):
-        self.simulator, self.real, self.share, self.seed = simulator, real, share, seed
-        self.uses_devices = any(getattr(engine, "uses_devices", False) for engine in (simulator, real))
+        self.simulator, self.real, self.share, self.seed = as_engine(simulator), as_engine(real), share, seed
+        self.uses_devices = self.simulator.uses_devices or self.real.uses_devices
 
     @property
     def counters(self) -> collections.Counter:
-        return sum((getattr(engine, "counters", collections.Counter()) for engine in (self.simulator, self.real)),
-                   collections.Counter())
+        return collections.Counter(self.simulator.counters) + collections.Counter(self.real.counters)
 
     def obeys_noise(self, queries: Sequence[str], contexts: Sequence[SearchContext]) -> list[bool]:
         """Which searches the simulator answers."""

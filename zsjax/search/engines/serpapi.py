@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from zsjax.search.account import Account, amount, write_json
 from zsjax.search.addresses import check_address, environment_key
-from zsjax.search.engine import BudgetSpent, Document, Failed, SearchContext, check_request, first
+from zsjax.search.engine import BudgetSpent, Document, Engine, Failed, SearchContext, check_request, first
 from zsjax.search.transport import DEFAULT_LIMITS, Limits, Request, SearchError, Transport
 from zsjax.types import whole_text
 
@@ -25,7 +25,7 @@ QUERY_PARAMETERS = {"yahoo": "p", "yandex": "text", "naver": "query", "walmart":
 _LOST = ("timeout", "reset", "too_large")  # the server may have searched all the same, and then it was paid
 
 
-class SerpApi:
+class SerpApi(Engine):
     """A web search engine. The key comes from the environment and is never written anywhere."""
 
     def __init__(self, *, engine: str = "google", key_env: str = "SERPAPI_API_KEY",

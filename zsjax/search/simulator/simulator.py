@@ -24,7 +24,7 @@ from zsjax.models.decoder import DecoderConfig, decoding_params, extend, logits_
 from zsjax.sampling.logits import sample
 from zsjax.sampling.prefill import prefill
 from zsjax.sampling.splice import concatenate
-from zsjax.search.engine import Document, SearchContext, check_request
+from zsjax.search.engine import Document, Engine, SearchContext, check_request
 from zsjax.search.rerank import chooser
 from zsjax.search.simulator.prompt import SimulatorTemplate, bare_line
 from zsjax.search.simulator.requests import Requests, on_target, question_keys, request_keys
@@ -34,7 +34,7 @@ PREFILL_CHUNK = 128
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Simulator:
+class Simulator(Engine):
     """A decoder that plays the search engine, for compiled rollouts (`write`) and for the host (`search`).
 
     Attributes:
@@ -65,7 +65,6 @@ class Simulator:
     shuffle_documents: bool = False
     reveal_gold: str = "always"
     cache_dtype: str = "model"
-    obeys_noise: ClassVar[bool] = True
     uses_devices: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -74,6 +73,9 @@ class Simulator:
         if self.reveal_gold not in ("always", "on_target", "never"):
             raise InputError(f"reveal_gold={self.reveal_gold!r}: give 'always', 'on_target' or 'never'")
         object.__setattr__(self, "config", self.config.for_tokenizer(self.tokenizer))
+
+    def obeys_noise(self, queries: Sequence[str], contexts: Sequence[SearchContext]) -> list[bool]:
+        return [True] * len(queries)
 
     @functools.cached_property
     def tables(self) -> Tables:

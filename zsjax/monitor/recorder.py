@@ -1,0 +1,113 @@
+"""What a training run writes: timers, metrics, trajectories, checkpoints, alarms."""
+
+import contextlib
+import logging
+import pathlib
+
+from zsjax.config import Config
+from zsjax.errors import NonFiniteUpdate
+from zsjax.monitor import health
+from zsjax.monitor.episodes import save_trajectories
+from zsjax.monitor.usage import CompileCount
+from zsjax.monitor.writer import Timer, Writer, read_jsonl
+from zsjax.parallel import hosts
+from zsjax.parallel.checkpoint import Checkpointer
+from zsjax.search.engine import BudgetSpent
+from zsjax.types import TrainState
+
+
+class Recorder:
+    """Times the parts of a step, writes its line, saves what a resumed run needs, and stops a run that collapses.
+
+    A context: on leaving it, the checkpoint that is being written is finished.
+    """
+
+    def __init__(self, config: Config, workdir: pathlib.Path, writer: Writer, tokenizer, *, config_json: str = "{}"):
+        """workdir: where checkpoints/train and trajectories/ go. config_json: kept with the checkpoints."""
+        self.config, self.workdir, self.writer, self.tokenizer = config, workdir, writer, tokenizer
+        self.time, self._compiles = Timer(), CompileCount()
+        self._checkpoints = Checkpointer(workdir / "checkpoints" / "train", keep=config.train.keep_checkpoints,
+                                         config_json=config_json)
+        self._history: list[dict] = []
+        self._spent: BudgetSpent | None = None  # what an evaluation raised
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._open.__exit__(*exception)
+        self._checkpoints.__exit__(*exception)
+
+    def restore(self, state: TrainState) -> TrainState:
+        """The state of the run's last checkpoint, else the one given; removes metrics of steps that run again."""
+        if (restored := self._checkpoints.restore(state)) is not None:
+            _, state, _ = restored
+            logging.info("train: resumed at step %d", int(state.step))
+        first = int(state.step)
+        self.writer.truncate("train", first)
+        self._history = [line for line in read_jsonl(self.workdir / "metrics.jsonl") if line["stage"] == "train"]
+        self._open.enter_context(self.writer.progress("train", total=self.config.train.steps, done=first))
+        return state
+
+    @contextlib.contextmanager
+    def keeping(self, step: int, state: TrainState):
+        """Saves the state before the step if web search's budget is spent in it; BudgetSpent says where the state is."""
+        try:
+            yield
+        except BudgetSpent as error:
+            self._checkpoints.save(step, state, {"data_position": step})
+            raise BudgetSpent(f"{error}; {self._checkpoints.whereabouts()}") from error
+
+    def evaluate(self, function, policy) -> dict[str, float]:
+        """The scores of an evaluation, timed. Where it spends the budget, `step` ends the run after the step is written."""
+        with self.time("evaluate"):
+            try:
+                return function(policy)
+            except BudgetSpent as error:
+                self._spent = error
+                return {}
+
+    def trajectories(self, step: int, state: TrainState, played, info: dict):
+        """Saves a step's episodes where they are due: one a question, all of them before an error.
+
+        Raises:
+          NonFiniteUpdate: info has a `nonfinite` above 0. The state is saved if no update of the step was applied.
+        """
+        options = self.config.train
+        nonfinite = [info[name] for name in ("nonfinite", "value/nonfinite") if name in info]  # shares of the updates
+        due = step % options.trajectories_every == 0 or step + 1 == options.steps
+        path = self.workdir / "trajectories" / f"train_{step + 1:06d}.jsonl"
+        if hosts.is_lead() and (any(nonfinite) or due):
+            save_trajectories(path, played.episodes, played.questions, self.tokenizer, played.scores, every=any(nonfinite))
+        if any(nonfinite):
+            if min(nonfinite) == 1:
+                self._checkpoints.save(step, state, {"data_position": step})
+            raise NonFiniteUpdate(f"step {step + 1}: the loss or its gradient is not finite. The step's trajectories "
+                                  f"are in {path}; {self._checkpoints.whereabouts()}")
+
+    def step(self, step: int, state: TrainState, played, metrics: dict):
+        """Writes a step's line and, where one is due, a checkpoint.
+
+        Raises:
+          health.HealthAlarm: a metric stayed out of its bounds and config.health.stop is set; the state is saved.
+          BudgetSpent: an evaluation spent the budget; the state is saved.
+        """
+        options, rules = self.config.train, self.config.health
+        self._history = [*self._history, metrics][-rules.patience:]
+        ringing = health.alarms(self._history, rules.alarms, rules.patience)
+        alarm = health.stop_message(ringing, metrics, rules.alarms, rules.patience)
+        seconds = self.time.take()
+        passes = sum(seconds[f"time/{part}"] for part in ("rollout", "score", "update"))
+        self.writer.write(step + 1, metrics | ringing | seconds | self._compiles.take() | {
+            "time/step": sum(seconds.values()),
+            "speed/tokens_per_second": int(played.episodes.length.sum()) / passes}, "train")
+        alarmed = alarm is not None and rules.stop
+        if (step + 1) % options.checkpoint_every == 0 or step + 1 == options.steps or alarmed or self._spent:
+            with self.time("checkpoint"):  # after the line is written: these seconds stand in the next one
+                self._checkpoints.save(step + 1, state, {"data_position": step + 1})
+        if self._spent:
+            raise BudgetSpent(f"{self._spent}; {self._checkpoints.whereabouts()}") from self._spent
+        if alarmed:
+            raise health.HealthAlarm(f"stopped after step {step + 1}, {alarm}; {self._checkpoints.whereabouts()}. Widen "
+                                     "config.health.alarms or set health.stop to false to go on from there")

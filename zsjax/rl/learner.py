@@ -1,0 +1,126 @@
+"""The learner: the policy's parameters, and every pass that is made over a batch of episodes."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zsjax.config import Config
+from zsjax.models import lora
+from zsjax.models.placement import param_shardings
+from zsjax.models.value import init_value
+from zsjax.parallel.mesh import TRAIN_RULES, replicated, reshard
+from zsjax.rl import credit, roles
+from zsjax.rl.algorithms import needs_reference
+from zsjax.rl.batch import minibatches
+from zsjax.rl.optimizer import make_optimizers
+from zsjax.rl.passes import make_passes
+from zsjax.rl.update import load_loss
+from zsjax.types import TokenBatch, TrainState
+
+
+class Learner:
+    """Scores batches and updates the policy, with or without adapters (policy.lora) and a value model (PPO).
+
+    The starting policy is the reference of the KL. With adapters it is the frozen part of the policy and costs nothing;
+    without, it is a copy, made only where the algorithm reads it.
+    """
+
+    def __init__(self, config: Config, policy_config, mesh, *, loss: Callable | None = None,
+                 advantage: Callable | None = None):
+        """config: algorithm, train, optimizer, value and policy.lora are read. policy_config: DecoderConfig.
+        loss, advantage: functions in place of `algorithm.loss` and `algorithm.advantage`, of the same contracts."""
+        self.config, self.policy_config, self.mesh, self._advantage = config, policy_config, mesh, advantage
+        algorithm = config.algorithm
+        self.optimizers = make_optimizers(config)
+        self.assemble = lora.assembler(config.policy.lora)
+        self.passes = make_passes(config, policy_config, mesh, loss=loss or load_loss(algorithm.loss),
+                                  optimizer=self.optimizers[0], value_optimizer=self.optimizers[1], assemble=self.assemble)
+        self.frozen = self.reference = None
+
+    def start(self, params) -> TrainState:
+        """The state before the first step, but for what `zsjax.rl.steering` adds. params are donated."""
+        state, self.frozen = start_state(self.config, self.policy_config, params, self.optimizers, self.mesh)
+        if needs_reference(self.config.algorithm):
+            self.reference = jax.tree.map(jnp.copy, state.params) if self.frozen is None else self.frozen
+        return state
+
+    def policy(self, state: TrainState) -> dict:
+        """The decoder's parameters as every forward pass takes them: with adapters beside the kernels, not copied."""
+        return self.assemble(state.params, self.frozen)
+
+    def export(self, state: TrainState) -> dict:
+        """The decoder's parameters as they are saved: adapters are merged into the kernels."""
+        if self.frozen is None:
+            return state.params
+        return lora.merge(self.frozen, state.params, self.config.policy.lora)
+
+    def score(self, state: TrainState, policy, batch: TokenBatch) -> TokenBatch:
+        """The batch with old_logprobs and, where the algorithm reads them, ref_logprobs and values: float32[B, T]."""
+        batch = batch.replace(old_logprobs=self.passes.logprobs(policy, batch))
+        if self.reference is not None:
+            batch = batch.replace(ref_logprobs=self.passes.logprobs(self.reference, batch))
+        if self.config.algorithm.value_model:
+            batch = batch.replace(values=self.passes.values(state.value_params, batch))
+        return batch
+
+    def assign_credit(self, batch: TokenBatch, kl_coef) -> TokenBatch:
+        """The batch with advantages and returns, after the KL was put into the rewards where it belongs there."""
+        algorithm, mask = self.config.algorithm, roles.loss_mask(batch.roles)
+        if algorithm.kl_in == "reward":
+            # Rows that the loss leaves out keep their KL: they count in their group's baseline.
+            batch = batch.replace(rewards=np.asarray(credit.kl_rewards(
+                batch, loss_mask=mask, coef=kl_coef, kind=algorithm.kl_kind)))
+        advantages, returns = jax.device_get(credit.estimate(
+            algorithm, batch, loss_mask=mask & batch.row_valid[:, None], own=self._advantage))
+        return batch.replace(advantages=advantages, returns=returns)
+
+    def update(self, state: TrainState, batch: TokenBatch, settings) -> tuple[TrainState, dict[str, float]]:
+        """All updates of a step, in minibatches, `train.epochs` times over the batch.
+
+        Returns:
+          (state, info): the state with new parameters and optimizer states; its step is not counted up here. info:
+          means over the updates, "value/..." of the value model's; `nonfinite` is above 0 where one was left out.
+        """
+        algorithm, options = self.config.algorithm, self.config.train
+        adaptive = algorithm.kl_target and algorithm.kl_in == "loss"
+        coef = jnp.float32(settings.kl_coef) if adaptive else None
+        learns_policy = not (algorithm.value_model and settings.step < self.config.value.warmup_steps)
+        params, opt_state, infos = state.params, state.opt_state, []
+        value_params, value_opt_state, value_infos = state.value_params, state.value_opt_state, []
+        for minibatch in minibatches(batch, options.minibatches, options.epochs, settings.key):
+            if algorithm.value_model:
+                value_params, value_opt_state, info = self.passes.update_value(value_params, value_opt_state, minibatch)
+                value_infos.append(info)
+            if learns_policy:
+                params, opt_state, info = self.passes.update(params, opt_state, minibatch, coef, self.frozen)
+                infos.append(info)
+        infos, value_infos = jax.device_get((infos, value_infos))
+        state = state.replace(params=params, opt_state=opt_state, value_params=value_params, value_opt_state=value_opt_state)
+        return state, means(infos) | means(value_infos, prefix="value/")
+
+
+def start_state(config: Config, policy_config, params, optimizers, mesh) -> tuple[TrainState, dict | None]:
+    """(the learner's part of the state before the first step, the frozen policy where policy.lora is on, else None)."""
+    everywhere = replicated(mesh)
+    place = lambda tree, specs=None: reshard(tree, param_shardings(policy_config, mesh, TRAIN_RULES, specs))
+    # Counters are on the mesh like the rest, or the second update would compile again.
+    on_mesh = lambda tree: jax.tree.map(lambda x: x if x.ndim else reshard(x, everywhere), tree)
+    root, adapters = jax.random.key(config.seed), config.policy.lora
+    policy = trained = place(params)
+    if adapters.rank:
+        trained = place(lora.init_adapters(policy_config, adapters, jax.random.fold_in(root, 2**30)),
+                        lora.adapter_specs(policy_config, adapters))
+    step, key = reshard((np.int32(0), jax.random.key_data(root)), everywhere)
+    state = TrainState(step=step, params=trained, opt_state=on_mesh(optimizers[0].init(trained)), key=key)
+    if config.algorithm.value_model:  # all of it is trained, whatever is of the policy
+        value_params = init_value(policy_config, policy, jax.random.fold_in(root, 2**31))
+        value_params["value_head"] = reshard(value_params["value_head"], everywhere)
+        state = state.replace(value_params=value_params, value_opt_state=on_mesh(optimizers[1].init(value_params)))
+    return state, policy if adapters.rank else None
+
+
+def means(infos: list[dict], prefix: str = "") -> dict[str, float]:
+    """The mean of each number over a step's updates."""
+    return {prefix + name: float(np.mean([info[name] for info in infos])) for name in infos[0]} if infos else {}

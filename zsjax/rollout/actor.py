@@ -1,0 +1,62 @@
+"""The actor: a step's questions -> finished episodes with their rewards."""
+
+import jax
+import numpy as np
+
+from zsjax.config import Config
+from zsjax.rewards import terms
+from zsjax.rl.selection import groups_with_signal
+from zsjax.rollout.compiled import occupancy, requests_saved
+from zsjax.rollout.experience import Experience, refill
+
+
+class Actor:
+    """Plays a step's questions and scores the episodes. A pure function of step and settings: a resumed run plays the same.
+
+    Where the algorithm drops groups of equal reward, up to `algorithm.refill_rounds` further rollouts on fresh questions
+    replace them (DAPO, arXiv 2503.14476, section 3.2).
+    """
+
+    def __init__(self, config: Config, rollout, stream, tokenizer):
+        """config: algorithm, train and reward are read. rollout: `Rollout` with group_size config.train.group_size.
+        stream: `QuestionStream`. tokenizer: the policy's."""
+        self.config, self.rollout, self.stream, self.tokenizer = config, rollout, stream, tokenizer
+        self.rounds = 1 + (config.algorithm.refill_rounds if config.algorithm.drop_equal_groups else 0)
+
+    def play(self, policy, settings) -> Experience:
+        """Experience of questions_per_step * group_size rows, a group's rows next to each other.
+
+        policy: the decoder's parameters. settings: `zsjax.rl.steering.Settings` of the step.
+        """
+        policy, played = self.rollout.place(policy), None  # once a step, whatever the rounds
+        for round in range(self.rounds):
+            new = self._play_round(policy, settings, round)
+            played = new if played is None else refill(played, new)
+            signal = groups_with_signal(played.scores, played.episodes.group_id)
+            if signal.all():
+                break
+        if self.config.algorithm.drop_equal_groups:
+            played.row_valid &= signal
+        return played
+
+    def _play_round(self, policy, settings, round: int) -> Experience:
+        count, size, reward = self.config.train.questions_per_step, self.config.train.group_size, self.config.reward
+        asked = self.stream.batch(settings.step * self.rounds + round, count)
+        questions = [question for question in asked for _ in range(size)]
+        # Ids go on from round to round, so that no two episodes of a step share their draws.
+        ids = np.arange(count, dtype=np.int32) + round * count
+        given = {} if settings.reranker is None else {"reranker": settings.reranker.weights}
+        episodes, work = jax.device_get(self.rollout(policy, asked, noise=settings.noise, key=settings.key, group_ids=ids,
+                                                     with_work=True, **given))
+        outcomes = terms.outcomes(episodes, questions, self.tokenizer, overlong=(reward.overlong_from, reward.overlong_to))
+        scores, by_term = terms.score(outcomes, reward.terms)
+        return Experience(
+            episodes=episodes, questions=_objects(questions), outcomes=_objects(outcomes), scores=scores, terms=by_term,
+            row_valid=~terms.masked_rows(outcomes, self.config.algorithm.mask), rounds=round + 1,
+            occupancy=occupancy(episodes, work), requests_saved=requests_saved(work))
+
+
+def _objects(items):
+    array = np.empty(len(items), object)
+    array[:] = items
+    return array
