@@ -9,7 +9,7 @@ import pytest
 from zsjax import evaluate
 from zsjax.search import Document, SearchContext
 from zsjax.search.simulator.requests import question_keys
-from zsjax.tuning.collect import Recorder, Search, deduplicate, read_searches, write_searches
+from zsjax.tuning.collect import RecordingEngine, Search, deduplicate, read_searches, write_searches
 from zsjax.tuning.tune import split
 from zsjax.types import Question
 
@@ -47,7 +47,7 @@ def test_collected_searches(tmp_path):
         def search(self, queries, contexts, *, k):
             return [[Document("", context.question.question)] for context in contexts]
 
-    recorder = Recorder(Engine(), 1)
+    recorder = RecordingEngine(Engine(), 1)
     recorder.search(["author"] * 2, [SearchContext(EMMA), SearchContext(DUNE)], k=1)
     assert recorder.found[EMMA.key, "author"] != recorder.found[DUNE.key, "author"]
     searches = deduplicate(Search(question, "author", (Document("", "x"),), True) for question in (EMMA, DUNE, EMMA))
