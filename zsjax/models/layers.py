@@ -100,7 +100,6 @@ class DecoderConfig:
       model_type: "qwen2", "qwen3" or "llama": what `save_hf` writes.
       dtype: name of the dtype activations are computed in; norms, softmax and logits are always float32.
       attention: "auto", or the kernel to insist on; see `zsjax.models.attention`.
-      cached_attention: "xla", or "flash" where it can run, for single queries against a cache.
     """
 
     vocab_size: int
@@ -122,7 +121,6 @@ class DecoderConfig:
     model_type: str = "qwen2"
     dtype: str = "float32"
     attention: str = "auto"
-    cached_attention: str = "xla"
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
