@@ -20,22 +20,12 @@ import sys
 import tempfile
 import time
 
-sys.path[:0] = [str(pathlib.Path(__file__).parents[1]), str(pathlib.Path(__file__).parent)]
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
+import floor
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-BEGAN = time.perf_counter()
-
-
-def say(**line):
-    print(json.dumps({"at_s": round(time.perf_counter() - BEGAN, 1)} | line), flush=True)
-
-
-say(device=jax.devices()[0].device_kind, jax=jax.__version__, platform=jax.default_backend())
-
-import floor
 from rollout import SHAPES
 
 from zsjax.config.fields import OptimizerConfig
@@ -49,15 +39,23 @@ from zsjax.sampling.logits import row_keys, sample
 from zsjax.types import POLICY, PROMPT, TokenBatch
 
 LOOP = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,WHILE"
-OUTPUTS = {}
+BEGAN, OUTPUTS = time.perf_counter(), {}
 CHOICES = {"default": {}, "none": {"xla_gpu_enable_command_buffer": ""}, "loop": {"xla_gpu_enable_command_buffer": LOOP}}
+
+
+def say(**line):
+    print(json.dumps({"at_s": round(time.perf_counter() - BEGAN, 1)} | line), flush=True)
 
 
 @dataclasses.dataclass
 class Case:
-    """A program to time. `call(compiled)` makes a function that runs it once and waits; `facts(seconds, chip)` adds to the line.
+    """A program to time.
 
-    `steps`: turns of a loop that a run is divided by. `turns`: of loops whose number the compiler does not know.
+    Attributes:
+      call: of the compiled program, makes a function that runs it once and waits.
+      facts: of (seconds, chip), adds to the line.
+      steps: turns of a loop that a run is divided by.
+      turns: of loops whose number the compiler does not know.
     """
 
     name: dict
@@ -106,7 +104,7 @@ def machine():
 
     flops, bandwidth = rate(lambda: product(x), 2 * n**3), rate(copy, 8 * size)
     say(measured="limits", tflops=round(flops / 1e12, 1), copy_gb_per_s=round(bandwidth / 1e9, 1))
-    return dataclasses.replace(CHIPS["h100"], flops=flops, bandwidth=bandwidth)
+    return dataclasses.replace(CHIPS["h100"], flops=flops, bandwidth=bandwidth, reached=1.0)
 
 
 def decoding(config, rows, capacity, steps):
@@ -323,6 +321,7 @@ def main():
     parser.add_argument("--shape", default="3b", choices=SHAPES)
     parser.add_argument("--toy", action="store_true")
     options = parser.parse_args()
+    say(device=jax.devices()[0].device_kind, jax=jax.__version__, platform=jax.default_backend())
     chip = machine()
     makers = {"decode": lambda: decode_cases("toy" if options.toy else options.shape, options.toy),
               "attention": lambda: attention_cases(options.toy), "training": lambda: training_cases(options.toy),

@@ -1,4 +1,4 @@
-"""The kernel's arithmetic, interpreted on CPU, and where it is chosen; tests/models/test_gpu_decoding.py runs it on a GPU."""
+"""The kernel's arithmetic, interpreted on CPU, and where it is chosen; test_gpu_decoding.py runs it on a GPU."""
 
 import dataclasses
 

@@ -114,8 +114,8 @@ def compile_programs(config: Config, target: Target) -> list[dict]:
         # The compiler would look for a TPU, ask the cloud where it is, and keep others from doing the same.
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
         if target.chip.kind == "tpu":
-            environment |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-                            "TPU_ACCELERATOR_TYPE": f"{target.name}-{target.devices}"}
+            environment |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
+                            "TPU_ACCELERATOR_TYPE": f"{target.name}-{target.devices}", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
         done = subprocess.run([sys.executable, "-m", "zsjax.plan.aot", str(path), f"{target.name}:{target.devices}"],
                               env=environment, capture_output=True, text=True)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

@@ -3,8 +3,8 @@
     python -m zsjax.plan.aot config.json v5e:16
 
 prints one JSON line a program: {"program", "arguments", "outputs", "aliased", "temporaries", "code", "flops"} in bytes on
-one device and FLOPs, with "phases" as `zsjax.plan.program` counts them, or {"program", "error"}. It needs a compiler's plug-in,
-which must not be loaded where other work is done, hence a process of its own (`zsjax.plan.compile_programs` starts it).
+one device and FLOPs, with "phases" as `zsjax.plan.program` counts them, or {"program", "error"}. It needs a compiler's
+plug-in, which must not be loaded where other work is done, hence a process of its own (`zsjax.plan.compile_programs`).
 """
 
 import json

@@ -22,8 +22,8 @@ device_description_str: "{name}"
 """
 _HOPPER = dict(per_core=233472, optin=232448, cores=132, fpus=128, clock=1.98, l2=52428800, major=9, minor=0)
 _GPUS = {
-    "a100-80gb": dict(name="NVIDIA A100-SXM4-80GB", per_core=167936, optin=166912, cores=108, fpus=64, clock=1.41, l2=41943040,
-                      major=8, minor=0, memory=85017624576),
+    "a100-80gb": dict(name="NVIDIA A100-SXM4-80GB", per_core=167936, optin=166912, cores=108, fpus=64, clock=1.41,
+                      l2=41943040, major=8, minor=0, memory=85017624576),
     "h100": dict(_HOPPER, name="NVIDIA H100 80GB HBM3", memory=84942979072),
     "h200": dict(_HOPPER, name="NVIDIA H200", memory=150754820096),
 }
