@@ -4,8 +4,8 @@
 
 Programs are compiled in threads, the most telling ones first, and timed when all are compiled or --seconds are nearly over.
 A line of JSON is printed as soon as it is known; a part that fails prints its error. Models have the published shapes but
-few layers, because most of the time goes to the compiler: a layer takes the difference between two depths over the difference
-of layers. Beside each time stands what `zsjax.plan.program` predicts from the compiled program at the bandwidth and the
+few layers, because most of the time goes to the compiler: a layer takes the difference between two depths over that of their
+layers. Beside each time stands what `zsjax.plan.program` predicts from the compiled program at the bandwidth and the
 product rate measured in the same run.
 """
 
@@ -231,7 +231,8 @@ def update_cases(toy):
 
         def call(compiled, config=config, batch=batch, optimizer=optimizer):
             params, batch = random_params(config, "float32"), batch()
-            state = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype)), jax.eval_shape(optimizer.init, params))
+            zeros = lambda x: jax.device_put(np.zeros(x.shape, x.dtype))
+            state = jax.tree.map(zeros, jax.eval_shape(optimizer.init, params))
 
             def run():
                 nonlocal params, state

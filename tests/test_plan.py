@@ -179,7 +179,8 @@ def test_tpu_programs_really_compile():
 def test_gpu_programs_really_compile():
     if not topology.has_compiler("gpu"):
         pytest.skip("needs jax's CUDA plug-in: pip install 'zsjax[plan-gpu]'")
-    config = resolve(SMALL | dict(mesh=dict(data=-1), policy=dict(init="random", shape=SHAPE, dtype="bfloat16")))
+    config = resolve(SMALL | dict(mesh=dict(data=-1), policy=dict(
+        init="random", shape=SHAPE | dict(head_dim=16), dtype="bfloat16")))  # 8 rows of 2 kv heads: Flash-Decoding
     found = plan.make_plan(config, "h100:2")
     assert {line["program"] for line in found.compiled} == {"update", "score", "rollout"}
     assert all(line["flops"] > 0 and line["phases"] for line in found.compiled) and found.fits
