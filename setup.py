@@ -46,6 +46,7 @@ setup(
         "cuda13": ["jax[cuda13]>=0.10.2,<0.12"],
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
         "plan": ["jax[tpu]>=0.10.2,<0.12"],  # the TPU's compiler (libtpu), which needs no TPU
+        "plan-gpu": ["jax[cuda12]>=0.10.2,<0.12"],  # NVIDIA's, which needs no GPU (3 GB)
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.8", "torch==2.13.0",
                  "gguf>=0.17", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6", "matplotlib>=3.9"],
         "gguf": ["gguf>=0.17"],  # python -m zsjax.launch import FILE.gguf OUT

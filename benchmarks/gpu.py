@@ -4,9 +4,9 @@
 
 Programs are compiled in threads, the most telling ones first, and timed when all are compiled or --seconds are nearly over.
 A line of JSON is printed as soon as it is known; a part that fails prints its error. Models have the published shapes but
-few layers, because most of the time goes to the compiler: `ms_a_layer` is the difference between two depths over the
-difference of layers, and `ms_of_the_model` that times all layers plus the rest. Beside each time stands what
-`zsjax.plan.program` predicts from the compiled program at the bandwidth and product rate measured in the same run.
+few layers, because most of the time goes to the compiler: a layer takes the difference between two depths over that of their
+layers. Beside each time stands what `zsjax.plan.program` predicts from the compiled program at the bandwidth and the
+product rate measured in the same run.
 """
 
 import argparse
@@ -19,52 +19,52 @@ import pathlib
 import sys
 import tempfile
 import time
-import types
 
-sys.path[:0] = [str(pathlib.Path(__file__).parents[1]), str(pathlib.Path(__file__).parent)]
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
+import floor
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rollout import SHAPES
 
-BEGAN = time.perf_counter()
+from zsjax.config.fields import OptimizerConfig
+from zsjax.models.attention import attend, attend_cached
+from zsjax.models.cache import init_cache
+from zsjax.models.decoder import extend, init_params, logits_of, num_params
+from zsjax.plan.program import read_program
+from zsjax.plan.targets import CHIPS
+from zsjax.rl.update import make_optimizer, make_update
+from zsjax.sampling.logits import row_keys, sample
+from zsjax.types import POLICY, PROMPT, TokenBatch
+
+LOOP = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,WHILE"
+BEGAN, OUTPUTS = time.perf_counter(), {}
+CHOICES = {"default": {}, "none": {"xla_gpu_enable_command_buffer": ""}, "loop": {"xla_gpu_enable_command_buffer": LOOP}}
 
 
 def say(**line):
     print(json.dumps({"at_s": round(time.perf_counter() - BEGAN, 1)} | line), flush=True)
 
 
-say(device=jax.devices()[0].device_kind, jax=jax.__version__, platform=jax.default_backend())
-
-import floor
-import gpu_decode
-from rollout import SHAPES
-
-from zsjax.config.fields import OptimizerConfig
-from zsjax.models.attention import attend, attend_cached
-from zsjax.models.cache import init_cache
-from zsjax.models.decoder import init_params, num_params
-from zsjax.models.flash_decoding import flash_decode
-from zsjax.plan.program import read_program
-from zsjax.plan.targets import CHIPS
-from zsjax.rl.update import make_optimizer, make_update
-from zsjax.types import POLICY, PROMPT, TokenBatch
-
-LOOP = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,WHILE"
-OUTPUTS = {}
-CHOICES = {"default": {}, "none": {"xla_gpu_enable_command_buffer": ""}, "loop": {"xla_gpu_enable_command_buffer": LOOP}}
-
-
 @dataclasses.dataclass
 class Case:
-    """A program to time: `call(compiled)` makes a function that runs it once and waits; `facts(seconds)` adds to the line."""
+    """A program to time.
+
+    Attributes:
+      call: of the compiled program, makes a function that runs it once and waits.
+      facts: of (seconds, chip), adds to the line.
+      steps: turns of a loop that a run is divided by.
+      turns: of loops whose number the compiler does not know.
+    """
 
     name: dict
     lower: object
     call: object
-    facts: object = lambda seconds: {}
+    facts: object = lambda seconds, chip: {}
     buffers: str = "default"
     steps: int = 1
+    turns: int = 1
     compiled: object = None
 
 
@@ -80,47 +80,76 @@ def random_params(config, dtype):
 
 
 def machine():
-    """A chip as measured: bytes/s of a copy, FLOP/s of a product of random bf16 numbers."""
-    size = 8192 if jax.default_backend() != "cpu" else 512
-    x = random_array((size, size), jnp.bfloat16, 1.0)
-    product = jax.jit(lambda x: jnp.matmul(x, x, preferred_element_type=jnp.float32).astype(x.dtype))
-    rates = []
-    for _ in range(4):
-        start = time.perf_counter()
+    """A chip as measured: bytes/s of a copy, read and written, and FLOP/s of a product of random bf16 numbers."""
+    n, size = (8192, 2**28) if jax.default_backend() != "cpu" else (512, 2**22)
+    x, y = random_array((n, n), jnp.bfloat16, 1.0), jnp.ones(size, jnp.float32)
+    product = jax.jit(lambda x: jnp.matmul(x, x))
+    add = jax.jit(lambda y: y + 1, donate_argnums=0)
+
+    def rate(call, work):
+        """The best of a few, ten calls each, so that their launches overlap with what runs."""
+        best = 0.0
         for _ in range(5):
-            y = product(x)
-        y.block_until_ready()
-        rates.append(5 * 2 * size**3 / (time.perf_counter() - start))
-    flops, bandwidth = max(rates), gpu_decode.copy_bandwidth()
+            start = time.perf_counter()
+            for _ in range(10):
+                out = call()
+            out.block_until_ready()
+            best = max(best, 10 * work / (time.perf_counter() - start))
+        return best
+
+    def copy():
+        nonlocal y
+        y = add(y)
+        return y
+
+    flops, bandwidth = rate(lambda: product(x), 2 * n**3), rate(copy, 8 * size)
     say(measured="limits", tflops=round(flops / 1e12, 1), copy_gb_per_s=round(bandwidth / 1e9, 1))
-    return dataclasses.replace(CHIPS["h100"], flops=flops, bandwidth=bandwidth)
+    return dataclasses.replace(CHIPS["h100"], flops=flops, bandwidth=bandwidth, reached=1.0)
+
+
+def decoding(config, rows, capacity, steps):
+    """The jitted (params, cache, lengths, key) -> (hidden, cache): `steps` tokens of every row, the cache donated."""
+    def decode(params, cache, lengths, key):
+        def step(carry):
+            number, hidden, cache = carry
+            keys = row_keys(key, jnp.arange(rows), cache.lengths)
+            token, _ = sample(logits_of(params, config, hidden), keys, temperature=1.0)
+            hidden, cache = extend(params, config, token[:, None], jnp.ones(rows, jnp.int32), cache)
+            return number + 1, hidden[:, 0], cache
+
+        # Every call begins at the same lengths; what the last one wrote behind them is overwritten.
+        cache = cache.replace(lengths=lengths)
+        hidden = jnp.zeros((rows, config.embed_dim), config.dtype)
+        _, hidden, cache = jax.lax.while_loop(lambda carry: carry[0] < steps, step, (0, hidden, cache))
+        return hidden, cache
+
+    return jax.jit(decode, donate_argnums=1)
 
 
 def decode_cases(shape, toy):
     """Steps of decoding at two depths, with either attention, command buffers or not."""
-    # [(layers, rows, context, live, cached attention, command buffers)]
-    many, few = 8, 2
-    wanted = [(many, 64, 2048, 2048, "xla", "default"), (many, 64, 2048, 2048, "flash", "default"),
-              (few, 64, 2048, 2048, "xla", "default"), (many, 64, 2048, 2048, "flash", "loop"),
-              (many, 8, 2048, 2048, "flash", "default"), (many, 64, 2048, 2048, "flash", "none"),
-              (few, 64, 2048, 2048, "flash", "default"), (many, 8, 2048, 2048, "xla", "default"),
-              (many, 1, 2048, 2048, "flash", "loop"), (many, 64, 4096, 1024, "flash", "default")]
+    many, few, steps = 8, 2, 32
+    # [(layers, rows, capacity, live, attention, command buffers)]
+    wanted = [(many, 64, 2048, 2048, "xla", "default"), (many, 64, 2048, 2048, "auto", "default"),
+              (few, 64, 2048, 2048, "xla", "default"), (many, 64, 2048, 2048, "auto", "loop"),
+              (many, 8, 2048, 2048, "auto", "default"), (many, 64, 2048, 2048, "auto", "none"),
+              (few, 64, 2048, 2048, "auto", "default"), (many, 8, 2048, 2048, "xla", "default"),
+              (many, 1, 2048, 2048, "auto", "default"), (many, 64, 4096, 1024, "auto", "default")]
     if toy:
-        many, few = 2, 1
-        wanted = [(2, 4, 64, 64, "xla", "default"), (1, 4, 64, 32, "xla", "default")]
+        many, few, steps = 2, 1, 8
+        wanted = [(2, 4, 64, 64, "xla", "default"), (1, 4, 64, 32, "auto", "default")]
     config = dataclasses.replace(SHAPES[shape], num_layers=many, dtype="bfloat16")
     params = random_params(config, "bfloat16")
-    for layers, rows, context, live, kernel, buffers in wanted:
-        own = dataclasses.replace(config, num_layers=layers, cached_attention=kernel)
-        options = types.SimpleNamespace(context=context, live=live, mixed=False, steps=8 if toy else 32)
-        cut = {**params, "layers": params["layers"][:layers]}
+    for layers, rows, capacity, live, kernel, buffers in wanted:
+        own = dataclasses.replace(config, num_layers=layers, attention=kernel)
+        cut, lengths = {**params, "layers": params["layers"][:layers]}, np.full(rows, live, np.int32)
 
-        def lower(own=own, options=options, cut=cut, rows=rows):
-            return gpu_decode.lower(options, own, cut, rows)
+        def lower(own=own, cut=cut, rows=rows, slots=capacity + steps, lengths=lengths):
+            cache = jax.eval_shape(lambda: init_cache(own, rows, slots))
+            return decoding(own, rows, slots, steps).lower(cut, cache, lengths, jax.random.key(0))
 
-        def call(compiled, own=own, options=options, cut=cut, rows=rows):
-            cache, lengths = init_cache(own, rows, options.context + options.steps), gpu_decode.lengths_of(options, rows)
-            key = jax.random.key(0)
+        def call(compiled, own=own, cut=cut, rows=rows, slots=capacity + steps, lengths=lengths):
+            cache, key = init_cache(own, rows, slots), jax.random.key(0)
 
             def run():
                 nonlocal cache
@@ -129,15 +158,15 @@ def decode_cases(shape, toy):
 
             return run
 
-        def facts(seconds, chip, own=own, rows=rows, live=live, steps=options.steps):
+        def facts(seconds, chip, own=own, rows=rows, live=live):
             seen = rows * (live + (steps + 1) / 2)
             work = floor.writing(own, rows, 1, 0) + floor.Work(
                 4 * own.num_layers * own.num_heads * own.head_dim * seen, seen * floor.cache_token_bytes(own))
             return {"of_floor": round(work.floor(chip.flops, chip.bandwidth) / seconds, 3),
                     "gb_a_step": round(work.bytes / 1e9, 3)}
 
-        yield Case(dict(part="decode", shape=shape, layers=layers, rows=rows, context=context, live=live, attention=kernel,
-                        command_buffers=buffers), lower, call, facts, buffers, options.steps)
+        yield Case(dict(part="decode", shape=shape, layers=layers, rows=rows, capacity=capacity, live=live, attention=kernel,
+                        command_buffers=buffers), lower, call, facts, buffers, steps)
 
 
 def attention_cases(toy):
@@ -202,7 +231,8 @@ def update_cases(toy):
 
         def call(compiled, config=config, batch=batch, optimizer=optimizer):
             params, batch = random_params(config, "float32"), batch()
-            state = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype)), jax.eval_shape(optimizer.init, params))
+            zeros = lambda x: jax.device_put(np.zeros(x.shape, x.dtype))
+            state = jax.tree.map(zeros, jax.eval_shape(optimizer.init, params))
 
             def run():
                 nonlocal params, state
@@ -217,7 +247,8 @@ def update_cases(toy):
             flop = 6 * (num_params(config) + attention) * rows * T
             return {"of_products": round(flop / seconds / chip.flops, 3), "tokens_per_s": round(rows * T / seconds)}
 
-        yield Case(dict(part="update", shape=shape, layers=layers, rows=rows, length=T), lower, call, facts)
+        yield Case(dict(part="update", shape=shape, layers=layers, rows=rows, length=T), lower, call, facts,
+                   turns=max(T // 2 // 256, 1))  # chunks of positions that have logits: those of the responses
 
 
 def runner(compiled, arrays):
@@ -252,9 +283,11 @@ def measure(case, chip, repeats=5):
     line |= {"ms": round(1e3 * seconds, 4), "spread_ms": [round(1e3 * min(times), 4), round(1e3 * max(times), 4)]}
     try:
         program = read_program(case.compiled.as_text())
-        phase = program.loops[0] if case.steps > 1 else program.phases[0]
-        line |= {"kernels": len(phase.kernels), "predicted_gb": round(phase.bytes / 1e9, 3),
-                 "predicted_ms": round(1e3 * phase.seconds(chip), 4)}
+        phases = [(program.loops[0], 1)] if case.steps > 1 else [
+            (phase, phase.turns or case.turns) for phase in program.phases]
+        line |= {"kernels": sum(turns * len(phase.kernels) for phase, turns in phases),
+                 "predicted_gb": round(sum(turns * phase.bytes for phase, turns in phases) / 1e9, 3),
+                 "predicted_ms": round(1e3 * sum(turns * phase.seconds(chip) for phase, turns in phases), 4)}
     except Exception as error:
         line |= {"unread": repr(error)[:200]}
     say(**line, **case.facts(seconds, chip))
@@ -289,6 +322,7 @@ def main():
     parser.add_argument("--shape", default="3b", choices=SHAPES)
     parser.add_argument("--toy", action="store_true")
     options = parser.parse_args()
+    say(device=jax.devices()[0].device_kind, jax=jax.__version__, platform=jax.default_backend())
     chip = machine()
     makers = {"decode": lambda: decode_cases("toy" if options.toy else options.shape, options.toy),
               "attention": lambda: attention_cases(options.toy), "training": lambda: training_cases(options.toy),

@@ -15,7 +15,7 @@ from zsjax.models.decoder import forward, init_params
 from zsjax.models.layers import DecoderConfig
 from zsjax.models.placement import for_decoding, param_shardings
 from zsjax.parallel.mesh import TRAIN_RULES, make_mesh, replicated, reshard
-from zsjax.plan import aot, memory
+from zsjax.plan import aot, memory, topology
 from zsjax.plan.setup import model_shape, prepare
 from zsjax.plan.targets import read_target
 from zsjax.plan.work import forward_flops
@@ -173,3 +173,15 @@ def test_tpu_programs_really_compile():
     found = plan.make_plan(resolve(SMALL | dict(mesh=dict(data=-1, tensor=2))), "v5e:4")
     assert {line["program"] for line in found.compiled} == {"update", "score", "rollout"}
     assert all(line["flops"] > 0 and np.isfinite(line["arguments"]) for line in found.compiled) and found.fits
+
+
+@pytest.mark.slow
+def test_gpu_programs_really_compile():
+    if not topology.has_compiler("gpu"):
+        pytest.skip("needs jax's CUDA plug-in: pip install 'zsjax[plan-gpu]'")
+    config = resolve(SMALL | dict(mesh=dict(data=-1), policy=dict(
+        init="random", shape=SHAPE | dict(head_dim=16), dtype="bfloat16")))  # 8 rows of 2 kv heads: Flash-Decoding
+    found = plan.make_plan(config, "h100:2")
+    assert {line["program"] for line in found.compiled} == {"update", "score", "rollout"}
+    assert all(line["flops"] > 0 and line["phases"] for line in found.compiled) and found.fits
+    assert "predicted" in plan.describe(found)

@@ -72,16 +72,16 @@ def test_the_choice_is_told_once_and_what_cannot_run_is_refused(caplog):
     attention._choose.cache_clear()
     with caplog.at_level(logging.INFO):
         assert [choose(CONFIG) for _ in range(3)] == ["xla"] * 3
-    assert [record.getMessage() for record in caplog.records] == ["attention on cpu: xla"]
+    assert [record.getMessage() for record in caplog.records] == ["attention of whole rows on cpu: xla"]
     for kernel, words in (("cudnn", "needs an NVIDIA GPU"), ("splash", "needs a TPU"), ("flash", "unknown")):
         with pytest.raises(ValueError, match=f"attention='{kernel}' .*{words}"):
             choose(DecoderConfig(**{**CONFIG.__dict__, "attention": kernel}))
 
 
 @pytest.mark.parametrize("dtype, head_dim, capability, chosen, why", [
-    ("bfloat16", 128, (8, 0), "cudnn", "cached decoding: xla"),
+    ("bfloat16", 128, (8, 0), "cudnn", "attention of whole rows on an H100: cudnn"),
     ("float32", 128, (9, 0), "xla", "because cudnn computes in bfloat16"),
-    ("bfloat16", 256, (9, 0), "cudnn", "attention on an H100: cudnn"),
+    ("bfloat16", 256, (9, 0), "cudnn", "on an H100: cudnn"),
     ("bfloat16", 256, (8, 0), "xla", "because cudnn needs a head_dim"),
     ("bfloat16", 128, None, "xla", "because cudnn needs an NVIDIA GPU")])
 def test_the_kernel_is_chosen_for_the_target_not_for_this_machine(caplog, dtype, head_dim, capability, chosen, why):

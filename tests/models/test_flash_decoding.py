@@ -1,4 +1,4 @@
-"""The kernel's arithmetic, interpreted on CPU, and where it is chosen; tests/models/test_gpu_decoding.py runs it on a GPU."""
+"""The kernel's arithmetic, interpreted on CPU, and where it is chosen; test_gpu_decoding.py runs it on a GPU."""
 
 import dataclasses
 
@@ -34,12 +34,13 @@ def test_it_equals_the_einsums_and_reads_live_slots_only(window, int8):
 
 def test_where_it_is_chosen():
     config = DecoderConfig(vocab_size=8, embed_dim=8, num_layers=1, num_heads=8, num_kv_heads=2, head_dim=64, mlp_dim=8,
-                           dtype="bfloat16", cached_attention="flash")
+                           dtype="bfloat16")
     on_h100 = lambda: compiling_for("gpu", capability=(9, 0))
-    chosen = lambda **changes: choose_cached(dataclasses.replace(config, **changes))
+    chosen = lambda rows=8, **changes: choose_cached(dataclasses.replace(config, **changes), rows)
     assert chosen() == "xla"  # on this machine
     with on_h100():
-        assert chosen() == "flash" and chosen(cached_attention="xla") == "xla"
+        assert chosen() == "flash" and chosen(attention="xla") == "xla"
+        assert chosen(rows=7) == "xla"  # too few rows to be faster
         assert chosen(head_dim=96) == "xla" and chosen(dtype="float32") == "xla"
         assert chosen(num_heads=34) == "xla"  # 17 queries a kv head
     with compiling_for("gpu", capability=(7, 5)):
@@ -48,11 +49,11 @@ def test_where_it_is_chosen():
 
 def test_it_is_used_under_a_mesh_only_where_every_device_has_its_own_rows():
     config = DecoderConfig(vocab_size=8, embed_dim=8, num_layers=1, num_heads=8, num_kv_heads=2, head_dim=64, mlp_dim=8,
-                           dtype="bfloat16", cached_attention="flash")
+                           dtype="bfloat16")
     seen = []
 
     def look(x):
-        seen.append(choose_cached(config))
+        seen.append(choose_cached(config, 8))
         return x
 
     with compiling_for("gpu", capability=(9, 0)):

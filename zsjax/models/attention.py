@@ -1,7 +1,8 @@
 """Causal grouped-query attention: one contract, one reference ("xla"), and the kernels of two platforms.
 
     xla      einsums and a softmax, whole rows in blocks of queries whose backward pass computes the weights again; runs
-             everywhere; also what reads a cache, token by token, on every platform
+             everywhere; also what reads a cache, unless `choose_cached` says "flash"
+    flash    zsjax.models.flash_decoding, for single tokens against a cache on NVIDIA GPUs
     cudnn    jax.nn.dot_product_attention's flash attention on NVIDIA GPUs, for whole rows
     splash   jax.experimental.pallas.ops.tpu.splash_attention on one TPU core, for whole rows
 
@@ -250,16 +251,20 @@ def choose(config) -> str:
     return _choose(config.attention, config.dtype, config.head_dim, target())
 
 
-def choose_cached(config) -> str:
-    """The kernel for single queries against a cache on the target: "flash" or "xla"."""
-    if config.cached_attention == "xla":
+def choose_cached(config, rows: int) -> str:
+    """The kernel for single queries of so many rows against a cache, on the target: "flash" or "xla".
+
+    Measured on an H100 (benchmarks/RESULTS.md): with few rows and kv heads the einsums are faster, 16 against 22
+    microseconds a layer at 1 row of 2 kv heads; at 8 rows the kernel is.
+    """
+    where, h = target(), config.head_dim
+    if config.attention == "xla" or (where.capability or (0, 0)) < (8, 0) or config.dtype not in ("bfloat16", "float16"):
         return "xla"
-    group, h, where = config.num_heads // config.num_kv_heads, config.head_dim, target()
-    fits = group <= 16 and h >= 16 and h & (h - 1) == 0 and config.dtype in ("bfloat16", "float16")
+    fits = config.num_heads // config.num_kv_heads <= 16 and h in (16, 32, 64, 128)
     # A kernel is not partitioned: under a mesh every axis must be taken by a `shard_map`.
     mesh = jax.sharding.get_abstract_mesh()
     whole = mesh.empty or all(size == 1 or kind == AxisType.Manual for size, kind in zip(mesh.axis_sizes, mesh.axis_types))
-    return "flash" if fits and whole and (where.capability or (0, 0)) >= (8, 0) else "xla"
+    return "flash" if fits and whole and rows * config.num_kv_heads >= 16 else "xla"
 
 
 @functools.cache  # so that it is logged once
@@ -273,8 +278,7 @@ def _choose(wanted: str, dtype: str, head_dim: int, target: Target) -> str:
         raise InputError(f"attention={wanted!r} {obstacle}; set it to 'auto' or 'xla'")
     else:
         chosen, reason = wanted, ", as configured"
-    cached = "" if chosen == "xla" else "; cached decoding: xla"
-    logging.info("attention on %s: %s%s%s", target.kind, chosen, reason, cached)
+    logging.info("attention of whole rows on %s: %s%s", target.kind, chosen, reason)
     return chosen
 
 

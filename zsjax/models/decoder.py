@@ -294,7 +294,7 @@ def extend(params, config: DecoderConfig, tokens, count, cache: KVCache, rows=No
     # Looked up, so that a decoding loop computes the angles of all slots once: fused into their use, they would be
     # computed again for every head and layer.
     angles = jax.tree.map(lambda x: x.at[positions].get(mode="clip"), _angles(config, jnp.arange(cache.capacity)))
-    x, kernel = _embed(params, config, tokens), choose_cached(config)
+    x, kernel = _embed(params, config, tokens), choose_cached(config, len(tokens))
     for index, layer_params in enumerate(params["layers"]):
 
         def read_kv(q, k, v):

@@ -23,7 +23,7 @@ def flash_decode(q, k, v, lengths, window: int | None = None, *, interpret: bool
     """softmax(q k^T / sqrt(h)) v of one query a row, over the slots s < lengths[b] and s >= lengths[b] - window.
 
     Args:
-      q: [B, K, G, h]; G at most 16, h a power of 2 from 16 on.
+      q: [B, K, G, h]; G at most 16, h a power of 2 from 16 to 128.
       k, v: [B, K, S, h] arrays, or `Int8Heads` whose scales multiply the scores and the weights.
       lengths: int32[B]; a row of 0 gets rubbish, finite.
       window: None or int, slots.

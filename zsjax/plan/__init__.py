@@ -3,11 +3,11 @@
     python -m zsjax.launch plan --config experiments/zerosearch_qwen25.py:policy=7b,simulator=14b --target a100-80gb:8
 
 Each figure says whether it is exact (it follows from shapes and shardings, or a compiler counted it) or estimated.
-For TPUs the three programs of a step are really compiled, by the TPU's own compiler (pip install 'zsjax[plan]').
+The three programs of a step are really compiled, by the target's own compiler: for TPUs with pip install 'zsjax[plan]', for
+NVIDIA GPUs with 'zsjax[plan-gpu]' in an environment of its own. Without the latter a plan for GPUs is an estimate.
 """
 
 import dataclasses
-import importlib.util
 import json
 import os
 import pathlib
@@ -24,6 +24,7 @@ from zsjax.parallel.constrain import compiling_for
 from zsjax.plan import memory
 from zsjax.plan.setup import Setup, prepare
 from zsjax.plan.targets import Target, read_target, readable
+from zsjax.plan.topology import has_compiler
 from zsjax.plan.work import Work, step_work
 
 # What a process can use of a device's memory: launch/env.sh gives XLA 92 % of a GPU's, TPU runtimes keep a little back.
@@ -36,7 +37,7 @@ class Plan:
 
     Attributes:
       figures: bytes on one device, by part and phase.
-      compiled: what the target's compiler says of each program; empty for GPUs.
+      compiled: what the target's compiler says of each program; empty where it was not asked.
       work: FLOPs and least seconds of the parts of a step on one device.
       advice: flags that make it fit, where it does not; () where nothing was found, too.
     """
@@ -72,7 +73,8 @@ def make_plan(config: Config, target: str, *, compiles: bool = True, advise: boo
     """The plan of `config` on "CHIP:NUMBER".
 
     Args:
-      compiles: for TPUs, really compile the programs (minutes for models of billions of parameters).
+      compiles: really compile the programs (minutes for models of billions of parameters); for GPUs if jax's CUDA plug-in
+        is installed.
       advise: where it does not fit, look for settings that do.
 
     Raises:
@@ -86,8 +88,8 @@ def make_plan(config: Config, target: str, *, compiles: bool = True, advise: boo
     if problems:
         raise ConfigError(problems)
     plan = _estimate(config, target)
-    if target.chip.kind == "tpu" and compiles:
-        plan = dataclasses.replace(plan, compiled=compile_for_tpu(config, target))
+    if compiles and (target.chip.kind == "tpu" or has_compiler("gpu")):
+        plan = dataclasses.replace(plan, compiled=compile_programs(config, target))
     if advise and not plan.fits:
         plan = dataclasses.replace(plan, advice=_advice(config, target))
     return plan
@@ -96,28 +98,29 @@ def make_plan(config: Config, target: str, *, compiles: bool = True, advise: boo
 def _estimate(config, target) -> Plan:
     setup = prepare(config, target)
     try:
-        with compiling_for(target.chip.kind):
+        with compiling_for(target.chip.kind):  # without its kernels, which jax traces only where their libraries are
             return Plan(setup, memory.footprint(setup), [], step_work(setup))
     except ValueError as error:  # heads that do not divide the tensor axis
         raise UserError(str(error)) from error
 
 
-def compile_for_tpu(config: Config, target: Target) -> list[dict]:
+def compile_programs(config: Config, target: Target) -> list[dict]:
     """The lines of `zsjax.plan.aot`, from a process of its own: libtpu reads its environment when it is loaded."""
-    if importlib.util.find_spec("libtpu") is None:
+    if not has_compiler(target.chip.kind):
         raise UserError("a plan for TPUs needs the TPU's compiler: pip install 'zsjax[plan]'; or --estimate does without")
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "config.json"
         path.write_text(configuration.to_json(config))
         # The compiler would look for a TPU, ask the cloud where it is, and keep others from doing the same.
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
-            "TPU_ACCELERATOR_TYPE": f"{target.name}-{target.devices}", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+        if target.chip.kind == "tpu":
+            environment |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
+                            "TPU_ACCELERATOR_TYPE": f"{target.name}-{target.devices}", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
         done = subprocess.run([sys.executable, "-m", "zsjax.plan.aot", str(path), f"{target.name}:{target.devices}"],
                               env=environment, capture_output=True, text=True)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
-        raise UserError(f"the TPU compiler failed: {done.stderr.strip()[-800:]}")
+        raise UserError(f"the compiler for {target} failed: {done.stderr.strip()[-800:]}")
     return lines
 
 
@@ -165,6 +168,13 @@ def _advice(config: Config, target: Target) -> tuple[str, ...]:
     return ()
 
 
+def _phase(phase: dict) -> str:
+    turns = "" if phase["turns"] == 1 else f" x {phase['turns']}" if phase["turns"] else " a turn"
+    name = f"{phase['name']}{turns}"
+    return (f"  {name:<52} {readable(1e6 * phase['seconds'], 'us'):>9}  predicted; {phase['kernels']} kernels, "
+            f"{readable(phase['bytes'], 'B')}, {readable(sum(phase['flops'].values()), 'FLOP')}")
+
+
 def describe(plan: Plan) -> str:
     """The plan as text."""
     setup, target = plan.setup, plan.setup.target
@@ -192,6 +202,7 @@ def describe(plan: Plan) -> str:
             lines.append(f"\ncompiled {line['program']}: arguments {readable(line['arguments'], 'B')}, temporaries "
                          f"{readable(line['temporaries'], 'B')}, {readable(_compiled_peak(plan, line), 'B')} with what lies "
                          f"beside; {readable(line['flops'], 'FLOP')} with each loop's body once  exact")
+            lines += [_phase(phase) for phase in line["phases"]]
     lines.append("\nleast seconds of a step at the published peaks  (exact counts of products, every row at its longest)")
     lines += [f"  {part.name:<52} {part.seconds:9.3g} s  {readable(part.flops, 'FLOP')}" for part in plan.work]
     lines.append(f"  {'= a step, no run can be faster':<52} {plan.seconds:9.3g} s  "

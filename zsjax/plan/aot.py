@@ -1,10 +1,10 @@
-"""Ahead-of-time compilation of a step's programs for a TPU slice, on a machine without one.
+"""Ahead-of-time compilation of a step's programs for TPUs or NVIDIA GPUs, on a machine without one.
 
     python -m zsjax.plan.aot config.json v5e:16
 
 prints one JSON line a program: {"program", "arguments", "outputs", "aliased", "temporaries", "code", "flops"} in bytes on
-one device and FLOPs, or {"program", "error"}. It needs libtpu, which must not be loaded where other work is done, hence a
-process of its own (`zsjax.plan.compile_for_tpu` starts it).
+one device and FLOPs, with "phases" as `zsjax.plan.program` counts them, or {"program", "error"}. It needs a compiler's
+plug-in, which must not be loaded where other work is done, hence a process of its own (`zsjax.plan.compile_programs`).
 """
 
 import json
@@ -17,11 +17,13 @@ import numpy as np
 
 from zsjax import config as configuration
 from zsjax.models import lora
-from zsjax.parallel.constrain import compiling_for, on, row_shards
+from zsjax.parallel.constrain import on, row_shards
 from zsjax.parallel.mesh import TRAIN_RULES, local_mesh, make_mesh, replicated, row_sharding
 from zsjax.plan import memory
+from zsjax.plan.program import read_program
 from zsjax.plan.setup import Setup, prepare
 from zsjax.plan.targets import read_target
+from zsjax.plan.topology import devices_of, tracing_for
 from zsjax.rl.algorithms import needs_reference
 from zsjax.rl.optimizer import make_optimizers
 from zsjax.rl.passes import make_programs
@@ -33,25 +35,32 @@ from zsjax.types import TokenBatch
 
 
 def main(path: str, target: str):
-    from jax.experimental import topologies
-
     setup = prepare(configuration.from_json(pathlib.Path(path).read_text()), read_target(target))
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=setup.target.topology).devices
-    for name, lower in programs(setup, devices).items():
+    for name, lower in programs(setup, devices_of(setup.target)).items():
         try:
-            with compiling_for("tpu"):
-                line = {"program": name} | measure(lower().compile())
+            with tracing_for(setup.target):
+                compiled = lower().compile()
+                line = {"program": name} | measure(compiled) | {"phases": phases(compiled, setup.target.chip)}
         except Exception as error:  # the compiler says itself by how much a program does not fit
             line = {"program": name, "error": str(error).strip()[:600]}
         print(json.dumps(line), flush=True)
 
 
 def measure(compiled) -> dict:
-    """Bytes and FLOPs on one device, as the compiler counts them."""
+    """Bytes and FLOPs on one device, as the compiler counts them; where it does not, FLOPs by the program's text."""
     stats, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    flops = cost.get("flops", 0.0) if cost else sum(
+        sum(phase.flops.values()) for phase in read_program(compiled.as_text()).phases)
     return {"arguments": stats.argument_size_in_bytes, "outputs": stats.output_size_in_bytes,
             "aliased": stats.alias_size_in_bytes, "temporaries": stats.temp_size_in_bytes,
-            "code": stats.generated_code_size_in_bytes, "flops": cost.get("flops", 0.0)}
+            "code": stats.generated_code_size_in_bytes, "flops": flops}
+
+
+def phases(compiled, chip) -> list[dict]:
+    """What the program does outside of its loops and in a turn of each, and the predicted seconds on a chip."""
+    return [{"name": phase.scope or phase.name, "turns": phase.turns, "kernels": len(phase.kernels), "bytes": phase.bytes,
+             "flops": phase.flops, "exchanged": phase.exchanged, "seconds": phase.seconds(chip)}
+            for phase in read_program(compiled.as_text()).phases if phase.bytes > 1e6]
 
 
 def programs(setup: Setup, devices) -> dict:

@@ -7,7 +7,8 @@
 
 Bytes are those that kernels read and write: a gather or a slice reads what it takes, an update in place writes what it
 puts, what stands inside a fusion is never stored. Caches of the device are not modelled: what one kernel writes and the
-next one reads is counted twice, as if it went to memory and back. Loops count one turn; what they do is a phase of its own.
+next one reads is counted twice, as if it went to memory and back. A Pallas kernel is counted by its operands, whole, and its
+products are not. Loops count one turn; what they do is a phase of its own.
 """
 
 import collections
@@ -58,13 +59,13 @@ class Kernel:
         return self.reads + self.writes
 
     def seconds(self, chip: Chip) -> float:
-        """Bytes at the bandwidth or FLOPs at the peak, whichever takes longer; an exchange over the links between."""
+        """Bytes at the bandwidth that kernels reach or FLOPs at the peak, whichever takes longer, and the launch."""
         products = sum(count / (chip.flops if dtype in ("bf16", "f16", "s8", "f8e4m3fn", "f8e5m2") else chip.flops / 2)
                        for dtype, count in self.flops)
         if self.exchanged:
             passes = 2 if self.opcode.startswith("all-reduce") else 1
-            return passes * self.exchanged * (1 - 1 / self.devices) / chip.link
-        return max(self.bytes / chip.bandwidth, products)
+            return chip.launch + passes * self.exchanged * (1 - 1 / self.devices) / chip.link
+        return chip.launch + max(self.bytes / (chip.reached * chip.bandwidth), products)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +109,9 @@ class Phase:
         """Kernels that store again what is stored already, of so many bytes or more."""
         return [kernel for kernel in self.kernels if kernel.copied and kernel.copied >= at_least]
 
-    def seconds(self, chip: Chip, launch: float = 0.0) -> float:
-        """One turn: kernels one after the other, each as `Kernel.seconds`, and `launch` seconds for each of them."""
-        return sum(kernel.seconds(chip) + launch for kernel in self.kernels)
+    def seconds(self, chip: Chip) -> float:
+        """One turn: kernels one after the other, each as `Kernel.seconds`."""
+        return sum(kernel.seconds(chip) for kernel in self.kernels)
 
 
 @dataclasses.dataclass(frozen=True)

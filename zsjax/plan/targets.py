@@ -19,6 +19,8 @@ class Chip:
       bandwidth: HBM, bytes/s.
       source: where the figures stand.
       link: between the devices of one host or slice, bytes/s that one device sends.
+      reached: the share of the bandwidth that kernels reach, for predictions.
+      launch: seconds that a kernel takes beside its bytes and products, for predictions.
     """
 
     kind: str
@@ -27,12 +29,16 @@ class Chip:
     bandwidth: float
     source: str
     link: float
+    reached: float = 1.0
+    launch: float = 0.0
 
 
+# Fitted to decoding on an H100 (benchmarks/RESULTS.md); taken for its relatives, where nothing was measured.
+_GPU = dict(reached=0.865, launch=1.4e-6)
 CHIPS = {
-    "a100-80gb": Chip("gpu", 80 * GiB, 312e12, 2.039e12, "NVIDIA A100 80GB SXM data sheet", 300e9),
-    "h100": Chip("gpu", 80 * GiB, 989e12, 3.35e12, "NVIDIA H100 SXM data sheet, dense", 450e9),
-    "h200": Chip("gpu", 141e9, 989e12, 4.8e12, "NVIDIA H200 SXM data sheet, dense", 450e9),
+    "a100-80gb": Chip("gpu", 80 * GiB, 312e12, 2.039e12, "NVIDIA A100 80GB SXM data sheet", 300e9, **_GPU),
+    "h100": Chip("gpu", 80 * GiB, 989e12, 3.35e12, "NVIDIA H100 SXM data sheet, dense", 450e9, **_GPU),
+    "h200": Chip("gpu", 141e9, 989e12, 4.8e12, "NVIDIA H200 SXM data sheet, dense", 450e9, **_GPU),
     "v5e": Chip("tpu", 16 * GiB, 197e12, 0.819e12, "cloud.google.com/tpu/docs/v5e", 200e9),
     "v5p": Chip("tpu", 95 * GiB, 459e12, 2.765e12, "cloud.google.com/tpu/docs/v5p", 600e9),
     "v6e": Chip("tpu", 32 * GiB, 918e12, 1.64e12, "cloud.google.com/tpu/docs/v6e", 448e9),
