@@ -125,7 +125,7 @@ def test_a_bug_keeps_its_traceback_wherever_it_is_raised(bug, tmp_path, monkeypa
     """Also in a module that reads the user's files: its name in a traceback says nothing about whose mistake it is."""
     from zsjax.data import questions
 
-    monkeypatch.setattr(questions, "_question", lambda *_: bug())
+    monkeypatch.setattr(questions, "question_of", lambda *_: bug())
     source = tmp_path / "q.jsonl"
     source.write_text('{"id": "1", "question": "q", "golden_answers": ["a"]}\n')
     with pytest.raises((ValueError, TypeError, OSError)) as error:
@@ -137,8 +137,8 @@ def test_what_the_user_must_fix_does_not_pass_for_a_failed_search():
     from zsjax.rollout.searching import Asked, TextSearch
 
     class Tokenizer:
+        newline_id = 1
         decode = staticmethod(lambda ids: "author")
-        encode = staticmethod(lambda text: [1])
 
     class Engine:
         def search(self, queries, contexts, *, k):

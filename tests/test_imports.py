@@ -20,7 +20,7 @@ PURE = ("schedules", "rewards", "models.layers", "sampling.logits", "rl.roles", 
 ROOMS = {
     "types": (), "errors": (), "schedules": (), "rewards": ("rollout",), "parallel": ("errors",),
     "config": ("errors",), "models": ("parallel",), "sampling": ("models", "parallel"),
-    "rl": ("models", "parallel", "errors", "config", "sampling"), "search": ("sampling", "models", "parallel", "errors"),
+    "rl": ("models", "parallel", "errors", "config", "sampling", "schedules"), "search": ("sampling", "models", "parallel", "errors"),
     "rollout": ("search", "sampling", "models", "rewards", "parallel", "rl", "config", "errors"),
     "supervised": ("models", "rl", "config", "parallel", "errors"),
     "data": ("search", "sampling", "rewards", "errors"),  # Document, the corpus's type; template texts

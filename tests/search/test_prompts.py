@@ -89,7 +89,7 @@ def test_template_files(tmp_path):
         with pytest.raises(ValueError, match=message) as caught:
             SimulatorTemplate.load(path)
         assert "published.txt" in str(caught.value)
-    given = "give 'default', 'tiny_world', 'prompted', 'tiny_world_prompted' or"
+    given = "give 'default', 'plain', 'tiny_world', 'prompted', 'tiny_world_prompted' or"
     with pytest.raises(FileNotFoundError, match=f"no simulator template 'nowhere': {given}"):
         SimulatorTemplate.load("nowhere")
     with pytest.raises(ValueError, match="slot {mode}; give mode="):

@@ -5,12 +5,11 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 
+from zsjax.errors import InputError
+
 # The day that templates are told (Llama 3's own default): a prompt must not change when a run goes on the next day.
 _TODAY = datetime.datetime(2024, 7, 26)
 _MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
-
-
-from zsjax.errors import InputError
 
 
 class ChatTemplate:
@@ -43,13 +42,16 @@ class ChatTemplate:
                              f"{_first_line(error)}; correct the template or set prompts.chat = False") from error
 
     def turn_end(self) -> str:
-        """The text behind what the assistant said; "" where the template does not show it."""
-        messages = [{"role": "user", "content": "u"}, {"role": "assistant", "content": _MARK}]
-        try:
-            text = self.render(messages, add_generation_prompt=False)
-        except ValueError:  # a template for other conversations
-            return ""
-        return text.rpartition(_MARK)[2] if _MARK in text else ""
+        """The text behind what the assistant said, or the user where the template shows no assistant; "" if neither."""
+        user, marked = {"role": "user", "content": "u"}, {"content": _MARK}
+        for messages in ([user, {"role": "assistant"} | marked], [user | marked]):
+            try:
+                text = self.render(messages, add_generation_prompt=False)
+            except ValueError:  # a template for other conversations
+                continue
+            if _MARK in text:
+                return text.rpartition(_MARK)[2]
+        return ""
 
 
 @functools.cache
@@ -69,7 +71,7 @@ def _environment():
             return nodes.Scope(body, lineno=line)
 
     def refuse(message):
-        raise ValueError(message)
+        raise InputError(message)
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
                                                 extensions=[Generation, "jinja2.ext.loopcontrols"])
