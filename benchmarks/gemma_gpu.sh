@@ -47,13 +47,19 @@ experiment() { echo "experiments/gemma_search.py:model=$1,packed=false,baselines
 beside() { if [ "${SERIAL:-0}" = 1 ]; then "$@"; else "$@" & fi; }  # SERIAL=1: one process at a time
 
 launch() {  # log, further arguments
-    local log=$WORK/logs/$1.log
+    local log=$WORK/logs/$1.log code attempt
     shift
-    "$python" -m zsjax.launch "$@" "${common[@]}" >>"$log" 2>&1 &
-    echo $! >>"$WORK/pids"
-    wait $!
-    local code=$?
-    [ $code = 0 ] || { say "FAILED ($code): ${log##*/}"; tail -n 15 "$log"; }
+    for attempt in 1 2; do  # what was compiling beside it may have taken the memory
+        "$python" -m zsjax.launch "$@" "${common[@]}" >>"$log" 2>&1 &
+        echo $! >>"$WORK/pids"
+        wait $!
+        code=$?
+        [ $code != 0 ] || return 0
+        say "FAILED ($code): ${log##*/}"
+        tail -n 15 "$log"
+        [ $code != 2 ] && [ ! -e "$WORK/stopped" ] || break
+        sleep 5
+    done
     return $code
 }
 
@@ -79,10 +85,10 @@ prepare() {
     ahead blank blank "${TOKENIZER:?a folder}" "$blank" "$(experiment "$TOKENIZER" ,engine=bm25)"
     # The longest first.
     beside ahead simulator rollout "$(experiment "$blank")"
-    beside ahead update update "$(experiment "$blank" ,engine=bm25)"
+    for kind in 2 1 0; do beside ahead update$kind update $kind "$(experiment "$blank" ,engine=bm25)"; done
     beside ahead warm_start warm_start "$(experiment "$blank")"
     beside ahead bm25 rollout "$(experiment "$blank" ,engine=bm25)"
-    beside ahead score score "$(experiment "$blank" ,engine=bm25)"
+    for kind in 2 1 0; do beside ahead score$kind score $kind "$(experiment "$blank" ,engine=bm25)"; done
     beside ahead collect collect "$(experiment "$blank")"
     beside ahead evaluation evaluation "$(experiment "$blank" ,engine=bm25)"
     wait
@@ -150,3 +156,4 @@ run() {
 }
 
 "$1"
+exit

@@ -39,7 +39,7 @@ class Steering:
 
     def __init__(self, config: Config, mesh, *, engine=None, reranking=None):
         """config: curriculum, search.mix, algorithm, health and train are read. engine: the training's; its `share` is
-        set where it mixes two (share is not None). reranking: `zsjax.rollout.reranking.Reranking`, None where search.rerank is off."""
+        set unless it is None. reranking: `zsjax.rollout.reranking.Reranking`, None where search.rerank is off."""
         self.config, self._place, self._reranking = config, replicated(mesh), reranking
         steps = config.train.steps
         self._noise, self._share = curriculum(config.curriculum, steps), real_share(config.search.mix, steps)
