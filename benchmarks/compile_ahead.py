@@ -86,8 +86,9 @@ def _batch(run):
 
 def _programs(run, model):
     """The functions of a step as a learner makes them."""
-    return make_programs(run.config, model, loss=load_loss(run.config.algorithm.loss), optimizer=make_optimizers(run.config)[0],
-                         assemble=assembler(run.config.policy.lora))
+    config = run.config
+    return make_programs(config, model, loss=load_loss(config.algorithm.loss), optimizer=make_optimizers(config)[0],
+                         assemble=assembler(config.policy.lora))
 
 
 def _cut(run, batch, width):
