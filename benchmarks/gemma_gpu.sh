@@ -125,12 +125,13 @@ PYTHON
 
 run() {
     rm -f "$WORK/pids" "$WORK/stopped"
-    ( while true; do sleep "${KEEP_EVERY:-15}"; keep; done ) &
-    local keeper=$!
+    ( while true; do sleep "${KEEP_EVERY:-15}" >/dev/null 2>&1; keep; done ) &
+    keeper=$!
     # At the limit everything that this script started ends, and what is there is kept.
-    ( sleep $((limit - ($(date +%s) - began) - 12)); say "the limit of $limit s is reached"; touch "$WORK/stopped"
+    ( sleep $((limit - ($(date +%s) - began) - 12)) >/dev/null 2>&1; say "the limit of $limit s is reached"; touch "$WORK/stopped"
       kill $(cat "$WORK/pids"); sleep 4; kill -9 $(cat "$WORK/pids") ) 2>/dev/null &
-    local guard=$!
+    guard=$!
+    trap 'kill $keeper $guard 2>/dev/null' EXIT
     model=${MODEL:-$WORK/model}
     if [ ! -e "$model/config.json" ]; then
         JAX_PLATFORMS=cpu "$python" -m zsjax.launch import "$WORK/model.gguf" "$model" >"$WORK/logs/import.log" 2>&1 ||
@@ -150,8 +151,8 @@ run() {
             --workdir "$WORK/runs/baselines"
         say "baselines: $(scores baselines)"
     fi
-    keep
     kill $keeper $guard 2>/dev/null
+    keep
     say "done"
 }
 
