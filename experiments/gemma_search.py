@@ -60,7 +60,7 @@ def get_config(arg=None):
     # A document is its title and 56 words, which are 96 tokens at most for nearly all.
     c.search = dict(engine=arg.engine, eval_engine="bm25", num_documents=3, max_document_tokens=96, max_query_tokens=48,
                     passage_words=56)
-    c.rollout = dict(max_turns=2, max_turn_tokens=64, max_prompt_tokens=96, max_tokens=832)
+    c.rollout = dict(max_turns=2, max_turn_tokens=64, max_prompt_tokens=256, max_tokens=832)  # the agent by prompt has 240
     # Logits take 262,144 * 4 bytes a position: 268 MB for 8 rows of 32 positions, and a few times that in the update.
     update = dict(microbatch_tokens=1024, logprob_chunk=8) if arg.packed else dict(logprob_chunk=32)
     c.warm_start = dict(steps=240, batch_rows=8, max_tokens=832, checkpoint_every=60, **update,
@@ -94,11 +94,11 @@ def _smoke(c):
     questions, paragraphs = (str(asset_path(f"{sample}/{name}.jsonl.gz")) for name in ("questions", "paragraphs"))
     c.data = dict(train=questions, eval=questions, corpus=paragraphs, eval_corpus=paragraphs, eval_limit=16)
     c.search.update(num_documents=2, max_document_tokens=24, passage_words=12)
-    c.rollout.update(max_prompt_tokens=80, max_turn_tokens=40, max_tokens=256)
-    c.warm_start.update(steps=60, max_tokens=256, microbatch_tokens=0, checkpoint_every=60)
+    c.rollout.update(max_prompt_tokens=96, max_turn_tokens=40, max_tokens=192)  # two widths of a batch: see packing.widths
+    c.warm_start.update(steps=60, max_tokens=192, microbatch_tokens=0, checkpoint_every=60)
     c.warm_start.optimizer.learning_rate = 1e-2
     c.collect.update(episodes=32, hold_out=0.0, label="ranking")
     c.tune_simulator.update(steps=2, max_tokens=320, checkpoint_every=2, microbatch_tokens=0)
-    c.train.update(steps=2, questions_per_step=4, group_size=4, eval_every=2, eval_questions=8, microbatch_tokens=0)
+    c.train.update(steps=2, questions_per_step=4, group_size=4, eval_every=2, eval_questions=16, microbatch_tokens=0)
     c.evaluate.update(batch_rows=16, baselines=c.evaluate.baselines[:1])
     return c

@@ -57,7 +57,9 @@ def param_shardings(config, mesh: Mesh, rules: Mapping[str, str | None], specs=N
       config, mesh, rules: as `fitting_rules`, with its errors.
       specs: a tree of ParamSpecs, such as `zsjax.models.lora.adapter_specs`; None is the decoder's.
     """
-    rules = fitting_rules(config, mesh, rules)
+    # On one device nothing is cut. Names of axes would come back from a program in another order, and the next program
+    # would be compiled for both.
+    rules = fitting_rules(config, mesh, rules) if mesh.size > 1 else {}
 
     def sharding(spec):
         return NamedSharding(mesh, PartitionSpec(*(rules.get(axis) if axis else None for axis in spec.axes)))

@@ -39,11 +39,11 @@ class Steering:
 
     def __init__(self, config: Config, mesh, *, engine=None, reranking=None):
         """config: curriculum, search.mix, algorithm, health and train are read. engine: the training's; its `share` is
-        set where it has one. reranking: `zsjax.rollout.reranking.Reranking`, None where search.rerank is off."""
+        set unless it is None. reranking: `zsjax.rollout.reranking.Reranking`, None where search.rerank is off."""
         self.config, self._place, self._reranking = config, replicated(mesh), reranking
         steps = config.train.steps
         self._noise, self._share = curriculum(config.curriculum, steps), real_share(config.search.mix, steps)
-        self._mixed = engine if hasattr(engine, "share") else None
+        self._mixed = engine if getattr(engine, "share", None) is not None else None
 
     def start(self, state: TrainState) -> TrainState:
         """The state with the control and the reranker of a run's first step."""

@@ -28,7 +28,8 @@ def tune(config: Config, simulator: Simulator, path: str | os.PathLike, *, write
       writer: `zsjax.monitor.writer.Writer`; the stage is "tune_simulator".
       directory: of this stage's checkpoints; an interrupted run in it goes on.
       config_json: kept with the checkpoints.
-      report: called with a row before and one after tuning about held-out searches, where config.collect.hold_out > 0.
+      report: called with rows about held-out searches, where config.collect.hold_out > 0: shares before and after tuning,
+        and ten replies each, whose "gate" says so.
       mesh: see `supervised.train`.
 
     Returns:
@@ -50,12 +51,14 @@ def tune(config: Config, simulator: Simulator, path: str | os.PathLike, *, write
                   seed=config.seed, stage="tune_simulator", writer=writer, directory=directory, config_json=config_json,
                   lora=config.simulator.lora, mesh=mesh)
     if held_out:
-        rows = [{"simulator": name, **held_out_shares(which, held_out, seed=config.seed)}
-                for name, which in (("before tuning", simulator), ("after tuning", tuned))]
-        for row in rows:
+        rows, shown = [], []
+        for name, which in (("before tuning", simulator), ("after tuning", tuned)):
+            shares, replies = held_out_replies(which, held_out, seed=config.seed)
+            rows.append(row := {"simulator": name, **shares})
+            shown += [{"gate": f"replies {name}", **reply} for reply in replies]
             writer.note(f"held-out searches, {row['simulator']}: gold in {row['useful']:.2f} of useful and "
                         f"{row['noisy']:.2f} of noisy replies (n={row['n']}; the engine itself {row['engine']:.2f})")
-        report(rows)
+        report(rows + shown)
     return tuned
 
 
@@ -67,16 +70,24 @@ def split(searches: Sequence[Search], hold_out: float) -> tuple[list[Search], li
     return sides
 
 
-def held_out_shares(simulator: Simulator, searches: Sequence[Search], *, limit: int = 256, seed: int = 0) -> dict:
-    """Shares of searches for which a reply holds a gold answer: {n, useful, noisy, engine}."""
+def held_out_replies(simulator: Simulator, searches: Sequence[Search], *, limit: int = 256, examples: int = 10,
+                     seed: int = 0) -> tuple[dict, list[dict]]:
+    """({n, useful, noisy, engine}, the first replies of each kind).
+
+    The numbers are shares of searches for which a reply holds a gold answer; the replies, one a search, have question,
+    answers, query, and the documents of useful, noisy and engine, a line each.
+    """
     searches, k = searches[:limit], simulator.num_documents
     probes = [Probe(search.source, search.question, search.query) for search in searches]
     share = lambda found: float(np.mean([holds_gold(documents, search.question)
                                          for documents, search in zip(found, searches, strict=True)]))
     found = {name: find(simulator, probes, k=k, noisy=name == "noisy", key=jax.random.key(seed))
-             for name in ("useful", "noisy")}
-    return {"n": len(searches), **{name: share(replies) for name, replies in found.items()},
-            "engine": share([search.documents[:k] for search in searches])}
+             for name in ("useful", "noisy")} | {"engine": [list(search.documents[:k]) for search in searches]}
+    text = lambda documents: "\n".join(f"{document.title} {document.text}".strip() for document in documents)
+    replies = [{"question": search.question.question, "answers": "; ".join(search.question.golden_answers),
+                "query": search.query, **{name: text(documents[row]) for name, documents in found.items()}}
+               for row, search in enumerate(searches[:examples])]
+    return {"n": len(searches), **{name: share(replies) for name, replies in found.items()}}, replies
 
 
 def train(options: SupervisedConfig, simulator: Simulator, examples: list[Example], *, document_format: str, seed: int,
