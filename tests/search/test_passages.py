@@ -7,6 +7,7 @@ import pytest
 from zsjax.config import resolve
 from zsjax.run import build
 from zsjax.search import BM25, Document, Failed
+from zsjax.search.engine import Engine
 from zsjax.search.passages import Passages, best_passage
 
 TEXT = "Ann was a painter. She lived in Rome for long. Her brother Bob wrote plays there. He died young."
@@ -29,7 +30,7 @@ def test_a_short_text_is_left_as_it_is():
 
 
 def test_the_wrapper_keeps_titles_scores_failures_and_what_the_engine_says_of_itself():
-    class Fake:
+    class Fake(Engine):
         by_call = True
 
         def search(self, queries, contexts, *, k):

@@ -3,29 +3,24 @@
 import re
 from collections.abc import Sequence
 
-from zsjax.search.engine import Document, Engine, Failed, SearchContext
+from zsjax.search.engine import Document, Engine, Failed, SearchContext, Wrapped
 
 _WORD = re.compile(r"\w+")
 # Words that most questions hold, whatever they ask for.
 _COMMON = frozenset(
     "a an and are as at be but by did do does for from had has have how if in into is it its no not of on or such that "
     "the their then there these they this to was were what when where which who whom whose will with".split())
-_FORWARDED = ("by_call", "obeys_noise", "uses_devices", "counters")
 
 
-class Passages:
+class Passages(Wrapped):
     """An engine whose documents are cut to their best passages for the query; see `best_passage`."""
 
     def __init__(self, engine: Engine, words: int):
         """Wraps engine. words: of a passage. Raises ValueError below 1."""
         if words < 1:
             raise ValueError(f"words={words}: a passage has at least one word")
-        self.engine, self.words = engine, words
-
-    def __getattr__(self, name):
-        if name in _FORWARDED:  # what an engine may have, see `Engine`
-            return getattr(self.engine, name)
-        raise AttributeError(name)
+        super().__init__(engine)
+        self.words = words
 
     def search(self, queries: Sequence[str], contexts: Sequence[SearchContext] | None = None, *,
                k: int) -> list[list[Document]]:
