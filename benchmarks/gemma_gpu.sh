@@ -108,8 +108,6 @@ arm_bm25() {
 arm_simulator() {
     launch simulator --config "$(experiment "$model")" --workdir "$WORK/runs/simulator"
     say "simulator arm: $(scores simulator)"
-    [ -f "$WORK/runs/bm25/evaluation.json" ] && [ -f "$WORK/runs/simulator/evaluation.json" ] && "$python" -m zsjax.launch \
-        compare "$WORK/runs/bm25" --workdir "$WORK/runs/simulator" 2>&1 | tee "$WORK/runs/simulator/comparison.txt"
 }
 
 scores() {
@@ -146,6 +144,10 @@ run() {
     arms+=" $!"
     beside arm_warm
     wait $arms $!
+    if [ -f "$WORK/runs/bm25/evaluation.json" ] && [ -f "$WORK/runs/simulator/evaluation.json" ]; then
+        JAX_PLATFORMS=cpu "$python" -m zsjax.launch compare "$WORK/runs/bm25" --workdir "$WORK/runs/simulator" 2>&1 |
+            tee "$WORK/runs/simulator/comparison.txt" | head -n 8
+    fi
     if [ "${BASELINES:-1}" = 1 ] && [ ! -e "$WORK/stopped" ]; then
         launch baselines evaluate --config "$(experiment "$model" | sed s/baselines=false/baselines=true/)" \
             --workdir "$WORK/runs/baselines"
