@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from zsjax.data.assets import asset_path
 from zsjax.data.tokenizer_config import TokenizerConfig, TokenizerConfigError
-from zsjax.errors import InputError, InputNotFound
+from zsjax.errors import InputError, InputNotFound, pointer
 from zsjax.types import whole_text
 
 _PAD_NAMES = ("<pad>", "<|pad|>", "[PAD]", "<|endoftext|>")
@@ -42,6 +42,7 @@ class Tokenizer:
     pad_id: int
     bos_ids: tuple[int, ...] = ()
     _special_ids: set[int | None]  # what `encode` gives for no ordinary text
+    _surplus_ids: set[int] = frozenset()  # special tokens that were added behind the vocabulary
     _chat_template = None
 
     def encode(self, text: str) -> list[int]:
@@ -82,6 +83,18 @@ class Tokenizer:
     def _encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """(`encode`, [start, stop) of the special tokens that are written out in the text, in characters and in order)."""
         raise NotImplementedError
+
+    @functools.cached_property
+    def ids_in_use(self) -> int:
+        """Ids below this may stand in a row; a model needs an embedding for each.
+
+        Added special tokens at the end of the vocabulary are not among them where nothing of ours writes them: Gemma 3's
+        text models have no row for "<image_soft_token>".
+        """
+        ours, last = {*self.eos_ids, *self.bos_ids, self.pad_id}, self.vocab_size
+        while last - 1 in self._surplus_ids and last - 1 not in ours:
+            last -= 1
+        return last
 
     @functools.cached_property
     def newline_id(self) -> int | None:
@@ -170,6 +183,7 @@ class FastTokenizer(Tokenizer):
         added = backend.get_added_tokens_decoder()
         self._unknown_id = self.vocab.get(getattr(backend.model, "unk_token", None))
         self._special_ids = {id for id, token in added.items() if token.special} | {self._unknown_id}
+        self._surplus_ids = {id for id, token in added.items() if token.special}
         self._chat_template = configs.chat_template()
         self.bos_ids = _added_in_front(backend)
         self.eos_ids = configs.eos_ids(self.vocab, {added[id].content for id in self._special_ids if id in added})
@@ -270,6 +284,11 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
         file = next((candidate for candidate in named if candidate.is_file()), None)
         if file is None and not slow:
             held = ", ".join(sorted(entry.name for entry in found.iterdir())[:8]) or "nothing"
+            inside = [file.parent for form in ("*/tokenizer.*", "*/*/tokenizer.*") for file in sorted(found.glob(form))
+                      if file.name in ("tokenizer.json", "tokenizer.model")]
+            if inside:
+                raise InputNotFound(f"no tokenizer in {str(path)!r}: there is one in a folder inside; give "
+                                    f"{' or '.join(map(str, inside[:4]))}")
             raise InputNotFound(
                 f"no tokenizer in {str(path)!r}: it holds {held}; put tokenizer.json, or vocab.json and merges.txt, or "
                 "a SentencePiece .model there"
@@ -291,6 +310,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
         raise
     except Exception as error:  # tokenizers and sentencepiece raise bare Exceptions and RuntimeErrors
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = f"no JSON, {pointer(file)}" if file is not None and pointer(file) else reason
         raise InputError(
             f"cannot read the tokenizer at {str(path)!r}: {reason}; check that {(file or found).name} is complete and "
             "a Hugging Face fast tokenizer or a SentencePiece model"
