@@ -43,7 +43,7 @@ class Steering:
         self.config, self._place, self._reranking = config, replicated(mesh), reranking
         steps = config.train.steps
         self._noise, self._share = curriculum(config.curriculum, steps), real_share(config.search.mix, steps)
-        self._mixed = engine if hasattr(engine, "share") else None
+        self._mixed = engine if getattr(engine, "share", None) is not None else None
 
     def start(self, state: TrainState) -> TrainState:
         """The state with the control and the reranker of a run's first step."""
