@@ -31,9 +31,9 @@ def question_of(row: Mapping, where: str) -> Question:
       where: file and line, which begin an error.
 
     Returns:
-      Its `key` is its id; `questions.with_unique_keys` makes keys of several questions differ. Golds that are blank or
-      null are left out, so that there may be none (`zsjax.data.playable`). metadata["data_set"] is the row's data_source, metadata["split"] that of
-      extra_info, where the row's own metadata say nothing else.
+      Its `key` is its id; `questions.with_unique_keys` makes keys of several questions differ. Golds that are blank or null
+      are left out, so that there may be none (`zsjax.data.playable`). metadata["data_set"] is the row's data_source,
+      metadata["split"] that of extra_info, where the row's own metadata say nothing else.
 
     Raises:
       InputError: one line with `where`, field and value.

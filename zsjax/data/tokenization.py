@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 
 from zsjax.data.assets import asset_path
-from zsjax.data.tokenizer_config import TokenizerConfig, TokenizerConfigError
+from zsjax.data.tokenizer_config import TokenizerConfig, TokenizerConfigError, what_is_there
 from zsjax.errors import InputError, InputNotFound, pointer
 from zsjax.types import whole_text
 
@@ -86,11 +86,8 @@ class Tokenizer:
 
     @functools.cached_property
     def ids_in_use(self) -> int:
-        """Ids below this may stand in a row; a model needs an embedding for each.
-
-        Added special tokens at the end of the vocabulary are not among them where nothing of ours writes them: Gemma 3's
-        text models have no row for "<image_soft_token>".
-        """
+        """Ids below this need an embedding. Special tokens that were added last and that nothing writes are above it:
+        Gemma 3's text models have no row for "<image_soft_token>"."""
         ours, last = {*self.eos_ids, *self.bos_ids, self.pad_id}, self.vocab_size
         while last - 1 in self._surplus_ids and last - 1 not in ours:
             last -= 1
@@ -272,10 +269,8 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     """
     found = asset_path(path)
     if not found.exists():
-        raise InputNotFound(
-            f"no tokenizer at {str(path)!r}: it must be a folder with tokenizer.json, or with vocab.json and "
-            "merges.txt, or a SentencePiece .model file"
-        )
+        raise InputNotFound(f"no tokenizer at {str(path)!r}: it must be a folder with tokenizer.json, or with vocab.json "
+                            "and merges.txt, or a SentencePiece .model file")
     file, slow = found, False
     if found.is_dir():
         named = [found / name for name in ("tokenizer.json", "tokenizer.model", "spiece.model")]
@@ -283,16 +278,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
         slow = (found / "vocab.json").is_file() and (found / "merges.txt").is_file()
         file = next((candidate for candidate in named if candidate.is_file()), None)
         if file is None and not slow:
-            held = ", ".join(sorted(entry.name for entry in found.iterdir())[:8]) or "nothing"
-            inside = [file.parent for form in ("*/tokenizer.*", "*/*/tokenizer.*") for file in sorted(found.glob(form))
-                      if file.name in ("tokenizer.json", "tokenizer.model")]
-            if inside:
-                raise InputNotFound(f"no tokenizer in {str(path)!r}: there is one in a folder inside; give "
-                                    f"{' or '.join(map(str, inside[:4]))}")
-            raise InputNotFound(
-                f"no tokenizer in {str(path)!r}: it holds {held}; put tokenizer.json, or vocab.json and merges.txt, or "
-                "a SentencePiece .model there"
-            )
+            raise InputNotFound(f"no tokenizer in {str(path)!r}: {what_is_there(found)}")
     try:
         if file is not None and file.suffix == ".model":
             return SentencePieceTokenizer(file)
@@ -311,10 +297,8 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     except Exception as error:  # tokenizers and sentencepiece raise bare Exceptions and RuntimeErrors
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         reason = f"no JSON, {pointer(file)}" if file is not None and pointer(file) else reason
-        raise InputError(
-            f"cannot read the tokenizer at {str(path)!r}: {reason}; check that {(file or found).name} is complete and "
-            "a Hugging Face fast tokenizer or a SentencePiece model"
-        ) from error
+        raise InputError(f"cannot read the tokenizer at {str(path)!r}: {reason}; check that {(file or found).name} is complete "
+                         "and a Hugging Face fast tokenizer or a SentencePiece model") from error
 
 
 def _added_in_front(backend) -> tuple[int, ...]:
@@ -341,10 +325,8 @@ def _vocabulary_kind(spec: dict, path: pathlib.Path) -> str:
     replaces = any(part["type"] == "Replace" and part.get("pattern") == {"String": "\u2581"} for part in parts)
     if "Metaspace" in kinds or replaces:
         return "pieces"
-    raise InputError(
-        f"the tokenizer at {path} is neither byte-level nor SentencePiece-like (it is put together of "
-        f"{', '.join(sorted(kinds)) or 'nothing'}), so the bytes of its tokens are unknown"
-    )
+    raise InputError(f"the tokenizer at {path} is neither byte-level nor SentencePiece-like (it is put together of "
+                     f"{', '.join(sorted(kinds)) or 'nothing'}), so the bytes of its tokens are unknown")
 
 
 @functools.cache

@@ -64,8 +64,9 @@ def _as_a_model_names(tensors: dict) -> dict:
         return tensors
     inside = embeddings[0].removesuffix("embed_tokens.weight")
     heads = ("lm_head.weight", inside.removesuffix("model.") + "lm_head.weight")
-    return {"lm_head.weight" if name in heads else f"model.{name.removeprefix(inside)}" if name.startswith(inside) else name: tensor
-            for name, tensor in tensors.items()}
+    own = lambda name: "lm_head.weight" if name in heads else (
+        f"model.{name.removeprefix(inside)}" if name.startswith(inside) else name)
+    return {own(name): tensor for name, tensor in tensors.items()}
 
 
 def _stored_tensors(folder: Path) -> dict[str, tensor_files.StoredTensor]:

@@ -42,8 +42,8 @@ class SerpApi(Engine):
           budget: dollars; the search that would exceed it raises BudgetSpent. None: no limit.
 
         Raises:
-          ValueError: the environment has no key; cache_dir cannot be written; price or budget is not a finite number of 0 or more; the account
-            cannot be read.
+          ValueError: the environment has no key; cache_dir cannot be made; price or budget is not a finite number of 0 or
+            more; the account cannot be read.
         """
         self._key, self.url = environment_key(key_env, "web search"), check_address(url, URL)
         self.engine, self.price = engine, amount("price", price)
