@@ -7,6 +7,10 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+# Inputs that each test of generated inputs draws. 2,400 over the readers of text, checkpoints, data and servers:
+#   ZSJAX_GENERATED_CASES=300 python -m pytest -k "generated or damaged"
+GENERATED_CASES = int(os.environ.get("ZSJAX_GENERATED_CASES", "60"))
+
 
 def on_gpu(config) -> bool:
     return config.option.markexpr == "gpu"
@@ -29,6 +33,16 @@ def pytest_ignore_collect(collection_path, config):
     if on_gpu(config) and re.match(r"test_.*\.py", collection_path.name):
         return "pytest.mark.gpu" not in collection_path.read_text() or None
     return None
+
+
+def pytest_generate_tests(metafunc):
+    if "generated_seed" in metafunc.fixturenames:
+        metafunc.parametrize("generated_seed", range(GENERATED_CASES))
+
+
+@pytest.fixture(scope="session")
+def generated_cases() -> int:
+    return GENERATED_CASES
 
 
 @pytest.fixture(scope="session")

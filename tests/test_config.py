@@ -77,6 +77,7 @@ def test_all_problems_at_once():
     ("policy.dtype", "float64", "one of"),
     ("data.train", "questions.csv", ".jsonl"),
     ("data.eval", "nowhere.jsonl", "check the path"),
+    ("data.eval", "tiny_world:eval#test", "give tiny_world:eval"),
     ("data.corpus", "tfds:nq", "a path"),
     ("data.benchmarks", "{'a.b': 'x.jsonl'}", "names without"),
     ("evaluate.samples", "3", "evaluate.temperature"),

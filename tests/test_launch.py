@@ -103,6 +103,8 @@ def test_all_config_problems_in_one_message(calls, experiment, tmp_path, capsys)
     (["--config", "empty.py", "--workdir", "w"], "no function get_config"),
     (["--config", "bare.py:7", "--workdir", "w"], "takes no argument"),
     (["--config", "mine.py", "--workdir", "file/run"], "cannot write file/run"),
+    (["ask", " ", "--config", "mine.py"], "the question is empty"),
+    (["ask", "Who?", "--config", "mine.py", "--workdir", "nowhere"], "there is no run in nowhere"),
 ])
 def test_mistakes(arguments, message, experiment, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -100,6 +100,8 @@ def test_every_algorithm_takes_its_steps(name, tmp_path):
     assert all(line["grad_norm"] > 0 for line in lines) and lines[0]["reward"] == lines[0]["reward/f1"]
     assert any(np.abs(np.asarray(a) - b).max() > 1e-4 for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(PARAMS)))
     assert ("value/value_error" in lines[0]) == (name == "ppo")
+    known = lambda metric: metric in ("step", "stage") or metric.startswith("alarm/") or health.is_step_metric(metric, ["f1"])
+    assert not [metric for line in lines for metric in line if not known(metric)]  # else no alarm could name it
     assert lines[0]["rounds"] >= 1 and (name == "dapo" or lines[0]["rounds"] == 1)
 
 
@@ -189,6 +191,14 @@ def test_an_alarm_stops_the_run_after_a_checkpoint_and_it_can_go_on(tmp_path):
     assert (tmp_path / "checkpoints" / "train" / "2").is_dir()
     _, lines = run(tmp_path, preset("grpo"), steps=3, health=bounds | dict(stop=False))
     assert [line["alarm/entropy"] for line in lines] == [0, 1, 1]
+
+
+def test_a_start_that_left_no_state_leaves_no_trajectories_to_the_next(tmp_path):
+    (tmp_path / "trajectories").mkdir()
+    (tmp_path / "trajectories" / "train_000003.jsonl").write_text("{}")  # of another config, which was withdrawn
+    run(tmp_path, {}, steps=1)
+    run(tmp_path, {}, steps=2)  # goes on, and keeps what it has
+    assert sorted(path.name for path in (tmp_path / "trajectories").iterdir()) == ["train_000001.jsonl", "train_000002.jsonl"]
 
 
 def test_nan_stops_the_run_with_its_trajectories(tmp_path):

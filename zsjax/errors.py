@@ -49,6 +49,13 @@ def reading(path):
         raise InputError(f"{path}: cannot be read ({reason}); check the file") from error
 
 
+def pointer(path) -> str:
+    """What to do where only Git LFS's pointer to a file was copied; "" for any other file."""
+    with open(path, "rb") as file:
+        is_pointer = file.read(23) == b"version https://git-lfs"
+    return "but a Git LFS pointer; fetch the file itself with git lfs pull" if is_pointer else ""
+
+
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """One thing that is wrong with a config: the field's dotted name, its value, what is wrong, what would work."""

@@ -45,6 +45,7 @@ def test_what_may_follow_a_run(tmp_path, changes):
 @pytest.mark.parametrize("changes, refused", [
     (dict(optimizer__learning_rate=0.1), "optimizer.learning_rate"), (dict(seed=1), "seed"),
     (dict(train__minibatches=2), "train.minibatches"), (dict(simulator__quantize="int8"), "simulator.quantize"),
+    (dict(rollout__max_tokens=900, algorithm__reduction="fixed_length"), "rollout.max_tokens"),  # the loss divides by it
     (dict(rollout__max_prompt_tokens=300), "rollout.max_prompt_tokens"),  # a limit is raised, not lowered
     (dict(stages="pretrain,train", pretrain__steps=1), "stages"),  # another start of the training
     (dict(search__engine="dense", search__embedder="json:loads"), "search.embedder"),
@@ -98,7 +99,7 @@ def test_a_folder_is_not_an_address():
 
 
 @pytest.mark.parametrize("made, kept", [("", False), ("searches.jsonl", True), ("models/base/config.json", True),
-                                        ("checkpoints/train/4/x", True), ("metrics.jsonl", True), ("events.tb", False)])
+                                        ("checkpoints/train/4/x", True), ("episodes.jsonl", True), ("trajectories/train_000001.jsonl", False), ("metrics.jsonl", True), ("events.tb", False)])
 def test_a_run_that_computed_nothing_binds_nobody(tmp_path, made, kept):
     write_config(tmp_path, config())
     (tmp_path / "metrics.jsonl").touch()
@@ -107,6 +108,17 @@ def test_a_run_that_computed_nothing_binds_nobody(tmp_path, made, kept):
         (tmp_path / made).write_text("x")
     withdraw_config(tmp_path)
     assert (tmp_path / "config.json").exists() == kept
+
+
+def test_a_run_that_was_killed_before_its_first_result_binds_nobody(tmp_path):
+    from zsjax.run import pipeline
+
+    write_config(tmp_path, config(seed=1))  # and then it was killed
+    pipeline.run(config(stages="report"), tmp_path)
+    assert from_json((tmp_path / "config.json").read_text()) == config(stages="report")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "stage": "train"}\n')
+    with pytest.raises(ConfigError, match="seed"):
+        pipeline.run(config(stages="report", seed=1), tmp_path)
 
 
 def test_the_change_that_a_failed_start_advises_is_accepted(tmp_path):

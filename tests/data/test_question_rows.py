@@ -56,6 +56,10 @@ def test_parquet_as_search_r1_writes_it(tmp_path):
     ({"answers": {"text": ["a"], "answer_start": [3]}}, ("a",)),  # SQuAD
     ({"golden_answers": ["cut \ud83d"]}, ("cut \ufffd",)),
     ({"golden_answers": [" "]}, ()),  # not played, but not a broken file either
+    ({"golden_answers": []}, ()), ({"golden_answers": None}, ()), ({"answer": float("nan")}, ()), ({"golden_answers": [None]}, ()),
+    ({"answers": {"text": [], "answer_start": []}}, ()),  # SQuAD 2.0
+    ({"reward_model": {"ground_truth": {"target": []}}}, ()),
+    ({"golden_answers": "a"}, ("a",)), ({"golden_answers": '["a", "b"]'}, ("a", "b")),
 ])
 def test_forms_of_gold_answers(row, golds):
     assert question_of({"id": 1, "question": "q", **row}, "f").golden_answers == golds

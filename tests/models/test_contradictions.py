@@ -54,6 +54,43 @@ def test_names_without_model_in_front(folder):
     assert all(map(np.array_equal, jax.tree.leaves(load_hf(folder)[1]), jax.tree.leaves(PARAMS)))
 
 
+@pytest.mark.parametrize("inside", ["_orig_mod.", "module.", "base_model.model.", "language_model.", "model."])
+def test_names_that_wrappers_give(folder, inside):
+    rewrite(folder, lambda tensors: {inside + name: array for name, array in tensors.items()})
+    assert all(map(np.array_equal, jax.tree.leaves(load_hf(folder)[1]), jax.tree.leaves(PARAMS)))
+    rewrite(folder, lambda tensors: {name.replace("lm_head", "visual"): array for name, array in tensors.items()})
+    with pytest.raises(ValueError, match="'lm_head.weight' .* is missing"):
+        load_hf(folder)
+
+
+def test_a_decoder_beside_its_head_inside_a_larger_model(folder):
+    rewrite(folder, lambda tensors: {name.replace("model.", "model.language_model."): array for name, array in tensors.items()})
+    assert all(map(np.array_equal, jax.tree.leaves(load_hf(folder)[1]), jax.tree.leaves(PARAMS)))
+
+
+def test_what_is_no_checkpoint_says_what_to_give(folder):
+    with pytest.raises(FileNotFoundError, match="model.safetensors is a file: give its folder"):
+        load_hf(folder / "model.safetensors")
+    edit_config(folder, quantization_config={"quant_method": "awq"})
+    with pytest.raises(ValueError, match="quantization_config=.*give a checkpoint without it, not quantized"):
+        load_hf(folder)
+    edit_config(folder, quantization_config=None)
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:x\nsize 3\n")
+    with pytest.raises(ValueError, match="model.safetensors: not a safetensors file, but a Git LFS pointer; .*git lfs pull"):
+        load_hf(folder)
+    (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="an adapter only: merge it"):
+        load_hf(folder)
+
+
+def test_rope_scaling_added_by_hand_keeps_the_theta_of_rope_parameters(folder):
+    edit_config(folder, rope_theta=None, rope_parameters={"rope_type": "default", "rope_theta": 5e5},
+                rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64})
+    config, _ = load_hf(folder)
+    assert (config.rope_theta, config.rope_scaling.kind) == (5e5, "yarn")
+
+
 def test_an_embedding_model_without_lm_head(folder):
     rewrite(folder, lambda tensors: without_head(bare(tensors)))
     with pytest.raises(ValueError, match="'lm_head.weight'.*tie_word_embeddings=false.*head=False"):
@@ -127,6 +164,40 @@ def test_a_model_is_not_read_with_another_vocabulary(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     with pytest.raises(ValueError, match="has the id"):
         load_hf(folder, tokenizer=load_tokenizer(tmp_path))
+
+
+def test_special_tokens_that_nothing_writes_need_no_row(tmp_path):
+    import tokenizers
+
+    folder = tmp_path / "model"  # as Gemma 3's text models: 262,144 rows, and <image_soft_token> has the id 262144
+    shutil.copytree(asset_path("asset:real/policy"), folder)
+    shutil.copytree(asset_path(REAL), folder, dirs_exist_ok=True)
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.add_special_tokens(["<image_soft_token>"])
+    backend.save(str(folder / "tokenizer.json"))
+    tokenizer = load_tokenizer(folder)
+    assert (tokenizer.vocab_size, tokenizer.ids_in_use, load_tokenizer(REAL).ids_in_use) == (4097, 4096, 4096)
+    assert load_hf(folder, tokenizer=tokenizer)[0].num_ids is None
+    assert max(tokenizer.encode_text("a <image_soft_token> b")) < 4096
+    # One that ends generations, and one that is text, need theirs.
+    (folder / "generation_config.json").write_text('{"eos_token_id": 4096}')
+    with pytest.raises(ValueError, match="has 4096 rows, but the tokenizer .* has 4097 ids"):
+        load_hf(folder, tokenizer=load_tokenizer(folder))
+    (folder / "generation_config.json").unlink()
+    backend.add_tokens(["word"])
+    backend.save(str(folder / "tokenizer.json"))
+    with pytest.raises(ValueError, match="has 4096 rows, but the tokenizer .* has 4098 ids"):
+        load_hf(folder, tokenizer=load_tokenizer(folder))
+
+
+def test_a_runs_folder_says_which_folder_inside_has_a_tokenizer(tmp_path):
+    shutil.copytree(asset_path(REAL), tmp_path / "models" / "policy")
+    with pytest.raises(FileNotFoundError, match="there is one in a folder inside; give .*models/policy$"):
+        load_tokenizer(tmp_path)
+    pointer = tmp_path / "models" / "policy" / "tokenizer.json"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match="Git LFS pointer; fetch"):
+        load_tokenizer(pointer.parent)
 
 
 def test_random_weights_need_a_row_for_every_id():

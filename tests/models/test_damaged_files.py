@@ -1,18 +1,15 @@
 """Damaged tokenizers and checkpoints, drawn at random: each is read, or told in one line that names the file."""
 
 import json
-import os
 import random
 import shutil
 
 import numpy as np
-import pytest
 
 from zsjax.data.assets import asset_path
 from zsjax.data.tokenization import load_tokenizer
 from zsjax.models.checkpoints.hf import load_hf
 
-CASES = int(os.environ.get("ZSJAX_DAMAGED_CASES", "40"))  # of each kind
 ODD = [None, True, -1, 0, 10**30, float("nan"), 1.5, "", "x", "\ud83d", [], {}, [None], {"a": 1}]
 
 
@@ -44,9 +41,8 @@ def one_line(error, folder):
     assert str(folder) in text and "\n" not in text.strip() and len(text) < 1200, text
 
 
-@pytest.mark.parametrize("seed", range(CASES))
-def test_a_damaged_tokenizer(tmp_path, seed):
-    draw = random.Random(seed)
+def test_a_damaged_tokenizer(tmp_path, generated_seed):
+    draw = random.Random(generated_seed)
     shutil.copytree(asset_path("asset:real/tokenizer"), tmp_path, dirs_exist_ok=True)
     file = tmp_path / draw.choice(["tokenizer.json", "tokenizer.json", "tokenizer_config.json"])
     if draw.random() < 0.7:
@@ -66,9 +62,8 @@ def test_a_damaged_tokenizer(tmp_path, seed):
         one_line(error, tmp_path)
 
 
-@pytest.mark.parametrize("seed", range(CASES))
-def test_a_damaged_checkpoint(tmp_path, seed):
-    draw = random.Random(seed)
+def test_a_damaged_checkpoint(tmp_path, generated_seed):
+    draw = random.Random(generated_seed)
     shutil.copytree(asset_path("asset:real/policy"), tmp_path, dirs_exist_ok=True)
     config, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
     kind = draw.choice(["config", "config bytes", "header", "weights bytes", "index"])

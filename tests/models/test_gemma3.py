@@ -149,7 +149,7 @@ def test_the_end_of_a_turn_ends_a_generation(tmp_path):
     backend.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}))
     assert load_tokenizer(tmp_path).eos_ids == (0,)
-    (tmp_path / "chat_template.jinja").write_text("{{ messages[0]['content'] }}<end_of_turn>")
+    (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}<end_of_turn>{% endfor %}")
     assert load_tokenizer(tmp_path).eos_ids == (0, 1)
 
 

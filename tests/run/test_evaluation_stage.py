@@ -43,7 +43,7 @@ def played(monkeypatch):
     monkeypatch.setattr(stage, "play_samples", play_samples)
     monkeypatch.setattr(stage, "make_rollout", lambda *_: None)
     monkeypatch.setattr(stage.costs, "Meter", Meter)
-    monkeypatch.setattr(Run, "policy", lambda self, name, rules=None: ("model", name))
+    monkeypatch.setattr(Run, "policy", lambda self, *names, rules=None: ("model", names[0] if names else "base"))
     monkeypatch.setattr(Run, "engine", lambda self, *_, **__: None)
     return seen
 
@@ -77,7 +77,8 @@ def test_an_evaluation_of_the_base_never_stands_for_the_trained_policy(tmp_path,
     rows = evaluate(tmp_path)
     assert played == ["base", "policy"]  # the base's was kept
     assert [(row["name"], row["em"], row["n"]) for row in rows] == [
-        ("before training", 0, 3), ("before training", 0, 2), ("after training", 1, 3), ("after training", 1, 2)]
+        ("before training", 0, 3), ("before training", 0, 2), ("before training", 0, 5),  # two data sets, and both together
+        ("after training", 1, 3), ("after training", 1, 2), ("after training", 1, 5)]
     assert {row["policy"] for row in rows} == {"untrained base asset:tiny_world/base", "trained policy models/policy"}
     first = rows[-1]["evaluation"]
     trained(tmp_path, "two")  # trained on
@@ -99,7 +100,8 @@ def test_what_decides_the_figures_is_done_again_and_what_does_not_is_kept(tmp_pa
         evaluate(tmp_path, **fields)
         assert len(played) == number, fields
     for fields in ({"evaluate__batch_rows": 7}, {"rollout__rows": 4}, {"search__remote__timeout": 3}, {"train__steps": 3},
-                   {"search__remote__url": "http://elsewhere/retrieve"}, {"search__engine": "bm25"}, {"name": "x"}):
+                   {"search__remote__url": "http://elsewhere/retrieve"}, {"search__engine": "bm25"}, {"name": "x"},
+                   {"search__remote__max_tokens": 5}, {"search__mix__end": 0.1}):  # of engines that do not evaluate
         evaluate(tmp_path, **fields)
         assert len(played) == 10, fields
     assert names(tmp_path) == ["before"] * 10
@@ -129,7 +131,7 @@ def test_failed_searches_are_told_everywhere_and_repeated(tmp_path, played):
     played.failed = 1
     trained(tmp_path, "one")
     rows = evaluate(tmp_path)
-    assert [row["failed_searches"] for row in rows] == [3, 2, 3, 2]
+    assert [row["failed_searches"] for row in rows] == [3, 2, 5, 3, 2, 5]
     assert "5 searches FAILED" in (tmp_path / "evaluation" / "table.md").read_text()
     assert "10 searches of this evaluation FAILED" in report.write(tmp_path).read_text()
     text = compare.comparison_table(compare.compare_runs(tmp_path, tmp_path))

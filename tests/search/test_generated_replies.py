@@ -94,7 +94,7 @@ ENGINES = {
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_every_reply_is_documents_or_a_failure_with_a_name(name, monkeypatch):
+def test_every_reply_is_documents_or_a_failure_with_a_name(name, monkeypatch, generated_cases):
     monkeypatch.setenv("SERPAPI_API_KEY", "k")
     monkeypatch.setattr(logging.getLogger(), "disabled", True)
     reply, make = ENGINES[name]
@@ -102,7 +102,7 @@ def test_every_reply_is_documents_or_a_failure_with_a_name(name, monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Raw)
     with running(server) as url:
         engine = make(url)
-        for i in range(170):
+        for i in range(generated_cases):
             server.body = mutated(reply, draw)
             queries = [f"a {i}", f"b {i}"]
             found = engine.search(queries, [SearchContext(Question("1", "who?", ("x",)))] * 2, k=3)
@@ -121,10 +121,10 @@ class Echo:
         return [[Document(query, query)] for query in queries]
 
 
-def test_every_request_to_our_server_gets_json_and_a_status(caplog):
+def test_every_request_to_our_server_gets_json_and_a_status(caplog, generated_cases):
     draw, statuses = random.Random(7), set()
     with running(RetrievalServer(Echo(), port=0)) as url, httpx.Client(timeout=5) as client:
-        for _ in range(170):
+        for _ in range(generated_cases):
             body = mutated(REQUEST, draw)
             reply = client.post(url.replace("/x", "/retrieve"), content=body)
             assert reply.status_code in (200, 400) and reply.json(), body

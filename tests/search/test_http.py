@@ -8,6 +8,7 @@ import pytest
 from faulty_server import serve
 
 from zsjax.search import Document, Failed, HttpRetriever, Limits, transport
+from zsjax.search.engines import http
 
 FAST = Limits(timeout=0.8, retries=1, backoff=0.01, max_backoff=0.05, max_bytes=1 << 20, breaker_failures=0)
 
@@ -109,6 +110,13 @@ def test_an_odd_document_costs_itself(odd):
 def test_a_score_that_is_no_number_costs_no_document(score):
     with serve({"x": lambda body: (200, {"result": [[{"document": "T\nx", "score": score}]]})}) as server:
         assert HttpRetriever(server.url + "/x", limits=FAST).search(["a"], None, k=1) == [[Document("T", "x", 0.0)]]
+
+
+@pytest.mark.parametrize("entry, document", [
+    ({"title": 1984, "text": "x"}, Document("1984", "x")), ({"title": float("nan"), "text": "x"}, Document("", "x")),
+    ({"contents": '""Q" Is for Quarry"\nx'}, Document('"Q" Is for Quarry', "x")), ({"contents": '"A" b\nx'}, Document('"A" b', "x"))])
+def test_titles_are_read_as_in_files(entry, document):
+    assert http.parse_result({"result": [[entry]]}) == [[document]]
 
 
 def test_broken_text_becomes_replacement_characters_in_both_directions():

@@ -65,6 +65,15 @@ def test_what_is_asked_and_that_equal_requests_are_asked_once(monkeypatch):
     ("```\nDoc 1: A\n```", ["A"]),
     ("20.5 million live in A.\n12:30 is when B opens.", ["20.5 million live in A.", "12:30 is when B opens."]),
     ("", []), ("...\n---", []),
+    ("Document 1 (Useful): A\nDocument 2 (Useful): B", ["A", "B"]), ("Passage 1: A\nPassage 2: B", ["A", "B"]),
+    ("Doc 1 - A\nDoc 2 - B", ["A", "B"]), ("1. **A**: a\n2. **B**: b", ["**A**: a", "**B**: b"]),
+    ("Search Results\nA is a.\nB is b.", ["A is a.", "B is b."]),
+    ("The documents are as follows.\nA is a.", ["A is a."]), ("As an AI, I will generate 2 documents.\nA is a.", ["A is a."]),
+    ("I'll write three documents.\nA is a.", ["A is a."]),
+    ("<documents>\nDoc 1: A\nDoc 2: B\n</documents>\nNote: these documents are made up.", ["A", "B"]),
+    ("Doc 1: A\nIs there anything else I can help with?", ["A"]),
+    ("The documents of the trial were found in 1920.\nThe result is a town.", ["The documents of the trial were found in 1920.",
+                                                                          "The result is a town."]),
 ])
 def test_replies_are_repaired_by_rule(text, documents):
     assert [document.text for document in reply_documents(text, 3)] == documents
@@ -92,6 +101,9 @@ def reply_of(finish=None, **message):
     (reply_of("length", content="Okay, the user wants documents.\nFirst, who wrote it?"), "thoughts_cut"),  # no tags at all
     (reply_of("length", content=[{"type": "thinking", "thinking": "Okay"}]), "thoughts_cut"),
     (reply_of("stop", content=None, refusal="I cannot help with that."), "declined"),
+    (reply_of("length", content=None), "thoughts_cut"), (reply_of("length", content=""), "thoughts_cut"),  # kept by the server
+    (reply_of("stop", content="I'm sorry, but I can't help with that."), "declined"),
+    (reply_of("stop", content="I cannot create misleading documents."), "declined"),
     (reply_of("content_filter", content=""), "declined"),
     (reply_of("stop", content=None), "wrong_schema"), (reply_of("stop", content=7), "wrong_schema"),
     (reply_of("stop", content=[7]), "wrong_schema"),

@@ -63,6 +63,19 @@ def test_failures_are_typed_and_free(status, reply, kind, tmp_path, caplog):
     assert engine.counters[f"failed_{kind}"] == 1 and KEY not in caplog.text
 
 
+def test_an_empty_query_costs_nothing_and_folders_that_cannot_be_are_named(tmp_path):
+    with serve({"x": lambda body: (200, results(1))}) as server:
+        engine = SerpApi(url=server.url + "/x", price=1.0, cache_dir=tmp_path / "c")
+        found = engine.search(["", "who", "  "], None, k=1)
+    assert [len(documents) for documents in found] == [0, 1, 0] and engine.dollars == 1 and len(server.requests) == 1
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file cannot be made"):
+        SerpApi(cache_dir=tmp_path / "file")
+    (tmp_path / "d" / "spent.json").mkdir(parents=True)
+    with pytest.raises(ValueError, match="spent.json does not hold an account"):
+        SerpApi(cache_dir=tmp_path / "d")
+
+
 def test_nothing_found_is_a_result():
     empty = {"search_metadata": {"status": "Success"}, "error": "Google hasn't returned any results for this query."}
     odd = {"search_metadata": {"status": "Success"}, "organic_results": [{"title": None}, {"title": "only a title"}]}
@@ -162,7 +175,7 @@ def test_a_reply_that_got_lost_counts_as_paid(tmp_path, path, paid):
     assert engine.paid_searches == engine.counters["paid_searches"] == spent(tmp_path)["searches"] == paid
 
 
-@pytest.mark.parametrize("wrong", [-1, -0.01, float("nan"), float("inf"), "5", True])
+@pytest.mark.parametrize("wrong", [-1, -0.01, float("nan"), float("inf"), "5", True, 10**400])
 def test_amounts_of_money_are_numbers_of_dollars(wrong, tmp_path):
     for name in ("price", "budget"):
         with pytest.raises(ValueError, match=f"{name} = .* is not an amount of dollars"):

@@ -121,6 +121,18 @@ def test_128_clients_at_once_are_served_and_few_search_at_a_time():
     assert engine.most_at_once <= server_module.SEARCHES
 
 
+def test_128_clients_search_an_index_on_disk_at_once(tmp_path):
+    words = [f"w{a}{b}" for a in "abcdefghijklmnop" for b in "abcdefghijklmnop"]
+    BM25.from_documents([Document(word, f"{word} {words[i - 1]} common words") for i, word in enumerate(words)]).save(tmp_path / "i")
+    engine = BM25.load(tmp_path / "i")
+    with serving(engine) as server, concurrent.futures.ThreadPoolExecutor(128) as pool:
+        ask = lambda word: HttpRetriever(server.url, limits=Limits(timeout=30, retries=0)).search([word, "common"], None, k=3)
+        replies = list(pool.map(ask, words[:128]))
+    for word, (own, common) in zip(words, replies):
+        assert own[0].title == word and [(d.title, d.text) for d in common] == [
+            (d.title, d.text) for d in engine.search(["common"], k=3)[0]]
+
+
 def test_the_memory_of_bodies_is_bounded(monkeypatch):
     monkeypatch.setattr(server_module, "MAX_BODIES", 100)
     with serving(FakeEngine()) as server:

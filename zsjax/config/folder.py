@@ -10,10 +10,12 @@ Each field's effect (`zsjax.config.declare.EFFECTS`) says what a change does:
 
 A field of engines that the run neither trains nor collects with counts as "later". A field that the
 folder's config lacks, being older, counts as its default; one that no longer exists is ignored with a
-line. A run that failed before it computed anything takes its config.json back, so any mistake that it
-reported can be corrected in place.
+line. A run that failed or was killed before it computed anything binds nobody: its config.json is taken
+back, so any mistake that it reported can be corrected in place.
 """
 
+import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -64,6 +66,8 @@ def check_resume(old: Config | str, new: Config, where) -> None:
     for name, (was, now) in diff(old, new).items():
         # A key of a dict field goes by the field's effect.
         leaf = next((known[part] for part in _prefixes(name) if part in known), None)
+        if name == "rollout.max_tokens" and "fixed_length" in (began.algorithm.reduction, new.algorithm.reduction):
+            leaf = dataclasses.replace(leaf, spec=dataclasses.replace(leaf.spec, effect="computes"))  # the loss divides by it
         if leaf is None:
             logging.info("%s is ignored: a field of another version (%r)", name, was)
         elif not _may_change(leaf.spec, was, now, engines):
@@ -110,11 +114,12 @@ def write_config(workdir, config: Config) -> str:
 def withdraw_config(workdir) -> None:
     """Removes workdir/config.json where no stage has left a result yet: the folder is then free for any config."""
     workdir = pathlib.Path(workdir)
-    made = ["searches.jsonl", "evaluation.json", "gates.json", "metrics.jsonl"]
+    made = ["episodes.jsonl", "searches.jsonl", "evaluation.json", "gates.json", "metrics.jsonl"]
     if any((workdir / name).is_file() and (workdir / name).stat().st_size for name in made) or any(
             path.is_file() for name in ("models", "checkpoints") for path in (workdir / name).rglob("*")):
         return
-    (workdir / "config.json").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a folder that cannot be written is told of where it is written
+        (workdir / "config.json").unlink()
 
 
 def _may_change(spec, was, now, engines) -> bool:

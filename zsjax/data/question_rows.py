@@ -31,9 +31,9 @@ def question_of(row: Mapping, where: str) -> Question:
       where: file and line, which begin an error.
 
     Returns:
-      Its `key` is its id; `questions.with_unique_keys` makes keys of several questions differ. Golds that are blank are
-      left out, so that there may be none. metadata["data_set"] is the row's data_source, metadata["split"] that of
-      extra_info, where the row's own metadata say nothing else.
+      Its `key` is its id; `questions.with_unique_keys` makes keys of several questions differ. Golds that are blank or null
+      are left out, so that there may be none (`zsjax.data.playable`). metadata["data_set"] is the row's data_source,
+      metadata["split"] that of extra_info, where the row's own metadata say nothing else.
 
     Raises:
       InputError: one line with `where`, field and value.
@@ -111,10 +111,8 @@ def _asked(prompt):
 
 def _golds(row, extra, given, where):
     if "golden_answers" in row:
-        golds = row["golden_answers"]
-        if not isinstance(golds, list) or not golds:
-            _refuse(given, "golden_answers", where, "a non-empty list of strings")
-        field, found = "golden_answers", _texts(golds)
+        field, value = "golden_answers", row["golden_answers"]
+        found = _texts(value)
     else:
         reward = row.get("reward_model")
         truth = reward.get("ground_truth") if isinstance(reward, dict) else None
@@ -124,8 +122,10 @@ def _golds(row, extra, given, where):
         found = _texts(value)
         if found:
             found = list(dict.fromkeys([*found, *(_texts(row.get("answer_aliases")) or ())]))
-    if not found:
-        _refuse(given, field, where, "a non-empty list of strings")
+    if value is None and given.keys() & {"golden_answers", *_ANSWERS}:
+        return ()  # null: the file knows of no answer
+    if found is None:
+        _refuse(given, field, where, "a text or a list of texts")
     return tuple(gold for gold in found if gold.strip())
 
 

@@ -14,8 +14,8 @@ import re
 from collections.abc import Sequence
 
 from zsjax.data.assets import asset_path
-from zsjax.data.tokenizer_config import TokenizerConfig, TokenizerConfigError
-from zsjax.errors import InputError, InputNotFound
+from zsjax.data.tokenizer_config import TokenizerConfig, TokenizerConfigError, what_is_there
+from zsjax.errors import InputError, InputNotFound, pointer
 from zsjax.types import whole_text
 
 _PAD_NAMES = ("<pad>", "<|pad|>", "[PAD]", "<|endoftext|>")
@@ -42,6 +42,7 @@ class Tokenizer:
     pad_id: int
     bos_ids: tuple[int, ...] = ()
     _special_ids: set[int | None]  # what `encode` gives for no ordinary text
+    _surplus_ids: set[int] = frozenset()  # special tokens that were added behind the vocabulary
     _chat_template = None
 
     def encode(self, text: str) -> list[int]:
@@ -82,6 +83,15 @@ class Tokenizer:
     def _encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """(`encode`, [start, stop) of the special tokens that are written out in the text, in characters and in order)."""
         raise NotImplementedError
+
+    @functools.cached_property
+    def ids_in_use(self) -> int:
+        """Ids below this need an embedding. Special tokens that were added last and that nothing writes are above it:
+        Gemma 3's text models have no row for "<image_soft_token>"."""
+        ours, last = {*self.eos_ids, *self.bos_ids, self.pad_id}, self.vocab_size
+        while last - 1 in self._surplus_ids and last - 1 not in ours:
+            last -= 1
+        return last
 
     @functools.cached_property
     def newline_id(self) -> int | None:
@@ -170,6 +180,7 @@ class FastTokenizer(Tokenizer):
         added = backend.get_added_tokens_decoder()
         self._unknown_id = self.vocab.get(getattr(backend.model, "unk_token", None))
         self._special_ids = {id for id, token in added.items() if token.special} | {self._unknown_id}
+        self._surplus_ids = {id for id, token in added.items() if token.special}
         self._chat_template = configs.chat_template()
         self.bos_ids = _added_in_front(backend)
         self.eos_ids = configs.eos_ids(self.vocab, {added[id].content for id in self._special_ids if id in added})
@@ -258,10 +269,8 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     """
     found = asset_path(path)
     if not found.exists():
-        raise InputNotFound(
-            f"no tokenizer at {str(path)!r}: it must be a folder with tokenizer.json, or with vocab.json and "
-            "merges.txt, or a SentencePiece .model file"
-        )
+        raise InputNotFound(f"no tokenizer at {str(path)!r}: it must be a folder with tokenizer.json, or with vocab.json "
+                            "and merges.txt, or a SentencePiece .model file")
     file, slow = found, False
     if found.is_dir():
         named = [found / name for name in ("tokenizer.json", "tokenizer.model", "spiece.model")]
@@ -269,11 +278,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
         slow = (found / "vocab.json").is_file() and (found / "merges.txt").is_file()
         file = next((candidate for candidate in named if candidate.is_file()), None)
         if file is None and not slow:
-            held = ", ".join(sorted(entry.name for entry in found.iterdir())[:8]) or "nothing"
-            raise InputNotFound(
-                f"no tokenizer in {str(path)!r}: it holds {held}; put tokenizer.json, or vocab.json and merges.txt, or "
-                "a SentencePiece .model there"
-            )
+            raise InputNotFound(f"no tokenizer in {str(path)!r}: {what_is_there(found)}")
     try:
         if file is not None and file.suffix == ".model":
             return SentencePieceTokenizer(file)
@@ -291,10 +296,9 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
         raise
     except Exception as error:  # tokenizers and sentencepiece raise bare Exceptions and RuntimeErrors
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"cannot read the tokenizer at {str(path)!r}: {reason}; check that {(file or found).name} is complete and "
-            "a Hugging Face fast tokenizer or a SentencePiece model"
-        ) from error
+        reason = f"no JSON, {pointer(file)}" if file is not None and pointer(file) else reason
+        raise InputError(f"cannot read the tokenizer at {str(path)!r}: {reason}; check that {(file or found).name} is complete "
+                         "and a Hugging Face fast tokenizer or a SentencePiece model") from error
 
 
 def _added_in_front(backend) -> tuple[int, ...]:
@@ -321,10 +325,8 @@ def _vocabulary_kind(spec: dict, path: pathlib.Path) -> str:
     replaces = any(part["type"] == "Replace" and part.get("pattern") == {"String": "\u2581"} for part in parts)
     if "Metaspace" in kinds or replaces:
         return "pieces"
-    raise InputError(
-        f"the tokenizer at {path} is neither byte-level nor SentencePiece-like (it is put together of "
-        f"{', '.join(sorted(kinds)) or 'nothing'}), so the bytes of its tokens are unknown"
-    )
+    raise InputError(f"the tokenizer at {path} is neither byte-level nor SentencePiece-like (it is put together of "
+                     f"{', '.join(sorted(kinds)) or 'nothing'}), so the bytes of its tokens are unknown")
 
 
 @functools.cache

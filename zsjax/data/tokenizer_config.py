@@ -103,6 +103,16 @@ class TokenizerConfig:
             raise TokenizerConfigError(str(error)) from error
 
 
+def what_is_there(folder: pathlib.Path) -> str:
+    """What a folder without a tokenizer holds, and what to give instead."""
+    inside = [file.parent for form in ("*/tokenizer.*", "*/*/tokenizer.*") for file in sorted(folder.glob(form))
+              if file.name in ("tokenizer.json", "tokenizer.model")]
+    if inside:
+        return f"there is one in a folder inside; give {' or '.join(map(str, inside[:4]))}"
+    held = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+    return f"it holds {held}; put tokenizer.json, or vocab.json and merges.txt, or a SentencePiece .model there"
+
+
 def _read_text(file: pathlib.Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")

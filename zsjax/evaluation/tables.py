@@ -76,6 +76,11 @@ def published_rows() -> list[dict]:
     return rows
 
 
+def failed_in(rows: Sequence[Mapping]) -> int:
+    """Failed searches of rows of `evaluate.summarize`; a total over data sets repeats those of its sets."""
+    return sum(row.get("failed_searches") or 0 for row in rows if row.get("data_set") != "all")
+
+
 def our_rows(evaluation: Sequence[Mapping]) -> list[dict]:
     """Rows of `evaluate.summarize` (of several names and data sets) as rows of this table, in percent.
 
@@ -92,7 +97,7 @@ def our_rows(evaluation: Sequence[Mapping]) -> list[dict]:
             name = canonical(str(entry["data_set"]))
             row[name], row[f"{name}_se"], row[f"{name}_n"] = 100 * entry[score], 100 * entry[f"{score}_se"], entry["n"]
     for name, label in rows:
-        failed = sum(entry.get("failed_searches", 0) for entry in evaluation if entry["name"] == name)
+        failed = failed_in([entry for entry in evaluation if entry["name"] == name])
         rows[name, label]["method"] += f", {failed} searches FAILED" if failed else ""
     return list(rows.values())
 

@@ -160,8 +160,8 @@ class DecoderConfig:
         object.__setattr__(self, "sliding_layers", tuple(self.sliding_layers))  # a config's JSON gives lists
 
     def for_tokenizer(self, tokenizer) -> "DecoderConfig":
-        """The config with `num_ids` of a tokenizer. Raises ValueError where it has more ids than the embedding rows."""
-        if tokenizer.vocab_size > self.vocab_size:
+        """The config with `num_ids` of a tokenizer. Raises ValueError where it uses more ids than the embedding has rows."""
+        if getattr(tokenizer, "ids_in_use", tokenizer.vocab_size) > self.vocab_size:
             raise ValueError(f"the tokenizer {getattr(tokenizer, 'path', '')} has {tokenizer.vocab_size} ids, the model's "
                              f"embedding only {self.vocab_size} rows: give the model's own tokenizer")
         padded = tokenizer.vocab_size < self.vocab_size

@@ -44,6 +44,9 @@ class Recorder:
         if (restored := self._checkpoints.restore(state)) is not None:
             _, state, _ = restored
             logging.info("train: resumed at step %d", int(state.step))
+        elif hosts.is_lead():
+            for path in (self.workdir / "trajectories").glob("train_*.jsonl"):  # of a start that left no state
+                path.unlink()
         first = int(state.step)
         self.writer.truncate("train", first)
         self._history = [line for line in read_jsonl(self.workdir / "metrics.jsonl") if line["stage"] == "train"]

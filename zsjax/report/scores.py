@@ -28,7 +28,7 @@ def evaluation_section(rows, folder):
 
 def _whose(rows, trained: str | None) -> str:
     """What a reader must be told before the table; "" where it holds the policy that the run has trained."""
-    failed = sum(row.get("failed_searches") or 0 for row in rows)
+    failed = tables.failed_in(rows)
     failures = f"{failed} searches of this evaluation FAILED. Evaluate again." if failed else ""
     marked = [row for row in rows if "fingerprint" in row]
     if trained is not None and not any(row["fingerprint"] == trained for row in marked):

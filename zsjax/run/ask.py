@@ -7,6 +7,7 @@ import pathlib
 import jax
 
 from zsjax.config import Config
+from zsjax.errors import UserError
 from zsjax.evaluate import play
 from zsjax.monitor.writer import Writer
 from zsjax.rollout import make_rollout, transcript
@@ -28,7 +29,14 @@ def ask(question: str, config: Config, workdir=None, *, show=None) -> dict:
 
     Returns:
       A record as `transcript.records` gives.
+
+    Raises:
+      UserError: the question is empty, or there is no such workdir.
     """
+    if not question.strip():
+        raise UserError('the question is empty; ask one, such as "Who wrote Emma?"')
+    if workdir is not None and not pathlib.Path(workdir).is_dir():
+        raise UserError(f"there is no run in {workdir}: no such folder; leave --workdir out to ask the carried policy")
     if workdir is None:  # nowhere to keep an index
         config = dataclasses.replace(config, search=dataclasses.replace(config.search, index_dir=""))
     with Writer(None) as writer:

@@ -52,6 +52,8 @@ def run(config: Config, workdir, *, stages=None):
       UserError: the folder holds a run with another config, an input is missing, or a gate failed.
     """
     workdir = pathlib.Path(workdir)
+    if hosts.is_lead():
+        configuration.withdraw_config(workdir)  # of a run that was killed before it computed anything
     config_json = configuration.write_config(workdir, config) if hosts.is_lead() else configuration.to_json(config)
     hosts.wait("config")
     with Writer(workdir) if hosts.is_lead() else Writer(None, quiet=True) as writer:

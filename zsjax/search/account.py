@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import math
 import numbers
 import os
 import pathlib
@@ -54,8 +53,8 @@ class Account:
             return self._in_memory
         try:
             row = json.loads(self._path.read_text(encoding="utf-8"))
-            spent = Spent(int(row["searches"]), amount("dollars", row["dollars"]))
-        except (ValueError, KeyError, TypeError) as error:
+            spent = Spent(int(amount("searches", row["searches"])), amount("dollars", row["dollars"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self._path} does not hold an account ({error}); write "
                              '{"searches": N, "dollars": X} of what was spent into it') from None
         return spent
@@ -81,7 +80,7 @@ def _lock_file(file):
 
 def amount(name: str, dollars: float) -> float:
     """Checked dollars. Raises ValueError unless they are a finite number, 0 or more."""
-    if not isinstance(dollars, numbers.Real) or isinstance(dollars, bool) or not (math.isfinite(dollars) and dollars >= 0):
+    if not isinstance(dollars, numbers.Real) or isinstance(dollars, bool) or not 0 <= dollars <= 1e300:
         raise InputError(f"{name} = {dollars!r} is not an amount of dollars; use a finite number, 0 or more")
     return float(dollars)
 

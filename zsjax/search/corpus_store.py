@@ -31,8 +31,8 @@ def row_of(document: Document | Mapping, where: int | str) -> tuple[str, str]:
     if isinstance(document, Mapping):
         if isinstance(document.get("document"), Mapping):
             document = document["document"]
-        title, text, field = document.get("title"), document.get("text"), "text"
-        if text is None and document.get("contents") is not None:
+        title, text, field = title_of(document), document.get("text"), "text"
+        if text in (None, "") and document.get("contents") is not None:
             text, field = document["contents"], "contents"
             if isinstance(text, str):
                 first, text = split_contents(text)
@@ -45,11 +45,17 @@ def row_of(document: Document | Mapping, where: int | str) -> tuple[str, str]:
     if not isinstance(text, str):
         what = "is missing" if missing else f"is {text!r:.200}"
         raise InputError(f"{where}: field {field!r} {what}; it must be a string")
-    if isinstance(title, int | float) and not isinstance(title, bool):
-        title = "" if title != title else str(title)  # NaN is how pandas writes null
     if not isinstance(title, str | None):
         raise InputError(f"{where}: field 'title' is {title!r:.200}; it must be a string or null")
     return whole_text(title or ""), whole_text(text)
+
+
+def title_of(document: Mapping):
+    """A document's "title", a number as text; None where it has none."""
+    title = document.get("title")
+    if isinstance(title, int | float) and not isinstance(title, bool):
+        title = None if title != title else str(title)  # NaN is how pandas writes null
+    return title
 
 
 def split_contents(contents: str) -> tuple[str, str]:
@@ -57,8 +63,13 @@ def split_contents(contents: str) -> tuple[str, str]:
     title, newline, text = contents.partition("\n")
     if not newline:
         return "", contents
+    return unquoted(title), text
+
+
+def unquoted(title: str) -> str:
+    """A title without white space and one pair of quotation marks around it."""
     title = title.strip()
-    return title[1:-1] if len(title) > 1 and title[0] == title[-1] == '"' else title, text
+    return title[1:-1] if len(title) > 1 and title[0] == title[-1] == '"' else title
 
 
 def line_of(row: tuple[str, str]) -> bytes:

@@ -25,10 +25,12 @@ def check_data(found, config):
 
 
 def _check_source(found, field, text, *, tfds):
-    source = text.partition("#")[0]
-    if source in WORLDS or (tfds and source.startswith("tfds:") and len(source) > 5):
+    source, split, _ = text.partition("#")
+    if split and source in WORLDS:
+        found.add(field, "the tiny world has no splits", f"give {source}")
+    elif source in WORLDS or (tfds and source.startswith("tfds:") and len(source) > 5):
         return
-    if wrong := path_problem(source):
+    elif wrong := path_problem(source):
         found.add(field, *wrong)
     elif source.startswith(("tiny_world:", "tfds:")) or not source.endswith(_ENDINGS):
         known = f"a path that ends in {', '.join(_ENDINGS)}, {' or '.join(WORLDS)}" + ", or tfds:NAME" * tfds

@@ -67,6 +67,10 @@ def models_inside(folder: Path) -> list[Path]:
 
 def no_model(folder: Path) -> str:
     """What to give instead of a folder that is not a model; "" where nothing better is known."""
+    if folder.is_file():
+        return f"{folder} is a file: give its folder"
+    if (folder / "adapter_config.json").is_file():
+        return "it holds an adapter only: merge it into its base (merge_and_unload of peft), save that and give its folder"
     if not folder.is_dir():
         return ""
     inside = models_inside(folder)

@@ -53,13 +53,20 @@ def _stored_shape(spec, transposed):
 
 # ---------------------------------------------------------------------------------------------------------- reading
 
-def _find_tensors(folder: Path) -> dict[str, tensor_files.StoredTensor]:
-    """Every tensor of a checkpoint folder by the name that a whole model gives it: files of the bare decoder, such as
-    Qwen3-Embedding's, leave out "model."."""
-    tensors = _stored_tensors(folder)
-    if "embed_tokens.weight" in tensors and "model.embed_tokens.weight" not in tensors:
-        tensors = {name if name.startswith("lm_head.") else f"model.{name}": stored for name, stored in tensors.items()}
-    return tensors
+def _as_a_model_names(tensors: dict) -> dict:
+    """The tensors by the names that a whole model gives them, with "model." before "embed_tokens".
+
+    Files of the bare decoder, such as Qwen3-Embedding's, have nothing there; those of wrappers have more, such as
+    torch.compile's "_orig_mod." and DistributedDataParallel's "module.".
+    """
+    embeddings = [name for name in tensors if name.endswith("embed_tokens.weight")]
+    if len(embeddings) != 1 or embeddings[0] == "model.embed_tokens.weight":
+        return tensors
+    inside = embeddings[0].removesuffix("embed_tokens.weight")
+    heads = ("lm_head.weight", inside.removesuffix("model.") + "lm_head.weight")
+    own = lambda name: "lm_head.weight" if name in heads else (
+        f"model.{name.removeprefix(inside)}" if name.startswith(inside) else name)
+    return {own(name): tensor for name, tensor in tensors.items()}
 
 
 def _stored_tensors(folder: Path) -> dict[str, tensor_files.StoredTensor]:
@@ -123,7 +130,7 @@ def _check(folder, config, named, tensors):
 def _check_tokenizer(folder, config, tokenizer) -> DecoderConfig:
     """The config with the tokenizer's `num_ids`; ValueError where its ids are not those that the model was trained with."""
     path = getattr(tokenizer, "path", "")
-    if tokenizer.vocab_size > config.vocab_size:
+    if getattr(tokenizer, "ids_in_use", tokenizer.vocab_size) > config.vocab_size:
         raise InputError(f"{folder}: tensor 'model.embed_tokens.weight' has {config.vocab_size} rows, but the tokenizer "
                          f"{path} has {tokenizer.vocab_size} ids: give the model's own tokenizer")
     difference = tokenizer.conflict(folder) if hasattr(tokenizer, "conflict") else None
@@ -170,7 +177,7 @@ def load_hf(path, *, mesh=None, rules=None, dtype=None, tokenizer=None, check_fi
       mesh: None puts everything on the default device.
       rules: logical axis -> mesh axis; None with a mesh is `zsjax.parallel.mesh.TRAIN_RULES`.
       dtype: of the parameters and of the config (activations); None keeps the file's.
-      tokenizer: None, or what must fit: all of its `vocab_size` ids need a row of the embedding, and a tokenizer that the
+      tokenizer: None, or what must fit: its `ids_in_use` need a row of the embedding each, and a tokenizer that the
         folder holds must not contradict it. The config then has `num_ids`.
       check_finite: also refuse NaN and infinite weights; reads every number on the host.
       head: False for an embedding model: an lm_head is neither needed nor read.
@@ -189,7 +196,8 @@ def load_hf(path, *, mesh=None, rules=None, dtype=None, tokenizer=None, check_fi
     if tokenizer is not None:
         config = _check_tokenizer(folder, config, tokenizer)
     own_name = family_of(config.model_type).tensor_name
-    tensors = {own_name(name): tensor for name, tensor in _find_tensors(folder).items() if own_name(name)}
+    tensors = {own_name(name): tensor for name, tensor in _stored_tensors(folder).items() if own_name(name)}
+    tensors = _as_a_model_names(tensors)
     if not head and not config.tie_embeddings:
         config = dataclasses.replace(config, tie_embeddings=True)  # the config of a tree without lm_head
         tensors.pop("lm_head.weight", None)

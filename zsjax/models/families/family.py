@@ -69,7 +69,8 @@ class Fields:
         self.raw, self.defaults = raw, defaults
         for field, value in (ONLY | only).items():
             if raw.get(field) is not None and raw[field] != value:
-                raise InputError(f"{field}={raw[field]!r} is not supported" + (f"; only {value!r} is" if value else ""))
+                raise InputError(f"{field}={raw[field]!r} is not supported" + (f"; only {value!r} is" if value else
+                                 "; give a checkpoint without it" + ", not quantized" * (field == "quantization_config")))
 
     def get(self, field: str, default=None):
         """The field, its default, or ValueError."""
@@ -128,7 +129,9 @@ class Fields:
         if nested:
             raise InputError(f"{name} with one entry a layer type ({', '.join(nested)}) is not supported for "
                              f"model_type={self.raw.get('model_type')!r}")
-        theta = float(rope.get("rope_theta") or self.raw.get("rope_theta") or 10000.0)
+        # rope_scaling may have been added by hand to a file of transformers 5, where theta stands in rope_parameters.
+        other = (self.raw.get("rope_parameters") or {}).get("rope_theta")
+        theta = float(rope.get("rope_theta") or self.raw.get("rope_theta") or other or 10000.0)
         return dict(rope_theta=theta, rope_scaling=self.scaling(rope, name))
 
     def scaling(self, rope: dict, name: str) -> RopeScaling | None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import jax
 
 from zsjax.config import Config
+from zsjax.config.declare import leaves
 from zsjax.errors import UserError
 from zsjax.evaluate import play_samples, random_document_baseline, summarize
 from zsjax.evaluation import compare, kept
@@ -25,12 +26,8 @@ from zsjax.rollout.policy_prompt import PolicyTemplate
 from zsjax.run import build
 from zsjax.run.stages.run import Run
 
-# Fields of config.rollout and config.search that do not decide the figures: of training, of speed, of places.
-NOT_READ = ("rollout.temperature", "rollout.rows", "rollout.simulator_slots", "rollout.busy", "rollout.lanes",
-            "rollout.visit_every", "rollout.search_batches", "rollout.capacities", "search.engine", "search.index_dir",
-            "search.noise_per", "search.remote.url", "search.remote.key_env", "search.remote.cache_dir",
-            "search.remote.budget", "search.remote.timeout", "search.remote.retries", "search.remote.concurrency",
-            "search.remote.max_bytes")
+# Fields of config.rollout and config.search that only training reads.
+TRAINING = ("rollout.temperature", "search.engine", "search.noise_per")
 SIMULATED = ("simulator", "mixed")
 
 
@@ -240,7 +237,7 @@ def how(run: Run, questions) -> dict:
         "prompts.policy": _hash(dataclasses.asdict(PolicyTemplate.load(config.prompts.policy))),
         "prompts.chat": config.prompts.chat, "data.eval_corpus": _corpus(config),
         **{f"policy.{name}": getattr(config.policy, name) for name in ("dtype", "param_dtype", "cache_dtype")},
-        **_fields("rollout", config.rollout), **_fields("search", config.search)}
+        **_fields(config)}
     if config.search.eval_engine in SIMULATED:
         path = next((path for path in map(run.path, ("models/simulator", "models/simulator_base"))
                      if build.checkpoint_exists(path)), None)
@@ -252,15 +249,13 @@ def how(run: Run, questions) -> dict:
     return json.loads(json.dumps(found, default=str))
 
 
-def _fields(prefix, group) -> dict:
-    """The fields of a dataclass and of those within it that decide figures."""
+def _fields(config) -> dict:
+    """The fields of config.rollout and config.search that decide figures, by what is declared beside them."""
     found = {}
-    for field in dataclasses.fields(group):
-        name, value = f"{prefix}.{field.name}", getattr(group, field.name)
-        if dataclasses.is_dataclass(value):
-            found |= _fields(name, value)
-        elif name not in NOT_READ:
-            found[name] = value
+    for name, leaf in leaves(Config).items():
+        read = not leaf.spec.engines or config.search.eval_engine in leaf.spec.engines
+        if name.startswith(("rollout.", "search.")) and name not in TRAINING and leaf.spec.effect != "how" and read:
+            found[name] = functools.reduce(getattr, name.split("."), config)
     return found
 
 

@@ -19,12 +19,20 @@ from zsjax.search.simulator.prompt import SimulatorTemplate, bare_line
 from zsjax.search.transport import DEFAULT_LIMITS, Limits, Request, SearchError, Transport
 
 TOKENS_PER_DOCUMENT = 100
-_NUMBERED = re.compile(r"\W*(?:doc(?:ument)?\W{0,3}(?:\d{1,2}\b|:)|\d{1,2}\W{0,3}[:.)\]](?!\d))", re.IGNORECASE)
-_LABEL = re.compile(r"\W*doc(?:ument)?\W{0,3}\d{1,2}\W*", re.IGNORECASE)  # a number alone on its line
+_NAME = r"(?:doc(?:ument)?|passage|result|snippet)"
+_NUMBERED = re.compile(rf"\W*(?:{_NAME}\W{{0,3}}(?:\d{{1,2}}\b|:)|\d{{1,2}}\W{{0,3}}[:.)\]](?!\d))", re.IGNORECASE)
+_LABEL = re.compile(rf"\W*{_NAME}\W{{0,3}}\d{{1,2}}(?:\s*\(\w+\))?\W*", re.IGNORECASE)  # a number alone on its line
+_LABELLED = re.compile(rf"\W*{_NAME}\W{{0,3}}\d{{1,2}}(?:\s*\(\w+\))?\W{{0,2}}[:.)\]\-–—]\W*", re.IGNORECASE)
 _BULLET = re.compile(r"[-*•]\s")
 # Sentences that announce or close the documents.
-_ABOUT = re.compile(r"\W*(?:(?:sure|certainly|of course|okay|here|below|the following|these|those)\b.*"
-                    r"\b(?:documents?|results?)\b|(?:i hope|let me know|feel free)\b)", re.IGNORECASE)
+_ABOUT = re.compile(
+    r"\W*(?:(?:sure|certainly|of course|okay|here|below|the following|these|those|note|please note|as an ai|as requested|"
+    r"based on (?:the|your)|i(?: will|'ll|’ll| have|'ve|’ve| can| am|'m|’m)?)\b.*\b(?:documents?|results?)\b|"
+    r"(?:search results|(?:useful |noisy )?documents?|the (?:\w+ )?(?:documents|results) (?:are|is|follow)\b.*|"
+    r"</?\w+>)\W*$|(?:i hope|let me know|feel free|is there anything|do you need|would you like)\b)", re.IGNORECASE)
+# A reply that is a refusal and nothing else.
+_REFUSAL = re.compile(r"\W*(?:i(?:'m|’m| am) (?:very |so )?sorry|sorry,|i (?:can't|can’t|cannot|can not|am unable|won't|won’t)\b|"
+                      r"i(?:'m|’m| am) (?:unable|not able)\b)", re.IGNORECASE)
 _THOUGHTS_BEGIN, _THOUGHTS_END = re.compile(r"<think(?:ing)?>|\[THINK\]"), re.compile(r"</think(?:ing)?>|\[/THINK\]")
 _ADVICE = ("switch its thinking off by extra_body, such as {'chat_template_kwargs': {'enable_thinking': False}}, or raise "
            "max_tokens")
@@ -85,6 +93,8 @@ class ChatSimulator(Engine):
 
     def _documents(self, reply) -> list[Document]:
         text = reply_text(reply)
+        if _REFUSAL.match(text) and not any(map(_NUMBERED.match, text.splitlines())):
+            raise SearchError("declined", "the chat model declined to answer; change the prompt")
         # Thoughts may have no tags at all. The prompt shows documents with numbers: where none was reached, none was begun.
         if reply["choices"][0].get("finish_reason") == "length" and "Doc 1" in self.template.text and not any(
                 map(_NUMBERED.match, text.splitlines())):
@@ -135,6 +145,8 @@ def reply_text(reply) -> str:
         thoughts = thoughts or len(parts) > 0
     if message.get("refusal") or choice.get("finish_reason") == "content_filter":
         raise SearchError("declined", "the chat model or its server's filter declined to answer; change the prompt")
+    if not (content or thoughts) and cut:  # a server that keeps the thoughts to itself
+        thoughts = True
     if not isinstance(content or "", str) or content is None and not thoughts:
         raise TypeError("choices[0].message.content is not a string")
     said = without_thoughts(content or "")
@@ -161,10 +173,17 @@ def reply_documents(text: str, num_documents: int) -> list[Document]:
     documents: list[list[str]] = []
     for line in lines:
         if starts and starts.match(line):
-            documents.append(["" if _LABEL.fullmatch(line) else bare_line(line).strip("*_ ")])
+            documents.append(["" if _LABEL.fullmatch(line) else _without_number(line)])
         elif not _ABOUT.match(line) and (starts is None and not line.endswith(":")):
-            documents.append([bare_line(line).strip("*_ ")])
+            documents.append([_without_number(line)])
         elif not _ABOUT.match(line) and starts and documents:
             documents[-1].append(line)
     kept = dict.fromkeys(" ".join(filter(None, parts)) for parts in documents)
     return [Document("", text[:MAX_TEXT]) for text in kept if any(c.isalnum() for c in text)][:num_documents]
+
+
+def _without_number(line: str) -> str:
+    """A document's first line without its number or bullet, and without the half of bold type that goes with it."""
+    label = _LABELLED.match(line)
+    bare = (line[label.end():] if label else bare_line(line)).strip()
+    return bare if bare.count("**") % 2 == 0 and not bare.startswith("_") else bare.replace("**", "", 1).strip("*_ ")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from zsjax.search.addresses import check_address
+from zsjax.search.corpus_store import title_of, unquoted
 from zsjax.search.engine import Document, Engine, Failed, SearchContext, check_request
 from zsjax.search.transport import DEFAULT_LIMITS, Limits, Request, SearchError, Transport
 from zsjax.types import whole_text
@@ -77,10 +78,10 @@ def _document(entry) -> Document | None:
         entry = {"contents": entry}
     if not isinstance(entry, dict):
         return None
-    title, text = entry.get("title") or "", entry.get("text")
+    title, text = title_of(entry) or "", entry.get("text")
     if not text and isinstance(entry.get("contents"), str):
         line, _, rest = entry["contents"].partition("\n")
-        title, text = (title, text) if text == rest else (line.strip().strip('"'), rest)
+        title, text = (title, text) if text == rest else (unquoted(line), rest)
     if not isinstance(title, str) or not isinstance(text, str):
         return None
     return Document(title[:MAX_TEXT], text[:MAX_TEXT], score)

@@ -11,6 +11,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
+from zsjax.errors import InputError
 from zsjax.search.account import Account, amount, write_json
 from zsjax.search.addresses import check_address, environment_key
 from zsjax.search.engine import BudgetSpent, Document, Engine, Failed, SearchContext, check_request, first
@@ -41,8 +42,8 @@ class SerpApi(Engine):
           budget: dollars; the search that would exceed it raises BudgetSpent. None: no limit.
 
         Raises:
-          ValueError: the environment has no key; price or budget is not a finite number of 0 or more; the account
-            cannot be read.
+          ValueError: the environment has no key; cache_dir cannot be made; price or budget is not a finite number of 0 or
+            more; the account cannot be read.
         """
         self._key, self.url = environment_key(key_env, "web search"), check_address(url, URL)
         self.engine, self.price = engine, amount("price", price)
@@ -51,7 +52,11 @@ class SerpApi(Engine):
         self._cache: dict[str, list] = {}
         self._folder = None if cache_dir is None else pathlib.Path(cache_dir)
         if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"cache_dir {self._folder} cannot be made ({error.strerror}); give a folder that can be "
+                                 "written") from error
         self.account = Account(self._folder)
 
     @property
@@ -79,7 +84,7 @@ class SerpApi(Engine):
         """
         check_request(queries, contexts, k)
         queries = [whole_text(query).strip() for query in queries]
-        wanted = list(dict.fromkeys(queries))
+        wanted = list(dict.fromkeys(query for query in queries if query))  # nothing is paid for an empty query
         found = {query: self._cached(query) for query in wanted}
         missing = [query for query in wanted if found[query] is None]
         if missing:
@@ -90,7 +95,7 @@ class SerpApi(Engine):
         self.counters["cached"] += len(wanted) - len(missing)
         documents = {query: rows if isinstance(rows, Failed) else [_document(row) for row in rows]
                      for query, rows in found.items()}
-        return [first(documents[query], k) for query in queries]
+        return [first(documents.get(query, []), k) for query in queries]
 
     def _paid(self, queries: list[str]) -> dict[str, list]:
         """Rows or `Failed` of each query. Charged before it is sent; what surely cost nothing is taken back."""
