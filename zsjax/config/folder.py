@@ -16,7 +16,6 @@ reported can be corrected in place.
 
 import json
 import logging
-import os
 import pathlib
 from typing import Any
 
@@ -24,6 +23,7 @@ from zsjax.config.declare import leaves
 from zsjax.config.fields import Config
 from zsjax.config.read import flatten, resolve, to_json
 from zsjax.errors import ConfigError, Problem, UserError
+from zsjax.files import write_text
 
 _MAKING = ("pretrain", "pretrain_simulator", "collect", "tune_simulator")  # what training starts from
 
@@ -94,10 +94,7 @@ def write_config(workdir, config: Config) -> str:
     try:
         if path.exists():
             check_resume(path.read_text(), config, workdir)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        half = path.with_suffix(".json.new")
-        half.write_text(to_json(config))
-        os.replace(half, path)  # a kill leaves the old file or the new one
+        write_text(path, to_json(config))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}") from error
     except ConfigError:

@@ -7,12 +7,12 @@ escaped, and the page's own policy forbids it scripts and network.
 
 import json
 import math
-import os
 import pathlib
 import types
 from collections.abc import Mapping, Sequence
 
 from zsjax.evaluation.kept import Kept
+from zsjax.files import write_text
 from zsjax.monitor import costs
 from zsjax.monitor.writer import read_jsonl
 from zsjax.report.charts import escape, legend, line_chart, printable, short
@@ -86,9 +86,7 @@ def write(workdir) -> pathlib.Path:
         text = escape(json.dumps(config, indent=2))
         body.append(f"<details><summary>Config</summary><pre>{text}</pre></details>")
     path = workdir / "report.html"
-    half = path.with_suffix(".html.new")
-    half.write_text(PAGE.replace("{title}", escape(name)).replace("{body}", "\n".join(body)), encoding="utf-8")
-    os.replace(half, path)
+    write_text(path, PAGE.replace("{title}", escape(name)).replace("{body}", "\n".join(body)))
     return path
 
 

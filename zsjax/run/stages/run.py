@@ -2,13 +2,13 @@
 
 import functools
 import json
-import os
 import pathlib
 
 import jax
 
 from zsjax.config import Config
 from zsjax.errors import UserError
+from zsjax.files import write_json
 from zsjax.monitor.writer import Writer
 from zsjax.parallel import hosts
 from zsjax.parallel.mesh import DECODE_RULES, local_mesh, make_mesh, simulator_mesh
@@ -114,12 +114,8 @@ class Run:
         return there
 
     def write_json(self, name: str, value):
-        if not hosts.is_lead():
-            return
-        path = self.path(name)
-        half = path.with_name(path.name + ".writing")
-        half.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-        os.replace(half, path)
+        if hosts.is_lead():
+            write_json(self.path(name), value, indent=1)
 
     def add_gates(self, rows: list[dict], failed: list[str]):
         """Keeps gate rows for the report and stops the run where a gate failed."""

@@ -11,7 +11,8 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from zsjax.search.account import Account, amount, write_json
+from zsjax.files import write_json
+from zsjax.search.account import Account, amount
 from zsjax.search.addresses import check_address, environment_key
 from zsjax.search.engine import BudgetSpent, Document, Engine, Failed, SearchContext, check_request, first
 from zsjax.search.transport import DEFAULT_LIMITS, Limits, Request, SearchError, Transport
@@ -125,7 +126,6 @@ class SerpApi(Engine):
         if self._folder is not None:
             path = self._path(query)
             try:
-                path.parent.mkdir(exist_ok=True)
                 return write_json(path, {"engine": self.engine, "query": query, "results": results})
             except OSError as error:  # a full disk: it was paid for, so it is kept at least by this process
                 logging.warning("a web search's results cannot be kept at %s: %s", path, error)
