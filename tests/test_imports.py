@@ -19,7 +19,7 @@ PURE = ("schedules", "rewards", "models.layers", "sampling.logits", "rl.roles", 
 # Room -> rooms that its modules may import at module level, besides itself and `types`, `errors`, `files`, `schedules`.
 ROOMS = {
     "types": (), "errors": (), "files": (), "schedules": (), "rewards": ("rollout",), "parallel": ("errors",),
-    "config": ("errors",), "models": ("parallel",), "sampling": ("models", "parallel"),
+    "config": ("errors", "search"), "models": ("parallel",), "sampling": ("models", "parallel"),
     "rl": ("models", "parallel", "errors", "config", "sampling"), "search": ("sampling", "models", "parallel", "errors"),
     "rollout": ("search", "sampling", "models", "rewards", "parallel", "rl", "config", "errors"),
     "supervised": ("models", "rl", "config", "parallel", "errors"),

@@ -180,13 +180,14 @@ def _plan(options, overrides):
 def _serve_corpus(options, overrides):
     """Serves BM25 over a corpus until it is interrupted (or another index: --config.search.eval_engine=dense)."""
     from zsjax.run import build
+    from zsjax.search import registry
     from zsjax.search.server import RetrievalServer
 
     overrides = {"stages": "report", "search.index_dir": "" if options.workdir is None else "indexes"} | overrides
     config = resolve(None, overrides, check=False)
     name = config.search.eval_engine
-    if name not in ("bm25", "dense"):
-        raise UserError(f"search.eval_engine = {name!r}: a corpus is served by bm25 or dense")
+    if "corpus" not in registry.needs(name, config.search):
+        raise UserError(f"search.eval_engine = {name!r}: no engine over a corpus; use bm25 or dense")
     try:
         engine = build.engine(name, config, options.corpus, workdir=options.workdir or ".")
     except InputError as error:

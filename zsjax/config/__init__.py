@@ -1,5 +1,5 @@
-"""The config of a run: its fields (`fields`), how it is read (`experiments`, `read`), what is checked before a run (`checks`), and what
-may change in a folder that holds one (`folder`)."""
+"""The config of a run: its fields (`fields`), how it is read (`experiments`, `read`), what is checked before a run
+(`checks`), and what may change in a folder that holds one (`folder`)."""
 
 from zsjax.config.experiments import load_experiment
 from zsjax.config.fields import (

@@ -126,8 +126,10 @@ def _may_change(spec, was, now, engines) -> bool:
 
 def _engines(config) -> set[str]:
     """Engines that the run learns from: what is computed with others is evaluations."""
+    from zsjax.search.registry import specs
+
     search, stages = config.search, set(config.stages)
-    used = {search.engine} | ({"simulator", search.mix.real} if search.engine == "mixed" else set())
+    used = {search.engine} | {spec.name for spec in specs(search.engine, search)}
     used |= {search.eval_engine} if "collect" in stages else set()
     return used | ({"simulator"} if stages & {"pretrain_simulator", "tune_simulator"} else set())
 

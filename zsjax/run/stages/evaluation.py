@@ -24,6 +24,7 @@ from zsjax.rollout import make_rollout
 from zsjax.rollout.policy_prompt import PolicyTemplate
 from zsjax.run import build
 from zsjax.run.stages.run import Run
+from zsjax.search import registry
 
 # Fields of config.rollout and config.search that do not decide the figures: of training, of speed, of places.
 NOT_READ = ("rollout.temperature", "rollout.rows", "rollout.simulator_slots", "rollout.busy", "rollout.lanes",
@@ -31,7 +32,6 @@ NOT_READ = ("rollout.temperature", "rollout.rows", "rollout.simulator_slots", "r
             "search.noise_per", "search.remote.url", "search.remote.key_env", "search.remote.cache_dir",
             "search.remote.budget", "search.remote.timeout", "search.remote.retries", "search.remote.concurrency",
             "search.remote.max_bytes")
-SIMULATED = ("simulator", "mixed")
 
 
 class SearchesFailed(UserError):
@@ -241,13 +241,14 @@ def how(run: Run, questions) -> dict:
         "prompts.chat": config.prompts.chat, "data.eval_corpus": _corpus(config),
         **{f"policy.{name}": getattr(config.policy, name) for name in ("dtype", "param_dtype", "cache_dtype")},
         **_fields("rollout", config.rollout), **_fields("search", config.search)}
-    if config.search.eval_engine in SIMULATED:
+    needs = registry.needs(config.search.eval_engine, config.search)
+    if "simulator" in needs:
         path = next((path for path in map(run.path, ("models/simulator", "models/simulator_base"))
                      if build.checkpoint_exists(path)), None)
         found["simulator"] = kept.fingerprint(path) if path else _fingerprint_of(config.simulator, config.seed + 1)
         found |= {f"simulator.{name}": getattr(config.simulator, name)
                   for name in ("dtype", "param_dtype", "cache_dtype", "quantize")}
-    if config.search.eval_engine in (*SIMULATED, "chat"):
+    if "prompt" in needs:
         found |= {f"prompts.{name}": getattr(config.prompts, name) for name in ("simulator", "simulator_chat")}
     return json.loads(json.dumps(found, default=str))
 
