@@ -94,7 +94,8 @@ def test_all_config_problems_in_one_message(calls, experiment, tmp_path, capsys)
     ("import x.gguf out", dict(file="x.gguf", out="out")), ("compare run", dict(other_workdir="run")),
     ("export train", dict(command="export", out="train"))])
 def test_a_command_stands_anywhere_and_has_its_own_arguments(line, expected):
-    for words in (f"--workdir train --config.seed=3 --config x.py {line}", f"{line} --config x.py --config.seed=3 --workdir train"):
+    flags = "--workdir train --config.seed=3 --config x.py"
+    for words in (f"{flags} {line}", f"{line} {flags}"):
         options, overrides = launch.parse_flags(words.split())
         assert (str(options.workdir), options.config, overrides) == ("train", "x.py", {"seed": "3"})
         assert {name: getattr(options, name) for name in expected} == expected
