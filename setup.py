@@ -17,7 +17,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["zsjax", "zsjax.*"]),
-    package_data={"zsjax": ["data/assets/**/*", "**/*.txt"]},
+    package_data={"zsjax": ["data/assets/**/*", "**/*.txt", "**/*.j2"]},
     # Neither torch nor TensorFlow: transformers reads tokenizers and configs without torch, TFDS reads array records
     # without TensorFlow, tensorboardX writes events without either.
     install_requires=[
@@ -31,7 +31,7 @@ setup(
         "huggingface-hub>=1.0",
         "transformers>=5.0",
         "tokenizers>=0.22",
-        "jinja2>=3.1",  # transformers' chat templates
+        "jinja2>=3.1",  # the report, and transformers' chat templates
         "sentencepiece>=0.2",
         "tensorflow-datasets>=4.9.9",
         "pyarrow>=17",

@@ -15,6 +15,8 @@ from zsjax.config import UserError
 from zsjax.run import pipeline
 
 ROOT = pathlib.Path(__file__).parents[1]
+COMMANDS = ("run", "train", "tune-simulator", "warm-start", "collect", "evaluate", "ask", "plan", "serve-corpus", "compare",
+            "report", "export", "import")
 SHAPE = dict(embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64)
 EXPERIMENT = f"""
 import ml_collections
@@ -83,12 +85,39 @@ def test_all_config_problems_in_one_message(calls, experiment, tmp_path, capsys)
     assert not (tmp_path / "run").exists() and not calls
 
 
+@pytest.mark.parametrize("line, expected", [
+    ("", dict(command="run", stages=None)), ("train", dict(command="train", stages=("train",), distributed=False)),
+    ("--distributed train", dict(command="train", distributed=True)), ("evaluate --hosts h:1,2,0", dict(hosts="h:1,2,0")),
+    ("ask Who? --json", dict(question="Who?", json=True)), ("--json ask Who?", dict(question="Who?", json=True)),
+    ("plan --target h100:8", dict(target="h100:8", estimate=False)), ("--target h100 plan --estimate", dict(estimate=True)),
+    ("serve-corpus c.jsonl --port 0", dict(corpus="c.jsonl", port=0, host="127.0.0.1")),
+    ("import x.gguf out", dict(file="x.gguf", out="out")), ("compare run", dict(other_workdir="run")),
+    ("export train", dict(command="export", out="train"))])
+def test_a_command_stands_anywhere_and_has_its_own_arguments(line, expected):
+    flags = "--workdir train --config.seed=3 --config x.py"
+    for words in (f"{flags} {line}", f"{line} {flags}"):
+        options, overrides = launch.parse_flags(words.split())
+        assert (str(options.workdir), options.config, overrides) == ("train", "x.py", {"seed": "3"})
+        assert {name: getattr(options, name) for name in expected} == expected
+
+
+def test_each_command_has_a_help_of_its_own(capsys):
+    for name in COMMANDS:
+        with pytest.raises(SystemExit) as stop:
+            launch.main([name, "--help"])
+        shown = capsys.readouterr().out
+        assert stop.value.code == 0 and f"zsjax.launch {name}" in shown and "--workdir" in shown
+        assert ("--target" in shown) == (name == "plan") and ("--port" in shown) == (name == "serve-corpus")
+
+
 @pytest.mark.parametrize("arguments, message", [
     (["--workdir", "w"], "give --config"),
     (["--config", "nowhere.py", "--workdir", "w"], "no experiment file nowhere.py"),
     (["--config", "mine.py"], "give --workdir"),
     (["fly", "--workdir", "w"], "unknown command 'fly'"),
     (["run", "more", "--workdir", "w"], "takes no argument"),
+    (["train", "--json", "--workdir", "w"], "unknown argument '--json' of train"),
+    (["plan", "--config", "mine.py"], "--target"),
     (["ask"], "ask needs a question"),
     (["export", "--workdir", "w"], "export needs a folder"),
     (["serve-corpus"], "serve-corpus needs a corpus"),
@@ -185,7 +214,7 @@ def test_as_a_process_without_touching_a_device(experiment, tmp_path):
     run = lambda *a: subprocess.run([sys.executable, "-c", code, *map(str, a)], env=env, capture_output=True, text=True,
                                     timeout=120)
     helped = run("--help")
-    assert helped.returncode == 0 and all(command in helped.stdout for command in launch.COMMANDS)
+    assert helped.returncode == 0 and all(f"\n    {name} " in helped.stdout for name in COMMANDS)
     wrong = run("--config", experiment, "--workdir", tmp_path / "run", "--config.train.minibatches=7")
     assert wrong.returncode == 2 and "divisor of 320" in wrong.stderr and "Traceback" not in wrong.stderr
 

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from zsjax import report
 from zsjax.config import Config, to_json
-from zsjax.report import charts
+from zsjax.report import charts, page
 
 EVIL = "<script>alert(1)</script> & \"quotes\" </div></article>\x1b[31m"
 
@@ -120,3 +120,11 @@ def test_show_episode():
     text = out.getvalue()
     assert "[noisy]" in text and "alert(1)" in text and "answer: x" in text
     assert "␛[31m" in text  # the model's own escape sequence is shown, not obeyed
+
+
+def test_terms_and_alarms_of_ones_own_have_their_curves(tmp_path):
+    lines = [{"stage": "train", "step": step, "reward/mine": 0.5, "reward/f1": 1.0, "alarm/mine": 0} for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (stage,) = page.contents(tmp_path)["stages"]
+    assert [chart["title"] for chart in stage["charts"]] == ["Terms of the reward", "Alarms"] and not stage["others"]
+    assert [name for _, name in stage["charts"][0]["legend"]] == ["mine", "f1"]

@@ -2,63 +2,38 @@ r"""The command line: reads flags, finds every problem of the config, then runs 
 
     python -m zsjax.launch [COMMAND] --config experiments/X.py[:arg] --workdir DIR [--config.field=value ...]
 
-`python -m zsjax.launch --help` lists the commands. A mistake of the user's ends in one message and exit code 2, never
-in a traceback; nothing but this module reads flags.
+`python -m zsjax.launch --help` lists the commands, `python -m zsjax.launch COMMAND --help` what one takes. A mistake of
+the user's ends in one message and exit code 2, never in a traceback; nothing but this module reads flags.
 """
 
 import argparse
 import dataclasses
-import importlib.util
-import inspect
 import json
 import logging
 import os
 import pathlib
 import sys
-import traceback
 import types
 
-from zsjax.config import Config, from_json, resolve
+from zsjax.config import Config, from_json, load_experiment, resolve
+from zsjax.config.experiments import known_experiments
 from zsjax.errors import ConfigError, InputError, UserError, reading
 
-# Command -> (stages that it runs, what --help says). None is all of config.stages.
-STAGE_COMMANDS = {
-    "run": (None, "all of config.stages, in order; an interrupted run in WORKDIR goes on where it was (the default)"),
-    "train": (("train",), "only the reinforcement learning"),
-    "tune-simulator": (("tune_simulator",), "only the tuning of the simulator on collected trajectories"),
-    "warm-start": (("warm_start",), "only the supervised training of the policy on episodes, before the rest"),
-    "collect": (("collect",), "only the collection of trajectories with the real engine"),
-    "evaluate": (("evaluate",), "only the evaluation of the run's policy with config.search.eval_engine"),
-}
-OTHER_COMMANDS = {
-    "ask": 'one question: ask "Who ...?" prints the episode, coloured by who wrote what',
-    "plan": "whether the run fits a --target, and the least time of a step; needs neither the target nor weights",
-    "serve-corpus": "a /retrieve server (Search-R1, FlashRAG) over a corpus: serve-corpus CORPUS [--host H] [--port 8000]",
-    "compare": "the run's evaluation beside another's, question by question: compare OTHER_WORKDIR",
-    "report": "WORKDIR/report.html from what the run has written so far",
-    "export": "the run's policy as a Hugging Face folder: export OUT",
-    "import": "a GGUF file as a Hugging Face folder, weights and tokenizer: import FILE.gguf OUT",
-}
-# Commands with an argument -> what is said when it is missing.
-ARGUMENTS = {"ask": 'ask needs a question: ask "Who ...?"', "export": "export needs a folder: export OUT",
-             "compare": "compare needs another run's folder: compare OTHER_WORKDIR",
-             "import": "import needs a file and a folder: import FILE.gguf OUT",
-             "serve-corpus": "serve-corpus needs a corpus: a .jsonl[.gz] or .parquet of {id, title, text}"}
-COMMANDS = (*STAGE_COMMANDS, *OTHER_COMMANDS)
 ASK_DEFAULT = pathlib.Path("experiments/tiny_world.py")
+_PROGRAM = "python -m zsjax.launch"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command line (without the program's name). Returns 0, 2 after a mistake, 130 if interrupted."""
     try:
         options, overrides = parse_flags(sys.argv[1:] if arguments is None else arguments)
-        _show_logs(sys.stderr if options.json else sys.stdout)
+        _show_logs(sys.stderr if getattr(options, "json", False) else sys.stdout)
         keep_compiled_programs()
         if options.distributed or options.hosts:
             from zsjax.parallel import hosts
 
             hosts.initialize(options.hosts or "")
-        run_command(options, overrides)
+        options.run(options, overrides)
         return 0
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -70,51 +45,91 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse_flags(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """(options, {dotted field: text}) of a command line. Ends the process: code 2 on a wrong flag, 0 after --help."""
-    commands = {**{name: text for name, (_, text) in STAGE_COMMANDS.items()}, **OTHER_COMMANDS}
-    width = max(map(len, commands)) + 2
-    parser = argparse.ArgumentParser(
-        prog="python -m zsjax.launch", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s [COMMAND] --config experiments/X.py[:arg] --workdir DIR [--config.field=value ...]",
-        description="commands:\n" + "\n".join(f"  {name:{width}}{text}" for name, text in commands.items()))
-    parser.add_argument("command", nargs="?", default="run", metavar="COMMAND", help="see above; run if left out")
-    parser.add_argument("argument", nargs="?", metavar="ARGUMENT", help="the question of ask, the folder of export, the file of import")
-    parser.add_argument("out", nargs="?", type=pathlib.Path, metavar="OUT", help="the folder of import")
-    parser.add_argument("--config", metavar="F.py[:arg]",
-                        help="experiment file with get_config(arg); left out, WORKDIR/config.json of a run that began")
-    parser.add_argument("--workdir", type=pathlib.Path, metavar="DIR", help="the run's folder")
-    parser.add_argument("--target", metavar="CHIP:NUMBER", help="of plan: a100-80gb:8, h100, h200, v5e:16, v5p:8, v6e:16")
-    parser.add_argument("--estimate", action="store_true", help="of plan: do not compile for TPUs, which takes minutes")
-    parser.add_argument("--distributed", action="store_true",
-                        help="join the other hosts of the job, found from SLURM, Cloud TPU, Kubernetes or Open MPI")
-    parser.add_argument("--hosts", metavar="ADDRESS:PORT,COUNT,INDEX",
-                        help="join hosts that cannot be found: the first one's address, how many, and which this is")
-    parser.add_argument("--json", action="store_true", help="of ask: the whole episode as JSON instead")
-    parser.add_argument("--host", default="127.0.0.1", help="of serve-corpus")
-    parser.add_argument("--port", type=int, default=8000, help="of serve-corpus; 0: any free one")
-    options, rest = parser.parse_known_args(arguments)
+    shared, parser, commands = _parsers()
     overrides = {}
-    for flag in rest:
+    for flag in (word for word in arguments if word.startswith("--config.")):
         field, equals, text = flag.removeprefix("--config.").partition("=")
-        if not flag.startswith("--config."):
-            parser.error(f"unknown argument {flag!r}; config fields are set as --config.field=value")
         if not equals:
             parser.error(f"{flag} has no value; write {flag}=VALUE")
         overrides[field] = text
-    if options.command not in COMMANDS:
-        parser.error(f"unknown command {options.command!r}; one of {', '.join(COMMANDS)}")
-    if options.argument is not None and options.command not in ARGUMENTS:
-        parser.error(f"{options.command} takes no argument, but was given {options.argument!r}")
-    if options.argument is None and options.command in ARGUMENTS:
-        parser.error(ARGUMENTS[options.command])
-    if (options.out is None) == (options.command == "import"):
-        parser.error(ARGUMENTS["import"] if options.command == "import"
-                     else f"{options.command} takes one argument, but was given {options.out} as well")
-    if (options.target is None) == (options.command == "plan"):
-        parser.error("plan needs a target, such as --target a100-80gb:8" if options.command == "plan"
-                     else f"{options.command} takes no --target; plan does")
-    if options.workdir is None and options.command not in ("ask", "plan", "serve-corpus", "import"):
+    # The command may stand behind flags that every command has; without one it is "run".
+    options, rest = shared.parse_known_args([word for word in arguments if not word.startswith("--config.")],
+                                            argparse.Namespace(config=None, workdir=None, distributed=False, hosts=None))
+    command = next((word for word in rest if word in commands), None)
+    if command is not None:
+        rest.remove(command)
+    elif rest and not rest[0].startswith("-"):
+        parser.error(f"unknown command {rest[0]!r}; one of {', '.join(commands)}")
+    elif not {"-h", "--help"} & set(rest):
+        command = "run"
+    options, unknown = parser.parse_known_args([command, *rest] if command else rest, options)
+    if unknown and unknown[0].startswith("-"):
+        parser.error(f"unknown argument {unknown[0]!r} of {command}; config fields are set as --config.field=value")
+    if unknown:
+        number = ("no argument", "one argument", "two arguments")[len(options.takes)]
+        parser.error(f"{command} takes {number}, but was given {unknown[0]}" + " as well" * bool(options.takes))
+    if any(getattr(options, _name(metavar)) is None for metavar in options.takes):
+        parser.error(f"{command} needs {' and '.join(options.takes.values())}: {' '.join([command, *options.takes])}")
+    if options.workdir is None and options.needs_workdir:
         parser.error("give --workdir DIR, the run's folder")
     return options, overrides
+
+
+def _parsers():
+    """(parser of the flags that every command has, parser of a command line that begins with a command, the commands)."""
+    fields = "[--config.field=value ...]"
+    usage = f"{_PROGRAM} [COMMAND] --config experiments/X.py[:arg] --workdir DIR {fields}"
+    shared = argparse.ArgumentParser(prog=_PROGRAM, usage=usage, add_help=False, allow_abbrev=False,
+                                     argument_default=argparse.SUPPRESS)
+    shared.add_argument("--config", metavar="F.py[:arg]",
+                        help="experiment file with get_config(arg); left out, WORKDIR/config.json of a run that began")
+    shared.add_argument("--workdir", type=pathlib.Path, metavar="DIR", help="the run's folder")
+    shared.add_argument("--distributed", action="store_true",
+                        help="join the other hosts of the job, found from SLURM, Cloud TPU, Kubernetes or Open MPI")
+    shared.add_argument("--hosts", metavar="ADDRESS:PORT,COUNT,INDEX",
+                        help="join hosts that cannot be found: the first one's address, how many, and which this is")
+    parser = argparse.ArgumentParser(prog=_PROGRAM, usage=usage, parents=[shared], allow_abbrev=False,
+                                     epilog="COMMAND --help says what a command takes. Without a command it is run.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", prog=_PROGRAM)
+
+    def add(name, help, run=_run_stages, takes=types.MappingProxyType({}), *, stages=None, needs_workdir=True):
+        """takes: {metavar: what it is}, all needed. stages: that run, None for all of config.stages."""
+        made = commands.add_parser(name, help=help, description=help, parents=[shared], allow_abbrev=False,
+                                   usage=" ".join([_PROGRAM, name, *takes, "[FLAGS]", fields]))
+        made.set_defaults(run=run, takes=takes, stages=stages, needs_workdir=needs_workdir)
+        for metavar, what in takes.items():
+            made.add_argument(_name(metavar), nargs="?", metavar=metavar, help=what)
+        return made.add_argument
+
+    add("run", "all of config.stages, in order; an interrupted run in WORKDIR goes on where it was (the default)")
+    add("train", "only the reinforcement learning", stages=("train",))
+    add("tune-simulator", "only the tuning of the simulator on collected trajectories", stages=("tune_simulator",))
+    add("warm-start", "only the supervised training of the policy on episodes, before the rest", stages=("warm_start",))
+    add("collect", "only the collection of trajectories with the real engine", stages=("collect",))
+    add("evaluate", "only the evaluation of the run's policy with config.search.eval_engine", stages=("evaluate",))
+    flag = add("ask", 'one question: ask "Who ...?" prints the episode, coloured by who wrote what', _ask,
+               {"QUESTION": "a question"}, needs_workdir=False)
+    flag("--json", action="store_true", help="the whole episode as JSON instead")
+    flag = add("plan", "whether the run fits a --target, and the least time of a step; needs neither the target nor weights",
+               _plan, needs_workdir=False)
+    flag("--target", metavar="CHIP:NUMBER", required=True, help="a100-80gb:8, h100, h200, v5e:16, v5p:8, v6e:16")
+    flag("--estimate", action="store_true", help="do not compile for TPUs, which takes minutes")
+    flag = add("serve-corpus", "a /retrieve server (Search-R1, FlashRAG) over a corpus", _serve_corpus,
+               {"CORPUS": "a corpus (.jsonl[.gz] or .parquet of {id, title, text})"}, needs_workdir=False)
+    flag("--host", default="127.0.0.1", help="127.0.0.1 if left out")
+    flag("--port", type=int, default=8000, help="8000 if left out; 0: any free one")
+    add("compare", "the run's evaluation beside another's, question by question", _compare,
+        {"OTHER_WORKDIR": "another run's folder"})
+    add("report", "WORKDIR/report.html from what the run has written so far", _report)
+    add("export", "the run's policy as a Hugging Face folder", _export, {"OUT": "a folder"})
+    add("import", "a GGUF file as a Hugging Face folder, weights and tokenizer", _import,
+        {"FILE.gguf": "a file", "OUT": "a folder"}, needs_workdir=False)
+    return shared, parser, commands.choices
+
+
+def _name(metavar):
+    """Where the namespace has a positional: FILE.gguf in options.file."""
+    return metavar.partition(".")[0].lower()
 
 
 def keep_compiled_programs():
@@ -128,71 +143,55 @@ def keep_compiled_programs():
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 
-def run_command(options: argparse.Namespace, overrides: dict[str, str]):
-    """Runs one command. Imports what it needs when it needs it: a wrong config is told in a second."""
-    command, workdir = options.command, options.workdir
-    if command == "report":
-        from zsjax import report
+# What follows runs one command each. It imports what it needs when it needs it: a wrong config is told in a second.
 
-        if not workdir.is_dir():
-            raise UserError(f"there is no run in {workdir}: no such folder")
-        print(report.write(workdir))
-        return
 
-    if command == "compare":
-        from zsjax.evaluation import compare
+def _run_stages(options, overrides):
+    from zsjax.config.checks import find_device_problems
+    from zsjax.run import pipeline
 
-        print(compare.comparison_table(compare.compare_runs(workdir, pathlib.Path(options.argument))), end="")
-        return
-    if command == "import":
-        from zsjax.models.checkpoints.gguf import import_gguf
+    config = _find_config(options, overrides, options.stages)
+    import jax
 
-        import_gguf(options.argument, options.out)
-        print(options.out)
-        return
-    if command == "serve-corpus":
-        serve_corpus(options, overrides)
-        return
+    problems = find_device_problems(config, jax.device_count(), jax.process_count())
+    if problems:
+        raise ConfigError(problems)
+    pipeline.run(config, options.workdir, stages=options.stages)
 
-    stages = STAGE_COMMANDS[command][0] if command in STAGE_COMMANDS else None
-    config = _find_config(options, overrides, stages)
-    if command == "plan":
-        from zsjax import plan
 
-        print(plan.describe(plan.make_plan(config, options.target, compiles=not options.estimate)))
-    elif command == "ask":
-        from zsjax import report
-        from zsjax.run.ask import ask
+def _ask(options, overrides):
+    from zsjax import report
+    from zsjax.run.ask import ask
 
-        if options.json:
-            print(json.dumps(ask(options.argument, config, workdir), ensure_ascii=False))
-        else:
-            report.print_result(ask(options.argument, config, workdir, show=report.episode_printer()))
-    elif command == "export":
-        from zsjax.run.export import export
-
-        print(export(config, workdir, pathlib.Path(options.argument)))
+    config = _find_config(options, overrides)
+    if options.json:
+        print(json.dumps(ask(options.question, config, options.workdir), ensure_ascii=False))
     else:
-        from zsjax.run import pipeline
-
-        _check_devices(config)
-        pipeline.run(config, workdir, stages=stages)
+        report.print_result(ask(options.question, config, options.workdir, show=report.episode_printer()))
 
 
-def serve_corpus(options: argparse.Namespace, overrides: dict[str, str]):
+def _plan(options, overrides):
+    from zsjax import plan
+
+    config = _find_config(options, overrides)
+    print(plan.describe(plan.make_plan(config, options.target, compiles=not options.estimate)))
+
+
+def _serve_corpus(options, overrides):
     """Serves BM25 over a corpus until it is interrupted (or another index: --config.search.eval_engine=dense)."""
     from zsjax.run import build
+    from zsjax.search import registry
     from zsjax.search.server import RetrievalServer
 
     overrides = {"stages": "report", "search.index_dir": "" if options.workdir is None else "indexes"} | overrides
     config = resolve(None, overrides, check=False)
     name = config.search.eval_engine
-    if name not in ("bm25", "dense"):
-        raise UserError(f"search.eval_engine = {name!r}: a corpus is served by bm25 or dense")
+    if "corpus" not in registry.needs(name, config.search):
+        raise UserError(f"search.eval_engine = {name!r}: no engine over a corpus; use bm25 or dense")
     try:
-        engine = build.engine(name, config, options.argument, workdir=options.workdir or ".")
+        engine = build.engine(name, config, options.corpus, workdir=options.workdir or ".")
     except InputError as error:
-        raise UserError(f"cannot serve {options.argument}: {error}") from error
+        raise UserError(f"cannot serve {options.corpus}: {error}") from error
     try:
         server = RetrievalServer(engine, host=options.host, port=options.port, topk=config.search.num_documents)
     except (OSError, OverflowError) as error:
@@ -202,7 +201,34 @@ def serve_corpus(options: argparse.Namespace, overrides: dict[str, str]):
         server.serve_forever()
 
 
-def _find_config(options, overrides, stages) -> Config:
+def _compare(options, overrides):
+    from zsjax.evaluation import compare
+
+    print(compare.comparison_table(compare.compare_runs(options.workdir, pathlib.Path(options.other_workdir))), end="")
+
+
+def _report(options, overrides):
+    from zsjax import report
+
+    if not options.workdir.is_dir():
+        raise UserError(f"there is no run in {options.workdir}: no such folder")
+    print(report.write(options.workdir))
+
+
+def _export(options, overrides):
+    from zsjax.run.export import export
+
+    print(export(_find_config(options, overrides), options.workdir, pathlib.Path(options.out)))
+
+
+def _import(options, overrides):
+    from zsjax.models.checkpoints.gguf import import_gguf
+
+    import_gguf(options.file, pathlib.Path(options.out))
+    print(options.out)
+
+
+def _find_config(options, overrides, stages=None) -> Config:
     """The resolved config of --config, or of the run in WORKDIR; checked for `stages`, too, if they are given."""
     from zsjax.config.checks import find_problems
 
@@ -219,61 +245,13 @@ def _find_config(options, overrides, stages) -> Config:
         found = [folder / ASK_DEFAULT for folder in (pathlib.Path(), pathlib.Path(__file__).parents[1])]
         config = load_experiment(str(next((path for path in found if path.is_file()), found[0])))
     else:
-        raise UserError(f"give --config F.py, an experiment file{_known_experiments()}")
+        raise UserError(f"give --config F.py, an experiment file{known_experiments()}")
     config = resolve(config, overrides, files=options.command != "plan")
     if stages:  # the run's own config.stages stay as they are; what this command needs of the rest must be there
         problems = find_problems(dataclasses.replace(config, stages=stages))
         if problems:
             raise ConfigError(problems)
     return config
-
-
-def load_experiment(path_and_arg: str):
-    """The ConfigDict of `F.py[:arg]`: what get_config(arg) of the file returns.
-
-    Raises:
-      UserError: no such file, no get_config in it, or an error in it, with file and line.
-    """
-    path, _, arg = path_and_arg.partition(":")
-    if not pathlib.Path(path).is_file():
-        raise UserError(f"no experiment file {path} (looked in {os.getcwd()}){_known_experiments()}")
-    try:
-        spec = importlib.util.spec_from_file_location(f"zsjax_experiment_{pathlib.Path(path).stem}", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        get_config = getattr(module, "get_config", None)
-        if not isinstance(get_config, types.FunctionType):
-            raise UserError(f"{path} has no function get_config(arg=None)")
-        takes = inspect.signature(get_config).parameters
-        if arg and not takes:
-            raise UserError(f"get_config() of {path} takes no argument, but was given {arg!r}")
-        config = get_config(arg or None) if takes else get_config()
-        if config is None:
-            raise UserError(f"get_config of {path} returns nothing; end it with `return c`, the config that it made")
-        return config
-    except UserError:
-        raise
-    except Exception as error:  # whatever an experiment file may do wrong
-        here = os.path.abspath(path)
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__)
-                  if os.path.abspath(frame.filename) == here]
-        line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else "?"
-        raise UserError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
-
-
-def _known_experiments():
-    known = sorted(map(str, pathlib.Path("experiments").glob("*.py")))
-    return f"; there are {', '.join(known)}" if known else ""
-
-
-def _check_devices(config):
-    import jax
-
-    from zsjax.config.checks import find_device_problems
-
-    problems = find_device_problems(config, jax.device_count(), jax.process_count())
-    if problems:
-        raise ConfigError(problems)
 
 
 def _show_logs(stream):

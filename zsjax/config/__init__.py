@@ -1,6 +1,7 @@
-"""The config of a run: its fields (`fields`), how it is read (`read`), what is checked before a run (`checks`), and what
-may change in a folder that holds one (`folder`)."""
+"""The config of a run: its fields (`fields`), how it is read (`experiments`, `read`), what is checked before a run
+(`checks`), and what may change in a folder that holds one (`folder`)."""
 
+from zsjax.config.experiments import load_experiment
 from zsjax.config.fields import (
     STAGES,
     AlgorithmConfig,
@@ -37,6 +38,6 @@ __all__ = [
     "EvaluateConfig", "GatesConfig", "HealthConfig", "JudgeConfig", "LoraConfig", "MeshConfig",
     "MixConfig", "ModelConfig", "OptimizerConfig", "Problem", "PromptsConfig", "RemoteConfig", "RerankConfig",
     "RewardConfig", "RolloutConfig", "STAGES", "SearchConfig", "SupervisedConfig", "TrainConfig", "UserError",
-    "ValueConfig", "check_resume", "diff", "from_json", "parse_arg", "resolve", "to_json", "withdraw_config",
-    "write_config",
+    "ValueConfig", "check_resume", "diff", "from_json", "load_experiment", "parse_arg", "resolve", "to_json",
+    "withdraw_config", "write_config",
 ]

@@ -71,7 +71,8 @@ class Spec:
         for choice in self.choices:
             if choice.startswith("zsjax."):
                 module, _, name = choice.partition(":")
-                found += getattr(importlib.import_module(module), name)
+                registered = getattr(importlib.import_module(module), name)
+                found += registered() if callable(registered) else registered
             else:
                 found.append(choice)
         return tuple(found)
@@ -94,7 +95,8 @@ def field(default, help: str, range: str | None = None, **said):
       default: a dict is copied for every config.
       help: one sentence.
       range: the numbers that it may hold (or its items), such as "(0, 1]"; every number needs one.
-      choices: the texts that it may hold. "zsjax.module:NAME" stands for the names in that registry.
+      choices: the texts that it may hold. "zsjax.module:NAME" stands for the names in that registry,
+        or for those that the function there returns.
       names: what else a text names: "path" (also "asset:NAME" and "hf:OWNER/NAME"), "folder" (where files
         are written), "url", "variable" (of the environment) or "function" ("package.module:function").
       unit: of a number.
@@ -122,7 +124,7 @@ def leaves(cls) -> dict[str, Leaf]:
 def _walk(cls, defaults, prefix, over) -> Iterator[Leaf]:
     hints = typing.get_type_hints(cls)
     for declared in dataclasses.fields(cls):
-        name, default, spec = prefix + declared.name, getattr(defaults, declared.name), declared.metadata["spec"]
+        name, default, spec = prefix + declared.name, getattr(defaults, declared.name), declared.metadata.get("spec", Spec())
         spec = dataclasses.replace(spec, engines=over.engines or spec.engines, effect=over.effect or spec.effect)
         if dataclasses.is_dataclass(default):
             yield from _walk(hints[declared.name], default, f"{name}.", spec)

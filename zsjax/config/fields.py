@@ -7,7 +7,6 @@ from zsjax.config.declare import field, group
 
 # What `Config.stages` may name, in the order in which they run.
 STAGES = ("pretrain", "pretrain_simulator", "warm_start", "collect", "tune_simulator", "train", "evaluate", "report")
-REAL_ENGINES = ("bm25", "dense", "http", "serpapi")
 _DTYPES = ("float32", "bfloat16", "float16")
 _REMAT = ("none", "zsjax.models.decoder:REMAT")
 _CURRICULA = ("zero_search", "constant", "linear", "cosine")
@@ -105,7 +104,7 @@ class RemoteConfig:
 class MixConfig:
     """engine = "mixed": each search asks the simulator or a real engine; P(real) follows a schedule over training."""
 
-    real: str = field("bm25", "the real engine", choices=REAL_ENGINES)
+    real: str = field("bm25", "the real engine", choices=("zsjax.search.registry:real_names",), names="function")
     schedule: str = field("linear", "as the curriculum's", choices=_CURRICULA)
     start: float = field(0.0, "P(real) at first", _SHARE)
     end: float = field(0.5, "P(real) at the end", _SHARE)
@@ -130,11 +129,11 @@ class SearchConfig:
     """How documents are found or made."""
 
     engine: str = field(
-        "simulator", '"http" is a /retrieve server, "serpapi" web search, "chat" a simulator behind an OpenAI-style server, '
-        '"mixed" simulator and a real engine, "empty" documents without content (an ablation)',
-        choices=("simulator", "bm25", "empty", "dense", "http", "serpapi", "chat", "mixed"))
-    eval_engine: str = _later("bm25", "the engine of evaluations",
-                             choices=("bm25", "empty", "dense", "http", "serpapi", "chat", "simulator"))
+        "simulator", 'of training: a name in README\'s table, or "package.module:factory" (zsjax.search.registry)',
+        choices=("zsjax.search.registry:training_names",), names="function")
+    eval_engine: str = _later("bm25", "the engine of evaluations", choices=("zsjax.search.registry:evaluation_names",),
+                              names="function")
+    options: dict = field({}, "options of an engine of your own, by the fields of its dataclass (zsjax.search.registry)")
     num_documents: int = field(5, "documents shown per search", "[1, 20]")
     max_document_tokens: int = field(64, "a shown document is cut to these", _TOKENS, unit="tokens")
     max_query_tokens: int = field(64, "a longer query is cut", _TOKENS, unit="tokens")

@@ -18,7 +18,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
 import pathlib
 from typing import Any
 
@@ -26,6 +25,7 @@ from zsjax.config.declare import leaves
 from zsjax.config.fields import Config
 from zsjax.config.read import flatten, resolve, to_json
 from zsjax.errors import ConfigError, Problem, UserError
+from zsjax.files import write_text
 
 _MAKING = ("pretrain", "pretrain_simulator", "collect", "tune_simulator")  # what training starts from
 
@@ -98,10 +98,7 @@ def write_config(workdir, config: Config) -> str:
     try:
         if path.exists():
             check_resume(path.read_text(), config, workdir)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        half = path.with_suffix(".json.new")
-        half.write_text(to_json(config))
-        os.replace(half, path)  # a kill leaves the old file or the new one
+        write_text(path, to_json(config))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}") from error
     except ConfigError:
@@ -134,8 +131,10 @@ def _may_change(spec, was, now, engines) -> bool:
 
 def _engines(config) -> set[str]:
     """Engines that the run learns from: what is computed with others is evaluations."""
+    from zsjax.search.registry import specs
+
     search, stages = config.search, set(config.stages)
-    used = {search.engine} | ({"simulator", search.mix.real} if search.engine == "mixed" else set())
+    used = {search.engine} | {spec.name for spec in specs(search.engine, search)}
     used |= {search.eval_engine} if "collect" in stages else set()
     return used | ({"simulator"} if stages & {"pretrain_simulator", "tune_simulator"} else set())
 

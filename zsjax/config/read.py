@@ -93,7 +93,7 @@ def resolve(config=None, overrides: Mapping[str, str] | None = None, *, check: b
         raise ConfigError([Problem("config", tree, f"a {type(tree).__name__}", "give a ConfigDict or a dict of fields")])
     problems: list[Problem] = []
     tree = _with_overrides(tree, overrides or {}, problems)
-    resolved = _build(Config(), tree, "", problems)
+    resolved = read_fields(Config(), tree, "", problems)
     if check:
         from zsjax.config import checks
 
@@ -156,7 +156,7 @@ def _native(value):
     return value if method is None else getattr(value, method)()
 
 
-def _build(defaults, tree, prefix, problems):
+def read_fields(defaults, tree, prefix, problems):
     """The dataclass `defaults` with the fields of a mapping; what cannot be read keeps its default and is a problem."""
     hints, values = typing.get_type_hints(type(defaults)), {}
     for name, value in tree.items():
@@ -165,7 +165,7 @@ def _build(defaults, tree, prefix, problems):
             problems.append(Problem(field, value, "unknown field", _mend_name(str(name), hints, prefix)))
         elif dataclasses.is_dataclass(hints[name]):
             if isinstance(value, Mapping):
-                values[name] = _build(getattr(defaults, name), value, f"{field}.", problems)
+                values[name] = read_fields(getattr(defaults, name), value, f"{field}.", problems)
             else:
                 fields = ", ".join(typing.get_type_hints(hints[name]))
                 problems.append(Problem(field, value, "has fields and takes no value",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from zsjax.errors import InputError, InputNotFound, UserError
 from zsjax.evaluate import SCORES, paired_bootstrap
 from zsjax.evaluation import kept, tables
+from zsjax.files import write_text
 from zsjax.monitor.writer import read_jsonl
 
 
@@ -20,7 +21,7 @@ def write_tables(workdir: pathlib.Path, evaluation: Sequence[dict]) -> list[path
     paths = []
     for ending, text in texts.items():
         path = workdir / "evaluation" / f"table.{ending}"
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)
         paths.append(path)
     return paths
 

@@ -11,12 +11,12 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
 from zsjax.errors import InputError, reading
 from zsjax.evaluate import failed_searches
+from zsjax.files import write_json, write_jsonl
 from zsjax.monitor.writer import read_jsonl
 
 BASE, TRAINED, NO_POLICY = "base", "trained", "none"
@@ -130,11 +130,8 @@ class Kept:
 
     def add(self, evaluation: Evaluation, records: Sequence[Mapping]) -> None:
         """Writes an evaluation, in place of one with its name."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        _write(self.folder / f"{evaluation.name}.jsonl", lines)
-        text = json.dumps(dataclasses.asdict(evaluation), indent=1, ensure_ascii=False, default=str)
-        _write(self.folder / f"{evaluation.name}.json", text + "\n")
+        write_jsonl(self.folder / f"{evaluation.name}.jsonl", records)
+        write_json(self.folder / f"{evaluation.name}.json", dataclasses.asdict(evaluation), indent=1, default=str)
 
     def trained_fingerprint(self) -> str | None:
         """Of the policy that the run has trained; None where there is none."""
@@ -149,9 +146,3 @@ def _read(path):
         return Evaluation(**fields | {"subject": Subject(**fields["subject"])})
     except (json.JSONDecodeError, TypeError, KeyError) as error:
         raise InputError(f"{path}: not an evaluation ({error}); remove it to have it done again") from error
-
-
-def _write(path, text):
-    half = path.with_name(path.name + ".writing")
-    half.write_text(text, encoding="utf-8")
-    os.replace(half, path)

@@ -1,12 +1,12 @@
 """What a step of reinforcement learning tells about its episodes: means for the metrics, trajectories for people."""
 
-import json
 import pathlib
 
 import numpy as np
 
 from zsjax import rewards, types
 from zsjax.evaluate import on_path
+from zsjax.files import write_jsonl
 from zsjax.monitor.health import repetition
 from zsjax.rl import roles
 from zsjax.rollout import transcript
@@ -59,8 +59,6 @@ def episode_metrics(played: Experience) -> dict[str, float]:
 
 def save_trajectories(path: pathlib.Path, episodes, questions, tokenizer, scores, *, every: bool = False):
     """Writes trajectories as JSON lines: one a question, or all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     _, first = np.unique(episodes.group_id, return_index=True)
     rows = None if every else sorted(first.tolist())
-    lines = transcript.records(episodes, questions, tokenizer, rows=rows, reward=scores)
-    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_jsonl(path, transcript.records(episodes, questions, tokenizer, rows=rows, reward=scores))

@@ -10,7 +10,6 @@ run is repeated or resumed on CPU.
 import contextlib
 import json
 import math
-import os
 import pathlib
 import sys
 import time
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zsjax.errors import InputError, reading
+from zsjax.files import write_jsonl
 
 WALL_TIME = ("time/", "speed/", "compile/")  # prefixes of what no two runs share
 
@@ -155,12 +155,7 @@ class Writer:
         rows = read_jsonl(self.path)
         kept = [row for row in rows if row["stage"] != stage or row["step"] <= step]
         if len(kept) != len(rows):
-            half = self.path.with_suffix(".jsonl.new")
-            with open(half, "w") as file:
-                file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in kept)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(half, self.path)
+            write_jsonl(self.path, kept)
         self._file = open(self.path, "ab")
         self._purge[stage] = step + 1
 

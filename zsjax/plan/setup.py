@@ -17,6 +17,7 @@ from zsjax.plan.targets import Target
 from zsjax.rl import packing
 from zsjax.rollout.compiled import Schedule
 from zsjax.run import build
+from zsjax.search import registry
 from zsjax.search.simulator.simulator import Simulator
 
 STAND_IN = "asset:real/tokenizer"  # of Qwen2's kind, with a smaller vocabulary
@@ -109,7 +110,7 @@ def prepare(config: Config, target: Target) -> Setup:
     if config.mesh.simulator_devices:
         raise UserError(f"mesh.simulator_devices = {config.mesh.simulator_devices}: the plan knows only a simulator on the "
                         "policy's devices; set it to 0 to plan for that")
-    simulated = config.search.engine in ("simulator", "mixed")  # of mixed, as if the simulator answered all
+    simulated = "simulator" in registry.needs(config.search.engine, config.search)  # mixed: as if it answered all
     try:
         tokenizer, stand_in = build.tokenizer(config) if _is_here(config.tokenizer) else None, False
     except (OSError, ValueError) as error:

@@ -5,11 +5,13 @@ import functools
 import hashlib
 import logging
 import pathlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from zsjax.config import Config, ModelConfig
+from zsjax.config.options import read_options
 from zsjax.data import load_corpus, load_questions, load_tokenizer
 from zsjax.data.assets import asset_path
 from zsjax.data.playable import playable as keep_playable
@@ -23,18 +25,7 @@ from zsjax.parallel import hosts
 from zsjax.parallel.mesh import reshard
 from zsjax.rl.credit import load_function
 from zsjax.rollout.policy_prompt import TEMPLATES, PolicyTemplate
-from zsjax.search import (
-    BM25,
-    ChatSimulator,
-    Dense,
-    Document,
-    DropBest,
-    Empty,
-    HttpRetriever,
-    Limits,
-    SerpApi,
-    decoder_embedder,
-)
+from zsjax.search import Document, DropBest, Limits, decoder_embedder, registry
 from zsjax.search.engines.dense import QUERY_FORMAT
 from zsjax.search.passages import Passages
 from zsjax.search.simulator.prompt import JudgeTemplate, SimulatorTemplate
@@ -132,48 +123,49 @@ def corpus(config: Config, source: str) -> list[Document]:
     return load_corpus(source)
 
 
-def engine(name: str, config: Config, source: str, *, workdir=".", drop_best: float = 0.0):
-    """A host engine by name.
+def engine(name: str, config: Config, source: str, *, workdir=".", drop_best: float = 0.0,
+           simulator: Callable[[], Simulator] | None = None):
+    """An engine by name, see `zsjax.search.registry`.
 
     Args:
-      name: "bm25", "dense", "http", "serpapi", "chat" or "empty"; the others need a model (`stages.run.Run.engine`).
+      name: as of config.search.engine.
       source: the corpus, for engines that have one.
       workdir: what config.search.index_dir and .remote.cache_dir are relative to.
       drop_best: > 0 loses the best document at random.
+      simulator: makes the simulator, for engines that ask it (`stages.run.Run.engine`).
+
+    Raises:
+      InputError: no such engine, or what it needs cannot be had.
+      ConfigError: its options in config.search.options are wrong.
     """
-    if name in ("bm25", "dense"):
-        found = _index(name, config, source, pathlib.Path(workdir))
-    else:
-        found = {"empty": _empty, "http": _http, "serpapi": _serpapi, "chat": _chat}[name](config, pathlib.Path(workdir))
+    spec, workdir = registry.find(name), pathlib.Path(workdir)
+    setting = registry.EngineSetting(
+        config=config, workdir=workdir, limits=_limits(config), simulator=simulator,
+        documents=functools.partial(corpus, config, source), embedder=functools.partial(embedder, config),
+        index=functools.partial(_index, config, source, workdir),
+        engine=lambda other: engine(other, config, source, workdir=workdir, simulator=simulator))
+    found = spec.factory(setting, *([] if spec.options is None else [read_options(spec.options, config.search.options)]))
+    if "simulator" in registry.needs(name, config.search):
+        return found
     found = DropBest(found, drop_best, seed=config.seed) if drop_best else found
     return Passages(found, config.search.passage_words) if config.search.passage_words else found
 
 
-def _index(name, config, source, workdir):
+def _index(config, source, workdir, name, build, load, *what):
     """An index over a corpus: of a file, built once and kept under the hash of what it was built from."""
     if source.startswith(TINY_WORLD) or not config.search.index_dir:
-        return _build_index(name, config, source)
-    what = [config.search.embedder] if name == "dense" else []
+        return build()
     key = hashlib.sha256(repr([name, *what]).encode())
     with reading(source), open(source, "rb") as file:
         while block := file.read(1 << 20):
             key.update(block)
     folder = workdir / config.search.index_dir / f"{name}-{key.hexdigest()[:16]}"
-    load = BM25.load if name == "bm25" else lambda path: Dense.load(path, embedder(config)[1], name=config.search.embedder)
     if not hosts.agree(folder.exists()):
         if hosts.is_lead():
             logging.info("building the %s index of %s", name, source)
-            _build_index(name, config, source).save(folder)
+            build().save(folder)
         hosts.wait("index")
     return load(folder)  # memory-mapped, also when it has just been built
-
-
-def _build_index(name, config, source):
-    documents = corpus(config, source)
-    if name == "bm25":
-        return BM25.from_documents(documents)
-    embed, embed_query = embedder(config)
-    return Dense.from_documents(documents, embed, embed_query=embed_query, name=config.search.embedder)
 
 
 def embedder(config: Config):
@@ -195,30 +187,6 @@ def _limits(config):
     remote = config.search.remote
     return Limits(timeout=remote.timeout, retries=remote.retries, concurrency=remote.concurrency,
                   max_bytes=remote.max_bytes)
-
-
-def _empty(config, workdir):
-    return Empty()
-
-
-def _http(config, workdir):
-    return HttpRetriever(config.search.remote.url, limits=_limits(config))
-
-
-def _serpapi(config, workdir):
-    remote = config.search.remote
-    return SerpApi(engine=remote.web_engine, key_env=remote.key_env or "SERPAPI_API_KEY",
-                   cache_dir=workdir / remote.cache_dir, budget=remote.budget, price=config.cost.search,
-                   limits=_limits(config))
-
-
-def _chat(config, workdir):
-    search = config.search
-    return ChatSimulator(
-        search.remote.url, model=search.remote.model, template=SimulatorTemplate.load(config.prompts.simulator),
-        num_documents=search.num_candidates, temperature=search.temperature, top_p=search.top_p,
-        reveal_gold=search.reveal_gold != "never", key_env=search.remote.key_env, seed=config.seed,
-        max_tokens=search.remote.max_tokens, extra_body=search.remote.extra_body, limits=_limits(config))
 
 
 def simulator(config: Config, model_config: DecoderConfig, params, tokenizer) -> Simulator:

@@ -9,11 +9,11 @@ import dataclasses
 import json
 import logging
 import numbers
-import os
 import pathlib
 import threading
 
 from zsjax.errors import InputError
+from zsjax.files import write_json
 
 try:
     import fcntl
@@ -83,13 +83,3 @@ def amount(name: str, dollars: float) -> float:
     if not isinstance(dollars, numbers.Real) or isinstance(dollars, bool) or not 0 <= dollars <= 1e300:
         raise InputError(f"{name} = {dollars!r} is not an amount of dollars; use a finite number, 0 or more")
     return float(dollars)
-
-
-def write_json(path: pathlib.Path, value) -> None:
-    """Writes all of it or, after a crash, none."""
-    half = path.with_name(f"{path.name}.{os.getpid()}.new")
-    with open(half, "w", encoding="utf-8") as file:
-        json.dump(value, file, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(half, path)

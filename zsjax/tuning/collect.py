@@ -1,9 +1,9 @@
 """Searches of a policy with the real engine: what simulator examples are made from, with their provenance."""
 
 import dataclasses
+import itertools
 import json
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from zsjax import types
 from zsjax.errors import InputError, reading
+from zsjax.files import write_jsonl
 from zsjax.rewards import exact_match
 from zsjax.rollout import transcript
 from zsjax.search.engine import Document, SearchContext, Wrapped, first
@@ -136,14 +137,7 @@ def write_searches(path: str | os.PathLike, searches: Iterable[Search], *, prove
       searches: the records.
       provenance: where they come from: config hash, seed, engine, corpus hash, policy step, and so on.
     """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".writing")
-    with open(unfinished, "w", encoding="utf-8") as file:
-        file.write(json.dumps({"provenance": provenance}, ensure_ascii=False) + "\n")
-        for search in searches:
-            file.write(json.dumps(dataclasses.asdict(search), ensure_ascii=False) + "\n")
-    os.replace(unfinished, path)
+    write_jsonl(path, itertools.chain([{"provenance": provenance}], map(dataclasses.asdict, searches)))
 
 
 def read_searches(path: str | os.PathLike) -> tuple[dict, list[Search]]:

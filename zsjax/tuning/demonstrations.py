@@ -17,12 +17,12 @@ import dataclasses
 import gzip
 import json
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from zsjax import types
+from zsjax.files import write_jsonl
 from zsjax.rewards import contains_match
 from zsjax.rollout.documents import encode_documents
 from zsjax.rollout.policy_prompt import PolicyTemplate
@@ -153,13 +153,7 @@ def encode(demonstrations: Sequence[Demonstration], shown: Shown, max_tokens: in
 
 def write_demonstrations(path: str | os.PathLike, demonstrations: Iterable[Demonstration]) -> None:
     """Writes the file, whole or not at all; see the head of this module."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".writing")
-    with open(unfinished, "w", encoding="utf-8") as file:
-        for demonstration in demonstrations:
-            file.write(json.dumps(dataclasses.asdict(demonstration), ensure_ascii=False) + "\n")
-    os.replace(unfinished, path)
+    write_jsonl(path, map(dataclasses.asdict, demonstrations))
 
 
 def read_demonstrations(path: str | os.PathLike) -> list[Demonstration]:

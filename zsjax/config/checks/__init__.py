@@ -13,10 +13,10 @@ from zsjax.config.checks.search import check_rollout
 from zsjax.config.checks.stages import check_collect_and_evaluate, check_stages
 from zsjax.config.checks.training import check_algorithm, check_supervised, check_train
 from zsjax.config.checks.values import check_values, with_default_numbers
-from zsjax.config.fields import REAL_ENGINES, Config
+from zsjax.config.fields import Config
 from zsjax.errors import Problem
 
-__all__ = ["REAL_ENGINES", "find_device_problems", "find_problems"]
+__all__ = ["find_device_problems", "find_problems"]
 
 
 def find_problems(config: Config, *, files: bool = True) -> list[Problem]:

@@ -7,6 +7,7 @@ from zsjax.config.checks.search import used_engines, uses_simulator
 from zsjax.config.checks.training import SUPERVISED
 from zsjax.config.fields import Config
 from zsjax.errors import Problem
+from zsjax.search.registry import specs
 
 
 def check_mesh(found, config):
@@ -66,7 +67,7 @@ def find_device_problems(config: Config, num_devices: int, num_hosts: int = 1) -
                   "run them there first, by their commands, and then only train, evaluate and report on many")
     if num_hosts > 1 and "evaluate" in config.stages and "trajectory_sft" in config.evaluate.baselines:
         found.add("evaluate.baselines", "trajectory_sft tunes on one host", "leave it out, or evaluate on one host")
-    if num_hosts > 1 and "serpapi" in used_engines(config):
+    if num_hosts > 1 and any(spec.one_host for name in used_engines(config) for spec in specs(name, config.search)):
         found.add("search.remote.cache_dir", "results and account of web search are one host's", "run it on one host")
     return found.problems
 

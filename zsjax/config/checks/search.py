@@ -1,9 +1,12 @@
 """Checks of search, rollout and prompts; which engines a run searches with."""
 
+import dataclasses
 import os
 import re
 
-from zsjax.config.checks.values import function_problem
+from zsjax.config.checks.values import close_to, function_problem
+from zsjax.config.options import check_options
+from zsjax.search import registry
 
 
 def check_rollout(found, config):
@@ -37,22 +40,37 @@ def _check_templates(found):
 
 def _check_engines(found, config):
     """What the engines that are used need beside their names."""
-    search, used = config.search, used_engines(config)
-    remote = search.remote
+    search, remote = config.search, config.search.remote
+    used = [spec for name in used_engines(config) for spec in registry.specs(name, search)]
+    needs = {need for spec in used for need in spec.needs}
     if search.rerank.candidates and not search.num_documents <= search.rerank.candidates <= 20:
         found.add("search.rerank.candidates", f"are not between search.num_documents = {search.num_documents} and 20",
                   "give so many, or 0 for none")
-    if used & {"http", "chat"} and not remote.url:
+    if "url" in needs and not remote.url:
         found.add("search.remote.url", "not the address of a server", "give http://HOST:PORT of the server")
     if remote.extra_body.keys() & {"model", "messages"}:
         found.add("search.remote.extra_body", "the request itself sets model and messages", "remove them")
-    if "chat" in used and not remote.model:
+    if "served_model" in needs and not remote.model:
         found.add("search.remote.model", "the chat server must be told which model", "give the name the server knows it by")
-    key = remote.key_env or ("SERPAPI_API_KEY" if "serpapi" in used else "")
-    if used & {"serpapi", "chat"}:
-        check_key(found, "search.remote.key_env", key)
-    if "dense" in used:
+    if "key" in needs:
+        check_key(found, "search.remote.key_env", remote.key_env or max(spec.key_env for spec in used))
+    if "embedder" in needs:
         _check_embedder(found, search.embedder)
+    _check_options(found, search)
+
+
+def _check_options(found, search):
+    """config.search.options against the dataclasses of the engines that the config names."""
+    for field in ("engine", "eval_engine", "mix.real"):
+        found.loads(f"search.{field}", registry.find, "give package.module:factory of a module that imports")
+    specs = [spec for name in dict.fromkeys((search.engine, search.eval_engine)) for spec in registry.specs(name, search)]
+    kinds, known = [spec.options for spec in specs if spec.options is not None], set()
+    for kind in kinds:
+        known |= {field.name for field in dataclasses.fields(kind)}
+        found.problems += check_options(kind, search.options)[1]
+    for name in search.options.keys() - known:
+        found.add("search.options", f"{name!r} is unknown",
+                  close_to(name, sorted(known)) if known else "remove it: no engine that is named has options")
 
 
 def _check_embedder(found, name):
@@ -74,10 +92,10 @@ def used_engines(config) -> set[str]:
     """Names of the engines that the config's stages search with."""
     used = {config.search.eval_engine} if {"train", "evaluate"} & set(config.stages) else set()
     if "train" in config.stages:
-        used |= {config.search.mix.real, "simulator"} if config.search.engine == "mixed" else {config.search.engine}
+        used |= {spec.name for spec in registry.specs(config.search.engine, config.search) if not spec.parts(config.search)}
     return used
 
 
 def uses_simulator(config):
     return "simulator" in used_engines(config) or (
-        "tune_simulator" in config.stages and config.search.engine in ("simulator", "mixed"))
+        "tune_simulator" in config.stages and "simulator" in registry.needs(config.search.engine, config.search))

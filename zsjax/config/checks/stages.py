@@ -2,6 +2,7 @@
 
 from zsjax.config.checks.search import check_key
 from zsjax.config.fields import STAGES
+from zsjax.search import registry
 
 
 def check_stages(found, config):
@@ -20,7 +21,7 @@ def check_collect_and_evaluate(found, config):
         found.add("evaluate.samples", "at temperature 0 every sample is the same", "set evaluate.temperature, or give 1")
     if "trajectory_sft" in evaluate.baselines and "evaluate" in config.stages and not config.trajectory_sft.steps:
         found.add("trajectory_sft.steps", "the baseline would learn nothing", "give its steps")
-    if evaluate.drop_best and config.search.eval_engine == "simulator":
+    if evaluate.drop_best and "simulator" in registry.needs(config.search.eval_engine, config.search):
         found.add("evaluate.drop_best", "a simulator does not lose documents", "set it to 0, or evaluate with a real engine")
     if config.collect.label == "judge" and "collect" in config.stages:
         _check_judge(found, config.collect.judge)

@@ -17,12 +17,16 @@ _OWN_FUNCTION = "package.module:function of a module that imports"
 def check_values(found):
     """Every field of the config, or of a tuple its items: the first thing that is wrong."""
     for leaf in leaves(Config).values():
-        value = found.value(leaf.name)
-        for item in value if isinstance(value, tuple) else (value,):
-            wrong = None if item is None else _wrong(leaf.spec, item, several=isinstance(value, tuple))
-            if wrong:
-                found.add(leaf.name, *wrong)
-                break
+        if wrong := wrong_value(leaf.spec, found.value(leaf.name)):
+            found.add(leaf.name, *wrong)
+
+
+def wrong_value(spec, value) -> tuple[str, str] | None:
+    """(what is wrong with a field's value, or of a tuple with its first wrong item, what to do), or None."""
+    for item in value if isinstance(value, tuple) else (value,):
+        if item is not None and (wrong := _wrong(spec, item, several=isinstance(value, tuple))):
+            return wrong
+    return None
 
 
 def with_default_numbers(config: Config, names) -> Config:

@@ -25,10 +25,10 @@ from zsjax.rollout import make_rollout
 from zsjax.rollout.policy_prompt import PolicyTemplate
 from zsjax.run import build
 from zsjax.run.stages.run import Run
+from zsjax.search import registry
 
 # Fields of config.rollout and config.search that only training reads.
 TRAINING = ("rollout.temperature", "search.engine", "search.noise_per")
-SIMULATED = ("simulator", "mixed")
 
 
 class SearchesFailed(UserError):
@@ -238,13 +238,14 @@ def how(run: Run, questions) -> dict:
         "prompts.chat": config.prompts.chat, "data.eval_corpus": _corpus(config),
         **{f"policy.{name}": getattr(config.policy, name) for name in ("dtype", "param_dtype", "cache_dtype")},
         **_fields(config)}
-    if config.search.eval_engine in SIMULATED:
+    needs = registry.needs(config.search.eval_engine, config.search)
+    if "simulator" in needs:
         path = next((path for path in map(run.path, ("models/simulator", "models/simulator_base"))
                      if build.checkpoint_exists(path)), None)
         found["simulator"] = kept.fingerprint(path) if path else _fingerprint_of(config.simulator, config.seed + 1)
         found |= {f"simulator.{name}": getattr(config.simulator, name)
                   for name in ("dtype", "param_dtype", "cache_dtype", "quantize")}
-    if config.search.eval_engine in (*SIMULATED, "chat"):
+    if "prompt" in needs:
         found |= {f"prompts.{name}": getattr(config.prompts, name) for name in ("simulator", "simulator_chat")}
     return json.loads(json.dumps(found, default=str))
 

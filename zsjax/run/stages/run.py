@@ -2,18 +2,17 @@
 
 import functools
 import json
-import os
 import pathlib
 
 import jax
 
 from zsjax.config import Config
 from zsjax.errors import UserError
+from zsjax.files import write_json
 from zsjax.monitor.writer import Writer
 from zsjax.parallel import hosts
 from zsjax.parallel.mesh import DECODE_RULES, local_mesh, make_mesh, simulator_mesh
 from zsjax.run import build
-from zsjax.search import Mixed
 from zsjax.search.simulator.simulator import Simulator
 from zsjax.types import Question
 
@@ -64,12 +63,10 @@ class Run:
 
     def engine(self, name: str, source: str, *, drop_best: float = 0.0, spread: bool = False):
         """The engine that searches the corpus `source`, by a name of config.search.engine; spread: as of `simulator`."""
-        if name in ("simulator", "mixed"):
-            playing = build.frozen(self.config.simulator, self.simulator("simulator", "simulator_base", spread=spread))
-            if name == "simulator":
-                return playing
-            return Mixed(playing, self.engine(self.config.search.mix.real, source), seed=self.config.seed)
-        return build.engine(name, self.config, source, workdir=self.workdir, drop_best=drop_best)
+        def simulator():
+            return build.frozen(self.config.simulator, self.simulator("simulator", "simulator_base", spread=spread))
+
+        return build.engine(name, self.config, source, workdir=self.workdir, drop_best=drop_best, simulator=simulator)
 
     def policy(self, *names: str, rules=None):
         """(DecoderConfig, params) of the first of models/NAME that this run has made, else of config.policy.init.
@@ -114,12 +111,8 @@ class Run:
         return there
 
     def write_json(self, name: str, value):
-        if not hosts.is_lead():
-            return
-        path = self.path(name)
-        half = path.with_name(path.name + ".writing")
-        half.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-        os.replace(half, path)
+        if hosts.is_lead():
+            write_json(self.path(name), value, indent=1)
 
     def add_gates(self, rows: list[dict], failed: list[str]):
         """Keeps gate rows for the report and stops the run where a gate failed."""

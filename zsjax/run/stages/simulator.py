@@ -4,13 +4,13 @@ import hashlib
 
 import jax
 
-from zsjax.config.fields import REAL_ENGINES
 from zsjax.monitor import costs
 from zsjax.parallel import mesh
 from zsjax.rollout import make_rollout
 from zsjax.run import build
 from zsjax.run.stages.gates import check_reading, check_simulator
 from zsjax.run.stages.run import Run
+from zsjax.search import registry
 
 
 def collect(run: Run):
@@ -23,7 +23,7 @@ def collect(run: Run):
     model, params = run.start_policy()
     check_reading(run, model, params)
     batch = min(config.evaluate.batch_rows, config.collect.episodes)
-    name = config.search.eval_engine if config.search.eval_engine in REAL_ENGINES else "bm25"
+    name = registry.real_or(config.search.eval_engine, "bm25")
     engine, questions = run.engine(name, config.data.corpus), run.train_questions
     with run.writer.track("collect", config.collect.episodes) as advance:
         played = 0

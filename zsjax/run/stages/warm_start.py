@@ -3,13 +3,13 @@
 import numpy as np
 
 from zsjax import supervised
-from zsjax.config.checks import REAL_ENGINES
 from zsjax.errors import UserError
 from zsjax.parallel import hosts
 from zsjax.parallel.mesh import TRAIN_RULES
 from zsjax.rl import roles
 from zsjax.run import build
 from zsjax.run.stages.run import Run
+from zsjax.search import registry
 from zsjax.tuning import demonstrations
 from zsjax.tuning.dataset import make_batches
 
@@ -44,7 +44,7 @@ def find_episodes(run: Run, shown: demonstrations.Shown) -> list[demonstrations.
     config, made = run.config, run.path("episodes.jsonl")
     given = config.warm_start.episodes
     if not given and not made.exists():
-        name = config.search.eval_engine if config.search.eval_engine in REAL_ENGINES else "bm25"
+        name = registry.real_or(config.search.eval_engine, "bm25")
         questions = build.questions(config, config.data.train)
         episodes = demonstrations.make_demonstrations(questions, run.engine(name, config.data.corpus), shown)
         searches = sum(len(episode.turns) for episode in episodes)

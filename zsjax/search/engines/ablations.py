@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from zsjax.search import registry
 from zsjax.search.engine import Document, Engine, SearchContext, Wrapped, chance, check_request, first
 
 
@@ -38,3 +39,8 @@ class DropBest(Wrapped):
 
     def _loses(self, query: str, call: tuple) -> bool:
         return chance(self.seed, query, call) < self.probability
+
+
+@registry.engine("empty", "documents without content: an ablation", is_real=False)
+def _empty(setting):
+    return Empty()

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from zsjax.errors import InputError
+from zsjax.search import registry
 from zsjax.search.corpus_store import hash_of, load_index, row_of, save_index
 from zsjax.search.engine import Document, Engine, SearchContext, check_request
 
@@ -133,3 +134,9 @@ def _best(scores: np.ndarray, k: int) -> np.ndarray:
         kept = found >= np.partition(found, -k)[-k]
         rows, found = rows[kept], found[kept]
     return rows[np.argsort(-found, kind="stable")][:k]
+
+
+@registry.engine("bm25", "over a corpus `{id, title, text}` (JSONL, gzip, parquet); the index is built once, kept with the "
+                 "run, memory-mapped", needs=("corpus",))
+def _bm25(setting):
+    return setting.index("bm25", lambda: BM25.from_documents(setting.documents()), BM25.load)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zsjax.errors import InputError
+from zsjax.search import registry
 from zsjax.search.addresses import check_address, environment_key
 from zsjax.search.engine import Document, Engine, Failed, SearchContext, check_request, first
 from zsjax.search.engines.http import MAX_TEXT
@@ -187,3 +188,14 @@ def _without_number(line: str) -> str:
     label = _LABELLED.match(line)
     bare = (line[label.end():] if label else bare_line(line)).strip()
     return bare if bare.count("**") % 2 == 0 and not bare.startswith("_") else bare.replace("**", "", 1).strip("*_ ")
+
+
+@registry.engine("chat", "a simulator behind an OpenAI-style server (SGLang, vLLM, llama.cpp, `transformers serve`)",
+                 needs=("url", "served_model", "key", "prompt"), is_real=False)
+def _chat(setting):
+    search = setting.config.search
+    return ChatSimulator(
+        search.remote.url, model=search.remote.model, template=SimulatorTemplate.load(setting.config.prompts.simulator),
+        num_documents=search.num_candidates, temperature=search.temperature, top_p=search.top_p,
+        reveal_gold=search.reveal_gold != "never", key_env=search.remote.key_env, seed=setting.config.seed,
+        max_tokens=search.remote.max_tokens, extra_body=search.remote.extra_body, limits=setting.limits)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from zsjax.errors import InputError
+from zsjax.search import registry
 from zsjax.search.corpus_store import hash_of, load_index, row_of, save_index
 from zsjax.search.engine import Document, Engine, SearchContext, check_request
 
@@ -141,3 +142,11 @@ def _unit(vectors, count: int) -> np.ndarray:
     if vectors.ndim != 2 or len(vectors) != count or not np.isfinite(vectors).all():
         raise ValueError(f"embed must give finite float32[{count}, D]; it gave shape {vectors.shape}")
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+@registry.engine("dense", "over a corpus, by vectors: `search.embedder` is a checkpoint (last-token pooling, as "
+                 "Qwen3-Embedding) or any function", needs=("corpus", "embedder"))
+def _dense(setting):
+    name, (embed, embed_query) = setting.config.search.embedder, setting.embedder()
+    build = lambda: Dense.from_documents(setting.documents(), embed, embed_query=embed_query, name=name)
+    return setting.index("dense", build, lambda folder: Dense.load(folder, embed_query, name=name), name)

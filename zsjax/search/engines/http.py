@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
+from zsjax.search import registry
 from zsjax.search.addresses import check_address
 from zsjax.search.corpus_store import title_of, unquoted
 from zsjax.search.engine import Document, Engine, Failed, SearchContext, check_request
@@ -100,3 +101,9 @@ def result_entry(document: Document, with_score: bool) -> dict:
     title, text = whole_text(document.title), whole_text(document.text)
     entry = {"title": title, "text": text, "contents": f'"{" ".join(title.split())}"\n{text}'}
     return {"document": entry, "score": _score(document.score)} if with_score else entry
+
+
+@registry.engine("http", "a server of the `/retrieve` protocol of Search-R1 and FlashRAG (`search.remote.url`)",
+                 needs=("url",))
+def _http(setting):
+    return HttpRetriever(setting.config.search.remote.url, limits=setting.limits)

@@ -3,6 +3,7 @@
 import collections
 from collections.abc import Sequence
 
+from zsjax.search import registry
 from zsjax.search.engine import Document, Engine, SearchContext, as_engine, chance, check_request
 
 
@@ -39,3 +40,10 @@ class Mixed(Engine):
                 for row, documents in zip(rows, results, strict=True):
                     found[row] = documents
         return found
+
+
+@registry.engine("mixed", "simulator or a real engine, search by search, by a schedule (`search.mix`)", is_real=False,
+                 evaluates=False, parts=lambda search: ("simulator", search.mix.real))
+def _mixed(setting):
+    config = setting.config
+    return Mixed(setting.engine("simulator"), setting.engine(config.search.mix.real), seed=config.seed)

@@ -12,7 +12,9 @@ import pathlib
 from collections.abc import Sequence
 
 from zsjax.errors import InputError
-from zsjax.search.account import Account, amount, write_json
+from zsjax.files import write_json
+from zsjax.search import registry
+from zsjax.search.account import Account, amount
 from zsjax.search.addresses import check_address, environment_key
 from zsjax.search.engine import BudgetSpent, Document, Engine, Failed, SearchContext, check_request, first
 from zsjax.search.transport import DEFAULT_LIMITS, Limits, Request, SearchError, Transport
@@ -130,7 +132,6 @@ class SerpApi(Engine):
         if self._folder is not None:
             path = self._path(query)
             try:
-                path.parent.mkdir(exist_ok=True)
                 return write_json(path, {"engine": self.engine, "query": query, "results": results})
             except OSError as error:  # a full disk: it was paid for, so it is kept at least by this process
                 logging.warning("a web search's results cannot be kept at %s: %s", path, error)
@@ -162,3 +163,12 @@ def _row(row: dict) -> dict:
 
 def _document(row: dict) -> Document:
     return Document(row["title"], row["snippet"] or row["title"])
+
+
+@registry.engine("serpapi", "web search; key from the environment, results kept on disk, `search.remote.budget` stops the "
+                 "run before it is exceeded", needs=("key",), one_host=True, key_env="SERPAPI_API_KEY")
+def _serpapi(setting):
+    remote = setting.config.search.remote
+    return SerpApi(engine=remote.web_engine, key_env=remote.key_env or "SERPAPI_API_KEY",
+                   cache_dir=setting.workdir / remote.cache_dir, budget=remote.budget, price=setting.config.cost.search,
+                   limits=setting.limits)

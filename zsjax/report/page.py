@@ -1,0 +1,204 @@
+"""The HTML report of a run: one self-contained file with curves, tables and trajectories by role.
+
+It shows whatever the run has written so far. Every input is optional: config.json, metrics.jsonl, evaluation.json,
+gates.json, trajectories/*.jsonl (training) and evaluation/*.json[l]. `page.html.j2` lays out what `contents` gathers. Text
+that models wrote is data: the template escapes everything, and the page's own policy forbids it scripts and network.
+"""
+
+import json
+import math
+import pathlib
+import types
+from collections.abc import Mapping, Sequence
+
+from zsjax.evaluation import tables
+from zsjax.evaluation.kept import Kept
+from zsjax.files import write_text
+from zsjax.monitor import costs
+from zsjax.monitor.writer import read_jsonl
+from zsjax.report.charts import color_of, line_chart, printable, short
+from zsjax.report.scores import evaluation_tables, is_number
+from zsjax.types import STATUS_NAMES
+
+# Curves of a stage: title, unit, {metric: its name in the chart} or what the metrics' names begin with, at least from, at
+# least to. A chart whose metrics are not there is left out; metrics that are in no chart stand under "other".
+CURVES = (
+    ("Score in training", "", {"reward": "reward (F1)", "em": "exact match"}, 0, 1),
+    ("Real engine, while training", "", {"eval/em": "exact match", "eval/f1": "F1"}, 0, 1),
+    ("Real engine, by hops", "exact match", {"eval/em_1_hop": "one hop", "eval/em_2_hop": "two hops"}, 0, 1),
+    ("Noise", "share of searches", {"noise": "curriculum", "noisy_share": "drawn"}, 0, None),
+    ("Searches", "per question", {"searches": "in training", "eval/searches": "real engine"}, 0, None),
+    ("Queries on path", "share of searches", {"on_path": "on path"}, 0, 1),
+    ("Length", "tokens per episode", {"response_tokens": "response", "document_tokens": "documents"}, 0, None),
+    ("KL to the starting policy", "nats per token", {"kl": "kl"}, 0, None),
+    ("Entropy", "nats per token", {"entropy": "entropy"}, 0, None),
+    ("Sampler–trainer gap", "nats per token", {"sampler_gap_mean": "mean", "sampler_gap_p99": "99 %",
+                                               "sampler_gap_max": "max"}, 0, None),
+    ("Terms of the reward", "unweighted", "reward/", None, None),
+    ("Ends", "share of episodes", {f"share_{name}": name for name in STATUS_NAMES[1:]}, 0, 1),
+    ("Repetition", "share of 4-grams seen before", {"repetition": "repetition"}, 0, 1),
+    ("Alarms", "1: out of bounds", "alarm/", 0, 1),
+    ("Value model", "squared error", {"value/value_error": "error"}, 0, None),
+    ("KL coefficient", "", {"kl_coef": "adaptive"}, 0, None),
+    ("Groups with a signal", "share of groups", {"groups_with_signal": "groups"}, 0, 1),
+    ("Loss", "", {"loss": "loss"}, None, None),
+    ("Gradient norm", "before clipping", {"grad_norm": "norm"}, 0, None),
+    ("Occupancy", "share of decode steps' places", {"occupancy/policy": "policy", "occupancy/simulator": "simulator"}, 0, 1),
+    ("Speed", "tokens per second of a step", {"speed/tokens_per_second": "tokens/s"}, 0, None),
+    ("Writing", "tokens per second of rollout", {"speed/policy_tokens_per_second": "policy",
+                                                 "speed/document_tokens_per_second": "documents shown"}, 0, None),
+    ("Prefill", "share of tokens read and drawn", {"prefill/policy": "policy", "prefill/simulator": "simulator",
+                                                   "prefill/operations": "operations, both"}, 0, 1),
+    ("Bandwidth reached in decoding", "share of the measured copy", {"speed/bandwidth_share": "at least"}, 0, 1),
+    ("Caches", "bytes allocated", {"cache_bytes/policy": "policy", "cache_bytes/simulator": "simulator"}, 0, None),
+    ("Compiled programs", "per step", {"compile/step": "compiled", "compile/cached": "from the persistent cache"}, 0, None),
+    ("Time", "seconds per step", {"time/step": "step", "time/rollout": "rollout", "time/score": "score",
+                                  "time/update": "update", "time/reshard": "weights moved for decoding",
+                                  "time/evaluate": "evaluate", "time/checkpoint": "checkpoint"}, 0, None),
+)
+STAGE_TITLES = {"train": "Reinforcement learning", "pretrain": "Pretraining of the base policy",
+                "warm_start": "Warm start of the policy", "pretrain_simulator": "Pretraining of the simulator",
+                "tune_simulator": "Tuning of the simulator"}
+ROLES = {"prompt": "prompt", "policy": "policy: trained on", "document": "documents: masked",
+         "template": "environment: masked"}
+MAX_SEGMENT = 4000  # characters shown of one segment
+NUM_TRAJECTORIES = 12
+COSTS = {"stage": "Stage", "episodes": "Episodes", "searches": "Searches", "policy_tokens": "Policy tokens",
+         "document_tokens": "Document tokens", "accelerator_hours": "Accelerator hours",
+         "accelerator_dollars": "$ accelerators", "paid_dollars": "$ paid searches",
+         "api_dollars": "$ at a web search API"}
+
+
+def write(workdir) -> pathlib.Path:
+    """Writes workdir/report.html from what the run has written so far; returns its path."""
+    import jinja2
+    import markupsafe
+
+    # Text is made printable, and then escaped; only the charts, which escape their own texts, are markup already.
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+        finalize=lambda value: printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value)
+    environment.filters |= {"short": short, "svg": markupsafe.Markup}
+    workdir = pathlib.Path(workdir)
+    path = workdir / "report.html"
+    write_text(path, environment.get_template("page.html.j2").render(contents(workdir)))
+    return path
+
+
+def contents(workdir: pathlib.Path) -> dict:
+    """What the template shows of a run's folder."""
+    config = _read_json(workdir / "config.json") or {}
+    account = read_jsonl(workdir / "metrics.jsonl")
+    lines = [line for line in account if line["stage"] not in ("collect", "evaluate")]  # those have no curves
+    evaluation, gates = (_read_json(workdir / f"{name}.json") or [] for name in ("evaluation", "gates"))
+    stages = sorted(dict.fromkeys(line["stage"] for line in lines), key=lambda stage: stage != "train")
+    prices = config.get("cost")
+    paid = costs.account(account, types.SimpleNamespace(**prices)) if prices else []
+    in_paper = any(tables.canonical(str(row.get("data_set"))) in tables.DATA_SETS for row in evaluation)
+    return {
+        "name": str(config.get("name", workdir.name)), "facts": _facts(config), "num_lines": len(lines),
+        "seconds": sum(line.get("time/step") or 0 for line in lines),
+        "evaluation": evaluation_tables(evaluation, Kept(workdir)),
+        "published": tables.paper_table(evaluation) if in_paper else None, "note": tables.NOTE,
+        "gates": _gates(gates), "stages": [_stage(name, [row for row in lines if row["stage"] == name]) for name in stages],
+        "costs": paid, "cost_columns": COSTS, "comparison": costs.comparison(paid), "roles": ROLES,
+        "trajectories": [_card(source, record) for source, record in choose_trajectories(workdir)],
+        "config": json.dumps(config, indent=2) if config else ""}
+
+
+def choose_trajectories(workdir) -> list[tuple[str, dict]]:
+    """About a dozen (file's name, record): from the first and the last file of training and from evaluations.
+
+    Within a file, best and worst rewards take turns, so that a page of successes cannot hide the failures.
+    """
+    workdir, found = pathlib.Path(workdir), []
+    train, evaluation = (sorted((workdir / name).glob("*.jsonl")) for name in ("trajectories", "evaluation"))
+    shown = {row.get("evaluation") for row in _read_json(workdir / "evaluation.json") or []}
+    played = [file for file in evaluation if not file.stem.startswith(("baseline_", "random_document"))]
+    evaluation = [file for file in played if file.stem in shown] or played  # else of an earlier version
+    chosen = list(dict.fromkeys([*train[:1], *train[-1:]])) + evaluation
+    for i, file in enumerate(chosen):
+        share = -(-(NUM_TRAJECTORIES - len(found)) // (len(chosen) - i))
+        rows = sorted(read_jsonl(file), key=lambda row: -_score_of(row))
+        order = [row for pair in zip(rows, reversed(rows)) for row in pair][:len(rows)]
+        found += [(f"{file.parent.name}/{file.stem}", row) for row in order[:share]]
+    return found
+
+
+def noisy_segments(record: Mapping) -> list[bool]:
+    """For each segment of a record, whether it holds documents of a search that was noisy."""
+    shown = [noisy for noisy, status in zip(record.get("noisy", ()), record.get("search_status", ()))
+             if status in ("ok", "short")]
+    flags = iter(shown)
+    return [segment["role"] == "document" and next(flags, False) for segment in record.get("segments", ())]
+
+
+def _facts(config):
+    facts = {}
+    for label, path in (("seed", ("seed",)), ("engine", ("search", "engine")), ("tokenizer", ("tokenizer",)),
+                        ("policy", ("policy", "init")), ("simulator", ("simulator", "init"))):
+        value = config
+        for name in path:
+            value = value.get(name) if isinstance(value, dict) else None
+        if value is not None:
+            facts[label] = value
+    return facts
+
+
+def _gates(gates):
+    """{gate: (columns, rows)}."""
+    found = {}
+    for name in dict.fromkeys(str(row.get("gate", "")) for row in gates):
+        rows = [row for row in gates if str(row.get("gate", "")) == name]
+        found[name] = list(dict.fromkeys(column for row in rows for column in row if column != "gate")), rows
+    return found
+
+
+def _stage(stage, lines):
+    used, charts = {"step", "stage"}, []
+    metrics = list(dict.fromkeys(name for line in lines for name in line))
+    for title, unit, names, low, high in CURVES:
+        if isinstance(names, str):
+            names = {name: name.removeprefix(names) for name in metrics if name.startswith(names)}
+        charts.append(_chart(title, unit, names, lines, low, high))
+        used |= names.keys()
+    others = [_chart(name, "", {name: name}, lines, None, None) for name in sorted(metrics) if name not in used
+              and "used/" not in name and any(isinstance(line.get(name), int | float) for line in lines)]
+    return {"title": STAGE_TITLES.get(stage, stage), "charts": list(filter(None, charts)),
+            "others": list(filter(None, others))}
+
+
+def _chart(title, unit, names, lines, low, high):
+    number = lambda value: float(value) if isinstance(value, int | float | str) and value != "" else math.nan
+    series = {label: [(line["step"], number(line[name])) for line in lines if name in line]
+              for name, label in names.items()}
+    series = {label: points for label, points in series.items() if points}
+    svg = line_chart(series, low=low, high=high) if series else ""
+    last = next(iter(series.values()))[-1][1] if len(series) == 1 else None
+    legend = [(color_of(index), name) for index, name in enumerate(series)] if len(series) > 1 else []
+    return {"title": title, "unit": unit, "last": last, "legend": legend, "svg": svg} if svg else None
+
+
+def _card(source, record):
+    facts = {name: short(record[name]) for name in ("reward", "em", "f1") if is_number(record.get(name))}
+    facts |= {name: record[key] for name, key in (("status", "status"), ("searches", "num_searches")) if key in record}
+    segments = [{"role": segment["role"] if segment["role"] in ROLES else "template", "noisy": noisy,
+                 "text": segment["text"][:MAX_SEGMENT], "more": max(0, len(segment["text"]) - MAX_SEGMENT)}
+                for segment, noisy in zip(record.get("segments", ()), noisy_segments(record))]
+    return {"source": source, "question": record.get("question", ""), "facts": facts, "segments": segments,
+            "golds": " / ".join(map(str, record.get("golden_answers", ()))), "win": _score_of(record) >= 0.5}
+
+
+def _score_of(record) -> float:
+    for name in ("reward", "f1", "em"):
+        if is_number(record.get(name)):
+            return float(record[name])
+    return 0.0
+
+
+def _read_json(path) -> dict | Sequence | None:
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError:  # written by hand or cut: the rest of the report is still worth having
+        return None
