@@ -1,6 +1,6 @@
 """The compiled rollout with models that say nothing: a script decides where tags fire and lines end.
 
-Everything runs as in training (`zsjax.rollout.compiled_program`); only the tables that say which tokens complete a tag are
+Everything runs as in training (`zsjax.rollout.compiled.compiled_program`); only the tables that say which tokens complete a tag are
 the script's. A random model draws nearly uniformly, so that "a token below V h" fires with probability h: lengths follow
 any distribution whose hazard at every position is h.
 """
@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsjax import rollout, types
+from zsjax import types
 from zsjax.rollout import compiled
 from zsjax.rollout import state as pieces
+from zsjax.rollout.played import occupancy
 from zsjax.sampling.tags import TagAutomaton
 from zsjax.search.simulator.prompt import SLOTS, SimulatorTemplate
 from zsjax.search.simulator.simulator import Simulator
@@ -74,16 +75,17 @@ def scripted_rollout(config, params, w, rng):
     play = scripted_episodes(config, params, w, rng)
 
     def run():
-        episodes, work = play()
+        played = play()
+        episodes = played.episodes
         trajectories = [_turns(roles, length) for roles, length in zip(episodes.roles, episodes.length)]
         return {"tokens": int((episodes.roles == types.POLICY).sum()), "trajectories": trajectories,
-                "documents": int((episodes.roles == types.DOCUMENT).sum()), **compiled.occupancy(episodes, work)}
+                "documents": int((episodes.roles == types.DOCUMENT).sum()), **occupancy(played)}
 
     return run
 
 
 def scripted_episodes(config, params, w, rng):
-    """A function that plays a batch and returns (Episodes, the program's counts of its work), on the host.
+    """A function that plays a batch and returns `Played`, on the host.
 
     w: see benchmarks/rollout.py. Both models are the same parameters, as in the peers.
     """
@@ -129,7 +131,7 @@ def scripted_episodes(config, params, w, rng):
               "group_id": np.arange(questions, dtype=np.int32), "question": random_ids(question_tokens),
               "answers": random_ids(ANSWERS), "question_key": np.arange(questions, dtype=np.uint32)}
     schedule = compiled.Schedule(rows=w.get("rows", 0), slots=w.get("slots", 0), busy=w.get("busy", 0.0))
-    program = rollout.compiled_program(env, schedule, simulator, None)
+    program = compiled.compiled_program(env, schedule, simulator, None)
     policy_tables = pieces.Tables(automaton=script, eos=none)
 
     def play():

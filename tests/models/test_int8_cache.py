@@ -112,7 +112,8 @@ def test_rollouts(monkeypatch, simulator, compiled):  # noqa: F811
     config = dataclasses.replace(config, policy=dataclasses.replace(config.policy, cache_dtype="int8"))
     engine = dataclasses.replace(simulator, cache_dtype="int8") if compiled else Library()
     rollout = make_rollout(POLICY, engine, TOKENIZER, config, group_size=2)
-    episodes, work = jax.device_get(rollout(PARAMS, QUESTIONS[:3], noise=0.5, key=jax.random.key(3), with_work=True))
+    played = jax.device_get(rollout.play(PARAMS, QUESTIONS[:3], noise=0.5, key=jax.random.key(3)))
+    episodes, work = played.episodes, played.work
     said = episodes.roles == types.POLICY
     logits = forward(PARAMS, POLICY, episodes.tokens, valid=episodes.roles != types.PAD)[:, :-1]
     dense = jnp.take_along_axis(jax.nn.log_softmax(logits), episodes.tokens[:, 1:, None], 2)[:, :, 0]

@@ -26,6 +26,7 @@ from zsjax.models.placement import param_shardings
 from zsjax.parallel.mesh import TRAIN_RULES, make_mesh, reshard
 from zsjax.rollout import compiled, dedup, growing, make_rollout
 from zsjax.rollout import state as pieces
+from zsjax.rollout.played import occupancy, requests_saved
 from zsjax.search.simulator.requests import question_keys
 from zsjax.search.simulator.writing import Replies
 from zsjax.types import Question
@@ -39,7 +40,7 @@ QUESTIONS = [Question(str(i), f"What is the mother of {name}?", ("Kara",)) for i
 def play(simulator, questions, **schedule):  # noqa: F811
     rollout = make_rollout(POLICY, simulator, TOKENIZER, make_config(lanes=2, **schedule), group_size=GROUP)
     ids = [int(q.id) for q in questions]
-    return jax.device_get(rollout(PARAMS, questions, noise=0.5, key=jax.random.key(4), group_ids=ids, with_work=True))
+    return jax.device_get(rollout.play(PARAMS, questions, noise=0.5, key=jax.random.key(4), group_ids=ids))
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +52,16 @@ def lockstep(request, simulator):  # noqa: F811
             searching(patch, draws=lambda episode: 2 + 5 * (episode % 3))
             size = ROWS // GROUP
             parts = [play(simulator, QUESTIONS[i:i + size]) for i in range(0, len(QUESTIONS), size)]
-        episodes = jax.tree.map(lambda *x: np.concatenate(x), *[episodes for episodes, _ in parts])
-        yield episodes, sum(int(work.policy_steps[0]) for _, work in parts)
+        episodes = jax.tree.map(lambda *x: np.concatenate(x), *[played.episodes for played in parts])
+        yield episodes, sum(int(played.work.policy_steps[0]) for played in parts)
 
 
 @pytest.mark.parametrize("lockstep, slots, busy", [("whole", 4, 0.0), ("whole", 4, 1.0), ("whole", 1, 0.5),
                                                    ("segments", 4, 1.0)], indirect=["lockstep"])
 def test_the_schedule_changes_no_trajectory(monkeypatch, simulator, lockstep, slots, busy):  # noqa: F811
     searching(monkeypatch, draws=lambda episode: 2 + 5 * (episode % 3))
-    episodes, work = play(simulator, QUESTIONS, rows=ROWS, simulator_slots=slots, busy=busy)
+    played = play(simulator, QUESTIONS, rows=ROWS, simulator_slots=slots, busy=busy)
+    episodes, work = played.episodes, played.work
     expected, lockstep_steps = lockstep
     for field in dataclasses.fields(types.Episodes):
         np.testing.assert_array_equal(getattr(episodes, field.name), getattr(expected, field.name), err_msg=field.name)
@@ -77,8 +79,8 @@ def test_the_schedule_changes_no_trajectory(monkeypatch, simulator, lockstep, sl
     assert (int(work.requests[0]), int(work.simulated[0])) == (len(asked), len(set(asked))) and len(set(asked)) < len(asked)
     steps = int(work.simulator_steps[0])
     assert slots > 1 or work.simulator_tokens[0] <= steps <= len(set(asked)) * NUM_DOCUMENTS * (DOCUMENT_TOKENS + 1)
-    assert all(0 < share <= 1 for share in compiled.occupancy(episodes, work).values())
-    assert compiled.requests_saved(work) == pytest.approx(1 - len(set(asked)) / len(asked))
+    assert all(0 < share <= 1 for share in occupancy(played).values())
+    assert requests_saved(work) == pytest.approx(1 - len(set(asked)) / len(asked))
 
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -155,7 +157,8 @@ def test_a_cache_that_grows_changes_no_trajectory(monkeypatch, simulator, lockst
     rollout = make_rollout(POLICY, simulator, TOKENIZER, config, mesh, group_size=GROUP)
     params = reshard(PARAMS, param_shardings(POLICY, mesh, TRAIN_RULES))
     for _ in range(2):
-        episodes, work = jax.device_get(rollout(params, QUESTIONS, noise=0.5, key=jax.random.key(4), with_work=True))
+        played = jax.device_get(rollout.play(params, QUESTIONS, noise=0.5, key=jax.random.key(4)))
+    episodes, work = played.episodes, played.work
     assert traced == [MAX_TOKENS // 2, MAX_TOKENS] and len(work.policy_steps) == 2
     assert (lockstep[0].length > MAX_TOKENS // 2).any()
     for field in dataclasses.fields(types.Episodes):

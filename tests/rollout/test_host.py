@@ -45,7 +45,8 @@ def rollout_of(engine, mesh=None, watch=None, **rollout):
 
 def play(rollout, questions=QUESTIONS):
     ids = [int(q.id) for q in questions]
-    return jax.device_get(rollout(PARAMS, questions, noise=0.5, key=jax.random.key(4), group_ids=ids, with_work=True))
+    played = rollout.play(PARAMS, questions, noise=0.5, key=jax.random.key(4), group_ids=ids)
+    return jax.device_get((played.episodes, played.work))
 
 
 def same(a, b):
@@ -183,7 +184,8 @@ def test_a_simulator_on_its_own_devices_writes_the_same(monkeypatch, simulator):
         monkeypatch.setattr(jax, "devices", lambda: devices)
         mesh = make_mesh(mesh_config)
         rollout = make_rollout(POLICY, simulator, TOKENIZER, settings, mesh, group_size=GROUP)
-        return jax.device_get(rollout(PARAMS, questions, noise=0.5, key=jax.random.key(4), with_work=True))
+        played = rollout.play(PARAMS, questions, noise=0.5, key=jax.random.key(4))
+        return jax.device_get((played.episodes, played.work))
 
     devices = jax.devices()
     together, _ = episodes_on(MeshConfig(), devices[:2])

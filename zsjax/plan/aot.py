@@ -27,8 +27,8 @@ from zsjax.rl.optimizer import make_optimizers
 from zsjax.rl.passes import make_programs
 from zsjax.rl.roles import attention_mask
 from zsjax.rl.update import load_loss
-from zsjax.rollout import compiled_program, environment
-from zsjax.rollout.state import tables
+from zsjax.rollout.compiled import compiled_program
+from zsjax.rollout.state import environment, tables
 from zsjax.types import TokenBatch
 
 

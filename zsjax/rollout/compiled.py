@@ -21,20 +21,21 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from zsjax import types
-from zsjax.models import quant
 from zsjax.models.cache import when
 from zsjax.models.decoder import decoding_params
+from zsjax.models.placement import for_decoding
+from zsjax.parallel.constrain import over_rows
 from zsjax.rollout import dedup
 from zsjax.rollout import state as pieces
+from zsjax.rollout.played import Played, RolloutWork, num_bytes
 from zsjax.rollout.state import DOCUMENTS, HINT, Environment, Prompts, RolloutState, generating
 from zsjax.sampling.prefill import first_rows
 from zsjax.search.rerank import chooser
-from zsjax.search.simulator.requests import Requests
+from zsjax.search.simulator.requests import Requests, question_keys
 from zsjax.search.simulator.simulator import Simulator
-from zsjax.search.simulator.writing import Tally, Writing
+from zsjax.search.simulator.writing import Writing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,52 +59,6 @@ class Schedule:
 
 
 @flax.struct.dataclass
-class Work:
-    """What a rollout did, as int32[1] (one a device): useful tokens over (rows x steps) is the occupancy. None: not counted.
-
-    simulator_tokens: of finished documents, counted once however many rows read them.
-    requests: searches that were asked. simulated: different ones, which were written.
-    tally: of the simulator; None where it is not in the program. policy_cache, simulator_cache: float32[1], bytes.
-    """
-
-    policy_steps: Any
-    policy_rows: Any
-    simulator_steps: Any
-    simulator_slots: Any
-    simulator_tokens: Any = None
-    requests: Any = None
-    simulated: Any = None
-    tally: Tally | None = None
-    policy_cache: Any = None
-    simulator_cache: Any = None
-
-
-def num_bytes(cache):
-    """float32[1] bytes of a cache, as `Work` has them."""
-    return np.full(1, quant.num_bytes(cache), np.float32)
-
-
-def occupancy(episodes: types.Episodes, work: Work) -> dict[str, float]:
-    """Shares of the decode steps' places that held a token of use, "policy" and "simulator"; numpy.
-
-    Everything else counts as idle: rows that wait, the end of the queue, documents that were cut. No entry for a model that
-    took no step or was not counted.
-    """
-    policy_tokens = (np.asarray(episodes.roles) == types.POLICY).sum()
-    parts = {"policy": (policy_tokens, work.policy_steps, work.policy_rows),
-             "simulator": (work.simulator_tokens, work.simulator_steps, work.simulator_slots)}
-    places = {name: float((np.asarray(steps) * np.asarray(at_once)).sum()) for name, (_, steps, at_once) in parts.items()}
-    return {name: float(np.sum(tokens)) / places[name] for name, (tokens, *_) in parts.items()
-            if places[name] and tokens is not None}
-
-
-def requests_saved(work: Work) -> float | None:
-    """The share of the searches that the reply to an equal one answered; numpy. None: none was counted."""
-    asked = np.sum(work.requests) if work.requests is not None else 0
-    return 1 - float(np.sum(work.simulated) / asked) if asked else None
-
-
-@flax.struct.dataclass
 class Loop:
     """The carry of the outer loop. E episodes, R rows, S slots, N requests."""
 
@@ -118,7 +73,7 @@ class Loop:
 
 
 def play(policy_params, simulator_params, env: Environment, schedule: Schedule, tables, simulator: Simulator,
-         simulator_tables, inputs, noise, temperature, key, reranker=None) -> tuple[types.Episodes, Work]:
+         simulator_tables, inputs, noise, temperature, key, reranker=None) -> Played:
     """A whole rollout against a simulator with the policy's tokenizer, as one program. Pure.
 
     Args:
@@ -127,13 +82,13 @@ def play(policy_params, simulator_params, env: Environment, schedule: Schedule, 
       reranker: weights of `zsjax.search.rerank`, which choose from what the simulator writes; None: the first are shown.
 
     Returns:
-      (Episodes of all questions x group_size rows, Work).
+      Played, with episodes of all questions x group_size rows.
     """
     policy_params, simulator_params = _cast(policy_params, simulator_params, env, simulator)
     prompts, loop = begin(policy_params, simulator_params, env, schedule, simulator, inputs, env.max_tokens)
     loop = go_on(policy_params, simulator_params, env, schedule, tables, simulator, simulator_tables, inputs, noise,
                  temperature, key, reranker, prompts, loop)
-    return loop.episodes, work_of(loop)
+    return Played(loop.episodes, work_of(loop))
 
 
 def _cast(policy_params, simulator_params, env, simulator):
@@ -265,10 +220,39 @@ def unfinished(loop: Loop):
     return (loop.next[0] < len(loop.episodes.length)) | (loop.state.status == types.RUNNING).any()
 
 
-def work_of(loop: Loop) -> Work:
+def work_of(loop: Loop) -> RolloutWork:
     """What was done so far."""
     one = lambda x: jnp.full(1, x, jnp.int32)
-    return Work(policy_steps=loop.state.steps, policy_rows=one(len(loop.episode)), simulator_steps=loop.writing.steps,
+    return RolloutWork(policy_steps=loop.state.steps, policy_rows=one(len(loop.episode)), simulator_steps=loop.writing.steps,
                 simulator_slots=one(len(loop.writes)), simulator_tokens=one(loop.ledger.replies.lengths.sum()),
                 requests=loop.ledger.asked, simulated=loop.ledger.begun, tally=loop.writing.tally,
                 policy_cache=num_bytes(loop.state.cache), simulator_cache=num_bytes(loop.writing.cache))
+
+
+def compiled_program(env, schedule, simulator: Simulator, mesh):
+    """The whole rollout as one jitted program; its arguments are those of `program` below, parameters as
+    `for_decoding` gives them."""
+    def program(policy_params, simulator_params, tables, simulator_tables, inputs, noise, temperature, key, reranker=None):
+        return play(policy_params, simulator_params, env, schedule, tables, simulator, simulator_tables, inputs, noise,
+                    temperature, key, reranker)
+
+    in_rows = (False, False, False, False, True, False, False, False, False)
+    return jax.jit(over_rows(program, mesh, in_rows))
+
+
+class CompiledRollout:
+    """Call with (params, inputs, questions, noise, temperature, key, reranker): plays them by the program."""
+
+    def __init__(self, program, tables, simulator: Simulator, mesh):
+        """program: `compiled_program` or a `GrowingRollout`. mesh: None, or this host's."""
+        self.program, self.tables, self.simulator, self.mesh = program, tables, simulator, mesh
+        self._simulator_params = None  # placed by the first rollout
+
+    def __call__(self, params, inputs, questions, noise, temperature, key, reranker=None) -> Played:
+        simulator = self.simulator
+        if self._simulator_params is None:
+            self._simulator_params = for_decoding(simulator.params, simulator.config, self.mesh)
+        question, answers = simulator.encode_questions(questions)
+        inputs = dict(inputs, question=question, answers=answers, question_key=question_keys(questions))
+        return self.program(params, self._simulator_params, self.tables, simulator.tables, inputs, noise, temperature, key,
+                            reranker)

@@ -12,6 +12,7 @@ import jax
 from zsjax.models.cache import grow
 from zsjax.parallel import constrain
 from zsjax.rollout import compiled
+from zsjax.rollout.played import Played
 
 
 def capacities(count: int, smallest: int, largest: int) -> list[int]:
@@ -20,7 +21,7 @@ def capacities(count: int, smallest: int, largest: int) -> list[int]:
 
 
 class GrowingRollout:
-    """Call with the arguments of `zsjax.rollout.compiled_program`'s program: returns (Episodes, Work)."""
+    """Call with the arguments of `zsjax.rollout.compiled_program`'s program: returns Played."""
 
     def __init__(self, env, schedule, simulator, mesh, count: int):
         """count: of sizes. mesh: None, or the mesh over whose rows episodes are spread: each part of it stops where its own
@@ -52,4 +53,4 @@ class GrowingRollout:
                 break
             loop = loop.replace(state=loop.state.replace(cache=self.grow(capacity)(loop.state.cache)))
             loop, left, work = self.further(*arguments, prompts, loop)
-        return loop.episodes, work
+        return Played(loop.episodes, work)

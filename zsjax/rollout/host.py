@@ -28,7 +28,8 @@ from zsjax.models.decoder import decoding_params
 from zsjax.parallel.constrain import over_rows, row_shards
 from zsjax.parallel.mesh import replicated, reshard
 from zsjax.rollout import state as pieces
-from zsjax.rollout.compiled import Schedule, Work, num_bytes
+from zsjax.rollout.compiled import Schedule
+from zsjax.rollout.played import Played, RolloutWork, num_bytes
 from zsjax.rollout.searching import Asked
 from zsjax.rollout.state import DOCUMENTS, HINT, NOTHING, generating
 
@@ -102,7 +103,7 @@ class HostRollout:
     def _answer_pieces(self, params, state, documents, lengths, count, noisy, served):
         return pieces.insert(params, self.env, state, documents, lengths, count, noisy, served)
 
-    def __call__(self, params, inputs, questions, noise, temperature, key, reranker=None) -> tuple[types.Episodes, Work]:
+    def __call__(self, params, inputs, questions, noise, temperature, key, reranker=None) -> Played:
         params = self._cast(params)
         prompts, state, episodes = self._begin(params, inputs)
         board = _Board(len(state.length), len(episodes.length), row_shards(self.mesh), self.env, self.schedule)
@@ -137,9 +138,10 @@ class HostRollout:
                     rows, slots = (np.full_like(board.left, n) for n in (board.rows_a_shard, self.search.slots))
                     steps = np.zeros_like(rows)
                     steps[0] = simulator_steps
-                    return episodes, Work(policy_steps=jax.device_get(state.steps), policy_rows=rows,
-                                          simulator_steps=steps, simulator_slots=slots,
-                                          policy_cache=np.repeat(num_bytes(state.cache) / len(rows), len(rows)))
+                    return Played(episodes, RolloutWork(
+                        policy_steps=jax.device_get(state.steps), policy_rows=rows, simulator_steps=steps,
+                        simulator_slots=slots,
+                        policy_cache=np.repeat(num_bytes(state.cache) / len(rows), len(rows))))
 
                 collect(patience)  # so that the next batch can be asked for
                 if board.pending().any() and len(under_way) < self.search_batches:

@@ -27,6 +27,7 @@ import numpy as np
 from zsjax import types
 from zsjax.models.cache import KVCache, cache_dtype, copy_rows, init_cache
 from zsjax.models.decoder import DecoderConfig, extend, logits_of
+from zsjax.rollout.policy_prompt import PolicyTemplate
 from zsjax.sampling.logits import row_keys, sample
 from zsjax.sampling.prefill import prefill
 from zsjax.sampling.splice import append, concatenate, take_span
@@ -58,6 +59,28 @@ class Environment:
     lanes: int | None = None  # rows that are read at a time where prompts and documents are read; None: all
     noise_per_document: bool = False
     cache_dtype: str = "model"  # of the policy's cache: the dtype of its activations, or "int8"
+
+
+def environment(policy_config, tokenizer, config, group_size: int = 1) -> Environment:
+    """What a run's config fixes for its rollouts; texts in the policy's tokens."""
+    template = PolicyTemplate.load(config.prompts.policy)
+    encode = lambda text: np.array(tokenizer.encode(text), np.int32)
+    return Environment(
+        policy=policy_config.for_tokenizer(tokenizer),
+        max_turns=config.rollout.max_turns,
+        max_turn_tokens=config.rollout.max_turn_tokens,
+        max_tokens=config.rollout.max_tokens,
+        max_query_tokens=config.search.max_query_tokens,
+        num_documents=config.search.num_documents,
+        max_document_tokens=config.search.max_document_tokens,
+        information_open=encode(template.information_open),
+        information_close=encode(template.information_close),
+        hint=encode(template.hint),
+        group_size=group_size,
+        lanes=config.rollout.lanes or None,
+        noise_per_document=config.search.noise_per == "document",
+        cache_dtype=config.policy.cache_dtype,
+    )
 
 
 @flax.struct.dataclass
