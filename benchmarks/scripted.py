@@ -1,6 +1,6 @@
 """The compiled rollout with models that say nothing: a script decides where tags fire and lines end.
 
-Everything runs as in training (`zsjax.rollout.compiled.compiled_program`); only the tables that say which tokens complete a tag are
+Everything runs as in training (`zsjax.rollout.compiled.compiled_program`); only the tables that say which tokens complete
 the script's. A random model draws nearly uniformly, so that "a token below V h" fires with probability h: lengths follow
 any distribution whose hazard at every position is h.
 """
@@ -16,6 +16,7 @@ from zsjax import types
 from zsjax.rollout import compiled
 from zsjax.rollout import state as pieces
 from zsjax.rollout.played import occupancy
+from zsjax.rollout.schedule import Schedule
 from zsjax.sampling.tags import TagAutomaton
 from zsjax.search.simulator.prompt import SLOTS, SimulatorTemplate
 from zsjax.search.simulator.simulator import Simulator
@@ -124,19 +125,20 @@ def scripted_episodes(config, params, w, rng):
     env = pieces.Environment(
         policy=config, max_turns=w["turns"], max_turn_tokens=budget, max_tokens=w["max_tokens"], max_query_tokens=QUERY,
         num_documents=k, max_document_tokens=document_tokens, information_open=empty, information_close=empty,
-        hint=np.full(8, 3, np.int32), group_size=w.get("group", 1), lanes=w.get("lanes"))
+        hint=np.full(8, 3, np.int32), group_size=w.get("group", 1), prefill_batch=w.get("lanes"))
     random_ids = lambda size: (rng.integers(3, V, (questions, size)).astype(np.int32), np.full(questions, size, np.int32))
     prompts, lengths = random_ids(w["prompt"])
-    inputs = {"prompts": prompts, "prompt_lengths": lengths, "turn": np.zeros(questions, np.int32),
-              "group_id": np.arange(questions, dtype=np.int32), "question": random_ids(question_tokens),
-              "answers": random_ids(ANSWERS), "question_key": np.arange(questions, dtype=np.uint32)}
-    schedule = compiled.Schedule(rows=w.get("rows", 0), slots=w.get("slots", 0), busy=w.get("busy", 0.0))
-    program = compiled.compiled_program(env, schedule, simulator, None)
+    asked = {"prompts": prompts, "prompt_lengths": lengths, "turn": np.zeros(questions, np.int32),
+             "group_id": np.arange(questions, dtype=np.int32), "question": random_ids(question_tokens),
+             "answers": random_ids(ANSWERS), "question_key": np.arange(questions, dtype=np.uint32)}
+    schedule = Schedule(rows=w.get("rows", 0), slots=w.get("slots", 0), decode_threshold=w.get("busy", 0.0))
+    program = compiled.compiled_program(compiled.Static(env, schedule, simulator), None)
     policy_tables = pieces.Tables(automaton=script, eos=none)
 
     def play():
-        return jax.device_get(program(params, params, policy_tables, simulator_tables, inputs, jnp.float32(0.0),
-                                      jnp.float32(1.0), jax.random.key(0)))
+        return jax.device_get(program(compiled.Inputs(
+            params, params, policy_tables, simulator_tables, noise=jnp.float32(0.0), temperature=jnp.float32(1.0),
+            key=jax.random.key(0)), asked))
 
     return play
 

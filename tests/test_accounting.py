@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.rollout.test_turns import PARAMS, POLICY, TOKENIZER, Library, make_config, searching, simulator  # noqa: F401
+from tests.small_models import PARAMS, POLICY, TOKENIZER, Library, make_config, searching
 from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.monitor import usage
 from zsjax.parallel import constrain
@@ -55,11 +55,10 @@ def test_untied_embeddings_and_narrow_matrices_are_read_as_they_are_used():
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-def test_of_a_real_rollout(monkeypatch, simulator, compiled):  # noqa: F811
-    searching(monkeypatch)
+def test_of_a_real_rollout(simulator, compiled):
     questions = [Question(str(i), f"What is the mother of {name}?", ("Kara",)) for i, name in enumerate(("Kara", "Lonor"))]
     engine = simulator if compiled else Library()
-    rollout = make_rollout(POLICY, engine, TOKENIZER, make_config(rows=2, lanes=1), group_size=2)
+    rollout = make_rollout(POLICY, engine, TOKENIZER, make_config(rows=2, lanes=1), group_size=2, sampler=searching())
     played = jax.device_get(rollout.play(PARAMS, questions, noise=0.5, key=jax.random.key(3)))
     episodes, work = played.episodes, played.work
     account = usage.RolloutAccount(POLICY, engine)

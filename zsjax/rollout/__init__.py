@@ -8,14 +8,16 @@ from zsjax.rollout.growing import GrowingRollout
 from zsjax.rollout.host import HostRollout
 from zsjax.rollout.reranking import HostReranker
 from zsjax.rollout.rollout import Rollout
+from zsjax.rollout.schedule import Schedule
 from zsjax.rollout.searching import SimulatorSearch, TextSearch
-from zsjax.rollout.state import environment, tables
+from zsjax.rollout.state import draw_tokens, environment, tables
 from zsjax.search.simulator.simulator import Simulator
 
 __all__ = ["Rollout", "make_rollout"]
 
 
-def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_size: int = 1, watch=None) -> Rollout:
+def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_size: int = 1, watch=None,
+                 sampler=draw_tokens) -> Rollout:
     """Makes the rollout that fits the engine.
 
     A `Simulator` that shares the policy's tokenizer runs with the policy in one compiled program, or in a program beside
@@ -31,23 +33,25 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
       group_size: episodes per question; the prompt is read once.
       watch: called with the `RolloutState` after every refill, generation and insertion. The rollout is then driven from
         the host, whatever the engine.
+      sampler: draws the policy's tokens, see `state.draw_tokens`.
     """
-    env = environment(policy_config, tokenizer, config, group_size)
+    env = environment(policy_config, tokenizer, config, group_size, sampler)
     policy_tables = tables(tokenizer, policy_config)
-    schedule = compiled.Schedule(config.rollout.rows, config.rollout.simulator_slots, config.rollout.busy)
+    schedule = Schedule(config.rollout.rows, config.rollout.simulator_slots, config.rollout.busy)
     local = None if mesh is None else local_mesh(mesh)
     apart = None if mesh is None else simulator_mesh(config.mesh)
     same_tokens = isinstance(engine, Simulator) and engine.tokenizer is tokenizer
     if same_tokens and watch is None and apart is None:
-        program = (compiled.compiled_program(env, schedule, engine, local) if config.rollout.capacities == 1 else
-                   GrowingRollout(env, schedule, engine, local, config.rollout.capacities))
+        static = compiled.Static(env, schedule, engine)
+        program = (compiled.compiled_program(static, local) if config.rollout.capacities == 1 else
+                   GrowingRollout(static, local, config.rollout.capacities))
         player = compiled.CompiledRollout(program, policy_tables, engine, local)
     else:
         if isinstance(engine, Simulator) and not same_tokens:
             logging.info("the simulator has its own tokenizer: documents go through text on the host")
         if same_tokens:
-            search = SimulatorSearch(engine, apart or local, schedule, num_shown=env.num_documents, lanes=env.lanes,
-                                     in_threads=apart is not None)
+            search = SimulatorSearch(engine, apart or local, schedule, num_shown=env.num_documents,
+                                     prefill_batch=env.prefill_batch, in_threads=apart is not None)
         else:
             search = TextSearch(engine, tokenizer, config.search.document_format, num_documents=env.num_documents,
                                 max_document_tokens=env.max_document_tokens, reranker=HostReranker(config, tokenizer))

@@ -10,13 +10,14 @@ One turn of a row is one generation of the policy. It ends at `</search>`, `</an
 Searches and invalid actions both use up a turn. After `max_turns` of them one last generation may only answer: whatever
 else it does ends the row as OUT_OF_TURNS and is not run. A row whose context is full is OUT_OF_TOKENS.
 
-The pieces (`read_prompts`, `seat`, `generate_turn`, `queries`, `insert`) are pure functions over `RolloutState`.
+The pieces (`read_prompts`, `refill`, `generate_turn`, `queries`, `insert`) are pure functions over `RolloutState`.
 `zsjax.rollout.compiled` chains them with the simulator in one program when the engine is a `Simulator` that shares the
 policy's tokenizer; `zsjax.rollout.host` drives them for engines that live on the host. Tokens go in and come out: nothing is
 decoded and encoded again, and roles and log-probs are written when a token is written.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -27,6 +28,8 @@ import numpy as np
 from zsjax import types
 from zsjax.models.cache import KVCache, cache_dtype, copy_rows, init_cache
 from zsjax.models.decoder import DecoderConfig, extend, logits_of
+from zsjax.rollout import schedule
+from zsjax.rollout.actions import DOCUMENTS, HINT, NOTHING
 from zsjax.rollout.policy_prompt import PolicyTemplate
 from zsjax.sampling.logits import row_keys, sample
 from zsjax.sampling.prefill import prefill
@@ -37,8 +40,10 @@ POLICY_TAGS = ("<search>", "</search>", "<answer>", "</answer>")
 OPEN_SEARCH, CLOSE_SEARCH, OPEN_ANSWER, CLOSE_ANSWER = 1, 2, 3, 4  # events of the automaton
 PREFILL_CHUNK = 128
 
-# What a row waits for.
-NOTHING, DOCUMENTS, HINT = 0, 1, 2
+
+def draw_tokens(logits, state: "RolloutState", key, temperature):
+    """(int32[B] tokens, float32[B] log-probs in nats) drawn from logits float32[B, V], keyed by (key, episode, position)."""
+    return sample(logits, row_keys(key, state.episode_id, state.length), temperature=temperature)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,12 +61,13 @@ class Environment:
     information_close: np.ndarray
     hint: np.ndarray
     group_size: int = 1
-    lanes: int | None = None  # rows that are read at a time where prompts and documents are read; None: all
+    prefill_batch: int | None = None  # rows read at a time where prompts and documents are read; None: all
     noise_per_document: bool = False
     cache_dtype: str = "model"  # of the policy's cache: the dtype of its activations, or "int8"
+    sampler: Callable = draw_tokens  # (logits, state, key, temperature) -> (tokens, log-probs); tests pass their own
 
 
-def environment(policy_config, tokenizer, config, group_size: int = 1) -> Environment:
+def environment(policy_config, tokenizer, config, group_size: int = 1, sampler=draw_tokens) -> Environment:
     """What a run's config fixes for its rollouts; texts in the policy's tokens."""
     template = PolicyTemplate.load(config.prompts.policy)
     encode = lambda text: np.array(tokenizer.encode(text), np.int32)
@@ -77,9 +83,10 @@ def environment(policy_config, tokenizer, config, group_size: int = 1) -> Enviro
         information_close=encode(template.information_close),
         hint=encode(template.hint),
         group_size=group_size,
-        lanes=config.rollout.lanes or None,
+        prefill_batch=config.rollout.lanes or None,
         noise_per_document=config.search.noise_per == "document",
         cache_dtype=config.policy.cache_dtype,
+        sampler=sampler,
     )
 
 
@@ -126,7 +133,7 @@ def tables(tokenizer, config: DecoderConfig) -> Tables:
 
 @flax.struct.dataclass
 class Prompts:
-    """Q prompts that were read once; `seat` puts an episode of one of them into a row."""
+    """Q prompts that were read once; `refill` puts an episode of one of them into a row."""
 
     tokens: Any  # int32[Q, P]
     lengths: Any  # int32[Q]
@@ -148,7 +155,7 @@ def read_prompts(params, env: Environment, inputs) -> Prompts:
     (Q, P), dtype = prompts.shape, jnp.dtype(env.policy.dtype)
     cache = init_cache(env.policy, Q, P, cache_dtype(env.policy, env.cache_dtype))
     hidden, cache = prefill(params, env.policy, prompts, lengths, cache,
-                            jnp.zeros((Q, env.policy.embed_dim), dtype), chunk=PREFILL_CHUNK, lanes=env.lanes)
+                            jnp.zeros((Q, env.policy.embed_dim), dtype), chunk=PREFILL_CHUNK, batch=env.prefill_batch)
     return Prompts(tokens=prompts, lengths=lengths, turn=inputs["turn"], cache=cache, hidden=hidden,
                    group_id=inputs["group_id"])
 
@@ -182,7 +189,7 @@ def empty_rows(env: Environment, rows: int, capacity: int | None = None) -> Roll
     )
 
 
-def seat(env: Environment, state: RolloutState, prompts: Prompts, rows, episode) -> RolloutState:
+def refill(env: Environment, state: RolloutState, prompts: Prompts, rows, episode) -> RolloutState:
     """Begins episodes in rows.
 
     Args:
@@ -207,15 +214,9 @@ def seat(env: Environment, state: RolloutState, prompts: Prompts, rows, episode)
     return state.replace(cache=cache, **{name: put(getattr(state, name), getattr(fresh, name)) for name in names})
 
 
-def start(env: Environment, prompts: Prompts) -> RolloutState:
-    """`group_size` rows of each prompt, those of a question next to each other: see `seat`."""
-    episodes = jnp.arange(prompts.tokens.shape[0] * env.group_size, dtype=jnp.int32)
-    return seat(env, empty_rows(env, len(episodes)), prompts, episodes, episodes)
-
-
 def generating(state: RolloutState):
     """bool[B]: rows whose next token is the policy's."""
-    return (state.status == types.RUNNING) & (state.waits_for == NOTHING)
+    return schedule.generating(state.status, state.waits_for)
 
 
 def outgrows(env: Environment, state: RolloutState):
@@ -231,14 +232,13 @@ def _insertion_size(env: Environment, k: int, N: int) -> int:
 
 
 def generate_turn(params, env: Environment, tables: Tables, state: RolloutState, key, temperature,
-                  go_on=lambda state: True) -> RolloutState:
-    """Samples until every row has ended or waits for documents or a hint, or until `go_on(state)` is False."""
+                  goes_on=lambda state: True) -> RolloutState:
+    """Samples until every row has ended or waits for documents or a hint, or until `goes_on(state)` is False."""
     T, rows = env.max_tokens, jnp.arange(state.length.shape[0])
 
     def step(s: RolloutState) -> RolloutState:
         alive = generating(s)
-        token, logprob = sample(logits_of(params, env.policy, s.hidden), row_keys(key, s.episode_id, s.length),
-                                temperature=temperature)
+        token, logprob = env.sampler(logits_of(params, env.policy, s.hidden), s, key, temperature)
         at = jnp.where(alive, s.length, T)  # writes of other rows are dropped
         tag_state, event = tables.automaton.step(s.tag_state, token)
         query_open = jnp.where(event == OPEN_SEARCH, s.length, s.query_open)
@@ -275,7 +275,7 @@ def generate_turn(params, env: Environment, tables: Tables, state: RolloutState,
             steps=s.steps + 1,
         )
 
-    return jax.lax.while_loop(lambda s: generating(s).any() & go_on(s), step, state)
+    return jax.lax.while_loop(lambda s: generating(s).any() & goes_on(s), step, state)
 
 
 def queries(env: Environment, tables: Tables, state: RolloutState):
@@ -294,7 +294,7 @@ def queries(env: Environment, tables: Tables, state: RolloutState):
     return state.replace(waits_for=waits_for), (jnp.where(query_length[:, None] > 0, query, 0), query_length)
 
 
-def coins(env: Environment, state: RolloutState, noise, key):
+def draw_noise(env: Environment, state: RolloutState, noise, key):
     """P(True) = noise: bool[B], whether this turn's search is noisy, or bool[B, k], whether each of its documents is.
 
     Keyed by (key, episode, turn).
@@ -305,8 +305,9 @@ def coins(env: Environment, state: RolloutState, noise, key):
 
 
 def per_document(noisy, shape):
-    """bool[B, k] of `coins`, numpy or jax: a search's coin is that of all its documents."""
-    return jnp.broadcast_to(noisy if noisy.ndim == 2 else noisy[:, None], shape)
+    """bool[B, k] of `draw_noise`, numpy or jax: a search's draw is that of all its documents."""
+    xp = np if isinstance(noisy, np.ndarray) else jnp
+    return xp.broadcast_to(noisy if noisy.ndim == 2 else noisy[:, None], shape)
 
 
 def insert(params, env: Environment, state: RolloutState, documents, document_lengths, count, noisy,
@@ -339,7 +340,7 @@ def insert(params, env: Environment, state: RolloutState, documents, document_le
     fits = state.length + text_length < T  # and one token of the policy behind it
     added = jnp.where(waiting & fits, text_length, 0)
     hidden, cache = prefill(params, env.policy, text, added, state.cache, state.hidden, chunk=PREFILL_CHUNK,
-                            lanes=env.lanes)
+                            batch=env.prefill_batch)
     turn = jnp.where(waiting, state.turn, M)  # writes of other rows are dropped
     run = jnp.where(searched, turn, M)
     documents_start = state.length + len(env.information_open)

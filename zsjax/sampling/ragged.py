@@ -20,5 +20,5 @@ def fill(rows: Sequence, size: int) -> list:
 
 
 def batch_size(count: int, smallest: int = 8) -> int:
-    """The smallest power of two that holds `count` rows, at least `smallest`."""
+    """The smallest power of two that holds `count` rows or tokens, at least `smallest`: few shapes, few programs."""
     return max(smallest, 1 << (count - 1).bit_length())
