@@ -15,6 +15,7 @@ import numpy as np
 from zsjax import types
 from zsjax.rollout import compiled
 from zsjax.rollout import state as pieces
+from zsjax.rollout.actions import CLOSE_ANSWER, CLOSE_SEARCH, OPEN_ANSWER, OPEN_SEARCH
 from zsjax.rollout.played import occupancy
 from zsjax.rollout.schedule import Schedule
 from zsjax.sampling.tags import TagAutomaton
@@ -41,9 +42,9 @@ class Script(TagAutomaton):
     def step(self, state, tokens):
         known, at = self._known(tokens)
         last = len(self.search_below) - 1
-        event = jnp.where(at < self.search_below[state], pieces.CLOSE_SEARCH,
-                          jnp.where(at < self.answer_below[state], pieces.CLOSE_ANSWER, 0))
-        event = jnp.select([state == 0, state == 1], [pieces.OPEN_SEARCH, pieces.OPEN_ANSWER], event)
+        event = jnp.where(at < self.search_below[state], CLOSE_SEARCH,
+                          jnp.where(at < self.answer_below[state], CLOSE_ANSWER, 0))
+        event = jnp.select([state == 0, state == 1], [OPEN_SEARCH, OPEN_ANSWER], event)
         return (jnp.where(known, jnp.minimum(state + 1, last), 0).astype(jnp.int32),
                 jnp.where(known, event, 0).astype(jnp.int8))
 

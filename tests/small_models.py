@@ -12,7 +12,7 @@ from zsjax.config import resolve
 from zsjax.data import load_tokenizer
 from zsjax.data.assets import asset_path
 from zsjax.models.decoder import DecoderConfig, forward, init_params
-from zsjax.rollout.state import draw_tokens
+from zsjax.rollout.draws import draw_tokens
 from zsjax.search import Document, Engine
 from zsjax.search.simulator.prompt import SimulatorTemplate
 from zsjax.search.simulator.simulator import Simulator

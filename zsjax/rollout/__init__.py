@@ -4,13 +4,14 @@ import logging
 
 from zsjax.parallel.mesh import local_mesh, simulator_mesh
 from zsjax.rollout import compiled
+from zsjax.rollout.draws import draw_tokens
 from zsjax.rollout.growing import GrowingRollout
 from zsjax.rollout.host import HostRollout
 from zsjax.rollout.reranking import HostReranker
 from zsjax.rollout.rollout import Rollout
 from zsjax.rollout.schedule import Schedule
 from zsjax.rollout.searching import SimulatorSearch, TextSearch
-from zsjax.rollout.state import draw_tokens, environment, tables
+from zsjax.rollout.state import environment, tables
 from zsjax.search.simulator.simulator import Simulator
 
 __all__ = ["Rollout", "make_rollout"]
@@ -33,7 +34,7 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
       group_size: episodes per question; the prompt is read once.
       watch: called with the `RolloutState` after every refill, generation and insertion. The rollout is then driven from
         the host, whatever the engine.
-      sampler: draws the policy's tokens, see `state.draw_tokens`.
+      sampler: draws the policy's tokens, see `draws.draw_tokens`.
     """
     env = environment(policy_config, tokenizer, config, group_size, sampler)
     policy_tables = tables(tokenizer, policy_config)

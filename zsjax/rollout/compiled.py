@@ -30,6 +30,7 @@ from zsjax.parallel.constrain import over_rows
 from zsjax.rollout import dedup, schedule
 from zsjax.rollout import state as pieces
 from zsjax.rollout.actions import NOTHING
+from zsjax.rollout.draws import draw_noise, per_document
 from zsjax.rollout.played import Played, RolloutWork, num_bytes
 from zsjax.rollout.schedule import Schedule
 from zsjax.rollout.state import Environment, Prompts, RolloutState
@@ -161,7 +162,7 @@ class Round:
         state, query = pieces.queries(self.env, self.inputs.tables, loop.state)
         loop = loop.replace(state=state)
         question = jnp.minimum(loop.episode, self.E - 1) // self.env.group_size
-        noisy = pieces.draw_noise(self.env, state, self.inputs.noise, self.noise_key)
+        noisy = draw_noise(self.env, state, self.inputs.noise, self.noise_key)
         requests, number = dedup.ask(loop.requests, self.asks(loop), question, query, noisy)
         return loop.replace(requests=requests, request=jnp.where(self.asks(loop), number, loop.request))
 
@@ -191,9 +192,9 @@ class Round:
     def answer(self, loop):
         env = self.env
         replies = jax.tree.map(lambda x: x.at[loop.request].get(mode="clip"), loop.requests.replies)
-        served, noisy = self.served(loop), pieces.draw_noise(env, loop.state, self.inputs.noise, self.noise_key)
+        served, noisy = self.served(loop), draw_noise(env, loop.state, self.inputs.noise, self.noise_key)
         state = pieces.insert(self.inputs.policy_params, env, loop.state, replies.tokens, replies.lengths, replies.count,
-                              pieces.per_document(noisy, (self.R, env.num_documents)), served)
+                              per_document(noisy, (self.R, env.num_documents)), served)
         return loop.replace(state=state, request=jnp.where(served, self.N, loop.request))
 
 

@@ -29,6 +29,7 @@ from zsjax.parallel.mesh import replicated, reshard
 from zsjax.rollout import schedule
 from zsjax.rollout import state as pieces
 from zsjax.rollout.actions import NOTHING
+from zsjax.rollout.draws import draw_noise
 from zsjax.rollout.played import Played, RolloutWork, num_bytes
 from zsjax.rollout.schedule import Schedule
 from zsjax.rollout.searching import Asked
@@ -98,7 +99,7 @@ class HostRollout:
 
     def _ask_pieces(self, tables, state, noise, key):
         state, query = pieces.queries(self.env, tables, state)
-        return state.waits_for, query, pieces.draw_noise(self.env, state, noise, jax.random.fold_in(key, 2))
+        return state.waits_for, query, draw_noise(self.env, state, noise, jax.random.fold_in(key, 2))
 
     def _answer_pieces(self, params, state, documents, lengths, count, noisy, served):
         return pieces.insert(params, self.env, state, documents, lengths, count, noisy, served)

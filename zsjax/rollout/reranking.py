@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from zsjax import types
+from zsjax.rollout.actions import CLOSE_SEARCH, OPEN_SEARCH
 from zsjax.rollout.documents import encode_documents
-from zsjax.rollout.state import CLOSE_SEARCH, OPEN_SEARCH, tables
+from zsjax.rollout.state import tables
 from zsjax.sampling import ragged
 from zsjax.sampling.splice import take_span
 from zsjax.sampling.tags import extract

@@ -21,7 +21,7 @@ from zsjax.models.placement import for_decoding
 from zsjax.parallel.constrain import over_rows, row_shards
 from zsjax.parallel.mesh import replicated, reshard
 from zsjax.rollout.documents import encode_documents
-from zsjax.rollout.state import per_document
+from zsjax.rollout.draws import per_document
 from zsjax.search.engine import Failed, SearchContext, as_engine
 from zsjax.search.rerank import chooser
 from zsjax.search.simulator.requests import Requests, question_keys

@@ -1,6 +1,6 @@
 """The pieces of a multi-turn rollout: think, search, read, answer, for a batch of rows, on the device.
 
-One turn of a row is one generation of the policy. It ends at `</search>`, `</answer>`, EOS or its token budget:
+One turn of a row is one generation. It ends at the closing tag of an action (`rollout/actions.py`), EOS or its budget:
 
   complete answer            -> ANSWERED
   complete, non-empty query  -> a search: `\\n<information>\\n` + documents + `</information>\\n` are appended
@@ -11,9 +11,8 @@ Searches and invalid actions both use up a turn. After `max_turns` of them one l
 else it does ends the row as OUT_OF_TURNS and is not run. A row whose context is full is OUT_OF_TOKENS.
 
 The pieces (`read_prompts`, `refill`, `generate_turn`, `queries`, `insert`) are pure functions over `RolloutState`.
-`zsjax.rollout.compiled` chains them with the simulator in one program when the engine is a `Simulator` that shares the
-policy's tokenizer; `zsjax.rollout.host` drives them for engines that live on the host. Tokens go in and come out: nothing is
-decoded and encoded again, and roles and log-probs are written when a token is written.
+`zsjax.rollout.compiled` chains them with the simulator in one program, `zsjax.rollout.host` drives them from the host. Tokens
+go in and come out: nothing is decoded and encoded again. Roles and log-probs are written when a token is written.
 """
 
 import dataclasses
@@ -28,22 +27,16 @@ import numpy as np
 from zsjax import types
 from zsjax.models.cache import KVCache, cache_dtype, copy_rows, init_cache
 from zsjax.models.decoder import DecoderConfig, extend, logits_of
+from zsjax.rollout import actions as table
 from zsjax.rollout import schedule
-from zsjax.rollout.actions import DOCUMENTS, HINT, NOTHING
+from zsjax.rollout.actions import CLOSE_SEARCH, DOCUMENTS, HINT, NOTHING, OPEN_SEARCH
+from zsjax.rollout.draws import draw_tokens
 from zsjax.rollout.policy_prompt import PolicyTemplate
-from zsjax.sampling.logits import row_keys, sample
 from zsjax.sampling.prefill import prefill
 from zsjax.sampling.splice import append, concatenate, take_span
 from zsjax.sampling.tags import TagAutomaton, extract
 
-POLICY_TAGS = ("<search>", "</search>", "<answer>", "</answer>")
-OPEN_SEARCH, CLOSE_SEARCH, OPEN_ANSWER, CLOSE_ANSWER = 1, 2, 3, 4  # events of the automaton
 PREFILL_CHUNK = 128
-
-
-def draw_tokens(logits, state: "RolloutState", key, temperature):
-    """(int32[B] tokens, float32[B] log-probs in nats) drawn from logits float32[B, V], keyed by (key, episode, position)."""
-    return sample(logits, row_keys(key, state.episode_id, state.length), temperature=temperature)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,8 +103,7 @@ class RolloutState:
     hidden: Any  # [B, D], at the row's last token
     tag_state: Any  # int32[B], of the automaton, since the generation began
     turn_start: Any  # int32[B], where the generation began
-    query_open: Any  # int32[B], position of the token that completed the last <search> of this generation, or -1
-    answer_open: Any  # bool[B], <answer> was opened in this generation
+    opened: Any  # int32[B, actions], position of the token that completed the last opening tag of this generation, or -1
     waits_for: Any  # int8[B]
     turn: Any  # int32[B], searches and invalid actions so far
     status: Any  # int8[B]
@@ -126,9 +118,9 @@ class RolloutState:
 
 
 def tables(tokenizer, config: DecoderConfig) -> Tables:
-    """Builds the automaton and the EOS mask of a tokenizer for a model with `config.vocab_size` embedding rows."""
+    """The automaton and the EOS mask of a tokenizer for a model with `config.vocab_size` embedding rows."""
     eos = jnp.zeros(config.vocab_size, bool).at[jnp.array(list(tokenizer.eos_ids), jnp.int32)].set(True)
-    return Tables(automaton=TagAutomaton.from_tokenizer(tokenizer, POLICY_TAGS), eos=eos)
+    return Tables(automaton=TagAutomaton.from_tokenizer(tokenizer, table.tags()), eos=eos)
 
 
 @flax.struct.dataclass
@@ -173,8 +165,7 @@ def empty_rows(env: Environment, rows: int, capacity: int | None = None) -> Roll
         hidden=jnp.zeros((rows, env.policy.embed_dim), dtype),
         tag_state=zeros,
         turn_start=zeros,
-        query_open=zeros - 1,
-        answer_open=jnp.zeros(rows, bool),
+        opened=jnp.full((rows, len(table.ACTIONS)), -1, jnp.int32),
         waits_for=jnp.zeros(rows, jnp.int8),
         turn=zeros,
         status=jnp.full(rows, types.OUT_OF_TURNS, jnp.int8),
@@ -222,8 +213,8 @@ def generating(state: RolloutState):
 def outgrows(env: Environment, state: RolloutState):
     """bool[], whether a row's next token, or what is inserted next, might not fit into the slots of its cache."""
     next = jnp.where(state.waits_for == NOTHING, 1, _insertion_size(env, env.num_documents, env.max_document_tokens))
-    return ((state.status == types.RUNNING)
-            & (jnp.minimum(state.length + next, env.max_tokens) > state.cache.capacity)).any()
+    needed = jnp.minimum(state.length + next, env.max_tokens)
+    return ((state.status == types.RUNNING) & (needed > state.cache.capacity)).any()
 
 
 def _insertion_size(env: Environment, k: int, N: int) -> int:
@@ -235,26 +226,27 @@ def generate_turn(params, env: Environment, tables: Tables, state: RolloutState,
                   goes_on=lambda state: True) -> RolloutState:
     """Samples until every row has ended or waits for documents or a hint, or until `goes_on(state)` is False."""
     T, rows = env.max_tokens, jnp.arange(state.length.shape[0])
+    rules = jnp.array(table.rules())
 
     def step(s: RolloutState) -> RolloutState:
         alive = generating(s)
         token, logprob = env.sampler(logits_of(params, env.policy, s.hidden), s, key, temperature)
         at = jnp.where(alive, s.length, T)  # writes of other rows are dropped
         tag_state, event = tables.automaton.step(s.tag_state, token)
-        query_open = jnp.where(event == OPEN_SEARCH, s.length, s.query_open)
-        answer_open = s.answer_open | (event == OPEN_ANSWER)
+        rule = table.Rule(*rules[event].T)
+        closes, action = rule.closes > 0, rule.action[:, None] == jnp.arange(s.opened.shape[1])
+        opened = jnp.where(action & (rule.opens > 0)[:, None], s.length[:, None], s.opened)
         length = s.length + 1
 
-        answered = (event == CLOSE_ANSWER) & answer_open
-        searched = (event == CLOSE_SEARCH) & (query_open >= 0)
+        complete = closes & (action & (opened >= 0)).any(axis=1)
         eos = tables.eos[token]
         spent = length - s.turn_start >= env.max_turn_tokens
-        invalid = ~answered & ~searched & ~eos & (spent | (event == CLOSE_SEARCH) | (event == CLOSE_ANSWER))
+        invalid = ~complete & ~eos & (spent | closes)
         last_turn = s.turn >= env.max_turns
         status = jnp.select(
-            [answered, eos, (searched | invalid) & last_turn, length >= T],
-            [types.ANSWERED, types.ENDED_WITHOUT_ANSWER, types.OUT_OF_TURNS, types.OUT_OF_TOKENS], types.RUNNING)
-        waits_for = jnp.select([status != types.RUNNING, searched, invalid], [NOTHING, DOCUMENTS, HINT], NOTHING)
+            [complete & (rule.ends != types.RUNNING), eos, (complete | invalid) & last_turn, length >= T],
+            [rule.ends, types.ENDED_WITHOUT_ANSWER, types.OUT_OF_TURNS, types.OUT_OF_TOKENS], types.RUNNING)
+        waits_for = jnp.select([status != types.RUNNING, complete, invalid], [NOTHING, rule.waits_for, HINT], NOTHING)
 
         # Rows that have just ended are not read back: nobody looks at what would follow.
         read = alive & (status == types.RUNNING)
@@ -268,8 +260,7 @@ def generate_turn(params, env: Environment, tables: Tables, state: RolloutState,
             cache=cache,
             hidden=jnp.where(read[:, None], states[:, 0], s.hidden),
             tag_state=keep(tag_state, s.tag_state),
-            query_open=keep(query_open, s.query_open),
-            answer_open=keep(answer_open, s.answer_open),
+            opened=jnp.where(alive[:, None], opened, s.opened),
             waits_for=keep(waits_for, s.waits_for),
             status=keep(status, s.status),
             steps=s.steps + 1,
@@ -284,30 +275,13 @@ def queries(env: Environment, tables: Tables, state: RolloutState):
     Returns:
       (state, (query int32[B, max_query_tokens], lengths int32[B])), length 0 for every other row.
     """
-    size = env.max_turn_tokens
-    generation, length = take_span(state.tokens, state.turn_start, state.length, size=size)
+    generation, length = take_span(state.tokens, state.turn_start, state.length, size=env.max_turn_tokens)
     query, query_length = extract(tables.automaton, generation, length, open_tag=OPEN_SEARCH - 1,
                                   close_tag=CLOSE_SEARCH - 1, size=env.max_query_tokens)
     asks = state.waits_for == DOCUMENTS
     waits_for = jnp.where(asks & (query_length == 0), HINT, state.waits_for).astype(jnp.int8)
     query_length = jnp.where(asks, query_length, 0)
     return state.replace(waits_for=waits_for), (jnp.where(query_length[:, None] > 0, query, 0), query_length)
-
-
-def draw_noise(env: Environment, state: RolloutState, noise, key):
-    """P(True) = noise: bool[B], whether this turn's search is noisy, or bool[B, k], whether each of its documents is.
-
-    Keyed by (key, episode, turn).
-    """
-    keys = row_keys(key, state.episode_id, state.turn)
-    shape = (env.num_documents,) if env.noise_per_document else ()
-    return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys) < noise
-
-
-def per_document(noisy, shape):
-    """bool[B, k] of `draw_noise`, numpy or jax: a search's draw is that of all its documents."""
-    xp = np if isinstance(noisy, np.ndarray) else jnp
-    return xp.broadcast_to(noisy if noisy.ndim == 2 else noisy[:, None], shape)
 
 
 def insert(params, env: Environment, state: RolloutState, documents, document_lengths, count, noisy,
@@ -357,15 +331,14 @@ def insert(params, env: Environment, state: RolloutState, documents, document_le
         hidden=hidden,
         tag_state=jnp.where(waiting, 0, state.tag_state),
         turn_start=jnp.where(waiting, length, state.turn_start),
-        query_open=jnp.where(waiting, -1, state.query_open),
-        answer_open=state.answer_open & ~waiting,
+        opened=jnp.where(waiting[:, None], -1, state.opened),
         waits_for=jnp.where(waiting, NOTHING, state.waits_for).astype(jnp.int8),
         turn=state.turn + waiting,
         status=jnp.where(waiting & ~fits, types.OUT_OF_TOKENS, state.status).astype(jnp.int8),
         num_searches=state.num_searches + searched,
         noisy=state.noisy.at[rows, run].set(noisy, mode="drop"),
         search_status=state.search_status.at[rows, turn].set(status.astype(jnp.int8), mode="drop"),
-        query_span=state.query_span.at[rows, run].set(span(state.query_open, state.length), mode="drop"),
+        query_span=state.query_span.at[rows, run].set(span(state.opened[:, table.ACTIONS.index(table.SEARCH)], state.length), mode="drop"),
         documents_span=state.documents_span.at[rows, jnp.where(fits, run, M)].set(
             span(documents_start, documents_start + documents_length), mode="drop"),
     )
