@@ -11,8 +11,8 @@ Searches and invalid actions both use up a turn. After `max_turns` of them one l
 else it does ends the row as OUT_OF_TURNS and is not run. A row whose context is full is OUT_OF_TOKENS.
 
 The pieces (`read_prompts`, `refill`, `generate_turn`, `queries`, `insert`) are pure functions over `RolloutState`.
-`zsjax.rollout.compiled` chains them with the simulator in one program, `zsjax.rollout.host` drives them from the host. Tokens
-go in and come out: nothing is decoded and encoded again. Roles and log-probs are written when a token is written.
+`zsjax.rollout.compiled` chains them with the simulator in one program; `zsjax.rollout.host` drives them from the host.
+Tokens go in and come out: nothing is decoded and encoded again. Roles and log-probs are written when a token is written.
 """
 
 import dataclasses
@@ -279,9 +279,8 @@ def queries(env: Environment, tables: Tables, state: RolloutState):
     query, query_length = extract(tables.automaton, generation, length, open_tag=OPEN_SEARCH - 1,
                                   close_tag=CLOSE_SEARCH - 1, size=env.max_query_tokens)
     asks = state.waits_for == DOCUMENTS
-    waits_for = jnp.where(asks & (query_length == 0), HINT, state.waits_for).astype(jnp.int8)
-    query_length = jnp.where(asks, query_length, 0)
-    return state.replace(waits_for=waits_for), (jnp.where(query_length[:, None] > 0, query, 0), query_length)
+    waits_for, size = jnp.where(asks & (query_length == 0), HINT, state.waits_for), jnp.where(asks, query_length, 0)
+    return state.replace(waits_for=waits_for.astype(jnp.int8)), (jnp.where(size[:, None] > 0, query, 0), size)
 
 
 def insert(params, env: Environment, state: RolloutState, documents, document_lengths, count, noisy,
@@ -296,8 +295,8 @@ def insert(params, env: Environment, state: RolloutState, documents, document_le
     Returns:
       The rows, generating again, or OUT_OF_TOKENS where what was found does not fit.
     """
-    B, k, N = documents.shape
-    T, M, rows = env.max_tokens, env.max_turns, jnp.arange(B)
+    (B, k, N), T, M = documents.shape, env.max_tokens, env.max_turns
+    rows = jnp.arange(B)
     searched, hinted = (state.waits_for == DOCUMENTS) & served, (state.waits_for == HINT) & served
     size = _insertion_size(env, k, N)
     lines = [(documents[:, i], document_lengths[:, i]) for i in range(k)]
@@ -317,6 +316,7 @@ def insert(params, env: Environment, state: RolloutState, documents, document_le
                             batch=env.prefill_batch)
     turn = jnp.where(waiting, state.turn, M)  # writes of other rows are dropped
     run = jnp.where(searched, turn, M)
+    query_start = state.opened[:, table.ACTIONS.index(table.SEARCH)]
     documents_start = state.length + len(env.information_open)
     status = jnp.select(
         [hinted, count >= k, count > 0, count == 0],
@@ -338,7 +338,7 @@ def insert(params, env: Environment, state: RolloutState, documents, document_le
         num_searches=state.num_searches + searched,
         noisy=state.noisy.at[rows, run].set(noisy, mode="drop"),
         search_status=state.search_status.at[rows, turn].set(status.astype(jnp.int8), mode="drop"),
-        query_span=state.query_span.at[rows, run].set(span(state.opened[:, table.ACTIONS.index(table.SEARCH)], state.length), mode="drop"),
+        query_span=state.query_span.at[rows, run].set(span(query_start, state.length), mode="drop"),
         documents_span=state.documents_span.at[rows, jnp.where(fits, run, M)].set(
             span(documents_start, documents_start + documents_length), mode="drop"),
     )
