@@ -17,7 +17,7 @@ import jax
 from zsjax import config
 from zsjax.launch import load_experiment
 from zsjax.rollout import make_rollout
-from zsjax.rollout.compiled import occupancy
+from zsjax.rollout.played import occupancy
 from zsjax.run import build
 
 
@@ -55,10 +55,11 @@ def main():
     for turn in range(-1, options.rounds):  # the first compiles
         for text, rollout in rollouts.items():
             wall, cpu = time.perf_counter(), time.process_time()
-            episodes, work = jax.device_get(rollout(params, questions, key=jax.random.key(max(turn, 0)), with_work=True))
+            played = jax.device_get(rollout.play(params, questions, key=jax.random.key(max(turn, 0))))
+            episodes, work = played.episodes, played.work
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             if turn >= 0:
-                share = occupancy(episodes, work)["policy"]
+                share = occupancy(played)["policy"]
                 measured[text].append((cpu, wall, int(work.policy_steps.sum()), share, int(episodes.num_searches.sum())))
     for text, rows in measured.items():
         names = ("cpu_seconds", "wall_seconds", "policy_steps", "occupancy", "searches")

@@ -27,7 +27,7 @@ from zsjax import types
 from zsjax.config import resolve
 from zsjax.data import QuestionStream
 from zsjax.rollout import make_rollout
-from zsjax.rollout.compiled import occupancy
+from zsjax.rollout.played import occupancy
 from zsjax.run import build
 
 OLD = "rows=32,simulator_slots=8,lanes=8,busy=0.85"
@@ -41,7 +41,7 @@ def read_setting(text: str) -> dict:
 
 
 def player(context, setting: dict, lockstep: bool):
-    """A function step -> (Episodes, {"policy": occupancy, ...}, work of all its programs added up)."""
+    """A function step -> Played, the counts of all its programs side by side."""
     config = context["config"]
     options = {**setting, "rows": 0, "simulator_slots": 0, "busy": 0.0} if lockstep else setting
     own = resolve(config_dict({f"rollout.{name}": value for name, value in options.items()}))
@@ -52,13 +52,11 @@ def player(context, setting: dict, lockstep: bool):
 
     def play(step):
         questions = context["stream"].batch(step, count)
-        parts = [jax.device_get(rollout(
-            context["params"], questions[i:i + at_once], noise=context["noise"], with_work=True,
+        parts = [jax.device_get(rollout.play(
+            context["params"], questions[i:i + at_once], noise=context["noise"],
             group_ids=np.arange(count, dtype=np.int32)[i:i + at_once], key=jax.random.key(step)))
             for i in range(0, count, at_once)]
-        episodes = jax.tree.map(lambda *x: np.concatenate(x), *[part[0] for part in parts])
-        work = jax.tree.map(lambda *x: np.concatenate(x), *[part[1] for part in parts])
-        return episodes, work
+        return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
     return play
 
@@ -115,11 +113,12 @@ def main():
     table, expected = [], next(iter(measured.values()))["played"]
     for name, one in measured.items():
         played = list(one["played"].values())
-        episodes, work = (jax.tree.map(lambda *x: np.concatenate(x), *parts) for parts in zip(*played, strict=True))
+        whole = jax.tree.map(lambda *x: np.concatenate(x), *played)
+        episodes, work = whole.episodes, whole.work
         tokens = int(np.isin(episodes.roles, (types.POLICY, types.DOCUMENT, types.TEMPLATE)).sum()) / len(played)
-        same = all(np.array_equal(a.tokens, b.tokens) for (a, _), (b, _) in zip(played, expected.values(), strict=True))
+        same = all(np.array_equal(a.episodes.tokens, b.episodes.tokens) for a, b in zip(played, expected.values(), strict=True))
         asked, simulated = (getattr(work, field, None) for field in ("requests", "simulated"))
-        line = {"setting": name, **{k: rounded(v) for k, v in occupancy(episodes, work).items()},
+        line = {"setting": name, **{k: rounded(v) for k, v in occupancy(whole).items()},
                 "policy_steps": int(np.sum(work.policy_steps)), "simulator_steps": int(np.sum(work.simulator_steps)),
                 "saved": rounded(1 - np.sum(simulated) / np.sum(asked)) if asked is not None else None,
                 "tokens_per_cpu_second": round(tokens / statistics.median(one["cpu"])),

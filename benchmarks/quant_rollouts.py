@@ -56,7 +56,8 @@ def main():
             simulator=dataclasses.replace(settings.simulator, cache_dtype=cache, quantize=weights))
         simulator = build.frozen(config.simulator, build.simulator(config, *theirs, tokenizer))
         rollout = make_rollout(model, simulator, tokenizer, config, group_size=options.group)
-        episodes, work = jax.device_get(rollout(params, questions, noise=0.5, key=jax.random.key(1), with_work=True))
+        played = jax.device_get(rollout.play(params, questions, noise=0.5, key=jax.random.key(1)))
+        episodes, work = played.episodes, played.work
         golds = [question.golden_answers for question in questions for _ in range(options.group)]
         reward = np.array([rewards.f1_score(answer, gold) for answer, gold in zip(
             transcript.answers(episodes, tokenizer), golds, strict=True)])

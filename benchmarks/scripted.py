@@ -1,6 +1,6 @@
 """The compiled rollout with models that say nothing: a script decides where tags fire and lines end.
 
-Everything runs as in training (`zsjax.rollout.compiled_program`); only the tables that say which tokens complete a tag are
+Everything runs as in training (`zsjax.rollout.compiled.compiled_program`); only the tables that say which tokens complete
 the script's. A random model draws nearly uniformly, so that "a token below V h" fires with probability h: lengths follow
 any distribution whose hazard at every position is h.
 """
@@ -12,9 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsjax import rollout, types
+from zsjax import types
 from zsjax.rollout import compiled
 from zsjax.rollout import state as pieces
+from zsjax.rollout.actions import CLOSE_ANSWER, CLOSE_SEARCH, OPEN_ANSWER, OPEN_SEARCH
+from zsjax.rollout.played import occupancy
+from zsjax.rollout.schedule import Schedule
 from zsjax.sampling.tags import TagAutomaton
 from zsjax.search.simulator.prompt import SLOTS, SimulatorTemplate
 from zsjax.search.simulator.simulator import Simulator
@@ -39,9 +42,9 @@ class Script(TagAutomaton):
     def step(self, state, tokens):
         known, at = self._known(tokens)
         last = len(self.search_below) - 1
-        event = jnp.where(at < self.search_below[state], pieces.CLOSE_SEARCH,
-                          jnp.where(at < self.answer_below[state], pieces.CLOSE_ANSWER, 0))
-        event = jnp.select([state == 0, state == 1], [pieces.OPEN_SEARCH, pieces.OPEN_ANSWER], event)
+        event = jnp.where(at < self.search_below[state], CLOSE_SEARCH,
+                          jnp.where(at < self.answer_below[state], CLOSE_ANSWER, 0))
+        event = jnp.select([state == 0, state == 1], [OPEN_SEARCH, OPEN_ANSWER], event)
         return (jnp.where(known, jnp.minimum(state + 1, last), 0).astype(jnp.int32),
                 jnp.where(known, event, 0).astype(jnp.int8))
 
@@ -74,16 +77,17 @@ def scripted_rollout(config, params, w, rng):
     play = scripted_episodes(config, params, w, rng)
 
     def run():
-        episodes, work = play()
+        played = play()
+        episodes = played.episodes
         trajectories = [_turns(roles, length) for roles, length in zip(episodes.roles, episodes.length)]
         return {"tokens": int((episodes.roles == types.POLICY).sum()), "trajectories": trajectories,
-                "documents": int((episodes.roles == types.DOCUMENT).sum()), **compiled.occupancy(episodes, work)}
+                "documents": int((episodes.roles == types.DOCUMENT).sum()), **occupancy(played)}
 
     return run
 
 
 def scripted_episodes(config, params, w, rng):
-    """A function that plays a batch and returns (Episodes, the program's counts of its work), on the host.
+    """A function that plays a batch and returns `Played`, on the host.
 
     w: see benchmarks/rollout.py. Both models are the same parameters, as in the peers.
     """
@@ -122,19 +126,20 @@ def scripted_episodes(config, params, w, rng):
     env = pieces.Environment(
         policy=config, max_turns=w["turns"], max_turn_tokens=budget, max_tokens=w["max_tokens"], max_query_tokens=QUERY,
         num_documents=k, max_document_tokens=document_tokens, information_open=empty, information_close=empty,
-        hint=np.full(8, 3, np.int32), group_size=w.get("group", 1), lanes=w.get("lanes"))
+        hint=np.full(8, 3, np.int32), group_size=w.get("group", 1), prefill_batch=w.get("lanes"))
     random_ids = lambda size: (rng.integers(3, V, (questions, size)).astype(np.int32), np.full(questions, size, np.int32))
     prompts, lengths = random_ids(w["prompt"])
-    inputs = {"prompts": prompts, "prompt_lengths": lengths, "turn": np.zeros(questions, np.int32),
-              "group_id": np.arange(questions, dtype=np.int32), "question": random_ids(question_tokens),
-              "answers": random_ids(ANSWERS), "question_key": np.arange(questions, dtype=np.uint32)}
-    schedule = compiled.Schedule(rows=w.get("rows", 0), slots=w.get("slots", 0), busy=w.get("busy", 0.0))
-    program = rollout.compiled_program(env, schedule, simulator, None)
+    asked = {"prompts": prompts, "prompt_lengths": lengths, "turn": np.zeros(questions, np.int32),
+             "group_id": np.arange(questions, dtype=np.int32), "question": random_ids(question_tokens),
+             "answers": random_ids(ANSWERS), "question_key": np.arange(questions, dtype=np.uint32)}
+    schedule = Schedule(rows=w.get("rows", 0), slots=w.get("slots", 0), decode_threshold=w.get("busy", 0.0))
+    program = compiled.compiled_program(compiled.Static(env, schedule, simulator), None)
     policy_tables = pieces.Tables(automaton=script, eos=none)
 
     def play():
-        return jax.device_get(program(params, params, policy_tables, simulator_tables, inputs, jnp.float32(0.0),
-                                      jnp.float32(1.0), jax.random.key(0)))
+        return jax.device_get(program(compiled.Inputs(
+            params, params, policy_tables, simulator_tables, noise=jnp.float32(0.0), temperature=jnp.float32(1.0),
+            key=jax.random.key(0)), asked))
 
     return play
 

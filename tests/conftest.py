@@ -71,3 +71,11 @@ def cpu():
             yield
 
     return context
+
+
+@pytest.fixture(scope="session")
+def simulator():
+    """A random simulator with the policy's tokenizer, of tests/small_models.py."""
+    from tests.small_models import make_simulator
+
+    return make_simulator()

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.rollout.test_turns import PARAMS, POLICY, TOKENIZER, Library, make_config, searching, simulator  # noqa: F401
+from tests.small_models import PARAMS, POLICY, TOKENIZER, Library, make_config, searching
 from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.monitor import usage
 from zsjax.parallel import constrain
 from zsjax.plan.work import forward_flops
 from zsjax.rollout import make_rollout
-from zsjax.rollout.compiled import Work
+from zsjax.rollout.played import Played, RolloutWork
 from zsjax.types import DOCUMENT, PAD, TEMPLATE, Episodes, Question
 from zsjax.types import POLICY as SAID
 from zsjax.types import PROMPT as ASKED
@@ -28,11 +28,11 @@ def test_by_hand(monkeypatch):
     roles = np.array([[ASKED, ASKED, SAID, TEMPLATE, DOCUMENT, DOCUMENT, SAID], [ASKED, ASKED, SAID, SAID, *[PAD] * 3]])
     rest = {field.name: None for field in dataclasses.fields(Episodes)}
     episodes = Episodes(**rest | dict(roles=roles, group_id=np.array([7, 7])))
-    work = Work(*(np.array([n, 0]) for n in (3, 2, 0, 0)), policy_cache=np.array([100.0, 100.0]))
+    work = RolloutWork(*(np.array([n, 0]) for n in (3, 2, 0, 0)), policy_cache=np.array([100.0, 100.0]))
     account = usage.RolloutAccount(MODEL, None, devices=2)
     assert account.take() == {}
     for _ in range(2):
-        account.add(params, episodes, work, 0.5)
+        account.add(params, Played(episodes, work), 0.5)
     weights, slot = 4 * sum(x.size for x in jax.tree.leaves(params)), 2 * 4 * 4
     taken = account.take()
     assert taken.pop("prefill/policy") == pytest.approx(5 / 9)  # the prompt once; template and documents
@@ -55,14 +55,14 @@ def test_untied_embeddings_and_narrow_matrices_are_read_as_they_are_used():
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-def test_of_a_real_rollout(monkeypatch, simulator, compiled):  # noqa: F811
-    searching(monkeypatch)
+def test_of_a_real_rollout(simulator, compiled):
     questions = [Question(str(i), f"What is the mother of {name}?", ("Kara",)) for i, name in enumerate(("Kara", "Lonor"))]
     engine = simulator if compiled else Library()
-    rollout = make_rollout(POLICY, engine, TOKENIZER, make_config(rows=2, lanes=1), group_size=2)
-    episodes, work = jax.device_get(rollout(PARAMS, questions, noise=0.5, key=jax.random.key(3), with_work=True))
+    rollout = make_rollout(POLICY, engine, TOKENIZER, make_config(rows=2, lanes=1), group_size=2, sampler=searching())
+    played = jax.device_get(rollout.play(PARAMS, questions, noise=0.5, key=jax.random.key(3)))
+    episodes, work = played.episodes, played.work
     account = usage.RolloutAccount(POLICY, engine)
-    account.add(PARAMS, episodes, work, 2.0)
+    account.add(PARAMS, played, 2.0)
     taken = account.take()
     rows, slot = work.policy_rows[0], usage.slot_bytes(POLICY)
     assert taken["cache_bytes/policy"] == rows * (episodes.tokens.shape[1] * slot + 4)

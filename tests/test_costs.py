@@ -8,6 +8,8 @@ import pytest
 from zsjax import report
 from zsjax.config import Config, CostConfig, to_json
 from zsjax.monitor import costs
+from zsjax.rollout.played import Played
+from zsjax.search import Engine
 from zsjax.types import Episodes
 
 PRICES = CostConfig(search=0.01, accelerator_hour=2.0)
@@ -20,23 +22,33 @@ def episodes():
 
 
 def test_meter_counts_what_is_played_and_what_the_engine_did():
-    class Engine:
+    class Counting(Engine):
         counters = collections.Counter({"requests": 5})
 
-    def rollout(*args, **options):
-        Engine.counters["requests"] += 2
-        return (episodes(), "its work") if options.get("with_work") else episodes()
+        def search(self, queries, contexts, *, k):
+            return [[] for _ in queries]
 
-    rollout.tokenizer = "its tokenizer"
-    meter = costs.Meter(rollout, Engine(), devices=4)
+    class Rollout:
+        tokenizer, reshard_seconds = "its tokenizer", 0.0
+
+        def place(self, params):
+            return f"placed {params}"
+
+        def play(self, params, questions, **options):
+            Counting.counters["requests"] += 2
+            return Played(episodes(), "its work")
+
+    rollout = Rollout()
+    meter = costs.Meter(rollout, Counting(), devices=4)
     assert meter.tokenizer == "its tokenizer"
-    meter("params", key=1)
-    assert meter("params", key=2, with_work=True)[1] == "its work"
+    assert meter.place("params") == "placed params"
+    meter("params", [], key=1)
+    assert meter.play("params", [], key=2).work == "its work"
     taken = meter.take()
     assert taken.pop("time/step") > 0
     assert taken == {"used/episodes": 4, "used/searches": 2, "used/policy_tokens": 6, "used/document_tokens": 6,
                      "used/devices": 4, "engine/requests": 4}
-    meter("params")
+    meter("params", [])
     assert meter.take()["used/searches"] == 1
     rollout.reshard_seconds = 1.5
     assert meter.take()["time/reshard"] == 1.5 and "time/reshard" not in meter.take()

@@ -11,7 +11,7 @@ from zsjax.data import QuestionStream
 from zsjax.monitor.episodes import episode_metrics
 from zsjax.rl.steering import Settings
 from zsjax.rollout.actor import Actor
-from zsjax.rollout.compiled import Work
+from zsjax.rollout.played import Played, RolloutWork
 from zsjax.types import Episodes, Question
 
 STREAM = QuestionStream([Question(str(i), "who", ("Bo",)) for i in range(40)], seed=0)
@@ -31,19 +31,19 @@ class FakeRollout:
     def place(self, params):
         return params
 
-    def __call__(self, params, asked, *, noise, key, group_ids, with_work):
+    def play(self, params, asked, *, noise, key, group_ids, reranker):
         self.calls.append(([q.id for q in asked], list(group_ids), noise, key))
         B = 2 * len(asked)
         group = np.repeat(group_ids, 2)
         good = [int(i % 2 < self.right(g)) for i, g in enumerate(group)]
         cut = [2 * g + i % 2 in self.truncated for i, g in enumerate(group)]
         empty = {field.name: np.zeros((B, 1), np.int32) for field in dataclasses.fields(Episodes)}
-        return Episodes(**(empty | dict(
+        return Played(Episodes(**(empty | dict(
             tokens=np.array([[1, 3 if g else 4, 2] for g in good]), roles=np.full((B, 3), types.POLICY, np.int8),
             length=np.full(B, 3), status=np.where(cut, types.OUT_OF_TOKENS, types.ANSWERED),
             num_searches=np.zeros(B, int), group_id=group, episode_id=2 * group + np.arange(B) % 2,
             query_span=np.zeros((B, 1, 2), int), noisy=np.zeros((B, 1, 1), bool),
-            documents_span=np.zeros((B, 1, 2), int)))), Work(np.array([4]), np.array([B]), np.array([0]), np.array([0]))
+            documents_span=np.zeros((B, 1, 2), int)))), RolloutWork(np.array([4]), np.array([B]), np.array([0]), np.array([0])))
 
 
 def play(rollout, step, noise=0.0, **algorithm):

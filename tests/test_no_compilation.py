@@ -1,11 +1,13 @@
 """After its first step a run compiles nothing: prompts, episodes and micro-batches of all lengths find their programs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.rollout.test_turns import PARAMS, POLICY, TOKENIZER, Library, searching, simulator  # noqa: F401
+from tests.small_models import PARAMS, POLICY, TOKENIZER, Library, searching
 from zsjax import train as loop
 from zsjax.config import resolve
 from zsjax.data import QuestionStream
@@ -35,8 +37,8 @@ def make_config(steps, every, **train):
 
 @pytest.mark.parametrize("steps,every", [(5, (1, 1)), pytest.param(50, (7, 5), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("engine,train", [("simulator", {}), ("host", {"microbatch_tokens": 512})])
-def test_nothing_compiles_after_the_first_step(monkeypatch, tmp_path, simulator, engine, train, steps, every):  # noqa: F811
-    searching(monkeypatch, draws=lambda episode: 2 + 5 * (episode % 3))
+def test_nothing_compiles_after_the_first_step(tmp_path, simulator, engine, train, steps, every):
+    make = functools.partial(make_rollout, sampler=searching(draws=lambda episode: 2 + 5 * (episode % 3)))
     mesh = make_mesh({}, jax.devices()[:1])
     config, compiles, counts, lengths = make_config(steps, every, **train), usage.CompileCount(), [], []
 
@@ -51,7 +53,7 @@ def test_nothing_compiles_after_the_first_step(monkeypatch, tmp_path, simulator,
             lengths.append(max(len(question.question) for question in asked))
             return asked
 
-    evaluation = make_rollout(POLICY, Library(), TOKENIZER, config)
+    evaluation = make(POLICY, Library(), TOKENIZER, config)
 
     def evaluate_now(params):
         records, _ = play(evaluation, params, QUESTIONS[:3], key=jax.random.key(0), batch_rows=2)
@@ -59,7 +61,8 @@ def test_nothing_compiles_after_the_first_step(monkeypatch, tmp_path, simulator,
 
     with Writer(tmp_path, tensorboard=False, quiet=True) as writer:
         setup = loop.Setup(config, POLICY, jax.tree.map(jnp.copy, PARAMS), TOKENIZER,
-                           simulator if engine == "simulator" else Library(), Stream(QUESTIONS, 0), mesh=mesh)
+                           simulator if engine == "simulator" else Library(), Stream(QUESTIONS, 0), mesh=mesh,
+                           make_rollout=make)
         loop.train(setup, tmp_path, writer, evaluate=evaluate_now, save_best=jax.device_get)
     tell()
     allowed = {0, every[0] - 1, every[1] - 1}  # and the first evaluation, and the first checkpoint

@@ -22,8 +22,8 @@ from zsjax.monitor.writer import Writer, read_jsonl, without_wall_time
 from zsjax.parallel.mesh import make_mesh
 from zsjax.rl.algorithms import PRESETS, preset
 from zsjax.rollout import reranking
-from zsjax.rollout.compiled import Work
-from zsjax.search import BudgetSpent
+from zsjax.rollout.played import Played, RolloutWork
+from zsjax.search import BudgetSpent, Engine
 from zsjax.search.rerank import Seen
 from zsjax.types import DOCUMENT, POLICY, PROMPT, Episodes, Question
 
@@ -40,6 +40,16 @@ class Words:
         return " ".join(self.words[i] for i in ids)
 
 
+class Unused(Engine):
+    """An engine that is never searched; `FakeRollout` notes in it which rerankers it was given."""
+
+    def __init__(self):
+        self.rerankers = []
+
+    def search(self, queries, contexts, *, k):
+        raise AssertionError("a fake rollout searches nothing")
+
+
 class FakeRollout:
     """Prompt, a search, a document, hm's, and an answer that is right half of the time; a function of key and ids."""
 
@@ -51,9 +61,9 @@ class FakeRollout:
     def place(self, params):
         return params
 
-    def __call__(self, params, asked, *, noise, key, group_ids, with_work, reranker=None):
+    def play(self, params, asked, *, noise, key, group_ids, reranker):
         if reranker is not None:
-            self.engine.append(reranker)
+            self.engine.rerankers.append(reranker)
         rng = np.random.default_rng([*np.asarray(jax.random.key_data(key)), int(group_ids[0])])
         B = len(asked) * self.group_size
         head, roles = [7, 5, 7, 6, 9, 10, 11], [PROMPT, POLICY, POLICY, POLICY, DOCUMENT, DOCUMENT, DOCUMENT]
@@ -72,7 +82,7 @@ class FakeRollout:
             length=length, status=np.full(B, types.ANSWERED, np.int8), num_searches=np.ones(B, np.int32),
             noisy=rng.random((B, 1, 1)) < noise, search_status=np.ones((B, 1), np.int8), query_span=spans(1, 4),
             documents_span=spans(4, 7), group_id=group, episode_id=np.arange(B, dtype=np.int32))))
-        return episodes, Work(*np.ones((4, 1), int))
+        return Played(episodes, RolloutWork(*np.ones((4, 1), int)))
 
 
 ONE_DEVICE = make_mesh({}, jax.devices()[:1])
@@ -85,7 +95,7 @@ def run(workdir, algorithm, steps=2, given=None, engine=None, functions=None, **
                                       checkpoint_every=1, keep_checkpoints=9) | sections.get("train", {})))), check=False)
     workdir.mkdir(exist_ok=True)
     # train donates the parameters that it is given
-    setup = loop.Setup(config, MODEL, jax.tree.map(jnp.copy, PARAMS), Words(), engine, QuestionStream(QUESTIONS, 0),
+    setup = loop.Setup(config, MODEL, jax.tree.map(jnp.copy, PARAMS), Words(), engine or Unused(), QuestionStream(QUESTIONS, 0),
                        **(dict(mesh=ONE_DEVICE, make_rollout=FakeRollout) | (functions or {})))
     with Writer(workdir, tensorboard=False) as writer:
         params = loop.train(setup, workdir, writer, **(given or {}))
@@ -134,12 +144,13 @@ def test_what_reranks_is_learned_and_survives_a_kill(tmp_path, monkeypatch):
 
     monkeypatch.setattr(reranking, "make_reader", lambda *_: read)
     sections = dict(search=dict(rerank=dict(candidates=6, learning_rate=0.1, buckets=8)))
-    used, used_again = [], []
-    params, whole = run(tmp_path / "run", preset("grpo"), steps=3, engine=used, **sections)
+    engine, engine_again = Unused(), Unused()
+    used, used_again = engine.rerankers, engine_again.rerankers
+    params, whole = run(tmp_path / "run", preset("grpo"), steps=3, engine=engine, **sections)
     assert not used[0]["bags"].any() and np.abs(used[1]["bags"]).max() == pytest.approx(0.1, rel=1e-3)
     assert whole[0]["rerank/concordance"] == 0.5 and whole[2]["rerank/concordance"] == 1.0
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "train" / "3")
-    again, resumed = run(tmp_path / "run", preset("grpo"), steps=3, engine=used_again, **sections)
+    again, resumed = run(tmp_path / "run", preset("grpo"), steps=3, engine=engine_again, **sections)
     assert resumed == whole and len(used_again) == 1
     jax.tree.map(np.testing.assert_array_equal, (again, used_again[0]), (params, used[2]))
     _, off = run(tmp_path / "off", preset("grpo"))

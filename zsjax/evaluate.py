@@ -11,6 +11,7 @@ import numpy as np
 from zsjax import rewards
 from zsjax.errors import InputError
 from zsjax.rollout import transcript
+from zsjax.sampling import ragged
 from zsjax.types import Episodes, Question
 
 SCORES = {"em": rewards.exact_match, "f1": rewards.f1_score, "contains": rewards.contains_match}
@@ -47,7 +48,7 @@ def play(rollout, params, questions: Sequence[Question], *, key, batch_rows: int
     tokenizer = rollout.tokenizer
     for first in progress(range(0, len(questions), batch_rows)):
         ids = np.arange(first, first + batch_rows)
-        filled = [questions[min(i, len(questions) - 1)] for i in ids]
+        filled = ragged.fill(questions[first:first + batch_rows], batch_rows)
         episodes = jax.device_get(rollout(params, filled, noise=noise, key=key, temperature=temperature,
                                           group_ids=ids))
         count = min(batch_rows, len(questions) - first)

@@ -28,6 +28,12 @@ ENDED_WITHOUT_ANSWER = 3  # sampled EOS without an action
 OUT_OF_TOKENS = 4  # the context was full
 STATUS_NAMES = ("running", "answered", "out_of_turns", "ended_without_answer", "out_of_tokens")
 
+# Tags, as ordinary text, around the policy's actions and thoughts and around documents.
+SEARCH_TAGS = ("<search>", "</search>")
+ANSWER_TAGS = ("<answer>", "</answer>")
+INFORMATION_TAGS = ("<information>", "</information>")
+THINK_TAGS = ("<think>", "</think>")
+
 # What a turn of an episode did (int8).
 NOT_SEARCHED = 0  # no such turn, or the turn was no search
 SEARCH_OK = 1  # as many documents as asked for

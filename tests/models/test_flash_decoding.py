@@ -59,6 +59,6 @@ def test_it_is_used_under_a_mesh_only_where_every_device_has_its_own_rows():
     with compiling_for("gpu", capability=(9, 0)):
         for sizes in (dict(data=8), dict(data=4, tensor=2)):
             mesh = make_mesh(sizes)
-            jax.eval_shape(over_rows(look, mesh, (True,)), jnp.zeros(8))
+            jax.eval_shape(over_rows(look, mesh, rows=("x",)), jnp.zeros(8))
             on(mesh, lambda: jax.eval_shape(look, jnp.zeros(8)))()
     assert seen == ["flash", "xla", "xla", "xla"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.hlo import cache_sized_results
 from tests.models.test_cache import CONFIG, VARIANTS, _extend_logits, make_params, segments  # noqa: F401
-from tests.rollout.test_turns import PARAMS, POLICY, QUESTIONS, TOKENIZER, Library, make_config, searching, simulator  # noqa: F401
+from tests.small_models import PARAMS, POLICY, QUESTIONS, TOKENIZER, Library, make_config, searching
 from zsjax import types
 from zsjax.config import ConfigError, resolve
 from zsjax.models.cache import cache_dtype, copy_rows, grow, init_cache
@@ -67,7 +67,7 @@ def test_repeated_grown_and_laned_rows_go_on_alike(segments):  # noqa: F811
     def shared(params):
         hidden = jnp.zeros((2, CONFIG.embed_dim))
         _, cache = prefill(params, CONFIG, prompt, jnp.array([5, 3]), init_cache(CONFIG, 2, 5, dtype), hidden, chunk=2,
-                           lanes=1)
+                           batch=1)
         cache = copy_rows(init_cache(CONFIG, 4, 8, dtype), jnp.arange(4), grow(cache, 6), jnp.array([0, 0, 1, 1]))
         return _extend_logits(params, CONFIG, jnp.array([[7], [8], [7], [8]]), jnp.ones(4, jnp.int32), cache)
 
@@ -106,13 +106,13 @@ def test_scales_are_cut_as_their_heads_are():
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-def test_rollouts(monkeypatch, simulator, compiled):  # noqa: F811
-    searching(monkeypatch)
+def test_rollouts(simulator, compiled):
     config = make_config(rows=3, lanes=2)
     config = dataclasses.replace(config, policy=dataclasses.replace(config.policy, cache_dtype="int8"))
     engine = dataclasses.replace(simulator, cache_dtype="int8") if compiled else Library()
-    rollout = make_rollout(POLICY, engine, TOKENIZER, config, group_size=2)
-    episodes, work = jax.device_get(rollout(PARAMS, QUESTIONS[:3], noise=0.5, key=jax.random.key(3), with_work=True))
+    rollout = make_rollout(POLICY, engine, TOKENIZER, config, group_size=2, sampler=searching())
+    played = jax.device_get(rollout.play(PARAMS, QUESTIONS[:3], noise=0.5, key=jax.random.key(3)))
+    episodes, work = played.episodes, played.work
     said = episodes.roles == types.POLICY
     logits = forward(PARAMS, POLICY, episodes.tokens, valid=episodes.roles != types.PAD)[:, :-1]
     dense = jnp.take_along_axis(jax.nn.log_softmax(logits), episodes.tokens[:, 1:, None], 2)[:, :, 0]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.hlo import cache_sized_results
-from tests.rollout.test_turns import (  # noqa: F401
+from tests.small_models import (
     DOCUMENT_TOKENS,
     MAX_TOKENS,
     NUM_DOCUMENTS,
@@ -18,7 +18,6 @@ from tests.rollout.test_turns import (  # noqa: F401
     check_rows,
     make_config,
     searching,
-    simulator,
 )
 from zsjax import types
 from zsjax.models import cache
@@ -26,6 +25,8 @@ from zsjax.models.placement import param_shardings
 from zsjax.parallel.mesh import TRAIN_RULES, make_mesh, reshard
 from zsjax.rollout import compiled, dedup, growing, make_rollout
 from zsjax.rollout import state as pieces
+from zsjax.rollout.played import occupancy, requests_saved
+from zsjax.rollout.schedule import Schedule
 from zsjax.search.simulator.requests import question_keys
 from zsjax.search.simulator.writing import Replies
 from zsjax.types import Question
@@ -36,30 +37,31 @@ QUESTIONS = [Question(str(i), f"What is the mother of {name}?", ("Kara",)) for i
     ("Kara", "Lonor Cruwick", "Kara Lonor", "Cruwick", "Lonor", "Kara Cruwick", "Lonor Kara", "Cruwick Kara"))]
 
 
-def play(simulator, questions, **schedule):  # noqa: F811
-    rollout = make_rollout(POLICY, simulator, TOKENIZER, make_config(lanes=2, **schedule), group_size=GROUP)
+SAMPLER = searching(draws=lambda episode: 2 + 5 * (episode % 3))
+
+
+def play(simulator, questions, **schedule):
+    rollout = make_rollout(POLICY, simulator, TOKENIZER, make_config(lanes=2, **schedule), group_size=GROUP, sampler=SAMPLER)
     ids = [int(q.id) for q in questions]
-    return jax.device_get(rollout(PARAMS, questions, noise=0.5, key=jax.random.key(4), group_ids=ids, with_work=True))
+    return jax.device_get(rollout.play(PARAMS, questions, noise=0.5, key=jax.random.key(4), group_ids=ids))
 
 
 @pytest.fixture(scope="module")
-def lockstep(request, simulator):  # noqa: F811
+def lockstep(request, simulator):
     """Batches of ROWS episodes, one after the other: everyone thinks, then everyone who asked is served."""
     with pytest.MonkeyPatch.context() as segments:
         segments.setattr(cache, "SEGMENT", {"whole": cache.SEGMENT, "segments": MAX_TOKENS // 2 + 3}[request.param])
-        with pytest.MonkeyPatch.context() as patch:
-            searching(patch, draws=lambda episode: 2 + 5 * (episode % 3))
-            size = ROWS // GROUP
-            parts = [play(simulator, QUESTIONS[i:i + size]) for i in range(0, len(QUESTIONS), size)]
-        episodes = jax.tree.map(lambda *x: np.concatenate(x), *[episodes for episodes, _ in parts])
-        yield episodes, sum(int(work.policy_steps[0]) for _, work in parts)
+        size = ROWS // GROUP
+        parts = [play(simulator, QUESTIONS[i:i + size]) for i in range(0, len(QUESTIONS), size)]
+        episodes = jax.tree.map(lambda *x: np.concatenate(x), *[played.episodes for played in parts])
+        yield episodes, sum(int(played.work.policy_steps[0]) for played in parts)
 
 
 @pytest.mark.parametrize("lockstep, slots, busy", [("whole", 4, 0.0), ("whole", 4, 1.0), ("whole", 1, 0.5),
                                                    ("segments", 4, 1.0)], indirect=["lockstep"])
-def test_the_schedule_changes_no_trajectory(monkeypatch, simulator, lockstep, slots, busy):  # noqa: F811
-    searching(monkeypatch, draws=lambda episode: 2 + 5 * (episode % 3))
-    episodes, work = play(simulator, QUESTIONS, rows=ROWS, simulator_slots=slots, busy=busy)
+def test_the_schedule_changes_no_trajectory(simulator, lockstep, slots, busy):
+    played = play(simulator, QUESTIONS, rows=ROWS, simulator_slots=slots, busy=busy)
+    episodes, work = played.episodes, played.work
     expected, lockstep_steps = lockstep
     for field in dataclasses.fields(types.Episodes):
         np.testing.assert_array_equal(getattr(episodes, field.name), getattr(expected, field.name), err_msg=field.name)
@@ -77,12 +79,12 @@ def test_the_schedule_changes_no_trajectory(monkeypatch, simulator, lockstep, sl
     assert (int(work.requests[0]), int(work.simulated[0])) == (len(asked), len(set(asked))) and len(set(asked)) < len(asked)
     steps = int(work.simulator_steps[0])
     assert slots > 1 or work.simulator_tokens[0] <= steps <= len(set(asked)) * NUM_DOCUMENTS * (DOCUMENT_TOKENS + 1)
-    assert all(0 < share <= 1 for share in compiled.occupancy(episodes, work).values())
-    assert compiled.requests_saved(work) == pytest.approx(1 - len(set(asked)) / len(asked))
+    assert all(0 < share <= 1 for share in occupancy(played).values())
+    assert requests_saved(work) == pytest.approx(1 - len(set(asked)) / len(asked))
 
 
 @pytest.mark.parametrize("resumed", [False, True])
-def test_neither_cache_is_copied(simulator, resumed):  # noqa: F811
+def test_neither_cache_is_copied(simulator, resumed):
     """No cache-sized array is written in the whole program but by updates in place, of the policy's or the simulator's.
 
     Nor in a program that goes on with rows of another, which it is given to keep.
@@ -91,25 +93,23 @@ def test_neither_cache_is_copied(simulator, resumed):  # noqa: F811
     env = pieces.Environment(
         policy=POLICY, max_turns=2, max_turn_tokens=12, max_tokens=capacity + 50 * resumed, max_query_tokens=6,
         num_documents=2, max_document_tokens=12, information_open=np.array([1, 2]), information_close=np.array([3]),
-        hint=np.array([4]), group_size=2, lanes=2)
+        hint=np.array([4]), group_size=2, prefill_batch=2)
     Q = 4
     question, answers = simulator.encode_questions(QUESTIONS[:Q])
-    inputs = {"prompts": jnp.ones((Q, prompt), jnp.int32), "prompt_lengths": jnp.full(Q, prompt), "question": question,
-              "group_id": jnp.arange(Q), "answers": answers, "question_key": question_keys(QUESTIONS[:Q]),
-              "turn": jnp.zeros(Q, jnp.int32)}
-    inputs = jax.tree.map(jnp.asarray, inputs)
-    tables, simulator_tables = pieces.tables(TOKENIZER, POLICY), simulator.tables
-    schedule = compiled.Schedule(rows, SLOTS, 0.8)
-    rest = tables, simulator, simulator_tables, inputs, 0.5, 1.0, jax.random.key(0)
-    models = PARAMS, simulator.params
+    questions = {"prompts": jnp.ones((Q, prompt), jnp.int32), "prompt_lengths": jnp.full(Q, prompt), "question": question,
+                 "group_id": jnp.arange(Q), "answers": answers, "question_key": question_keys(QUESTIONS[:Q]),
+                 "turn": jnp.zeros(Q, jnp.int32)}
+    questions = jax.tree.map(jnp.asarray, questions)
+    static = compiled.Static(env, Schedule(rows, SLOTS, 0.8), simulator)
+    inputs = compiled.Inputs(PARAMS, simulator.params, pieces.tables(TOKENIZER, POLICY), simulator.tables, noise=0.5,
+                             temperature=1.0, key=jax.random.key(0))
     if resumed:
-        prompts, loop = jax.eval_shape(lambda models: compiled.begin(
-            *models, env, schedule, simulator, inputs, capacity), models)
-        hlo = jax.jit(lambda models, prompts, loop: compiled.go_on(*models, env, schedule, *rest, None, prompts, loop),
-                      donate_argnums=2).lower(models, prompts, loop).compile().as_text()
+        prompts, loop = jax.eval_shape(lambda inputs: compiled.begin(static, inputs, questions, capacity), inputs)
+        hlo = jax.jit(lambda inputs, prompts, loop: compiled.proceed(static, inputs, questions, prompts, loop),
+                      donate_argnums=2).lower(inputs, prompts, loop).compile().as_text()
         assert hlo.split("\n", 1)[0].count("-alias)") == len(jax.tree.leaves(loop))
     else:
-        hlo = jax.jit(lambda models: compiled.play(*models, env, schedule, *rest)).lower(models).compile().as_text()
+        hlo = jax.jit(lambda inputs: compiled.play(static, inputs, questions)).lower(inputs).compile().as_text()
     policy_cache = rows * POLICY.num_kv_heads * capacity * POLICY.head_dim
     theirs = simulator.config
     simulator_cache = SLOTS * theirs.num_kv_heads * simulator.idle(simulator.params, 1).cache.capacity * theirs.head_dim
@@ -123,39 +123,39 @@ def test_requests_are_told_apart():
     class Sizes:
         num_documents, max_document_tokens, max_query_tokens, noise_per_document = 2, 3, 2, False
 
-    ledger = dedup.empty(6, Sizes, Sizes)
+    table = dedup.empty(6, Sizes, Sizes)
     rows = [(0, [5, 0], 1, False), (0, [5, 0], 1, False), (0, [5, 0], 2, False), (1, [5, 0], 1, False), (0, [5, 0], 1, True),
             (0, [6, 0], 1, False)]
 
-    def ask(ledger, rows, asks):
+    def ask(table, rows, asks):
         question, tokens, lengths, noisy = map(jnp.array, zip(*rows, strict=True))
-        return dedup.ask(ledger, jnp.array(asks), question, (tokens, lengths), noisy)
+        return dedup.ask(table, jnp.array(asks), question, (tokens, lengths), noisy)
 
-    ledger, numbers = ask(ledger, rows, [True, True, True, False, True, False])
-    assert numbers.tolist() == [0, 0, 1, 6, 2, 6] and (int(ledger.asked[0]), int(ledger.different[0])) == (4, 3)
-    ledger, given = dedup.begin(ledger, jnp.array([True, False, True]))
-    assert given.tolist() == [0, 6, 1] and int(ledger.begun[0]) == 2
-    ledger, numbers = ask(ledger, rows[::-1], [True] * 6)
-    assert numbers.tolist() == [3, 2, 4, 1, 0, 0] and (int(ledger.asked[0]), int(ledger.different[0])) == (10, 5)
-    ledger, given = dedup.begin(ledger, jnp.ones(4, bool))
-    assert given.tolist() == [2, 3, 4, 6] and not ledger.written.any()
+    table, numbers = ask(table, rows, [True, True, True, False, True, False])
+    assert numbers.tolist() == [0, 0, 1, 6, 2, 6] and (int(table.asked[0]), int(table.distinct[0])) == (4, 3)
+    table, given = dedup.begin(table, jnp.array([True, False, True]))
+    assert given.tolist() == [0, 6, 1] and int(table.begun[0]) == 2
+    table, numbers = ask(table, rows[::-1], [True] * 6)
+    assert numbers.tolist() == [3, 2, 4, 1, 0, 0] and (int(table.asked[0]), int(table.distinct[0])) == (10, 5)
+    table, given = dedup.begin(table, jnp.ones(4, bool))
+    assert given.tolist() == [2, 3, 4, 6] and not table.written.any()
     replies = Replies(tokens=jnp.full((2, 2, 3), 7), lengths=jnp.full((2, 2), 3), count=jnp.array([2, 1]))
-    ledger = dedup.enter(ledger, jnp.array([4, 6]), replies)
-    assert ledger.written.tolist() == [False] * 4 + [True, False] and ledger.replies.count.tolist() == [0, 0, 0, 0, 2, 0]
+    table = dedup.enter(table, jnp.array([4, 6]), replies)
+    assert table.written.tolist() == [False] * 4 + [True, False] and table.replies.count.tolist() == [0, 0, 0, 0, 2, 0]
 
 
 @pytest.mark.parametrize("lockstep", ["whole", "segments"], indirect=True)
-def test_a_cache_that_grows_changes_no_trajectory(monkeypatch, simulator, lockstep):  # noqa: F811
+def test_a_cache_that_grows_changes_no_trajectory(monkeypatch, simulator, lockstep):
     """Rows begin with half of the slots; the loop stops before one outgrows them and goes on with all."""
-    searching(monkeypatch, draws=lambda episode: 2 + 5 * (episode % 3))
-    traced, go_on = [], compiled.go_on  # once a program
-    monkeypatch.setattr(compiled, "go_on", lambda *args: traced.append(args[-1].state.cache.capacity) or go_on(*args))
+    traced, proceed = [], compiled.proceed  # once a program
+    monkeypatch.setattr(compiled, "proceed", lambda *args: traced.append(args[-1].state.cache.capacity) or proceed(*args))
     mesh = make_mesh(dict(data=2), jax.devices()[:2])
     config = make_config(lanes=2, rows=ROWS, simulator_slots=4, busy=0.5, capacities=2)
-    rollout = make_rollout(POLICY, simulator, TOKENIZER, config, mesh, group_size=GROUP)
+    rollout = make_rollout(POLICY, simulator, TOKENIZER, config, mesh, group_size=GROUP, sampler=SAMPLER)
     params = reshard(PARAMS, param_shardings(POLICY, mesh, TRAIN_RULES))
     for _ in range(2):
-        episodes, work = jax.device_get(rollout(params, QUESTIONS, noise=0.5, key=jax.random.key(4), with_work=True))
+        played = jax.device_get(rollout.play(params, QUESTIONS, noise=0.5, key=jax.random.key(4)))
+    episodes, work = played.episodes, played.work
     assert traced == [MAX_TOKENS // 2, MAX_TOKENS] and len(work.policy_steps) == 2
     assert (lockstep[0].length > MAX_TOKENS // 2).any()
     for field in dataclasses.fields(types.Episodes):

@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from test_turns import CONFIG, PARAMS, POLICY, QUESTIONS, TOKENIZER, searching
 
+from tests.small_models import CONFIG, PARAMS, POLICY, QUESTIONS, TOKENIZER, searching
 from zsjax import rewards, types
 from zsjax.data import load_tokenizer
 from zsjax.data.assets import asset_path
@@ -55,11 +55,10 @@ def test_special_tokens_are_spelled_out_and_ordinary_text_is_untouched(real_toke
     assert inert("naïve 東京 \u200d👩") == "naïve 東京 \u200d👩"
 
 
-def test_evil_documents_change_no_role_no_score_and_no_ending(monkeypatch):
+def test_evil_documents_change_no_role_no_score_and_no_ending():
     """The same draws with harmless documents and with evil ones: everything but the documents' text is the same."""
-    searching(monkeypatch)
     engine = Fixed([])
-    rollout = make_rollout(POLICY, engine, TOKENIZER, CONFIG)
+    rollout = make_rollout(POLICY, engine, TOKENIZER, CONFIG, sampler=searching())
 
     def play(documents):
         engine.documents = documents

@@ -25,7 +25,7 @@ WORK = {"batch": 8, "group": 2, "turns": 2, "prompt": 16, "turn_tokens": 24, "tu
 
 def test_the_rollout_equals_the_cpus(gpu, cpu):
     def play():
-        return scripted_episodes(CONFIG, init_params(CONFIG, jax.random.key(0)), WORK, np.random.default_rng(0))()[0]
+        return scripted_episodes(CONFIG, init_params(CONFIG, jax.random.key(0)), WORK, np.random.default_rng(0))().episodes
 
     with jax.default_matmul_precision("highest"):
         found = play()

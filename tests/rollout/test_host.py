@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.rollout.test_turns import (
+from tests.small_models import (
     NUM_DOCUMENTS,
     PARAMS,
     POLICY,
@@ -18,7 +18,6 @@ from tests.rollout.test_turns import (
     Library,
     make_config,
     searching,
-    simulator,  # noqa: F401
 )
 from zsjax import types
 from zsjax.config import MeshConfig
@@ -40,12 +39,13 @@ def draws(episode):
 
 def rollout_of(engine, mesh=None, watch=None, **rollout):
     config = make_config(lanes=2, **rollout)
-    return make_rollout(POLICY, engine, TOKENIZER, config, mesh, group_size=GROUP, watch=watch)
+    return make_rollout(POLICY, engine, TOKENIZER, config, mesh, group_size=GROUP, watch=watch, sampler=searching(draws))
 
 
 def play(rollout, questions=QUESTIONS):
     ids = [int(q.id) for q in questions]
-    return jax.device_get(rollout(PARAMS, questions, noise=0.5, key=jax.random.key(4), group_ids=ids, with_work=True))
+    played = rollout.play(PARAMS, questions, noise=0.5, key=jax.random.key(4), group_ids=ids)
+    return jax.device_get((played.episodes, played.work))
 
 
 def same(a, b):
@@ -54,7 +54,7 @@ def same(a, b):
 
 
 class Noisy(Library):
-    """Obeys the coins: what it finds says which it was asked for. Counts who searches at a time."""
+    """Obeys the noise: what it finds says which mode it was asked for. Counts who searches at a time."""
 
     def obeys_noise(self, queries, contexts):
         return [True] * len(queries)
@@ -73,8 +73,7 @@ class Noisy(Library):
 
 
 @pytest.mark.parametrize("batches", [1, 2])
-def test_no_trajectory_depends_on_how_long_a_search_takes(monkeypatch, batches):
-    searching(monkeypatch, draws)
+def test_no_trajectory_depends_on_how_long_a_search_takes(batches):
     lockstep = rollout_of(Noisy())
     size = ROWS // GROUP
     parts = [play(lockstep, QUESTIONS[i:i + size])[0] for i in range(0, len(QUESTIONS), size)]
@@ -89,9 +88,8 @@ def test_no_trajectory_depends_on_how_long_a_search_takes(monkeypatch, batches):
     assert engine.most <= batches  # never more threads in an engine than it was said to bear
 
 
-def test_the_policy_decodes_while_an_engine_searches(monkeypatch):
+def test_the_policy_decodes_while_an_engine_searches():
     """The first search ends only after other rows have written more: lockstep would wait for it without end."""
-    searching(monkeypatch, draws)
     written, begun, wrote_on = [0], threading.Event(), threading.Event()
 
     def watch(state):
@@ -111,7 +109,6 @@ def test_the_policy_decodes_while_an_engine_searches(monkeypatch):
 
 
 def test_what_a_search_raises_comes_out(monkeypatch):
-    searching(monkeypatch, draws)
     hangs = threading.Event()
 
     class Broken:
@@ -171,9 +168,8 @@ def test_the_same_search_is_sent_once(by_call):
     assert (one is other) != by_call
 
 
-def test_a_simulator_on_its_own_devices_writes_the_same(monkeypatch, simulator):  # noqa: F811
+def test_a_simulator_on_its_own_devices_writes_the_same(monkeypatch, simulator):
     """Two devices for the policy and two for the simulator, two programs; or two for both, in one program."""
-    searching(monkeypatch, draws)
     config = make_config(lanes=2, simulator_slots=2, **BUSY)
     config = dataclasses.replace(config, search=dataclasses.replace(config.search, noise_per="document"))
     questions = QUESTIONS + [dataclasses.replace(q, id=str(6 + i)) for i, q in enumerate(QUESTIONS)]
@@ -182,8 +178,9 @@ def test_a_simulator_on_its_own_devices_writes_the_same(monkeypatch, simulator):
         settings = dataclasses.replace(config, mesh=mesh_config)
         monkeypatch.setattr(jax, "devices", lambda: devices)
         mesh = make_mesh(mesh_config)
-        rollout = make_rollout(POLICY, simulator, TOKENIZER, settings, mesh, group_size=GROUP)
-        return jax.device_get(rollout(PARAMS, questions, noise=0.5, key=jax.random.key(4), with_work=True))
+        rollout = make_rollout(POLICY, simulator, TOKENIZER, settings, mesh, group_size=GROUP, sampler=searching(draws))
+        played = rollout.play(PARAMS, questions, noise=0.5, key=jax.random.key(4))
+        return jax.device_get((played.episodes, played.work))
 
     devices = jax.devices()
     together, _ = episodes_on(MeshConfig(), devices[:2])

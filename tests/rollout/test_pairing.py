@@ -12,20 +12,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_turns import ANSWER, NUM_DOCUMENTS, PARAMS, POLICY, TOKENIZER, make_config, play_oracle
 
+from tests.small_models import (
+    ANSWER,
+    NUM_DOCUMENTS,
+    PARAMS,
+    POLICY,
+    TOKENIZER,
+    document_ids,
+    make_config,
+    make_simulator,
+    play_oracle,
+    says,
+)
 from zsjax import types
-from zsjax.models.decoder import init_params
 from zsjax.rollout import make_rollout
 from zsjax.rollout import state as pieces
 from zsjax.search import Document
-from zsjax.search.simulator.prompt import SimulatorTemplate
 from zsjax.search.simulator.simulator import Simulator
 from zsjax.types import Question
 
-ROWS, MAX_TOKENS = 5_000, 144
+ROWS, MAX_TOKENS, KEY = 5_000, 144, jax.random.key(0)
 CONFIG = make_config(max_tokens=MAX_TOKENS)
 CONFIG = dataclasses.replace(CONFIG, search=dataclasses.replace(CONFIG.search, max_document_tokens=16))
+
+
+def noise_draws(turns: int):
+    """bool[ROWS, turns], the draw of each episode's turn: its own, whatever slot wrote the reply."""
+    key = jax.random.fold_in(KEY, 2)
+    draw = lambda episode, turn: jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, episode), turn)) < 0.5
+    return np.asarray(jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(jnp.arange(ROWS), jnp.arange(turns)))
 
 
 class Silent:
@@ -55,27 +71,22 @@ def episodes_of(monkeypatch):
             actions[0] = "<search>  </search>"
         scripts.append([*actions, ANSWER])
 
-    def play(engine, documents, config=CONFIG):
+    def play(engine, documents, config=CONFIG, document_ids=document_ids):
         """documents: (i, query) -> what stands in the row for it."""
         table = np.zeros((ROWS, MAX_TOKENS + 1), np.int32)
         for row in range(ROWS):
             library = Silent()
             library.documents = lambda query, row=row: documents(row, query)
-            tokens, _, _, _ = play_oracle(questions[row], scripts[row], library)
+            tokens, _, _, _ = play_oracle(questions[row], scripts[row], library, document_ids)
             assert len(tokens) < MAX_TOKENS
             table[row, :len(tokens)] = tokens
-        table_on_device = jnp.array(table)
         no_model = lambda cache, count, B: (jnp.zeros((B, POLICY.embed_dim)), cache.advance(count))
         monkeypatch.setattr(pieces, "prefill", lambda params, config, tokens, lengths, cache, hidden, **_:
                             no_model(cache, lengths, tokens.shape[0]))
         monkeypatch.setattr(pieces, "extend", lambda params, config, tokens, count, cache: (
             jnp.zeros((tokens.shape[0], 1, POLICY.embed_dim)), cache.advance(count)))
-        monkeypatch.setattr(pieces, "row_keys", lambda key, rows, positions: jnp.stack([rows, positions], 1))
-        monkeypatch.setattr(pieces, "sample", lambda logits, keys, **_: (
-            table_on_device[keys[:, 0], jnp.minimum(keys[:, 1], MAX_TOKENS)], -jnp.ones(len(keys))))
-        monkeypatch.setattr(pieces, "coins", lambda env, state, noise, key: state.episode_id % 2 == 0)
-        rollout = make_rollout(POLICY, engine, TOKENIZER, config)
-        episodes = jax.device_get(rollout(PARAMS, questions, key=jax.random.key(0)))
+        rollout = make_rollout(POLICY, engine, TOKENIZER, config, sampler=says(table))
+        episodes = jax.device_get(rollout(PARAMS, questions, noise=0.5, key=KEY))
         assert (episodes.status != types.RUNNING).all() and episodes.num_searches.sum() > 0.7 * ROWS
         assert (episodes.num_searches < 2).mean() > 0.5  # stoppers there are
         return episodes, table
@@ -106,7 +117,7 @@ def test_compiled_simulator(episodes_of, monkeypatch):
     questions, play = episodes_of
     newline = TOKENIZER.encode("\n")[-1]
 
-    def take(self, params, writing, requests, key, *, lanes):
+    def take(self, params, writing, requests, key, *, prefill_batch):
         lines, lengths = [], []
         for tokens, length in (requests.answers, requests.query):
             length = jnp.minimum(length, self.max_document_tokens - 1)
@@ -120,20 +131,16 @@ def test_compiled_simulator(episodes_of, monkeypatch):
         return writing.replace(documents=put(jnp.stack(lines, 1), writing.documents), noisy=requests.noisy,
                                lengths=put(jnp.stack(lengths, 1), writing.lengths), count=put(NUM_DOCUMENTS, writing.count))
 
-    config = dataclasses.replace(POLICY, num_layers=1)
-    simulator = Simulator(config=config, params=init_params(config, jax.random.key(2)), tokenizer=TOKENIZER,
-                          template=SimulatorTemplate.load("tiny_world"), num_documents=NUM_DOCUMENTS,
-                          max_document_tokens=16, max_query_tokens=12, max_question_tokens=24)
+    simulator = make_simulator(max_document_tokens=16, shuffle_documents=False)
     monkeypatch.setattr(Simulator, "take", take)
-    monkeypatch.setattr("test_turns.document_ids", lambda document: [
-        *TOKENIZER.encode(document.text)[:15], newline])
+    line = lambda document: [*TOKENIZER.encode(document.text)[:15], newline]
     gold = lambda i: " " + "; ".join(questions[i].golden_answers)  # as a slot is filled
     schedule = dataclasses.replace(CONFIG.rollout, rows=1_000, simulator_slots=300, busy=0.5)
     episodes, table = play(simulator, lambda i, query: [Document("", gold(i)), Document("", query)],
-                           dataclasses.replace(CONFIG, rollout=schedule))
+                           dataclasses.replace(CONFIG, rollout=schedule), line)
     wrong = [row for row in range(ROWS) if episodes.tokens[row].tolist() != table[row, :MAX_TOKENS].tolist()]
     assert not wrong, (len(wrong), TOKENIZER.decode(episodes.tokens[wrong[0]].tolist()))
     searched = episodes.search_status != types.NOT_SEARCHED
     ran = episodes.query_span[:, :, 1] > 0
-    np.testing.assert_array_equal(episodes.noisy[:, :, 0], ran & (np.arange(ROWS) % 2 == 0)[:, None])
+    np.testing.assert_array_equal(episodes.noisy[:, :, 0], ran & noise_draws(episodes.noisy.shape[1]))
     assert searched.sum() >= ran.sum() == episodes.num_searches.sum()

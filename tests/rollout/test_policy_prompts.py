@@ -58,11 +58,11 @@ def test_files(tmp_path):
 def test_the_form_of_the_prompt_is_told_once(caplog):
     import logging
 
-    from zsjax import rollout
+    from zsjax.rollout import rollout
 
-    rollout._tell_form.cache_clear()
+    rollout._log_form.cache_clear()
     with caplog.at_level(logging.INFO):
         for chat in (True, True, False):
-            rollout._tell_form("default", chat)
+            rollout._log_form("default", chat)
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 2 and "chat template" in told[0] and "plain text" in told[1]

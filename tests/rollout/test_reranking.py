@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.rollout.test_turns import PARAMS, POLICY, QUESTIONS, TOKENIZER, make_config, searching, simulator  # noqa: F401
+from tests.small_models import PARAMS, POLICY, QUESTIONS, TOKENIZER, make_config, searching
 from zsjax.config import resolve
 from zsjax.rollout import make_rollout, reranking
 from zsjax.rollout.experience import Experience
@@ -46,11 +46,10 @@ def ranked(weights, documents, lengths, noisy, *asked):
                                         key=lambda pair: pair[0])] for b in range(len(documents))]
 
 
-def test_the_compiled_loop_shows_what_an_oracle_would(monkeypatch, caplog, simulator):  # noqa: F811
-    searching(monkeypatch)
+def test_the_compiled_loop_shows_what_an_oracle_would(caplog, simulator):
     config, key, weights = config_of(), jax.random.key(3), random_weights()
     engine = written(simulator, shuffle_documents=False)
-    rollout = make_rollout(POLICY, engine, TOKENIZER, config)
+    rollout = make_rollout(POLICY, engine, TOKENIZER, config, sampler=searching())
     play = lambda weights: jax.device_get(rollout(PARAMS, QUESTIONS, noise=0.5, key=key, reranker=weights))
     episodes = play(weights)
     seen = reranking.make_reader(POLICY, TOKENIZER, config)(episodes, QUESTIONS)
@@ -86,18 +85,18 @@ def test_with_a_coin_for_each_document_both_replies_are_ranked(simulator):  # no
     S, N = 3, engine.max_document_tokens
     question = encode_texts([q.question for q in QUESTIONS[:S]], TOKENIZER, engine.max_question_tokens)
     query = encode_texts(["voice of Kara", "mother", "rival of Lonor"], TOKENIZER, engine.max_query_tokens)
-    coins = np.array([[False, False], [True, False], [True, True]])
+    modes = np.array([[False, False], [True, False], [True, True]])
     lengths, count = rng.integers(1, N, (2 * S, CANDIDATES)).astype(np.int32), np.array([4, 4, 1, 0, 3, 4], np.int32)
     documents = rng.integers(1, 90, (2 * S, CANDIDATES, N)).astype(np.int32)
     none = {field.name: None for field in dataclasses.fields(simulation.Writing)}
-    writing = simulation.Writing(**none | dict(documents=documents, lengths=lengths, count=count, noisy=coins,
+    writing = simulation.Writing(**none | dict(documents=documents, lengths=lengths, count=count, noisy=modes,
                                                asked=(question, query)))
     replies = engine.replies(writing, chooser(weights, SHOWN))
     finished = np.where(np.arange(CANDIDATES) < count[:, None], lengths, 0)
     useful = ranked(weights, documents[:S], finished[:S], False, question, query)
     noisy = ranked(weights, documents[S:], finished[S:], True, question, query)
-    for slot, of_slot in enumerate(coins):
-        expected = [side[i] for i, coin in enumerate(of_slot) if i < len(side := (noisy if coin else useful)[slot])]
+    for slot, of_slot in enumerate(modes):
+        expected = [side[i] for i, mode in enumerate(of_slot) if i < len(side := (noisy if mode else useful)[slot])]
         assert lines_of(np.asarray(replies.tokens[slot]), np.asarray(replies.lengths[slot])) == expected
     assert replies.count.tolist() == [2, 2, 2]
     assert replies.tokens.shape == (S, SHOWN, N)
@@ -118,17 +117,15 @@ class Shelf:
 @pytest.fixture(scope="module")
 def host():
     """(engine, play(reranker) -> (episodes of HOST_QUESTIONS, what they saw)), compiled once."""
-    with pytest.MonkeyPatch.context() as patch:
-        searching(patch)
-        shelf, config = Shelf(), config_of()
-        rollout = make_rollout(POLICY, shelf, TOKENIZER, config, group_size=2)
-        read = reranking.make_reader(POLICY, TOKENIZER, config)
+    shelf, config = Shelf(), config_of()
+    rollout = make_rollout(POLICY, shelf, TOKENIZER, config, group_size=2, sampler=searching())
+    read = reranking.make_reader(POLICY, TOKENIZER, config)
 
-        def play(reranker=None):
-            episodes = jax.device_get(rollout(PARAMS, QUESTIONS[:2], key=jax.random.key(0), reranker=reranker))
-            return episodes, read(episodes, HOST_QUESTIONS)
+    def play(reranker=None):
+        episodes = jax.device_get(rollout(PARAMS, QUESTIONS[:2], key=jax.random.key(0), reranker=reranker))
+        return episodes, read(episodes, HOST_QUESTIONS)
 
-        yield shelf, play
+    return shelf, play
 
 
 def test_host_engines_give_candidates_and_are_reranked(host):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.rollout.test_turns import PARAMS, POLICY, QUESTIONS, TOKENIZER, Library, make_config, searching
+from tests.small_models import PARAMS, POLICY, QUESTIONS, TOKENIZER, Library, make_config, searching
 from zsjax import types
 from zsjax.rollout import make_rollout, transcript
 
@@ -57,12 +57,11 @@ def test_blanks_between_words_are_kept():
     assert stream(Words(), [0, 1, 2], [types.POLICY] * 3, [1, 2, 3]) == [("policy", "a"), ("policy", " b"), ("policy", " c")]
 
 
-def test_a_rollout_is_shown_token_by_token(monkeypatch):
-    searching(monkeypatch)
+def test_a_rollout_is_shown_token_by_token():
     shown = []
     watch = transcript.Stream(TOKENIZER, lambda role, text: shown.append((role, text)))
     config = make_config(visit_every=1)
-    play = make_rollout(POLICY, Library(), TOKENIZER, config, watch=watch)
+    play = make_rollout(POLICY, Library(), TOKENIZER, config, watch=watch, sampler=searching())
     episodes = jax.device_get(play(PARAMS, QUESTIONS[:1], key=jax.random.key(0)))
     pieces = [(role, "".join(text for _, text in part)) for role, part in groupby(shown, lambda piece: piece[0])]
     assert pieces == [(s["role"], s["text"]) for s in transcript.segments(episodes, 0, TOKENIZER)]

@@ -7,7 +7,7 @@ import numpy as np
 from zsjax.data import load_tokenizer
 from zsjax.data.assets import asset_path
 from zsjax.models.decoder import DecoderConfig, init_params
-from zsjax.rollout import state as pieces
+from zsjax.rollout.draws import draw_noise
 from zsjax.search.simulator.prompt import SimulatorTemplate
 from zsjax.search.simulator.requests import Requests
 from zsjax.search.simulator.simulator import Simulator
@@ -40,16 +40,16 @@ def test_each_document_is_of_its_own_mode():
     assert mixed.count.tolist() == [K] * 4 + [0] and not mixed.lengths[4].any()
 
 
-def test_coins_have_the_asked_for_frequency_and_shape():
+def test_noise_draws_have_the_asked_for_frequency_and_shape():
     class State:
         episode_id, turn = jnp.arange(4000), jnp.zeros(4000, jnp.int32)
 
     class Environment:
         num_documents, noise_per_document = K, True
 
-    coins = pieces.coins(Environment, State, jnp.float32(0.3), jax.random.key(0))
-    assert coins.shape == (4000, K)
-    np.testing.assert_allclose(coins.mean(axis=0), 0.3, atol=0.03)
-    assert abs(np.corrcoef(coins[:, 0], coins[:, 1])[0, 1]) < 0.06  # each is tossed on its own
+    draws = draw_noise(Environment, State, jnp.float32(0.3), jax.random.key(0))
+    assert draws.shape == (4000, K)
+    np.testing.assert_allclose(draws.mean(axis=0), 0.3, atol=0.03)
+    assert abs(np.corrcoef(draws[:, 0], draws[:, 1])[0, 1]) < 0.06  # each is tossed on its own
     Environment.noise_per_document = False
-    assert pieces.coins(Environment, State, jnp.float32(0.3), jax.random.key(0)).shape == (4000,)
+    assert draw_noise(Environment, State, jnp.float32(0.3), jax.random.key(0)).shape == (4000,)

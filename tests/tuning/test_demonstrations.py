@@ -12,7 +12,7 @@ from zsjax.config import resolve
 from zsjax.data import load_tokenizer
 from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.rollout import make_rollout
-from zsjax.rollout.state import CLOSE_ANSWER, CLOSE_SEARCH, POLICY_TAGS
+from zsjax.rollout.actions import CLOSE_ANSWER, CLOSE_SEARCH, tags
 from zsjax.sampling.tags import TagAutomaton
 from zsjax.search import BM25, Document
 from zsjax.tuning import demonstrations as d
@@ -64,22 +64,17 @@ def test_an_answer_that_is_cut_off_is_not_shown(tokenizer, engine):
     assert not d.make_demonstrations([TWO_HOPS], engine, make(tokenizer, rollout__max_turns=1))
 
 
-def test_an_episode_in_tokens_is_the_one_that_a_rollout_plays(tokenizer, engine, monkeypatch):
+def test_an_episode_in_tokens_is_the_one_that_a_rollout_plays(tokenizer, engine):
     """The rollout is made to say what the episode says: everything it inserts must be what the episode holds."""
     shown = make(tokenizer)
     (episode,) = d.make_demonstrations([TWO_HOPS], engine, shown)
     tokens, roles = d.encode([episode], shown, 256)
     said = jnp.asarray(tokens[0])
 
-    from zsjax.rollout import state
-
-    # A token is drawn with a key of its position: the stand-in's keys are the positions.
-    monkeypatch.setattr(state, "row_keys", lambda key, episodes, positions: positions)
-    monkeypatch.setattr(state, "coins", lambda env, state, noise, key: jnp.zeros(len(state.length), bool))
-    monkeypatch.setattr(state, "sample", lambda logits, keys, **_: (said[keys], jnp.zeros(len(keys))))
+    sampler = lambda logits, state, key, temperature: (said[state.length], jnp.zeros(len(logits)))
     model = DecoderConfig(vocab_size=tokenizer.vocab_size, embed_dim=8, num_layers=1, num_heads=1, num_kv_heads=1,
                           head_dim=8, mlp_dim=8)
-    rollout = make_rollout(model, engine, tokenizer, shown.config)
+    rollout = make_rollout(model, engine, tokenizer, shown.config, sampler=sampler)
     played = jax.device_get(rollout(init_params(model, jax.random.key(0)), [TWO_HOPS], key=jax.random.key(0)))
     assert played.status[0] == types.ANSWERED and played.num_searches[0] == 2
     np.testing.assert_array_equal(played.tokens[0], tokens[0])
@@ -88,7 +83,7 @@ def test_an_episode_in_tokens_is_the_one_that_a_rollout_plays(tokenizer, engine,
 
 def test_the_last_token_of_an_action_completes_its_tag(tokenizer, engine):
     (episode,) = d.make_demonstrations([TWO_HOPS], engine, make(tokenizer))
-    automaton = TagAutomaton.from_tokenizer(tokenizer, POLICY_TAGS)
+    automaton = TagAutomaton.from_tokenizer(tokenizer, tags())
     ends = [int(automaton.events(jnp.array([ids]))[0, -1]) for ids in make(tokenizer).actions(episode)]
     assert ends == [CLOSE_SEARCH, CLOSE_SEARCH, CLOSE_ANSWER]
 

@@ -32,6 +32,7 @@ from zsjax.rl import roles
 from zsjax.rollout import make_rollout
 from zsjax.rollout.documents import encode_inert
 from zsjax.rollout.policy_prompt import PolicyTemplate
+from zsjax.sampling import ragged
 from zsjax.search import Empty, Failed, SearchContext
 from zsjax.search.simulator.prompt import format_document
 from zsjax.tuning.dataset import make_batches
@@ -200,9 +201,7 @@ def _continue(s: Setting, prompts: Sequence[str]) -> list[tuple[str, int]]:
     out, params = [], for_decoding(s.params, s.model, s.mesh)
     for first in range(0, len(ids), rows):
         batch = ids[first:first + rows]
-        tokens, lengths = np.zeros((rows, size), np.int32), np.ones(rows, np.int32)
-        for row, prompt in enumerate(batch):
-            tokens[row, :len(prompt)], lengths[row] = prompt, len(prompt)
+        tokens, lengths = ragged.pad(ragged.fill(batch, rows), size)
         reply = jax.device_get(generate(params, s.model, tokens, lengths, key=s.key, temperature=0.0,
                                         max_new_tokens=s.config.rollout.max_turn_tokens, stop_ids=s.tokenizer.eos_ids))
         out += [(s.tokenizer.decode(reply.tokens[row, :reply.lengths[row]].tolist()), int(reply.lengths[row]))
@@ -258,7 +257,7 @@ def tree_search(s: Setting) -> list[dict]:
     for iteration in range(n):
         paths = [select(root, values(records)) for root, records in zip(roots, played, strict=True)]
         for first in range(0, len(s.questions), rows):
-            group = [min(i, len(s.questions) - 1) for i in range(first, first + rows)]  # one shape
+            group = ragged.fill(range(len(s.questions))[first:first + rows], rows)
             questions, leaves = [s.questions[i] for i in group], [paths[i][-1] for i in group]
             episodes = jax.device_get(rollout(
                 s.params, questions, key=jax.random.fold_in(s.key, iteration), group_ids=np.arange(first, first + rows),

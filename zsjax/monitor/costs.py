@@ -13,6 +13,7 @@ import numpy as np
 
 from zsjax import types
 from zsjax.parallel import hosts
+from zsjax.search.engine import as_engine
 
 # ZeroSearch's own comparison (arXiv 2505.04588): dollars for 64,000 searches.
 PAPER = {"searches": 64_000, "web search API (SerpApi)": 586.70, "14B simulator on 4 A100": 70.80}
@@ -28,33 +29,37 @@ def used(episodes: types.Episodes, *, devices: int = 1) -> dict[str, int]:
 
 
 class Meter:
-    """A rollout that counts what it plays: `take()` gives `used`, engine counters and "time/step" since the last take, and
-    "time/reshard", the part of it in which parameters were moved to where decoding reads them, where they had to be; and
-    with an `account` (`zsjax.monitor.usage.RolloutAccount`) its figures, of rollouts that are played with_work."""
+    """A rollout that counts what it plays, until the next `take`. Its results are numpy."""
 
     def __init__(self, rollout, engine, *, devices: int = 1, account=None):
-        self.rollout, self.tokenizer, self.devices, self.account = rollout, rollout.tokenizer, devices, account
+        """rollout: a `zsjax.rollout.Rollout`. engine: the counters of which are read. devices: that the rollout uses.
+        account: None, or a `zsjax.monitor.usage.RolloutAccount`, whose figures `take` gives as well."""
+        self.rollout, self.devices, self.account = rollout, devices, account
+        self.tokenizer, self.place = rollout.tokenizer, rollout.place
         self._counters, self._used, self._seconds = EngineCounters(engine), collections.Counter(), 0.0
         self._resharded = 0.0
-        self.place = getattr(rollout, "place", lambda params: params)  # see `zsjax.rollout.make_rollout`
 
-    def __call__(self, *args, **options):
-        """What the rollout gives, as numpy."""
+    def __call__(self, params, questions, **options) -> types.Episodes:
+        return self.play(params, questions, **options).episodes
+
+    def play(self, params, questions, **options):
+        """`Rollout.play`, counted."""
         start = time.perf_counter()
-        played = jax.device_get(self.rollout(*args, **options))
+        played = jax.device_get(self.rollout.play(params, questions, **options))
         seconds = time.perf_counter() - start
         self._seconds += seconds
-        self._used.update(used(played[0] if options.get("with_work") else played))
-        if self.account is not None and options.get("with_work"):
-            self.account.add(args[0], *played, seconds)
+        self._used.update(used(played.episodes))
+        if self.account is not None:
+            self.account.add(params, played, seconds)
         return played
 
     def take(self) -> dict[str, float]:
+        """Figures since the last call: `used`, the engine's counters, "time/step" in seconds, those of the account, and
+        "time/reshard", the part of "time/step" that moved parameters to where decoding reads them, if any."""
         taken = {**self._used, "used/devices": self.devices, **self._counters.take(), "time/step": self._seconds,
                  **(self.account.take() if self.account is not None else {})}
         self._used, self._seconds = collections.Counter(), 0.0
-        resharded = getattr(self.rollout, "reshard_seconds", 0.0)
-        if resharded > self._resharded:
+        if (resharded := self.rollout.reshard_seconds) > self._resharded:
             taken["time/reshard"] = resharded - self._resharded
             self._resharded = resharded
         return taken
@@ -64,10 +69,10 @@ class EngineCounters:
     """An engine's counters (requests, failures, paid searches), step by step: `take()` is what all hosts added since."""
 
     def __init__(self, engine):
-        self.engine, self._last = engine, collections.Counter(getattr(engine, "counters", {}))
+        self.engine, self._last = as_engine(engine), collections.Counter(as_engine(engine).counters)
 
     def take(self) -> dict[str, int]:
-        now = collections.Counter(getattr(self.engine, "counters", {}))
+        now = collections.Counter(self.engine.counters)
         added = {name: count - self._last[name] for name, count in now.items()}
         self._last = now
         return {f"engine/{name}": count for name, count in sorted(hosts.add_up(added).items())}

@@ -1,7 +1,7 @@
 """How a run uses its devices: tokens, operations and bytes of its rollouts, and what was compiled.
 
 The figures are derived from finished episodes (a token's role says who wrote it, its position how much of the cache it
-saw) and from a few counters that the compiled rollout carries (`zsjax.rollout.compiled.Work`); no program is measured
+saw) and from a few counters that the compiled rollout carries (`zsjax.rollout.played.RolloutWork`); no program is measured
 from within. What it cost in dollars is `zsjax.monitor.costs`.
 """
 
@@ -17,7 +17,7 @@ from zsjax.models.cache import cache_dtype, init_cache
 from zsjax.models.decoder import DecoderConfig, cast_matrices
 from zsjax.models.quant import num_bytes
 from zsjax.plan.work import forward_flops
-from zsjax.rollout.compiled import Work
+from zsjax.rollout.played import Played
 from zsjax.search.simulator.simulator import Simulator
 
 
@@ -38,8 +38,9 @@ class RolloutAccount:
         self._total: collections.Counter = collections.Counter()
         self._cache_bytes: dict[str, float] = {}
 
-    def add(self, params, episodes: types.Episodes, work: Work, seconds: float):
+    def add(self, params, played: Played, seconds: float):
         """Counts a rollout: the policy's parameters, what was played (numpy), and how long it took, in seconds."""
+        episodes, work = played.episodes, played.work
         total, roles = self._total, np.asarray(episodes.roles)
         seen = np.broadcast_to(np.arange(1, roles.shape[1] + 1), roles.shape)  # tokens that a token sees, itself included
         once = np.unique(episodes.group_id, return_index=True)[1]  # a group's prompt is read once

@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import inspect
 import math
 
 import jax
@@ -104,18 +105,21 @@ def on(mesh: Mesh | None, function):
     return call
 
 
-def over_rows(function, mesh: Mesh | None, in_rows):
-    """The function, run by each group of devices on its own rows: nothing is exchanged but within the tensor axis.
+def over_rows(function, mesh: Mesh | None, *, rows):
+    """The function, run by each group of devices on its own rows. Devices exchange data along the tensor axis only.
 
     Loops in it end where their own rows have ended, each group's at its own time.
 
     Args:
-      function: its result's arrays all begin with rows.
+      function: of positional arguments; its result's arrays all begin with rows.
       mesh: None, or of one device: the function as it is.
-      in_rows: a bool for each argument: cut by rows, or the same for all.
+      rows: names of the arguments that are cut by rows. All devices get the whole of the others.
     """
+    names = list(inspect.signature(function).parameters)
+    if unknown := set(rows) - set(names):
+        raise ValueError(f"rows={tuple(rows)}: {sorted(unknown)} are not arguments of the function; it has {names}")
     if mesh is None or mesh.size == 1:
         return function
-    rows = PartitionSpec(ROWS)
-    return jax.shard_map(function, mesh=mesh, in_specs=tuple(rows if cut else PartitionSpec() for cut in in_rows),
-                         out_specs=rows, axis_names=set(AXES if mesh.shape["tensor"] == 1 else ROWS), check_vma=False)
+    cut = PartitionSpec(ROWS)
+    return jax.shard_map(function, mesh=mesh, in_specs=tuple(cut if name in rows else PartitionSpec() for name in names),
+                         out_specs=cut, axis_names=set(AXES if mesh.shape["tensor"] == 1 else ROWS), check_vma=False)

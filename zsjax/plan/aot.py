@@ -29,8 +29,8 @@ from zsjax.rl.optimizer import make_optimizers
 from zsjax.rl.passes import make_programs
 from zsjax.rl.roles import attention_mask
 from zsjax.rl.update import load_loss
-from zsjax.rollout import compiled_program, environment
-from zsjax.rollout.state import tables
+from zsjax.rollout.compiled import Inputs, Static, compiled_program
+from zsjax.rollout.state import environment, tables
 from zsjax.types import TokenBatch
 
 
@@ -124,7 +124,7 @@ def _lower_rollout(setup: Setup, mesh):
     count = setup.questions * row_shards(mesh)
     P = config.rollout.max_prompt_tokens
     ids = lambda *shape: jax.ShapeDtypeStruct((count, *shape), jnp.int32, sharding=rows)
-    inputs = {
+    questions = {
         "prompts": ids(P), "prompt_lengths": ids(), "turn": ids(), "group_id": ids(),
         "question": (ids(engine.max_question_tokens), ids()), "answers": (ids(engine.max_answer_tokens), ids()),
         "question_key": jax.ShapeDtypeStruct((count,), jnp.uint32, sharding=rows),
@@ -141,9 +141,10 @@ def _lower_rollout(setup: Setup, mesh):
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)
-    program = compiled_program(env, setup.schedule, engine, mesh)
-    return program.lower(*models, wide(tables(tokenizer, setup.policy), setup.policy),
-                         wide(engine.tables, setup.simulator), inputs, scalar, scalar, key, None)
+    program = compiled_program(Static(env, setup.schedule, engine), mesh)
+    given = Inputs(*models, wide(tables(tokenizer, setup.policy), setup.policy), wide(engine.tables, setup.simulator),
+                   scalar, scalar, key)
+    return program.lower(given, questions)
 
 
 def _placed(shapes, shardings):

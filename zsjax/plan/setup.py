@@ -15,7 +15,7 @@ from zsjax.parallel.constrain import AXES
 from zsjax.parallel.mesh import mesh_shape
 from zsjax.plan.targets import Target
 from zsjax.rl import packing
-from zsjax.rollout.compiled import Schedule
+from zsjax.rollout.schedule import Schedule
 from zsjax.run import build
 from zsjax.search import registry
 from zsjax.search.simulator.simulator import Simulator

@@ -14,9 +14,12 @@ import string
 import unicodedata
 from collections.abc import Sequence
 
+from zsjax.types import ANSWER_TAGS
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
+_OPEN, _CLOSE = map(re.escape, ANSWER_TAGS)
+_ANSWER = re.compile(f"{_OPEN}((?:(?!{_OPEN}|{_CLOSE}).)*){_CLOSE}", re.DOTALL)
 
 
 def normalize_answer(text: str) -> str:

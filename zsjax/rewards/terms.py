@@ -17,8 +17,10 @@ import numpy as np
 
 from zsjax import rewards, types
 from zsjax.rollout import transcript
+from zsjax.rollout.actions import ACTIONS
+from zsjax.types import THINK_TAGS
 
-_THOUGHT = re.compile(r"</?think>")
+_THOUGHT = re.compile("|".join(map(re.escape, THINK_TAGS)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +65,7 @@ def outcomes(episodes: types.Episodes, questions, tokenizer, *, overlong=(0, 0))
             queries=asked[b], documents=_documents(episodes, b, tokenizer),
             invalid_actions=int((episodes.search_status[b] == types.INVALID_ACTION).sum()),
             texts=[tokenizer.decode(piece.tolist()) for piece in written], policy_tokens=tokens, overlong=beyond,
-            opens_thought=_prompt(episodes, b, tokenizer).rstrip().endswith("<think>")))
+            opens_thought=_prompt(episodes, b, tokenizer).rstrip().endswith(THINK_TAGS[0])))
     return found
 
 
@@ -85,12 +87,12 @@ def well_formed(outcome: Outcome) -> float:
 
     def generation_is(text, begins):
         tags = _THOUGHT.findall(text)
-        if begins or (begins is None and tags[:1] == ["</think>"]):
-            tags = ["<think>", *tags]
-        paired = tags == ["<think>", "</think>"] * (len(tags) // 2)
-        action = min((at for tag in ("<search>", "<answer>") if (at := text.find(tag)) >= 0), default=-1)
-        one = text.count("<search>") + text.count("<answer>") == 1
-        return paired and one and text.rfind("</think>") < action
+        if begins or (begins is None and tags[:1] == [THINK_TAGS[1]]):
+            tags = [THINK_TAGS[0], *tags]
+        paired = tags == [*THINK_TAGS] * (len(tags) // 2)
+        begun = [action.open for action in ACTIONS if action.open in text]
+        one = len(begun) == 1 == text.count(begun[0])
+        return paired and one and text.rfind(THINK_TAGS[1]) < text.find(begun[0])
 
     opened = [outcome.opens_thought, *[False] * len(outcome.texts)]  # by the prompt: for the first generation only
     good = outcome.answer and not outcome.invalid_actions and all(map(generation_is, outcome.texts, opened))

@@ -6,8 +6,8 @@ import numpy as np
 from zsjax.config import Config
 from zsjax.rewards import terms
 from zsjax.rl.selection import groups_with_signal
-from zsjax.rollout.compiled import occupancy, requests_saved
 from zsjax.rollout.experience import Experience, refill
+from zsjax.rollout.played import occupancy, requests_saved
 
 
 class Actor:
@@ -45,15 +45,16 @@ class Actor:
         questions = [question for question in asked for _ in range(size)]
         # Ids go on from round to round, so that no two episodes of a step share their draws.
         ids = np.arange(count, dtype=np.int32) + round * count
-        given = {} if settings.reranker is None else {"reranker": settings.reranker.weights}
-        episodes, work = jax.device_get(self.rollout(policy, asked, noise=settings.noise, key=settings.key, group_ids=ids,
-                                                     with_work=True, **given))
+        weights = None if settings.reranker is None else settings.reranker.weights
+        played = jax.device_get(self.rollout.play(policy, asked, noise=settings.noise, key=settings.key, group_ids=ids,
+                                                  reranker=weights))
+        episodes = played.episodes
         outcomes = terms.outcomes(episodes, questions, self.tokenizer, overlong=(reward.overlong_from, reward.overlong_to))
         scores, by_term = terms.score(outcomes, reward.terms)
         return Experience(
             episodes=episodes, questions=_objects(questions), outcomes=_objects(outcomes), scores=scores, terms=by_term,
             row_valid=~terms.masked_rows(outcomes, self.config.algorithm.mask), rounds=round + 1,
-            occupancy=occupancy(episodes, work), requests_saved=requests_saved(work))
+            occupancy=occupancy(played), requests_saved=requests_saved(played.work))
 
 
 def _objects(items):

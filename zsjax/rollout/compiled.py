@@ -1,18 +1,18 @@
 """The compiled rollout with more episodes than rows: a row that ends takes the next episode, and nobody waits in step.
 
-Policy rows and simulator slots are filled from queues on the device. One outer `while_loop` goes round; in every round
+Policy rows and simulator slots are filled from queues on the device. One outer `while_loop` goes round. In every round
 each kind of work runs zero or more times (a `while_loop` is the "if": a `cond` would copy the caches, jax#38145):
 
-  decode   the policy, as long as more than `Schedule.busy` of its rows have a token to draw
-  seat     rows that have ended hand their episode over and take the next one, at once: it costs no model a step
+  decode   the policy, while more than `Schedule.decode_threshold` of its rows can sample
+  refill   rows that have ended store their episode and begin the next one, at once: it costs no model step
   ask      rows that wait for documents enter their requests; equal ones of the whole rollout are one request
-  write    the simulator, in whose slots the requests go in the order they were asked, until a reading pass of the policy
-           is full or nothing is left to write
-  answer   replies that are there and hints are inserted, and their rows draw again
+  start    free slots of the simulator take the next requests, in the order in which they were asked
+  write    the simulator, until a prefill batch of the policy is full or nothing is left to write
+  answer   replies that are there and hints are inserted, and their rows sample again
 
-With a row and a slot for every episode and busy=0 this is lockstep: everyone thinks, then everyone who asked is served.
-Draws depend on (key, episode, position) and on the request alone, so the schedule changes no trajectory: bit for bit where
-decoding and reading have the same shapes (rows, slots, lanes), in the last bits of a matmul elsewhere.
+With a row and a slot for every episode and a threshold of 0 this is lockstep: everyone thinks, then everyone who asked is
+served. Draws depend on (key, episode, position) and on the request alone, so the schedule changes no trajectory: bit for bit
+where decoding and reading have the same shapes (rows, slots, prefill batch), in the last bits of a matmul elsewhere.
 """
 
 import dataclasses
@@ -21,90 +21,58 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from zsjax import types
-from zsjax.models import quant
 from zsjax.models.cache import when
 from zsjax.models.decoder import decoding_params
-from zsjax.rollout import dedup
+from zsjax.models.placement import for_decoding
+from zsjax.parallel.constrain import over_rows
+from zsjax.rollout import dedup, schedule
 from zsjax.rollout import state as pieces
-from zsjax.rollout.state import DOCUMENTS, HINT, Environment, Prompts, RolloutState, generating
+from zsjax.rollout.actions import NOTHING
+from zsjax.rollout.draws import draw_noise, per_document
+from zsjax.rollout.played import Played, RolloutWork, num_bytes
+from zsjax.rollout.schedule import Schedule
+from zsjax.rollout.state import Environment, Prompts, RolloutState
 from zsjax.sampling.prefill import first_rows
 from zsjax.search.rerank import chooser
-from zsjax.search.simulator.requests import Requests
+from zsjax.search.simulator.requests import Requests, question_keys
 from zsjax.search.simulator.simulator import Simulator
-from zsjax.search.simulator.writing import Tally, Writing
+from zsjax.search.simulator.writing import Writing
 
 
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """How the work is interleaved.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Static:
+    """What a program is compiled for."""
 
-    rows: episodes played at a time; 0: all.
-    slots: requests written at a time; 0: a quarter of the rows, or all where all episodes are played at a time.
-    busy: the policy decodes while more than this share of its rows (of those that are left, at the end) has a token to
-      draw. 0: until no row has.
-    """
-
-    rows: int = 0
-    slots: int = 0
-    busy: float = 0.0
-
-    def sizes(self, episodes: int) -> tuple[int, int]:
-        """(rows, slots) of a rollout of so many episodes."""
-        rows = min(self.rows or episodes, episodes)
-        return rows, min(self.slots or (-(-rows // 4) if self.rows else rows), rows)
+    env: Environment
+    schedule: Schedule
+    simulator: Simulator  # its parameters and tables are not read: they are inputs
 
 
 @flax.struct.dataclass
-class Work:
-    """What a rollout did, as int32[1] (one a device): useful tokens over (rows x steps) is the occupancy. None: not counted.
+class Inputs:
+    """What a program is called with, beside the questions.
 
-    simulator_tokens: of finished documents, counted once however many rows read them.
-    requests: searches that were asked. simulated: different ones, which were written.
-    tally: of the simulator; None where it is not in the program. policy_cache, simulator_cache: float32[1], bytes.
+    Attributes:
+      policy_params, simulator_params: as `for_decoding` gives them.
+      tables, simulator_tables: of both vocabularies, `state.tables` and `Simulator.tables`.
+      noise: float32[], P(noisy). temperature: float32[], of the policy. key: of the step.
+      reranker: weights of `zsjax.search.rerank`, which choose the documents to show; None: the first are shown.
     """
 
-    policy_steps: Any
-    policy_rows: Any
-    simulator_steps: Any
-    simulator_slots: Any
-    simulator_tokens: Any = None
-    requests: Any = None
-    simulated: Any = None
-    tally: Tally | None = None
-    policy_cache: Any = None
-    simulator_cache: Any = None
-
-
-def num_bytes(cache):
-    """float32[1] bytes of a cache, as `Work` has them."""
-    return np.full(1, quant.num_bytes(cache), np.float32)
-
-
-def occupancy(episodes: types.Episodes, work: Work) -> dict[str, float]:
-    """Shares of the decode steps' places that held a token of use, "policy" and "simulator"; numpy.
-
-    Everything else counts as idle: rows that wait, the end of the queue, documents that were cut. No entry for a model that
-    took no step or was not counted.
-    """
-    policy_tokens = (np.asarray(episodes.roles) == types.POLICY).sum()
-    parts = {"policy": (policy_tokens, work.policy_steps, work.policy_rows),
-             "simulator": (work.simulator_tokens, work.simulator_steps, work.simulator_slots)}
-    places = {name: float((np.asarray(steps) * np.asarray(at_once)).sum()) for name, (_, steps, at_once) in parts.items()}
-    return {name: float(np.sum(tokens)) / places[name] for name, (tokens, *_) in parts.items()
-            if places[name] and tokens is not None}
-
-
-def requests_saved(work: Work) -> float | None:
-    """The share of the searches that the reply to an equal one answered; numpy. None: none was counted."""
-    asked = np.sum(work.requests) if work.requests is not None else 0
-    return 1 - float(np.sum(work.simulated) / asked) if asked else None
+    policy_params: Any
+    simulator_params: Any
+    tables: Any
+    simulator_tables: Any
+    noise: Any
+    temperature: Any
+    key: Any
+    reranker: Any = None
 
 
 @flax.struct.dataclass
-class Loop:
+class LoopState:
     """The carry of the outer loop. E episodes, R rows, S slots, N requests."""
 
     episodes: types.Episodes  # of E rows, filled as episodes end
@@ -112,163 +80,202 @@ class Loop:
     state: RolloutState  # R rows
     episode: Any  # int32[R], which episode a row plays, E: none
     request: Any  # int32[R], the request a row waits for, N: none
-    ledger: dedup.Ledger  # N
+    requests: dedup.RequestTable  # N
     writing: Writing  # S slots
     writes: Any  # int32[S], the request that is written in a slot, N: none
 
 
-def play(policy_params, simulator_params, env: Environment, schedule: Schedule, tables, simulator: Simulator,
-         simulator_tables, inputs, noise, temperature, key, reranker=None) -> tuple[types.Episodes, Work]:
-    """A whole rollout against a simulator with the policy's tokenizer, as one program. Pure.
+class Round:
+    """One round of the outer loop, `__call__`, and its kinds of work. Made within a trace."""
 
-    Args:
-      inputs: dict of what `read_prompts` takes, and for each question question, answers (ragged pairs) and question_key.
-      noise: float32[], P(noisy). temperature: float32[], of the policy. key: the step's key.
-      reranker: weights of `zsjax.search.rerank`, which choose from what the simulator writes; None: the first are shown.
+    def __init__(self, static: Static, inputs: Inputs, questions: dict, prompts: Prompts, loop: LoopState):
+        env, simulator = static.env, static.simulator
+        self.env, self.simulator, self.inputs, self.questions, self.prompts = env, simulator, inputs, questions, prompts
+        self.threshold = static.schedule.decode_threshold
+        self.policy_key, self.simulator_key, self.noise_key = (jax.random.fold_in(inputs.key, i) for i in range(3))
+        self.E, self.R, self.N = (len(x) for x in (loop.episodes.length, loop.episode, loop.requests.written))
+        chosen = inputs.reranker is not None or simulator.num_documents > env.num_documents
+        self.choose = chooser(inputs.reranker, env.num_documents) if chosen else None
+        self.grows = loop.state.cache.capacity < env.max_tokens  # rows allocated whole need no look: none is compiled
 
-    Returns:
-      (Episodes of all questions x group_size rows, Work).
-    """
-    policy_params, simulator_params = _cast(policy_params, simulator_params, env, simulator)
-    prompts, loop = begin(policy_params, simulator_params, env, schedule, simulator, inputs, env.max_tokens)
-    loop = go_on(policy_params, simulator_params, env, schedule, tables, simulator, simulator_tables, inputs, noise,
-                 temperature, key, reranker, prompts, loop)
-    return loop.episodes, work_of(loop)
+    def __call__(self, loop: LoopState) -> LoopState:
+        loop = self.decode(loop)
+        loop = when(self.can_refill(loop), self.refill, loop)
+        loop = when(self.low(loop) & self.asks(loop).any(), self.ask, loop)
+        loop = when(self.low(loop) & self.can_start(loop), self.start, loop)
+        loop = when(self.low(loop) & (loop.writes < self.N).any(), self.write, loop)
+        return when(self.low(loop) & self.served(loop).any() & ~self.full(loop.state), self.answer, loop)
 
+    # The rules of `zsjax.rollout.schedule`, on the loop's arrays.
 
-def _cast(policy_params, simulator_params, env, simulator):
-    """Matrices in the dtype they are used in: once, outside of all loops."""
-    return decoding_params(policy_params, env.policy), decoding_params(simulator_params, simulator.config)
+    def left(self, loop):
+        return self.E - loop.next[0]
 
+    def low(self, loop):
+        return schedule.low(loop.state.status, loop.state.waits_for, self.left(loop), self.threshold)
 
-def begin(policy_params, simulator_params, env: Environment, schedule: Schedule, simulator: Simulator, inputs,
-          capacity: int) -> tuple[Prompts, Loop]:
-    """What `go_on` goes on with: the prompts, read, and empty rows of `capacity` slots. Other arguments as `play`'s."""
-    policy_params, simulator_params = _cast(policy_params, simulator_params, env, simulator)
-    E = inputs["prompts"].shape[0] * env.group_size
-    R, S = schedule.sizes(E)
-    N = E * env.max_turns
-    loop = Loop(
-        episodes=pieces.finish(pieces.empty_rows(env, E)), next=jnp.zeros(1, jnp.int32),
-        state=pieces.empty_rows(env, R, capacity), episode=jnp.full(R, E, jnp.int32), request=jnp.full(R, N, jnp.int32),
-        ledger=dedup.empty(N, env, simulator), writes=jnp.full(S, N, jnp.int32),
-        writing=simulator.idle(simulator_params, S, env.num_documents if env.noise_per_document else 0))
-    return pieces.read_prompts(policy_params, env, inputs), loop
+    def can_refill(self, loop):
+        return schedule.can_refill(loop.state.status, self.left(loop))
 
+    def asks(self, loop):
+        return schedule.unrequested(loop.state.waits_for, loop.request != self.N)
 
-def go_on(policy_params, simulator_params, env: Environment, schedule: Schedule, tables, simulator: Simulator,
-          simulator_tables, inputs, noise, temperature, key, reranker, prompts: Prompts, loop: Loop) -> Loop:
-    """Plays until all episodes have ended, or until one could outgrow the slots that are allocated (`outgrows`).
+    def served(self, loop):
+        replied = loop.requests.written.at[loop.request].get(mode="fill", fill_value=False)
+        return schedule.served(loop.state.waits_for, replied)
 
-    Arguments are those of `play`, prompts and loop those of `begin`, or the loop that was returned, its cache grown.
-    """
-    policy_params, simulator_params = _cast(policy_params, simulator_params, env, simulator)
-    policy_key, simulator_key, noise_key = (jax.random.fold_in(key, i) for i in range(3))
-    E, R, N = (len(x) for x in (loop.episodes.length, loop.episode, loop.ledger.written))
-    lanes = env.lanes or R
-    chosen = reranker is not None or simulator.num_documents > env.num_documents
-    choose = chooser(reranker, env.num_documents) if chosen else None
-    # Rows that are allocated whole need no look: nothing is compiled for it.
-    full = (lambda state: pieces.outgrows(env, state)) if loop.state.cache.capacity < env.max_tokens else lambda state: False
+    def can_start(self, loop):
+        return (loop.writes == self.N).any() & (loop.requests.begun < loop.requests.distinct)[0]
 
-    def remaining(loop):  # rows that can still be kept busy
-        return jnp.minimum(R, E - loop.next[0] + (loop.state.status == types.RUNNING).sum())
+    def full(self, state):
+        return pieces.outgrows(self.env, state) if self.grows else jnp.array(False)
 
-    def low(loop):
-        return generating(loop.state).sum() <= schedule.busy * remaining(loop)
+    # The kinds of work.
 
-    def ended(loop):
-        return loop.state.status != types.RUNNING
-
-    def can_seat(loop):
-        return ended(loop).any() & (loop.next[0] < E)
-
-    def asks(loop):
-        return (loop.state.waits_for == DOCUMENTS) & (loop.request == N)
-
-    def waits(loop):
-        return loop.state.waits_for != pieces.NOTHING
-
-    def ready(loop):  # rows that need not wait any longer
-        return (loop.state.waits_for == HINT) | loop.ledger.written.at[loop.request].get(mode="fill", fill_value=False)
-
-    def decode(loop):
-        def go_on(state):
+    def decode(self, loop):
+        def goes_on(state):
             now = loop.replace(state=state)
-            return ~can_seat(now) & ~(low(now) & waits(now).any()) & jnp.logical_not(full(state))
+            other_work = self.low(now) & (state.waits_for != NOTHING).any()
+            return ~self.can_refill(now) & ~other_work & ~self.full(state)
 
-        state = pieces.generate_turn(policy_params, env, tables, loop.state, policy_key, temperature, go_on)
-        return loop.replace(state=state)
+        inputs = self.inputs
+        return loop.replace(state=pieces.generate_turn(
+            inputs.policy_params, self.env, inputs.tables, loop.state, self.policy_key, inputs.temperature, goes_on))
 
-    def seat(loop):
-        episodes = hand_over(loop)
-        rows = first_rows(ended(loop), R)
+    def refill(self, loop):
+        E, R, ended = self.E, self.R, schedule.ended(loop.state.status)
+        episodes = self.store_ended(loop)
+        rows = first_rows(ended, R)
         episode = loop.next + jnp.arange(R, dtype=jnp.int32)
         rows = jnp.where(episode < E, rows, R + jnp.arange(R, dtype=jnp.int32))
-        state = pieces.seat(env, loop.state, prompts, rows, jnp.minimum(episode, E - 1))
-        plays = jnp.where(ended(loop), E, loop.episode).at[rows].set(episode, mode="drop", unique_indices=True)
+        state = pieces.refill(self.env, loop.state, self.prompts, rows, jnp.minimum(episode, E - 1))
+        plays = jnp.where(ended, E, loop.episode).at[rows].set(episode, mode="drop", unique_indices=True)
         return loop.replace(episodes=episodes, next=loop.next + (rows < R).sum(dtype=jnp.int32), state=state, episode=plays)
 
-    def ask(loop):
-        state, query = pieces.queries(env, tables, loop.state)
-        loop = loop.replace(state=state)
-        question = jnp.minimum(loop.episode, E - 1) // env.group_size
-        noisy = pieces.coins(env, state, noise, noise_key)
-        ledger, number = dedup.ask(loop.ledger, asks(loop), question, query, noisy)
-        return loop.replace(ledger=ledger, request=jnp.where(asks(loop), number, loop.request))
-
-    def take(loop):
-        ledger, number = dedup.begin(loop.ledger, loop.writes == N)
-        new = lambda of_all: jax.tree.map(lambda x: x.at[number].get(mode="clip"), of_all)
-        of_question = lambda name: jax.tree.map(lambda x: x[new(ledger.question)], inputs[name])
-        asked = Requests(question=of_question("question"), answers=of_question("answers"), query=new(ledger.query),
-                         noisy=new(ledger.noisy), question_key=of_question("question_key"), active=number < N)
-        writing = simulator.take(simulator_params, loop.writing, asked, simulator_key, lanes=env.lanes)
-        return loop.replace(ledger=ledger, writing=writing, writes=jnp.where(number < N, number, loop.writes))
-
-    def write(loop):
-        def go_on(writing):
-            finished = (loop.request[:, None] == loop.writes) & (loop.writes < N) & ~writing.working
-            return (ready(loop) | finished.any(axis=1)).sum() < lanes
-
-        writing = simulator.proceed(simulator_params, simulator_tables, loop.writing, go_on)
-        done = jnp.where(writing.working, N, loop.writes)
-        return loop.replace(writing=writing, ledger=dedup.enter(loop.ledger, done, simulator.replies(writing, choose)),
-                            writes=jnp.where(writing.working, loop.writes, N))
-
-    def answer(loop):
-        replies = jax.tree.map(lambda x: x.at[loop.request].get(mode="clip"), loop.ledger.replies)
-        served, noisy = ready(loop), pieces.coins(env, loop.state, noise, noise_key)
-        state = pieces.insert(policy_params, env, loop.state, replies.tokens, replies.lengths, replies.count,
-                              pieces.per_document(noisy, (R, env.num_documents)), served)
-        return loop.replace(state=state, request=jnp.where(served, N, loop.request))
-
-    def around(loop):
-        loop = decode(loop)
-        loop = when(can_seat(loop), seat, loop)
-        loop = when(low(loop) & asks(loop).any(), ask, loop)
-        loop = when(low(loop) & (loop.writes == N).any() & (loop.ledger.begun < loop.ledger.different)[0], take, loop)
-        loop = when(low(loop) & (loop.writes < N).any(), write, loop)
-        return when(low(loop) & ready(loop).any() & jnp.logical_not(full(loop.state)), answer, loop)
-
-    def hand_over(loop):
-        done = jnp.where(ended(loop), loop.episode, E)
+    def store_ended(self, loop):
+        """The episodes, with those of rows that have ended."""
+        done = jnp.where(schedule.ended(loop.state.status), loop.episode, self.E)
         put = lambda all_rows, rows: all_rows.at[done].set(rows, mode="drop")
         return jax.tree.map(put, loop.episodes, pieces.finish(loop.state))
 
-    loop = jax.lax.while_loop(lambda loop: unfinished(loop) & jnp.logical_not(full(loop.state)), around, loop)
-    return loop.replace(episodes=hand_over(loop))
+    def ask(self, loop):
+        state, query = pieces.queries(self.env, self.inputs.tables, loop.state)
+        loop = loop.replace(state=state)
+        question = jnp.minimum(loop.episode, self.E - 1) // self.env.group_size
+        noisy = draw_noise(self.env, state, self.inputs.noise, self.noise_key)
+        requests, number = dedup.ask(loop.requests, self.asks(loop), question, query, noisy)
+        return loop.replace(requests=requests, request=jnp.where(self.asks(loop), number, loop.request))
+
+    def start(self, loop):
+        requests, number = dedup.begin(loop.requests, loop.writes == self.N)
+        new = lambda of_all: jax.tree.map(lambda x: x.at[number].get(mode="clip"), of_all)
+        of_question = lambda name: jax.tree.map(lambda x: x[new(requests.question)], self.questions[name])
+        asked = Requests(question=of_question("question"), answers=of_question("answers"), query=new(requests.query),
+                         noisy=new(requests.noisy), question_key=of_question("question_key"), active=number < self.N)
+        writing = self.simulator.take(self.inputs.simulator_params, loop.writing, asked, self.simulator_key,
+                                      prefill_batch=self.env.prefill_batch)
+        return loop.replace(requests=requests, writing=writing, writes=jnp.where(number < self.N, number, loop.writes))
+
+    def write(self, loop):
+        N, batch = self.N, self.env.prefill_batch or self.R
+
+        def goes_on(writing):
+            finished = (loop.request[:, None] == loop.writes) & (loop.writes < N) & ~writing.working
+            return (self.served(loop) | finished.any(axis=1)).sum() < batch
+
+        writing = self.simulator.proceed(self.inputs.simulator_params, self.inputs.simulator_tables, loop.writing, goes_on)
+        done = jnp.where(writing.working, N, loop.writes)
+        replies = self.simulator.replies(writing, self.choose)
+        return loop.replace(writing=writing, requests=dedup.enter(loop.requests, done, replies),
+                            writes=jnp.where(writing.working, loop.writes, N))
+
+    def answer(self, loop):
+        env = self.env
+        replies = jax.tree.map(lambda x: x.at[loop.request].get(mode="clip"), loop.requests.replies)
+        served, noisy = self.served(loop), draw_noise(env, loop.state, self.inputs.noise, self.noise_key)
+        state = pieces.insert(self.inputs.policy_params, env, loop.state, replies.tokens, replies.lengths, replies.count,
+                              per_document(noisy, (self.R, env.num_documents)), served)
+        return loop.replace(state=state, request=jnp.where(served, self.N, loop.request))
 
 
-def unfinished(loop: Loop):
+def play(static: Static, inputs: Inputs, questions: dict) -> Played:
+    """A whole rollout against a simulator with the policy's tokenizer, as one program. Pure.
+
+    questions: what `read_prompts` takes, and for each question question, answers (ragged pairs) and question_key.
+    """
+    inputs = _cast(static, inputs)
+    prompts, loop = begin(static, inputs, questions, static.env.max_tokens)
+    loop = proceed(static, inputs, questions, prompts, loop)
+    return Played(loop.episodes, work_of(loop))
+
+
+def _cast(static: Static, inputs: Inputs) -> Inputs:
+    """Matrices in the dtype they are used in: once, outside of all loops."""
+    return inputs.replace(policy_params=decoding_params(inputs.policy_params, static.env.policy),
+                          simulator_params=decoding_params(inputs.simulator_params, static.simulator.config))
+
+
+def begin(static: Static, inputs: Inputs, questions: dict, capacity: int) -> tuple[Prompts, LoopState]:
+    """The prompts, read, and empty rows of `capacity` cache slots: where `proceed` starts."""
+    env, simulator, inputs = static.env, static.simulator, _cast(static, inputs)
+    E = questions["prompts"].shape[0] * env.group_size
+    R, S = static.schedule.sizes(E)
+    N = E * env.max_turns
+    loop = LoopState(
+        episodes=pieces.finish(pieces.empty_rows(env, E)), next=jnp.zeros(1, jnp.int32),
+        state=pieces.empty_rows(env, R, capacity), episode=jnp.full(R, E, jnp.int32), request=jnp.full(R, N, jnp.int32),
+        requests=dedup.empty(N, env, simulator), writes=jnp.full(S, N, jnp.int32),
+        writing=simulator.idle(inputs.simulator_params, S, env.num_documents if env.noise_per_document else 0))
+    return pieces.read_prompts(inputs.policy_params, env, questions), loop
+
+
+def proceed(static: Static, inputs: Inputs, questions: dict, prompts: Prompts, loop: LoopState) -> LoopState:
+    """Plays until all episodes have ended, or until one could outgrow its allocated slots (`state.outgrows`).
+
+    prompts, loop: of `begin`; or the loop that was returned, its cache grown.
+    """
+    round = Round(static, _cast(static, inputs), questions, prompts, loop)
+    loop = jax.lax.while_loop(lambda loop: unfinished(loop) & ~round.full(loop.state), round, loop)
+    return loop.replace(episodes=round.store_ended(loop))
+
+
+def unfinished(loop: LoopState):
     """bool[], whether an episode is left to play."""
-    return (loop.next[0] < len(loop.episodes.length)) | (loop.state.status == types.RUNNING).any()
+    return ~schedule.finished(loop.state.status, len(loop.episodes.length) - loop.next[0])
 
 
-def work_of(loop: Loop) -> Work:
+def work_of(loop: LoopState) -> RolloutWork:
     """What was done so far."""
     one = lambda x: jnp.full(1, x, jnp.int32)
-    return Work(policy_steps=loop.state.steps, policy_rows=one(len(loop.episode)), simulator_steps=loop.writing.steps,
-                simulator_slots=one(len(loop.writes)), simulator_tokens=one(loop.ledger.replies.lengths.sum()),
-                requests=loop.ledger.asked, simulated=loop.ledger.begun, tally=loop.writing.tally,
-                policy_cache=num_bytes(loop.state.cache), simulator_cache=num_bytes(loop.writing.cache))
+    requests, writing = loop.requests, loop.writing
+    return RolloutWork(
+        policy_steps=loop.state.steps, policy_rows=one(len(loop.episode)), simulator_steps=writing.steps,
+        simulator_slots=one(len(loop.writes)), simulator_tokens=one(requests.replies.lengths.sum()),
+        requests=requests.asked, simulated=requests.begun, tally=writing.tally,
+        policy_cache=num_bytes(loop.state.cache), simulator_cache=num_bytes(writing.cache))
+
+
+def compiled_program(static: Static, mesh):
+    """The whole rollout as one jitted program of (Inputs, questions) -> Played; mesh: whose rows questions are cut over."""
+    def program(inputs, questions):
+        return play(static, inputs, questions)
+
+    return jax.jit(over_rows(program, mesh, rows=("questions",)))
+
+
+class CompiledRollout:
+    """Call with (params, inputs, questions, noise, temperature, key, reranker): plays them by the program."""
+
+    def __init__(self, program, tables, simulator: Simulator, mesh):
+        """program: `compiled_program` or a `GrowingRollout`. mesh: None, or this host's."""
+        self.program, self.tables, self.simulator, self.mesh = program, tables, simulator, mesh
+        self._simulator_params = None  # placed by the first rollout
+
+    def __call__(self, params, inputs, questions, noise, temperature, key, reranker=None) -> Played:
+        simulator = self.simulator
+        if self._simulator_params is None:
+            self._simulator_params = for_decoding(simulator.params, simulator.config, self.mesh)
+        question, answers = simulator.encode_questions(questions)
+        asked = dict(inputs, question=question, answers=answers, question_key=question_keys(questions))
+        return self.program(Inputs(params, self._simulator_params, self.tables, simulator.tables, noise, temperature, key,
+                                   reranker), asked)

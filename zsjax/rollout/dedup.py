@@ -15,7 +15,7 @@ from zsjax.search.simulator.writing import Replies
 
 
 @flax.struct.dataclass
-class Ledger:
+class RequestTable:
     """Up to N different requests, in the order in which they were first asked. Counts are int32[1] (one a device)."""
 
     question: Any  # int32[N], which of the rollout's questions
@@ -25,65 +25,65 @@ class Ledger:
     replies: Replies  # N
     written: Any  # bool[N], the reply is there
     asked: Any  # int32[1], searches, equal ones counted again
-    different: Any  # int32[1], numbers that were given out: those below it are in use
+    distinct: Any  # int32[1], numbers that were given out: those below it are in use
     begun: Any  # int32[1], numbers that were given to the simulator
 
 
-def empty(size: int, env, simulator) -> Ledger:
+def empty(size: int, env, simulator) -> RequestTable:
     """Room for `size` requests of an `Environment`'s rows to a `Simulator`."""
     k, zeros, none = env.num_documents, jnp.zeros(size, jnp.int32), jnp.zeros(1, jnp.int32)
-    return Ledger(
+    return RequestTable(
         question=zeros, query=(jnp.zeros((size, env.max_query_tokens), jnp.int32), zeros),
         noisy=jnp.zeros((size, k) if env.noise_per_document else size, bool), fingerprint=jnp.zeros(size, jnp.uint32),
         replies=Replies(tokens=jnp.zeros((size, k, simulator.max_document_tokens), jnp.int32),
                         lengths=jnp.zeros((size, k), jnp.int32), count=zeros),
-        written=jnp.zeros(size, bool), asked=none, different=none, begun=none)
+        written=jnp.zeros(size, bool), asked=none, distinct=none, begun=none)
 
 
-def ask(ledger: Ledger, asks, question, query, noisy):
+def ask(table: RequestTable, asks, question, query, noisy):
     """Enters the searches of the rows that ask.
 
     Args:
       asks: bool[B].
-      question, query, noisy: of B rows, as the ledger's.
+      question, query, noisy: of B rows, as the table's.
 
     Returns:
-      (Ledger, number int32[B] of each row's request, N for rows that do not ask).
+      (RequestTable, number int32[B] of each row's request, N for rows that do not ask).
     """
-    N, B, rows = len(ledger.written), len(asks), (question, query, noisy)
-    entered = (ledger.question, ledger.query, ledger.noisy)
+    N, B, rows = len(table.written), len(asks), (question, query, noisy)
+    entered = (table.question, table.query, table.noisy)
     fingerprint = fingerprints(rows)
     # Found by fingerprint and compared token for token; of two that differ under one fingerprint the second is just not
     # found again.
-    alike = (fingerprint[:, None] == ledger.fingerprint) & (jnp.arange(N) < ledger.different)
+    alike = (fingerprint[:, None] == table.fingerprint) & (jnp.arange(N) < table.distinct)
     before = jnp.argmax(alike, axis=1)
     known = alike.any(axis=1) & _equal(rows, entered, before)
     first = jnp.argmax((fingerprint[:, None] == fingerprint) & asks, axis=1)  # of the rows that ask alike
     first = jnp.where(_equal(rows, rows, first), first, jnp.arange(B))
     new = asks & ~known & (first == jnp.arange(B))
-    number = ledger.different + jnp.cumsum(new, dtype=jnp.int32) - 1
+    number = table.distinct + jnp.cumsum(new, dtype=jnp.int32) - 1
     at = jnp.where(new, number, N)
     put = lambda all_of_them, x: all_of_them.at[at].set(x, mode="drop")
     question, query, noisy = jax.tree.map(put, entered, rows)
     number = jnp.where(known, before, number[first])
-    return ledger.replace(
-        question=question, query=query, noisy=noisy, fingerprint=put(ledger.fingerprint, fingerprint),
-        asked=ledger.asked + asks.sum(dtype=jnp.int32), different=ledger.different + new.sum(dtype=jnp.int32),
+    return table.replace(
+        question=question, query=query, noisy=noisy, fingerprint=put(table.fingerprint, fingerprint),
+        asked=table.asked + asks.sum(dtype=jnp.int32), distinct=table.distinct + new.sum(dtype=jnp.int32),
     ), jnp.where(asks, number, N).astype(jnp.int32)
 
 
-def begin(ledger: Ledger, free):
-    """(Ledger, number int32[S] of the next request for each free slot of bool[S], N where there is none)."""
-    number = ledger.begun + jnp.cumsum(free, dtype=jnp.int32) - 1
-    number = jnp.where(free & (number < ledger.different), number, ledger.written.shape[0])
-    return ledger.replace(begun=jnp.minimum(ledger.begun + free.sum(dtype=jnp.int32), ledger.different)), number
+def begin(table: RequestTable, free):
+    """(RequestTable, number int32[S] of the next request for each free slot of bool[S], N where there is none)."""
+    number = table.begun + jnp.cumsum(free, dtype=jnp.int32) - 1
+    number = jnp.where(free & (number < table.distinct), number, table.written.shape[0])
+    return table.replace(begun=jnp.minimum(table.begun + free.sum(dtype=jnp.int32), table.distinct)), number
 
 
-def enter(ledger: Ledger, number, replies: Replies) -> Ledger:
+def enter(table: RequestTable, number, replies: Replies) -> RequestTable:
     """Keeps the replies of S slots to the requests int32[S]; N and more: of none."""
     put = lambda all_of_them, x: all_of_them.at[number].set(x, mode="drop")
-    return ledger.replace(replies=jax.tree.map(put, ledger.replies, replies),
-                          written=ledger.written.at[number].set(True, mode="drop"))
+    return table.replace(replies=jax.tree.map(put, table.replies, replies),
+                          written=table.written.at[number].set(True, mode="drop"))
 
 
 def fingerprints(requests):

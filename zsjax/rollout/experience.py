@@ -19,8 +19,8 @@ class Experience:
       terms: {name: float64[B]} the terms they are made of, unweighted.
       row_valid: bool[B], False for rows that the loss leaves out.
       rounds: rollouts that were played to get them.
-      occupancy: of the last of them, see `zsjax.rollout.compiled.occupancy`.
-      requests_saved: of the last of them, see `zsjax.rollout.compiled.requests_saved`.
+      occupancy: of the last of them, see `zsjax.rollout.played.occupancy`.
+      requests_saved: of the last of them, see `zsjax.rollout.played.requests_saved`.
     """
 
     episodes: Episodes

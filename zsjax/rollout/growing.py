@@ -10,8 +10,10 @@ import functools
 import jax
 
 from zsjax.models.cache import grow
-from zsjax.parallel import constrain
+from zsjax.parallel.constrain import over_rows
 from zsjax.rollout import compiled
+from zsjax.rollout.compiled import Inputs, Static
+from zsjax.rollout.played import Played
 
 
 def capacities(count: int, smallest: int, largest: int) -> list[int]:
@@ -20,36 +22,33 @@ def capacities(count: int, smallest: int, largest: int) -> list[int]:
 
 
 class GrowingRollout:
-    """Call with the arguments of `zsjax.rollout.compiled_program`'s program: returns (Episodes, Work)."""
+    """Call with (Inputs, questions), as `zsjax.rollout.compiled.compiled_program`: returns Played."""
 
-    def __init__(self, env, schedule, simulator, mesh, count: int):
-        """count: of sizes. mesh: None, or the mesh over whose rows episodes are spread: each part of it stops where its own
-        rows could outgrow their cache, and all grow together."""
-        self.env, self.count = env, count
+    def __init__(self, static: Static, mesh, count: int):
+        """count: of sizes. mesh: None, or the mesh over whose rows episodes are spread. Each part of it stops where its own
+        rows could outgrow their cache, and all parts grow together."""
+        self.env, self.count = static.env, count
 
-        def further(policy_params, simulator_params, tables, simulator_tables, *rest):
-            loop = compiled.go_on(policy_params, simulator_params, env, schedule, tables, simulator, simulator_tables,
-                                    *rest)
+        def further(inputs, questions, prompts, loop):
+            loop = compiled.proceed(static, inputs, questions, prompts, loop)
             return loop, compiled.unfinished(loop)[None], compiled.work_of(loop)
 
-        def first(capacity, policy_params, simulator_params, tables, simulator_tables, inputs, *rest):
-            prompts, loop = compiled.begin(policy_params, simulator_params, env, schedule, simulator, inputs, capacity)
-            return prompts, *further(policy_params, simulator_params, tables, simulator_tables, inputs, *rest, prompts, loop)
+        def first(capacity, inputs, questions):
+            prompts, loop = compiled.begin(static, inputs, questions, capacity)
+            return prompts, *further(inputs, questions, prompts, loop)
 
-        in_rows = (False, False, False, False, True, False, False, False, False)
-        over_rows = lambda function, *in_rows: constrain.over_rows(function, mesh, in_rows)
-        self.first = functools.cache(lambda capacity: jax.jit(over_rows(functools.partial(first, capacity), *in_rows)))
+        by_rows = lambda function, *rows: over_rows(function, mesh, rows=rows)
+        self.first = functools.cache(lambda capacity: jax.jit(by_rows(functools.partial(first, capacity), "questions")))
         # Not donated: nothing of another shape can be written into it. It goes when the loop lets go of it.
-        self.grow = functools.cache(lambda capacity: jax.jit(over_rows(lambda cache: grow(cache, capacity), True)))
-        self.further = jax.jit(over_rows(further, *in_rows, True, True), donate_argnums=len(in_rows) + 1)  # the loop
+        self.grow = functools.cache(lambda capacity: jax.jit(by_rows(lambda cache: grow(cache, capacity), "cache")))
+        self.further = jax.jit(by_rows(further, "questions", "prompts", "loop"), donate_argnums=3)  # the loop
 
-    def __call__(self, policy_params, simulator_params, tables, simulator_tables, inputs, *rest):
-        arguments = (policy_params, simulator_params, tables, simulator_tables, inputs, *rest)
-        sizes = capacities(self.count, inputs["prompts"].shape[1] + 1, self.env.max_tokens)
-        prompts, loop, left, work = self.first(sizes[0])(*arguments)
+    def __call__(self, inputs: Inputs, questions: dict) -> Played:
+        sizes = capacities(self.count, questions["prompts"].shape[1] + 1, self.env.max_tokens)
+        prompts, loop, left, work = self.first(sizes[0])(inputs, questions)
         for capacity in sizes[1:]:
             if not jax.device_get(left).any():
                 break
             loop = loop.replace(state=loop.state.replace(cache=self.grow(capacity)(loop.state.cache)))
-            loop, left, work = self.further(*arguments, prompts, loop)
-        return loop.episodes, work
+            loop, left, work = self.further(inputs, questions, prompts, loop)
+        return Played(loop.episodes, work)

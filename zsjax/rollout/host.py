@@ -3,15 +3,15 @@
 The same compiled pieces as `zsjax.rollout.compiled`, and the same round, here driven from the host, so that searches run
 in threads while other rows decode:
 
-  decode   the policy, as long as more than `Schedule.busy` of its rows have a token to draw; while searches are under way,
-           or there is something else to do, no longer than `visit_every` steps
-  seat     rows that have ended hand their episode over and take the next one
+  decode   the policy, while more than `Schedule.decode_threshold` of its rows can sample; while searches run, or there is
+           other work, for at most `visit_every` steps
+  refill   rows that have ended store their episode and begin the next one
   ask      rows that wait for documents have them searched for in a thread, a batch of them at a time
   answer   documents that were found and hints are inserted, and their rows draw again, once the policy runs too empty
 
-When no row can decode, the host waits for a search. With a row for every episode, busy=0 and a quick engine this is
-lockstep, but that searches begin before everyone has thought. Draws depend on (key, episode, position), documents on the
-request, and every program has one shape, so no trajectory depends on how long a search takes.
+When no row can decode, the host waits for a search. With one row per episode, a threshold of 0 and a fast engine this
+reduces to lockstep, except that each search starts as soon as its row asks. Draws depend on (key, episode, position),
+documents on the request, and every program has one shape, so no trajectory depends on how long a search takes.
 """
 
 import concurrent.futures
@@ -20,17 +20,19 @@ import time
 from concurrent.futures import Future
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from zsjax import types
 from zsjax.models.decoder import decoding_params
 from zsjax.parallel.constrain import over_rows, row_shards
 from zsjax.parallel.mesh import replicated, reshard
+from zsjax.rollout import schedule
 from zsjax.rollout import state as pieces
-from zsjax.rollout.compiled import Schedule, Work, num_bytes
+from zsjax.rollout.actions import NOTHING
+from zsjax.rollout.draws import draw_noise
+from zsjax.rollout.played import Played, RolloutWork, num_bytes
+from zsjax.rollout.schedule import Schedule
 from zsjax.rollout.searching import Asked
-from zsjax.rollout.state import DOCUMENTS, HINT, NOTHING, generating
 
 # Where the policy runs too empty, searches under way get this share of the last decode's time before it goes on without
 # them: a quick engine's documents come in that time, and steps of half-empty batches are saved; a slow one costs little.
@@ -47,7 +49,7 @@ class HostRollout:
         Args:
           search: `TextSearch` or `SimulatorSearch`.
           mesh: None, or this host's mesh, over whose rows the episodes are spread: each has its own queue.
-          watch: called with the state after every seating, generation and insertion, for who wants to see it grow.
+          watch: called with the state after every refill, generation and insertion.
           visit_every: decode steps between two looks at the searches that are under way, and between two calls of watch.
           search_batches: batches under way at a time; more than one calls the engine from several threads.
         """
@@ -55,14 +57,15 @@ class HostRollout:
         self.watch, self.visit_every, self.search_batches = watch or (lambda state: None), visit_every, search_batches
         self.always_visit = watch is not None
         self.tables = tables if mesh is None or mesh.size == 1 else reshard(tables, replicated(mesh))
-        jitted = lambda function, in_rows, **options: jax.jit(over_rows(function, mesh, in_rows), **options)
+        jitted = lambda function, *rows, **options: jax.jit(over_rows(function, mesh, rows=rows), **options)
         self._cast = jax.jit(lambda params: decoding_params(params, env.policy))  # once a rollout
-        self._begin = jitted(self._begin_pieces, (False, True))
-        self._decode = jitted(self._decode_pieces, (False, False, True, True, True, True, False, False, False),
-                              donate_argnums=2)
-        self._seat = jitted(self._seat_pieces, (True, True, True, True, True, True), donate_argnums=(0, 1))
-        self._ask = jitted(self._ask_pieces, (False, True, False, False))
-        self._answer = jitted(self._answer_pieces, (False, True, True, True, True, True, True), donate_argnums=1)
+        self._begin = jitted(self._begin_pieces, "inputs")
+        self._decode = jitted(self._decode_pieces, "state", "requested", "ready", "left", donate_argnums=2)
+        self._refill = jitted(self._refill_pieces, "state", "episodes", "prompts", "played", "rows", "episode",
+                              donate_argnums=(0, 1))
+        self._ask = jitted(self._ask_pieces, "state")
+        self._answer = jitted(self._answer_pieces, "state", "documents", "lengths", "count", "noisy", "served",
+                              donate_argnums=1)
 
     # What runs on the devices. R rows, E episodes.
 
@@ -72,37 +75,36 @@ class HostRollout:
         R, _ = self.schedule.sizes(E)
         return prompts, pieces.empty_rows(self.env, R), pieces.finish(pieces.empty_rows(self.env, E))
 
-    def _decode_pieces(self, params, tables, state, asked, ready, left, may_ask, key, temperature):
-        """asked, ready: bool[R], the row's search was begun, and has ended. left: int32[1], episodes that were not begun.
-        may_ask: bool[], whether another search can be begun."""
+    def _decode_pieces(self, params, tables, state, requested, ready, left, may_ask, key, temperature):
+        """requested, ready: bool[R], the row's search was begun, and has ended. left: int32[1], episodes that were not
+        begun. may_ask: bool[], whether another search can be begun."""
         begun = state.steps[0]
 
-        def go_on(state):
-            hinted, waits = state.waits_for == HINT, state.waits_for == DOCUMENTS
-            ended = state.status != types.RUNNING
-            other_work = (hinted | (waits & jnp.where(asked, ready, may_ask))).any() | (ended.any() & (left[0] > 0))
-            remaining = jnp.minimum(len(ended), left[0] + (~ended).sum())
-            low = generating(state).sum() <= self.schedule.busy * remaining
-            visit = (other_work | asked.any() | self.always_visit) & (state.steps[0] - begun >= self.visit_every)
+        def goes_on(state):
+            status, waits_for = state.status, state.waits_for
+            has_work = schedule.served(waits_for, ready) | (schedule.unrequested(waits_for, requested) & may_ask)
+            other_work = has_work.any() | schedule.can_refill(status, left[0])
+            low = schedule.low(status, waits_for, left[0], self.schedule.decode_threshold)
+            visit = (other_work | requested.any() | self.always_visit) & (state.steps[0] - begun >= self.visit_every)
             return ~((other_work & low) | visit)
 
-        return pieces.generate_turn(params, self.env, tables, state, jax.random.fold_in(key, 0), temperature, go_on)
+        return pieces.generate_turn(params, self.env, tables, state, jax.random.fold_in(key, 0), temperature, goes_on)
 
-    def _seat_pieces(self, state, episodes, prompts, played, rows, episode):
-        """played: int32[R], the episode that an ended row hands over, E: none. rows: int32[R] that begin episode: int32[R];
+    def _refill_pieces(self, state, episodes, prompts, played, rows, episode):
+        """played: int32[R], the episode that an ended row stores, E: none. rows: int32[R] that begin episode: int32[R];
         rows from R on begin none."""
-        hand_over = lambda all_rows, of_rows: all_rows.at[played].set(of_rows, mode="drop")
-        episodes = jax.tree.map(hand_over, episodes, pieces.finish(state))
-        return pieces.seat(self.env, state, prompts, rows, episode), episodes
+        store = lambda all_rows, of_rows: all_rows.at[played].set(of_rows, mode="drop")
+        episodes = jax.tree.map(store, episodes, pieces.finish(state))
+        return pieces.refill(self.env, state, prompts, rows, episode), episodes
 
     def _ask_pieces(self, tables, state, noise, key):
         state, query = pieces.queries(self.env, tables, state)
-        return state.waits_for, query, pieces.coins(self.env, state, noise, jax.random.fold_in(key, 2))
+        return state.waits_for, query, draw_noise(self.env, state, noise, jax.random.fold_in(key, 2))
 
     def _answer_pieces(self, params, state, documents, lengths, count, noisy, served):
         return pieces.insert(params, self.env, state, documents, lengths, count, noisy, served)
 
-    def __call__(self, params, inputs, questions, noise, temperature, key, reranker=None) -> tuple[types.Episodes, Work]:
+    def __call__(self, params, inputs, questions, noise, temperature, key, reranker=None) -> Played:
         params = self._cast(params)
         prompts, state, episodes = self._begin(params, inputs)
         board = _Board(len(state.length), len(episodes.length), row_shards(self.mesh), self.env, self.schedule)
@@ -124,43 +126,44 @@ class HostRollout:
         try:
             while True:
                 begun = time.perf_counter()
-                state = self._decode(params, self.tables, state, board.asked, board.ready, board.left,
+                state = self._decode(params, self.tables, state, board.requested, board.ready, board.left,
                                      len(under_way) < self.search_batches, key, temperature)
                 self.watch(state)
                 board.status, board.waits_for = map(np.array, jax.device_get((state.status, state.waits_for)))
                 patience = PATIENCE * (time.perf_counter() - begun)
 
-                if board.can_seat() or board.finished():
-                    state, episodes = self._seat(state, episodes, prompts, *board.seat())
+                if board.can_refill() or board.finished():
+                    state, episodes = self._refill(state, episodes, prompts, *board.refill())
                     self.watch(state)
                 if board.finished():
                     rows, slots = (np.full_like(board.left, n) for n in (board.rows_a_shard, self.search.slots))
                     steps = np.zeros_like(rows)
                     steps[0] = simulator_steps
-                    return episodes, Work(policy_steps=jax.device_get(state.steps), policy_rows=rows,
-                                          simulator_steps=steps, simulator_slots=slots,
-                                          policy_cache=np.repeat(num_bytes(state.cache) / len(rows), len(rows)))
+                    return Played(episodes, RolloutWork(
+                        policy_steps=jax.device_get(state.steps), policy_rows=rows, simulator_steps=steps,
+                        simulator_slots=slots,
+                        policy_cache=np.repeat(num_bytes(state.cache) / len(rows), len(rows))))
 
                 collect(patience)  # so that the next batch can be asked for
-                if board.pending().any() and len(under_way) < self.search_batches:
+                if board.unrequested().any() and len(under_way) < self.search_batches:
                     waits_for, *asked = self._ask(self.tables, state, noise, key)
                     state = state.replace(waits_for=waits_for)  # a blank query is none
-                    waits_for, query, coins, names = jax.device_get((waits_for, *asked, (state.episode_id, state.turn)))
+                    waits_for, query, noisy, names = jax.device_get((waits_for, *asked, (state.episode_id, state.turn)))
                     board.waits_for = np.array(waits_for)
-                    pending = np.flatnonzero(board.pending())
+                    pending = np.flatnonzero(board.unrequested())
                     for rows in np.split(pending, range(at_a_time, len(pending), at_a_time)):
                         if len(rows) and len(under_way) < self.search_batches:
-                            asked = Asked(board.question(rows), (query[0][rows], query[1][rows]), coins[rows],
+                            asked = Asked(board.question(rows), (query[0][rows], query[1][rows]), noisy[rows],
                                           names[0][rows], names[1][rows])
                             under_way[start(find, asked)] = rows
-                            board.asked[rows] = True
+                            board.requested[rows] = True
 
                 collect(patience)
 
                 served = board.served()
                 if served.any():
                     state = self._answer(params, state, *board.found, served)
-                    board.asked &= ~served
+                    board.requested &= ~served
                     board.ready &= ~served
                     self.watch(state)
         except Exception:
@@ -178,8 +181,8 @@ class _Board:
         self.waits_for = np.full(rows, NOTHING, np.int8)
         self.left = np.full(shards, self.episodes_a_shard, np.int32)  # episodes that were not begun
         self.episode = np.full((shards, self.rows_a_shard), self.episodes_a_shard, np.int32)  # of the shard; E: none
-        self.asked, self.ready = np.zeros(rows, bool), np.zeros(rows, bool)
-        # Tokens, lengths and count of the documents, and the coins, as `pieces.insert` takes them.
+        self.requested, self.ready = np.zeros(rows, bool), np.zeros(rows, bool)
+        # Tokens, lengths and count of the documents, and the noise draws, as `pieces.insert` takes them.
         self.found = (np.zeros((rows, k, env.max_document_tokens), np.int32), np.zeros((rows, k), np.int32),
                       np.zeros(rows, np.int32), np.zeros((rows, k), bool))
 
@@ -187,16 +190,16 @@ class _Board:
         return x.reshape(self.episode.shape)
 
     def _ended(self):
-        return self._by_shard(self.status != types.RUNNING)
+        return schedule.ended(self._by_shard(self.status))
 
-    def can_seat(self) -> bool:
-        return bool((self._ended().any(axis=1) & (self.left > 0)).any())
+    def can_refill(self) -> bool:
+        return bool(schedule.can_refill(self._by_shard(self.status), self.left).any())
 
     def finished(self) -> bool:
-        return bool(self._ended().all() and not self.left.any())
+        return bool(schedule.finished(self._by_shard(self.status), self.left).all())
 
-    def seat(self):
-        """(played, rows, episode), int32[B]: what `_seat_pieces` takes; its numbers are a shard's own."""
+    def refill(self):
+        """(played, rows, episode), int32[B]: what `_refill_pieces` takes; its numbers are a shard's own."""
         R, E = self.rows_a_shard, self.episodes_a_shard
         played = np.where(self._ended(), self.episode, E).astype(np.int32)
         rows = np.tile(np.arange(R, 2 * R, dtype=np.int32), (len(played), 1))
@@ -216,9 +219,9 @@ class _Board:
         shard = rows // self.rows_a_shard
         return (shard * self.episodes_a_shard + self.episode.ravel()[rows]) // self.group_size
 
-    def pending(self):
+    def unrequested(self):
         """bool[B]: rows whose documents were not asked for."""
-        return (self.waits_for == DOCUMENTS) & ~self.asked
+        return schedule.unrequested(self.waits_for, self.requested)
 
     def keep(self, rows, found):
         """Keeps what was found for rows until they are served."""
@@ -226,22 +229,18 @@ class _Board:
             kept[rows] = new
         self.ready[rows] = True
 
-    def _generating(self):
-        return (self.status == types.RUNNING) & (self.waits_for == NOTHING)
-
     def stuck(self) -> bool:
         """Whether only a search can bring anything forward."""
-        return not (self._generating() | self.ready | (self.waits_for == HINT)).any()
+        goes_on = schedule.generating(self.status, self.waits_for) | schedule.served(self.waits_for, self.ready)
+        return not goes_on.any()
 
     def low(self):
-        """bool[shards]: which run too empty, as `_decode_pieces` sees it."""
-        remaining = np.minimum(self.rows_a_shard, self.left + (~self._ended()).sum(axis=1))
-        generating = self._by_shard(self._generating()).sum(axis=1)
-        return generating <= np.float32(self.schedule.busy) * remaining.astype(np.float32)
+        """bool[shards]: whose policies run too empty."""
+        return schedule.low(*map(self._by_shard, (self.status, self.waits_for)), self.left, self.schedule.decode_threshold)
 
     def served(self):
         """bool[B]: rows that are answered now, where their shard runs too empty."""
-        return (self.ready | (self.waits_for == HINT)) & np.repeat(self.low(), self.rows_a_shard)
+        return schedule.served(self.waits_for, self.ready) & np.repeat(self.low(), self.rows_a_shard)
 
 
 def in_thread(function, argument) -> Future:

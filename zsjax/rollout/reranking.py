@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from zsjax import types
+from zsjax.rollout.actions import CLOSE_SEARCH, OPEN_SEARCH
 from zsjax.rollout.documents import encode_documents
-from zsjax.rollout.state import CLOSE_SEARCH, OPEN_SEARCH, tables
+from zsjax.rollout.state import tables
+from zsjax.sampling import ragged
 from zsjax.sampling.splice import take_span
 from zsjax.sampling.tags import extract
 from zsjax.search.rerank import RerankerState, Seen, choose, encode_texts, init_reranker, make_update, score
@@ -38,8 +40,7 @@ class HostReranker:
         """
         if not found:
             return []
-        size = max(8, 1 << (len(found) - 1).bit_length())  # few shapes, few programs
-        fill = lambda rows: [*rows, *[rows[-1]] * (size - len(rows))]
+        fill = lambda rows: ragged.fill(rows, ragged.batch_size(len(found)))
         documents, lengths, _ = encode_documents(
             fill(found), self._tokenizer, self._search.document_format, num_documents=self.candidates,
             max_document_tokens=self._search.max_document_tokens)

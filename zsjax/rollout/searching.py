@@ -21,6 +21,7 @@ from zsjax.models.placement import for_decoding
 from zsjax.parallel.constrain import over_rows, row_shards
 from zsjax.parallel.mesh import replicated, reshard
 from zsjax.rollout.documents import encode_documents
+from zsjax.rollout.draws import per_document
 from zsjax.search.engine import Failed, SearchContext, as_engine
 from zsjax.search.rerank import chooser
 from zsjax.search.simulator.requests import Requests, question_keys
@@ -33,14 +34,9 @@ class Asked:
 
     question: Any  # int[n], index of the question that is being answered
     query: tuple[Any, Any]  # (int32[n, N], int32[n]), the policy's tokens
-    noisy: Any  # bool[n], or bool[n, k] for a coin for each document
+    noisy: Any  # bool[n], or bool[n, k] for a draw for each document
     episode_id: Any  # int32[n]
     turn: Any  # int32[n]
-
-    def coins(self, num_documents: int):
-        """bool[n, k]: a search's coin is that of all its documents."""
-        per_document = self.noisy if self.noisy.ndim == 2 else self.noisy[:, None]
-        return np.broadcast_to(per_document, (len(per_document), num_documents))
 
 
 @dataclasses.dataclass
@@ -50,7 +46,7 @@ class Found:
     tokens: Any  # int32[n, k, N]
     lengths: Any  # int32[n, k], 0: no document
     count: Any  # int32[n], documents found, -1: the search failed
-    noisy: Any  # bool[n, k], the coins that the engine obeyed
+    noisy: Any  # bool[n, k], the noise draws that the engine obeyed
     steps: int = 0  # decode steps of a simulator's program, of all its groups of devices
 
 
@@ -81,7 +77,7 @@ class TextSearch:
         contexts = [SearchContext(questions[q], key=key, call=(draw, int(episode), int(turn)))
                     for q, episode, turn in zip(asked.question, asked.episode_id, asked.turn)]
         obeys = np.array(self.engine.obeys_noise(texts, contexts), bool)
-        noisy = asked.coins(self.num_documents) & obeys[:, None]
+        noisy = per_document(asked.noisy, (len(texts), self.num_documents)) & obeys[:, None]
         try:
             results = self._ask(texts, contexts, noisy, reranker)
         except UserError:  # InputNotFound is an OSError, too: what the user must fix does not pass for a failed search
@@ -126,10 +122,10 @@ class TextSearch:
 class SimulatorSearch:
     """Searches of a simulator with the policy's tokenizer, on a mesh of its own or on the policy's devices."""
 
-    def __init__(self, simulator: Simulator, mesh, schedule, *, num_shown: int, lanes: int | None = None,
+    def __init__(self, simulator: Simulator, mesh, schedule, *, num_shown: int, prefill_batch: int | None = None,
                  in_threads: bool = True):
-        """mesh: None, or whose rows the requests are spread over. num_shown: of the documents written. schedule, lanes: as
-        of the rollout. in_threads: whether its devices are its own."""
+        """mesh: None, or the mesh over whose rows the requests are spread. num_shown: documents shown of those written.
+        schedule, prefill_batch: of the rollout. in_threads: whether the simulator's devices are its own."""
         self.simulator, self.mesh, self.schedule, self.in_threads = simulator, mesh, schedule, in_threads
         self.num_shown, self.slots, self._params, self._tables = num_shown, 0, None, None
         # Programs of several devices must begin on all of them in the same order.
@@ -138,20 +134,19 @@ class SimulatorSearch:
         def write(params, tables, requests, key, reranker):
             params = decoding_params(params, simulator.config)
             writing = simulator.idle(params, *requests.noisy.shape)
-            writing = simulator.take(params, writing, requests, jax.random.wrap_key_data(key), lanes=lanes)
+            writing = simulator.take(params, writing, requests, jax.random.wrap_key_data(key), prefill_batch=prefill_batch)
             writing = simulator.proceed(params, tables, writing)
             chosen = reranker is not None or simulator.num_documents > num_shown
             return simulator.replies(writing, chooser(reranker, num_shown) if chosen else None), writing.steps
 
-        self._write = jax.jit(over_rows(write, mesh, (False, False, True, False, False)))
+        self._write = jax.jit(over_rows(write, mesh, rows=("requests",)))
 
     def begin(self, questions, key, rows: int, reranker=None):
         """As `TextSearch.begin`."""
         if self._params is None:
             self._place()
         shards = row_shards(self.mesh)
-        quarter = 4 if self.schedule.rows else 1
-        self.slots = min(self.schedule.slots or -(-rows // (quarter * shards)), -(-rows // shards))
+        self.slots = self.schedule.num_slots(-(-rows // shards))
         encoded = *self.simulator.encode_questions(questions), question_keys(questions)
         # As plain numbers: the simulator's devices need not be those that the key lies on.
         key = np.asarray(jax.random.key_data(jax.random.fold_in(key, 1)))
@@ -189,4 +184,4 @@ class SimulatorSearch:
             replies, steps = jax.device_get(self._write(self._params, self._tables, requests, key, reranker))
         at = np.array([slot[name] for name in names])
         return Found(replies.tokens[at], replies.lengths[at], replies.count[at],
-                     asked.coins(self.num_shown), int(steps.sum()))
+                     per_document(asked.noisy, (len(at), self.num_shown)), int(steps.sum()))

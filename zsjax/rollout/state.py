@@ -1,6 +1,6 @@
 """The pieces of a multi-turn rollout: think, search, read, answer, for a batch of rows, on the device.
 
-One turn of a row is one generation of the policy. It ends at `</search>`, `</answer>`, EOS or its token budget:
+One turn of a row is one generation. It ends at the closing tag of an action (`rollout/actions.py`), EOS or its budget:
 
   complete answer            -> ANSWERED
   complete, non-empty query  -> a search: `\\n<information>\\n` + documents + `</information>\\n` are appended
@@ -10,13 +10,13 @@ One turn of a row is one generation of the policy. It ends at `</search>`, `</an
 Searches and invalid actions both use up a turn. After `max_turns` of them one last generation may only answer: whatever
 else it does ends the row as OUT_OF_TURNS and is not run. A row whose context is full is OUT_OF_TOKENS.
 
-The pieces (`read_prompts`, `seat`, `generate_turn`, `queries`, `insert`) are pure functions over `RolloutState`.
-`zsjax.rollout.compiled` chains them with the simulator in one program when the engine is a `Simulator` that shares the
-policy's tokenizer; `zsjax.rollout.host` drives them for engines that live on the host. Tokens go in and come out: nothing is
-decoded and encoded again, and roles and log-probs are written when a token is written.
+The pieces (`read_prompts`, `refill`, `generate_turn`, `queries`, `insert`) are pure functions over `RolloutState`.
+`zsjax.rollout.compiled` chains them with the simulator in one program; `zsjax.rollout.host` drives them from the host.
+Tokens go in and come out: nothing is decoded and encoded again. Roles and log-probs are written when a token is written.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -27,17 +27,16 @@ import numpy as np
 from zsjax import types
 from zsjax.models.cache import KVCache, cache_dtype, copy_rows, init_cache
 from zsjax.models.decoder import DecoderConfig, extend, logits_of
-from zsjax.sampling.logits import row_keys, sample
+from zsjax.rollout import actions as table
+from zsjax.rollout import schedule
+from zsjax.rollout.actions import CLOSE_SEARCH, DOCUMENTS, HINT, NOTHING, OPEN_SEARCH
+from zsjax.rollout.draws import draw_tokens
+from zsjax.rollout.policy_prompt import PolicyTemplate
 from zsjax.sampling.prefill import prefill
 from zsjax.sampling.splice import append, concatenate, take_span
 from zsjax.sampling.tags import TagAutomaton, extract
 
-POLICY_TAGS = ("<search>", "</search>", "<answer>", "</answer>")
-OPEN_SEARCH, CLOSE_SEARCH, OPEN_ANSWER, CLOSE_ANSWER = 1, 2, 3, 4  # events of the automaton
 PREFILL_CHUNK = 128
-
-# What a row waits for.
-NOTHING, DOCUMENTS, HINT = 0, 1, 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,9 +54,33 @@ class Environment:
     information_close: np.ndarray
     hint: np.ndarray
     group_size: int = 1
-    lanes: int | None = None  # rows that are read at a time where prompts and documents are read; None: all
+    prefill_batch: int | None = None  # rows read at a time where prompts and documents are read; None: all
     noise_per_document: bool = False
     cache_dtype: str = "model"  # of the policy's cache: the dtype of its activations, or "int8"
+    sampler: Callable = draw_tokens  # (logits, state, key, temperature) -> (tokens, log-probs); tests pass their own
+
+
+def environment(policy_config, tokenizer, config, group_size: int = 1, sampler=draw_tokens) -> Environment:
+    """What a run's config fixes for its rollouts; texts in the policy's tokens."""
+    template = PolicyTemplate.load(config.prompts.policy)
+    encode = lambda text: np.array(tokenizer.encode(text), np.int32)
+    return Environment(
+        policy=policy_config.for_tokenizer(tokenizer),
+        max_turns=config.rollout.max_turns,
+        max_turn_tokens=config.rollout.max_turn_tokens,
+        max_tokens=config.rollout.max_tokens,
+        max_query_tokens=config.search.max_query_tokens,
+        num_documents=config.search.num_documents,
+        max_document_tokens=config.search.max_document_tokens,
+        information_open=encode(template.information_open),
+        information_close=encode(template.information_close),
+        hint=encode(template.hint),
+        group_size=group_size,
+        prefill_batch=config.rollout.lanes or None,
+        noise_per_document=config.search.noise_per == "document",
+        cache_dtype=config.policy.cache_dtype,
+        sampler=sampler,
+    )
 
 
 @flax.struct.dataclass
@@ -80,8 +103,7 @@ class RolloutState:
     hidden: Any  # [B, D], at the row's last token
     tag_state: Any  # int32[B], of the automaton, since the generation began
     turn_start: Any  # int32[B], where the generation began
-    query_open: Any  # int32[B], position of the token that completed the last <search> of this generation, or -1
-    answer_open: Any  # bool[B], <answer> was opened in this generation
+    opened: Any  # int32[B, actions], position of the token that completed the last opening tag of this generation, or -1
     waits_for: Any  # int8[B]
     turn: Any  # int32[B], searches and invalid actions so far
     status: Any  # int8[B]
@@ -96,14 +118,14 @@ class RolloutState:
 
 
 def tables(tokenizer, config: DecoderConfig) -> Tables:
-    """Builds the automaton and the EOS mask of a tokenizer for a model with `config.vocab_size` embedding rows."""
+    """The automaton and the EOS mask of a tokenizer for a model with `config.vocab_size` embedding rows."""
     eos = jnp.zeros(config.vocab_size, bool).at[jnp.array(list(tokenizer.eos_ids), jnp.int32)].set(True)
-    return Tables(automaton=TagAutomaton.from_tokenizer(tokenizer, POLICY_TAGS), eos=eos)
+    return Tables(automaton=TagAutomaton.from_tokenizer(tokenizer, table.tags()), eos=eos)
 
 
 @flax.struct.dataclass
 class Prompts:
-    """Q prompts that were read once; `seat` puts an episode of one of them into a row."""
+    """Q prompts that were read once; `refill` puts an episode of one of them into a row."""
 
     tokens: Any  # int32[Q, P]
     lengths: Any  # int32[Q]
@@ -125,7 +147,7 @@ def read_prompts(params, env: Environment, inputs) -> Prompts:
     (Q, P), dtype = prompts.shape, jnp.dtype(env.policy.dtype)
     cache = init_cache(env.policy, Q, P, cache_dtype(env.policy, env.cache_dtype))
     hidden, cache = prefill(params, env.policy, prompts, lengths, cache,
-                            jnp.zeros((Q, env.policy.embed_dim), dtype), chunk=PREFILL_CHUNK, lanes=env.lanes)
+                            jnp.zeros((Q, env.policy.embed_dim), dtype), chunk=PREFILL_CHUNK, batch=env.prefill_batch)
     return Prompts(tokens=prompts, lengths=lengths, turn=inputs["turn"], cache=cache, hidden=hidden,
                    group_id=inputs["group_id"])
 
@@ -143,8 +165,7 @@ def empty_rows(env: Environment, rows: int, capacity: int | None = None) -> Roll
         hidden=jnp.zeros((rows, env.policy.embed_dim), dtype),
         tag_state=zeros,
         turn_start=zeros,
-        query_open=zeros - 1,
-        answer_open=jnp.zeros(rows, bool),
+        opened=jnp.full((rows, len(table.ACTIONS)), -1, jnp.int32),
         waits_for=jnp.zeros(rows, jnp.int8),
         turn=zeros,
         status=jnp.full(rows, types.OUT_OF_TURNS, jnp.int8),
@@ -159,7 +180,7 @@ def empty_rows(env: Environment, rows: int, capacity: int | None = None) -> Roll
     )
 
 
-def seat(env: Environment, state: RolloutState, prompts: Prompts, rows, episode) -> RolloutState:
+def refill(env: Environment, state: RolloutState, prompts: Prompts, rows, episode) -> RolloutState:
     """Begins episodes in rows.
 
     Args:
@@ -184,22 +205,16 @@ def seat(env: Environment, state: RolloutState, prompts: Prompts, rows, episode)
     return state.replace(cache=cache, **{name: put(getattr(state, name), getattr(fresh, name)) for name in names})
 
 
-def start(env: Environment, prompts: Prompts) -> RolloutState:
-    """`group_size` rows of each prompt, those of a question next to each other: see `seat`."""
-    episodes = jnp.arange(prompts.tokens.shape[0] * env.group_size, dtype=jnp.int32)
-    return seat(env, empty_rows(env, len(episodes)), prompts, episodes, episodes)
-
-
 def generating(state: RolloutState):
     """bool[B]: rows whose next token is the policy's."""
-    return (state.status == types.RUNNING) & (state.waits_for == NOTHING)
+    return schedule.generating(state.status, state.waits_for)
 
 
 def outgrows(env: Environment, state: RolloutState):
     """bool[], whether a row's next token, or what is inserted next, might not fit into the slots of its cache."""
     next = jnp.where(state.waits_for == NOTHING, 1, _insertion_size(env, env.num_documents, env.max_document_tokens))
-    return ((state.status == types.RUNNING)
-            & (jnp.minimum(state.length + next, env.max_tokens) > state.cache.capacity)).any()
+    needed = jnp.minimum(state.length + next, env.max_tokens)
+    return ((state.status == types.RUNNING) & (needed > state.cache.capacity)).any()
 
 
 def _insertion_size(env: Environment, k: int, N: int) -> int:
@@ -208,30 +223,30 @@ def _insertion_size(env: Environment, k: int, N: int) -> int:
 
 
 def generate_turn(params, env: Environment, tables: Tables, state: RolloutState, key, temperature,
-                  go_on=lambda state: True) -> RolloutState:
-    """Samples until every row has ended or waits for documents or a hint, or until `go_on(state)` is False."""
+                  goes_on=lambda state: True) -> RolloutState:
+    """Samples until every row has ended or waits for documents or a hint, or until `goes_on(state)` is False."""
     T, rows = env.max_tokens, jnp.arange(state.length.shape[0])
+    rules = jnp.array(table.rules())
 
     def step(s: RolloutState) -> RolloutState:
         alive = generating(s)
-        token, logprob = sample(logits_of(params, env.policy, s.hidden), row_keys(key, s.episode_id, s.length),
-                                temperature=temperature)
+        token, logprob = env.sampler(logits_of(params, env.policy, s.hidden), s, key, temperature)
         at = jnp.where(alive, s.length, T)  # writes of other rows are dropped
         tag_state, event = tables.automaton.step(s.tag_state, token)
-        query_open = jnp.where(event == OPEN_SEARCH, s.length, s.query_open)
-        answer_open = s.answer_open | (event == OPEN_ANSWER)
+        rule = table.Rule(*rules[event].T)
+        closes, action = rule.closes > 0, rule.action[:, None] == jnp.arange(s.opened.shape[1])
+        opened = jnp.where(action & (rule.opens > 0)[:, None], s.length[:, None], s.opened)
         length = s.length + 1
 
-        answered = (event == CLOSE_ANSWER) & answer_open
-        searched = (event == CLOSE_SEARCH) & (query_open >= 0)
+        complete = closes & (action & (opened >= 0)).any(axis=1)
         eos = tables.eos[token]
         spent = length - s.turn_start >= env.max_turn_tokens
-        invalid = ~answered & ~searched & ~eos & (spent | (event == CLOSE_SEARCH) | (event == CLOSE_ANSWER))
+        invalid = ~complete & ~eos & (spent | closes)
         last_turn = s.turn >= env.max_turns
         status = jnp.select(
-            [answered, eos, (searched | invalid) & last_turn, length >= T],
-            [types.ANSWERED, types.ENDED_WITHOUT_ANSWER, types.OUT_OF_TURNS, types.OUT_OF_TOKENS], types.RUNNING)
-        waits_for = jnp.select([status != types.RUNNING, searched, invalid], [NOTHING, DOCUMENTS, HINT], NOTHING)
+            [complete & (rule.ends != types.RUNNING), eos, (complete | invalid) & last_turn, length >= T],
+            [rule.ends, types.ENDED_WITHOUT_ANSWER, types.OUT_OF_TURNS, types.OUT_OF_TOKENS], types.RUNNING)
+        waits_for = jnp.select([status != types.RUNNING, complete, invalid], [NOTHING, rule.waits_for, HINT], NOTHING)
 
         # Rows that have just ended are not read back: nobody looks at what would follow.
         read = alive & (status == types.RUNNING)
@@ -245,14 +260,13 @@ def generate_turn(params, env: Environment, tables: Tables, state: RolloutState,
             cache=cache,
             hidden=jnp.where(read[:, None], states[:, 0], s.hidden),
             tag_state=keep(tag_state, s.tag_state),
-            query_open=keep(query_open, s.query_open),
-            answer_open=keep(answer_open, s.answer_open),
+            opened=jnp.where(alive[:, None], opened, s.opened),
             waits_for=keep(waits_for, s.waits_for),
             status=keep(status, s.status),
             steps=s.steps + 1,
         )
 
-    return jax.lax.while_loop(lambda s: generating(s).any() & go_on(s), step, state)
+    return jax.lax.while_loop(lambda s: generating(s).any() & goes_on(s), step, state)
 
 
 def queries(env: Environment, tables: Tables, state: RolloutState):
@@ -261,29 +275,12 @@ def queries(env: Environment, tables: Tables, state: RolloutState):
     Returns:
       (state, (query int32[B, max_query_tokens], lengths int32[B])), length 0 for every other row.
     """
-    size = env.max_turn_tokens
-    generation, length = take_span(state.tokens, state.turn_start, state.length, size=size)
+    generation, length = take_span(state.tokens, state.turn_start, state.length, size=env.max_turn_tokens)
     query, query_length = extract(tables.automaton, generation, length, open_tag=OPEN_SEARCH - 1,
                                   close_tag=CLOSE_SEARCH - 1, size=env.max_query_tokens)
     asks = state.waits_for == DOCUMENTS
-    waits_for = jnp.where(asks & (query_length == 0), HINT, state.waits_for).astype(jnp.int8)
-    query_length = jnp.where(asks, query_length, 0)
-    return state.replace(waits_for=waits_for), (jnp.where(query_length[:, None] > 0, query, 0), query_length)
-
-
-def coins(env: Environment, state: RolloutState, noise, key):
-    """P(True) = noise: bool[B], whether this turn's search is noisy, or bool[B, k], whether each of its documents is.
-
-    Keyed by (key, episode, turn).
-    """
-    keys = row_keys(key, state.episode_id, state.turn)
-    shape = (env.num_documents,) if env.noise_per_document else ()
-    return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys) < noise
-
-
-def per_document(noisy, shape):
-    """bool[B, k] of `coins`, numpy or jax: a search's coin is that of all its documents."""
-    return jnp.broadcast_to(noisy if noisy.ndim == 2 else noisy[:, None], shape)
+    waits_for, size = jnp.where(asks & (query_length == 0), HINT, state.waits_for), jnp.where(asks, query_length, 0)
+    return state.replace(waits_for=waits_for.astype(jnp.int8)), (jnp.where(size[:, None] > 0, query, 0), size)
 
 
 def insert(params, env: Environment, state: RolloutState, documents, document_lengths, count, noisy,
@@ -298,8 +295,8 @@ def insert(params, env: Environment, state: RolloutState, documents, document_le
     Returns:
       The rows, generating again, or OUT_OF_TOKENS where what was found does not fit.
     """
-    B, k, N = documents.shape
-    T, M, rows = env.max_tokens, env.max_turns, jnp.arange(B)
+    (B, k, N), T, M = documents.shape, env.max_tokens, env.max_turns
+    rows = jnp.arange(B)
     searched, hinted = (state.waits_for == DOCUMENTS) & served, (state.waits_for == HINT) & served
     size = _insertion_size(env, k, N)
     lines = [(documents[:, i], document_lengths[:, i]) for i in range(k)]
@@ -316,9 +313,10 @@ def insert(params, env: Environment, state: RolloutState, documents, document_le
     fits = state.length + text_length < T  # and one token of the policy behind it
     added = jnp.where(waiting & fits, text_length, 0)
     hidden, cache = prefill(params, env.policy, text, added, state.cache, state.hidden, chunk=PREFILL_CHUNK,
-                            lanes=env.lanes)
+                            batch=env.prefill_batch)
     turn = jnp.where(waiting, state.turn, M)  # writes of other rows are dropped
     run = jnp.where(searched, turn, M)
+    query_start = state.opened[:, table.ACTIONS.index(table.SEARCH)]
     documents_start = state.length + len(env.information_open)
     status = jnp.select(
         [hinted, count >= k, count > 0, count == 0],
@@ -333,15 +331,14 @@ def insert(params, env: Environment, state: RolloutState, documents, document_le
         hidden=hidden,
         tag_state=jnp.where(waiting, 0, state.tag_state),
         turn_start=jnp.where(waiting, length, state.turn_start),
-        query_open=jnp.where(waiting, -1, state.query_open),
-        answer_open=state.answer_open & ~waiting,
+        opened=jnp.where(waiting[:, None], -1, state.opened),
         waits_for=jnp.where(waiting, NOTHING, state.waits_for).astype(jnp.int8),
         turn=state.turn + waiting,
         status=jnp.where(waiting & ~fits, types.OUT_OF_TOKENS, state.status).astype(jnp.int8),
         num_searches=state.num_searches + searched,
         noisy=state.noisy.at[rows, run].set(noisy, mode="drop"),
         search_status=state.search_status.at[rows, turn].set(status.astype(jnp.int8), mode="drop"),
-        query_span=state.query_span.at[rows, run].set(span(state.query_open, state.length), mode="drop"),
+        query_span=state.query_span.at[rows, run].set(span(query_start, state.length), mode="drop"),
         documents_span=state.documents_span.at[rows, jnp.where(fits, run, M)].set(
             span(documents_start, documents_start + documents_length), mode="drop"),
     )

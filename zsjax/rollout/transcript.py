@@ -71,7 +71,7 @@ def searches(episodes: types.Episodes, tokenizer) -> list[list[str]]:
     def query(b, turn):
         start, stop = episodes.query_span[b][turn]
         text = tokenizer.decode(np.asarray(episodes.tokens[b][start:stop]).tolist())
-        return text.rpartition("</search")[0].partition(">")[2].strip()
+        return text.rpartition(types.SEARCH_TAGS[1][:-1])[0].partition(">")[2].strip()
 
     return [[query(b, turn) for turn in range(episodes.query_span.shape[1]) if episodes.query_span[b][turn][1] > 0]
             for b in range(len(episodes.length))]

@@ -7,7 +7,7 @@ from zsjax.models.cache import KVCache
 from zsjax.models.decoder import DecoderConfig, extend
 
 
-def prefill(params, config: DecoderConfig, tokens, count, cache: KVCache, hidden, *, chunk: int, lanes: int | None = None):
+def prefill(params, config: DecoderConfig, tokens, count, cache: KVCache, hidden, *, chunk: int, batch: int | None = None):
     """Appends the first count[b] of tokens[b] to the cache and keeps each row's last hidden state.
 
     The loops run as often as there is something to read, and not at all when every count is 0: a `while_loop` that may
@@ -20,19 +20,19 @@ def prefill(params, config: DecoderConfig, tokens, count, cache: KVCache, hidden
       cache: at least max(cache.lengths + count) slots, or the tokens beyond are lost.
       hidden: [B, D], what rows with count 0 keep.
       chunk: tokens read per pass; a static shape.
-      lanes: rows read per pass, a static shape. Where few of many rows have something to read, a pass over all of them
+      batch: rows read per pass, a static shape. Where few of many rows have something to read, a pass over all of them
         would be wasted on the others. None, or B and more: all rows in every pass.
 
     Returns:
       (hidden [B, D] of each row's last token, the longer cache).
     """
     B = tokens.shape[0]
-    if lanes is None or lanes >= B:
+    if batch is None or batch >= B:
         return _read(params, config, tokens, count, cache, hidden, chunk, None)
 
     def some_rows(carry):
         left, hidden, cache = carry
-        rows = first_rows(left > 0, lanes)
+        rows = first_rows(left > 0, batch)
         taken = left.at[rows].get(mode="fill", fill_value=0)
         states, cache = _read(params, config, tokens.at[rows].get(mode="clip"), taken, cache,
                               hidden.at[rows].get(mode="clip"), chunk, rows)

@@ -20,8 +20,9 @@ import numpy as np
 
 from zsjax.errors import InputError
 from zsjax.sampling.splice import concatenate
+from zsjax.types import ANSWER_TAGS, SEARCH_TAGS
 
-TAGS = ("<search>", "</search>", "<answer>", "</answer>")
+TAGS = (*SEARCH_TAGS, *ANSWER_TAGS)
 
 
 @flax.struct.dataclass

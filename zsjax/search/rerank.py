@@ -20,8 +20,9 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+
+from zsjax.sampling import ragged
 
 OVERLAPS = 4
 
@@ -146,8 +147,4 @@ def make_update(learning_rate: float):
 def encode_texts(texts, tokenizer, size: int):
     """(int32[B, size], int32[B]) of questions or queries, as the slots of the simulator's prompt hold them: one blank in
     front; cut at the end."""
-    tokens, lengths = np.zeros((len(texts), size), np.int32), np.zeros(len(texts), np.int32)
-    for row, text in enumerate(texts):
-        ids = tokenizer.encode_text(f" {text.strip()}")[:size] if text.strip() else []
-        tokens[row, :len(ids)], lengths[row] = ids, len(ids)
-    return tokens, lengths
+    return ragged.pad([tokenizer.encode_text(f" {text.strip()}") if text.strip() else [] for text in texts], size)

@@ -12,7 +12,7 @@ import numpy as np
 from zsjax.models import decoder
 from zsjax.rewards import exact_match, extract_answer
 from zsjax.rollout.policy_prompt import PolicyTemplate
-from zsjax.sampling import generate
+from zsjax.sampling import generate, ragged
 from zsjax.search.simulator.prompt import format_document
 from zsjax.tiny_world import world
 from zsjax.tiny_world.rows import LINE, OBJECT, reading_rows, vocabulary
@@ -83,10 +83,7 @@ def documents_given(model_config, params, tokenizer, engine, questions: Sequence
 
 def _continue(model_config, params, tokenizer, rows):
     """Greedy texts behind rows of tokens."""
-    lengths = np.array([len(row) for row in rows], np.int32)
-    tokens = np.zeros((len(rows), -(-lengths.max() // 32) * 32), np.int32)
-    for row, ids in zip(tokens, rows, strict=True):
-        row[:len(ids)] = ids
+    tokens, lengths = ragged.pad(rows, -(-max(map(len, rows)) // 32) * 32)
     out = generate(params, model_config, tokens, lengths, key=jax.random.key(0), max_new_tokens=MAX_REPLY_TOKENS,
                    temperature=0.0)
     return [tokenizer.decode(ids[:n].tolist()) for ids, n in zip(np.asarray(out.tokens), np.asarray(out.lengths))]

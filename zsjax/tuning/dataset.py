@@ -25,6 +25,7 @@ import numpy as np
 from zsjax.errors import InputError
 from zsjax.rewards import contains_match
 from zsjax.rollout.documents import encode_documents
+from zsjax.sampling import ragged
 from zsjax.search.engine import Document
 from zsjax.search.simulator.requests import Requests
 from zsjax.search.simulator.simulator import Simulator
@@ -152,7 +153,7 @@ class Encoder:
         simulator, prompts = self.simulator, []
         for first in range(0, len(examples), PROMPT_ROWS):
             batch = examples[first:first + PROMPT_ROWS]
-            filled = [*batch, *[batch[-1]] * (PROMPT_ROWS - len(batch))]  # one shape, one program
+            filled = ragged.fill(batch, PROMPT_ROWS)
             question, answers = simulator.encode_questions([example.question for example in filled])
             tokens, lengths = jax.device_get(self._prompts(Requests(
                 question=question, answers=answers,

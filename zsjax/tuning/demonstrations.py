@@ -24,6 +24,7 @@ import numpy as np
 from zsjax import types
 from zsjax.files import write_jsonl
 from zsjax.rewards import contains_match
+from zsjax.rollout.actions import ANSWER, SEARCH, Action
 from zsjax.rollout.documents import encode_documents
 from zsjax.rollout.policy_prompt import PolicyTemplate
 from zsjax.search.engine import Document, SearchContext
@@ -68,14 +69,18 @@ class Shown:
 
     def actions(self, demonstration: Demonstration) -> list[list[int]]:
         """Ids of what the policy says: a search a turn, then the answer."""
-        texts = [f"<search> {turn.query} </search>" for turn in demonstration.turns]
-        return [self.tokenizer.encode(text) for text in (*texts, f"<answer> {demonstration.answer} </answer>")]
+        texts = [_action(SEARCH, turn.query) for turn in demonstration.turns]
+        return [self.tokenizer.encode(text) for text in (*texts, _action(ANSWER, demonstration.answer))]
 
     def fits(self, query: str) -> bool:
         """Whether a search for it is run as it is: longer queries are cut, longer turns are no action."""
         within = lambda text, size: len(self.tokenizer.encode(text)) <= size
         return (within(f" {query} ", self.config.search.max_query_tokens)
-                and within(f"<search> {query} </search>", self.config.rollout.max_turn_tokens))
+                and within(_action(SEARCH, query), self.config.rollout.max_turn_tokens))
+
+
+def _action(action: Action, text: str) -> str:
+    return f"{action.open} {text} {action.close}"
 
 
 def make_demonstrations(questions: Sequence[Question], engine, shown: Shown) -> list[Demonstration]:

@@ -15,6 +15,7 @@ import numpy as np
 from zsjax.config import GatesConfig
 from zsjax.errors import InputError
 from zsjax.rewards import contains_match
+from zsjax.sampling import ragged
 from zsjax.search.engine import Document, SearchContext
 from zsjax.types import Question
 
@@ -87,7 +88,7 @@ def find(engine, probes: Sequence[Probe], *, k: int, noisy: bool = False, key=No
     found = []
     for first in progress(range(0, len(probes), BATCH_ROWS)):
         batch = probes[first:first + BATCH_ROWS]
-        filled = [*batch, *[batch[-1]] * (BATCH_ROWS - len(batch))]
+        filled = ragged.fill(batch, BATCH_ROWS)
         contexts = [SearchContext(probe.question, noisy=noisy, key=key) for probe in filled]
         found += engine.search([probe.query for probe in filled], contexts, k=k)[:len(batch)]
     return found

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zsjax.models.decoder import DecoderConfig, hidden_states, logits_of
+from zsjax.sampling import ragged
 from zsjax.search.engine import Document
 from zsjax.search.engines.chat import authorization, chat_address, chat_body, reply_text, without_thoughts
 from zsjax.search.simulator.prompt import JudgeTemplate
@@ -137,7 +138,7 @@ class DecoderJudge:
         words = [self.tokenizer.encode(word if self.chat else f" {word}") for word in ("yes", "no")]
         longest = max(map(len, words))
         size = -(-(max(map(len, prompts)) + longest) // 64) * 64
-        filled = [*prompts, *[prompts[-1]] * (self.batch_rows - len(prompts))]
+        filled = ragged.fill(prompts, self.batch_rows)
         tokens = np.zeros((2, len(filled), size), np.int32)
         start, count = np.zeros((2, len(filled)), np.int32), np.zeros((2, len(filled)), np.int32)
         for side, word in enumerate(words):

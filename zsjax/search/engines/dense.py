@@ -11,6 +11,7 @@ import numpy as np
 
 from zsjax.errors import InputError
 from zsjax.search import registry
+from zsjax.sampling import ragged
 from zsjax.search.corpus_store import hash_of, load_index, row_of, save_index
 from zsjax.search.engine import Document, Engine, SearchContext, check_request
 
@@ -126,10 +127,8 @@ def decoder_embedder(config, params, tokenizer, *, max_tokens: int = 512, batch_
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         for first in range(0, len(order), batch_rows):
             batch = order[first:first + batch_rows]
-            size = max(16, 1 << (max(len(rows[i]) for i in batch) - 1).bit_length())
-            tokens, lengths = np.zeros((batch_rows, size), np.int32), np.ones(batch_rows, np.int32)
-            for row, i in enumerate(batch):
-                tokens[row, :len(rows[i])], lengths[row] = rows[i], len(rows[i])
+            size = ragged.batch_size(max(len(rows[i]) for i in batch), smallest=16)
+            tokens, lengths = ragged.pad(ragged.fill([rows[i] for i in batch], batch_rows), size)
             out[batch] = np.asarray(embed_rows(params, tokens, lengths))[:len(batch)]
         return out
 

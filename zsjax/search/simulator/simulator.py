@@ -21,6 +21,7 @@ import numpy as np
 from zsjax.errors import InputError
 from zsjax.models.cache import cache_dtype, copy_rows, init_cache
 from zsjax.models.decoder import DecoderConfig, decoding_params, extend, logits_of
+from zsjax.sampling import ragged
 from zsjax.sampling.logits import sample
 from zsjax.sampling.prefill import prefill
 from zsjax.sampling.splice import concatenate
@@ -100,16 +101,9 @@ class Simulator(Engine):
                 "answers": self.max_answer_tokens, "query": self.max_query_tokens}
         return sum(len(value) if kind == "text" else size[value] for kind, value in self._pieces)
 
-    def _slot(self, text: str) -> np.ndarray:
-        return np.array(self.template.encode_slot(self.tokenizer, text), np.int32)
-
     def encode_slots(self, texts: Sequence[str], size: int):
         """(int32[B, size], int32[B]) of slot texts, cut at the end."""
-        rows = [self._slot(text)[:size] for text in texts]
-        tokens = np.zeros((len(rows), size), np.int32)
-        for i, row in enumerate(rows):
-            tokens[i, :len(row)] = row
-        return tokens, np.array([len(row) for row in rows], np.int32)
+        return ragged.pad([self.template.encode_slot(self.tokenizer, text) for text in texts], size)
 
     def encode_questions(self, questions: Sequence):
         """The question and answer slots of `Question`s: two ragged pairs; all gold answers are shown."""
@@ -174,10 +168,10 @@ class Simulator(Engine):
                            read=jnp.full(1, len(shared), jnp.int32), drawn=jnp.zeros(1, jnp.int32),
                            attended=jnp.zeros(1)))
 
-    def take(self, params, writing: "Writing", requests: Requests, key, *, lanes: int | None = None) -> "Writing":
+    def take(self, params, writing: "Writing", requests: Requests, key, *, prefill_batch: int | None = None) -> "Writing":
         """Begins the active requests, each in the place of its row; what these held is lost.
 
-        lanes: prompts read per pass, see `prefill`.
+        prefill_batch: prompts read per pass, see `prefill`.
         """
         began = requests.active
         put = lambda new, old: jnp.where(began[:, None] if new.ndim == 2 else began, _fitted(new, old), old)
@@ -193,7 +187,7 @@ class Simulator(Engine):
         shared = len(self.shared_prefix)
         cache = writing.cache.replace(lengths=jnp.where(new, shared, writing.cache.lengths))
         hidden, cache = prefill(params, self.config, tokens[:, shared:], jnp.where(new, lengths - shared, 0), cache,
-                                writing.hidden, chunk=PREFILL_CHUNK, lanes=lanes)
+                                writing.hidden, chunk=PREFILL_CHUNK, batch=prefill_batch)
         fresh = lambda old: jnp.where(began.reshape(-1, *[1] * (old.ndim - 1)), 0, old).astype(old.dtype)
         keys = jax.random.key_data(request_keys(key, requests))
         read = writing.tally.read + jnp.where(new, lengths - shared, 0).sum()
@@ -307,8 +301,8 @@ class Simulator(Engine):
         names = [(c.question.identity, query, c.noisy) for query, c in zip(queries, contexts, strict=True)]
         first = {name: row for row, name in reversed(list(enumerate(names)))}
         rows = sorted(first.values())
-        size = max(8, 1 << (len(rows) - 1).bit_length())  # few shapes, few programs
-        filled = rows + [rows[-1]] * (size - len(rows))
+        size = ragged.batch_size(len(rows))
+        filled = ragged.fill(rows, size)
         question, answers = self.encode_questions([contexts[row].question for row in filled])
         requests = Requests(
             question=question, answers=answers,

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 
 from zsjax.models.cache import KVCache
 from zsjax.sampling.tags import TagAutomaton
+from zsjax.types import ANSWER_TAGS, INFORMATION_TAGS, SEARCH_TAGS, THINK_TAGS
 
-ALL_TAGS = ("<search>", "</search>", "<answer>", "</answer>", "<information>", "</information>", "<think>", "</think>")
+ALL_TAGS = (*SEARCH_TAGS, *ANSWER_TAGS, *INFORMATION_TAGS, *THINK_TAGS)
 
 
 @flax.struct.dataclass

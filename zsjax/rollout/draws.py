@@ -1,0 +1,28 @@
+"""What a rollout draws at random: the policy's tokens and the noise. Keys belong to episodes, never to rows of a batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zsjax.sampling.logits import row_keys, sample
+
+
+def draw_tokens(logits, state, key, temperature):
+    """(int32[B] tokens, float32[B] log-probs in nats) drawn from logits float32[B, V], keyed by (key, episode, position)."""
+    return sample(logits, row_keys(key, state.episode_id, state.length), temperature=temperature)
+
+
+def draw_noise(env, state, noise, key):
+    """P(True) = noise: bool[B], whether this turn's search is noisy, or bool[B, k], whether each of its documents is.
+
+    Keyed by (key, episode, turn).
+    """
+    keys = row_keys(key, state.episode_id, state.turn)
+    shape = (env.num_documents,) if env.noise_per_document else ()
+    return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys) < noise
+
+
+def per_document(noisy, shape):
+    """bool[B, k] of `draw_noise`, numpy or jax: a search's draw is that of all its documents."""
+    xp = np if isinstance(noisy, np.ndarray) else jnp
+    return xp.broadcast_to(noisy if noisy.ndim == 2 else noisy[:, None], shape)
