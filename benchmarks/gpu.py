@@ -47,7 +47,8 @@ from zsjax.models.decoder import init_params, num_params
 from zsjax.models.flash_decoding import flash_decode
 from zsjax.plan.program import read_program
 from zsjax.plan.targets import CHIPS
-from zsjax.rl.update import make_optimizer, make_update
+from zsjax.rl.optimizer import make_optimizer
+from zsjax.rl.steps import make_update
 from zsjax.types import POLICY, PROMPT, TokenBatch
 
 LOOP = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,WHILE"

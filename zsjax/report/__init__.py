@@ -19,7 +19,8 @@ from zsjax.report.charts import escape, legend, line_chart, printable, short
 from zsjax.report.scores import benchmarks_section, evaluation_section, table
 from zsjax.types import STATUS_NAMES
 
-# Curves of a stage: title, unit, {metric: its name in the chart}, at least from, at least to. A chart whose metrics are
+# Curves of a stage: title, unit, {metric: its name in the chart} or the beginning of their names, at least from, at least
+# to. A chart whose metrics are
 # not there is left out; metrics that are in no chart stand under "other".
 CURVES = (
     ("Score in training", "", {"reward": "reward (F1)", "em": "exact match"}, 0, 1),
@@ -33,13 +34,11 @@ CURVES = (
     ("Entropy", "nats per token", {"entropy": "entropy"}, 0, None),
     ("Sampler–trainer gap", "nats per token", {"sampler_gap_mean": "mean", "sampler_gap_p99": "99 %",
                                                "sampler_gap_max": "max"}, 0, None),
-    ("Terms of the reward", "unweighted", {f"reward/{name}": name for name in (
-        "f1", "em", "contains", "format", "no_answer", "no_search", "searches", "invalid_actions", "retry_helped",
-        "truncated", "overlong")}, None, None),
+    ("Terms of the reward", "unweighted", "reward/", None, None),
+    ("Terms of the objective", "unweighted", "term/", None, None),
     ("Ends", "share of episodes", {f"share_{name}": name for name in STATUS_NAMES[1:]}, 0, 1),
     ("Repetition", "share of 4-grams seen before", {"repetition": "repetition"}, 0, 1),
-    ("Alarms", "1: out of bounds", {f"alarm/{name}": name for name in (
-        "entropy", "response_tokens", "repetition", "share_answered", "searches", "sampler_gap_mean", "grad_norm")}, 0, 1),
+    ("Alarms", "1: out of bounds", "alarm/", 0, 1),
     ("Value model", "squared error", {"value/value_error": "error"}, 0, None),
     ("KL coefficient", "", {"kl_coef": "adaptive"}, 0, None),
     ("Groups with a signal", "share of groups", {"groups_with_signal": "groups"}, 0, 1),
@@ -209,7 +208,10 @@ def _gate_value(value):
 
 def _curves_section(stage, lines):
     used, charts = {"step", "stage"}, []
+    logged = list(dict.fromkeys(name for line in lines for name in line))
     for title, unit, names, low, high in CURVES:
+        if isinstance(names, str):
+            names = {name: name.removeprefix(names) for name in logged if name.startswith(names)}
         charts.append(_chart(title, unit, names, lines, low, high))
         used |= names.keys()
     rest = sorted({name for line in lines for name, value in line.items()
