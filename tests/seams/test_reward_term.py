@@ -31,7 +31,7 @@ def test_an_unknown_one_is_an_error_that_lists_the_registry(checked):
 
 
 def test_the_report_draws_it(tmp_path):
-    lines = [{"stage": "train", "step": step, f"reward/{__name__}:brevity": 0.5} for step in (1, 2, 3)]
+    lines = [{"stage": "train", "step": step, f"reward/{__name__}:brevity": 0.5, "reward/f1": 0.1} for step in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     report.write(tmp_path)
     page = (tmp_path / "report.html").read_text()
