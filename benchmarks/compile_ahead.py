@@ -25,9 +25,9 @@ from zsjax.monitor.writer import Writer
 from zsjax.parallel.mesh import TRAIN_RULES, reshard, row_sharding
 from zsjax.rl import packing, roles
 from zsjax.rl.learner import Learner
+from zsjax.rl.objective import load_loss
 from zsjax.rl.optimizer import make_optimizers
 from zsjax.rl.passes import make_programs
-from zsjax.rl.update import load_loss
 from zsjax.rollout import make_rollout
 from zsjax.run.stages.policy import real_evaluation
 from zsjax.run.stages.run import Run

@@ -34,7 +34,8 @@ from zsjax.models.cache import init_cache
 from zsjax.models.decoder import extend, init_params, logits_of, num_params
 from zsjax.plan.program import read_program
 from zsjax.plan.targets import CHIPS
-from zsjax.rl.update import make_optimizer, make_update
+from zsjax.rl.optimizer import make_optimizer
+from zsjax.rl.steps import make_update
 from zsjax.sampling.logits import row_keys, sample
 from zsjax.types import POLICY, PROMPT, TokenBatch
 

@@ -23,7 +23,7 @@ from zsjax import config as configuration
 from zsjax import launch, rewards
 from zsjax.models.quant import num_bytes
 from zsjax.rl import roles
-from zsjax.rl.update import make_score
+from zsjax.rl.steps import make_score
 from zsjax.rollout import make_rollout, transcript
 from zsjax.run import build
 

@@ -3,7 +3,7 @@
     taskset -c 0 python benchmarks/update.py --peers torch,torch-mkl,tunix --tunix-python VENV/bin/python
     python benchmarks/update.py --shape 3b --rows 8 --length 4096 --dtype bfloat16 --remat layers --peers none
 
-The update of `zsjax.rl.update` on a TokenBatch (half of each row prompt, half policy; clipped ratio, k3 to a reference,
+The update of `zsjax.rl.steps` on a TokenBatch (half of each row prompt, half policy; clipped ratio, k3 to a reference,
 token mean, clip by global norm, AdamW in float32), and the same from the same checkpoint on the same numbers in
     torch      transformers' model with SDPA, torch.optim.AdamW
     torch-mkl  the same on CPU with MKL told that it runs on an Intel CPU, without which it takes a slow path on AMD's
@@ -78,7 +78,8 @@ def zsjax(options, microbatch_rows):
     from zsjax.config.fields import OptimizerConfig
     from zsjax.models import DecoderConfig, init_params, num_params, save_hf
     from zsjax.models.families import PRESETS
-    from zsjax.rl.update import make_optimizer, make_update
+    from zsjax.rl.optimizer import make_optimizer
+    from zsjax.rl.steps import make_update
     from zsjax.types import POLICY, PROMPT, TokenBatch
 
     small = DecoderConfig(vocab_size=8192, embed_dim=512, num_layers=8, num_heads=8, num_kv_heads=2, head_dim=64,

@@ -169,7 +169,7 @@ def test_weights_from_a_folder_bring_their_shape():
 
 def test_good_configs_pass():
     resolve(good())
-    resolve(good(), {"algorithm.loss": "zsjax.rl.update:ppo_clip_loss", "mesh.data": "4", "train.minibatches": "2"})
+    resolve(good(), {"algorithm.loss": "zsjax.rl.objective:ppo_clip_loss", "mesh.data": "4", "train.minibatches": "2"})
 
 
 def test_devices():

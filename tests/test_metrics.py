@@ -1,28 +1,12 @@
 import io
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
 
-from zsjax.monitor.writer import Timer, Writer, masked_mean, masked_std, read_jsonl, without_wall_time
-
-
-def test_masked_mean_and_std():
-    rng = np.random.default_rng(0)
-    x, mask = rng.normal(size=(5, 7)).astype(np.float32), rng.random((5, 7)) < 0.5
-    dirty = np.where(mask, x, np.nan)
-    np.testing.assert_allclose(jax.jit(lambda x: masked_mean(x, mask=mask))(dirty), x[mask].mean(), rtol=1e-6)
-    np.testing.assert_allclose(masked_std(jnp.array(dirty), mask=mask), x[mask].std(), rtol=1e-6)
-    rows = [row[m].mean() for row, m in zip(x, mask)]
-    np.testing.assert_allclose(masked_mean(jnp.array(dirty), mask=mask, axis=1), rows, rtol=1e-6)
-    rows = [row[m].std() for row, m in zip(x, mask)]
-    np.testing.assert_allclose(masked_std(jnp.array(dirty), mask=mask, axis=1), rows, rtol=1e-5)
-    assert masked_mean(jnp.array(dirty), mask=np.zeros_like(mask)) == 0
-    gradient = jax.grad(lambda x: masked_mean(x, mask=mask))(jnp.array(dirty))
-    np.testing.assert_allclose(gradient, mask / mask.sum(), rtol=1e-6)
+from zsjax.monitor.writer import Timer, Writer, read_jsonl, without_wall_time
 
 
 def quiet(path):

@@ -19,7 +19,7 @@ from zsjax.plan import aot, memory, topology
 from zsjax.plan.setup import model_shape, prepare
 from zsjax.plan.targets import read_target
 from zsjax.plan.work import forward_flops
-from zsjax.rl.update import make_optimizer
+from zsjax.rl.optimizer import make_optimizer
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHAPE = dict(vocab_size=4096, embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48)

@@ -18,7 +18,8 @@ from zsjax.models.placement import for_decoding, param_shardings
 from zsjax.models.quant import quantize
 from zsjax.parallel.constrain import on
 from zsjax.parallel.mesh import DECODE_RULES, TRAIN_RULES, make_mesh, replicated, reshard, row_sharding
-from zsjax.rl.update import make_optimizer, make_update
+from zsjax.rl.optimizer import make_optimizer
+from zsjax.rl.steps import make_update
 from zsjax.sampling import decode
 from zsjax.sampling.decode import generate
 from zsjax.types import DOCUMENT, PAD, POLICY, PROMPT, TokenBatch

@@ -19,7 +19,8 @@ from zsjax.parallel.checkpoint import Checkpointer
 from zsjax.parallel.constrain import on, row_shards
 from zsjax.parallel.mesh import TRAIN_RULES, replicated, reshard, row_sharding
 from zsjax.rl import packing
-from zsjax.rl.update import make_optimizer, make_supervised_update
+from zsjax.rl.optimizer import make_optimizer
+from zsjax.rl.steps import make_supervised_update
 from zsjax.types import TrainState
 
 LOG_EVERY = 10

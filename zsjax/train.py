@@ -49,6 +49,8 @@ class Setup:
       engine: what answers searches: a `Simulator` or a host engine.
       stream: `QuestionStream`; `stream.batch(step, n)` gives the step's questions.
       loss, advantage: functions in place of `algorithm.loss` and `algorithm.advantage`, of the same contracts.
+      scorers: name -> (batch: TokenBatch) -> float32[B, T] log-probs, put into `batch.extra[name]` for
+        `algorithm.terms`; beside those of `algorithm.scorers`.
       mesh: None makes config.mesh's.
       make_rollout: `zsjax.rollout.make_rollout`, or a function of the same contract.
     """
@@ -61,6 +63,7 @@ class Setup:
     stream: QuestionStream
     loss: Callable | None = None
     advantage: Callable | None = None
+    scorers: dict[str, Callable] | None = None
     mesh: Any = None
     make_rollout: Callable = make_rollout
 
@@ -87,7 +90,8 @@ def train(setup: Setup, workdir: pathlib.Path, writer: Writer, *, evaluate: Call
     """
     config = setup.config
     mesh = make_mesh(config.mesh) if setup.mesh is None else setup.mesh
-    learner = Learner(config, setup.policy_config, mesh, loss=setup.loss, advantage=setup.advantage)
+    learner = Learner(config, setup.policy_config, mesh, loss=setup.loss, advantage=setup.advantage,
+                      scorers=setup.scorers)
     actor = Actor(config, metered_rollout(setup, mesh), setup.stream, setup.tokenizer)
     reranks = config.search.rerank.candidates > 0
     steering = Steering(config, mesh, engine=setup.engine,

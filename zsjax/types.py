@@ -104,6 +104,7 @@ class TokenBatch:
     rewards: Any  # float32[B, T], at the last POLICY token of a row
     group_id: Any  # int32[B]
     row_valid: Any  # bool[B], False for rows that only fill up a shape
+    extra: dict = dataclasses.field(default_factory=dict)  # scorer -> float32[B, T] log-probs, of algorithm.scorers
 
 
 @flax.struct.dataclass

@@ -122,7 +122,7 @@ def test_metrics_that_alarms_may_watch():
     alarms = {"share_answered": [0.1, None], "reward/f1": [None, 1], "value/loss": [None, 9], "time/rollout": [None, 9],
               "eval/em_2_hop": [0.1, None]}
     resolve(GOOD | {"health": {"alarms": alarms, "best_metric": "eval/em_2_hop"}})
-    own = {"algorithm": {"loss": "zsjax.rl.update:gspo_loss"}, "health": {"alarms": {"mine": [0, None]}}}
+    own = {"algorithm": {"loss": "zsjax.rl.objective:gspo_loss"}, "health": {"alarms": {"mine": [0, None]}}}
     resolve(GOOD | own)  # a loss of one's own tells what it likes
 
 

@@ -15,7 +15,7 @@ from zsjax.models import DecoderConfig, init_params, load_hf, save_hf
 from zsjax.models.checkpoints import tensor_files
 from zsjax.models.decoder import forward
 from zsjax.rl.logprobs import token_logprobs
-from zsjax.rl.update import make_score
+from zsjax.rl.steps import make_score
 from zsjax.run import build
 from zsjax.sampling import generate
 

@@ -17,7 +17,7 @@ from zsjax.models.decoder import ParamSpec
 from zsjax.models.layers import DecoderConfig
 from zsjax.models.placement import param_shardings
 from zsjax.parallel.mesh import TRAIN_RULES, make_mesh
-from zsjax.rl.update import make_supervised_update
+from zsjax.rl.steps import make_supervised_update
 from zsjax.run import pipeline
 from zsjax.run.export import export
 from zsjax.run.stages.run import Run

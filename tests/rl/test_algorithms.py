@@ -13,7 +13,7 @@ from zsjax.config import AlgorithmConfig, ConfigError, resolve
 from zsjax.rl import advantages, credit, losses
 from zsjax.rl import roles as role_masks
 from zsjax.rl.algorithms import PRESETS, preset
-from zsjax.rl.update import load_loss
+from zsjax.rl.objective import load_loss
 from zsjax.types import DOCUMENT, PAD, POLICY, PROMPT, TEMPLATE, TokenBatch
 
 B, T = 6, 8

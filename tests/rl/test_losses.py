@@ -217,6 +217,5 @@ def test_masks_of_roles():
     row = np.array([[PROMPT, PROMPT, POLICY, TEMPLATE, DOCUMENT, POLICY, PAD]], np.int8)
     as_ints = lambda mask: np.asarray(mask).astype(int).tolist()[0]
     assert as_ints(roles.loss_mask(row)) == [0, 0, 1, 0, 0, 1, 0]
-    assert as_ints(roles.document_mask(row)) == [0, 0, 0, 0, 1, 0, 0]
     assert as_ints(roles.attention_mask(row)) == [1, 1, 1, 1, 1, 1, 0]
     assert as_ints(roles.inverted_mask(row)) == [0, 1, 0, 1, 1, 0, 0]

@@ -7,7 +7,7 @@ import optax
 
 from zsjax.config import OptimizerConfig
 from zsjax.rl.master_weights import MasterState, with_master_weights
-from zsjax.rl.update import make_optimizer
+from zsjax.rl.optimizer import make_optimizer
 
 PARAMS = {"w": jnp.full((2, 3), 1.0, jnp.bfloat16), "norm": jnp.ones(3, jnp.float32)}
 GRADS = jax.tree.map(lambda x: jnp.ones(x.shape, jnp.float32), PARAMS)

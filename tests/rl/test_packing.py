@@ -13,7 +13,7 @@ from zsjax.models.decoder import REMAT, DecoderConfig, init_params
 from zsjax.models.value import init_value
 from zsjax.rl import packing
 from zsjax.rl import roles as role_masks
-from zsjax.rl.update import make_packed_update, make_update
+from zsjax.rl.steps import make_packed_update, make_update
 from zsjax.rl.value import make_value_score, make_value_update, state_values
 from zsjax.types import DOCUMENT, PAD, POLICY, PROMPT, TokenBatch
 

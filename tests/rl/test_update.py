@@ -12,7 +12,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from zsjax.config import OptimizerConfig
 from zsjax.models.decoder import DecoderConfig, forward, init_params
 from zsjax.rl import roles as role_masks
-from zsjax.rl.update import load_loss, make_optimizer, make_score, make_supervised_update, make_update
+from zsjax.rl.objective import load_loss
+from zsjax.rl.optimizer import make_optimizer
+from zsjax.rl.steps import make_score, make_supervised_update, make_update
 from zsjax.types import DOCUMENT, PAD, POLICY, PROMPT, TokenBatch
 
 CONFIG = DecoderConfig(vocab_size=31, embed_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=16)
@@ -291,7 +293,7 @@ def test_what_cannot_work_is_refused_with_the_reason():
     for name in ("ppo", "no.such.module:loss", "zsjax.rl.losses:no_such_loss"):
         with pytest.raises(ValueError, match="loss"):
             load_loss(name)
-    assert load_loss("zsjax.rl.update:ppo_clip_loss") is load_loss("ppo_clip")
+    assert load_loss("zsjax.rl.objective:ppo_clip_loss") is load_loss("ppo_clip")
     params = params_of(0)
     batch = make_batch(params)
     with pytest.raises(ValueError, match="microbatch_rows=3"):

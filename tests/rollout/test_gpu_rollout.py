@@ -12,7 +12,8 @@ from zsjax import types
 from zsjax.config.fields import OptimizerConfig
 from zsjax.models.decoder import init_params
 from zsjax.models.layers import DecoderConfig
-from zsjax.rl.update import make_optimizer, make_update
+from zsjax.rl.optimizer import make_optimizer
+from zsjax.rl.steps import make_update
 from zsjax.types import TokenBatch
 
 pytestmark = pytest.mark.gpu

@@ -9,7 +9,7 @@ from zsjax.config.declare import field, group
 STAGES = ("pretrain", "pretrain_simulator", "warm_start", "collect", "tune_simulator", "train", "evaluate", "report")
 _DTYPES = ("float32", "bfloat16", "float16")
 _REMAT = ("none", "zsjax.models.decoder:REMAT")
-_CURRICULA = ("zero_search", "constant", "linear", "cosine")
+_CURRICULA = "zsjax.rl.curricula:CURRICULA"
 # See `zsjax.config.declare.EFFECTS`; "fast": where the last bits of results may differ as well.
 _free, _later, _limit = (functools.partial(field, effect=effect) for effect in ("how", "later", "limit"))
 _fast = functools.partial(field, effect="how", last_bits=True)
@@ -105,7 +105,7 @@ class MixConfig:
     """engine = "mixed": each search asks the simulator or a real engine; P(real) follows a schedule over training."""
 
     real: str = field("bm25", "the real engine", choices=("zsjax.search.registry:real_names",), names="function")
-    schedule: str = field("linear", "as the curriculum's", choices=_CURRICULA)
+    schedule: str = field("linear", "as the curriculum's", names="function", choices=(_CURRICULA,))
     start: float = field(0.0, "P(real) at first", _SHARE)
     end: float = field(0.5, "P(real) at the end", _SHARE)
     base: float = field(4.0, "as the curriculum's", "(0, 1e9]")
@@ -193,9 +193,9 @@ class CurriculumConfig:
     """P(noisy) over training. The schedule's length is the steps that really run."""
 
     schedule: str = field(
-        "zero_search", 'a name in zsjax.schedules: from start to end; "constant": end; "step": values, changing at '
+        "zero_search", 'a name in zsjax.rl.curricula: from start to end; "constant": end; "step": values, changing at '
         'boundaries; "adaptive": from start, up to end while the recent reward is above target, down while it is below '
-        '(zsjax.schedules.follow_reward)', choices=(*_CURRICULA, "step", "adaptive"))
+        '(zsjax.schedules.follow_reward)', names="function", choices=(_CURRICULA, "adaptive"))
     start: float = field(0.0, "P(noisy) at first", _SHARE)
     end: float = field(0.5, "P(noisy) at the end", _SHARE)
     base: float = field(4.0, 'of "zero_search": above 1 rises late, below early', "(0, 1e9]")
@@ -233,7 +233,11 @@ class AlgorithmConfig:
 
     advantage: str = field("grpo", "how a reward becomes an advantage", names="function",
                            choices=("zsjax.rl.credit:ADVANTAGES",))
-    loss: str = field("ppo_clip", "the policy's loss", names="function", choices=("zsjax.rl.update:LOSSES",))
+    loss: str = field("ppo_clip", "the policy's loss", names="function", choices=("zsjax.rl.objective:LOSSES",))
+    terms: dict = field({}, "further terms of what is minimised, name -> coefficient: functions (batch, logprobs, *, "
+                        'loss_mask, entropy) -> float[B, T], as "package.module:function" (zsjax.rl.objective.Term)')
+    scorers: dict = field({}, 'what else scores tokens, name -> "package.module:function": a function (config, mesh) -> '
+                          "scorer(batch) -> float32[B, T], which lies in batch.extra[name] for terms, losses, advantages")
     normalize: bool = field(True, "GRPO divides by the group's deviation")
     kl_coef: float = field(0.0, "weight of the KL to the reference", "[0, 1e6]")
     kl_kind: str = field("k3", "its estimator: k2 or k3 as a loss; in the reward k1, as k2 and k3 hold back little there "

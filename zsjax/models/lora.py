@@ -80,7 +80,7 @@ def attach(params, adapters, lora) -> dict:
 
 
 def assembler(lora):
-    """assemble(trained, frozen) -> the decoder's parameters, for `zsjax.rl.update.make_update`: `attach` of the trained
+    """assemble(trained, frozen) -> the decoder's parameters, for `zsjax.rl.steps.make_update`: `attach` of the trained
     adapters to the frozen model; without a rank (or with None), what is trained itself."""
     if lora is None or lora.rank == 0:
         return lambda trained, frozen: trained

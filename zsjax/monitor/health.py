@@ -6,6 +6,7 @@ a metric of the step's line; an alarm is a metric that was out of its bounds for
 logged ("alarm/NAME", 0 or 1), shown by the report, and may stop the run.
 """
 
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from zsjax import types
 from zsjax.errors import UserError
+from zsjax.registry import Registry
 
 # Metrics of a step's line. Families of them: what stands behind the slash differs from run to run.
 STEP_METRICS = (
@@ -21,7 +23,27 @@ STEP_METRICS = (
     "em", "searches", "on_path", "noisy_share", "invalid_actions", "short_replies", "groups_with_signal",
     "response_tokens", "document_tokens", "repetition", "rounds", "requests_saved", "length",
     *(f"share_{name}" for name in types.STATUS_NAMES[1:]))
-FAMILIES = ("value", "rerank", "occupancy", "engine", "used", "time", "speed", "prefill", "cache_bytes", "compile")
+FAMILIES = ("value", "term", "rerank", "occupancy", "engine", "used", "time", "speed", "prefill", "cache_bytes", "compile")
+
+
+def metric(line: Mapping, name: str):
+    """A line's metric, None where the line lacks it; one that was not a number (null) is NaN."""
+    if name not in line:
+        return None
+    return np.nan if line[name] is None else line[name]
+
+
+# What alarms measure: (line of metrics) -> float, or None where the line has nothing to measure.
+ALARMS = Registry("alarm")
+for _name, _unit, _help in (
+        ("entropy", "nats per token", "the policy hardly chooses any more"),
+        ("response_tokens", "tokens per episode", "the policy writes next to nothing"),
+        ("repetition", "share of 4-grams", "the policy repeats itself"),
+        ("share_answered", "share of episodes", "hardly an episode ends with an answer"),
+        ("searches", "per episode", "the policy hardly searches any more"),
+        ("sampler_gap_mean", "nats per token", "sampler and trainer give different log-probs"),
+        ("grad_norm", "", "the gradient explodes")):
+    ALARMS(_name, unit=_unit, help=_help)(functools.partial(metric, name=_name))
 
 
 class HealthAlarm(UserError):
@@ -52,8 +74,8 @@ def alarms(history: Sequence[Mapping], bounds: Mapping[str, Sequence], patience:
     Args:
       history: lines of metrics, oldest first, the step's own last; at least `patience` of them, or none rings. Lines of
         an interrupted run are read back from metrics.jsonl, so this needs no state of its own.
-      bounds: metric -> [low, high], either may be None. A metric that a line lacks is within its bounds, one that is
-        not finite (null) is outside.
+      bounds: a metric, a name in `ALARMS` or "package.module:function" -> [low, high], either may be None. What a line
+        lacks is within its bounds, what is not finite (null) is outside.
       patience: steps in a row outside.
 
     Returns:
@@ -63,14 +85,19 @@ def alarms(history: Sequence[Mapping], bounds: Mapping[str, Sequence], patience:
         return {}
     recent = history[-patience:]
     return {f"alarm/{name}": int(len(recent) == patience and all(is_outside(line, name, *limits) for line in recent))
-            for name, limits in bounds.items() if name in history[-1]}
+            for name, limits in bounds.items() if measure(history[-1], name) is not None}
+
+
+def measure(line: Mapping, name: str) -> float | None:
+    """What an alarm measures in a line: a function in `ALARMS`, "package.module:function", or the metric of that name."""
+    return ALARMS.load(name)(line) if name in ALARMS or ":" in name else metric(line, name)
 
 
 def is_outside(line: Mapping, name: str, low, high) -> bool:
     """Whether a line's metric is below low or above high (None: no bound), or no number at all."""
-    if name not in line:
+    value = measure(line, name)
+    if value is None:
         return False
-    value = line[name]
     if not isinstance(value, int | float) or not np.isfinite(value):
         return True
     return (low is not None and value < low) or (high is not None and value > high)
@@ -81,7 +108,8 @@ def stop_message(ringing: Mapping[str, int], line: Mapping, bounds: Mapping[str,
     names = [name.removeprefix("alarm/") for name, rings in ringing.items() if rings]
     if not names:
         return None
-    told = ", ".join(f"{name} = {line[name]} (bounds {list(bounds[name])})" for name in names)
+    said = lambda name: "".join(f", {text}" for text in (ALARMS.entry(name).unit, ALARMS.entry(name).help) if text)
+    told = "; ".join(f"{name} = {measure(line, name)} (bounds {list(bounds[name])}{said(name)})" for name in names)
     return f"for {patience} steps in a row: {told}"
 
 

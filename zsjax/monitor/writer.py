@@ -1,4 +1,4 @@
-"""Metrics: masked means (device), and the writer that puts numbers into files and onto the screen (host).
+"""Metrics: the writer that puts numbers into files and onto the screen.
 
 A run's numbers live in `metrics.jsonl`, one JSON object a line: {"stage": "train", "step": 12, "reward": 0.51, ...},
 flushed as they come; TensorBoard events are a second copy. `step` counts steps done, so the line of step n describes
@@ -15,35 +15,12 @@ import sys
 import time
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from zsjax.errors import InputError, reading
 from zsjax.files import write_jsonl
 
 WALL_TIME = ("time/", "speed/", "compile/")  # prefixes of what no two runs share
-
-
-def masked_mean(x, *, mask, axis=None):
-    """Mean of `x` where `mask` is True, 0 where none is. NaNs and infinities elsewhere have no influence.
-
-    Args:
-      x: float[...], any shape.
-      mask: bool, broadcastable to x.
-      axis: axes to reduce, None for all.
-    """
-    mask = jnp.broadcast_to(mask, x.shape)
-    total = jnp.where(mask, x, 0).sum(axis)
-    return total / jnp.maximum(mask.sum(axis), 1).astype(total.dtype)
-
-
-def masked_std(x, *, mask, axis=None):
-    """Population standard deviation of `x` where `mask` is True, 0 where none is. Same arguments as `masked_mean`."""
-    mask = jnp.broadcast_to(mask, x.shape)
-    mean = masked_mean(x, mask=mask, axis=axis)
-    mean = mean if axis is None else jnp.expand_dims(mean, axis)
-    squares = jnp.square(jnp.where(mask, x, 0) - mean)
-    return jnp.sqrt(masked_mean(squares, mask=mask, axis=axis))
 
 
 def without_wall_time(line: dict) -> dict:

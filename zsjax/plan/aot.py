@@ -25,10 +25,10 @@ from zsjax.plan.setup import Setup, prepare
 from zsjax.plan.targets import read_target
 from zsjax.plan.topology import devices_of, tracing_for
 from zsjax.rl.algorithms import needs_reference
+from zsjax.rl.objective import load_loss
 from zsjax.rl.optimizer import make_optimizers
 from zsjax.rl.passes import make_programs
 from zsjax.rl.roles import attention_mask
-from zsjax.rl.update import load_loss
 from zsjax.rollout.compiled import Inputs, Static, compiled_program
 from zsjax.rollout.state import environment, tables
 from zsjax.types import TokenBatch
@@ -159,7 +159,8 @@ def _batch(config, count: int, rows) -> TokenBatch:
     valued = logprobs if config.algorithm.value_model else None
     return TokenBatch(tokens=of("int32", T), roles=of("int8", T), behavior_logprobs=logprobs, old_logprobs=logprobs,
                       ref_logprobs=reference, advantages=logprobs, returns=valued, values=valued, rewards=logprobs,
-                      group_id=of("int32"), row_valid=of("bool"))
+                      group_id=of("int32"), row_valid=of("bool"),
+                      extra={name: logprobs for name in config.algorithm.scorers})
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ CURVES = (
     ("Sampler–trainer gap", "nats per token", {"sampler_gap_mean": "mean", "sampler_gap_p99": "99 %",
                                                "sampler_gap_max": "max"}, 0, None),
     ("Terms of the reward", "unweighted", "reward/", None, None),
+    ("Terms of the objective", "unweighted", "term/", None, None),
     ("Ends", "share of episodes", {f"share_{name}": name for name in STATUS_NAMES[1:]}, 0, 1),
     ("Repetition", "share of 4-grams seen before", {"repetition": "repetition"}, 0, 1),
     ("Alarms", "1: out of bounds", "alarm/", 0, 1),

@@ -1,6 +1,7 @@
 """The report's tables of scores: the evaluation that the config asks for, and what else was evaluated in the folder."""
 
 from zsjax.errors import InputError
+from zsjax.evaluation import tables
 from zsjax.evaluation.kept import TRAINED
 
 _SCORES = {"em": "Exact match", "f1": "F1", "contains": "Contains"}

@@ -11,16 +11,19 @@ Only what the policy wrote is looked at: its answer, its queries and its text, n
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from zsjax import rewards, types
+from zsjax.registry import Registry
 from zsjax.rollout import transcript
 from zsjax.rollout.actions import ACTIONS
 from zsjax.types import THINK_TAGS
 
 _THOUGHT = re.compile("|".join(map(re.escape, THINK_TAGS)))
+
+TERMS = Registry("reward term")  # name -> (outcome: Outcome) -> float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +83,7 @@ def _documents(episodes, b, tokenizer):
     return [tokenizer.decode(np.asarray(episodes.tokens[b][start:stop]).tolist()) for start, stop in spans]
 
 
+@TERMS("format", help="1: every generation is well formed, see `well_formed`")
 def well_formed(outcome: Outcome) -> float:
     """1 if the episode ended with a non-empty answer, no generation was an invalid action, and in each generation
     thoughts are opened and closed in turn, before the one search or answer that ends it. The thought that the prompt opened
@@ -99,6 +103,7 @@ def well_formed(outcome: Outcome) -> float:
     return float(bool(good))
 
 
+@TERMS("retry_helped", help="1: asking again found the answer, see `retry_helped`")
 def retry_helped(outcome: Outcome) -> float:
     """1 if asking again in other words, or once more, found what led to the right answer.
 
@@ -115,31 +120,21 @@ def retry_helped(outcome: Outcome) -> float:
                      for i, j in pairs))
 
 
-TERMS: dict[str, Callable[[Outcome], float]] = {
-    "f1": lambda o: rewards.f1_score(o.answer, o.golds),  # 0 where the answer is None, as the next two
-    "em": lambda o: rewards.exact_match(o.answer, o.golds),
-    "contains": lambda o: rewards.contains_match(o.answer, o.golds),
-    "format": well_formed,
-    "no_answer": lambda o: float(o.answer is None),
-    "no_search": lambda o: float(not o.queries),
-    "searches": lambda o: float(len(o.queries)),
-    "invalid_actions": lambda o: float(o.invalid_actions),
-    "retry_helped": retry_helped,
-    "truncated": lambda o: float(o.status == "out_of_tokens"),  # the row was full before the policy was done
-    "overlong": lambda o: o.overlong,  # DAPO's soft punishment (arXiv 2503.14476, equation 13), with a negative weight
-}
+# The scores are 0 where the answer is None.
+TERMS("f1", help="F1 of the answer, 0 to 1")(lambda o: rewards.f1_score(o.answer, o.golds))
+TERMS("em", help="1: the answer is an exact match")(lambda o: rewards.exact_match(o.answer, o.golds))
+TERMS("contains", help="1: the answer contains a gold answer")(lambda o: rewards.contains_match(o.answer, o.golds))
+TERMS("no_answer", help="1: no answer was given")(lambda o: float(o.answer is None))
+TERMS("no_search", help="1: nothing was searched for")(lambda o: float(not o.queries))
+TERMS("searches", unit="searches", help="number of searches")(lambda o: float(len(o.queries)))
+TERMS("invalid_actions", unit="actions", help="generations that were neither search nor answer")(
+    lambda o: float(o.invalid_actions))
+TERMS("truncated", help="1: the row was full before the policy was done")(lambda o: float(o.status == "out_of_tokens"))
+TERMS("overlong", help="DAPO's soft punishment (arXiv 2503.14476, equation 13), 0 to 1, with a negative weight")(
+    lambda o: o.overlong)
 
 
-@functools.cache
-def load_term(name: str) -> Callable[[Outcome], float]:
-    """The term of a name in `TERMS`, or the function "package.module:function"; ValueError if there is none."""
-    from zsjax.rl.credit import load_function
-
-    if name in TERMS:
-        return TERMS[name]
-    if ":" not in name:
-        raise ValueError(f"unknown reward term {name!r}: one of {', '.join(TERMS)} or 'package.module:function'")
-    return load_function(name, "reward term")
+load_term = functools.cache(TERMS.load)
 
 
 def score(found: Sequence[Outcome], weights: Mapping[str, float]) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -7,6 +7,7 @@ There is no class per algorithm. What differs between them are the functions of 
 """
 
 from zsjax.errors import InputError
+from zsjax.rl.objective import OBJECTIVE_TERMS
 
 PRESETS = {
     # Williams 1992, with the batch's mean as baseline.
@@ -44,4 +45,5 @@ def preset(name: str, **fields) -> dict:
 
 def needs_reference(algorithm) -> bool:
     """Whether an `AlgorithmConfig` has every step scored by the reference, too."""
-    return bool(algorithm.track_kl or algorithm.kl_coef or algorithm.kl_target)
+    needs = (OBJECTIVE_TERMS.entry(name).needs for name in algorithm.terms)
+    return bool(algorithm.track_kl or algorithm.kl_coef or algorithm.kl_target or any("reference" in of for of in needs))

@@ -4,41 +4,51 @@
     batch = batch.replace(rewards=rewards)
     advantages, returns = estimate(algorithm, batch, loss_mask=mask)
 
-An advantage of one's own is a function (batch: TokenBatch, *, loss_mask bool[B, T]) -> float[B, T] or float[B] (one an
-episode); `algorithm.advantage = "package.module:function"` names it, and `train(advantage=function)` takes it directly.
+An advantage is a function (batch: TokenBatch, *, loss_mask bool[B, T]) -> float[B, T], float[B] (one an episode), or a
+pair (advantages, returns). `algorithm.advantage = "package.module:function"` names one, and `train(advantage=function)`
+takes it directly. Fields of `AlgorithmConfig` that its decorator names in `reads` are given to it as keywords.
 """
 
-import importlib
 from collections.abc import Callable
 
 import jax.numpy as jnp
 
 from zsjax.errors import InputError
+from zsjax.registry import Registry, entry_of
 from zsjax.rl import advantages, losses
 from zsjax.types import TokenBatch
 
-ADVANTAGES = ("grpo", "rloo", "reinforce", "reinforce_plus_plus", "gae")
+ADVANTAGES = Registry("advantage")
 
 
-def load_function(name: str, what: str) -> Callable:
-    """The function "package.module:function"; ValueError says what cannot be loaded."""
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"cannot load the {what} {name!r}: {error}") from error
-    if not callable(found):
-        raise InputError(f"the {what} {name!r} is no function")
-    return found
+@ADVANTAGES("grpo", reads=("normalize",), needs=("groups",), help="score minus its group's mean, over the deviation")
+def grpo(batch, *, loss_mask, normalize):
+    return advantages.grpo(batch.rewards.sum(axis=1), group_id=batch.group_id, normalize=normalize)
 
 
-def load_advantage(name: str) -> Callable | None:
-    """The function of "package.module:function", None for a name in `ADVANTAGES`; ValueError for any other."""
-    if name in ADVANTAGES:
-        return None
-    if ":" not in name:
-        raise InputError(f"unknown advantage {name!r}: one of {', '.join(ADVANTAGES)} or 'package.module:function'")
-    return load_function(name, "advantage")
+@ADVANTAGES("rloo", needs=("groups",), help="score minus the mean of the others in its group")
+def rloo(batch, *, loss_mask):
+    return advantages.rloo(batch.rewards.sum(axis=1), group_id=batch.group_id)
+
+
+@ADVANTAGES("reinforce", help="score minus the batch's mean")
+def reinforce(batch, *, loss_mask):
+    return advantages.reinforce(batch.rewards.sum(axis=1), baseline="batch")
+
+
+@ADVANTAGES("reinforce_plus_plus", reads=("gamma",), help="discounted returns, whitened over the batch")
+def reinforce_plus_plus(batch, *, loss_mask, gamma):
+    return advantages.reinforce_plus_plus(batch.rewards, loss_mask=loss_mask, gamma=gamma)
+
+
+@ADVANTAGES("gae", reads=("gamma", "lam"), needs=("values",), help="generalised advantage estimation with a value model")
+def gae(batch, *, loss_mask, gamma, lam):
+    return advantages.gae(batch.rewards, batch.values, loss_mask=loss_mask, gamma=gamma, lam=lam)
+
+
+def load_advantage(name: str) -> Callable:
+    """The advantage of a name in `ADVANTAGES`, or of "package.module:function"; InputError if there is none."""
+    return ADVANTAGES.load(name)
 
 
 def kl_rewards(batch: TokenBatch, *, loss_mask, coef, kind):
@@ -69,7 +79,7 @@ def estimate(algorithm, batch: TokenBatch, *, loss_mask, own: Callable | None = 
     """Advantages under an `AlgorithmConfig`.
 
     Args:
-      algorithm: advantage, normalize, gamma, lam and whiten are read.
+      algorithm: advantage, whiten, and what the advantage's decorator names in `reads`.
       batch: rewards, group_id and, for "gae", values are read.
       loss_mask: bool[B, T]. An episode whose row has no True (it is masked, see `AlgorithmConfig.mask`) counts in its
         group's and the batch's baseline all the same, as in TRL's `mask_truncated_completions`, but not in whitening.
@@ -79,26 +89,14 @@ def estimate(algorithm, batch: TokenBatch, *, loss_mask, own: Callable | None = 
       (advantages float32[B, T], returns float32[B, T] or None). An advantage per episode stands at every token of its
       row; the loss's mask decides which of them count.
     """
-    own = own or load_advantage(algorithm.advantage)
-    returns = None
-    if own is not None:
-        out = jnp.asarray(own(batch, loss_mask=loss_mask), jnp.float32)
-        if out.shape not in (loss_mask.shape, loss_mask.shape[:1]):
-            raise ValueError(f"the advantage {algorithm.advantage!r} returned {out.shape}, not [B, T] or [B] "
-                             f"of {loss_mask.shape}")
-        out = out if out.ndim == 2 else out[:, None]
-    elif algorithm.advantage == "gae":
-        out, returns = advantages.gae(batch.rewards, batch.values, loss_mask=loss_mask, gamma=algorithm.gamma,
-                                      lam=algorithm.lam)
-    elif algorithm.advantage == "reinforce_plus_plus":
-        out = advantages.reinforce_plus_plus(batch.rewards, loss_mask=loss_mask, gamma=algorithm.gamma)
-    else:
-        scores = batch.rewards.sum(axis=1)
-        out = {
-            "grpo": lambda: advantages.grpo(scores, group_id=batch.group_id, normalize=algorithm.normalize),
-            "rloo": lambda: advantages.rloo(scores, group_id=batch.group_id),
-            "reinforce": lambda: advantages.reinforce(scores, baseline="batch"),
-        }[algorithm.advantage]()[:, None]
+    function = own or load_advantage(algorithm.advantage)
+    out = function(batch, loss_mask=loss_mask, **{name: getattr(algorithm, name) for name in entry_of(function).reads})
+    out, returns = out if isinstance(out, tuple) else (out, None)
+    out = jnp.asarray(out, jnp.promote_types(jnp.float32, jnp.asarray(out).dtype))
+    if out.shape not in (loss_mask.shape, loss_mask.shape[:1]):
+        raise InputError(f"the advantage {algorithm.advantage!r} returned {out.shape}; return [B, T] or [B] "
+                         f"of {loss_mask.shape}")
+    out = out if out.ndim == 2 else out[:, None]
     out = jnp.broadcast_to(out, loss_mask.shape)
     if algorithm.whiten:
         out = advantages.whiten(out, loss_mask=loss_mask)

@@ -7,16 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from zsjax.config import Config
+from zsjax.errors import InputError
 from zsjax.models import lora
 from zsjax.models.placement import param_shardings
 from zsjax.models.value import init_value
 from zsjax.parallel.mesh import TRAIN_RULES, replicated, reshard
+from zsjax.registry import load_function
 from zsjax.rl import credit, roles
 from zsjax.rl.algorithms import needs_reference
 from zsjax.rl.batch import minibatches
+from zsjax.rl.objective import OBJECTIVE_TERMS, load_loss
 from zsjax.rl.optimizer import make_optimizers
-from zsjax.rl.passes import make_passes
-from zsjax.rl.update import load_loss
+from zsjax.rl.passes import Passes, make_programs
 from zsjax.types import TokenBatch, TrainState
 
 
@@ -28,15 +30,25 @@ class Learner:
     """
 
     def __init__(self, config: Config, policy_config, mesh, *, loss: Callable | None = None,
-                 advantage: Callable | None = None):
+                 advantage: Callable | None = None, scorers: dict[str, Callable] | None = None):
         """config: algorithm, train, optimizer, value and policy.lora are read. policy_config: DecoderConfig.
-        loss, advantage: functions in place of `algorithm.loss` and `algorithm.advantage`, of the same contracts."""
+        loss, advantage: functions in place of `algorithm.loss` and `algorithm.advantage`, of the same contracts.
+        scorers: name -> (batch: TokenBatch) -> float32[B, T], beside those of `algorithm.scorers`.
+
+        Raises:
+          InputError: a term of `algorithm.terms` needs a scorer that is not there."""
         self.config, self.policy_config, self.mesh, self._advantage = config, policy_config, mesh, advantage
         algorithm = config.algorithm
         self.optimizers = make_optimizers(config)
         self.assemble = lora.assembler(config.policy.lora)
-        self.passes = make_passes(config, policy_config, mesh, loss=loss or load_loss(algorithm.loss),
-                                  optimizer=self.optimizers[0], value_optimizer=self.optimizers[1], assemble=self.assemble)
+        self.passes = Passes(config, mesh, make_programs(
+            config, policy_config, loss=loss or load_loss(algorithm.loss), optimizer=self.optimizers[0],
+            value_optimizer=self.optimizers[1], assemble=self.assemble))
+        made = {name: load_function(function, "scorer") for name, function in algorithm.scorers.items()}
+        self.scorers = {name: make(config, mesh) for name, make in made.items()} | (scorers or {})
+        for term in algorithm.terms:
+            for need in set(OBJECTIVE_TERMS.entry(term).needs) - {"reference", *self.scorers}:
+                raise InputError(f"algorithm.terms: {term!r} needs the log-probs of {need!r}; name it in algorithm.scorers")
         self.frozen = self.reference = None
 
     def start(self, params) -> TrainState:
@@ -57,13 +69,14 @@ class Learner:
         return lora.merge(self.frozen, state.params, self.config.policy.lora)
 
     def score(self, state: TrainState, policy, batch: TokenBatch) -> TokenBatch:
-        """The batch with old_logprobs and, where the algorithm reads them, ref_logprobs and values: float32[B, T]."""
+        """The batch with old_logprobs, `extra` of the scorers and, where the algorithm reads them, ref_logprobs and
+        values: float32[B, T]."""
         batch = batch.replace(old_logprobs=self.passes.logprobs(policy, batch))
         if self.reference is not None:
             batch = batch.replace(ref_logprobs=self.passes.logprobs(self.reference, batch))
         if self.config.algorithm.value_model:
             batch = batch.replace(values=self.passes.values(state.value_params, batch))
-        return batch
+        return batch.replace(extra={name: np.asarray(scorer(batch), np.float32) for name, scorer in self.scorers.items()})
 
     def assign_credit(self, batch: TokenBatch, kl_coef) -> TokenBatch:
         """The batch with advantages and returns, after the KL was put into the rewards where it belongs there."""
@@ -82,6 +95,9 @@ class Learner:
         Returns:
           (state, info): the state with new parameters and optimizer states; its step is not counted up here. info:
           means over the updates, "value/..." of the value model's; `nonfinite` is above 0 where one was left out.
+
+        Raises:
+          InputError: the weight of a loss depends on the logprobs, and there are other terms beside it.
         """
         algorithm, options = self.config.algorithm, self.config.train
         adaptive = algorithm.kl_target and algorithm.kl_in == "loss"
@@ -97,6 +113,10 @@ class Learner:
                 params, opt_state, info = self.passes.update(params, opt_state, minibatch, coef, self.frozen)
                 infos.append(info)
         infos, value_infos = jax.device_get((infos, value_infos))
+        if any(info.pop("weight_mismatch", 0) for info in infos):
+            raise InputError(f"algorithm.loss: the weight of {algorithm.loss!r} depends on the logprobs, so other terms "
+                             "cannot be weighed against it; make it depend on masks alone, or set kl_coef, entropy_coef and "
+                             "terms to 0")
         state = state.replace(params=params, opt_state=opt_state, value_params=value_params, value_opt_state=value_opt_state)
         return state, means(infos) | means(value_infos, prefix="value/")
 

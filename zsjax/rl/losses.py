@@ -5,7 +5,7 @@ microbatches, or of devices, add up to exactly those of the whole batch, which m
 
     loss_sum, weight, info = ppo_clip(logprobs, old_logprobs, advantages, loss_mask=loss_mask(roles))
     kl_sum, _ = aggregate(kl_penalty(logprobs, ref_logprobs, kind="k3"), loss_mask=..., reduction="token_mean")
-    loss = (loss_sum + kl_coef * kl_sum) / weight          # zsjax.rl.update does this
+    loss = (loss_sum + kl_coef * kl_sum) / weight          # zsjax.rl.objective does this
 
 What stands at a masked position (False in `loss_mask`) has no influence on a value or a gradient, even if it is NaN.
 That takes two `where`s, one before the arithmetic and one after: with the second alone, the gradient of the branch
@@ -113,25 +113,8 @@ def ppo_clip(logprobs, old_logprobs, advantages, *, loss_mask, clip_low=0.2, cli
         loss_mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
     old_logprobs, advantages = jax.lax.stop_gradient((old_logprobs, advantages))
     log_ratio = jnp.clip(logprobs - old_logprobs, -MAX_LOG_RATIO, MAX_LOG_RATIO)
-    ratio = jnp.exp(log_ratio)
-    clipped = jax.lax.stop_gradient(jnp.clip(ratio, 1 - clip_low, 1 + clip_high))
-    # A select rather than jnp.minimum, which splits the gradient at ties: at ratio 1 with a band of 0 half was lost.
-    is_clipped = clipped * advantages < ratio * advantages
-    per_token = -jnp.where(is_clipped, clipped, ratio) * advantages
-    mean = lambda x: aggregate(jax.lax.stop_gradient(x), loss_mask=loss_mask, reduction="token_mean")
-    info = {
-        "ratio_mean": mean(ratio),
-        "clip_fraction": mean(is_clipped.astype(ratio.dtype)),
-        "approx_kl": mean(jnp.expm1(log_ratio) - log_ratio),
-    }
-    if dual_clip:
-        bound = -dual_clip * advantages
-        is_bounded = (advantages < 0) & (per_token > bound)
-        per_token = jnp.where(is_bounded, bound, per_token)
-        info["dual_clip_fraction"] = mean(is_bounded.astype(ratio.dtype))
-    per_token = _weighted(per_token, token_weights, loss_mask)
-    loss_sum, weight = aggregate(per_token, loss_mask=loss_mask, reduction=reduction)
-    return loss_sum, weight, info
+    return _clipped_surrogate(jnp.exp(log_ratio), log_ratio, advantages, loss_mask=loss_mask, band=(clip_low, clip_high),
+                              dual_clip=dual_clip, token_weights=token_weights, reduction=reduction)
 
 
 def gspo(logprobs, old_logprobs, advantages, *, loss_mask, clip_low=3e-4, clip_high=4e-4, token_weights=None,
@@ -147,7 +130,7 @@ def gspo(logprobs, old_logprobs, advantages, *, loss_mask, clip_low=3e-4, clip_h
 
     Equals verl's `compute_policy_loss_gspo` (fixtures in tests/rl/peers.json), which limits s_b to e^10; ours to e^80.
 
-    Args, returns, raises: as `ppo_clip`, which see; `clip_fraction` counts tokens of clipped sequences.
+    Same arguments, returns and errors as `ppo_clip`; `clip_fraction` counts tokens of clipped sequences.
     """
     loss_mask, logprobs, old_logprobs, advantages = _prepare(
         loss_mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
@@ -158,16 +141,33 @@ def gspo(logprobs, old_logprobs, advantages, *, loss_mask, clip_low=3e-4, clip_h
     # The row's ratio in value, the token's own log-prob in gradient: d ratio / d logprobs_t = ratio.
     log_s = mean_log_ratio + logprobs - jax.lax.stop_gradient(logprobs)
     ratio = jnp.exp(jnp.clip(log_s, -MAX_LOG_RATIO, MAX_LOG_RATIO))
-    clipped = jax.lax.stop_gradient(jnp.clip(ratio, 1 - clip_low, 1 + clip_high))
+    own = jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return _clipped_surrogate(ratio, own, advantages, loss_mask=loss_mask, band=(clip_low, clip_high),
+                              token_weights=token_weights, reduction=reduction)
+
+
+def _clipped_surrogate(ratio, log_ratio, advantages, *, loss_mask, band, dual_clip=0.0, token_weights, reduction):
+    """What `ppo_clip` and `gspo` return; log_ratio: each token's own, of which approx_kl is made."""
+    clipped = jax.lax.stop_gradient(jnp.clip(ratio, 1 - band[0], 1 + band[1]))
+    # A select rather than jnp.minimum, which splits the gradient at ties: at ratio 1 with a band of 0 half was lost.
     is_clipped = clipped * advantages < ratio * advantages
     per_token = -jnp.where(is_clipped, clipped, ratio) * advantages
-    per_token = _weighted(per_token, token_weights, loss_mask)
+    info = _means(loss_mask, ratio_mean=ratio, clip_fraction=is_clipped, approx_kl=jnp.expm1(log_ratio) - log_ratio)
+    if dual_clip:
+        bound = -dual_clip * advantages
+        is_bounded = (advantages < 0) & (per_token > bound)
+        per_token = jnp.where(is_bounded, bound, per_token)
+        info |= _means(loss_mask, dual_clip_fraction=is_bounded)
+    if token_weights is not None:
+        per_token = per_token * jax.lax.stop_gradient(_prepare(loss_mask, token_weights=token_weights)[1])
     loss_sum, weight = aggregate(per_token, loss_mask=loss_mask, reduction=reduction)
-    mean = lambda x: aggregate(jax.lax.stop_gradient(x), loss_mask=loss_mask, reduction="token_mean")
-    own = jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO)
-    info = {"ratio_mean": mean(ratio), "clip_fraction": mean(is_clipped.astype(ratio.dtype)),
-            "approx_kl": mean(jnp.expm1(own) - own)}
     return loss_sum, weight, info
+
+
+def _means(loss_mask, **arrays):
+    """name -> (sum, number of tokens) of arrays that get no gradient."""
+    return {name: aggregate(jax.lax.stop_gradient(x), loss_mask=loss_mask, reduction="token_mean")
+            for name, x in arrays.items()}
 
 
 def truncated_weights(old_logprobs, behavior_logprobs, *, loss_mask, limit):
@@ -190,13 +190,6 @@ def truncated_weights(old_logprobs, behavior_logprobs, *, loss_mask, limit):
     loss_mask, old, behavior = _prepare(loss_mask, old_logprobs=old_logprobs, behavior_logprobs=behavior_logprobs)
     gap = jax.lax.stop_gradient(jnp.clip(old - behavior, -MAX_LOG_RATIO, MAX_LOG_RATIO))
     return jnp.where(loss_mask, jnp.minimum(jnp.exp(gap), limit), 1)
-
-
-def _weighted(per_token, token_weights, loss_mask):
-    if token_weights is None:
-        return per_token
-    _, factors = _prepare(loss_mask, token_weights=token_weights)
-    return per_token * jax.lax.stop_gradient(factors)
 
 
 def value_clip(values, old_values, returns, *, loss_mask, clip, reduction="token_mean"):
@@ -228,9 +221,7 @@ def value_clip(values, old_values, returns, *, loss_mask, clip, reduction="token
     is_clipped = clipped_error > free_error
     per_token = 0.5 * jnp.where(is_clipped, clipped_error, free_error)
     loss_sum, weight = aggregate(per_token, loss_mask=loss_mask, reduction=reduction)
-    mean = lambda x: aggregate(jax.lax.stop_gradient(x), loss_mask=loss_mask, reduction="token_mean")
-    info = {"value_clip_fraction": mean(is_clipped.astype(values.dtype)), "value_error": mean(free_error)}
-    return loss_sum, weight, info
+    return loss_sum, weight, _means(loss_mask, value_clip_fraction=is_clipped, value_error=free_error)
 
 
 def kl_penalty(logprobs, ref_logprobs, *, kind):
@@ -243,7 +234,7 @@ def kl_penalty(logprobs, ref_logprobs, *, kind):
     The values are those of verl's `kl_penalty_forward`, which limits d to +-20 and k3 to 10, where its gradient ends;
     ours goes on pulling.
     k1 belongs into a reward, not into a loss: the expectation of its gradient over the policy's own tokens is
-    E[d logprobs] = 0, so it would add noise and no force. `zsjax.rl.update.make_update` refuses it.
+    E[d logprobs] = 0, so it would add noise and no force. `zsjax.rl.steps.make_update` refuses it.
 
     Args:
       logprobs: float[...], nats, under the policy; gradients flow through it.

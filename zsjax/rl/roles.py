@@ -2,24 +2,18 @@
 
     PROMPT PROMPT POLICY POLICY TEMPLATE DOCUMENT DOCUMENT TEMPLATE POLICY PAD     roles
       .      .      x      x       .        .        .        .       x     .      loss_mask
-      .      .      .      .       .        x        x        .       .     .      document_mask
       x      x      x      x       x        x        x        x       x     .      attention_mask
       .      x      .      .       x        x        x        x       .     .      inverted_mask (an ablation)
 """
 
 import jax.numpy as jnp
 
-from zsjax.types import DOCUMENT, PAD, POLICY
+from zsjax.types import PAD, POLICY
 
 
 def loss_mask(roles):
     """bool[B, T] of int8[B, T] roles: True at the tokens the policy sampled, the only ones that are trained on."""
     return jnp.asarray(roles) == POLICY
-
-
-def document_mask(roles):
-    """bool[B, T] of int8[B, T] roles: True at the tokens a search engine wrote."""
-    return jnp.asarray(roles) == DOCUMENT
 
 
 def attention_mask(roles):

@@ -10,6 +10,7 @@ from zsjax import schedules
 from zsjax.config import Config, CurriculumConfig, MixConfig
 from zsjax.parallel import hosts
 from zsjax.parallel.mesh import replicated, reshard
+from zsjax.rl.curricula import CURRICULA
 from zsjax.types import TrainState
 
 
@@ -91,15 +92,9 @@ class Steering:
 
 def curriculum(config: CurriculumConfig, steps: int):
     """The schedule count -> P(noisy) over the `steps` steps that really run; None for the adaptive one."""
-    start, end = config.start, config.end
-    schedule = {
-        "adaptive": lambda: None,
-        "constant": lambda: schedules.constant(end),
-        "zero_search": lambda: schedules.zero_search(start, end, steps, config.base),
-        "linear": lambda: schedules.linear(start, end, steps),
-        "cosine": lambda: schedules.cosine(start, end, steps),
-        "step": lambda: schedules.step(config.values, config.boundaries),
-    }[config.schedule]()
+    if config.schedule == "adaptive":
+        return None
+    schedule = CURRICULA.load(config.schedule)(config, steps)
     return schedules.reverse(schedule, steps) if config.reverse else schedule
 
 

@@ -5,12 +5,12 @@ whatever role that token has. So every [B, T] array here speaks of its own token
 follows a span of documents is valued with the documents read.
 """
 
-import jax
 import jax.numpy as jnp
 
 from zsjax.models.value import value_forward
 from zsjax.rl import losses, roles
-from zsjax.rl.accumulate import packed_step, slices, whole_step
+from zsjax.rl.objective import Objective
+from zsjax.rl.steps import PackedStep, over_microbatches, whole_step
 
 
 def state_values(value_params, model_config, tokens, valid, *, remat="none"):
@@ -22,17 +22,7 @@ def state_values(value_params, model_config, tokens, valid, *, remat="none"):
 
 def make_value_score(model_config, *, microbatch_rows=0):
     """Returns the jitted values(value_params, tokens int32[B, T], valid bool[B, T]) -> float32[B, T] `state_values`."""
-
-    @jax.jit
-    def values(value_params, tokens, valid):
-        B, T = tokens.shape
-        if not 0 < microbatch_rows < B:
-            return state_values(value_params, model_config, tokens, valid)
-        out = jax.lax.map(lambda part: state_values(value_params, model_config, *part),
-                          slices((tokens, valid), microbatch_rows))
-        return out.swapaxes(0, 1).reshape(B, T)
-
-    return values
+    return over_microbatches(lambda params, *rows: state_values(params, model_config, *rows), microbatch_rows)
 
 
 def make_value_update(model_config, optimizer, *, clip, reduction="token_mean", remat="none", microbatch_rows=0,
@@ -43,7 +33,7 @@ def make_value_update(model_config, optimizer, *, clip, reduction="token_mean", 
       model_config: DecoderConfig of its trunk.
       optimizer: an optax.GradientTransformation.
       clip: see `losses.value_clip`; 0 is no clip.
-      reduction, remat, microbatch_rows: as `zsjax.rl.update.make_update`.
+      reduction, remat, microbatch_rows: as `zsjax.rl.steps.make_update`.
       packed: the step takes a list of parts, as `make_packed_update`.
 
     Returns:
@@ -52,14 +42,14 @@ def make_value_update(model_config, optimizer, *, clip, reduction="token_mean", 
       value_clip_fraction.
     """
 
-    def objective(params, batch, scale, coef):
+    def loss_sum(params, batch, scale, coef):
         del scale, coef
         values = state_values(params, model_config, batch.tokens, roles.attention_mask(batch.roles), remat=remat)
         mask = roles.loss_mask(batch.roles) & batch.row_valid[:, None]
         how = ("fixed_length", mask.shape[1]) if reduction == "fixed_length" else reduction
-        loss_sum, weight, info = losses.value_clip(values, batch.values, batch.returns, loss_mask=mask,
-                                                   clip=clip or jnp.inf, reduction=how)
-        return loss_sum, {"weight": weight, "metrics": info}
+        total, weight, info = losses.value_clip(values, batch.values, batch.returns, loss_mask=mask,
+                                                clip=clip or jnp.inf, reduction=how)
+        return total, {"weight": weight, "metrics": info}
 
-    pieces = (lambda batch: (jnp.float32(1), jnp.float32(1))), objective
-    return packed_step(pieces, optimizer) if packed else whole_step(pieces, optimizer, microbatch_rows)
+    objective = Objective(loss_sum)
+    return PackedStep(objective, optimizer) if packed else whole_step(objective, optimizer, microbatch_rows)

@@ -23,7 +23,7 @@ from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.models.placement import param_shardings
 from zsjax.parallel import hosts
 from zsjax.parallel.mesh import reshard
-from zsjax.rl.credit import load_function
+from zsjax.registry import load_function
 from zsjax.rollout.policy_prompt import TEMPLATES, PolicyTemplate
 from zsjax.search import Document, DropBest, Limits, decoder_embedder, registry
 from zsjax.search.engines.dense import QUERY_FORMAT

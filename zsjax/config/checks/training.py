@@ -6,6 +6,9 @@ SUPERVISED = ("pretrain", "pretrain_simulator", "tune_simulator", "trajectory_sf
 
 
 def check_algorithm(found, config):
+    from zsjax.rl.credit import ADVANTAGES
+    from zsjax.rl.objective import LOSSES, OBJECTIVE_TERMS
+
     algorithm = config.algorithm
     if algorithm.kl_kind == "k1" and algorithm.kl_in == "loss":
         found.add("algorithm.kl_kind", "as a loss, k1 has an expected gradient of zero",
@@ -15,10 +18,16 @@ def check_algorithm(found, config):
                   "set algorithm.kl_coef to where it starts")
     if algorithm.dual_clip and not algorithm.dual_clip > 1:
         found.add("algorithm.dual_clip", "bounds the loss at a ratio that no clip has reached", "give more than 1, or 0")
-    if algorithm.dual_clip and algorithm.loss == "gspo":
-        found.add("algorithm.dual_clip", "the loss 'gspo' has none", "set it to 0, or algorithm.loss to 'ppo_clip'")
-    if algorithm.advantage == "gae" and not algorithm.value_model:
-        found.add("algorithm.value_model", "the advantage 'gae' needs values", "set it to true")
+    if algorithm.dual_clip and algorithm.loss in LOSSES and "dual_clip" not in LOSSES.entry(algorithm.loss).reads:
+        found.add("algorithm.dual_clip", f"the loss {algorithm.loss!r} has none",
+                  "set it to 0, or algorithm.loss to 'ppo_clip'")
+    if "values" in ADVANTAGES.entry(algorithm.advantage).needs and not algorithm.value_model:
+        found.add("algorithm.value_model", f"the advantage {algorithm.advantage!r} needs values", "set it to true")
+    _check_named(found, "algorithm.terms", OBJECTIVE_TERMS, known=())
+    for name, function in algorithm.scorers.items():
+        if not isinstance(function, str) or ":" not in function or function_problem(function):
+            found.add("algorithm.scorers", f"{name!r} is {function!r}",
+                      "give package.module:function of a module that imports")
     if algorithm.refill_rounds and not algorithm.drop_equal_groups:
         found.add("algorithm.refill_rounds", "nothing is dropped that could be replaced",
                   "set algorithm.drop_equal_groups to true")
@@ -33,11 +42,7 @@ def _check_reward(found, reward):
 
     if not reward.terms:
         found.add("reward.terms", "no reward at all", "give at least one term, as {'f1': 1.0}")
-    for name, weight in reward.terms.items():
-        if not is_number(weight):
-            found.add("reward.terms", f"the weight of {name!r} is {weight!r}", "give a finite number, at most 1e9")
-        elif name not in TERMS and (reason := function_problem(name) if ":" in name else f"{name!r} is unknown"):
-            found.add("reward.terms", reason, f"give {', '.join(TERMS)}, or package.module:function")
+    _check_named(found, "reward.terms", TERMS, known=TERMS)
     if reward.overlong_to and not 0 < reward.overlong_from < reward.overlong_to:
         found.add("reward.overlong_to", f"is not above reward.overlong_from = {reward.overlong_from}",
                   "give policy tokens 0 < overlong_from < overlong_to")
@@ -46,7 +51,27 @@ def _check_reward(found, reward):
         found.add("reward.overlong_to", "says from where on an episode is overlong", "give policy tokens")
 
 
+def _check_named(found, field, registry, known):
+    """A dict of numbers by the name of a function. known: the registered names that it may hold."""
+    own = "package.module:function"
+    for name, weight in found.value(field).items():
+        if not is_number(weight):
+            found.add(field, f"the weight of {name!r} is {weight!r}", "give a finite number, at most 1e9")
+        elif name in registry and name not in known:
+            found.add(field, f"{name!r} has a field of its own", f"set algorithm.{name}_coef")
+        elif name not in registry and (reason := function_problem(name) if ":" in name else f"{name!r} is unknown"):
+            found.add(field, reason, "give " + ", or ".join([*[", ".join(known)][:len(known)], own]))
+
+
 def _check_curriculum(found, curriculum):
+    from zsjax.rl.steering import curriculum as schedule_of
+    from zsjax.rl.steering import real_share
+
+    if ":" in curriculum.schedule:
+        found.loads("curriculum.schedule", lambda name: schedule_of(curriculum, found.config.train.steps)(0),
+                    "check the fields that it reads")
+    found.loads("search.mix.schedule", lambda name: real_share(found.config.search.mix, found.config.train.steps),
+                "give another curriculum")
     if curriculum.schedule == "step":
         if len(curriculum.values) != len(curriculum.boundaries) + 1:
             found.add("curriculum.values", f"{len(curriculum.boundaries)} boundaries need one value more",
@@ -58,7 +83,7 @@ def _check_curriculum(found, curriculum):
 
 
 def _check_health(found, config):
-    from zsjax.monitor.health import is_evaluation_metric, is_step_metric, metric_names
+    from zsjax.monitor.health import ALARMS, is_evaluation_metric, is_step_metric, metric_names
 
     health, known = config.health, metric_names(config.reward.terms)
     own = ":" in config.algorithm.loss  # whose metrics are its own
@@ -69,7 +94,10 @@ def _check_health(found, config):
                       "give two numbers, one of which may be None")
         elif None not in pair and pair[0] > pair[1]:
             found.add("health.alarms", f"the bounds of {name!r} are the wrong way round: {bounds!r}", "give [low, high]")
-        elif not own and not is_step_metric(name, config.reward.terms):
+        elif ":" in name:
+            if reason := function_problem(name):
+                found.add("health.alarms", reason, "give a metric of a step, or package.module:function")
+        elif not own and name not in ALARMS and not is_step_metric(name, config.reward.terms):
             found.add("health.alarms", f"{name!r} is not a metric of a step", close_to(name, known))
     if not is_evaluation_metric(health.best_metric):
         found.add("health.best_metric", "not a metric of the evaluations in training",
@@ -77,6 +105,8 @@ def _check_health(found, config):
 
 
 def check_train(found, config):
+    from zsjax.rl.credit import ADVANTAGES
+
     train = config.train
     _check_chain(found, "optimizer.chain")
     if train.keep == "all" and train.keep_fraction < 1:
@@ -85,7 +115,7 @@ def check_train(found, config):
     if train.microbatch_rows > 0 and train.microbatch_tokens > 0:
         found.add("train.microbatch_tokens", f"train.microbatch_rows = {train.microbatch_rows} cuts already",
                   "set one of the two to 0")
-    if config.algorithm.advantage in ("grpo", "rloo") and train.group_size == 1:
+    if "groups" in ADVANTAGES.entry(config.algorithm.advantage).needs and train.group_size == 1:
         found.add("train.group_size", f"{config.algorithm.advantage} compares the episodes of a group",
                   "give 2 or more, or another algorithm.advantage")
     rows = train.questions_per_step * train.group_size

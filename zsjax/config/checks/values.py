@@ -75,7 +75,7 @@ def path_problem(text: str) -> tuple[str, str] | None:
 
 def function_problem(name: str) -> str:
     """Why "package.module:function" cannot be had, or "". Imports the module."""
-    from zsjax.rl.credit import load_function
+    from zsjax.registry import load_function
 
     try:
         load_function(name, "function")

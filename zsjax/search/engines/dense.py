@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from zsjax.errors import InputError
-from zsjax.search import registry
 from zsjax.sampling import ragged
+from zsjax.search import registry
 from zsjax.search.corpus_store import hash_of, load_index, row_of, save_index
 from zsjax.search.engine import Document, Engine, SearchContext, check_request
 

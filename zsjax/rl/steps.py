@@ -1,0 +1,314 @@
+"""Scores and optimizer steps: (params, opt_state, batch) -> (params, opt_state, info), for policy and supervision.
+
+    score = make_score(model_config, chunk=256)
+    old_logprobs, _ = score(params, tokens, attention_mask(roles))
+    update = make_update(model_config, "ppo_clip", optimizer, chunk=256, kl_coef=0.001)
+    params, opt_state, info = update(params, opt_state, batch)
+
+A step over a batch in pieces adds sums and weights over the pieces and divides once. So the step is that of the whole
+batch whatever the cut (ZeroSearch's own code divided a smaller second part by the first's count). An objective
+(`zsjax.rl.objective`) is given the whole model. What is trained of it may be less: `assemble(params, frozen)` is the model
+of the trained parameters and of others, which get no gradient (zsjax.models.lora).
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from zsjax.parallel.mesh import replicated
+from zsjax.rl.compiled import Executable
+from zsjax.rl.objective import (
+    gspo_loss,
+    load_loss,
+    make_terms,
+    model_logprobs,
+    policy_objective,
+    ppo_clip_loss,
+    supervised_objective,
+)
+from zsjax.rl.optimizer import make_optimizer
+
+# The last names are those of zsjax.rl.update, as this module was called until version 0.1.
+__all__ = ["PackedStep", "make_packed_update", "make_score", "make_supervised_update", "make_update", "over_microbatches",
+           "whole_step", "gspo_loss", "load_loss", "make_optimizer", "ppo_clip_loss"]
+
+
+def trained_alone(params, frozen):
+    """The model where nothing is frozen: what is trained is all there is."""
+    del frozen
+    return params
+
+
+def make_score(model_config, *, chunk, temperature=1.0, remat="none", microbatch_rows=0):
+    """Returns the jitted score(params, tokens int32[B, T], valid bool[B, T]) -> (logprobs, entropy) float32[B, T].
+
+    Nats, of each token given those before it under softmax(logits / temperature), by the forward that training uses;
+    0 at position 0 and where `valid` is False. `microbatch_rows` > 0 runs that many rows at a time: the training
+    update's number makes the ratio of the first update 1 to the last bit on CPU.
+    """
+
+    def rows(params, tokens, valid):
+        out = model_logprobs(params, model_config, tokens, valid, remat=remat, chunk=chunk, temperature=temperature)
+        return jax.tree.map(lambda x: jnp.where(valid, x, 0), out)
+
+    return over_microbatches(rows, microbatch_rows)
+
+
+def over_microbatches(rows, microbatch_rows):
+    """The jitted rows(params, tokens [B, T], valid [B, T]) -> tree of [B, T], microbatch_rows at a time; 0 is all."""
+
+    @jax.jit
+    def scored(params, tokens, valid):
+        B, T = tokens.shape
+        if not 0 < microbatch_rows < B:
+            return rows(params, tokens, valid)
+        out = jax.lax.map(lambda part: rows(params, *part), slices((tokens, valid), microbatch_rows))
+        return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(B, T), out)
+
+    return scored
+
+
+def make_update(model_config, loss, optimizer, *, microbatch_rows=0, assemble=trained_alone, **options):
+    """Makes one optimizer step of reinforcement learning on the objective of `zsjax.rl.objective`.
+
+    Args:
+      model_config: DecoderConfig of the policy.
+      loss: a name (see `load_loss`) or a function (batch: TokenBatch, logprobs float32[B, T], *, loss_mask, entropy,
+        values, reduction, **loss_hyper) -> (loss_sum, weight, info dict name -> (sum, weight)). It is called on one
+        microbatch of rows; rows of a group need not be in the same one. Its weight gets no gradient. Beside other terms
+        (KL, entropy) it must be the same for all logprobs: then it is also taken at old_logprobs, before the gradient.
+      optimizer: an optax.GradientTransformation, see `make_optimizer`.
+      microbatch_rows: rows at a time; 0 is all. Must divide the batch's rows.
+      assemble: (params, frozen) -> the decoder's parameters, where what is trained is not the whole model (LoRA).
+      chunk: positions per chunk of `token_logprobs`.
+      temperature: the sampling temperature of the rollout.
+      remat: what the backward pass computes again, see `decoder.hidden_states`.
+      kl_coef, kl_kind: KL to `batch.ref_logprobs` as a loss, "k2" or "k3".
+      entropy_coef: > 0 rewards entropy.
+      terms: further terms, name -> coefficient; see `zsjax.rl.objective.Term`.
+      reduction: see `losses.aggregate`; the bare name "fixed_length" stands for ("fixed_length", T).
+      invert_mask: an ablation that trains on every token but the policy's; the caller broadcasts the advantages.
+      **loss_hyper: given to the loss.
+
+    Returns:
+      update(params, opt_state, batch: TokenBatch, coef=None, frozen=None) -> (params, opt_state, info), jitted, with
+      params and opt_state donated; a coef float32[] takes the place of kl_coef (an adaptive one), frozen is a pytree for
+      `assemble`, which gets no gradient. info: dict of float32[]: loss (all terms), grad_norm (before clipping), weight
+      (the loss's), entropy and kl (k3, 0 without ref_logprobs) in nats per token, ratio_mean, approx_kl, clip_fraction (0
+      unless the loss tells), "term/NAME" of further terms, nonfinite (1 if loss or gradient was not finite: then params and
+      opt_state are unchanged, as they are when the weight is 0), weight_mismatch (1 if the loss's weight depends on the
+      logprobs where it must not: params and opt_state are unchanged), and what the loss's info adds.
+
+    Raises:
+      InputError: kl_kind "k1" or unknown, an unknown loss or term; while tracing, a term that lacks what it needs.
+      ValueError: while tracing, rows that microbatch_rows does not divide.
+    """
+    return whole_step(_objective(model_config, loss, **options), optimizer, microbatch_rows, assemble=assemble)
+
+
+def make_packed_update(model_config, loss, optimizer, *, assemble=trained_alone, **options):
+    """`make_update` over parts of different shapes, driven from the host: see `zsjax.rl.packing`.
+
+    Args:
+      model_config, loss, optimizer, assemble, **options: as `make_update`. A reduction "fixed_length" needs its length,
+        since parts have several: ("fixed_length", n).
+
+    Returns:
+      update(params, opt_state, parts: list of TokenBatch, coef=None, frozen=None) -> (params, opt_state, info): the step
+      that `make_update` makes of all parts in one batch, see `PackedStep`.
+    """
+    if options.get("reduction") == "fixed_length":
+        raise ValueError("parts have several lengths: give reduction=('fixed_length', n)")
+    return PackedStep(_objective(model_config, loss, **options), optimizer, assemble=assemble)
+
+
+def _objective(model_config, loss, *, chunk, temperature=1.0, remat="none", reduction="token_mean", invert_mask=False,
+               **options):
+    return policy_objective(model_config, make_terms(loss, **options), chunk=chunk, temperature=temperature, remat=remat,
+                            reduction=reduction, invert_mask=invert_mask)
+
+
+def make_supervised_update(model_config, optimizer, *, chunk, remat="none", microbatch_rows=0, packed=False,
+                           assemble=trained_alone):
+    """Makes one optimizer step of weighted next-token prediction, -sum(w_t log p(token_t)) / sum(w_t).
+
+    Args:
+      model_config, optimizer, chunk, remat, microbatch_rows, assemble: as `make_update`.
+      packed: the step takes a list of parts, as `make_packed_update`.
+
+    Returns:
+      update(params, opt_state, (tokens int32[B, T], weights float32[B, T], valid bool[B, T]), coef=None, frozen=None) ->
+      (params, opt_state, info), with params and opt_state donated. weights[b, t] >= 0 is the weight of predicting
+      tokens[b, t]; it is ignored at position 0 and where `valid` (a prefix of each row) is False. info: loss (nats per
+      unit of weight), grad_norm, weight, nonfinite; what holds for them in `make_update` holds here.
+    """
+    objective = supervised_objective(model_config, chunk=chunk, remat=remat)
+    if packed:
+        return PackedStep(objective, optimizer, assemble=assemble)
+    return whole_step(objective, optimizer, microbatch_rows, assemble=assemble)
+
+
+def whole_step(objective, optimizer, microbatch_rows=0, *, assemble=trained_alone):
+    """The step of a batch in one array, in one compiled program; microbatches of rows are scanned over.
+
+    Returns:
+      update(params, opt_state, batch, coef=None, frozen=None) -> (params, opt_state, info), params and opt_state donated.
+    """
+    value_and_grad = _differentiated(objective, assemble)
+
+    def update(params, opt_state, batch, coef=None, frozen=None):
+        weights = objective.weigh and objective.weigh(batch)
+        scale = weights and divide(*weights)
+        total = accumulate(lambda params, part: value_and_grad(params, part, scale, coef, frozen), params, batch,
+                           microbatch_rows)
+        return _finish(objective, optimizer, params, opt_state, total, weights)
+
+    return jax.jit(update, donate_argnums=(0, 1))
+
+
+class PackedStep:
+    """The same step over a list of parts of different shapes, driven from the host: see `zsjax.rl.packing`.
+
+    One compiled program for each shape of a part, `programs` names them; params, opt_state and the running sums are donated.
+    """
+
+    def __init__(self, objective, optimizer, *, assemble=trained_alone):
+        value_and_grad = _differentiated(objective, assemble)
+
+        def part_of(params, *given):
+            sums, grads = value_and_grad(params, *given)
+            return sums, float32(grads)
+
+        def finish(params, opt_state, total, weights):
+            return _finish(objective, optimizer, params, opt_state, total, weights)
+
+        self._part_of = part_of
+        self.programs = {"finish": Executable(jax.jit(finish, donate_argnums=(0, 1)))}
+        if objective.weigh:
+            self.programs["weigh"] = Executable(jax.jit(objective.weigh))
+
+    def __call__(self, params, opt_state, parts, coef=None, frozen=None):
+        """(params, opt_state, info) of the step. Nothing waits for the host until the info is asked for."""
+        weights = scale = None
+        if weigh := self.programs.get("weigh"):
+            weights = jax.tree.map(lambda *x: sum(x), *[weigh(part) for part in parts])
+            scale = divide(*weights)
+        self._prepare(params, parts[0], scale, coef, frozen)
+        total = self.programs["zeros"]()
+        for part in parts:
+            total = self.programs["add"](total, params, part, scale, coef, frozen)
+        return self.programs["finish"](params, opt_state, total, weights)
+
+    def _prepare(self, params, *given):
+        """The programs of the running sums, which need to know the parameters' shapes and places."""
+        if "add" in self.programs:
+            return
+        # The running sums lie as the parameters do. Left to XLA, sums that begin and sums that go on lie differently, and
+        # the program of each shape is compiled for both: the second time in the middle of a run.
+        shapes, places = jax.eval_shape(self._part_of, params, *given), jax.tree.map(lambda x: x.sharding, params)
+        mesh = getattr(jax.tree.leaves(places)[0], "mesh", None)
+        where = {} if mesh is None else dict(out_shardings=(replicated(mesh), places))
+        add = lambda total, *given: jax.tree.map(jnp.add, total, self._part_of(*given))
+        zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        self.programs["zeros"] = Executable(jax.jit(zeros, **where))
+        self.programs["add"] = Executable(jax.jit(add, donate_argnums=0, **where))
+
+    def _arguments(self, params, part, coef, frozen):
+        """(running sums, weights, scale): what the programs take beside their own arguments, as shapes on the mesh."""
+        mesh = jax.tree.leaves(params)[0].sharding.mesh
+        number = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
+        weights, scale = ((number, number), number) if "weigh" in self.programs else (None, None)
+        self._prepare(params, part, scale, coef, frozen)
+        place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+        sums, grads = jax.eval_shape(self.programs["zeros"].jitted)
+        total = (jax.tree.map(lambda x: place(x, replicated(mesh)), sums),
+                 jax.tree.map(lambda x, like: place(x, like.sharding), grads, params))
+        return total, weights, scale
+
+    def lower(self, params, opt_state, part, coef=None, frozen=None):
+        """{"update": one part's gradients, "apply": the optimizer's step}, lowered for shapes that say where they lie."""
+        total, weights, scale = self._arguments(params, part, coef, frozen)
+        return {"update": self.programs["add"].lower(total, params, part, scale, coef, frozen),
+                "apply": self.programs["finish"].lower(params, opt_state, total, weights)}
+
+    def compile(self, params, opt_state, parts, coef=None, frozen=None):
+        """Compiles the programs of these shapes of parts; nothing is run. The parameters lie on a mesh."""
+        total, weights, scale = self._arguments(params, parts[0], coef, frozen)
+        self.programs["zeros"].compile()
+        for part in parts:
+            if "weigh" in self.programs:
+                self.programs["weigh"].compile(part)
+            self.programs["add"].compile(total, params, part, scale, coef, frozen)
+        self.programs["finish"].compile(params, opt_state, total, weights)
+
+
+def _differentiated(objective, assemble):
+    """value_and_grad(params, batch, scale, coef, frozen), the gradient with respect to params alone."""
+    whole = lambda params, batch, scale, coef, frozen: objective.loss_sum(assemble(params, frozen), batch, scale, coef)
+    return jax.value_and_grad(whole, has_aux=True)
+
+
+def _finish(objective, optimizer, params, opt_state, total, weights):
+    """Divides the sums by their weights, once, and makes the step. weights: what `weigh` said, or None."""
+    (loss_sum, sums), grads = total
+    weight = sums["weight"]
+    mismatch = None if weights is None else jnp.abs(weight - weights[0]) > 1e-4 * jnp.abs(weights[0])
+    grads = jax.tree.map(lambda g: divide(g, weight), grads)
+    loss_value = divide(loss_sum, weight)
+    counts = (weight > 0) if mismatch is None else (weight > 0) & ~mismatch
+    params, opt_state, info = step(optimizer, params, opt_state, grads, loss_value, counts)
+    info |= {"loss": loss_value, "weight": weight} | objective.defaults
+    info |= {name: divide(*pair) for name, pair in sums["metrics"].items()}
+    if mismatch is not None:
+        info["weight_mismatch"] = mismatch
+    return params, opt_state, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), info)
+
+
+def float32(tree):
+    return jax.tree.map(lambda g: g.astype(jnp.float32), tree)
+
+
+def accumulate(value_and_grad, params, batch, microbatch_rows):
+    """Sums value_and_grad(params, microbatch) over the microbatches, gradients in float32."""
+    if not 0 < microbatch_rows < jax.tree.leaves(batch)[0].shape[0]:
+        sums, grads = value_and_grad(params, batch)
+        return sums, float32(grads)
+    parts = slices(batch, microbatch_rows)
+
+    def body(total, part):
+        sums, grads = value_and_grad(params, part)
+        return jax.tree.map(jnp.add, total, (sums, float32(grads))), None
+
+    shapes = jax.eval_shape(lambda *a: value_and_grad(*a)[0], params, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    start = zeros, jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+    return jax.lax.scan(body, start, parts)[0]
+
+
+def step(optimizer, params, opt_state, grads, loss, counts):
+    """One optimizer step; nothing changes where loss or gradient is not finite, or `counts` (bool[]) is False."""
+    grad_norm = optax.global_norm(grads)
+    finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)
+    updates, new_state = optimizer.update(grads, opt_state, params)
+    new_params = optax.apply_updates(params, updates)
+    # A select, not a lax.cond, whose branches would each hold a copy of everything. The cast keeps the dtypes that
+    # the state was made with when parameters are bf16 and gradients float32.
+    keep = lambda new, old: jnp.where(finite & counts, new, old).astype(old.dtype)
+    params, opt_state = jax.tree.map(keep, (new_params, new_state), (params, opt_state))
+    return params, opt_state, {"grad_norm": grad_norm, "nonfinite": (~finite).astype(jnp.float32)}
+
+
+def divide(x, weight):
+    return jnp.where(weight > 0, x / jnp.where(weight > 0, weight, 1), 0)
+
+
+def slices(tree, microbatch_rows):
+    """[B, ...] -> [n, microbatch_rows, ...] for every array; microbatch i holds the rows i, i + n, i + 2n, ...
+
+    Strided, so that rows sharded over devices in blocks stay on their devices in each microbatch.
+    """
+    rows = jax.tree.leaves(tree)[0].shape[0]
+    if rows % microbatch_rows:
+        raise ValueError(f"microbatch_rows={microbatch_rows} does not divide the {rows} rows of the batch")
+    n = rows // microbatch_rows
+    return jax.tree.map(lambda x: x.reshape(microbatch_rows, n, *x.shape[1:]).swapaxes(0, 1), tree)
