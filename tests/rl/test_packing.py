@@ -97,7 +97,7 @@ def test_nothing_compiles_after_the_warm_up():
         parts = packing.pack((batch.roles != PAD).sum(axis=1), budget=40, max_length=20, shortest=8)
         seen |= {(part.num_rows, part.length) for part in parts}
         params, state, _ = packed(params, state, [packing.take(batch, part) for part in parts])
-        counts.append({name: program._cache_size() for name, program in packed.programs.items()})
+        counts.append({name: program.jitted._cache_size() for name, program in packed.programs.items()})
     # One program a shape, and no more than the ladder has rungs, whatever comes.
     assert counts[-1]["add"] == len(seen) <= len(packing.ladder(20, 8))
     assert counts[-1]["finish"] == 1
@@ -105,7 +105,7 @@ def test_nothing_compiles_after_the_warm_up():
     for seed in range(6):
         parts = packing.pack((make_batch(8, 20 - seed, seed).roles != PAD).sum(axis=1), budget=40, max_length=20, shortest=8)
         params, state, _ = packed(params, state, [packing.take(make_batch(8, 20 - seed, seed), part) for part in parts])
-    assert {name: program._cache_size() for name, program in packed.programs.items()} == warm
+    assert {name: program.jitted._cache_size() for name, program in packed.programs.items()} == warm
 
 
 def test_fixed_length_needs_its_length():
