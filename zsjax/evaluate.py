@@ -163,12 +163,15 @@ def summarize(name: str, records: Sequence[dict], questions: Sequence[Question],
                 [np.mean([record[score] for record in samples]) for samples in group.values()])
         row["searches"] = float(np.mean([r["num_searches"] for r in played]))
         row["failed_searches"] = sum(map(failed_searches, played))
+        if all("reach" in record for record in played):
+            row["reach"], row["reach_se"] = mean_and_error(
+                [np.mean([record["reach"] for record in samples]) for samples in group.values()])
         row["answered"] = float(np.mean([r["status"] == "answered" for r in played]))
         row["tokens"] = float(np.mean([r["tokens"] for r in played]))
         asked = [(record, questions[i]) for i, samples in group.items() for record in samples]
         if all(right_queries(question) for _, question in asked):
-            right, total = np.sum([on_path(record, question) for record, question in asked], axis=0)
-            row["on_path"] = float(right / total) if total else 0.0
+            right, searches = np.sum([on_path(record, question) for record, question in asked], axis=0)
+            row["on_path"] = float(right / searches) if searches else 0.0
         rows.append(row)
     return rows
 

@@ -19,13 +19,13 @@ LATIN = '{"id": "1", "question": "Beyonc\u00e9?", "golden_answers": ["x"]}\n'.en
 
 
 @pytest.mark.parametrize("name, data, message", [
-    ("cut.jsonl.gz", gzip.compress(MANY)[:-40], "line .*cut off or damaged"),
-    ("cut.jsonl.gz", gzip.compress(MANY)[:5], "line 1: .*cut off or damaged"),
-    ("flipped.jsonl.gz", gzip.compress(MANY)[:60] + b"\xff" * 9 + gzip.compress(MANY)[69:], "cut off or damaged"),
+    ("cut.jsonl.gz", gzip.compress(MANY, mtime=0)[:-40], "line .*cut off or damaged"),
+    ("cut.jsonl.gz", gzip.compress(MANY, mtime=0)[:5], "line 1: .*cut off or damaged"),
+    ("flipped.jsonl.gz", gzip.compress(MANY, mtime=0)[:60] + b"\xff" * 9 + gzip.compress(MANY, mtime=0)[69:], "cut off or damaged"),
     ("plain.jsonl.gz", LINE, "line 1: is not compressed with gzip; name it without .gz"),
-    ("packed.jsonl", gzip.compress(LINE), "line 1: is compressed with gzip; name it .jsonl.gz"),
+    ("packed.jsonl", gzip.compress(LINE, mtime=0), "line 1: is compressed with gzip; name it .jsonl.gz"),
     ("latin.jsonl", LINE + LATIN, r"line 2: not UTF-8 \(byte 0xe9, column 32\)"),
-    ("latin.jsonl.gz", gzip.compress(LINE + LATIN), "line 2: not UTF-8"),
+    ("latin.jsonl.gz", gzip.compress(LINE + LATIN, mtime=0), "line 2: not UTF-8"),
     ("wide.jsonl", LINE.decode().encode("utf-16"), "line 1: UTF-16; save the file as UTF-8"),
     ("wide.jsonl", LINE.decode().encode("utf-16-le"), "line 1: UTF-16 or binary data"),
     ("list.jsonl", b"[" + LINE.strip() + b"]", "line 1: must be an object, not list; write one object a line"),
