@@ -235,9 +235,9 @@ def test_a_spent_budget_leaves_its_state(tmp_path, where):
         raise BudgetSpent("web search: 2.00 dollars were spent")
 
     class Broke(FakeRollout):
-        def __call__(self, *args, **options):
+        def play(self, *args, **options):
             self.calls = getattr(self, "calls", 0) + 1
-            return spent() if self.calls > 1 else super().__call__(*args, **options)
+            return spent() if self.calls > 1 else super().play(*args, **options)
 
     with pytest.raises(BudgetSpent, match="2.00 dollars were spent; the state of step 1 is in "):
         run(tmp_path, preset("grpo"), train=dict(checkpoint_every=9),

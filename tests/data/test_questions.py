@@ -43,8 +43,8 @@ def test_split_limit_and_seed(tmp_path):
 @pytest.mark.parametrize("row, message", [
     ({"id": "a", "golden_answers": ["x"]}, "line 2: field 'question' is missing"),
     ({"id": "a", "question": " ", "golden_answers": ["x"]}, "line 2: field 'question' is ' '"),
-    ({"id": "a", "question": "q", "golden_answers": "x"}, "line 2: field 'golden_answers' is 'x'"),
-    ({"id": "a", "question": "q", "golden_answers": []}, "line 2: field 'golden_answers'"),
+    ({"id": "a", "question": "q", "golden_answers": {"x": 1}}, "line 2: field 'golden_answers'"),
+    ({"id": "a", "question": "q", "golden_answers": "['x', 'y']"}, "line 2: field 'golden_answers'"),
     ({"question": "q", "golden_answers": ["x"]}, "line 2: field 'id' is missing"),
     ({"id": "a", "question": "q", "golden_answers": ["x"], "metadata": 1}, "line 2: field 'metadata' is 1"),
     ("{'id': 1}", "line 2: no JSON"),

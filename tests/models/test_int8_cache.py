@@ -52,7 +52,9 @@ def test_logits_are_near_the_dense_ones_and_do_not_depend_on_the_chunks(name):
     found, cache = read(params, config, tokens, jnp.int8, [8, 1, 1, 10])
     other, _ = read(params, config, tokens, jnp.int8, [1, 8, 10, 1])
     np.testing.assert_allclose(found, other, atol=1e-5)
-    assert 1e-4 < np.abs(found - dense).max() < 0.05 * dense.std()
+    # A norm behind attention and MLP makes their error as large as their output.
+    bound = 0.06 if config.post_norms else 0.05
+    assert 1e-4 < np.abs(found - dense).max() < bound * dense.std()
     exact, plain = read(params, config, tokens, jnp.float32, [8, 1, 1, 10])
     assert np.abs(exact - dense).max() < 1e-5
     per_head = (config.head_dim + 4) / (4 * config.head_dim)

@@ -215,7 +215,7 @@ def test_estimate_composes():
     for algorithm, own in ((AlgorithmConfig(advantage="tests.rl.test_algorithms:twice"), None), (AlgorithmConfig(), mine)):
         got, _ = credit.estimate(algorithm, batch, loss_mask=mask, own=own)
         np.testing.assert_array_equal(got[:, 1], 2 * scores)
-    with pytest.raises(ValueError, match=r"not \[B, T\] or \[B\]"):
+    with pytest.raises(ValueError, match=r"return \[B, T\] or \[B\]"):
         credit.estimate(AlgorithmConfig(), batch, loss_mask=mask, own=lambda batch, *, loss_mask: scores[:2])
 
 

@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import functools
 import importlib
+import inspect
 import re
 import typing
 from collections.abc import Iterator
@@ -72,7 +73,7 @@ class Spec:
             if choice.startswith("zsjax."):
                 module, _, name = choice.partition(":")
                 registered = getattr(importlib.import_module(module), name)
-                found += registered() if callable(registered) else registered
+                found += registered() if inspect.isfunction(registered) else registered
             else:
                 found.append(choice)
         return tuple(found)

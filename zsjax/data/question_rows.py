@@ -10,6 +10,7 @@ import datetime
 import decimal
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -145,6 +146,8 @@ def _texts(value) -> list[str] | None:
             inside = None
         if isinstance(inside, list) and all(isinstance(each, str) for each in inside):
             return inside
+        if re.fullmatch(r"\[\s*'.*'\s*\]", value, re.DOTALL):
+            return None  # a list as Python prints it, which is no JSON: not one answer
     if isinstance(value, str):
         return [value]
     if isinstance(value, int | float) and not isinstance(value, bool):
