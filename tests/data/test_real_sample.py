@@ -93,7 +93,7 @@ def test_tokenizer_is_of_qwens_kind(tokenizer, corpus):
     assert tokenizer.vocab_size == 4096
     specials = [tokenizer.encode(name) for name in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")]
     assert specials == [[4093], [4094], [4095]]
-    assert tokenizer.eos_ids == (4093,)
+    assert tokenizer.eos_ids == (4093, 4095)  # its own, and what ends a turn of its chat template
     assert len(tokenizer.encode("<search>")) > 1 and len(tokenizer.encode("2004")) == 4
     assert tokenizer.decode(tokenizer.apply_chat_template([{"role": "user", "content": "Who?"}])) == (
         "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n")

@@ -59,13 +59,13 @@ def metric_names(terms: Iterable[str] = ()) -> tuple[str, ...]:
 
 def is_step_metric(name: str, terms: Iterable[str] = ()) -> bool:
     """Whether a step's line may hold the metric, evaluations in training included."""
-    family, slash, _ = name.partition("/")
+    family, slash, _ = name.removeprefix("eval/").partition("/")  # evaluations are accounted for in the same words
     return name in metric_names(terms) or bool(slash and family in FAMILIES) or is_evaluation_metric(name)
 
 
 def is_evaluation_metric(name: str) -> bool:
     """Whether the evaluations in training give the metric."""
-    return bool(re.fullmatch(r"eval/(em|f1|searches|em_\w+_hop)", name))
+    return bool(re.fullmatch(r"eval/(em|f1|searches|failed_searches|em_\w+_hop)", name))
 
 
 def alarms(history: Sequence[Mapping], bounds: Mapping[str, Sequence], patience: int) -> dict[str, int]:
