@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from zsjax.models import decoder
-from zsjax.models.layers import DecoderConfig, rotary_angles
+from zsjax.models.layers import DecoderConfig
 from zsjax.tiny_world.induction import induction_init
 
 CONFIG = DecoderConfig(vocab_size=300, embed_dim=64, num_layers=3, num_heads=8, num_kv_heads=2, head_dim=16, mlp_dim=64)
@@ -16,7 +16,7 @@ def second_layer_attention(params, tokens):
     """float32[B, H, T, T] of layer 1."""
     seen = {}
     order = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    cos, sin = rotary_angles(CONFIG, order)
+    angles = decoder._angles(CONFIG, order)
     x = params["embed_tokens"][tokens]
     causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
 
@@ -27,7 +27,7 @@ def second_layer_attention(params, tokens):
         return out.reshape(*tokens.shape, -1)
 
     for index in range(2):
-        x = decoder._layer(params["layers"][index], CONFIG, index, x, cos, sin, read)
+        x = decoder._layer(params["layers"][index], CONFIG, index, x, angles, read)
     return seen["weights"]
 
 
