@@ -49,7 +49,7 @@ def test_gold_is_revealed_as_asked(simulator):
 
 
 def test_equal_requests_are_written_once_and_alike(simulator, monkeypatch):
-    other = dataclasses.replace(QUESTION, id="2")
+    other = dataclasses.replace(QUESTION, id="2", key="2")
     queries = ["author", "spouse", "author", "author", "author"]
     contexts = [SearchContext(QUESTION), SearchContext(QUESTION), SearchContext(QUESTION, noisy=True), SearchContext(other),
                 SearchContext(QUESTION)]
