@@ -126,7 +126,7 @@ def test_the_commands_of_the_readme(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "runs" / "policy" / "model.safetensors").exists()
     rows = json.loads(pathlib.Path("runs/mine/evaluation.json").read_text())
     assert [(row["data_set"], row["n"], row["role"]) for row in rows] == [
-        ("musique", 1, "base"), ("nq", 2, "base"), ("triviaqa", 2, "base")]
+        ("musique", 1, "base"), ("nq", 2, "base"), ("triviaqa", 2, "base"), ("all", 5, "base")]
     assert "first: untrained base" in said.out and "second: untrained base" in said.out
     assert "no trained policy" in pathlib.Path("runs/real/report.html").read_text()
     assert json.loads(pathlib.Path("runs/clean/config.json").read_text())["train"]["steps"] == 90
