@@ -32,7 +32,8 @@ _ABOUT = re.compile(
     r"(?:search results|(?:useful |noisy )?documents?|the (?:\w+ )?(?:documents|results) (?:are|is|follow)\b.*|"
     r"</?\w+>)\W*$|(?:i hope|let me know|feel free|is there anything|do you need|would you like)\b)", re.IGNORECASE)
 # A reply that is a refusal and nothing else.
-_REFUSAL = re.compile(r"\W*(?:i(?:'m|’m| am) (?:very |so )?sorry|sorry,|i (?:can't|can’t|cannot|can not|am unable|won't|won’t)\b|"
+_REFUSAL = re.compile(r"\W*(?:i(?:'m|’m| am) (?:very |so )?sorry|sorry,|"
+                      r"i (?:can't|can’t|cannot|can not|am unable|won't|won’t)\b|"
                       r"i(?:'m|’m| am) (?:unable|not able)\b)", re.IGNORECASE)
 _THOUGHTS_BEGIN, _THOUGHTS_END = re.compile(r"<think(?:ing)?>|\[THINK\]"), re.compile(r"</think(?:ing)?>|\[/THINK\]")
 _ADVICE = ("switch its thinking off by extra_body, such as {'chat_template_kwargs': {'enable_thinking': False}}, or raise "
