@@ -163,9 +163,8 @@ def test_a_learner_learns_from_an_experience(host):
     episodes = episodes.replace(tokens=tokens)
     scores = (np.arange(4) == b).astype(np.float32)
     played = Experience(episodes, np.array(HOST_QUESTIONS, object), None, scores, {}, np.ones(4, bool), 1, {})
-    learn = reranking.make_learner(POLICY, TOKENIZER, config)
-    state, metrics = learn(init_reranker(config.search.rerank), played)
+    learner = reranking.Reranking(POLICY, TOKENIZER, config)
+    state, metrics = learner.learn(learner.start(), played)
     assert metrics["rerank/loss"] > 0 and metrics["rerank/concordance"] == 0.5
-    _, metrics = learn(state, played)
+    _, metrics = learner.learn(state, played)
     assert metrics["rerank/concordance"] == 1.0
-    assert reranking.make_learner(POLICY, TOKENIZER, config_of(candidates=0)) is None
