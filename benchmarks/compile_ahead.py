@@ -123,9 +123,8 @@ def rollout(run):
     engine = run.engine(config.search.engine, config.data.corpus, spread=True)
     setup = Setup(config, model, params, run.tokenizer, engine, None, mesh=run.mesh)
     count = config.train.questions_per_step
-    metered_rollout(setup, run.mesh)(
-        params, run.train_questions[:count], noise=0.0, key=jax.random.key(0),
-        group_ids=np.arange(count, dtype=np.int32), with_work=True)
+    metered_rollout(setup, run.mesh).play(params, run.train_questions[:count], noise=0.0, key=jax.random.key(0),
+                                          group_ids=np.arange(count, dtype=np.int32))
     if config.search.engine == "simulator":
         probes = [Probe("", question, question.question) for question in run.train_questions[:BATCH_ROWS]]
         find(run.simulator("simulator_base", rules=TRAIN_RULES), probes, k=config.search.num_documents,
