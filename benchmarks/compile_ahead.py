@@ -100,8 +100,9 @@ def _cut(run, batch, width):
 def score(run, width):
     model, params = _policy(run)
     cut = _cut(run, _batch(run), width)
-    given = reshard((cut.tokens, roles.attention_mask(cut.roles)), row_sharding(run.mesh))
-    _programs(run, model).score.lower(params, *given).compile()
+    programs = _programs(run, model)
+    masks = roles.attention_mask(cut.roles), programs.scored(cut.roles)
+    programs.score.lower(params, *reshard((cut.tokens, *masks), row_sharding(run.mesh))).compile()
 
 
 def update(run, width):
