@@ -121,10 +121,3 @@ class DecoderConfig:
                              f"embedding only {self.vocab_size} rows: give the model's own tokenizer")
         padded = tokenizer.vocab_size < self.vocab_size
         return dataclasses.replace(self, num_ids=tokenizer.vocab_size if padded else None)
-
-    @classmethod
-    def from_hf(cls, path) -> "DecoderConfig":
-        """Reads config.json of a Hugging Face checkpoint; see `zsjax.models.checkpoints.hf.read_config`."""
-        from zsjax.models.checkpoints import hf
-
-        return hf.read_config(path)
