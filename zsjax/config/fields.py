@@ -314,7 +314,8 @@ class TrainConfig:
                                  unit="rows")
     microbatch_tokens: int = _fast(0, "> 0 cuts by tokens instead: rows are sorted by length into few shapes of about so "
                                    "many", "[0, 1e9]", unit="tokens")
-    logprob_chunk: int = _fast(256, "positions whose logits exist at a time", _TOKENS, unit="tokens")
+    logprob_chunk: int = _fast(0, "positions of each row whose logits exist at a time; 0: of all rows together, as many as "
+                               "256 MiB on a device hold", "[0, 1e7]", unit="tokens")
     remat: str = _fast("none", "what the backward pass computes again instead of keeping", choices=_REMAT)
     keep: str = field("all", 'episodes that are updated on: "reward_spread": groups whose rewards differ most; '
                       '"search_depth": those that searched most', choices=("all", "reward_spread", "search_depth"))
@@ -337,7 +338,7 @@ class SupervisedConfig:
     microbatch_tokens: int = _fast(0, "of a part of a step, for which rows are sorted by length and packed; 0: the batch as "
                                    "it is", "[0, 1e9]", unit="tokens")
     remat: str = _fast("none", "as of TrainConfig", choices=_REMAT)
-    logprob_chunk: int = _fast(256, "as of TrainConfig", _TOKENS, unit="tokens")
+    logprob_chunk: int = _fast(0, "as of TrainConfig", "[0, 1e7]", unit="tokens")
     checkpoint_every: int = _free(100, "steps between two", _COUNT, unit="steps")
     optimizer: OptimizerConfig = group(OptimizerConfig)
     options: dict = field({}, "what this phase alone knows, see the function that runs it")
