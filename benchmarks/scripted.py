@@ -15,7 +15,6 @@ import numpy as np
 from zsjax import types
 from zsjax.rollout import compiled
 from zsjax.rollout import state as pieces
-from zsjax.rollout.actions import CLOSE_ANSWER, CLOSE_SEARCH, OPEN_ANSWER, OPEN_SEARCH
 from zsjax.rollout.played import occupancy
 from zsjax.rollout.schedule import Schedule
 from zsjax.sampling.tags import TagAutomaton
@@ -23,6 +22,7 @@ from zsjax.search.simulator.prompt import SLOTS, SimulatorTemplate
 from zsjax.search.simulator.simulator import Simulator
 from zsjax.search.simulator.writing import Tables
 
+OPEN_SEARCH, CLOSE_SEARCH, OPEN_ANSWER, CLOSE_ANSWER = range(1, 5)  # events of `zsjax.rollout.actions.ACTIONS`
 NEWLINE = 2  # drawn never, written where a document is cut
 INSTRUCTIONS = 120  # tokens of the simulator's prompt that all requests share
 ANSWERS, QUERY, WORDS = 6, 32, 2  # tokens of the gold answers, of a query, of the mode and the number of documents

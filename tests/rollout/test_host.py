@@ -153,13 +153,14 @@ def test_the_same_search_is_sent_once(by_call):
     ids = TOKENIZER.encode("voice of Kara")
     noisy = np.array([[True, False], [True, False], [True, True], [False, False], [True, True]])
     question = np.array([0, 0, 0, 1, 1])
-    found = find(Asked(question, (np.tile(ids, (5, 1)).astype(np.int32), np.full(5, len(ids))), noisy,
-                       np.arange(5), np.zeros(5, int)))
+    zeros = np.zeros(5, int)
+    found = find(Asked(row=np.arange(5), turn=zeros, place=zeros, action=zeros, episode_id=np.arange(5), question=question,
+                       query=(np.tile(ids, (5, 1)).astype(np.int32), np.full(5, len(ids))), noisy=noisy))
     sent = collections.Counter((id, noisy) for id, _, noisy in engine.seen)
     once = {("0", True): 1, ("0", False): 1, ("1", False): 1, ("1", True): 1}
     assert sent == (once | {("0", True): 3, ("0", False): 2} if by_call else once) and at_a_time == 8
     np.testing.assert_array_equal(found.noisy, noisy)
-    text = lambda row, i: TOKENIZER.decode(found.tokens[row, i, :found.lengths[row, i]].tolist())
+    text = lambda row, i: TOKENIZER.decode(found.replies.tokens[row, i, :found.replies.lengths[row, i]].tolist())
     for row, i in np.ndindex(noisy.shape):
         assert ("rival" if noisy[row, i] else "spouse") in text(row, i)
     # Whoever asks the same gets the same object.

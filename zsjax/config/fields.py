@@ -167,6 +167,8 @@ class RolloutConfig:
     """Turns and budgets, in tokens."""
 
     max_turns: int = field(4, "searches plus invalid actions; after them one last generation may only answer", "[1, 1000]")
+    actions: tuple[str, ...] = field(
+        ("search", "answer"), 'what the policy can do: names in zsjax.rollout.actions, or "package.module:ACTION"')
     max_turn_tokens: int = field(128, "budget of one generation", _TOKENS, unit="tokens")
     max_tokens: int = _limit(2048, "T, the whole row: prompt, policy, documents", _TOKENS, unit="tokens")
     max_prompt_tokens: int = _limit(512, "a longer prompt is an error, never cut", _TOKENS, unit="tokens")

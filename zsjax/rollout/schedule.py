@@ -65,7 +65,12 @@ def finished(status, left):
 
 def unrequested(waits_for, requested):
     """bool[..., R], rows whose search was not yet requested."""
-    return (waits_for == DOCUMENTS) & ~requested
+    return (waits_for >= DOCUMENTS) & ~requested
+
+
+def replied(asked, there):
+    """bool[..., R], rows that made requests, of which all replies are there. asked, there: bool[..., R, Q]."""
+    return asked.any(-1) & (there | ~asked).all(-1)
 
 
 def served(waits_for, replied):
