@@ -30,7 +30,7 @@ from zsjax.types import Question
 ROWS, GROUP = 4, 2
 QUESTIONS = [Question(str(i), f"What is the mother of {name}?", ("Kara",)) for i, name in enumerate(
     ("Kara", "Lonor Cruwick", "Kara Lonor", "Cruwick", "Lonor", "Kara Cruwick"))]
-BUSY = dict(rows=ROWS, busy=0.7, visit_every=2)
+BUSY = dict(rows=ROWS, decode_threshold=0.7, visit_every=2)
 
 
 def draws(episode):
@@ -38,7 +38,7 @@ def draws(episode):
 
 
 def rollout_of(engine, mesh=None, watch=None, **rollout):
-    config = make_config(lanes=2, **rollout)
+    config = make_config(prefill_batch=2, **rollout)
     return make_rollout(POLICY, engine, TOKENIZER, config, mesh, group_size=GROUP, watch=watch, sampler=searching(draws))
 
 
@@ -171,7 +171,7 @@ def test_the_same_search_is_sent_once(by_call):
 
 def test_a_simulator_on_its_own_devices_writes_the_same(monkeypatch, simulator):
     """Two devices for the policy and two for the simulator, two programs; or two for both, in one program."""
-    config = make_config(lanes=2, simulator_slots=2, **BUSY)
+    config = make_config(prefill_batch=2, simulator_slots=2, **BUSY)
     config = dataclasses.replace(config, search=dataclasses.replace(config.search, noise_per="document"))
     questions = QUESTIONS + [dataclasses.replace(q, id=str(6 + i)) for i, q in enumerate(QUESTIONS)]
 

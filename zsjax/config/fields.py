@@ -178,9 +178,11 @@ class RolloutConfig:
                       unit="rows")
     simulator_slots: int = _fast(0, "requests that the simulator writes at a time; 0: a quarter of the rows", "[0, 1e7]",
                                  unit="requests")
-    busy: float = _fast(0.0, "the policy decodes while more than this share of its rows has a token to draw; otherwise what "
-                        "it waits for comes first", _SHARE)
-    lanes: int = _fast(0, "rows whose prompts and documents are read at a time; 0: all", "[0, 1e7]", unit="rows")
+    decode_threshold: float = _fast(
+        0.0, "the policy decodes while more than this share of its rows can sample; below it, refills and searches come "
+        "first", _SHARE, was="busy")
+    prefill_batch: int = _fast(0, "rows whose prompts and documents are read at a time; 0: all", "[0, 1e7]", unit="rows",
+                               was="lanes")
     visit_every: int = _fast(
         16, "decode steps between two looks at searches outside of the compiled rollout (real engines, "
         "mesh.simulator_devices)", "[1, 1e7]", unit="steps")

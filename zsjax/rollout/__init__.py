@@ -38,7 +38,7 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
     """
     env = environment(policy_config, tokenizer, config, group_size, sampler)
     policy_tables = tables(tokenizer, policy_config, env.actions)
-    schedule = Schedule(config.rollout.rows, config.rollout.simulator_slots, config.rollout.busy)
+    schedule = Schedule(config.rollout.rows, config.rollout.simulator_slots, config.rollout.decode_threshold)
     local = None if mesh is None else local_mesh(mesh)
     apart = None if mesh is None else simulator_mesh(config.mesh)
     same_tokens = isinstance(engine, Simulator) and engine.tokenizer is tokenizer

@@ -90,7 +90,7 @@ def environment(policy_config, tokenizer, config, group_size: int = 1, sampler=d
         hint=encode(template.hint),
         actions=table.load_actions(config.rollout.actions),
         group_size=group_size,
-        prefill_batch=config.rollout.lanes or None,
+        prefill_batch=config.rollout.prefill_batch or None,
         noise_per_document=config.search.noise_per == "document",
         cache_dtype=config.policy.cache_dtype,
         sampler=sampler,
