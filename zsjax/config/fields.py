@@ -167,6 +167,8 @@ class RolloutConfig:
     """Turns and budgets, in tokens."""
 
     max_turns: int = field(4, "searches plus invalid actions; after them one last generation may only answer", "[1, 1000]")
+    actions: tuple[str, ...] = field(
+        ("search", "answer"), 'what the policy can do: names in zsjax.rollout.actions, or "package.module:ACTION"')
     max_turn_tokens: int = field(128, "budget of one generation", _TOKENS, unit="tokens")
     max_tokens: int = _limit(2048, "T, the whole row: prompt, policy, documents", _TOKENS, unit="tokens")
     max_prompt_tokens: int = _limit(512, "a longer prompt is an error, never cut", _TOKENS, unit="tokens")
@@ -176,9 +178,11 @@ class RolloutConfig:
                       unit="rows")
     simulator_slots: int = _fast(0, "requests that the simulator writes at a time; 0: a quarter of the rows", "[0, 1e7]",
                                  unit="requests")
-    busy: float = _fast(0.0, "the policy decodes while more than this share of its rows has a token to draw; otherwise what "
-                        "it waits for comes first", _SHARE)
-    lanes: int = _fast(0, "rows whose prompts and documents are read at a time; 0: all", "[0, 1e7]", unit="rows")
+    decode_threshold: float = _fast(
+        0.0, "the policy decodes while more than this share of its rows can sample; below it, refills and searches come "
+        "first", _SHARE, was="busy")
+    prefill_batch: int = _fast(0, "rows whose prompts and documents are read at a time; 0: all", "[0, 1e7]", unit="rows",
+                               was="lanes")
     visit_every: int = _fast(
         16, "decode steps between two looks at searches outside of the compiled rollout (real engines, "
         "mesh.simulator_devices)", "[1, 1e7]", unit="steps")

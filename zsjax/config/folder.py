@@ -9,9 +9,10 @@ Each field's effect (`zsjax.config.declare.EFFECTS`) says what a change does:
     stages     accepted, unless a stage before training comes or goes
 
 A field of engines that the run neither trains nor collects with counts as "later". A field that the
-folder's config lacks, being older, counts as its default; one that no longer exists is ignored with a
-line. A run that failed or was killed before it computed anything binds nobody: its config.json is taken
-back, so any mistake that it reported can be corrected in place.
+folder's config lacks, being older, counts as its default. A renamed field is read under its old name,
+and one that no longer exists is ignored with a line. A run that failed or was killed before it
+computed anything binds nobody: its config.json is taken back, so any mistake that it reported can be
+corrected in place.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ import logging
 import pathlib
 from typing import Any
 
-from zsjax.config.declare import leaves
+from zsjax.config.declare import leaves, renamed
 from zsjax.config.fields import Config
 from zsjax.config.read import flatten, resolve, to_json
 from zsjax.errors import ConfigError, Problem, UserError
@@ -156,9 +157,12 @@ def _read(text) -> tuple[Config, dict[str, Any]]:
 
 
 def _take_unknown(tree, prefix, unknown):
-    """Moves what is no field, nor holds fields, from `tree` to `unknown`."""
+    """Moves what is no field, nor holds fields, from `tree` to `unknown`; renames fields of older versions."""
     for name in list(tree):
         field = prefix + name
+        if now := renamed(Config).get(field):
+            tree[now.removeprefix(prefix)] = tree.pop(name)
+            continue
         if any(leaf.startswith(f"{field}.") for leaf in leaves(Config)):
             if isinstance(tree[name], dict):
                 _take_unknown(tree[name], f"{field}.", unknown)

@@ -18,7 +18,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from zsjax.config.declare import leaves
+from zsjax.config.declare import leaves, renamed
 from zsjax.config.fields import Config
 from zsjax.errors import ConfigError, Problem
 
@@ -162,7 +162,9 @@ def read_fields(defaults, tree, prefix, problems):
     for name, value in tree.items():
         field, value = f"{prefix}{name}", _native(value)
         if name not in hints:
-            problems.append(Problem(field, value, "unknown field", _mend_name(str(name), hints, prefix)))
+            now = renamed(Config).get(field)
+            fix = f"its name is {now} now" if now else _mend_name(str(name), hints, prefix)
+            problems.append(Problem(field, value, "unknown field", fix))
         elif dataclasses.is_dataclass(hints[name]):
             if isinstance(value, Mapping):
                 values[name] = read_fields(getattr(defaults, name), value, f"{field}.", problems)

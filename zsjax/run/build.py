@@ -23,7 +23,7 @@ from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.models.placement import param_shardings
 from zsjax.parallel import hosts
 from zsjax.parallel.mesh import reshard
-from zsjax.registry import load_function
+from zsjax.registry import load_object
 from zsjax.rollout.policy_prompt import TEMPLATES, PolicyTemplate
 from zsjax.search import Document, DropBest, Limits, decoder_embedder, registry
 from zsjax.search.engines.dense import QUERY_FORMAT
@@ -172,7 +172,7 @@ def embedder(config: Config):
     """(embed documents, embed queries) of config.search.embedder: list[str] -> float32[N, D]."""
     name = config.search.embedder
     if ":" in name and not name.startswith(("asset:", hub.PREFIX)):
-        embed = load_function(name, "embedder")
+        embed = load_object(name, "embedder")
         return embed, embed
     from zsjax.models.checkpoints.hf import load_hf
 

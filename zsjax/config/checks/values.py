@@ -75,10 +75,10 @@ def path_problem(text: str) -> tuple[str, str] | None:
 
 def function_problem(name: str) -> str:
     """Why "package.module:function" cannot be had, or "". Imports the module."""
-    from zsjax.registry import load_function
+    from zsjax.registry import load_object
 
     try:
-        load_function(name, "function")
+        load_object(name, "function")
     except (Exception, SystemExit) as error:  # importing a user's module may raise anything
         return str(error).split("\n")[0] or type(error).__name__
     return ""
