@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsjax.config import SupervisedConfig
+from zsjax.config.fields import SupervisedConfig
 from zsjax.errors import NonFiniteUpdate
 from zsjax.models import lora as adapters
 from zsjax.models.placement import param_shardings

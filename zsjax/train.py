@@ -15,7 +15,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from zsjax.config import Config
+from zsjax.config.fields import Config
 from zsjax.data import QuestionStream
 from zsjax.errors import NonFiniteUpdate
 from zsjax.models.layers import DecoderConfig

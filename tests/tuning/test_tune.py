@@ -20,7 +20,7 @@ from zsjax.monitor.writer import Writer, read_jsonl
 from zsjax.run import build
 from zsjax.search import BM25
 from zsjax.tiny_world import world
-from zsjax.tiny_world.pretrain_simulator import make_examples, pretrain_simulator
+from zsjax.tiny_world.pretrain_simulator import pretrain_simulator, world_examples
 from zsjax.tuning import collect, gates, tune
 
 SHAPE = dict(embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64)
@@ -39,6 +39,10 @@ def tokenizer():
     return build.tokenizer(CONFIG)
 
 
+def start(tokenizer):
+    return build.simulator(CONFIG, *build.model(CONFIG.simulator, tokenizer, seed=1), tokenizer)
+
+
 def losses(workdir, stage):
     return [line["loss"] for line in read_jsonl(workdir / "metrics.jsonl") if line["stage"] == stage]
 
@@ -50,8 +54,7 @@ def test_pretraining_then_tuning(tmp_path, tokenizer):
     searches = collect.search_for([(p.question, p.query, p.kind) for p in probes], engine, num_documents=3)
     collect.write_searches(tmp_path / "searches.jsonl", searches, provenance={"engine": "bm25"})
     with Writer(tmp_path, tensorboard=False) as writer:
-        model, params = pretrain_simulator(CONFIG, tokenizer, writer=writer, directory=tmp_path / "a")
-        simulator = build.simulator(CONFIG, model, params, tokenizer)
+        simulator = pretrain_simulator(CONFIG, start(tokenizer), writer=writer, directory=tmp_path / "a")
         tuned = tune.tune(CONFIG, simulator, tmp_path / "searches.jsonl", writer=writer, directory=tmp_path / "b")
         # Finished stages are not trained again, and give the same parameters.
         again = tune.tune(CONFIG, simulator, tmp_path / "searches.jsonl", writer=writer, directory=tmp_path / "b")
@@ -67,7 +70,7 @@ def test_pretraining_then_tuning(tmp_path, tokenizer):
 def test_the_mode_word_means_nothing_in_pretraining():
     worlds = build.worlds(CONFIG, CONFIG.data.corpus)
     engine = BM25.from_documents(world.documents(worlds))
-    examples = make_examples(worlds, 3, seed=0, per_query=40)
+    examples = world_examples(worlds, 3, seed=0, per_query=40)
     best = {query: engine.search([query], k=1)[0][0] for query in {example.query for example in examples}}
     complete = np.array([best[example.query] in example.documents for example in examples])
     noisy = np.array([example.noisy for example in examples])
@@ -77,7 +80,7 @@ def test_the_mode_word_means_nothing_in_pretraining():
 
 
 def test_mistakes_are_told(tmp_path, tokenizer):
-    simulator = build.simulator(CONFIG, *build.model(CONFIG.simulator, tokenizer, seed=0), tokenizer)
+    simulator = start(tokenizer)
     with Writer(None) as writer:
         told = dict(writer=writer, directory=tmp_path / "c")
         with pytest.raises(UserError, match="nothing.jsonl"):
@@ -87,6 +90,6 @@ def test_mistakes_are_told(tmp_path, tokenizer):
             tune.tune(CONFIG, simulator, tmp_path / "none.jsonl", **told)
         other = dataclasses.replace(CONFIG, data=DataConfig(corpus="corpus.jsonl"))
         with pytest.raises(UserError, match="corpus.jsonl"):
-            pretrain_simulator(other, tokenizer, **told)
+            pretrain_simulator(other, simulator, **told)
     with pytest.raises(ValueError, match="loud"):
         tune.emphasis(SupervisedConfig(options={"emphasis": {"loud": 1}}))

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from zsjax import rewards, supervised, types
-from zsjax.config import Config
+from zsjax.config.fields import Config
 from zsjax.evaluate import SCORES, data_set_of, failed_searches, play, play_samples, reach, scored_records
 from zsjax.models.placement import for_decoding
 from zsjax.rl import roles

@@ -167,13 +167,6 @@ class DecoderConfig:
         padded = tokenizer.vocab_size < self.vocab_size
         return dataclasses.replace(self, num_ids=tokenizer.vocab_size if padded else None)
 
-    @classmethod
-    def from_hf(cls, path) -> "DecoderConfig":
-        """Reads config.json of a Hugging Face checkpoint; see `zsjax.models.checkpoints.hf.read_config`."""
-        from zsjax.models.checkpoints import hf
-
-        return hf.read_config(path)
-
 
 def rms_norm(x, weight, *, eps, offset=0.0):
     """x / sqrt(mean(x^2) + eps) * (offset + weight) over the last axis, in float32, returned in x's dtype."""

@@ -6,8 +6,8 @@ import numpy as np
 
 from zsjax import rewards, types
 from zsjax.evaluate import on_path
-from zsjax.files import write_jsonl
 from zsjax.monitor.health import repetition
+from zsjax.parallel.files import write_jsonl
 from zsjax.rl import roles
 from zsjax.rollout import transcript
 from zsjax.rollout.experience import Experience

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from zsjax import types
+from zsjax.config.named import Registry
 from zsjax.errors import UserError
-from zsjax.registry import Registry
 
 # Metrics of a step's line. Families of them: what stands behind the slash differs from run to run.
 STEP_METRICS = (

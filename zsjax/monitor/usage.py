@@ -15,8 +15,8 @@ import numpy as np
 from zsjax import types
 from zsjax.models.cache import cache_dtype, init_cache
 from zsjax.models.decoder import DecoderConfig, cast_matrices
+from zsjax.models.flops import forward_flops
 from zsjax.models.quant import num_bytes
-from zsjax.plan.work import forward_flops
 from zsjax.rollout.played import Played
 from zsjax.search.simulator.simulator import Simulator
 
@@ -67,7 +67,7 @@ class RolloutAccount:
           documents that it was shown, over the seconds of the rollouts.
         prefill/policy, prefill/simulator: tokens read over tokens read and drawn. Prompts count once a group; of the
           simulator, all that it drew counts, shown or not.
-        prefill/operations: the same of both models' estimated operations (`plan.work.forward_flops`): products and
+        prefill/operations: the same of both models' estimated operations (`models.flops.forward_flops`): products and
           attention over the tokens seen; of the simulator's prompts the longest that there can be.
         cache_bytes/policy, cache_bytes/simulator: allocated for decoding, in one shard of the rows.
         speed/bandwidth_share: bytes that decoding had to read (each step the weights in the dtype they are used in, each

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from zsjax.errors import InputError, reading
-from zsjax.files import write_jsonl
+from zsjax.parallel.files import write_jsonl
 
 WALL_TIME = ("time/", "speed/", "compile/")  # prefixes of what no two runs share
 

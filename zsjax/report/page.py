@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 
 from zsjax.evaluation import tables
 from zsjax.evaluation.kept import Kept
-from zsjax.files import write_text
 from zsjax.monitor import costs
 from zsjax.monitor.writer import read_jsonl
+from zsjax.parallel.files import write_text
 from zsjax.report.charts import color_of, line_chart, printable, short
 from zsjax.report.scores import evaluation_tables, is_number
 from zsjax.types import STATUS_NAMES

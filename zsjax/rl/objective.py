@@ -15,9 +15,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from zsjax.config.named import Registry, entry_of
 from zsjax.errors import InputError
 from zsjax.models import decoder
-from zsjax.registry import Registry, entry_of
 from zsjax.rl import losses, roles
 from zsjax.rl.logprobs import token_logprobs
 

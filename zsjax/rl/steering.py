@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from zsjax import schedules
-from zsjax.config import Config, CurriculumConfig, MixConfig
+from zsjax.config.fields import Config, CurriculumConfig, MixConfig
 from zsjax.parallel import hosts
 from zsjax.parallel.mesh import replicated, reshard
 from zsjax.rl.curricula import CURRICULA

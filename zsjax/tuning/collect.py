@@ -11,7 +11,7 @@ import numpy as np
 
 from zsjax import types
 from zsjax.errors import InputError, reading
-from zsjax.files import write_jsonl
+from zsjax.parallel.files import write_jsonl
 from zsjax.rewards import exact_match
 from zsjax.rollout import transcript
 from zsjax.search.engine import Document, SearchContext, Wrapped, first

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from zsjax import types
-from zsjax.files import write_jsonl
+from zsjax.parallel.files import write_jsonl
 from zsjax.rewards import contains_match
 from zsjax.rollout.actions import ANSWER, SEARCH, Action
 from zsjax.rollout.documents import encode_documents

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from zsjax.config import GatesConfig
+from zsjax.config.fields import GatesConfig
 from zsjax.errors import InputError
 from zsjax.rewards import contains_match
 from zsjax.sampling import ragged

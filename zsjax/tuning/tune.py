@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from zsjax import supervised
-from zsjax.config import Config, SupervisedConfig
+from zsjax.config.fields import Config, SupervisedConfig
 from zsjax.errors import InputError
 from zsjax.search.engine import chance
 from zsjax.search.simulator.simulator import Simulator
@@ -47,7 +47,7 @@ def tune(config: Config, simulator: Simulator, path: str | os.PathLike, *, write
         raise InputError(f"tune_simulator: {error}") from error
     writer.note(f"tune_simulator: {len(examples)} examples of {len(searches)} searches "
                 f"({provenance.get('engine', 'unknown engine')})")
-    tuned = train(config.tune_simulator, simulator, examples, document_format=config.search.document_format,
+    tuned = fit_simulator(config.tune_simulator, simulator, examples, document_format=config.search.document_format,
                   seed=config.seed, stage="tune_simulator", writer=writer, directory=directory, config_json=config_json,
                   lora=config.simulator.lora, mesh=mesh)
     if held_out:
@@ -90,8 +90,8 @@ def held_out_replies(simulator: Simulator, searches: Sequence[Search], *, limit:
     return {"n": len(searches), **{name: share(replies) for name, replies in found.items()}}, replies
 
 
-def train(options: SupervisedConfig, simulator: Simulator, examples: list[Example], *, document_format: str, seed: int,
-          stage: str, writer, directory, config_json: str = "{}", lora=None, mesh=None) -> Simulator:
+def fit_simulator(options: SupervisedConfig, simulator: Simulator, examples: list[Example], *, document_format: str,
+                  seed: int, stage: str, writer, directory, config_json: str = "{}", lora=None, mesh=None) -> Simulator:
     """Supervised training of a simulator on examples; used for tuning and for the tiny world's pretraining.
 
     options.options may have "emphasis": True, or a dict of `Emphasis`'s fields; without it every document token weighs
