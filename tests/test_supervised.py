@@ -32,7 +32,7 @@ def batches(step):
 def train(directory, batches=batches, phase=PHASE, params=None, **options):
     params = init_params(MODEL, jax.random.key(0)) if params is None else params
     with Writer(directory, tensorboard=False) as writer:
-        return supervised.train(phase, MODEL, params, batches, writer=writer, stage="tune", directory=directory / "ckpt",
+        return supervised.fit(phase, MODEL, params, batches, writer=writer, stage="tune", directory=directory / "ckpt",
                                 **options)
 
 

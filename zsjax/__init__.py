@@ -34,7 +34,8 @@ _MOVED = {
     "search.openai_chat": "search.engines.chat", "search.prompts": "search.simulator.prompt",
     "search.requests": "search.simulator.requests", "search.serpapi": "search.engines.serpapi",
     "search.writing": "search.simulator.writing", "sharding": "parallel.mesh", "simulation": "tuning",
-    "stages": "run.stages", "tables": "evaluation.tables", "validation": "config.checks",
+    "stages": "run.stages", "tables": "evaluation.tables", "tuning.gates": "tuning.simulator_gates",
+    "validation": "config.checks",
 }
 
 

@@ -52,7 +52,7 @@ def play(rollout, params, questions: Sequence[Question], *, key, batch_rows: int
         episodes = jax.device_get(rollout(params, filled, noise=noise, key=key, temperature=temperature,
                                           group_ids=ids))
         count = min(batch_rows, len(questions) - first)
-        episodes = jax.tree.map(lambda x: x[:count], episodes)
+        episodes = jax.tree.map(lambda x, count=count: x[:count], episodes)
         batches.append(episodes)
         all_records += scored_records(episodes, filled[:count], tokenizer)
     return all_records, jax.tree.map(lambda *x: np.concatenate(x), *batches)
@@ -64,14 +64,17 @@ def scored_records(episodes: Episodes, questions: Sequence[Question], tokenizer)
     said = transcript.answers(episodes, tokenizer)
     scores = {name: [score(a, q.golden_answers) for a, q in zip(said, questions, strict=True)]
               for name, score in SCORES.items()}
-    return [record | {"reach": reach(record)} | data_set_of(q)
+    return [record | {"reach": reach(_documents(record), q.golden_answers)} | data_set_of(q)
             for record, q in zip(transcript.records(episodes, questions, tokenizer, **scores), questions, strict=True)]
 
 
-def reach(record: dict) -> float:
-    """1.0 where a gold answer stands in the documents that the episode was shown, else 0.0: what reading can earn."""
-    shown = "\n".join(segment["text"] for segment in record["segments"] if segment["role"] == "document")
-    return rewards.contains_match(shown, record["golden_answers"])
+def _documents(record: dict) -> str:
+    return "\n".join(segment["text"] for segment in record["segments"] if segment["role"] == "document")
+
+
+def reach(shown: str, golden_answers: Sequence[str]) -> float:
+    """1.0 where the documents that an episode was shown hold a gold answer, else 0.0: the most that reading can earn."""
+    return rewards.contains_match(shown, golden_answers)
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:

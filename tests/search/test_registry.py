@@ -72,7 +72,7 @@ def test_an_engine_that_cannot_be_had(name, said):
 
 
 def test_options_need_an_engine_that_has_some():
-    assert "no engine that is named has options" in problems_of(options={"speed": 1.0})["search.options"]
+    assert "none of the named engines has options" in problems_of(options={"speed": 1.0})["search.options"]
     given = resolve({"search": {"eval_engine": f"{HERE}:bare"}, "stages": ["evaluate"]}, files=False, check=False)
     assert registry.find(given.search.eval_engine).options is None
 

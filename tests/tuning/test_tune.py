@@ -21,7 +21,8 @@ from zsjax.run import build
 from zsjax.search import BM25
 from zsjax.tiny_world import world
 from zsjax.tiny_world.pretrain_simulator import pretrain_simulator, world_examples
-from zsjax.tuning import collect, gates, tune
+from zsjax.tuning import collect, tune
+from zsjax.tuning import simulator_gates as gates
 
 SHAPE = dict(embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64)
 PHASE = SupervisedConfig(steps=30, batch_rows=8, max_tokens=80, checkpoint_every=30,
@@ -63,7 +64,7 @@ def test_pretraining_then_tuning(tmp_path, tokenizer):
         assert len(fell) == 3 and fell[-1] < fell[0], (stage, fell)
     for a, b in zip(jax.tree.leaves(tuned.params), jax.tree.leaves(again.params), strict=True):
         np.testing.assert_array_equal(a, b)
-    rows = gates.measure(tuned, engine, world.questions(worlds), k=3, limit=8)
+    rows = gates.gold_shares(tuned, engine, world.questions(worlds), k=3, limit=8)
     assert all(0 <= row[share] <= 1 for row in rows for share in ("useful", "noisy", "engine"))
 
 

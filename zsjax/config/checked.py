@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from zsjax.config.fields import Config
-from zsjax.config.read import read_config
+from zsjax.config.read import read_tree
 from zsjax.errors import ConfigError
 
 
@@ -20,7 +20,7 @@ def resolve(config=None, overrides: Mapping[str, str] | None = None, *, check: b
     Raises:
       ConfigError: with every problem.
     """
-    resolved, problems = read_config(config, overrides)
+    resolved, problems = read_tree(config, overrides)
     if check:
         from zsjax.config import checks  # which stand on the rooms that they check
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from zsjax.config.declare import leaves
 from zsjax.config.fields import Config
-from zsjax.config.read import flatten, read_config, to_json
+from zsjax.config.read import flatten, read_tree, to_json
 from zsjax.errors import ConfigError, Problem, UserError
 from zsjax.parallel.files import write_text
 
@@ -149,7 +149,7 @@ def _read(text) -> tuple[Config, dict[str, Any]]:
         raise ValueError(f"a {type(tree).__name__} where an object of fields is needed")
     unknown = {}
     _take_unknown(tree, "", unknown)
-    config, problems = read_config(tree)
+    config, problems = read_tree(tree)
     if problems:
         raise ValueError(str(problems[0]))
     return config, unknown

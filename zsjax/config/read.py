@@ -16,7 +16,7 @@ from zsjax.config.values import Text, native, read_value
 from zsjax.errors import Problem
 
 
-def read_config(config=None, overrides: Mapping[str, str] | None = None) -> tuple[Config, list[Problem]]:
+def read_tree(config=None, overrides: Mapping[str, str] | None = None) -> tuple[Config, list[Problem]]:
     """(the config, problems of names and types); a field with a problem holds its default. Arguments: as `resolve`."""
     if isinstance(config, Config):
         config = dataclasses.asdict(config)

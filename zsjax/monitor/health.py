@@ -85,17 +85,17 @@ def alarms(history: Sequence[Mapping], bounds: Mapping[str, Sequence], patience:
         return {}
     recent = history[-patience:]
     return {f"alarm/{name}": int(len(recent) == patience and all(is_outside(line, name, *limits) for line in recent))
-            for name, limits in bounds.items() if measure(history[-1], name) is not None}
+            for name, limits in bounds.items() if alarm_value(history[-1], name) is not None}
 
 
-def measure(line: Mapping, name: str) -> float | None:
+def alarm_value(line: Mapping, name: str) -> float | None:
     """What an alarm measures in a line: a function in `ALARMS`, "package.module:function", or the metric of that name."""
     return ALARMS.load(name)(line) if name in ALARMS or ":" in name else metric(line, name)
 
 
 def is_outside(line: Mapping, name: str, low, high) -> bool:
     """Whether a line's metric is below low or above high (None: no bound), or no number at all."""
-    value = measure(line, name)
+    value = alarm_value(line, name)
     if value is None:
         return False
     if not isinstance(value, int | float) or not np.isfinite(value):
@@ -108,9 +108,12 @@ def stop_message(ringing: Mapping[str, int], line: Mapping, bounds: Mapping[str,
     names = [name.removeprefix("alarm/") for name, rings in ringing.items() if rings]
     if not names:
         return None
-    said = lambda name: "".join(f", {text}" for text in (ALARMS.entry(name).unit, ALARMS.entry(name).help) if text)
-    told = "; ".join(f"{name} = {measure(line, name)} (bounds {list(bounds[name])}{said(name)})" for name in names)
-    return f"for {patience} steps in a row: {told}"
+    parts = []
+    for name in names:
+        entry = ALARMS.entry(name)
+        notes = "".join(f", {text}" for text in (entry.unit, entry.help) if text)
+        parts.append(f"{name} = {alarm_value(line, name)} (bounds {list(bounds[name])}{notes})")
+    return f"for {patience} steps in a row: {'; '.join(parts)}"
 
 
 def repetition(rows: Sequence[Sequence[int]], n: int = 4) -> float:

@@ -149,6 +149,11 @@ def _listen():
     jax.monitoring.register_event_listener(on_event)
 
 
+def _compiled(seen: collections.Counter) -> int:
+    """Programs that were compiled and not read from the persistent cache."""
+    return seen["programs"] - seen["cached"]
+
+
 class CompileCount:
     """Counts what this process compiles, by jax's own events, from here on."""
 
@@ -161,8 +166,7 @@ class CompileCount:
         that the persistent cache held, since the last call, which are in neither; time/compile: seconds of both kinds
         since the last call. An operation outside of any jit counts as a program, too."""
         now = collections.Counter(_seen)
-        since = lambda then: (now["programs"] - then["programs"]) - (now["cached"] - then["cached"])
-        taken = {"compile/step": since(self._last), "compile/total": since(self._start),
+        taken = {"compile/step": _compiled(now - self._last), "compile/total": _compiled(now - self._start),
                  "compile/cached": now["cached"] - self._last["cached"],
                  "time/compile": now["seconds"] - self._last["seconds"]}
         self._last = now

@@ -25,9 +25,9 @@ WALL_TIME = ("time/", "speed/", "compile/")  # prefixes of what no two runs shar
 
 def without_wall_time(line: dict) -> dict:
     """The part of a metrics line that a repeated run has too."""
-    # Where searches run beside the rollout, how many steps it takes depends on how long they take; its episodes do not.
-    repeats = lambda name: not name.removeprefix("eval/").startswith((*WALL_TIME, "occupancy/"))
-    return {name: value for name, value in line.items() if repeats(name)}
+    # Searches beside the rollout change the number of its steps, and so the occupancy, but not its episodes.
+    return {name: value for name, value in line.items()
+            if not name.removeprefix("eval/").startswith((*WALL_TIME, "occupancy/"))}
 
 
 def read_jsonl(path) -> list[dict]:

@@ -79,7 +79,7 @@ def worlds(config: Config, name: str):
     """The tiny worlds behind "tiny_world:train" or "tiny_world:eval"."""
     from zsjax.tiny_world import world
 
-    return world.resolve(name, **config.world)
+    return world.worlds_of(name, **config.world)
 
 
 def questions(config: Config, source: str, limit: int | None = None) -> list[Question]:

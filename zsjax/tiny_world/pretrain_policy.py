@@ -107,6 +107,6 @@ def pretrain_policy(config: Config, model_config: DecoderConfig, tokenizer, *, w
         phase = dataclasses.replace(options, steps=steps, max_tokens=max_tokens,
                                     optimizer=dataclasses.replace(options.optimizer, learning_rate=rate))
         if steps:
-            params = supervised.train(phase, model_config, params, batches, writer=writer, stage=f"pretrain_{name}",
+            params = supervised.fit(phase, model_config, params, batches, writer=writer, stage=f"pretrain_{name}",
                                       directory=pathlib.Path(directory) / name, config_json=config_json, measure=measure)
     return params

@@ -38,7 +38,7 @@ def pretrain_simulator(config: Config, simulator: Simulator, *, writer, director
     """
     options = config.pretrain_simulator
     examples = world_examples(
-        tiny_world.resolve(config.data.corpus, **config.world), simulator.num_documents, seed=config.seed,
+        tiny_world.worlds_of(config.data.corpus, **config.world), simulator.num_documents, seed=config.seed,
         per_query=options.options.get("examples_per_query", EXAMPLES_PER_QUERY))
     return tune.fit_simulator(options, simulator, examples, document_format=config.search.document_format, seed=config.seed,
                               stage="pretrain_simulator", writer=writer, directory=directory, config_json=config_json)

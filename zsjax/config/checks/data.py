@@ -48,7 +48,7 @@ def _check_world(found, options):
         return
     from zsjax.tiny_world import world
 
-    known = {name: parameter.default for function in (world.resolve, world.make_world)
+    known = {name: parameter.default for function in (world.worlds_of, world.make_world)
              for name, parameter in inspect.signature(function).parameters.items()
              if parameter.kind == parameter.KEYWORD_ONLY and name != "taken"}
     for name, value in options.items():
