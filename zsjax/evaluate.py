@@ -12,9 +12,23 @@ from zsjax import rewards
 from zsjax.errors import InputError
 from zsjax.rollout import transcript
 from zsjax.sampling import ragged
-from zsjax.types import Episodes, Question
+from zsjax.types import Episodes, Metric, Question
 
 SCORES = {"em": rewards.exact_match, "f1": rewards.f1_score, "contains": rewards.contains_match}
+
+_EVAL = "Real engine, while training"
+METRICS = (
+    Metric("eval/em", "exact match with the real engine", "share of questions", 0.0, 1.0, "rises", chart=_EVAL,
+           curve="exact match", read_by=("best policy",)),
+    Metric("eval/f1", "F1 with the real engine", "", 0.0, 1.0, chart=_EVAL, curve="F1", read_by=("best policy",)),
+    Metric("eval/searches", "searches with the real engine", "per question", 0.0, chart="Searches", curve="real engine"),
+    Metric("eval/failed_searches", "searches that the real engine failed at", "searches", 0.0, healthy="0"),
+    Metric("eval/em_1_hop", "exact match of questions with one hop", "share of questions", 0.0, 1.0,
+           chart="Real engine, by hops", curve="one hop"),
+    Metric("eval/em_2_hop", "exact match of questions with two hops", "share of questions", 0.0, 1.0,
+           chart="Real engine, by hops", curve="two hops"),
+    Metric("eval/em_*_hop", "exact match of questions with this number of hops", "share of questions", 0.0, 1.0),
+)
 
 
 def play_samples(rollout, params, questions: Sequence[Question], *, key, samples: int, **options) -> list[dict]:

@@ -21,9 +21,13 @@ from zsjax.parallel.mesh import TRAIN_RULES, replicated, reshard, row_sharding
 from zsjax.rl import packing
 from zsjax.rl.optimizer import make_optimizer
 from zsjax.rl.steps import make_supervised_update
-from zsjax.types import TrainState
+from zsjax.types import Metric, TrainState
 
 LOG_EVERY = 10
+METRICS = (
+    Metric("time/elapsed", "since the phase began, or began again after a kill", "seconds", 0.0, read_by=("costs",)),
+    Metric("reading_*", "tiny world: exact answers with this number of facts told", "share of questions", 0.0, 1.0),
+)
 
 
 def fit(config: SupervisedConfig, model_config, params, batches: Callable, *, writer, stage: str, directory,

@@ -19,7 +19,17 @@ import numpy as np
 
 from zsjax.errors import InputError, reading
 from zsjax.parallel.files import write_jsonl
+from zsjax.types import Metric
 
+_PARTS = {"step": "step", "rollout": "rollout", "score": "score", "update": "update", "evaluate": "evaluate",
+          "checkpoint": "checkpoint"}
+METRICS = (
+    *(Metric(f"time/{name}", f"seconds of a step's {label}" if name != "step" else "all parts of a step", "seconds", 0.0,
+             chart="Time", curve=label, read_by=("costs",) if name == "step" else ()) for name, label in _PARTS.items()),
+    Metric("time/*", "further parts of a step, or of a phase", "seconds", 0.0),
+    Metric("speed/tokens_per_second", "tokens of the step's episodes over the time of rollout, score and update",
+           "tokens per second", 0.0, chart="Speed", curve="tokens/s"),
+)
 WALL_TIME = ("time/", "speed/", "compile/")  # prefixes of what no two runs share
 
 

@@ -86,7 +86,8 @@ def _check_curriculum(found, curriculum):
 
 
 def _check_health(found, config):
-    from zsjax.monitor.health import ALARMS, is_evaluation_metric, is_step_metric, metric_names
+    from zsjax.monitor.catalog import is_evaluation_metric, is_step_metric, metric_names
+    from zsjax.monitor.health import ALARMS
 
     health, known = config.health, metric_names(config.reward.terms)
     own = ":" in config.algorithm.loss  # whose metrics are its own
