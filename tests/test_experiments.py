@@ -15,7 +15,7 @@ from zsjax.config import ConfigError, from_json, resolve
 from zsjax.data.assets import asset_path
 from zsjax.launch import load_experiment
 from zsjax.models import load_hf
-from zsjax.monitor.health import is_step_metric
+from zsjax.monitor.catalog import find_metric, is_step_metric
 from zsjax.monitor.writer import read_jsonl
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -62,10 +62,13 @@ def test_smoke_runs_every_stage(name, smoke):
     workdir = smoke(name)
     config = from_json((workdir / "config.json").read_text())
 
-    lines = [line for line in read_jsonl(workdir / "metrics.jsonl") if line["stage"] == "train"]
+    lines = read_jsonl(workdir / "metrics.jsonl")
+    logged = {name for line in lines for name in line} - {"step", "stage", "baseline"}
+    assert not {name for name in logged if find_metric(name) is None}, "metrics that no METRICS describes"
+    lines = [line for line in lines if line["stage"] == "train"]
     assert [line["step"] for line in lines] == [1, 2]
-    known = lambda name: name in ("step", "stage") or name.startswith("alarm/") or is_step_metric(name, config.reward.terms)
-    assert not [name for line in lines for name in line if not known(name)]  # what health.alarms may name
+    steered = {name for line in lines for name in line if not name.startswith("alarm/")} - {"step", "stage"}
+    assert not {name for name in steered if not is_step_metric(name, config.reward.terms)}  # health.alarms may name them
     for line in lines:
         assert all(math.isfinite(value) for value in line.values() if isinstance(value, float)), line
         assert 0 <= line["reward"] <= 1 and line["nonfinite"] == 0

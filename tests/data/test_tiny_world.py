@@ -12,7 +12,7 @@ from zsjax.search import BM25
 from zsjax.tiny_world import world as tiny_world
 from zsjax.tiny_world.rows import LINE, OBJECT, Behaviour, FactTable, episode_rows, reading_rows, vocabulary
 
-TRAIN, EVAL = tiny_world.resolve("tiny_world:train"), tiny_world.resolve("tiny_world:eval")
+TRAIN, EVAL = tiny_world.worlds_of("tiny_world:train"), tiny_world.worlds_of("tiny_world:eval")
 TOKENIZER = load_tokenizer(asset_path("asset:tiny_world/tokenizer"))
 INFORMATION = re.compile(r"(\n<information>\n(?:\* .*\n)*</information>\n)")
 
@@ -25,13 +25,13 @@ def facts_of(documents):
 
 def test_a_world_is_a_function_of_its_seed_and_split():
     assert tiny_world.make_world(5) == tiny_world.make_world(5) != tiny_world.make_world(6)
-    assert tiny_world.resolve("tiny_world:train", seed=1) != TRAIN
+    assert tiny_world.worlds_of("tiny_world:train", seed=1) != TRAIN
     with pytest.raises(ValueError, match="split='dev'"):
         tiny_world.make_world(0, "dev")
     with pytest.raises(ValueError, match="facts_per_entity=9"):
         tiny_world.make_world(0, facts_per_entity=9)
     with pytest.raises(ValueError, match="tiny_world:dev"):
-        tiny_world.resolve("tiny_world:dev")
+        tiny_world.worlds_of("tiny_world:dev")
 
 
 def test_evaluation_uses_other_names_and_worlds_share_no_entity():

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsjax.config import Config
+from zsjax.config.fields import Config
+from zsjax.config.named import load_object
 from zsjax.errors import InputError
 from zsjax.models import lora
 from zsjax.models.placement import param_shardings
 from zsjax.models.value import init_value
 from zsjax.parallel.mesh import TRAIN_RULES, replicated, reshard
-from zsjax.registry import load_object
 from zsjax.rl import credit, roles
 from zsjax.rl.algorithms import needs_reference
 from zsjax.rl.batch import minibatches

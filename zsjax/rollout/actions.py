@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from zsjax.config.named import load_object
 from zsjax.errors import InputError
-from zsjax.registry import load_object
 from zsjax.types import ANSWERED, RUNNING
 
 # What a row waits for. DOCUMENTS + i: the documents that actions[i] asked for.

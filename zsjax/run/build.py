@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from zsjax.config import Config, ModelConfig
+from zsjax.config.named import load_object
 from zsjax.config.options import read_options
 from zsjax.data import load_corpus, load_questions, load_tokenizer
 from zsjax.data.assets import asset_path
@@ -23,7 +24,6 @@ from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.models.placement import param_shardings
 from zsjax.parallel import hosts
 from zsjax.parallel.mesh import reshard
-from zsjax.registry import load_object
 from zsjax.rollout.policy_prompt import TEMPLATES, PolicyTemplate
 from zsjax.search import Document, DropBest, Limits, decoder_embedder, registry
 from zsjax.search.engines.dense import QUERY_FORMAT
@@ -79,7 +79,7 @@ def worlds(config: Config, name: str):
     """The tiny worlds behind "tiny_world:train" or "tiny_world:eval"."""
     from zsjax.tiny_world import world
 
-    return world.resolve(name, **config.world)
+    return world.worlds_of(name, **config.world)
 
 
 def questions(config: Config, source: str, limit: int | None = None) -> list[Question]:

@@ -14,10 +14,9 @@ import jax
 import numpy as np
 
 from zsjax import supervised
-from zsjax.config import Config, OptimizerConfig, SupervisedConfig
+from zsjax.config.fields import Config, OptimizerConfig, SupervisedConfig
 from zsjax.errors import UserError
 from zsjax.models.decoder import DecoderConfig
-from zsjax.run import build
 from zsjax.tiny_world.induction import induction_init
 from zsjax.tiny_world.reading import reading_accuracy
 from zsjax.tiny_world.rows import LINE, Behaviour, episode_rows, reading_rows, vocabulary
@@ -54,20 +53,20 @@ POLICY_BASE = SupervisedConfig(
         learning_rate=7e-3, schedule="cosine", warmup_steps=50, b2=0.98, weight_decay=0.01))
 
 
-def pretrain_policy(config: Config, tokenizer, *, writer, directory, config_json: str = "{}"
-                    ) -> tuple[DecoderConfig, dict]:
-    """Trains the base of `config.policy` from `induction_init`.
+def pretrain_policy(config: Config, model_config: DecoderConfig, tokenizer, *, writer, directory,
+                    config_json: str = "{}") -> dict:
+    """Trains the base of the policy from `induction_init`.
 
     Args:
-      config: the run's; pretrain (see `Recipe` for its options; 0 steps stand for `POLICY_BASE`), policy and seed are
-        read.
+      config: the run's; pretrain (see `Recipe` for its options; 0 steps stand for `POLICY_BASE`) and seed are read.
+      model_config: the policy's shape.
       tokenizer: the tiny world's.
       writer: `zsjax.monitor.writer.Writer`; the stages are "pretrain_reading" and "pretrain_episodes".
       directory: of the checkpoints; an interrupted run in it goes on.
       config_json: kept with the checkpoints.
 
     Returns:
-      (DecoderConfig, params).
+      The parameters.
 
     Raises:
       UserError: unknown options, or the model's shape does not allow its start.
@@ -79,7 +78,6 @@ def pretrain_policy(config: Config, tokenizer, *, writer, directory, config_json
     except TypeError as error:
         raise UserError(f"pretrain.options: {error}") from error
     vocab = vocabulary(tokenizer)
-    model_config, _ = build.model(config.policy, tokenizer, seed=config.seed)
     try:
         params = induction_init(model_config, jax.random.key(config.seed))
     except ValueError as error:
@@ -109,6 +107,6 @@ def pretrain_policy(config: Config, tokenizer, *, writer, directory, config_json
         phase = dataclasses.replace(options, steps=steps, max_tokens=max_tokens,
                                     optimizer=dataclasses.replace(options.optimizer, learning_rate=rate))
         if steps:
-            params = supervised.train(phase, model_config, params, batches, writer=writer, stage=f"pretrain_{name}",
+            params = supervised.fit(phase, model_config, params, batches, writer=writer, stage=f"pretrain_{name}",
                                       directory=pathlib.Path(directory) / name, config_json=config_json, measure=measure)
-    return model_config, params
+    return params

@@ -7,11 +7,10 @@ to teach that, as it has to teach a real LLM.
 
 import numpy as np
 
-from zsjax.config import Config
-from zsjax.errors import UserError
-from zsjax.models.decoder import DecoderConfig
-from zsjax.run import build
+from zsjax.config.fields import Config
 from zsjax.search import BM25
+from zsjax.search.simulator.simulator import Simulator
+from zsjax.tiny_world import world as tiny_world
 from zsjax.tuning import tune
 from zsjax.tuning.collect import DEPTH_FACTOR
 from zsjax.tuning.dataset import Example, noisy_documents
@@ -20,46 +19,37 @@ EXAMPLES_PER_QUERY = 8
 COMPLETE = 1 / 3  # share of replies that hold the best document
 
 
-def pretrain_simulator(config: Config, tokenizer, *, writer, directory, config_json: str = "{}"
-                       ) -> tuple[DecoderConfig, dict]:
-    """Trains the base of `config.simulator` on the worlds of `config.data.corpus`.
+def pretrain_simulator(config: Config, simulator: Simulator, *, writer, directory, config_json: str = "{}") -> Simulator:
+    """Trains the base of the simulator on the worlds of `config.data.corpus`.
 
     Args:
-      config: the run's; pretrain_simulator, simulator, data, search and seed are read.
-        pretrain_simulator.options may have "examples_per_query" and "emphasis" (see `simulation.tune.train`).
-      tokenizer: the tiny world's.
+      config: the run's; pretrain_simulator, data, world, search and seed are read. pretrain_simulator.options may have
+        "examples_per_query" and "emphasis" (see `zsjax.tuning.tune.fit_simulator`).
+      simulator: with the parameters to start from, and the tiny world's tokenizer.
       writer: `zsjax.monitor.writer.Writer`; the stage is "pretrain_simulator".
       directory: of this stage's checkpoints; an interrupted run in it goes on.
       config_json: kept with the checkpoints.
 
     Returns:
-      (DecoderConfig, params).
+      The simulator with trained parameters.
 
     Raises:
-      UserError: the corpus is not the tiny world's.
+      InputError: the corpus is not the tiny world's.
     """
-    if not config.data.corpus.startswith(build.TINY_WORLD):
-        raise UserError(f"pretrain_simulator makes a base for the tiny world, but data.corpus is "
-                        f"{config.data.corpus!r}: set simulator.init to a pretrained model and drop the stage")
     options = config.pretrain_simulator
-    simulator = build.simulator(config, *build.model(config.simulator, tokenizer, seed=config.seed + 1), tokenizer)
-    examples = make_examples(
-        build.worlds(config, config.data.corpus), simulator.num_documents, seed=config.seed,
+    examples = world_examples(
+        tiny_world.worlds_of(config.data.corpus, **config.world), simulator.num_documents, seed=config.seed,
         per_query=options.options.get("examples_per_query", EXAMPLES_PER_QUERY))
-    simulator = tune.train(options, simulator, examples, document_format=config.search.document_format,
-                           seed=config.seed, stage="pretrain_simulator", writer=writer, directory=directory,
-                           config_json=config_json)
-    return simulator.config, simulator.params
+    return tune.fit_simulator(options, simulator, examples, document_format=config.search.document_format, seed=config.seed,
+                              stage="pretrain_simulator", writer=writer, directory=directory, config_json=config_json)
 
 
-def make_examples(worlds, num_documents: int, *, seed: int, per_query: int) -> list[Example]:
+def world_examples(worlds, num_documents: int, *, seed: int, per_query: int) -> list[Example]:
     """`per_query` prompts for every query of the worlds (each relation of each entity, whether there is such a fact or
     not), each with a question drawn at random.
 
     A third of the replies are what BM25 finds for the query, the others the same without its best document.
     """
-    from zsjax.tiny_world import world as tiny_world
-
     engine = BM25.from_documents(tiny_world.documents(worlds))
     questions = tiny_world.questions(worlds)
     queries = [tiny_world.query_text(relation, entity)

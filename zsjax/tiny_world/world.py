@@ -198,7 +198,7 @@ def questions(worlds: Sequence[World]) -> list[Question]:
     return [question for i in pairs for world in worlds for question in world.questions[i:i + 2]]
 
 
-def resolve(name: str, *, train_worlds: int = 3, eval_worlds: int = 8, **options) -> list[World]:
+def worlds_of(name: str, *, train_worlds: int = 3, eval_worlds: int = 8, **options) -> list[World]:
     """The worlds behind "tiny_world:train" or "tiny_world:eval". Options: `config.world`. Raises ValueError."""
     prefix, _, split = name.partition(":")
     if prefix != "tiny_world" or split not in ("train", "eval"):

@@ -8,9 +8,9 @@ import jax
 
 from zsjax.config import Config
 from zsjax.errors import UserError
-from zsjax.files import write_json
 from zsjax.monitor.writer import Writer
 from zsjax.parallel import hosts
+from zsjax.parallel.files import write_json
 from zsjax.parallel.mesh import DECODE_RULES, local_mesh, make_mesh, simulator_mesh
 from zsjax.run import build
 from zsjax.search.simulator.simulator import Simulator
