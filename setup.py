@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "zsjax" / "__init__.py").read_text()).group(1)
 README = ROOT / "README.md"
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=1.0"]
 
 setup(
     name="zsjax",
@@ -17,7 +18,8 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["zsjax", "zsjax.*"]),
-    package_data={"zsjax": ["data/assets/**/*", "**/*.txt", "**/*.j2"]},
+    package_data={"zsjax": ["py.typed", "data/assets/**/*", "**/*.txt", "**/*.j2"]},
+    entry_points={"console_scripts": ["zsjax = zsjax.launch:main"]},
     # Neither torch nor TensorFlow: transformers reads tokenizers and configs without torch, TFDS reads array records
     # without TensorFlow, tensorboardX writes events without either.
     install_requires=[
@@ -48,7 +50,9 @@ setup(
         "plan": ["jax[tpu]>=0.10.2,<0.12"],  # the TPU's compiler (libtpu), which needs no TPU
         "plan-gpu": ["jax[cuda12]>=0.10.2,<0.12"],  # NVIDIA's, which needs no GPU (3 GB)
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.8", "torch==2.13.0",
-                 "gguf>=0.17", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6", "matplotlib>=3.9"],
+                 "gguf>=0.17", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6", "matplotlib>=3.9",
+                 "build>=1.2", *DOCS],
+        "docs": DOCS,  # bash launch/docs.sh
         "gguf": ["gguf>=0.17"],  # python -m zsjax.launch import FILE.gguf OUT
         "serving": ["transformers[serving]>=5.0"],  # a chat server to try the chat simulator with
         "notebooks": ["jupyterlab>=4", "matplotlib>=3.9", "ipykernel>=6"],
