@@ -15,6 +15,9 @@ import tomllib
 
 HERE = pathlib.Path(__file__).resolve().parent
 METRICS = HERE / "metrics.toml"
+# Pages of the repository that the site shows as well.
+COPIED = {"experiments.md": "experiments/README.md", "benchmarks.md": "benchmarks/RESULTS.md",
+          "changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 
 
 def on_files(files, config):
@@ -29,7 +32,14 @@ def on_files(files, config):
 def pages() -> dict[str, str]:
     """{path of the page: its Markdown}."""
     return {"reference/commands.md": commands_page(), "reference/config.md": config_page(),
-            "reference/metrics.md": metrics_page(), "reference/registries.md": registries_page()}
+            "reference/metrics.md": metrics_page(), "reference/registries.md": registries_page(),
+            **{page: copied(source) for page, source in COPIED.items()}}
+
+
+def copied(source: str) -> str:
+    """A file of the repository as a page. Its links to other files of the repository become the files' names."""
+    text = (HERE.parent / source).read_text()
+    return re.sub(r"\[([^\]]+)\]\((?!https?://|#)([^)]+)\)", r"\1 (`\2`)", text)
 
 
 def commands() -> list[str]:
