@@ -9,7 +9,7 @@ import importlib.abc
 import importlib.util
 import sys
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _ROOMS = ("config", "data", "errors", "evaluate", "evaluation", "models", "monitor", "parallel", "plan", "report", "rewards",
           "rl", "rollout", "run", "sampling", "schedules", "search", "supervised", "tiny_world", "train", "tuning", "types")
