@@ -19,7 +19,7 @@ from zsjax.config import Config, from_json, load_experiment, resolve
 from zsjax.config.experiments import known_experiments
 from zsjax.errors import ConfigError, InputError, UserError, reading
 
-ASK_DEFAULT = pathlib.Path("experiments/tiny_world.py")
+DEFAULT_EXPERIMENT = pathlib.Path("experiments/tiny_world.py")
 _PROGRAM = "python -m zsjax.launch"
 
 
@@ -68,7 +68,7 @@ def parse_flags(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str
     if unknown:
         number = ("no argument", "one argument", "two arguments")[len(options.takes)]
         parser.error(f"{command} takes {number}, but was given {unknown[0]}" + " as well" * bool(options.takes))
-    if any(getattr(options, _name(metavar)) is None for metavar in options.takes):
+    if options.needs_all and any(getattr(options, _name(metavar)) is None for metavar in options.takes):
         parser.error(f"{command} needs {' and '.join(options.takes.values())}: {' '.join([command, *options.takes])}")
     if options.workdir is None and options.needs_workdir:
         parser.error("give --workdir DIR, the run's folder")
@@ -92,11 +92,12 @@ def _parsers():
                                      epilog="COMMAND --help says what a command takes. Without a command it is run.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", prog=_PROGRAM)
 
-    def add(name, help, run=_run_stages, takes=types.MappingProxyType({}), *, stages=None, needs_workdir=True):
-        """takes: {metavar: what it is}, all needed. stages: that run, None for all of config.stages."""
+    def add(name, help, run=_run_stages, takes=types.MappingProxyType({}), *, stages=None, needs_workdir=True,
+            needs_all=True):
+        """takes: {metavar: what it is}. needs_all: none of them may be left out. stages: None for all of config.stages."""
         made = commands.add_parser(name, help=help, description=help, parents=[shared], allow_abbrev=False,
                                    usage=" ".join([_PROGRAM, name, *takes, "[FLAGS]", fields]))
-        made.set_defaults(run=run, takes=takes, stages=stages, needs_workdir=needs_workdir)
+        made.set_defaults(run=run, takes=takes, stages=stages, needs_workdir=needs_workdir, needs_all=needs_all)
         for metavar, what in takes.items():
             made.add_argument(_name(metavar), nargs="?", metavar=metavar, help=what)
         return made.add_argument
@@ -107,9 +108,15 @@ def _parsers():
     add("warm-start", "only the supervised training of the policy on episodes, before the rest", stages=("warm_start",))
     add("collect", "only the collection of trajectories with the real engine", stages=("collect",))
     add("evaluate", "only the evaluation of the run's policy with config.search.eval_engine", stages=("evaluate",))
-    flag = add("ask", 'one question: ask "Who ...?" prints the episode, coloured by who wrote what', _ask,
-               {"QUESTION": "a question"}, needs_workdir=False)
+    flag = add("ask", 'ask "Who ...?" prints the episode, coloured by who wrote what; without a question, asks for them',
+               _ask, {"QUESTION": "a question"}, needs_workdir=False, needs_all=False)
     flag("--json", action="store_true", help="the whole episode as JSON instead")
+    flag = add("play", "you search and answer in the policy's place, against a real engine, the simulator or both", _play,
+               needs_workdir=False)
+    flag("--against", choices=("both", "real", "simulator"), default="both",
+         help="both, if left out: documents side by side, and you guess which engine is real")
+    flag("--noise", type=float, default=0.5, help="probability that a search of the simulator is noisy; 0.5 if left out")
+    flag("--seed", type=int, help="the same questions, noise and sides again; left out, new ones each time")
     flag = add("plan", "whether the run fits a --target, and the least time of a step; needs neither the target nor weights",
                _plan, needs_workdir=False)
     flag("--target", metavar="CHIP:NUMBER", required=True, help="a100-80gb:8, h100, h200, v5e:16, v5p:8, v6e:16")
@@ -160,14 +167,29 @@ def _run_stages(options, overrides):
 
 
 def _ask(options, overrides):
-    from zsjax import report
-    from zsjax.run.ask import ask
+    from rich.console import Console
 
-    config = _find_config(options, overrides)
-    if options.json:
-        print(json.dumps(ask(options.question, config, options.workdir), ensure_ascii=False))
+    from zsjax import report
+    from zsjax.run.ask import Asker
+    from zsjax.run.terminal import converse
+
+    asker = Asker(_find_config(options, overrides), options.workdir, show=None if options.json else report.episode_printer())
+    if options.question is None:
+        converse(asker, Console(), as_json=options.json)
+    elif options.json:
+        print(json.dumps(asker(options.question), ensure_ascii=False))
     else:
-        report.print_result(ask(options.question, config, options.workdir, show=report.episode_printer()))
+        report.print_result(asker(options.question))
+
+
+def _play(options, overrides):
+    from rich.console import Console
+
+    from zsjax.run.by_hand import Table
+    from zsjax.run.terminal import play_games
+
+    play_games(Table(_find_config(options, overrides), options.workdir, against=options.against, noise=options.noise,
+                     seed=options.seed), Console())
 
 
 def _plan(options, overrides):
@@ -241,8 +263,8 @@ def _find_config(options, overrides, stages=None) -> Config:
                 config = from_json(carried.read_text())
         except ValueError as error:
             raise UserError(f"{carried} cannot be read: {error}") from error
-    elif options.command == "ask":
-        found = [folder / ASK_DEFAULT for folder in (pathlib.Path(), pathlib.Path(__file__).parents[1])]
+    elif options.command in ("ask", "play"):
+        found = [folder / DEFAULT_EXPERIMENT for folder in (pathlib.Path(), pathlib.Path(__file__).parents[1])]
         config = load_experiment(str(next((path for path in found if path.is_file()), found[0])))
     else:
         raise UserError(f"give --config F.py, an experiment file{known_experiments()}")

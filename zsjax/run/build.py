@@ -234,6 +234,12 @@ def frozen(config: ModelConfig, simulator: Simulator) -> Simulator:
     return dataclasses.replace(simulator, params=quantize(simulator.params))
 
 
+def carried(config: Config, name: str) -> pathlib.Path | None:
+    """The folder of a trained model that is carried with the package, "policy" or "simulator"; the tiny world alone has them."""
+    tiny_world = config.tokenizer == "asset:tiny_world/tokenizer"
+    return asset_path(f"asset:tiny_world/{name}") if tiny_world else None
+
+
 def checkpoint_exists(path: pathlib.Path) -> bool:
     """Whether a folder holds a whole model: `save_hf` renames it into place when it is complete."""
     return (path / "config.json").exists()
