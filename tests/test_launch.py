@@ -17,7 +17,7 @@ from zsjax.run import pipeline
 
 ROOT = pathlib.Path(__file__).parents[1]
 COMMANDS = ("run", "train", "tune-simulator", "warm-start", "collect", "evaluate", "ask", "play", "plan", "serve-corpus", "compare",
-            "report", "export", "import")
+            "view", "report", "export", "import")
 SHAPE = dict(embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64)
 EXPERIMENT = f"""
 import ml_collections
@@ -93,7 +93,7 @@ def test_all_config_problems_in_one_message(calls, experiment, tmp_path, capsys)
     ("ask Who? --json", dict(question="Who?", json=True)), ("--json ask Who?", dict(question="Who?", json=True)),
     ("plan --target h100:8", dict(target="h100:8", estimate=False)), ("--target h100 plan --estimate", dict(estimate=True)),
     ("serve-corpus c.jsonl --port 0", dict(corpus="c.jsonl", port=0, host="127.0.0.1")),
-    ("import x.gguf out", dict(file="x.gguf", out="out")), ("compare run", dict(other_workdir="run")),
+    ("view --port 0", dict(port=0, workdirs=[pathlib.Path("train")])), ("import x.gguf out", dict(file="x.gguf", out="out")), ("compare run", dict(other_workdir="run")),
     ("export train", dict(command="export", out="train"))])
 def test_a_command_stands_anywhere_and_has_its_own_arguments(line, expected):
     flags = "--workdir train --config.seed=3 --config x.py"
@@ -109,7 +109,7 @@ def test_each_command_has_a_help_of_its_own(capsys):
             launch.main([name, "--help"])
         shown = capsys.readouterr().out
         assert stop.value.code == 0 and f"zsjax.launch {name}" in shown and "--workdir" in shown
-        assert ("--target" in shown) == (name == "plan") and ("--port" in shown) == (name == "serve-corpus")
+        assert ("--target" in shown) == (name == "plan") and ("--port" in shown) == (name in ("serve-corpus", "view"))
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -120,6 +120,11 @@ def test_each_command_has_a_help_of_its_own(capsys):
     (["run", "more", "--workdir", "w"], "takes no argument"),
     (["train", "--json", "--workdir", "w"], "unknown argument '--json' of train"),
     (["plan", "--config", "mine.py"], "--target"),
+    (["view"], "give --workdir"),
+    (["view", "--workdir", "nowhere"], "there is no run in nowhere"),
+    (["view", "--workdir", ".", "--port", "70000"], "cannot listen at 127.0.0.1:70000"),
+    (["view", "--workdir", "a", "--workdir", "b", "--workdir", "c"], "view takes 2 --workdir, but was given 3"),
+    (["train", "--config", "mine.py", "--workdir", "a", "--workdir", "b"], "train takes 1 --workdir, but was given 2"),
     (["play", "--against", "google"], "invalid choice: 'google'"),
     (["play", "--noise", "2"], "--noise 2.0 is not a probability"),
     (["export", "--workdir", "w"], "export needs a folder"),

@@ -70,6 +70,10 @@ def parse_flags(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str
         parser.error(f"{command} takes {number}, but was given {unknown[0]}" + " as well" * bool(options.takes))
     if options.needs_all and any(getattr(options, _name(metavar)) is None for metavar in options.takes):
         parser.error(f"{command} needs {' and '.join(options.takes.values())}: {' '.join([command, *options.takes])}")
+    options.workdirs = options.workdir or []
+    if len(options.workdirs) > options.most_workdirs:
+        parser.error(f"{command} takes {options.most_workdirs} --workdir, but was given {len(options.workdirs)}")
+    options.workdir = next(iter(options.workdirs), None)
     if options.workdir is None and options.needs_workdir:
         parser.error("give --workdir DIR, the run's folder")
     return options, overrides
@@ -83,7 +87,7 @@ def _parsers():
                                      argument_default=argparse.SUPPRESS)
     shared.add_argument("--config", metavar="F.py[:arg]",
                         help="experiment file with get_config(arg); left out, WORKDIR/config.json of a run that began")
-    shared.add_argument("--workdir", type=pathlib.Path, metavar="DIR", help="the run's folder")
+    shared.add_argument("--workdir", type=pathlib.Path, metavar="DIR", action="append", help="the run's folder")
     shared.add_argument("--distributed", action="store_true",
                         help="join the other hosts of the job, found from SLURM, Cloud TPU, Kubernetes or Open MPI")
     shared.add_argument("--hosts", metavar="ADDRESS:PORT,COUNT,INDEX",
@@ -97,7 +101,8 @@ def _parsers():
         """takes: {metavar: what it is}. needs_all: none of them may be left out. stages: None for all of config.stages."""
         made = commands.add_parser(name, help=help, description=help, parents=[shared], allow_abbrev=False,
                                    usage=" ".join([_PROGRAM, name, *takes, "[FLAGS]", fields]))
-        made.set_defaults(run=run, takes=takes, stages=stages, needs_workdir=needs_workdir, needs_all=needs_all)
+        made.set_defaults(run=run, takes=takes, stages=stages, needs_workdir=needs_workdir, needs_all=needs_all,
+                          most_workdirs=2 if name == "view" else 1)
         for metavar, what in takes.items():
             made.add_argument(_name(metavar), nargs="?", metavar=metavar, help=what)
         return made.add_argument
@@ -127,6 +132,8 @@ def _parsers():
     flag("--port", type=int, default=8000, help="8000 if left out; 0: any free one")
     add("compare", "the run's evaluation beside another's, question by question", _compare,
         {"OTHER_WORKDIR": "another run's folder"})
+    flag = add("view", "all trajectories of a run in your browser; two --workdir stand side by side", _view)
+    flag("--port", type=int, default=8001, help="8001 if left out; 0: any free one")
     add("report", "WORKDIR/report.html from what the run has written so far", _report)
     add("export", "the run's policy as a Hugging Face folder", _export, {"OUT": "a folder"})
     add("import", "a GGUF file as a Hugging Face folder, weights and tokenizer", _import,
@@ -235,6 +242,19 @@ def _report(options, overrides):
     if not options.workdir.is_dir():
         raise UserError(f"there is no run in {options.workdir}: no such folder")
     print(report.write(options.workdir))
+
+
+def _view(options, overrides):
+    from zsjax.report.viewer import TrajectoryServer
+
+    print("reading trajectories ...", flush=True)
+    try:
+        server = TrajectoryServer(options.workdirs, port=options.port)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"cannot listen at 127.0.0.1:{options.port}: {error}; use --port 0") from error
+    with server:
+        print(f"{sum(map(len, server.runs))} trajectories at {server.url}; Ctrl-C stops", flush=True)
+        server.serve_forever()
 
 
 def _export(options, overrides):

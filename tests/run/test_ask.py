@@ -27,7 +27,7 @@ def test_a_conversation_compiles_once(tmp_path):
     assert compiles.take()["compile/step"] == 0
     assert (first["question"], second["question"]) == ("Who wrote Emma?", "Who is the author of Dune?")
     roles = [segment["role"] for segment in second["segments"]]
-    assert {"prompt", "policy"} <= set(roles) and list(dict.fromkeys(role for role, _ in shown)) == list(dict.fromkeys(roles))
+    assert {"prompt", "policy"} <= set(roles) == {role for role, _ in shown}
     assert "".join(text for _, text in shown) == "".join(segment["text"] for segment in second["segments"])
     assert asker("Who wrote Emma?") == first
     for question, message in ((" ", "the question is empty"), ("Who? " * 60, "prompts are never cut")):

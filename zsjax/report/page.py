@@ -72,19 +72,24 @@ COSTS = {"stage": "Stage", "episodes": "Episodes", "searches": "Searches", "poli
 
 def write(workdir) -> pathlib.Path:
     """Writes workdir/report.html from what the run has written so far; returns its path."""
+    workdir = pathlib.Path(workdir)
+    path = workdir / "report.html"
+    write_text(path, environment().get_template("page.html.j2").render(contents(workdir)))
+    return path
+
+
+def environment():
+    """The jinja2 environment of this room's templates: text is made printable, then escaped. Only the charts, which escape
+    their own texts, are markup already."""
     import jinja2
     import markupsafe
 
-    # Text is made printable, and then escaped; only the charts, which escape their own texts, are markup already.
-    environment = jinja2.Environment(
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
         finalize=lambda value: printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value)
-    environment.filters |= {"short": short, "svg": markupsafe.Markup}
-    workdir = pathlib.Path(workdir)
-    path = workdir / "report.html"
-    write_text(path, environment.get_template("page.html.j2").render(contents(workdir)))
-    return path
+    made.filters |= {"short": short, "svg": markupsafe.Markup}
+    return made
 
 
 def contents(workdir: pathlib.Path) -> dict:

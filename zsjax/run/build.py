@@ -235,7 +235,7 @@ def frozen(config: ModelConfig, simulator: Simulator) -> Simulator:
 
 
 def carried(config: Config, name: str) -> pathlib.Path | None:
-    """The folder of a trained model that is carried with the package, "policy" or "simulator"; the tiny world alone has them."""
+    """The folder of the trained "policy" or "simulator" that the package carries; None for all but the tiny world."""
     tiny_world = config.tokenizer == "asset:tiny_world/tokenizer"
     return asset_path(f"asset:tiny_world/{name}") if tiny_world else None
 

@@ -80,7 +80,7 @@ class Table:
         question = self.questions[self._played % len(self.questions)]
         self._played += 1
         sides = [self.opponents[i] for i in self._rng.permutation(len(self.opponents))]
-        return Game(self, question, dict(zip("AB", sides)), np.random.default_rng(self._rng.integers(2**63)))
+        return Game(self, question, dict(zip("AB", sides, strict=False)), np.random.default_rng(self._rng.integers(2**63)))
 
 
 class Game:
@@ -131,7 +131,7 @@ class Game:
         tokens, lengths, _ = encode_documents(
             [found], tokenizer, search.document_format, num_documents=search.num_documents,
             max_document_tokens=search.max_document_tokens)
-        texts = [tokenizer.decode(ids[:length].tolist()).strip() for ids, length in zip(tokens[0], lengths[0]) if length]
+        texts = [tokenizer.decode(ids[:length].tolist()).strip() for ids, length in zip(tokens[0], lengths[0], strict=True) if length]
         return Reply(tuple(texts), noisy=context.noisy and obeys, failed=isinstance(found, Failed))
 
 

@@ -134,7 +134,8 @@ def _guess(game, console, lines) -> bool | None:
 
 def _reveal(game, console):
     scores = "  ".join(f"{name} {short(value)}" for name, value in game.scores().items())
-    console.print(f"gold: {printable(' / '.join(game.question.golden_answers))}   {scores}", markup=False, soft_wrap=True)
+    golds = printable(" / ".join(game.question.golden_answers))
+    console.print(f"gold: {golds}   {scores}", markup=False, soft_wrap=True)
     if game.hidden:
         names = "   ".join(f"{side}: {opponent.name}" for side, opponent in game.sides.items())
         noise = [f"search {number} of {side} was noisy" for number, replies in enumerate(game.replies, 1)
