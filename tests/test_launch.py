@@ -17,7 +17,7 @@ from zsjax.run import pipeline
 
 ROOT = pathlib.Path(__file__).parents[1]
 COMMANDS = ("run", "train", "tune-simulator", "warm-start", "collect", "evaluate", "ask", "play", "plan", "serve-corpus", "compare",
-            "view", "report", "export", "import")
+            "view", "report", "export", "import", "conversations")
 SHAPE = dict(embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64)
 EXPERIMENT = f"""
 import ml_collections
@@ -94,6 +94,7 @@ def test_all_config_problems_in_one_message(calls, experiment, tmp_path, capsys)
     ("plan --target h100:8", dict(target="h100:8", estimate=False)), ("--target h100 plan --estimate", dict(estimate=True)),
     ("serve-corpus c.jsonl --port 0", dict(corpus="c.jsonl", port=0, host="127.0.0.1")),
     ("view --port 0", dict(port=0, workdirs=[pathlib.Path("train")])), ("import x.gguf out", dict(file="x.gguf", out="out")), ("compare run", dict(other_workdir="run")),
+    ("conversations o.jsonl --low 0.5", dict(out="o.jsonl", form="trl", low=0.5, file="trajectories/")),
     ("export train", dict(command="export", out="train"))])
 def test_a_command_stands_anywhere_and_has_its_own_arguments(line, expected):
     flags = "--workdir train --config.seed=3 --config x.py"

@@ -136,13 +136,19 @@ def _parsers():
     flag("--port", type=int, default=8001, help="8001 if left out; 0: any free one")
     add("report", "WORKDIR/report.html from what the run has written so far", _report)
     add("export", "the run's policy as a Hugging Face folder", _export, {"OUT": "a folder"})
-    add("import", "a GGUF file as a Hugging Face folder, weights and tokenizer", _import,
-        {"FILE.gguf": "a file", "OUT": "a folder"}, needs_workdir=False)
+    add("import", "a GGUF file as a Hugging Face folder, or a published data set of simulator replies as searches.jsonl",
+        _import, {"FILE": "a file (.gguf, .parquet, .jsonl[.gz])", "OUT": "a folder or file"}, needs_workdir=False)
+    flag = add("conversations", "the run's trajectories as messages, for TRL or LLaMA-Factory", _conversations,
+               {"OUT.jsonl": "a file"})
+    flag("--form", choices=("trl", "sharegpt"), default="trl", help="trl, if left out")
+    flag("--low", type=float, metavar="SCORE", help="only those with at least this reward")
+    flag("--file", default="trajectories/", metavar="NAME",
+         help="only those of files that begin so, such as evaluation/; trajectories/ if left out")
     return shared, parser, commands.choices
 
 
 def _name(metavar):
-    """Where the namespace has a positional: FILE.gguf in options.file."""
+    """Where the namespace has a positional: OUT.jsonl in options.out."""
     return metavar.partition(".")[0].lower()
 
 
@@ -264,10 +270,30 @@ def _export(options, overrides):
 
 
 def _import(options, overrides):
-    from zsjax.models.checkpoints.gguf import import_gguf
+    from zsjax.data.row_files import ENDINGS
 
-    import_gguf(options.file, pathlib.Path(options.out))
-    print(options.out)
+    out = pathlib.Path(options.out)
+    if options.file.endswith(ENDINGS):
+        from zsjax.run.import_searches import import_searches
+
+        import_searches(options.file, out)
+    else:
+        from zsjax.models.checkpoints.gguf import import_gguf
+
+        import_gguf(options.file, out)
+    print(out)
+
+
+def _conversations(options, overrides):
+    from zsjax.report.conversations import write_conversations
+    from zsjax.report.trajectory_index import Filters
+    from zsjax.rollout.policy_prompt import PolicyTemplate
+
+    prompts = _find_config(options, overrides).prompts
+    count = write_conversations(
+        options.workdir, options.out, form=options.form, filters=Filters(low=options.low, file=options.file),
+        prompt=PolicyTemplate.load(prompts.policy).render if prompts.chat else None)
+    print(f"{count} conversations in {options.out}")
 
 
 def _find_config(options, overrides, stages=None) -> Config:
@@ -288,7 +314,7 @@ def _find_config(options, overrides, stages=None) -> Config:
         config = load_experiment(str(next((path for path in found if path.is_file()), found[0])))
     else:
         raise UserError(f"give --config F.py, an experiment file{known_experiments()}")
-    config = resolve(config, overrides, files=options.command != "plan")
+    config = resolve(config, overrides, files=options.command not in ("plan", "conversations"))
     if stages:  # the run's own config.stages stay as they are; what this command needs of the rest must be there
         problems = find_problems(dataclasses.replace(config, stages=stages))
         if problems:

@@ -10,6 +10,7 @@ import math
 import pathlib
 import threading
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -21,6 +22,7 @@ ENTRY = np.dtype([("offset", np.int64), ("size", np.int64), ("question", np.uint
                   ("searches", np.int16), ("data_set", np.int16), ("status", np.int8), ("noisy", np.bool_)])
 ORDERS = ("file", "best", "worst")
 SCAN_SECONDS = 2.0  # of a text search before the page gets what was found so far
+RECORDS_AT_A_TIME = 64
 REFRESH_SECONDS = 2.0  # between two looks at the folder
 
 
@@ -163,6 +165,14 @@ class TrajectoryIndex:
                     if not filters.text or _holds(record, filters.text):
                         found.append(Found(names[place], number, record))
         return Page(len(chosen), found, position if position < len(chosen) else None)
+
+    def records(self, filters: Filters) -> Iterator[Found]:
+        """All that pass the filters, in their order, one at a time."""
+        first = 0
+        while first is not None:
+            page = self.page(filters, first, RECORDS_AT_A_TIME)
+            yield from page.found
+            first = page.next
 
     def record(self, name: str, number: int) -> dict:
         """A whole record. Raises InputError where there is none."""

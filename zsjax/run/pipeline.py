@@ -13,11 +13,13 @@ A stage takes its input from the folder if an earlier stage put it there, else f
 stages stand gates (config.gates): a model that cannot read, or a simulator that leaks, stops the run.
 """
 
+import json
 import pathlib
 
 from zsjax import config as configuration
 from zsjax.config import Config
 from zsjax.errors import UserError
+from zsjax.monitor import trackers
 from zsjax.monitor.writer import Writer
 from zsjax.parallel import hosts
 from zsjax.run.stages.bases import pretrain, pretrain_simulator
@@ -52,11 +54,12 @@ def run(config: Config, workdir, *, stages=None):
       UserError: the folder holds a run with another config, an input is missing, or a gate failed.
     """
     workdir = pathlib.Path(workdir)
+    modules = trackers.imported(config.trackers) if hosts.is_lead() else {}
     if hosts.is_lead():
         configuration.withdraw_config(workdir)  # of a run that was killed before it computed anything
     config_json = configuration.write_config(workdir, config) if hosts.is_lead() else configuration.to_json(config)
     hosts.wait("config")
-    with Writer(workdir) if hosts.is_lead() else Writer(None, quiet=True) as writer:
+    with _writer(config, workdir, config_json, modules) if hosts.is_lead() else Writer(None, quiet=True) as writer:
         context = Run(config, workdir, writer, config_json)
         try:
             for output, names in [QUESTIONS[stage] for stage in stages or config.stages if stage in QUESTIONS]:
@@ -73,3 +76,8 @@ def run(config: Config, workdir, *, stages=None):
             if hosts.is_lead():
                 configuration.withdraw_config(workdir)
             raise
+
+
+def _writer(config, workdir, config_json, modules) -> Writer:
+    tracked = trackers.Trackers(modules, workdir, name=config.name, config=json.loads(config_json)) if modules else None
+    return Writer(workdir, trackers=tracked)
