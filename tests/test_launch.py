@@ -181,7 +181,7 @@ def test_interrupt_and_gates(experiment, tmp_path, monkeypatch, capsys):
         code = launch.main(["--config", str(experiment), "--workdir", str(tmp_path / "run")])
         return code, capsys.readouterr().err
 
-    assert stop(KeyboardInterrupt()) == (130, "\ninterrupted; the same command goes on from the last checkpoint\n")
+    assert stop(KeyboardInterrupt()) == (130, "\ninterrupted; the same command resumes from the last checkpoint\n")
     assert stop(UserError("a gate failed"))[1] == "error: a gate failed\n"
 
 

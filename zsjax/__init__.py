@@ -32,7 +32,8 @@ _MOVED = {
     "search.bm25": "search.engines.bm25", "search.dense": "search.engines.dense", "search.http": "search.engines.http",
     "search.openai_chat": "search.engines.chat", "search.prompts": "search.simulator.prompt",
     "search.requests": "search.simulator.requests", "search.serpapi": "search.engines.serpapi",
-    "search.writing": "search.simulator.writing", "sharding": "parallel.mesh", "simulation": "tuning",
+    "search.writing": "search.simulator.writing", "run.stages.gates": "run.stages.gate_checks",
+    "run.stages.simulator": "run.stages.simulator_tuning", "sharding": "parallel.mesh", "simulation": "tuning",
     "stages": "run.stages", "tables": "evaluation.tables", "validation": "config.checks",
 }
 

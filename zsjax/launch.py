@@ -1,9 +1,9 @@
-r"""The command line: reads flags, finds every problem of the config, then runs what is asked for.
+r"""The command line: reads flags, finds every problem of the config, then runs a command.
 
     python -m zsjax.launch [COMMAND] --config experiments/X.py[:arg] --workdir DIR [--config.field=value ...]
 
-`python -m zsjax.launch --help` lists the commands, `python -m zsjax.launch COMMAND --help` what one takes. A mistake of
-the user's ends in one message and exit code 2, never in a traceback; nothing but this module reads flags.
+`python -m zsjax.launch --help` lists the commands, `python -m zsjax.launch COMMAND --help` the arguments of one. A user's
+mistake ends in one message and exit code 2, without a traceback. Only this module reads flags.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.run(options, overrides)
         return 0
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("\ninterrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         return 130
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -52,7 +52,7 @@ def parse_flags(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str
         if not equals:
             parser.error(f"{flag} has no value; write {flag}=VALUE")
         overrides[field] = text
-    # The command may stand behind flags that every command has; without one it is "run".
+    # Flags that every command has may come before the command. The default command is "run".
     options, rest = shared.parse_known_args([word for word in arguments if not word.startswith("--config.")],
                                             argparse.Namespace(config=None, workdir=None, distributed=False, hosts=None))
     command = next((word for word in rest if word in commands), None)
@@ -119,9 +119,9 @@ def _parsers():
     flag = add("play", "you search and answer in the policy's place, against a real engine, the simulator or both", _play,
                needs_workdir=False)
     flag("--against", choices=("both", "real", "simulator"), default="both",
-         help="both, if left out: documents side by side, and you guess which engine is real")
-    flag("--noise", type=float, default=0.5, help="probability that a search of the simulator is noisy; 0.5 if left out")
-    flag("--seed", type=int, help="the same questions, noise and sides again; left out, new ones each time")
+         help="both (the default) shows documents side by side, and you guess which engine is real")
+    flag("--noise", type=float, default=0.5, help="probability of a noisy search by the simulator; default 0.5")
+    flag("--seed", type=int, help="repeats a game's questions, noise and sides; by default they are new each time")
     flag = add("plan", "whether the run fits a --target, and the least time of a step; needs neither the target nor weights",
                _plan, needs_workdir=False)
     flag("--target", metavar="CHIP:NUMBER", required=True, help="a100-80gb:8, h100, h200, v5e:16, v5p:8, v6e:16")
@@ -130,7 +130,7 @@ def _parsers():
                {"CORPUS": "a corpus (.jsonl[.gz] or .parquet of {id, title, text})"}, needs_workdir=False)
     flag("--host", default="127.0.0.1", help="127.0.0.1 if left out")
     flag("--port", type=int, default=8000, help="8000 if left out; 0: any free one")
-    add("compare", "the run's evaluation beside another's, question by question", _compare,
+    add("compare", "compares the run's evaluation with another's, question by question", _compare,
         {"OTHER_WORKDIR": "another run's folder"})
     flag = add("view", "all trajectories of a run in your browser; two --workdir stand side by side", _view)
     flag("--port", type=int, default=8001, help="8001 if left out; 0: any free one")
@@ -153,17 +153,16 @@ def _name(metavar):
 
 
 def keep_compiled_programs():
-    """Compiled programs are kept between runs in .jax_cache, or where JAX_COMPILATION_CACHE_DIR says (empty: nowhere).
+    """Keeps compiled programs between runs in .jax_cache or JAX_COMPILATION_CACHE_DIR (empty: nowhere).
 
-    The same values as in launch/env.sh. jax reads them when it is imported; a program that has imported it and calls
-    `main` has decided for itself.
+    launch/env.sh has the same values. jax reads them at its import, so they do not change a program that has imported jax.
     """
     if "jax" not in sys.modules:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(".jax_cache").absolute()))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 
-# What follows runs one command each. It imports what it needs when it needs it: a wrong config is told in a second.
+# One function a command. Each imports its modules itself, so that a wrong config is refused within a second.
 
 
 def _run_stages(options, overrides):
@@ -213,7 +212,7 @@ def _plan(options, overrides):
 
 
 def _serve_corpus(options, overrides):
-    """Serves BM25 over a corpus until it is interrupted (or another index: --config.search.eval_engine=dense)."""
+    """Serves BM25, or the index of --config.search.eval_engine, over a corpus until it is interrupted."""
     from zsjax.run import build
     from zsjax.search import registry
     from zsjax.search.server import RetrievalServer
@@ -222,7 +221,7 @@ def _serve_corpus(options, overrides):
     config = resolve(None, overrides, check=False)
     name = config.search.eval_engine
     if "corpus" not in registry.needs(name, config.search):
-        raise UserError(f"search.eval_engine = {name!r}: no engine over a corpus; use bm25 or dense")
+        raise UserError(f"search.eval_engine = {name!r} is not an engine over a corpus; use bm25 or dense")
     try:
         engine = build.engine(name, config, options.corpus, workdir=options.workdir or ".")
     except InputError as error:
@@ -297,7 +296,7 @@ def _conversations(options, overrides):
 
 
 def _find_config(options, overrides, stages=None) -> Config:
-    """The resolved config of --config, or of the run in WORKDIR; checked for `stages`, too, if they are given."""
+    """The resolved config of --config, or of the run in WORKDIR; also checked for `stages`, if given."""
     from zsjax.config.checks import find_problems
 
     carried = options.workdir / "config.json" if options.workdir is not None else None
@@ -315,7 +314,7 @@ def _find_config(options, overrides, stages=None) -> Config:
     else:
         raise UserError(f"give --config F.py, an experiment file{known_experiments()}")
     config = resolve(config, overrides, files=options.command not in ("plan", "conversations"))
-    if stages:  # the run's own config.stages stay as they are; what this command needs of the rest must be there
+    if stages:  # config.stages stays the run's own; the command's stages have needs of their own
         problems = find_problems(dataclasses.replace(config, stages=stages))
         if problems:
             raise ConfigError(problems)

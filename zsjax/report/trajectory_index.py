@@ -54,7 +54,7 @@ class Filters:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Trajectory:
     """A record and where it is: in line `number` of the objects of `file`."""
 
     file: str
@@ -73,7 +73,7 @@ class Page:
     """
 
     total: int
-    found: list[Found]
+    found: list[Trajectory]
     next: int | None
 
 
@@ -163,10 +163,10 @@ class TrajectoryIndex:
                 if not filters.text or _may_hold(line, filters.text):
                     record = json.loads(line)
                     if not filters.text or _holds(record, filters.text):
-                        found.append(Found(names[place], number, record))
+                        found.append(Trajectory(names[place], number, record))
         return Page(len(chosen), found, position if position < len(chosen) else None)
 
-    def records(self, filters: Filters) -> Iterator[Found]:
+    def records(self, filters: Filters) -> Iterator[Trajectory]:
         """All that pass the filters, in their order, one at a time."""
         first = 0
         while first is not None:

@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from zsjax.errors import InputError
 from zsjax.report.charts import printable
-from zsjax.report.page import ROLES, environment, noisy_segments
+from zsjax.report.page import ROLES, noisy_segments, templates
 from zsjax.report.trajectory_index import ORDERS, Filters, TrajectoryIndex, score_of
 from zsjax.types import STATUS_NAMES
 
@@ -43,7 +43,7 @@ class TrajectoryServer(ThreadingHTTPServer):
         """
         self.runs = [TrajectoryIndex(workdir) for workdir in workdirs]
         names = {"roles": ROLES, "statuses": STATUS_NAMES[1:], "orders": ORDERS}
-        self.pages = {path: (environment().get_template(file).render(**names).encode(), kind)
+        self.pages = {path: (templates().get_template(file).render(**names).encode(), kind)
                       for path, (file, kind) in _PAGES.items()}
         super().__init__(("127.0.0.1", port), _Handler)
 

@@ -131,7 +131,8 @@ class Game:
         tokens, lengths, _ = encode_documents(
             [found], tokenizer, search.document_format, num_documents=search.num_documents,
             max_document_tokens=search.max_document_tokens)
-        texts = [tokenizer.decode(ids[:length].tolist()).strip() for ids, length in zip(tokens[0], lengths[0], strict=True) if length]
+        texts = [tokenizer.decode(ids[:length].tolist()).strip() for ids, length in zip(tokens[0], lengths[0], strict=True)
+                 if length]
         return Reply(tuple(texts), noisy=context.noisy and obeys, failed=isinstance(found, Failed))
 
 

@@ -99,7 +99,8 @@ def _play(game, console, lines) -> bool:
         elif kind == "search" and left:
             _show(game, game.search(text), console)
         else:
-            console.print("No search is left: type = and your answer." if kind == "search" else HELP, markup=False, soft_wrap=True)
+            text = "No search is left: type = and your answer." if kind == "search" else HELP
+            console.print(text, markup=False, soft_wrap=True)
     return True
 
 
