@@ -33,9 +33,10 @@ _MOVED = {
     "search.bm25": "search.engines.bm25", "search.dense": "search.engines.dense", "search.http": "search.engines.http",
     "search.openai_chat": "search.engines.chat", "search.prompts": "search.simulator.prompt",
     "search.requests": "search.simulator.requests", "search.serpapi": "search.engines.serpapi",
-    "search.writing": "search.simulator.writing", "sharding": "parallel.mesh", "simulation": "tuning",
-    "stages": "run.stages", "tables": "evaluation.tables", "tuning.gates": "tuning.simulator_gates",
-    "validation": "config.checks",
+    "search.writing": "search.simulator.writing", "run.stages.gates": "run.stages.gate_checks",
+    "run.stages.simulator": "run.stages.simulator_tuning", "sharding": "parallel.mesh", "simulation": "tuning",
+    "stages": "run.stages", "tables": "evaluation.tables",
+    "tuning.gates": "tuning.simulator_gates", "validation": "config.checks",
 }
 
 

@@ -121,6 +121,8 @@ class Config:
     """A whole run."""
 
     name: str = free("run", "the run's name in its report")
+    trackers: tuple[str, ...] = free((), "where metrics go beside metrics.jsonl and TensorBoard; each needs its package",
+                                     choices=("zsjax.monitor.trackers:TRACKERS",))
     seed: int = field(0, "of every draw", "[0, 2147483647]")
     stages: tuple[str, ...] = field(("train", "evaluate", "report"), "in order", choices=STAGES, effect="stages")
     tokenizer: str = field("asset:tiny_world/tokenizer", "a folder of tokenizer.json, or a tokenizer.model", names="path")
