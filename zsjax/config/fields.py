@@ -408,6 +408,8 @@ class EvaluateConfig:
                          "[1, 1e6]", unit="episodes")
     batch_rows: int = _fast(64, "questions played at a time", "[1, 1e7]", unit="rows")
     drop_best: float = _later(0.0, "> 0 also evaluates with a real engine that loses its best document so often", _SHARE)
+    misinformation: float = _later(0.0, "> 0 also evaluates, in the tiny world, with a real engine whose best document "
+                                   "tells another object so often (zsjax.tiny_world.misinformation)", _SHARE)
     baselines: tuple[str, ...] = _later((), "played by the run's policy (trained where there is one) on the same questions",
                                        choices=("zsjax.evaluation.baselines:METHODS",))
     baseline_model: str = _later("policy", 'who plays the baselines: "policy", the run\'s (trained where there is one), or '

@@ -123,7 +123,7 @@ def corpus(config: Config, source: str) -> list[Document]:
     return load_corpus(source)
 
 
-def engine(name: str, config: Config, source: str, *, workdir=".", drop_best: float = 0.0,
+def engine(name: str, config: Config, source: str, *, workdir=".", drop_best: float = 0.0, misinformation: float = 0.0,
            simulator: Callable[[], Simulator] | None = None):
     """An engine by name, see `zsjax.search.registry`.
 
@@ -132,6 +132,7 @@ def engine(name: str, config: Config, source: str, *, workdir=".", drop_best: fl
       source: the corpus, for engines that have one.
       workdir: what config.search.index_dir and .remote.cache_dir are relative to.
       drop_best: > 0 loses the best document at random.
+      misinformation: > 0 makes the best document wrong at random; the corpus is the tiny world's.
       simulator: makes the simulator, for engines that ask it (`stages.run.Run.engine`).
 
     Raises:
@@ -148,6 +149,10 @@ def engine(name: str, config: Config, source: str, *, workdir=".", drop_best: fl
     if "simulator" in registry.needs(name, config.search):
         return found
     found = DropBest(found, drop_best, seed=config.seed) if drop_best else found
+    if misinformation:
+        from zsjax.tiny_world.misinformation import Misinformed
+
+        found = Misinformed(found, corpus(config, source), misinformation, seed=config.seed)
     return Passages(found, config.search.passage_words) if config.search.passage_words else found
 
 

@@ -31,9 +31,12 @@ class Recipe:
     short_steps: of these, steps with rows of half the length and at most 4 facts.
     max_facts: told in a row; from 2 on.
     unknown: share of asked facts that were not told.
+    paraphrase: share of asked facts whose relation is named by its other word.
     episode_rate: learning rate of the second phase.
     episode_tokens: row length of the second phase.
     episodes, reading: rows of each kind in a step of the second phase.
+    hops, max_searches: of the episodes.
+    table: options of `FactTable`, the worlds that episodes are about.
     behaviour: fields of `Behaviour`.
     """
 
@@ -41,10 +44,14 @@ class Recipe:
     short_steps: int = 100
     max_facts: int = 10
     unknown: float = 0.15
+    paraphrase: float = 0.0
     episode_rate: float = 4e-3
     episode_tokens: int = 192
     episodes: int = 20
     reading: int = 8
+    hops: int = 2
+    max_searches: int = 3
+    table: dict = dataclasses.field(default_factory=dict)
     behaviour: dict = dataclasses.field(default_factory=dict)
 
 
@@ -90,18 +97,23 @@ def pretrain_policy(config: Config, tokenizer, *, writer, directory, config_json
         short = step < recipe.short_steps
         rng = np.random.default_rng([config.seed, 0, step])
         return reading_rows(rng, vocab, rows=options.batch_rows * (1 + short), max_tokens=options.max_tokens // (1 + short),
-                            facts=(2, min(4, recipe.max_facts) if short else recipe.max_facts), unknown=recipe.unknown)[:2]
+                            facts=(2, min(4, recipe.max_facts) if short else recipe.max_facts), unknown=recipe.unknown,
+                            paraphrase=recipe.paraphrase)[:2]
 
     def episodes(step):
         rng = np.random.default_rng([config.seed, 1, step])
         parts = [
-            episode_rows(rng, vocab, rows=recipe.episodes, max_tokens=recipe.episode_tokens, behaviour=behaviour),
+            episode_rows(rng, vocab, rows=recipe.episodes, max_tokens=recipe.episode_tokens, behaviour=behaviour,
+                         max_searches=recipe.max_searches, hops=recipe.hops, **recipe.table),
             reading_rows(rng, vocab, rows=recipe.reading, max_tokens=recipe.episode_tokens,
-                         facts=(2, recipe.max_facts), unknown=recipe.unknown)[:2]]
+                         facts=(2, recipe.max_facts), unknown=recipe.unknown, paraphrase=recipe.paraphrase)[:2]]
         return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
     def measure(params):
-        return {f"reading_{n}": reading_accuracy(model_config, params, tokenizer, n) for n in (2, 4, 8)}
+        scores = {f"reading_{n}": reading_accuracy(model_config, params, tokenizer, n) for n in (2, 4, 8)}
+        if recipe.paraphrase:
+            scores["reading_4_paraphrased"] = reading_accuracy(model_config, params, tokenizer, 4, paraphrase=1.0)
+        return scores
 
     phases = [("reading", facts, reading_steps, options.optimizer.learning_rate, options.max_tokens),
               ("episodes", episodes, options.steps - reading_steps, recipe.episode_rate, recipe.episode_tokens)]

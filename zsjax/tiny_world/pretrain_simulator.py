@@ -26,7 +26,8 @@ def pretrain_simulator(config: Config, tokenizer, *, writer, directory, config_j
 
     Args:
       config: the run's; pretrain_simulator, simulator, data, search and seed are read.
-        pretrain_simulator.options may have "examples_per_query" and "emphasis" (see `simulation.tune.train`).
+        pretrain_simulator.options may have "examples_per_query" and "paraphrase" (see `make_examples`), and "emphasis"
+        (see `zsjax.tuning.tune.train`).
       tokenizer: the tiny world's.
       writer: `zsjax.monitor.writer.Writer`; the stage is "pretrain_simulator".
       directory: of this stage's checkpoints; an interrupted run in it goes on.
@@ -45,25 +46,35 @@ def pretrain_simulator(config: Config, tokenizer, *, writer, directory, config_j
     simulator = build.simulator(config, *build.model(config.simulator, tokenizer, seed=config.seed + 1), tokenizer)
     examples = make_examples(
         build.worlds(config, config.data.corpus), simulator.num_documents, seed=config.seed,
-        per_query=options.options.get("examples_per_query", EXAMPLES_PER_QUERY))
+        per_query=options.options.get("examples_per_query", EXAMPLES_PER_QUERY),
+        paraphrase=options.options.get("paraphrase", 0.0))
     simulator = tune.train(options, simulator, examples, document_format=config.search.document_format,
                            seed=config.seed, stage="pretrain_simulator", writer=writer, directory=directory,
                            config_json=config_json)
     return simulator.config, simulator.params
 
 
-def make_examples(worlds, num_documents: int, *, seed: int, per_query: int) -> list[Example]:
-    """`per_query` prompts for every query of the worlds (each relation of each entity, whether there is such a fact or
-    not), each with a question drawn at random.
+def make_examples(worlds, num_documents: int, *, seed: int, per_query: int, paraphrase: float = 0.0) -> list[Example]:
+    """`per_query` prompts for every query of the worlds, each with a question drawn at random.
 
-    A third of the replies are what BM25 finds for the query, the others the same without its best document.
+    A query asks a relation of an entity. As many of them have no fact as have one. A third of the replies are what BM25
+    finds for the query, the others the same without its best document.
+
+    Args:
+      worlds: of `zsjax.tiny_world.world`.
+      num_documents: documents of a reply.
+      seed: of the draws.
+      per_query: prompts for each query.
+      paraphrase: share of the queries whose word for the relation is not the documents'.
     """
     from zsjax.tiny_world import world as tiny_world
 
     engine = BM25.from_documents(tiny_world.documents(worlds))
     questions = tiny_world.questions(worlds)
-    queries = [tiny_world.query_text(relation, entity)
-               for world in worlds for entity in world.entities for relation in tiny_world.RELATIONS]
+    queries = [tiny_world.query_text(relation, entity) for relation, entity in _requests(worlds, seed)]
+    if paraphrase:
+        rng = np.random.default_rng([seed, 18])
+        queries = [_paraphrased(query) if rng.random() < paraphrase else query for query in queries]
     rankings = engine.search(queries, k=DEPTH_FACTOR * num_documents)
     rng = np.random.default_rng([seed, 17])
     examples = []
@@ -74,3 +85,28 @@ def make_examples(worlds, num_documents: int, *, seed: int, per_query: int) -> l
             documents = ranking[:num_documents] if complete else noisy_documents(ranking, (), num_documents)
             examples.append(Example(question, query, noisy, tuple(documents)))
     return examples
+
+
+def _requests(worlds, seed: int) -> list[tuple[str, str]]:
+    """(relation, entity): every fact, and as many pairs of every entity that have none."""
+    from zsjax.tiny_world import world as tiny_world
+
+    rng, found = np.random.default_rng([seed, 19]), []
+    for world in worlds:
+        told = {}
+        for fact in world.facts:
+            told.setdefault(fact.subject, []).append(fact.relation)
+        used = {fact.relation for fact in world.facts}
+        relations = [relation for relation in tiny_world.ALL_RELATIONS if relation in used]
+        for subject, entity in enumerate(world.entities):
+            absent = [relation for relation in relations if relation not in told[subject]]
+            absent = {absent[i] for i in rng.permutation(len(absent))[:len(told[subject])]}
+            found += [(relation, entity) for relation in relations if relation in absent or relation in told[subject]]
+    return found
+
+
+def _paraphrased(query: str) -> str:
+    from zsjax.tiny_world import world as tiny_world
+
+    relation, of, entity = query.partition(" of ")
+    return tiny_world.PARAPHRASES[relation] + of + entity

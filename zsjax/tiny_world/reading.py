@@ -21,14 +21,16 @@ from zsjax.types import Question
 MAX_REPLY_TOKENS = 24  # a thought of 9 words, its tags, and an answer in its tags
 
 
-def reading_accuracy(model_config, params, tokenizer, num_facts: int, *, rows: int = 64, seed: int = 0) -> float:
+def reading_accuracy(model_config, params, tokenizer, num_facts: int, *, rows: int = 64, seed: int = 0,
+                     paraphrase: float = 0.0) -> float:
     """Share of facts whose object, two words never met in training, is copied exactly.
 
     Each row tells num_facts facts and asks each once, in another order, without any of its answers given before: a word
-    counts where it is the greedy choice after the right words before it.
+    counts where it is the greedy choice after the right words before it. paraphrase: as `reading_rows`.
     """
     tokens, _, asked = reading_rows(np.random.default_rng([seed, num_facts]), vocabulary(tokenizer), rows=rows,
-                                    max_tokens=2 * num_facts * LINE, facts=num_facts, held_out=True)
+                                    max_tokens=2 * num_facts * LINE, facts=num_facts, held_out=True,
+                                    paraphrase=paraphrase)
     choice = np.asarray(_greedy(params, tokens, model_config)).reshape(rows, -1, LINE)
     lines = tokens.reshape(rows, -1, LINE)
     before = slice(OBJECT.start - 1, OBJECT.stop - 1)
