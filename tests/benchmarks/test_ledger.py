@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from benchmarks import ledger
-from benchmarks.hypotheses import entries, measures, verdict
+from benchmarks.hypotheses import entries, measures, tables, verdict
 from benchmarks.hypotheses.verdict import REFUTED, SUPPORTED, UNDECIDED, Effect
 
 
@@ -200,3 +200,43 @@ def test_the_command_line_names_an_unknown_hypothesis(capsys):
 def test_a_line_is_json_of_one_line(tmp_path):
     ledger.add_result(tmp_path, {"arm": "a", "digest": "0", "seed": 1, "error": "two\nlines"})
     assert json.loads((tmp_path / "results.jsonl").read_text())["error"] == "two\nlines"
+
+
+def lines_of(book, values, curves=None):
+    """Stored lines of {(arm, seed): em}."""
+    return {(arm, book.arms[arm].digest, seed): {
+        "arm": arm, "seed": seed, "commit": "c" * 40, "seconds": 60.0, "measures": {"em": em, "f1": 2 * em, "fall": 0.0},
+        "curves": curves or {"eval/em": [None, em]}} for (arm, seed), em in values.items()}
+
+
+def test_the_page_is_written_from_the_lines_alone(book, tmp_path):
+    lines = lines_of(book, {("a", 0): 0.9, ("a", 1): 0.8, ("a", 2): 0.7, ("b", 0): 0.5, ("b", 1): 0.41})
+    lines["b", "of another definition", 1] = {"arm": "b", "seed": 1, "commit": "", "seconds": 1.0, "measures": {"em": 9.0}}
+    lines["a", book.arms["a"].digest, 7] = {"arm": "a", "seed": 7, "commit": "", "seconds": 1.0, "error": "x\nlost its way\n"}
+    tables.write(book, lines, tmp_path)
+    page = (tmp_path / "ledger.md").read_text()
+    assert "| C1 | t | supported | 2 |  |" in page
+    assert "| a - b, em | greater | 0.1 | +0.395 ± 0.005 | +0.331 to +0.459 | 2 | supported |" in page
+    assert "| C2 | t | undecided | 2 | more than a thousand |" in page  # two pairs have no correlation with an error
+    assert "| a | 3 |" in page and "0.80 ± 0.06" in page and "a, seed 7: `lost its way`" in page
+    plots = {path.name for path in (tmp_path / "ledger").glob("*.svg")}
+    assert plots == {"effects.svg", "curves_c1.svg", "curves_c2.svg"} and all(f"ledger/{name}" in page for name in plots)
+
+
+def test_nothing_run_is_said(book, tmp_path):
+    tables.write(book, {}, tmp_path)
+    page = (tmp_path / "ledger.md").read_text()
+    assert "| C1 | t | not run | 0 |" in page and "0 runs" in page
+
+
+def test_a_sign_is_a_metric_that_leaves_its_range_before_em_falls(book):
+    em = [None] * 40
+    em[9], em[19], em[29], em[39] = 0.4, 0.8, 0.78, 0.3
+    steady = [0.5 + 0.01 * (step % 3) for step in range(40)]
+    early = steady[:24] + [0.1] * 16
+    late = steady[:39] + [0.1]
+    assert tables.first_outside(early) == 24 and tables.first_outside(steady) is tables.first_outside(late) is None
+    lines = lines_of(book, {("a", 0): 0.3}, {"eval/em": em, "entropy": early, "reward": steady, "kl": late})
+    next(iter(lines.values()))["measures"]["fall"] = 0.5
+    table = tables.signs(tables.Results(book, lines))
+    assert "| entropy | 1 of 1 | 15 |" in table and not any("reward" in row or "kl" in row for row in table)
