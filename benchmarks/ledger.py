@@ -136,7 +136,9 @@ def models_of(ledger: Ledger, owner: Arm | Model) -> list[str]:
 
 def commit() -> str:
     """The checkout's commit, with "+" where files differ from it; "unknown" without git."""
-    git = lambda *words: subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
     found = git("rev-parse", "HEAD")
     return found + "+" * bool(found and git("status", "--porcelain", "--untracked-files=no")) or "unknown"
 
@@ -164,7 +166,10 @@ class Launcher:
 
     def _launch(self, arg, stages, overrides, folder):
         folder.mkdir(parents=True, exist_ok=True)
-        path = lambda value: str(self.models / value[1:]) if value.startswith("@") else value
+
+        def path(value):
+            return str(self.models / value[1:]) if value.startswith("@") else value
+
         command = [sys.executable, "-m", "zsjax.launch", "--config", f"{EXPERIMENT}:{arg}", "--workdir", str(folder),
                    f"--config.stages={stages}", *(f"--config.{name}={path(value)}" for name, value in overrides.items())]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}

@@ -46,7 +46,10 @@ def gae_over_documents(batch, *, loss_mask):
 def kl_bonus(batch, logprobs, *, loss_mask, entropy):
     """Minus the KL to the reference (k3): ZeroSearch's sign, which rewards drift."""
     del entropy
-    safe = lambda x: jnp.where(loss_mask, x, 0)
+
+    def safe(x):
+        return jnp.where(loss_mask, x, 0)
+
     return -losses.kl_penalty(safe(logprobs), safe(batch.ref_logprobs), kind="k3")
 
 

@@ -35,10 +35,14 @@ class Results:
 
     def effect(self, test: Comparison | Correlation, seeds: Sequence[int]) -> Effect | None:
         """The effect over the hypothesis's seeds, None where a run that it needs is missing in all of them."""
-        only = lambda values: {seed: value for seed, value in values.items() if seed in seeds}
+        def only(values):
+            return {seed: value for seed, value in values.items() if seed in seeds}
+
         if isinstance(test, Correlation):
-            pairs = [(x[seed], y[seed]) for arm in test.arms
-                     for x, y in [(only(self.values(arm, test.x)), only(self.values(arm, test.y)))] for seed in x if seed in y]
+            pairs = []
+            for arm in test.arms:
+                x, y = only(self.values(arm, test.x)), only(self.values(arm, test.y))
+                pairs += [(x[seed], y[seed]) for seed in x if seed in y]
             return verdict.correlation(*zip(*pairs, strict=True)) if pairs else None
         treatment, control = (only(self.values(*side)) for side in (test.treatment, test.control))
         return verdict.paired(treatment, control) if treatment.keys() & control.keys() else None
@@ -71,9 +75,10 @@ def page(results: Results, plots: pathlib.Path) -> str:
     for hypothesis in _by_id(results.ledger):
         text += [*section(results, hypothesis), ""]
     text += ["## The arms", "", "Means over seeds, and the standard error of that mean. Lost: the best document is lost in",
-             "30 % of searches. Wrong: it tells another object in 30 %. Fall: EM on the way at its best, minus at the end.", "",
-             *arms_table(results), "", *(f"![{path.stem}](ledger/{path.name})" for path in sorted(plots.glob("curves_*.svg"))),
-             "", "## Signs before the score falls", "", *signs(results), ""]
+             "30 % of searches. Wrong: it tells another object in 30 %. Fall: the best EM of an evaluation in training,",
+             "minus the last one.", "", *arms_table(results), ""]
+    text += [f"![{path.stem}](ledger/{path.name})" for path in sorted(plots.glob("curves_*.svg"))]
+    text += ["", "## Signs before the score falls", "", *signs(results), ""]
     failed = [line for line in results.lines.values() if "error" in line]
     if failed:
         text += ["## Runs that failed", "", *(f"- {line['arm']}, seed {line['seed']}: `{_last(line['error'])}`"
@@ -84,7 +89,8 @@ def page(results: Results, plots: pathlib.Path) -> str:
 def summary_row(results: Results, hypothesis: Hypothesis) -> str:
     word, seeds, needed = judged(results, hypothesis)
     needed = "" if word != verdict.UNDECIDED else "more than a thousand" if needed is None else str(needed)
-    return f"| {hypothesis.id} | {hypothesis.title} | {word if seeds else 'not run'} | {seeds} | {needed if seeds > 1 else ''} |"
+    word, needed = word if seeds else "not run", needed if seeds > 1 else ""
+    return f"| {hypothesis.id} | {hypothesis.title} | {word} | {seeds} | {needed} |"
 
 
 def judged(results: Results, hypothesis: Hypothesis) -> tuple[str, int, int | None]:
@@ -147,14 +153,15 @@ def signs(results: Results) -> list[str]:
     for line in fallen:
         fall = _fall_step(line["curves"]["eval/em"])
         for name, values in line["curves"].items():
-            if not name.startswith("eval/") and name != "noise" and (step := first_outside(values)) is not None and step < fall:
+            step = None if name == "noise" or name.startswith("eval/") else first_outside(values)
+            if step is not None and step < fall:
                 ahead.setdefault(name, []).append(fall - step)
     if not fallen:
         return [f"No run ended {FELL} below its best."]
     rows = [f"| {name} | {len(steps)} of {len(fallen)} | {statistics.median(steps):.0f} |"
             for name, steps in sorted(ahead.items(), key=lambda item: -len(item[1]))]
-    return [f"{len(fallen)} runs ended at least {FELL} below their best EM. A metric's usual range is its mean, plus and minus",
-            "three deviations, over the second quarter of the steps.", "",
+    return [f"{len(fallen)} runs ended at least {FELL} below their best EM. A metric's usual range is its mean, plus and",
+            "minus three deviations, over the second quarter of the steps.", "",
             "| metric | left its range before | steps before, median |", "| --- | --- | --- |", *rows]
 
 
@@ -194,8 +201,8 @@ def curve_plot(results: Results, arms: Sequence[str], metric: str = "eval/em") -
         if points := [(step + 1, statistics.mean(values)) for step, values in enumerate(steps) if values]:
             series[arm] = points
     svg = charts.line_chart(series, low=0.0)
-    legend = "".join(f'<text x="{charts.LEFT + 8}" y="{charts.TOP + 12 * (i + 1)}" style="fill:{charts.color_of(i)}">{name}</text>'
-                     for i, name in enumerate(series))
+    legend = "".join(f'<text x="{charts.LEFT + 8}" y="{charts.TOP + 12 * (i + 1)}" style="fill:{charts.color_of(i)}">'
+                     f"{name}</text>" for i, name in enumerate(series))
     return svg.replace(">", f">{STYLE}", 1).replace("</svg>", f"{legend}</svg>") if svg else ""
 
 
@@ -205,17 +212,21 @@ def effects_plot(results: Results) -> str:
             for test in (*hypothesis.comparisons, *hypothesis.correlations)
             if (effect := results.effect(test, hypothesis.seeds)) is not None]
     height, left, width, reach = 18, 330, 640, 4.0
-    place = lambda x: left + (max(-reach, min(reach, x)) + reach) / (2 * reach) * (width - left - 10)
+
+    def place(x):
+        return left + (max(-reach, min(reach, x)) + reach) / (2 * reach) * (width - left - 10)
+
     out = [f'<svg viewBox="0 0 {width} {height * (len(rows) + 2)}" xmlns="http://www.w3.org/2000/svg">{STYLE}']
     for tick in (-1, 0, 1):
-        out.append(f'<line class="grid" x1="{place(tick):.1f}" x2="{place(tick):.1f}" y1="0" y2="{height * (len(rows) + 1)}"/>'
-                   f'<text x="{place(tick):.1f}" y="{height * (len(rows) + 1.7):.0f}" text-anchor="middle">{tick}</text>')
+        x, bottom = round(place(tick), 1), height * (len(rows) + 1)
+        out.append(f'<line class="grid" x1="{x}" x2="{x}" y1="0" y2="{bottom}"/>'
+                   f'<text x="{x}" y="{bottom + 12}" text-anchor="middle">{tick}</text>')
     for row, (name, test, effect) in enumerate(rows):
         y, (low, high) = height * (row + 0.7), effect.interval()
         out.append(f'<text x="4" y="{y + 4:.0f}">{charts.escape(name)}</text>')
         if math.isfinite(low):
-            out.append(f'<line x1="{place(low / test.smallest):.1f}" x2="{place(high / test.smallest):.1f}" y1="{y}" y2="{y}" '
-                       'stroke="#2563eb"/>')
+            ends = f'x1="{place(low / test.smallest):.1f}" x2="{place(high / test.smallest):.1f}"'
+            out.append(f'<line {ends} y1="{y}" y2="{y}" stroke="#2563eb"/>')
         if math.isfinite(effect.mean):
             out.append(f'<circle class="dot" cx="{place(effect.mean / test.smallest):.1f}" cy="{y}" r="3" fill="#2563eb"/>')
     return "".join(out) + "</svg>\n"

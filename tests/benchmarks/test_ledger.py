@@ -212,7 +212,8 @@ def lines_of(book, values, curves=None):
 def test_the_page_is_written_from_the_lines_alone(book, tmp_path):
     lines = lines_of(book, {("a", 0): 0.9, ("a", 1): 0.8, ("a", 2): 0.7, ("b", 0): 0.5, ("b", 1): 0.41})
     lines["b", "of another definition", 1] = {"arm": "b", "seed": 1, "commit": "", "seconds": 1.0, "measures": {"em": 9.0}}
-    lines["a", book.arms["a"].digest, 7] = {"arm": "a", "seed": 7, "commit": "", "seconds": 1.0, "error": "x\nlost its way\n"}
+    lines["a", book.arms["a"].digest, 7] = {"arm": "a", "seed": 7, "commit": "", "seconds": 1.0,
+                                            "error": "x\nlost its way\n"}
     tables.write(book, lines, tmp_path)
     page = (tmp_path / "ledger.md").read_text()
     assert "| C1 | t | supported | 2 |  |" in page

@@ -11,8 +11,9 @@ from zsjax.data import load_tokenizer
 from zsjax.data.assets import asset_path
 from zsjax.search import BM25
 from zsjax.tiny_world import world as tiny_world
+from zsjax.tiny_world.imitation import Behaviour, episode_rows
 from zsjax.tiny_world.pretrain_simulator import make_examples
-from zsjax.tiny_world.rows import LINE, OBJECT, Behaviour, episode_rows, reading_rows, vocabulary
+from zsjax.tiny_world.rows import LINE, OBJECT, reading_rows, vocabulary
 
 HARD = dict(entities=60, relations=40, hops=4, paraphrase=0.5, near_duplicates=4, two_hop_questions=120)
 TOKENIZER = load_tokenizer(asset_path("asset:hard_world/tokenizer"))
@@ -66,7 +67,8 @@ def test_a_query_in_the_documents_words_finds_more_and_near_duplicates_hide_it()
         facts = [f"{f.relation} of {world.entities[f.subject]}" for f in world.facts]
         queries = [tiny_world.PARAPHRASES[q.split()[0]] + q.removeprefix(q.split()[0]) if paraphrased else q for q in facts]
         lists = engine.search(queries, None, k=3)
-        return np.mean([any(d.text.startswith(f"{fact} is ") for d in list_) for fact, list_ in zip(facts, lists)])
+        hits = [any(d.text.startswith(f"{fact} is ") for d in shown) for fact, shown in zip(facts, lists, strict=True)]
+        return np.mean(hits)
 
     assert found(False) > 0.95
     assert found(True) < 0.5 < found(True, near_duplicates=0)

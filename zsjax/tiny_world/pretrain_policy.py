@@ -1,10 +1,9 @@
-"""A base for the tiny world's policy, from scratch: it reads, it knows the form of an episode, and it searches badly.
+"""A base for the tiny world's policy, from scratch. It reads, knows the form of an episode, and searches badly.
 
 Two phases, each with its own warm-up and decay of the learning rate:
   reading   facts, then the same facts asked in another order; short rows first
-  episodes  episodes of a poor searcher, beside rows of facts that keep reading alive. What decides over searching is
-            left out of the loss in the share of episodes that goes the right way, so that the model learns to use
-            documents without learning to fetch them: that is left to reinforcement.
+  episodes  episodes of a poor searcher, beside rows of facts that preserve reading. In guided episodes the loss leaves
+            out the decisions on searching: the model learns to use documents, and reinforcement must teach to find them.
 """
 
 import dataclasses
@@ -18,9 +17,10 @@ from zsjax.config import Config, OptimizerConfig, SupervisedConfig
 from zsjax.errors import UserError
 from zsjax.models.decoder import DecoderConfig
 from zsjax.run import build
+from zsjax.tiny_world.imitation import Behaviour, episode_rows
 from zsjax.tiny_world.induction import induction_init
 from zsjax.tiny_world.reading import reading_accuracy
-from zsjax.tiny_world.rows import LINE, Behaviour, episode_rows, reading_rows, vocabulary
+from zsjax.tiny_world.rows import LINE, reading_rows, vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Recipe:
 
     reading_steps: steps of the first phase, of config.pretrain.steps in all.
     short_steps: of these, steps with rows of half the length and at most 4 facts.
-    max_facts: told in a row; from 2 on.
+    max_facts: the most facts told in a row; the fewest are 2.
     unknown: share of asked facts that were not told.
     paraphrase: share of asked facts whose relation is named by its other word.
     episode_rate: learning rate of the second phase.
@@ -66,8 +66,8 @@ def pretrain_policy(config: Config, tokenizer, *, writer, directory, config_json
     """Trains the base of `config.policy` from `induction_init`.
 
     Args:
-      config: the run's; pretrain (see `Recipe` for its options; 0 steps stand for `POLICY_BASE`), policy and seed are
-        read.
+      config: the run's; pretrain, policy and seed are read. `Recipe` has the options of pretrain; with 0 steps
+        `POLICY_BASE` is used.
       tokenizer: the tiny world's.
       writer: `zsjax.monitor.writer.Writer`; the stages are "pretrain_reading" and "pretrain_episodes".
       directory: of the checkpoints; an interrupted run in it goes on.

@@ -1,8 +1,8 @@
-"""A simulator base for the tiny world, from scratch: it remembers the training worlds as an LLM remembers Wikipedia.
+"""A simulator base for the tiny world, from scratch. It remembers the training worlds as an LLM remembers Wikipedia.
 
-It reads lists of documents of the training worlds behind prompts in the simulator's form, whose mode word is drawn by a
-coin that nothing else depends on. So it knows the facts and the form, and knows nothing of useful and noisy: tuning has
-to teach that, as it has to teach a real LLM.
+It is trained on documents of the training worlds behind prompts in the simulator's form. The prompt's mode word is
+random and says nothing about the documents. So the base knows the facts and the form; tuning must teach useful and
+noisy, as for a real LLM.
 """
 
 import numpy as np

@@ -71,7 +71,10 @@ def name_words() -> tuple[tuple[str, ...], tuple[str, ...]]:
 def held_out_names() -> np.ndarray:
     """bool[200, 200]: which (first, last) combinations only evaluation worlds use, by a hash: 10 %."""
     first, last = name_words()
-    digest = lambda a, b: hashlib.blake2b(f"{a} {b}".encode(), digest_size=4).digest()
+
+    def digest(a, b):
+        return hashlib.blake2b(f"{a} {b}".encode(), digest_size=4).digest()
+
     return np.array([[int.from_bytes(digest(a, b)) % 10 == 0 for b in last] for a in first])
 
 
