@@ -22,6 +22,7 @@ from zsjax.monitor.writer import read_jsonl, without_wall_time
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
 ROOT = FOLDER.parents[1]
+NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 TOLERANCE = 0.02  # relative, or absolute of numbers below 1
 
 

@@ -65,7 +65,10 @@ def test_smoke_runs_every_stage(name, smoke):
 
     lines = [line for line in read_jsonl(workdir / "metrics.jsonl") if line["stage"] == "train"]
     assert [line["step"] for line in lines] == [1, 2]
-    known = lambda name: name in ("step", "stage") or name.startswith("alarm/") or is_step_metric(name, config.reward.terms)
+
+    def known(name):
+        return name in ("step", "stage") or name.startswith("alarm/") or is_step_metric(name, config.reward.terms)
+
     assert not [name for line in lines for name in line if not known(name)]  # what health.alarms may name
     for line in lines:
         assert all(math.isfinite(value) for value in line.values() if isinstance(value, float)), line
@@ -90,7 +93,7 @@ def test_smoke_runs_every_stage(name, smoke):
     assert roles >= {"prompt", "policy", "template", "document"}
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", golden_runs.NAMES)
 def test_smoke_gives_the_golden_run(name, smoke):
     """A change that moves a number on purpose writes the file anew (`python -m tests.golden_runs`) and says why."""
     found = golden_runs.differences(golden_runs.read(name), golden_runs.of_run(smoke(name)))
