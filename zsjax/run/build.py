@@ -124,7 +124,7 @@ def corpus(config: Config, source: str) -> list[Document]:
     return load_corpus(source)
 
 
-def engine(name: str, config: Config, source: str, *, workdir=".", drop_best: float = 0.0,
+def engine(name: str, config: Config, source: str, *, workdir=".", drop_best: float = 0.0, misinformation: float = 0.0,
            simulator: Callable[[], Simulator] | None = None):
     """An engine by name, see `zsjax.search.registry`.
 
@@ -133,6 +133,7 @@ def engine(name: str, config: Config, source: str, *, workdir=".", drop_best: fl
       source: the corpus, for engines that have one.
       workdir: config.search.index_dir and .remote.cache_dir are relative to it.
       drop_best: probability that a search loses its best document.
+      misinformation: probability that a search's best document names a wrong object; for the tiny world's corpora.
       simulator: makes the simulator, for engines that use it (`stages.run.Run.engine`).
 
     Raises:
@@ -149,6 +150,10 @@ def engine(name: str, config: Config, source: str, *, workdir=".", drop_best: fl
     if "simulator" in registry.needs(name, config.search):
         return found
     found = DropBest(found, drop_best, seed=config.seed) if drop_best else found
+    if misinformation:
+        from zsjax.tiny_world.misinformation import Misinformed
+
+        found = Misinformed(found, corpus(config, source), misinformation, seed=config.seed)
     return Passages(found, config.search.passage_words) if config.search.passage_words else found
 
 
