@@ -5,6 +5,8 @@ import re
 
 import pytest
 
+from tests.environment import quick_codegen
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 # Inputs that each test of generated inputs draws. 2,400 over the readers of text, checkpoints, data and servers:
@@ -25,7 +27,8 @@ def pytest_configure(config):
     os.environ["JAX_PLATFORMS"] = "cpu"
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
+        flags = f"{flags} --xla_force_host_platform_device_count=8 {quick_codegen()}"
+        os.environ["XLA_FLAGS"] = flags.strip()
 
 
 def pytest_ignore_collect(collection_path, config):

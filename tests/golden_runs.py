@@ -18,6 +18,7 @@ import tempfile
 
 import jax
 
+from tests.environment import one_device
 from zsjax.monitor.writer import read_jsonl, without_wall_time
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
@@ -76,11 +77,10 @@ def write(name: str, found: dict) -> None:
 
 
 def main(names):
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
     for name in names or sorted(path.stem for path in (ROOT / "experiments").glob("*.py")):
         with tempfile.TemporaryDirectory() as folder:
             subprocess.run([sys.executable, "-m", "zsjax.launch", "--config", f"experiments/{name}.py:smoke", "--workdir",
-                            folder], cwd=ROOT, env=environment, check=True)
+                            folder], cwd=ROOT, env=one_device(), check=True)
             write(name, of_run(pathlib.Path(folder)))
 
 

@@ -1,4 +1,3 @@
-import os
 import pathlib
 import shutil
 import signal
@@ -14,6 +13,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from tests.environment import one_device
 from zsjax.parallel.checkpoint import Checkpointer, CheckpointError, fingerprints
 from zsjax.types import TrainState
 
@@ -164,10 +164,9 @@ def test_kill_at_any_moment(tmp_path):
             checkpointer.save(step, state, {{"n": step}})
             print(step, flush=True)
     """)
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     began, killed = [], []
     for attempt in range(4):
-        child = subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True)
+        child = subprocess.Popen([sys.executable, "-c", code], env=one_device(), stdout=subprocess.PIPE, text=True)
         began.append(int(child.stdout.readline() or -1))
         for _ in range(4):  # a save returns when the one before it is complete
             killed.append(int(child.stdout.readline() or -1))

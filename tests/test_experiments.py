@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import pathlib
 import re
 import subprocess
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests import golden_runs
+from tests.environment import one_device
 from zsjax.config import ConfigError, from_json, resolve
 from zsjax.data.assets import asset_path
 from zsjax.launch import load_experiment
@@ -29,10 +29,8 @@ def load(name, arg=""):
 
 def launch(*arguments):
     """Runs the launcher as a user does: one process, the machine's own devices."""
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "zsjax.launch", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, cwd=ROOT, env=one_device(), capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -1,6 +1,5 @@
 """Two hosts of four devices compute what one host of eight does: rollouts, updates, metrics, evaluations, checkpoints."""
 
-import os
 import pathlib
 import socket
 import subprocess
@@ -9,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from tests.environment import one_device, quick_codegen
 from zsjax.config import UserError
 from zsjax.models import load_hf
 from zsjax.monitor.writer import read_jsonl, without_wall_time
@@ -31,11 +31,9 @@ def get_config():
 
 
 def start(workdir, devices, *flags):
-    # Unoptimised programs: what is compared is equal all the same, and they compile in a third of the time.
-    flags_of_xla = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags_of_xla}
+    flags_of_xla = f"--xla_force_host_platform_device_count={devices} {quick_codegen()}"
     command = [sys.executable, "-m", "zsjax.launch", "--config", str(workdir.parent / "small.py"), "--workdir", str(workdir)]
-    return subprocess.Popen([*command, *flags], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
+    return subprocess.Popen([*command, *flags], cwd=ROOT, env=one_device(XLA_FLAGS=flags_of_xla), stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, text=True)
 
 

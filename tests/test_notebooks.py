@@ -1,10 +1,11 @@
 """The notebooks: short, without outputs, and every cell runs, top to bottom, on the carried models."""
 
 import ast
-import os
 import pathlib
 
 import pytest
+
+from tests.environment import one_device
 
 nbformat = pytest.importorskip("nbformat", reason="the notebooks are not run: pip install nbformat nbclient ipykernel")
 nbclient = pytest.importorskip("nbclient", reason="the notebooks are not run: pip install nbclient ipykernel")
@@ -49,11 +50,9 @@ def test_form(path):
 @ids
 def test_runs_top_to_bottom(path):
     notebook, code = read(path)
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # one device, as a user's
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     client = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources={
         "metadata": {"path": str(path.parent)}})
-    client.execute(env=environment)
+    client.execute(env=one_device())
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     outputs = [output for cell in code for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]

@@ -1,7 +1,6 @@
 """A run that is killed at any moment and started again ends with the same metrics, bit for bit."""
 
 import json
-import os
 import pathlib
 import random
 import signal
@@ -11,6 +10,7 @@ import time
 
 import pytest
 
+from tests.environment import one_device
 from zsjax.monitor.writer import read_jsonl, without_wall_time
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -21,10 +21,9 @@ COMMAND = [sys.executable, "-m", "zsjax.launch", "train", "--config", "experimen
 
 def start(workdir):
     # One device, as a user has it, and compiled programs kept: a restart costs seconds, so kills are cheap.
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / "log.txt", "a") as log:
-        return subprocess.Popen([*COMMAND, "--workdir", str(workdir)], cwd=ROOT, env=environment, stdout=log,
+        return subprocess.Popen([*COMMAND, "--workdir", str(workdir)], cwd=ROOT, env=one_device(), stdout=log,
                                 stderr=subprocess.STDOUT)
 
 

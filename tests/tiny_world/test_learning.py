@@ -1,12 +1,12 @@
 """The tiny world is learned, and only through the policy's own tokens: with the loss mask inverted it is not."""
 
-import os
 import pathlib
 import subprocess
 import sys
 
 import numpy as np
 
+from tests.environment import one_device
 from zsjax.monitor.writer import read_jsonl
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -17,8 +17,7 @@ def rewards_of(workdir, arg):
     command = [sys.executable, "-m", "zsjax.launch", "train", "--config", f"experiments/tiny_world.py:{arg}", "--workdir",
                str(workdir), "--config.train.steps=10", "--config.train.questions_per_step=8",
                "--config.train.group_size=6", "--config.train.eval_questions=8"]
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}  # one device, as a user has it
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    run = subprocess.run(command, cwd=ROOT, env=one_device(), capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
     return np.array([line["reward"] for line in read_jsonl(workdir / "metrics.jsonl")])
 
