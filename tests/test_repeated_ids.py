@@ -1,5 +1,6 @@
 """Two questions of one id are two questions: in pairing, statistics, records, collected searches and examples."""
 
+import dataclasses
 import json
 
 import jax
@@ -36,8 +37,10 @@ def test_records_of_runs_before_keys_still_pair_with_new_ones():
 
 
 def test_metadata_that_parquet_filled_with_nulls_is_summarized():
-    played = {"queries": ["who"], "num_searches": 1, "tokens": 3, "status": "answered", "em": 1.0, "f1": 1.0, "contains": 1.0}
-    questions = [Question("1", "q", ("x",), {"queries": ["who"], "hops": 1}), Question("2", "q", ("x",), {"queries": None, "hops": None})]
+    played = {"queries": ["who"], "num_searches": 1, "tokens": 3, "status": "answered",
+              "em": 1.0, "f1": 1.0, "contains": 1.0}
+    questions = [Question(id, "q", ("x",), metadata) for id, metadata in (
+        ("1", {"queries": ["who"], "hops": 1}), ("2", {"queries": None, "hops": None}))]
     rows = evaluate.summarize("n", [played, played], questions)
     assert {row["hops"]: row.get("on_path") for row in rows} == {1: 1.0, "all": None}
 
@@ -67,17 +70,11 @@ def test_random_streams():
     assert keys[0] != keys[1] and keys[0] == keys[2] and keys.dtype == np.uint32
 
 
-def test_a_simulator_writes_for_each_of_them():
+def test_a_simulator_writes_for_each_of_them(simulator):
     """Questions made by hand have no keys of their own: their texts keep them apart."""
-    from zsjax.config import resolve
-    from zsjax.launch import load_experiment
-    from zsjax.run import build
-
-    config = resolve(load_experiment("experiments/tiny_world.py:smoke"))
-    tokenizer = build.tokenizer(config)
-    simulator = build.simulator(config, *build.model(config.simulator, tokenizer, seed=0), tokenizer)
     asked = [SearchContext(Question("same", text, (gold,)), key=jax.random.key(0)) for text, gold in (
         ("who is the spouse of Kora Velim ?", "Dran Tosk"), ("where was Dran Tosk born ?", "Velim"))]
-    found = simulator.search(["spouse"] * 2, asked, k=3)
-    alone = [simulator.search(["spouse"], [context], k=3)[0] for context in asked]
+    simulator = dataclasses.replace(simulator, temperature=0.0)  # what is written then depends on the prompt alone
+    found = simulator.search(["spouse"] * 2, asked, k=2)
+    alone = [simulator.search(["spouse"], [context], k=2)[0] for context in asked]
     assert found == alone and found[0] != found[1]

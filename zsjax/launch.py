@@ -182,9 +182,11 @@ def _ask(options, overrides):
     from rich.console import Console
 
     from zsjax import report
-    from zsjax.run.ask import Asker
+    from zsjax.run.ask import Asker, check_question
     from zsjax.run.terminal import converse
 
+    if options.question is not None:
+        check_question(options.question)  # before anything is loaded
     asker = Asker(_find_config(options, overrides), options.workdir, show=None if options.json else report.episode_printer())
     if options.question is None:
         converse(asker, Console(), as_json=options.json)

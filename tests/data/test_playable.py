@@ -35,11 +35,14 @@ def config(**overrides):
 
 
 def test_bounds_and_reasons(caplog):
-    encode = lambda text: list(text.encode()) + [0] * 10
-    questions = [Question("fits", "a" * 90, ("x",)), Question("long", "a" * 91, ("x",)), Question("wide", "\u00e4" * 46, ("x",)),
-                 Question("none", "q", ("The", "!!", ""))]
+    def encode(text):
+        return list(text.encode()) + [0] * 10
+
+    questions = [Question("fits", "a" * 90, ("x",)), Question("long", "a" * 91, ("x",)),
+                 Question("wide", "\u00e4" * 46, ("x",)), Question("none", "q", ("The", "!!", ""))]
     options = dict(max_prompt_tokens=100, source="data.train = 'f'")
-    with pytest.raises(InputError, match="3 of 4 questions.*'long' .a prompt of 101 tokens.*'wide'.*102.*'none' .no gold") as caught:
+    reasons = "3 of 4 questions.*'long' .a prompt of 101 tokens.*'wide'.*102.*'none' .no gold"
+    with pytest.raises(InputError, match=reasons) as caught:
         keep_playable(questions, encode, overlong="error", **options)
     assert "\n" not in str(caught.value) and "data.overlong='drop'" in str(caught.value)
     with caplog.at_level(logging.WARNING):
