@@ -1,6 +1,5 @@
 """Two questions of one id are two questions: in pairing, statistics, records, collected searches and examples."""
 
-import dataclasses
 import json
 
 import jax
@@ -70,11 +69,18 @@ def test_random_streams():
     assert keys[0] != keys[1] and keys[0] == keys[2] and keys.dtype == np.uint32
 
 
-def test_a_simulator_writes_for_each_of_them(simulator):
+def test_a_simulator_writes_for_each_of_them():
     """Questions made by hand have no keys of their own: their texts keep them apart."""
+    from zsjax.config import resolve
+    from zsjax.launch import load_experiment
+    from zsjax.run import build
+
+    # A carried model: one with random weights hardly looks at its prompt.
+    config = resolve(load_experiment("experiments/tiny_world.py:smoke"))
+    tokenizer = build.tokenizer(config)
+    simulator = build.simulator(config, *build.model(config.simulator, tokenizer, seed=0), tokenizer)
     asked = [SearchContext(Question("same", text, (gold,)), key=jax.random.key(0)) for text, gold in (
         ("who is the spouse of Kora Velim ?", "Dran Tosk"), ("where was Dran Tosk born ?", "Velim"))]
-    simulator = dataclasses.replace(simulator, temperature=0.0)  # what is written then depends on the prompt alone
-    found = simulator.search(["spouse"] * 2, asked, k=2)
-    alone = [simulator.search(["spouse"], [context], k=2)[0] for context in asked]
+    found = simulator.search(["spouse"] * 2, asked, k=3)
+    alone = [simulator.search(["spouse"], [context], k=3)[0] for context in asked]
     assert found == alone and found[0] != found[1]
