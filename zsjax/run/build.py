@@ -186,7 +186,7 @@ def simulator(config: Config, model_config: DecoderConfig, params, tokenizer) ->
     search, template = config.search, SimulatorTemplate.load(config.prompts.simulator)
     if config.prompts.simulator_chat:
         template = template.in_chat(tokenizer)
-    _tell_form(template.name, config.prompts.simulator_chat)
+    _log_form(template.name, config.prompts.simulator_chat)
     return Simulator(
         config=model_config, params=params, tokenizer=tokenizer, template=template, num_documents=search.num_candidates,
         max_document_tokens=search.max_document_tokens, max_query_tokens=search.max_query_tokens,
@@ -213,7 +213,7 @@ def judge(config: Config):
 
 
 @functools.cache  # once a run
-def _tell_form(template: str, chat: bool):
+def _log_form(template: str, chat: bool):
     form = "in the tokenizer's chat template" if chat else "as plain text"
     logging.info("simulator prompts: template %r %s", template, form)
 
