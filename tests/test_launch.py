@@ -218,6 +218,13 @@ def test_ask_report_export(experiment, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
 
 
+def test_play_reads_a_pipe(experiment, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("rival of Kora\n= nobody\n\nq\n"))
+    assert launch.main(["play", "--against", "real", "--seed", "3", "--config", str(experiment)]) == 0
+    shown = capsys.readouterr().out
+    assert "3 of 4 searches left" in shown and "rival of" in shown and "1 answered: em 0.00" in shown
+
+
 def test_as_a_process_without_touching_a_device(experiment, tmp_path):
     """The real thing: help and a refused config in a process where any device would be an error."""
     code = textwrap.dedent("""
