@@ -109,8 +109,3 @@ def test_tfds_fields(monkeypatch):
         load_questions("tfds:gone")
 
 
-def test_tiny_world():
-    questions = load_questions("tiny_world:eval", limit=8, world={"eval_worlds": 2})
-    assert len(questions) == 8 and {q.metadata["hops"] for q in questions} == {1, 2}
-    corpus = load_corpus("tiny_world:eval", world={"eval_worlds": 2})
-    assert any(questions[0].golden_answers[0] in document.text for document in corpus)

@@ -1,11 +1,11 @@
-"""Questions and corpora of JSONL, parquet, TensorFlow Datasets and the tiny world; the order of training.
+"""Questions and corpora of JSONL, parquet and TensorFlow Datasets, and the order of training.
 
 A row of a question file is {"id": str, "question": str, "golden_answers": [str, ...], "metadata": {...}} or another form
 of `zsjax.data.question_rows`; of a corpus file {"id": str, "title": str, "text": str} or {"id": str, "contents": str}.
 """
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,32 +16,26 @@ from zsjax.search.corpus_store import row_of
 from zsjax.search.engine import Document
 from zsjax.types import Question
 
-TINY_WORLD = "tiny_world:"
 TFDS = "tfds:"
 
 
 def load_questions(source: str | pathlib.Path, *, split: str | None = None, limit: int | None = None,
-                   seed: int | None = None, world: Mapping | None = None) -> list[Question]:
+                   seed: int | None = None) -> list[Question]:
     """Questions of a file or a data set, with unique keys.
 
     Args:
-      source: a path ending in .jsonl, .jsonl.gz or .parquet; "tiny_world:train" or "tiny_world:eval"; or "tfds:NAME"
-        (natural_questions_open, trivia_qa, or any with the features question and answer).
+      source: a path ending in .jsonl, .jsonl.gz or .parquet, or "tfds:NAME" (natural_questions_open, trivia_qa, or any
+        with the features question and answer).
       split: of a file, only rows whose metadata has this "split"; of a TFDS data set, its split ("validation" if None).
       limit: of the number of questions, after the shuffle; `sample` takes a random part in order instead.
       seed: of a shuffle; None keeps the order of the source.
-      world: options of the tiny world, for that source.
 
     Raises:
       FileNotFoundError: no such file.
       InputError: an unknown kind of source, no questions, or a bad row: one line with file, line and field.
     """
     name = str(source)
-    if name.startswith(TINY_WORLD):
-        from zsjax.tiny_world import world as tiny_world
-
-        questions = list(tiny_world.questions(tiny_world.resolve(name, **(world or {}))))
-    elif name.startswith(TFDS):
+    if name.startswith(TFDS):
         questions = with_unique_keys(_tfds_questions(name[len(TFDS):], split or "validation"))
     else:
         questions = with_unique_keys([question_of(row, where) for row, where in read_rows(name)])
@@ -67,20 +61,14 @@ def sample(questions: Sequence[Question], limit: int | None, *, seed: int = 0) -
     return [questions[i] for i in np.sort(np.random.default_rng(seed).permutation(len(questions))[:limit])]
 
 
-def load_corpus(source: str | pathlib.Path, *, world: Mapping | None = None) -> list[Document]:
-    """Documents of a .jsonl[.gz] or .parquet path, in any form of `zsjax.search.corpus_store.row_of`, or of
-    "tiny_world:train" or "tiny_world:eval".
-
-    world: options of the tiny world, for that source.
+def load_corpus(source: str | pathlib.Path) -> list[Document]:
+    """Documents of a .jsonl[.gz] or .parquet path, in any form of `zsjax.search.corpus_store.row_of`, which
+    `BM25.from_documents` reads too.
 
     Raises:
       FileNotFoundError, InputError: as `load_questions`.
     """
     name = str(source)
-    if name.startswith(TINY_WORLD):
-        from zsjax.tiny_world import world as tiny_world
-
-        return list(tiny_world.documents(tiny_world.resolve(name, **(world or {}))))
     documents = [Document(*row_of(row, where)) for row, where in read_rows(name)]
     if not documents:
         raise InputError(f"{name}: no documents in it; give a file with one object a line")

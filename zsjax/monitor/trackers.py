@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from zsjax.errors import InputError
-from zsjax.files import write_json
+from zsjax.parallel.files import write_json
 
 _FOREIGN = re.compile(r"[^\w\-. /]")  # what MLflow refuses in a name
 

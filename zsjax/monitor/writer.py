@@ -18,16 +18,26 @@ from typing import Any
 import numpy as np
 
 from zsjax.errors import InputError, reading
-from zsjax.files import write_jsonl
+from zsjax.parallel.files import write_jsonl
+from zsjax.types import Metric
 
+_PARTS = {"step": "step", "rollout": "rollout", "score": "score", "update": "update", "evaluate": "evaluate",
+          "checkpoint": "checkpoint"}
+METRICS = (
+    *(Metric(f"time/{name}", f"seconds of a step's {label}" if name != "step" else "all parts of a step", "seconds", 0.0,
+             chart="Time", curve=label, read_by=("costs",) if name == "step" else ()) for name, label in _PARTS.items()),
+    Metric("time/*", "further parts of a step, or of a phase", "seconds", 0.0),
+    Metric("speed/tokens_per_second", "tokens of the step's episodes over the time of rollout, score and update",
+           "tokens per second", 0.0, chart="Speed", curve="tokens/s"),
+)
 WALL_TIME = ("time/", "speed/", "compile/")  # prefixes of what no two runs share
 
 
 def without_wall_time(line: dict) -> dict:
     """The part of a metrics line that a repeated run has too."""
-    # Where searches run beside the rollout, how many steps it takes depends on how long they take; its episodes do not.
-    repeats = lambda name: not name.removeprefix("eval/").startswith((*WALL_TIME, "occupancy/"))
-    return {name: value for name, value in line.items() if repeats(name)}
+    # Searches beside the rollout change the number of its steps, and so the occupancy, but not its episodes.
+    return {name: value for name, value in line.items()
+            if not name.removeprefix("eval/").startswith((*WALL_TIME, "occupancy/"))}
 
 
 def read_jsonl(path) -> list[dict]:

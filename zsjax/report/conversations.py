@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 
 from zsjax.errors import InputError, InputExists
-from zsjax.files import write_jsonl
+from zsjax.parallel.files import write_jsonl
 from zsjax.report.trajectory_index import Filters, TrajectoryIndex, score_of
 
 

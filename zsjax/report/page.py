@@ -5,6 +5,7 @@ gates.json, trajectories/*.jsonl (training) and evaluation/*.json[l]. `page.html
 that models wrote is data: the template escapes everything, and the page's own policy forbids it scripts and network.
 """
 
+import fnmatch
 import json
 import math
 import pathlib
@@ -14,66 +15,45 @@ from typing import NamedTuple
 
 from zsjax.evaluation import tables
 from zsjax.evaluation.kept import Kept
-from zsjax.files import write_text
 from zsjax.monitor import costs
+from zsjax.monitor.catalog import METRICS
 from zsjax.monitor.writer import read_jsonl
+from zsjax.parallel.files import write_text
 from zsjax.report.charts import color_of, line_chart, printable, short
 from zsjax.report.scores import evaluation_tables
 from zsjax.report.trajectory_index import score_of
-from zsjax.types import STATUS_NAMES
 
 
 class Curve(NamedTuple):
     """A chart of a stage.
 
     Attributes:
-      names: {metric: its name in the chart}, or the prefix of the metrics' names.
+      names: {metric: its name in the chart}.
       low, high: the vertical axis reaches at least these.
     """
 
     title: str
     unit: str
-    names: Mapping[str, str] | str
+    names: Mapping[str, str]
     low: float | None
     high: float | None
 
 
-# A chart without metrics is left out; metrics without a chart are under "Other metrics".
-CURVES = tuple(Curve(*curve) for curve in (
-    ("Score in training", "", {"reward": "reward (F1)", "em": "exact match"}, 0, 1),
-    ("Real engine, while training", "", {"eval/em": "exact match", "eval/f1": "F1"}, 0, 1),
-    ("Real engine, by hops", "exact match", {"eval/em_1_hop": "one hop", "eval/em_2_hop": "two hops"}, 0, 1),
-    ("Noise", "share of searches", {"noise": "curriculum", "noisy_share": "drawn"}, 0, None),
-    ("Searches", "per question", {"searches": "in training", "eval/searches": "real engine"}, 0, None),
-    ("Queries on path", "share of searches", {"on_path": "on path"}, 0, 1),
-    ("Length", "tokens per episode", {"response_tokens": "response", "document_tokens": "documents"}, 0, None),
-    ("KL to the starting policy", "nats per token", {"kl": "kl"}, 0, None),
-    ("Entropy", "nats per token", {"entropy": "entropy"}, 0, None),
-    ("Sampler–trainer gap", "nats per token", {"sampler_gap_mean": "mean", "sampler_gap_p99": "99 %",
-                                               "sampler_gap_max": "max"}, 0, None),
-    ("Terms of the reward", "unweighted", "reward/", None, None),
-    ("Terms of the objective", "unweighted", "term/", None, None),
-    ("Ends", "share of episodes", {f"share_{name}": name for name in STATUS_NAMES[1:]}, 0, 1),
-    ("Repetition", "share of 4-grams seen before", {"repetition": "repetition"}, 0, 1),
-    ("Alarms", "1: out of bounds", "alarm/", 0, 1),
-    ("Value model", "squared error", {"value/value_error": "error"}, 0, None),
-    ("KL coefficient", "", {"kl_coef": "adaptive"}, 0, None),
-    ("Groups with a signal", "share of groups", {"groups_with_signal": "groups"}, 0, 1),
-    ("Loss", "", {"loss": "loss"}, None, None),
-    ("Gradient norm", "before clipping", {"grad_norm": "norm"}, 0, None),
-    ("Occupancy", "share of decode steps' places", {"occupancy/policy": "policy", "occupancy/simulator": "simulator"}, 0, 1),
-    ("Speed", "tokens per second of a step", {"speed/tokens_per_second": "tokens/s"}, 0, None),
-    ("Writing", "tokens per second of rollout", {"speed/policy_tokens_per_second": "policy",
-                                                 "speed/document_tokens_per_second": "documents shown"}, 0, None),
-    ("Prefill", "share of tokens read and drawn", {"prefill/policy": "policy", "prefill/simulator": "simulator",
-                                                   "prefill/operations": "operations, both"}, 0, 1),
-    ("Bandwidth reached in decoding", "share of the measured copy", {"speed/bandwidth_share": "at least"}, 0, 1),
-    ("Caches", "bytes allocated", {"cache_bytes/policy": "policy", "cache_bytes/simulator": "simulator"}, 0, None),
-    ("Compiled programs", "per step", {"compile/step": "compiled", "compile/cached": "from the persistent cache"}, 0, None),
-    ("Time", "seconds per step", {"time/step": "step", "time/rollout": "rollout", "time/score": "score",
-                                  "time/update": "update", "time/reshard": "weights moved for decoding",
-                                  "time/evaluate": "evaluate", "time/checkpoint": "checkpoint"}, 0, None),
-))
+# Charts of a stage, in order: title -> unit. `zsjax.types.Metric.chart` says which metrics a chart shows. A chart without
+# metrics is left out; metrics without a chart stand under "other".
+CHARTS = {
+    "Score in training": "", "Real engine, while training": "", "Real engine, by hops": "exact match",
+    "Noise": "share of searches", "Searches": "per question", "Queries on path": "share of searches",
+    "News of searches": "share of searches", "Length": "tokens per episode", "KL to the starting policy": "nats per token",
+    "Entropy": "nats per token", "Likelihood of right episodes": "nats per token", "Sampler–trainer gap": "nats per token",
+    "Terms of the reward": "unweighted", "Terms of the objective": "unweighted", "Ends": "share of episodes",
+    "Repetition": "share of 4-grams seen before", "Alarms": "1: out of bounds", "Value model": "squared error",
+    "KL coefficient": "", "Groups with a signal": "share of groups", "Loss": "", "Gradient norm": "before clipping",
+    "Occupancy": "share of decode steps' places", "Speed": "tokens per second of a step",
+    "Writing": "tokens per second of rollout", "Prefill": "share of tokens read and drawn",
+    "Bandwidth reached in decoding": "share of the measured copy", "Caches": "bytes allocated",
+    "Compiled programs": "per step", "Time": "seconds per step",
+}
 STAGE_TITLES = {"train": "Reinforcement learning", "pretrain": "Pretraining of the base policy",
                 "warm_start": "Warm start of the policy", "pretrain_simulator": "Pretraining of the simulator",
                 "tune_simulator": "Tuning of the simulator"}
@@ -180,11 +160,12 @@ def _gates(gates):
 def _stage(stage, lines):
     used, charts = {"step", "stage"}, []
     metrics = list(dict.fromkeys(name for line in lines for name in line))
-    for curve in CURVES:
-        if isinstance(prefix := curve.names, str):
-            curve = curve._replace(names={name: name.removeprefix(prefix) for name in metrics if name.startswith(prefix)})
-        charts.append(_chart(curve, lines))
-        used |= curve.names.keys()
+    for title, unit in CHARTS.items():
+        shown = [metric for metric in METRICS if metric.chart == title]
+        names = {name: metric.curve or name.partition("/")[2] for metric in shown
+                 for name in (fnmatch.filter(metrics, metric.name) if "*" in metric.name else [metric.name])}
+        charts.append(_chart(Curve(title, unit, names, shown[0].low, shown[0].high), lines))
+        used |= names.keys()
     others = [_chart(Curve(name, "", {name: name}, None, None), lines) for name in sorted(metrics) if name not in used
               and "used/" not in name and any(isinstance(line.get(name), int | float) for line in lines)]
     return {"title": STAGE_TITLES.get(stage, stage), "charts": list(filter(None, charts)),

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from zsjax.config import Config, ModelConfig
+from zsjax.config.named import load_object
 from zsjax.config.options import read_options
 from zsjax.data import load_corpus, load_questions, load_tokenizer
 from zsjax.data.assets import asset_path
 from zsjax.data.playable import keep_playable
-from zsjax.data.questions import TINY_WORLD, sample
+from zsjax.data.questions import sample
 from zsjax.errors import reading
 from zsjax.models import attention
 from zsjax.models.checkpoints import hub
@@ -23,7 +24,6 @@ from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.models.placement import param_shardings
 from zsjax.parallel import hosts
 from zsjax.parallel.mesh import reshard
-from zsjax.registry import load_function
 from zsjax.rollout.policy_prompt import TEMPLATES, PolicyTemplate
 from zsjax.search import Document, DropBest, Limits, decoder_embedder, registry
 from zsjax.search.engines.dense import QUERY_FORMAT
@@ -31,6 +31,8 @@ from zsjax.search.passages import Passages
 from zsjax.search.simulator.prompt import JudgeTemplate, SimulatorTemplate
 from zsjax.search.simulator.simulator import Simulator
 from zsjax.types import Question
+
+TINY_WORLD = "tiny_world:"
 
 
 def tokenizer(config: Config):
@@ -77,14 +79,16 @@ def worlds(config: Config, name: str):
     """The tiny worlds of "tiny_world:train" or "tiny_world:eval"."""
     from zsjax.tiny_world import world
 
-    return world.resolve(name, **config.world)
+    return world.worlds_of(name, **config.world)
 
 
 def questions(config: Config, source: str, limit: int | None = None) -> list[Question]:
     """The questions of a source, "PATH#SPLIT" for one split. Of more than `limit` a sample, the same in every run, so that
     runs can be compared; of the tiny world's, which are in random order, the first."""
     if source.startswith(TINY_WORLD):
-        return load_questions(source, limit=limit, world=config.world)
+        from zsjax.tiny_world import world
+
+        return list(world.questions(worlds(config, source)))[:limit]
     source, _, split = source.partition("#")
     return sample(load_questions(source, split=split or None), limit)
 
@@ -113,10 +117,14 @@ def playable(config: Config, questions: list[Question], source: str, tokenizer, 
 
 
 def corpus(config: Config, source: str) -> list[Document]:
-    return load_corpus(source, world=config.world)
+    if source.startswith(TINY_WORLD):
+        from zsjax.tiny_world import world
+
+        return world.documents(worlds(config, source))
+    return load_corpus(source)
 
 
-def engine(name: str, config: Config, source: str, *, workdir=".", drop_best: float = 0.0,
+def engine(name: str, config: Config, source: str, *, workdir=".", drop_best: float = 0.0, misinformation: float = 0.0,
            simulator: Callable[[], Simulator] | None = None):
     """An engine by name, see `zsjax.search.registry`.
 
@@ -125,6 +133,7 @@ def engine(name: str, config: Config, source: str, *, workdir=".", drop_best: fl
       source: the corpus, for engines that have one.
       workdir: config.search.index_dir and .remote.cache_dir are relative to it.
       drop_best: probability that a search loses its best document.
+      misinformation: probability that a search's best document names a wrong object; for the tiny world's corpora.
       simulator: makes the simulator, for engines that use it (`stages.run.Run.engine`).
 
     Raises:
@@ -141,6 +150,10 @@ def engine(name: str, config: Config, source: str, *, workdir=".", drop_best: fl
     if "simulator" in registry.needs(name, config.search):
         return found
     found = DropBest(found, drop_best, seed=config.seed) if drop_best else found
+    if misinformation:
+        from zsjax.tiny_world.misinformation import Misinformed
+
+        found = Misinformed(found, corpus(config, source), misinformation, seed=config.seed)
     return Passages(found, config.search.passage_words) if config.search.passage_words else found
 
 
@@ -165,7 +178,7 @@ def embedder(config: Config):
     """(embed documents, embed queries) of config.search.embedder: list[str] -> float32[N, D]."""
     name = config.search.embedder
     if ":" in name and not name.startswith(("asset:", hub.PREFIX)):
-        embed = load_function(name, "embedder")
+        embed = load_object(name, "embedder")
         return embed, embed
     from zsjax.models.checkpoints.hf import load_hf
 

@@ -133,14 +133,19 @@ class Parts:
         policies = [("before", base)]
         if build.checkpoint_exists(self.run.path("models/policy")):
             policies.append(("after", self._subject(kept.TRAINED, "models/policy")))
-        lossy = [0.0, *([config.evaluate.drop_best] if config.evaluate.drop_best else [])]
-        for drop_best in lossy:
-            suffix = f", best document lost in {drop_best:.0%} of searches" if drop_best else ""
+        options = config.evaluate
+        faults = [("", "", {})]
+        if options.drop_best:
+            faults.append(("_lossy", f", best document lost in {options.drop_best:.0%} of searches",
+                           {"drop_best": options.drop_best}))
+        if options.misinformation:
+            faults.append(("_misinformed", f", best document wrong in {options.misinformation:.0%} of searches",
+                           {"misinformation": options.misinformation}))
+        for part, suffix, fault in faults:
             for name, subject in policies:
-                yield self._part(
-                    f"{name}{'_lossy' if drop_best else ''}", f"{name} training{suffix}", subject,
-                    functools.partial(self._play, f"{name} training{suffix}", subject, drop_best), drop_best=drop_best,
-                    temperature=config.evaluate.temperature, samples=config.evaluate.samples)
+                title = f"{name} training{suffix}"
+                yield self._part(f"{name}{part}", title, subject, functools.partial(self._play, title, subject, fault),
+                                 temperature=options.temperature, samples=options.samples, **({"drop_best": 0.0} | fault))
         for name in config.evaluate.baselines:
             player = policies[-1][1]
             if config.evaluate.baseline_model == "base":
@@ -177,23 +182,23 @@ class Parts:
         made = [subject.source.removeprefix("models/")] if subject.source.startswith("models/") else []
         return self._once(subject.fingerprint, make=lambda: self.run.policy(*made, rules=mesh.DECODE_RULES))
 
-    def _engine(self, drop_best=0.0):
-        options = {"drop_best": drop_best} if drop_best else {"spread": True}
-        return self._once("engine", drop_best, make=lambda: self.run.engine(
-            self.config.search.eval_engine, self.config.data.eval_corpus, **options))
+    def _engine(self, **fault):
+        """The engine of evaluations; fault: of `Run.engine`."""
+        return self._once("engine", *fault.items(), make=lambda: self.run.engine(
+            self.config.search.eval_engine, self.config.data.eval_corpus, **(fault or {"spread": True})))
 
-    def _rollout(self, model, drop_best):
-        engine = self._engine(drop_best)
-        return self._once(model, drop_best, make=lambda: self._metered(
+    def _rollout(self, model, fault):
+        engine = self._engine(**fault)
+        return self._once(model, *fault.items(), make=lambda: self._metered(
             make_rollout(model, engine, self.run.tokenizer, self.config, self.run.mesh), engine))
 
     def _metered(self, rollout, engine):
         return costs.Meter(rollout, engine, devices=mesh.device_count(self.run.mesh, self.config.mesh))
 
-    def _play(self, title, subject, drop_best):
+    def _play(self, title, subject, fault):
         options, questions = self.config.evaluate, self.questions
         model, params = self._policy(subject)
-        rollout = self._rollout(model, drop_best)
+        rollout = self._rollout(model, fault)
         with self.run.writer.track(f"evaluate {title}", len(questions) * options.samples) as advance:
             def progress(batches):
                 for batch in batches:

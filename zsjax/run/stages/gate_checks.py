@@ -26,14 +26,14 @@ def check_reading(run: Run, model, params):
 def check_simulator(run: Run, simulator: Simulator):
     """The second gate: useful documents hold the answer, noisy ones do not, and off-path queries get no more than from
     BM25."""
-    from zsjax.tuning import gates
+    from zsjax.tuning import simulator_gates as gates
 
     config = run.config
     questions = run.train_questions
     if not all(map(right_queries, questions)):
         run.writer.note("gate simulator: not measured, the questions do not know their right queries")
         return
-    rows = gates.measure(simulator, run.engine("bm25", config.data.corpus), questions,
+    rows = gates.gold_shares(simulator, run.engine("bm25", config.data.corpus), questions,
                          k=config.search.num_documents, seed=config.seed)
-    run.writer.note(gates.table(rows))
-    run.add_gates([{"gate": "simulator", **row} for row in rows], gates.check(rows, config.gates))
+    run.writer.note(gates.shares_table(rows))
+    run.add_gates([{"gate": "simulator", **row} for row in rows], gates.failed_gates(rows, config.gates))

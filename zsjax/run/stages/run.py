@@ -8,9 +8,9 @@ import jax
 
 from zsjax.config import Config
 from zsjax.errors import UserError
-from zsjax.files import write_json
 from zsjax.monitor.writer import Writer
 from zsjax.parallel import hosts
+from zsjax.parallel.files import write_json
 from zsjax.parallel.mesh import DECODE_RULES, local_mesh, make_mesh, simulator_mesh
 from zsjax.run import build
 from zsjax.search.simulator.simulator import Simulator
@@ -61,12 +61,15 @@ class Run:
         source = f"data.{field} = {getattr(self.config.data, field)!r}"
         return build.playable(self.config, questions, source, self.tokenizer, **options)
 
-    def engine(self, name: str, source: str, *, drop_best: float = 0.0, spread: bool = False):
-        """The engine `name` over the corpus `source`. spread: as of `simulator`."""
+    def engine(self, name: str, source: str, *, spread: bool = False, **faults):
+        """The engine `name` over the corpus `source`.
+
+        spread: as of `simulator`. faults: drop_best or misinformation, see `build.engine`.
+        """
         def simulator():
             return build.frozen(self.config.simulator, self.simulator("simulator", "simulator_base", spread=spread))
 
-        return build.engine(name, self.config, source, workdir=self.workdir, drop_best=drop_best, simulator=simulator)
+        return build.engine(name, self.config, source, workdir=self.workdir, simulator=simulator, **faults)
 
     def policy(self, *names: str, rules=None):
         """(DecoderConfig, params) of the first models/NAME that exists, else of config.policy.init.

@@ -29,7 +29,7 @@ def warm_start(run: Run):
     weights = np.asarray(roles.loss_mask(token_roles)).astype(np.float32)
     batches = make_batches(tokens, weights, batch_rows=options.batch_rows, seed=config.seed)
     model, params = run.policy("base", rules=TRAIN_RULES)
-    params = supervised.train(options, model, params, batches, writer=run.writer, stage="warm_start",
+    params = supervised.fit(options, model, params, batches, writer=run.writer, stage="warm_start",
                               directory=run.path("checkpoints") / "warm_start", config_json=run.config_json,
                               lora=config.policy.lora, seed=config.seed, mesh=run.mesh)
     run.save_model("warm_start", model, params)
