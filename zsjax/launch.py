@@ -99,9 +99,9 @@ def _parsers():
     def add(name, help, run=_run_stages, takes=types.MappingProxyType({}), *, stages=None, needs_workdir=True,
             needs_all=True):
         """takes: {metavar: help}. needs_all: none of them is optional. stages: None for all of config.stages."""
+        shown = takes if needs_all else [f"[{metavar}]" for metavar in takes]
         made = commands.add_parser(name, help=help, description=help, parents=[shared], allow_abbrev=False,
-                                   usage=" ".join([_PROGRAM, name, *(takes if needs_all else map("[{}]".format, takes)), "[FLAGS]",
-                                                   fields]))
+                                   usage=" ".join([_PROGRAM, name, *shown, "[FLAGS]", fields]))
         made.set_defaults(run=run, takes=takes, stages=stages, needs_workdir=needs_workdir, needs_all=needs_all,
                           most_workdirs=2 if name == "view" else 1)
         for metavar, what in takes.items():

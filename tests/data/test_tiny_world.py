@@ -152,13 +152,8 @@ def test_reading_rows_keep_held_out_names_apart():
     first, last = ({int(t): i for i, t in enumerate(ids)} for ids in (vocab.first, vocab.last))
     for wanted in (False, True):
         tokens, _, _ = reading_rows(np.random.default_rng(1), vocab, rows=4, max_tokens=90, facts=5, held_out=wanted)
-<<<<<<< HEAD
-        neighbours = [pair for row in tokens.tolist() for pair in zip(row, row[1:], strict=False)]
-        pairs = [(first[a], last[b]) for a, b in neighbours if a in first and b in last]
-=======
         pairs = [(first[a], last[b]) for row in tokens.tolist() for a, b in itertools.pairwise(row)
                  if a in first and b in last]
->>>>>>> main
         assert len(pairs) == 4 * 10 * 2 and all(held_out[pair] == wanted for pair in pairs)
 
 
@@ -212,13 +207,8 @@ def test_the_table_ranks_like_bm25():
     table = FactTable(np.random.default_rng(3))
     first, last = tiny_world.name_words()
 
-<<<<<<< HEAD
-    def name(entity):
-        return f"{first[table.names[entity][0]]} {last[table.names[entity][1]]}"
-=======
     def name(e):
         return f"{first[table.names[e][0]]} {last[table.names[e][1]]}"
->>>>>>> main
 
     documents = [tiny_world.Document(name(s), f"{tiny_world.RELATIONS[r]} of {name(s)} is {name(o)}.")
                  for s, r, o in zip(table.subject, table.relation, table.object, strict=True)]
