@@ -77,6 +77,7 @@ def get_config(arg=None):
         c.collect.update(episodes=48, probes=16)
         c.tune_simulator.steps = 4
         c.data.eval_limit = 16
+        c.evaluate = dict(batch_rows=16)
         c.gates = dict()
         if arg.pretrain:
             c.pretrain.update(steps=4, options=dict(reading_steps=2))

@@ -22,7 +22,8 @@ DOCUMENTS = "\n<information>\nDoc 1: A novel.\n</information>\n"
 def test_forms():
     made = conversation(RECORD, FORMS["trl"], lambda question: f"Question: {question}\n")
     assert made == {"id": "nq:1", "score": 1.0, "golden_answers": ["Jane Austen"], "status": "answered", "messages": [
-        {"role": "user", "content": "Question: Who wrote Emma?\n"}, {"role": "assistant", "content": "<search> Emma </search>"},
+        {"role": "user", "content": "Question: Who wrote Emma?\n"},
+        {"role": "assistant", "content": "<search> Emma </search>"},
         {"role": "tool", "content": DOCUMENTS}, {"role": "assistant", "content": "<answer> Jane Austen </answer>"}]}
     turns = conversation(RECORD, FORMS["sharegpt"])["conversations"]
     # LLaMA-Factory: human and observation at odd places, gpt at even ones.

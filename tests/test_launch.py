@@ -16,8 +16,8 @@ from zsjax.config import UserError
 from zsjax.run import pipeline
 
 ROOT = pathlib.Path(__file__).parents[1]
-COMMANDS = ("run", "train", "tune-simulator", "warm-start", "collect", "evaluate", "ask", "play", "plan", "serve-corpus", "compare",
-            "view", "report", "export", "import", "conversations")
+COMMANDS = ("run", "train", "tune-simulator", "warm-start", "collect", "evaluate", "ask", "play", "plan", "serve-corpus",
+            "compare", "view", "report", "export", "import", "conversations")
 SHAPE = dict(embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64)
 EXPERIMENT = f"""
 import ml_collections
@@ -93,7 +93,8 @@ def test_all_config_problems_in_one_message(calls, experiment, tmp_path, capsys)
     ("ask Who? --json", dict(question="Who?", json=True)), ("--json ask Who?", dict(question="Who?", json=True)),
     ("plan --target h100:8", dict(target="h100:8", estimate=False)), ("--target h100 plan --estimate", dict(estimate=True)),
     ("serve-corpus c.jsonl --port 0", dict(corpus="c.jsonl", port=0, host="127.0.0.1")),
-    ("view --port 0", dict(port=0, workdirs=[pathlib.Path("train")])), ("import x.gguf out", dict(file="x.gguf", out="out")), ("compare run", dict(other_workdir="run")),
+    ("view --port 0", dict(port=0, workdirs=[pathlib.Path("train")])),
+    ("import x.gguf out", dict(file="x.gguf", out="out")), ("compare run", dict(other_workdir="run")),
     ("conversations o.jsonl --low 0.5", dict(out="o.jsonl", form="trl", low=0.5, file="trajectories/")),
     ("export train", dict(command="export", out="train"))])
 def test_a_command_stands_anywhere_and_has_its_own_arguments(line, expected):
@@ -200,7 +201,10 @@ def test_ask_report_export(experiment, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("zsjax.run.ask.Asker", Asker)
     monkeypatch.setattr("zsjax.run.export.export", lambda config, workdir, out: out)
-    ask = lambda *arguments: launch.main(["ask", *arguments, "--config", str(experiment)])
+
+    def ask(*arguments):
+        return launch.main(["ask", *arguments, "--config", str(experiment)])
+
     assert ask("Who?") == 0
     assert "<answer> Dran Tosk </answer>" in capsys.readouterr().out
     assert ask("Who?", "--json") == 0
@@ -212,6 +216,13 @@ def test_ask_report_export(experiment, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == "out\n"
     assert launch.main(["report", "--workdir", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
+
+
+def test_play_reads_a_pipe(experiment, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("rival of Kora\n= nobody\n\nq\n"))
+    assert launch.main(["play", "--against", "real", "--seed", "3", "--config", str(experiment)]) == 0
+    shown = capsys.readouterr().out
+    assert "3 of 4 searches left" in shown and "rival of" in shown and "1 answered: em 0.00" in shown
 
 
 def test_as_a_process_without_touching_a_device(experiment, tmp_path):
@@ -228,23 +239,28 @@ def test_as_a_process_without_touching_a_device(experiment, tmp_path):
         sys.exit(code)
     """)
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    run = lambda *a: subprocess.run([sys.executable, "-c", code, *map(str, a)], env=env, capture_output=True, text=True,
-                                    timeout=120)
+
+    def run(*arguments):
+        return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], env=env, capture_output=True, text=True,
+                              timeout=120)
+
     helped = run("--help")
     assert helped.returncode == 0 and all(f"\n    {name} " in helped.stdout for name in COMMANDS)
     wrong = run("--config", experiment, "--workdir", tmp_path / "run", "--config.train.minibatches=7")
     assert wrong.returncode == 2 and "divisor of 320" in wrong.stderr and "Traceback" not in wrong.stderr
 
 
-@pytest.mark.parametrize("given, kept", [({}, ".jax_cache"), ({"JAX_COMPILATION_CACHE_DIR": "/elsewhere"}, "/elsewhere"),
-                                         ({"JAX_COMPILATION_CACHE_DIR": ""}, None)])
-def test_compiled_programs_are_kept(given, kept, tmp_path):
+def test_compiled_programs_are_kept(tmp_path, monkeypatch):
     code = "from zsjax import launch; launch.main(['report', '--workdir', 'none']); import jax; " \
            "print(jax.config.jax_compilation_cache_dir)"
     env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")} | {"PYTHONPATH": str(ROOT)}
-    run = subprocess.run([sys.executable, "-c", code], env=env | given, cwd=tmp_path, capture_output=True, text=True,
-                         timeout=120)
-    assert run.stdout.strip() in ({str(tmp_path / kept)} if kept else {"", "None"}), run.stderr
+    run = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert run.stdout.strip() == str(tmp_path / ".jax_cache"), run.stderr
+    monkeypatch.delitem(sys.modules, "jax", raising=False)
+    for given in ("/elsewhere", ""):  # "": nowhere
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", given)
+        launch.keep_compiled_programs()
+        assert os.environ["JAX_COMPILATION_CACHE_DIR"] == given
 
 
 def test_scripts_are_valid_bash():

@@ -36,8 +36,10 @@ def test_records_of_runs_before_keys_still_pair_with_new_ones():
 
 
 def test_metadata_that_parquet_filled_with_nulls_is_summarized():
-    played = {"queries": ["who"], "num_searches": 1, "tokens": 3, "status": "answered", "em": 1.0, "f1": 1.0, "contains": 1.0}
-    questions = [Question("1", "q", ("x",), {"queries": ["who"], "hops": 1}), Question("2", "q", ("x",), {"queries": None, "hops": None})]
+    played = {"queries": ["who"], "num_searches": 1, "tokens": 3, "status": "answered",
+              "em": 1.0, "f1": 1.0, "contains": 1.0}
+    questions = [Question(id, "q", ("x",), metadata) for id, metadata in (
+        ("1", {"queries": ["who"], "hops": 1}), ("2", {"queries": None, "hops": None}))]
     rows = evaluate.summarize("n", [played, played], questions)
     assert {row["hops"]: row.get("on_path") for row in rows} == {1: 1.0, "all": None}
 
@@ -73,6 +75,7 @@ def test_a_simulator_writes_for_each_of_them():
     from zsjax.launch import load_experiment
     from zsjax.run import build
 
+    # A carried model: one with random weights hardly looks at its prompt.
     config = resolve(load_experiment("experiments/tiny_world.py:smoke"))
     tokenizer = build.tokenizer(config)
     simulator = build.simulator(config, *build.model(config.simulator, tokenizer, seed=0), tokenizer)

@@ -45,7 +45,8 @@ def test_wandb(tmp_path):
     wandb = Calls()
     write(tmp_path, {"wandb": wandb})
     (_, started), = wandb.of("init")
-    assert started == {"project": "zsjax", "name": "mine", "id": None, "resume": "allow", "dir": str(tmp_path), "config": {"seed": 3}}
+    assert started == {"project": "zsjax", "name": "mine", "id": None, "resume": "allow", "dir": str(tmp_path),
+                       "config": {"seed": 3}}
     assert wandb.of("define_metric") == [(("train/step",), {}), (("train/*",), {"step_metric": "train/step"})]
     assert wandb.of("log")[1] == (({"train/reward": 0.5, "train/term/p.m:f": 2, "train/step": 2},), {})
     assert len(wandb.of("finish")) == 1

@@ -80,42 +80,43 @@ def parse_flags(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str
 
 
 def _parsers():
-    """(parser of the flags that every command has, parser of a command line that begins with a command, the commands)."""
+    """(parser of the flags that every command has, parser of whole command lines, the commands)."""
     fields = "[--config.field=value ...]"
     usage = f"{_PROGRAM} [COMMAND] --config experiments/X.py[:arg] --workdir DIR {fields}"
     shared = argparse.ArgumentParser(prog=_PROGRAM, usage=usage, add_help=False, allow_abbrev=False,
                                      argument_default=argparse.SUPPRESS)
     shared.add_argument("--config", metavar="F.py[:arg]",
-                        help="experiment file with get_config(arg); left out, WORKDIR/config.json of a run that began")
+                        help="experiment file with get_config(arg); by default WORKDIR/config.json of a run that began")
     shared.add_argument("--workdir", type=pathlib.Path, metavar="DIR", action="append", help="the run's folder")
     shared.add_argument("--distributed", action="store_true",
                         help="join the other hosts of the job, found from SLURM, Cloud TPU, Kubernetes or Open MPI")
     shared.add_argument("--hosts", metavar="ADDRESS:PORT,COUNT,INDEX",
-                        help="join hosts that cannot be found: the first one's address, how many, and which this is")
+                        help="join hosts that cannot be found: the first one's address, their number, this one's index")
     parser = argparse.ArgumentParser(prog=_PROGRAM, usage=usage, parents=[shared], allow_abbrev=False,
-                                     epilog="COMMAND --help says what a command takes. Without a command it is run.")
+                                     epilog="COMMAND --help lists a command's arguments. The default command is run.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", prog=_PROGRAM)
 
     def add(name, help, run=_run_stages, takes=types.MappingProxyType({}), *, stages=None, needs_workdir=True,
             needs_all=True):
-        """takes: {metavar: what it is}. needs_all: none of them may be left out. stages: None for all of config.stages."""
+        """takes: {metavar: help}. needs_all: none of them is optional. stages: None for all of config.stages."""
+        shown = takes if needs_all else [f"[{metavar}]" for metavar in takes]
         made = commands.add_parser(name, help=help, description=help, parents=[shared], allow_abbrev=False,
-                                   usage=" ".join([_PROGRAM, name, *takes, "[FLAGS]", fields]))
+                                   usage=" ".join([_PROGRAM, name, *shown, "[FLAGS]", fields]))
         made.set_defaults(run=run, takes=takes, stages=stages, needs_workdir=needs_workdir, needs_all=needs_all,
                           most_workdirs=2 if name == "view" else 1)
         for metavar, what in takes.items():
             made.add_argument(_name(metavar), nargs="?", metavar=metavar, help=what)
         return made.add_argument
 
-    add("run", "all of config.stages, in order; an interrupted run in WORKDIR goes on where it was (the default)")
-    add("train", "only the reinforcement learning", stages=("train",))
+    add("run", "all of config.stages, in order; resumes an interrupted run in WORKDIR (the default command)")
+    add("train", "only reinforcement learning", stages=("train",))
     add("tune-simulator", "only the tuning of the simulator on collected trajectories", stages=("tune_simulator",))
-    add("warm-start", "only the supervised training of the policy on episodes, before the rest", stages=("warm_start",))
+    add("warm-start", "only the supervised training of the policy on episodes", stages=("warm_start",))
     add("collect", "only the collection of trajectories with the real engine", stages=("collect",))
     add("evaluate", "only the evaluation of the run's policy with config.search.eval_engine", stages=("evaluate",))
-    flag = add("ask", 'ask "Who ...?" prints the episode, coloured by who wrote what; without a question, asks for them',
-               _ask, {"QUESTION": "a question"}, needs_workdir=False, needs_all=False)
-    flag("--json", action="store_true", help="the whole episode as JSON instead")
+    flag = add("ask", 'ask "Who ...?" prints the episode, coloured by role; without a question, a conversation begins', _ask,
+               {"QUESTION": "a question"}, needs_workdir=False, needs_all=False)
+    flag("--json", action="store_true", help="prints the episode as JSON")
     flag = add("play", "you search and answer in the policy's place, against a real engine, the simulator or both", _play,
                needs_workdir=False)
     flag("--against", choices=("both", "real", "simulator"), default="both",
@@ -125,25 +126,25 @@ def _parsers():
     flag = add("plan", "whether the run fits a --target, and the least time of a step; needs neither the target nor weights",
                _plan, needs_workdir=False)
     flag("--target", metavar="CHIP:NUMBER", required=True, help="a100-80gb:8, h100, h200, v5e:16, v5p:8, v6e:16")
-    flag("--estimate", action="store_true", help="do not compile for TPUs, which takes minutes")
+    flag("--estimate", action="store_true", help="no compilation for TPUs, which takes minutes")
     flag = add("serve-corpus", "a /retrieve server (Search-R1, FlashRAG) over a corpus", _serve_corpus,
                {"CORPUS": "a corpus (.jsonl[.gz] or .parquet of {id, title, text})"}, needs_workdir=False)
-    flag("--host", default="127.0.0.1", help="127.0.0.1 if left out")
-    flag("--port", type=int, default=8000, help="8000 if left out; 0: any free one")
+    flag("--host", default="127.0.0.1", help="default 127.0.0.1")
+    flag("--port", type=int, default=8000, help="default 8000; 0: any free one")
     add("compare", "compares the run's evaluation with another's, question by question", _compare,
         {"OTHER_WORKDIR": "another run's folder"})
-    flag = add("view", "all trajectories of a run in your browser; two --workdir stand side by side", _view)
-    flag("--port", type=int, default=8001, help="8001 if left out; 0: any free one")
+    flag = add("view", "all trajectories of a run in your browser; a second --workdir DIR stands beside it", _view)
+    flag("--port", type=int, default=8001, help="default 8001; 0: any free one")
     add("report", "WORKDIR/report.html from what the run has written so far", _report)
     add("export", "the run's policy as a Hugging Face folder", _export, {"OUT": "a folder"})
     add("import", "a GGUF file as a Hugging Face folder, or a published data set of simulator replies as searches.jsonl",
         _import, {"FILE": "a file (.gguf, .parquet, .jsonl[.gz])", "OUT": "a folder or file"}, needs_workdir=False)
     flag = add("conversations", "the run's trajectories as messages, for TRL or LLaMA-Factory", _conversations,
                {"OUT.jsonl": "a file"})
-    flag("--form", choices=("trl", "sharegpt"), default="trl", help="trl, if left out")
-    flag("--low", type=float, metavar="SCORE", help="only those with at least this reward")
+    flag("--form", choices=("trl", "sharegpt"), default="trl", help="default trl")
+    flag("--low", type=float, metavar="SCORE", help="only trajectories with at least this reward")
     flag("--file", default="trajectories/", metavar="NAME",
-         help="only those of files that begin so, such as evaluation/; trajectories/ if left out")
+         help="only trajectories of files whose names begin so, such as evaluation/; default trajectories/")
     return shared, parser, commands.choices
 
 
@@ -182,9 +183,11 @@ def _ask(options, overrides):
     from rich.console import Console
 
     from zsjax import report
-    from zsjax.run.ask import Asker
+    from zsjax.run.ask import Asker, check_question
     from zsjax.run.terminal import converse
 
+    if options.question is not None:
+        check_question(options.question)  # before anything is loaded
     asker = Asker(_find_config(options, overrides), options.workdir, show=None if options.json else report.episode_printer())
     if options.question is None:
         converse(asker, Console(), as_json=options.json)

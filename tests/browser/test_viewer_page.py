@@ -31,7 +31,7 @@ def page(chromium, trajectory_runs):
     with TrajectoryServer(trajectory_runs) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         page = chromium.new_page(viewport={"width": 1400, "height": 800})
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(30_000)
         page.complaints = []
         page.on("pageerror", lambda error: page.complaints.append(str(error)))
         page.on("console", lambda message: page.complaints.append(message.text) if message.type == "error" else None)

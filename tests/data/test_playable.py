@@ -7,7 +7,7 @@ import pytest
 
 from zsjax.config import ConfigError, resolve
 from zsjax.data.playable import keep_playable
-from zsjax.data.questions import sample
+from zsjax.data.questions import draw_questions
 from zsjax.errors import InputError
 from zsjax.launch import load_experiment
 from zsjax.rollout.policy_prompt import PolicyTemplate
@@ -35,11 +35,14 @@ def config(**overrides):
 
 
 def test_bounds_and_reasons(caplog):
-    encode = lambda text: list(text.encode()) + [0] * 10
-    questions = [Question("fits", "a" * 90, ("x",)), Question("long", "a" * 91, ("x",)), Question("wide", "\u00e4" * 46, ("x",)),
-                 Question("none", "q", ("The", "!!", ""))]
+    def encode(text):
+        return list(text.encode()) + [0] * 10
+
+    questions = [Question("fits", "a" * 90, ("x",)), Question("long", "a" * 91, ("x",)),
+                 Question("wide", "\u00e4" * 46, ("x",)), Question("none", "q", ("The", "!!", ""))]
     options = dict(max_prompt_tokens=100, source="data.train = 'f'")
-    with pytest.raises(InputError, match="3 of 4 questions.*'long' .a prompt of 101 tokens.*'wide'.*102.*'none' .no gold") as caught:
+    reasons = "3 of 4 questions.*'long' .a prompt of 101 tokens.*'wide'.*102.*'none' .no gold"
+    with pytest.raises(InputError, match=reasons) as caught:
         keep_playable(questions, encode, overlong="error", **options)
     assert "\n" not in str(caught.value) and "data.overlong='drop'" in str(caught.value)
     with caplog.at_level(logging.WARNING):
@@ -84,7 +87,8 @@ def test_a_limit_is_a_sample_that_seeds_do_not_change(tmp_path):
     ids = [int(question.id[1:]) for question in taken]
     assert ids == sorted(ids) and set(build.questions(config(), path, 16)[0].id) <= {*"q0123456789"}
     everything = build.questions(config(), path)
-    assert {q.id for q in sample(everything, 16)} < {q.id for q in taken} and sample(everything, 400) == everything
+    assert {q.id for q in draw_questions(everything, 16)} < {q.id for q in taken}
+    assert draw_questions(everything, 400) == everything
 
 
 def test_the_tiny_worlds_questions_stay_the_first():

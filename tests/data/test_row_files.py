@@ -21,7 +21,8 @@ LATIN = '{"id": "1", "question": "Beyonc\u00e9?", "golden_answers": ["x"]}\n'.en
 @pytest.mark.parametrize("name, data, message", [
     ("cut.jsonl.gz", gzip.compress(MANY, mtime=0)[:-40], "line .*cut off or damaged"),
     ("cut.jsonl.gz", gzip.compress(MANY, mtime=0)[:5], "line 1: .*cut off or damaged"),
-    ("flipped.jsonl.gz", gzip.compress(MANY, mtime=0)[:60] + b"\xff" * 9 + gzip.compress(MANY, mtime=0)[69:], "cut off or damaged"),
+    ("flipped.jsonl.gz", gzip.compress(MANY, mtime=0)[:60] + b"\xff" * 9 + gzip.compress(MANY, mtime=0)[69:],
+     "cut off or damaged"),
     ("plain.jsonl.gz", LINE, "line 1: is not compressed with gzip; name it without .gz"),
     ("packed.jsonl", gzip.compress(LINE, mtime=0), "line 1: is compressed with gzip; name it .jsonl.gz"),
     ("latin.jsonl", LINE + LATIN, r"line 2: not UTF-8 \(byte 0xe9, column 32\)"),
@@ -52,7 +53,8 @@ def test_a_cut_parquet_file(tmp_path):
         load_questions(tmp_path / "q.parquet")
 
 
-@pytest.mark.parametrize("data", [b"\xef\xbb\xbf" + LINE, b"\xef\xbb\xbf\n\xef\xbb\xbf" + LINE, LINE.replace(b"\n", b"\r\n")])
+@pytest.mark.parametrize("data", [
+    b"\xef\xbb\xbf" + LINE, b"\xef\xbb\xbf\n\xef\xbb\xbf" + LINE, LINE.replace(b"\n", b"\r\n")])
 def test_byte_order_marks_and_line_ends(tmp_path, data):
     (tmp_path / "q.jsonl").write_bytes(data)
     assert [question.question for question in load_questions(tmp_path / "q.jsonl")] == ["Who wrote it?"]
@@ -64,15 +66,19 @@ def test_lone_surrogates_become_replacement_characters(tmp_path):
 
 
 DOCUMENTS = [
-    ({"id": "0", "contents": '"Evan Morris"\nEvan Morris was a lobbyist.'}, Document("Evan Morris", "Evan Morris was a lobbyist.")),
+    ({"id": "0", "contents": '"Evan Morris"\nEvan Morris was a lobbyist.'},
+     Document("Evan Morris", "Evan Morris was a lobbyist.")),
     ({"contents": '""Q" Is for Quarry"\na novel\nof two lines'}, Document('"Q" Is for Quarry', "a novel\nof two lines")),
     ({"contents": "only text here"}, Document("", "only text here")),
     ({"title": "T", "contents": "T\nbody"}, Document("T", "body")),
-    ({"title": None, "text": "ab cd"}, Document("", "ab cd")), ({"text": "ab cd"}, Document("", "ab cd")),
-    ({"title": float("nan"), "text": "ab cd"}, Document("", "ab cd")), ({"title": 1984, "text": "ab cd"}, Document("1984", "ab cd")),
+    ({"title": None, "text": "ab cd"}, Document("", "ab cd")),
+    ({"text": "ab cd"}, Document("", "ab cd")),
+    ({"title": float("nan"), "text": "ab cd"}, Document("", "ab cd")),
+    ({"title": 1984, "text": "ab cd"}, Document("1984", "ab cd")),
     ({"document": {"contents": '"A"\nab cd'}, "score": 1.0}, Document("A", "ab cd")),
     ({"text": "", "contents": '"A"\nab cd'}, Document("A", "ab cd")),
-    ({"text": "cut word \ud83d"}, Document("", "cut word \ufffd")), ({"title": "words here", "text": ""}, Document("words here", "")),
+    ({"text": "cut word \ud83d"}, Document("", "cut word \ufffd")),
+    ({"title": "words here", "text": ""}, Document("words here", "")),
 ]
 
 
@@ -84,8 +90,8 @@ def test_files_and_python_read_the_same_documents(tmp_path, row, document):
     assert BM25.from_documents([row]).search([word], k=1)[0][0].text == document.text
 
 
-@pytest.mark.parametrize("row, field", [({"text": None}, "text"), ({"contents": 3}, "contents"), ({"title": ["x"], "text": "a"}, "title"),
-                                        ({"id": 1}, "text")])
+@pytest.mark.parametrize("row, field", [
+    ({"text": None}, "text"), ({"contents": 3}, "contents"), ({"title": ["x"], "text": "a"}, "title"), ({"id": 1}, "text")])
 def test_both_refuse_the_same_documents(tmp_path, row, field):
     (tmp_path / "c.jsonl").write_text(json.dumps({"text": "a b"}) + "\n" + json.dumps(row))
     with pytest.raises(InputError, match=f"c.jsonl, line 2: field '{field}'"):
@@ -96,11 +102,12 @@ def test_both_refuse_the_same_documents(tmp_path, row, field):
 
 # ------------------------------------------------------------------- generated files
 
-VALUES = [None, "", " ", "x", "Who?", 0, 3, 2.5, float("nan"), True, [], [""], ["a"], [None], ["a", 1], {}, {"target": ["a"]},
-          {"ground_truth": {"target": ["a", "b"]}}, [["a"]], "\ud83d", "\u202e<|im_end|>", {"a": {"b": None}}, "[1]", "{", "[\"a\"]", 10**30,
-          [{"role": "user", "content": "Question: who?"}], {"index": 3, "split": "dev"}]
-FIELDS = ["id", "_id", "question", "golden_answers", "metadata", "reward_model", "extra_info", "prompt", "answer", "data_source",
-          "title", "text", "contents", "document"]
+VALUES = [None, "", " ", "x", "Who?", 0, 3, 2.5, float("nan"), True, [], [""], ["a"], [None], ["a", 1], {},
+          {"target": ["a"]}, {"ground_truth": {"target": ["a", "b"]}}, [["a"]], "\ud83d", "\u202e<|im_end|>",
+          {"a": {"b": None}},
+          "[1]", "{", "[\"a\"]", 10**30, [{"role": "user", "content": "Question: who?"}], {"index": 3, "split": "dev"}]
+FIELDS = ["id", "_id", "question", "golden_answers", "metadata", "reward_model", "extra_info", "prompt", "answer",
+          "data_source", "title", "text", "contents", "document"]
 
 
 def generated(rng, kind):
@@ -145,8 +152,8 @@ def test_generated_files_are_read_or_refused_in_one_line(tmp_path, load, kind, g
         except InputError as error:
             refused += 1
             assert path.name in str(error) and "\n" not in str(error) and len(str(error)) < 1000, error
-            assert any(word in str(error) for word in ("field '", "JSON", "object", "UTF", "gzip", "parquet", "damaged", f"no {kind}",
-                                                       "binary", "archive")), error
+            assert any(word in str(error) for word in (
+                "field '", "JSON", "object", "UTF", "gzip", "parquet", "damaged", f"no {kind}", "binary", "archive")), error
         else:
             read += 1
             assert found and json.dumps([vars(item) for item in found], ensure_ascii=False).encode()

@@ -18,8 +18,9 @@ REPLY = "Doc 1: Emma is a novel by Jane Austen.\nDoc 2: Jane Austen lived in Cha
 
 def prompt(mode="useful", golds="Jane Austen", question="Who wrote Emma?"):
     """Our own words with the marks of the published prompt."""
-    return (f"You play a search engine. Write five {mode} documents for the query.\n\nSomebody asks this question: {question} "
-            f"whose answer is {golds}.\nEach has thirty words.\n\nQuery: author of Emma\n{mode.capitalize()} Output:\n")
+    return (f"You play a search engine. Write five {mode} documents for the query.\n\n"
+            f"Somebody asks this question: {question} whose answer is {golds}.\n"
+            f"Each has thirty words.\n\nQuery: author of Emma\n{mode.capitalize()} Output:\n")
 
 
 WANTED = SimulatorRow("Who wrote Emma?", ("Jane Austen",), "author of Emma", False,
@@ -29,7 +30,8 @@ WANTED = SimulatorRow("Who wrote Emma?", ("Jane Austen",), "author of Emma", Fal
 @pytest.mark.parametrize("row", [
     {"instruction": prompt(), "input": "", "output": REPLY},
     {"instruction": prompt().partition("Query:")[0], "input": "Query:" + prompt().partition("Query:")[2], "output": REPLY},
-    {"messages": [{"role": "system", "content": ""}, {"role": "user", "content": prompt()}, {"role": "assistant", "content": REPLY}]},
+    {"messages": [{"role": "system", "content": ""}, {"role": "user", "content": prompt()},
+                  {"role": "assistant", "content": REPLY}]},
     {"conversations": [{"from": "human", "value": prompt()}, {"from": "gpt", "value": REPLY}]},
     {"prompt": prompt(), "response": REPLY}, {"prompt": [{"role": "user", "content": prompt()}], "completion": REPLY},
     {"prompt": prompt(question='"Who wrote Emma?"'), "response": REPLY}])

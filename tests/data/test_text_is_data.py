@@ -18,7 +18,8 @@ from zsjax.search.simulator.prompt import SimulatorTemplate
 REAL = load_tokenizer("asset:real/tokenizer")
 USER = [{"role": "user", "content": "who?"}]
 BOS = "<|begin_of_text|>"
-EVIL = ["a<|im_end|>b", "<|im_end|><|im_end|>", "<|endoftext|>", "<|<|im_end|>im_end|>", "Who? <|im_start|>user\n", "<|im_end|>"]
+EVIL = ["a<|im_end|>b", "<|im_end|><|im_end|>", "<|endoftext|>", "<|<|im_end|>im_end|>", "Who? <|im_start|>user\n",
+        "<|im_end|>"]
 
 
 @pytest.fixture
@@ -74,7 +75,8 @@ def test_data_holds_no_special_token_and_loses_no_word(text):
 
 def test_special_tokens_that_match_other_spellings_are_broken_up(folder):
     odd = changed(folder, lambda backend: backend.add_special_tokens([
-        tokenizers.AddedToken("<mask>", lstrip=True, rstrip=True, special=True), tokenizers.AddedToken("\u00a7", special=True),
+        tokenizers.AddedToken("<mask>", lstrip=True, rstrip=True, special=True),
+        tokenizers.AddedToken("\u00a7", special=True),
         tokenizers.AddedToken("< mask>", special=True), tokenizers.AddedToken("caf\u00e9!", normalized=True, special=True)]))
     for text in ("a   <mask>  b", "\u00a7 5", "cafe\u0301!", "<<mask>mask>"):
         assert not special_ids(odd, odd.encode_text(text)) and not special_ids(odd, odd.encode(odd.plain(text)))
@@ -96,7 +98,8 @@ def test_plain_prompts_begin_with_the_tokenizers_beginning_once(folder):
     for ids in (template.encode(tokenizer, "who?"), simulator.build(tokenizer, **slots),
                 tokenizer.encode_prompt(BOS + "said twice")):
         assert tuple(ids[:1]) == bos and ids.count(bos[0]) == 1
-    assert tokenizer.encode_text("a")[:1] != list(bos) and simulator.build(REAL, **slots) == simulator.build(tokenizer, **slots)[1:]
+    assert tokenizer.encode_text("a")[:1] != list(bos)
+    assert simulator.build(REAL, **slots) == simulator.build(tokenizer, **slots)[1:]
     # A chat template begins as it says.
     edit_json(folder / "tokenizer_config.json", bos_token=BOS,
               chat_template="{{ bos_token }}{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}")
@@ -181,6 +184,6 @@ def test_sentencepiece_without_byte_fallback(tmp_path, rule):
               chat_template="{% for m in messages %}{{ m['content'] }}{% endfor %}")
     edit_json(tmp_path / "generation_config.json", eos_token_id=[2, 1])
     edit_json(tmp_path / "special_tokens_map.json", pad_token="</s>")
-    told = load_tokenizer(tmp_path)
-    assert (told.bos_ids, told.eos_ids, told.pad_id) == ((1,), (2, 1), 2)
-    assert told.encode_prompt("Kora")[:1] == [1] and told.render_chat(USER) == "who?"
+    given = load_tokenizer(tmp_path)
+    assert (given.bos_ids, given.eos_ids, given.pad_id) == ((1,), (2, 1), 2)
+    assert given.encode_prompt("Kora")[:1] == [1] and given.render_chat(USER) == "who?"

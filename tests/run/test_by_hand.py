@@ -133,7 +133,8 @@ def test_the_input_may_end_anywhere(both, monkeypatch):
 
 def test_mistakes(config, tmp_path):
     for options, message in (({"noise": 2.0}, "--noise 2.0 is not a probability"),
-                             ({"workdir": "nowhere"}, "no run in nowhere"), ({"against": "simulator"}, "use --against real")):
+                             ({"workdir": "nowhere"}, "no run in nowhere"),
+                             ({"against": "simulator"}, "use --against real")):
         with pytest.raises(UserError, match=message):
             Table(config, **options)
 

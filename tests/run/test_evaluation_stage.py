@@ -52,8 +52,8 @@ def evaluate(workdir, **fields):
     source = workdir / "questions.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
     overrides = {name.replace("__", "."): str(value) for name, value in fields.items()}
-    config = resolve({"policy": {"init": "asset:tiny_world/base"}, "data": {"eval": str(source), "eval_corpus": str(source)}},
-                     overrides, check=False)
+    config = resolve({"policy": {"init": "asset:tiny_world/base"},
+                      "data": {"eval": str(source), "eval_corpus": str(source)}}, overrides, check=False)
     with Writer(workdir, quiet=True) as writer:
         stage.evaluate(Run(config, workdir, writer, ""))
     return json.loads((workdir / "evaluation.json").read_text())
@@ -112,12 +112,17 @@ def test_what_decides_the_figures_is_done_again_and_what_does_not_is_kept(tmp_pa
 def test_baselines_are_kept_by_what_they_read(tmp_path, played, monkeypatch):
     from zsjax.evaluation import baselines
 
-    rag = lambda setting: played.append(f"rag by {setting.params}") or stage.play_samples(None, setting.params,
-                                                                                          setting.questions, samples=1)
+    def rag(setting):
+        played.append(f"rag by {setting.params}")
+        return stage.play_samples(None, setting.params, setting.questions, samples=1)
+
     monkeypatch.setitem(baselines.METHODS, "rag", rag)
     monkeypatch.setitem(baselines.METHODS, "best_of_n", rag)
     fields = {"evaluate__baselines": "rag,best_of_n"}
-    count = lambda: sum(name.startswith("rag by") for name in played)
+
+    def count():
+        return sum(name.startswith("rag by") for name in played)
+
     rows = evaluate(tmp_path, **fields)
     assert count() == 2 and rows[-1]["name"] == "baseline best_of_n" and rows[-1]["role"] == "base"
     evaluate(tmp_path, evaluate__baseline_samples=3, **fields)
@@ -202,9 +207,9 @@ def test_an_evaluation_in_training_says_that_searches_failed(tmp_path, monkeypat
     from zsjax.run.stages import policy
 
     status = ["failed"]
-    records = lambda *_, **__: ([{"em": 1.0, "f1": 1.0, "contains": 1.0, "num_searches": 1, "search_status": status,
-                                  "tokens": 3, "status": "answered", "queries": []}], None)
-    monkeypatch.setattr(policy, "play", records)
+    record = {"em": 1.0, "f1": 1.0, "contains": 1.0, "num_searches": 1, "search_status": status, "tokens": 3,
+              "status": "answered", "queries": []}
+    monkeypatch.setattr(policy, "play", lambda *_, **__: ([record], None))
     monkeypatch.setattr(policy, "make_rollout", lambda *_: None)
     monkeypatch.setattr(policy.costs, "Meter", Meter)
     monkeypatch.setattr(Run, "engine", lambda self, *_, **__: None)

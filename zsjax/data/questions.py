@@ -27,7 +27,7 @@ def load_questions(source: str | pathlib.Path, *, split: str | None = None, limi
       source: a path ending in .jsonl, .jsonl.gz or .parquet, or "tfds:NAME" (natural_questions_open, trivia_qa, or any
         with the features question and answer).
       split: of a file, only rows whose metadata has this "split"; of a TFDS data set, its split ("validation" if None).
-      limit: of the number of questions, after the shuffle; `sample` takes a random part in order instead.
+      limit: of the number of questions, after the shuffle; `draw_questions` takes a random part in order instead.
       seed: of a shuffle; None keeps the order of the source.
 
     Raises:
@@ -51,7 +51,7 @@ def load_questions(source: str | pathlib.Path, *, split: str | None = None, limi
     return questions if limit is None else questions[:limit]
 
 
-def sample(questions: Sequence[Question], limit: int | None, *, seed: int = 0) -> list[Question]:
+def draw_questions(questions: Sequence[Question], limit: int | None, *, seed: int = 0) -> list[Question]:
     """At most `limit` questions, drawn without replacement and kept in order, as files are often sorted.
 
     The questions of a smaller limit are among those of a larger one. The draw depends on seed and the number of questions.

@@ -49,8 +49,7 @@ class Asker:
         Raises:
           UserError: the question is empty or too long.
         """
-        if not question.strip():
-            raise UserError('the question is empty; ask one, such as "Who wrote Emma?"')
+        check_question(question)
         self._stream = transcript.Stream(self._run.tokenizer, self._show)
         records, _ = play(self._rollout, self._params, [Question("asked", question, ())],
                           key=jax.random.key(self._run.config.seed), batch_rows=1)
@@ -58,6 +57,12 @@ class Asker:
 
     def _watch(self, state):
         self._stream(state)
+
+
+def check_question(question: str):
+    """Raises UserError for an empty question."""
+    if not question.strip():
+        raise UserError('the question is empty; ask one, such as "Who wrote Emma?"')
 
 
 def run_of(config: Config, workdir=None) -> Run:

@@ -16,7 +16,7 @@ from zsjax.config.options import read_options
 from zsjax.data import load_corpus, load_questions, load_tokenizer
 from zsjax.data.assets import asset_path
 from zsjax.data.playable import keep_playable
-from zsjax.data.questions import sample
+from zsjax.data.questions import draw_questions
 from zsjax.errors import reading
 from zsjax.models import attention
 from zsjax.models.checkpoints import hub
@@ -90,7 +90,7 @@ def questions(config: Config, source: str, limit: int | None = None) -> list[Que
 
         return list(world.questions(worlds(config, source)))[:limit]
     source, _, split = source.partition("#")
-    return sample(load_questions(source, split=split or None), limit)
+    return draw_questions(load_questions(source, split=split or None), limit)
 
 
 def benchmarks(config: Config) -> list[Question]:
@@ -199,7 +199,7 @@ def simulator(config: Config, model_config: DecoderConfig, params, tokenizer) ->
     search, template = config.search, SimulatorTemplate.load(config.prompts.simulator)
     if config.prompts.simulator_chat:
         template = template.in_chat(tokenizer)
-    _tell_form(template.name, config.prompts.simulator_chat)
+    _log_form(template.name, config.prompts.simulator_chat)
     return Simulator(
         config=model_config, params=params, tokenizer=tokenizer, template=template, num_documents=search.num_candidates,
         max_document_tokens=search.max_document_tokens, max_query_tokens=search.max_query_tokens,
@@ -226,7 +226,7 @@ def judge(config: Config):
 
 
 @functools.cache  # once a run
-def _tell_form(template: str, chat: bool):
+def _log_form(template: str, chat: bool):
     form = "in the tokenizer's chat template" if chat else "as plain text"
     logging.info("simulator prompts: template %r %s", template, form)
 
