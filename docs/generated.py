@@ -119,10 +119,11 @@ def metrics_page() -> str:
     for title, _, names, *_ in page.CURVES:
         for name in [names] if isinstance(names, str) else names:
             charts[name] = title
-    text = ["# Metrics", "", "A line of `metrics.jsonl` is one step: `{\"stage\": \"train\", \"step\": 12, ...}`. Names that",
-            "begin with `time/`, `speed/` or `compile/` depend on the machine. All others repeat exactly when a run is",
+    text = ["# Metrics", "", "A line of `metrics.jsonl` is one step: `{\"stage\": \"train\", \"step\": 12, ...}`.",
+            "Names that begin with `time/`, `speed/` or `compile/` depend on the machine. All others repeat exactly when a run is",
             "repeated on the same backend. An alarm's bounds are those of the field `health.alarms`.", "",
-            "| metric | unit | meaning | healthy | alarm outside | chart in the report |", "| --- | --- | --- | --- | --- | --- |"]
+            "| metric | unit | meaning | healthy | alarm outside | chart in the report |",
+            "| --- | --- | --- | --- | --- | --- |"]
     for name, said in described_metrics().items():
         family = name.partition("/")[0] + "/"
         chart = charts.get(name) or charts.get(family, "")
@@ -156,7 +157,7 @@ def registries_page() -> str:
     from zsjax.search import registry
 
     text = ["# Names in configs", "",
-            "Each field below takes a name of its table or `package.module:function`. A decorator adds your own to the table.", ""]
+            "Each field below takes a name of its table or `package.module:function`. A decorator adds your own.", ""]
     for title, field, names in (
             ("Reward terms", "reward.terms", TERMS), ("Advantages", "algorithm.advantage", ADVANTAGES),
             ("Losses", "algorithm.loss", LOSSES), ("Terms of the objective", "algorithm.terms", OBJECTIVE_TERMS),
