@@ -120,8 +120,8 @@ def metrics_page() -> str:
         for name in [names] if isinstance(names, str) else names:
             charts[name] = title
     text = ["# Metrics", "", "A line of `metrics.jsonl` is one step: `{\"stage\": \"train\", \"step\": 12, ...}`.",
-            "Names that begin with `time/`, `speed/` or `compile/` depend on the machine. All others repeat exactly when a run is",
-            "repeated on the same backend. An alarm's bounds are those of the field `health.alarms`.", "",
+            "Names that begin with `time/`, `speed/` or `compile/` depend on the machine. All others repeat exactly when a",
+            "run is repeated on the same backend. An alarm's bounds are those of the field `health.alarms`.", "",
             "| metric | unit | meaning | healthy | alarm outside | chart in the report |",
             "| --- | --- | --- | --- | --- | --- |"]
     for name, said in described_metrics().items():
