@@ -11,10 +11,8 @@ import io
 import pathlib
 import re
 import sys
-import tomllib
 
 HERE = pathlib.Path(__file__).resolve().parent
-METRICS = HERE / "metrics.toml"
 # Pages of the repository that the site shows as well.
 COPIED = {"experiments.md": "experiments/README.md", "benchmarks.md": "benchmarks/RESULTS.md",
           "changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
@@ -111,30 +109,27 @@ def _meaning(leaf) -> str:
 
 
 def metrics_page() -> str:
-    """Every metric of a step's line; units are the report's, bounds those of the default alarms."""
+    """Every metric, as the code that logs it declares it (`zsjax.types.Metric`); bounds are those of the default alarms."""
     from zsjax.config.fields import HealthConfig
-    from zsjax.report import page
+    from zsjax.monitor.catalog import METRICS
 
-    bounds, charts = HealthConfig().alarms, {}
-    for title, _, names, *_ in page.CURVES:
-        for name in [names] if isinstance(names, str) else names:
-            charts[name] = title
+    bounds = HealthConfig().alarms
     text = ["# Metrics", "", "A line of `metrics.jsonl` is one step: `{\"stage\": \"train\", \"step\": 12, ...}`.",
             "Names that begin with `time/`, `speed/` or `compile/` depend on the machine. All others repeat exactly when a",
-            "run is repeated on the same backend. An alarm's bounds are those of the field `health.alarms`.", "",
-            "| metric | unit | meaning | healthy | alarm outside | chart in the report |",
-            "| --- | --- | --- | --- | --- | --- |"]
-    for name, said in described_metrics().items():
-        family = name.partition("/")[0] + "/"
-        chart = charts.get(name) or charts.get(family, "")
-        text.append(_row(f"`{name}`", said["unit"], said["help"], said.get("healthy", ""),
-                         _bounds(bounds.get(name)), chart))
+            "run is repeated on the same backend. `*` stands for any characters. An alarm's bounds are those of the field",
+            "`health.alarms`.", "",
+            "| metric | unit | range | meaning | healthy | alarm outside | chart in the report | read by |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    text += [_row(f"`{metric.name}`", metric.unit, _range(metric.low, metric.high), metric.help, metric.healthy,
+                  _bounds(bounds.get(metric.name)), metric.chart, ", ".join(metric.readers)) for metric in METRICS]
     return "\n".join(text) + "\n"
 
 
-def described_metrics() -> dict[str, dict]:
-    """docs/metrics.toml: metric -> unit, help, healthy; "family/*" stands for a family."""
-    return tomllib.loads(METRICS.read_text())
+def _range(low, high) -> str:
+    """0 to 1, from 0, up to 1, or nothing."""
+    if low is None or high is None:
+        return f"from {low:g}" if low is not None else f"up to {high:g}" if high is not None else ""
+    return f"{low:g} to {high:g}"
 
 
 def _bounds(limits) -> str:

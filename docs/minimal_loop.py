@@ -188,8 +188,8 @@ def main(steps: int = 12, questions_per_step: int = 6, group_size: int = 8, end_
     """Trains and evaluates. Returns "reward" and "sampler_gap" of each step, and "unseen": exact match before and after."""
     policy, params = models.load_hf(asset_path("asset:tiny_world/base"), dtype=jnp.float32)
     simulator, simulator_params = models.load_hf(asset_path("asset:tiny_world/simulator"), dtype=jnp.float32)
-    train_questions = world.questions(world.resolve("tiny_world:train"))
-    unseen = world.resolve("tiny_world:eval")
+    train_questions = world.questions(world.worlds_of("tiny_world:train"))
+    unseen = world.worlds_of("tiny_world:eval")
     index = BM25.from_documents(world.documents(unseen))
 
     B = questions_per_step * group_size

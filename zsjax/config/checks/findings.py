@@ -1,14 +1,14 @@
-"""The collector of a config's problems."""
+"""The list of a config's problems, as the checks fill it."""
 
 import os
 from collections.abc import Callable
 
-from zsjax.config.checks.values import path_problem
+from zsjax.config.allowed import path_problem
 from zsjax.errors import Problem
 
 
-class Found:
-    """Problems of one config, and the few ways to look for them. Fields are dotted names."""
+class Findings:
+    """The problems of one config, and the checks that several rooms share. Fields are dotted names."""
 
     def __init__(self, config, files=True):
         self.config, self.files = config, files
@@ -20,17 +20,17 @@ class Found:
             value = value[name] if isinstance(value, dict) else getattr(value, name)
         return value
 
-    def add(self, field, reason, mend):
-        """Adds a problem, unless the field has one: the first is the simplest."""
+    def add(self, field, reason, fix):
+        """Adds a problem, unless the field has one already: the first is the simplest."""
         if all(problem.field != field for problem in self.problems):
-            self.problems.append(Problem(field, self.value(field), reason, mend))
+            self.problems.append(Problem(field, self.value(field), reason, fix))
 
-    def loads(self, field, load: Callable, mend):
+    def loads(self, field, load: Callable, fix):
         """Adds a problem if load(value) of the field raises."""
         try:
             load(self.value(field))
         except (Exception, SystemExit) as error:  # a template's, optax's or a user's module's own kinds
-            self.add(field, str(error).split("\n")[0] or type(error).__name__, mend)
+            self.add(field, str(error).split("\n")[0] or type(error).__name__, fix)
 
     def is_path(self, field):
         """A checkpoint, tokenizer or file: "asset:NAME", "hf:OWNER/NAME" or a path that is there."""
@@ -39,10 +39,10 @@ class Found:
 
         value = self.value(field)
         if path_problem(value):
-            return  # said already
-        if value.startswith(PREFIX):  # whether the hub has it is seen when it is fetched
+            return  # `check_values` has added it
+        if value.startswith(PREFIX):
             if hub_name(value) is None:
-                self.add(field, "no name of the Hugging Face hub",
+                self.add(field, "not a name on the Hugging Face hub",
                          f"give {PREFIX}OWNER/NAME, such as {PREFIX}Qwen/Qwen2.5-3B")
             return
         try:

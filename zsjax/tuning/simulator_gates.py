@@ -1,8 +1,8 @@
-"""What a simulator must do before a policy may learn from it: help when asked rightly, mislead on command, never cheat.
+"""Gates of a simulator, before a policy learns from it: it helps right queries, misleads on command, and never cheats.
 
-A simulator that shows the gold answer whatever is asked teaches the policy that queries do not matter: one learned to
-score 0.66 inside the simulator and 0.02 outside. So each question is asked rightly and in several wrong ways, and the
-share of replies that hold a gold answer is set beside the real engine's own.
+A simulator that shows the gold answer for any query teaches the policy that queries do not matter: one policy learned to
+score 0.66 inside such a simulator and 0.02 outside. Each question is therefore searched for by its right query and by
+several wrong ones, and the share of replies that hold a gold answer is compared with the real engine's.
 """
 
 import collections
@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from zsjax.config import GatesConfig
+from zsjax.config.fields import GatesConfig
 from zsjax.errors import InputError
-from zsjax.rewards import contains_match
 from zsjax.sampling import ragged
 from zsjax.search.engine import Document, SearchContext
+from zsjax.tuning.dataset import holds_gold
 from zsjax.types import Question
 
 RIGHT = "right last query"
@@ -30,7 +30,7 @@ BATCH_ROWS = 128  # requests simulated at a time: one shape, one program
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """A query put to the engines on a question's behalf. kind: one of KINDS."""
+    """A query for a question. kind: one of KINDS."""
 
     kind: str
     question: Question
@@ -43,8 +43,8 @@ def make_probes(questions: Sequence[Question], *, limit: int, seed: int = 0) -> 
     Args:
       questions: metadata has "hops", "world", "queries" (the right query of each hop, each ending in its entity's
         name) and "path" (the entities from the question's subject to the answer).
-      limit: questions of each number of hops that are probed; the first ones count.
-      seed: of the wrong entities and relations, drawn from the same world's questions.
+      limit: questions of each number of hops that are probed, the first ones.
+      seed: of the wrong entities and relations, which come from the same world's questions.
 
     Raises:
       ValueError: a question lacks that metadata.
@@ -65,14 +65,14 @@ def make_probes(questions: Sequence[Question], *, limit: int, seed: int = 0) -> 
         if probed[m["hops"]] > limit:
             continue
         last, subject = _request(question, -1), m["path"][-2]
-        draw = lambda pool: pool[rng.integers(len(pool))]
         probes.append(Probe(RIGHT, question, m["queries"][-1]))
         if m["hops"] > 1:
             probes.append(Probe(FIRST_HOP, question, m["queries"][0]))
             probes.append(Probe(OUTER, question, last + m["path"][0]))
         others = [entity for entity in entities[m["world"]] if entity not in m["path"]]
-        probes.append(Probe(WRONG_ENTITY, question, last + draw(others)))
-        probes.append(Probe(WRONG_RELATION, question, draw([r for r in requests if r != last]) + subject))
+        probes.append(Probe(WRONG_ENTITY, question, last + others[rng.integers(len(others))]))
+        wrong = [request for request in requests if request != last]
+        probes.append(Probe(WRONG_RELATION, question, wrong[rng.integers(len(wrong))] + subject))
     return probes
 
 
@@ -82,9 +82,9 @@ def _request(question: Question, hop: int) -> str:
     return query.removesuffix(path[:-1][hop])
 
 
-def find(engine, probes: Sequence[Probe], *, k: int, noisy: bool = False, key=None,
+def search_probes(engine, probes: Sequence[Probe], *, k: int, noisy: bool = False, key=None,
          progress: Callable = iter) -> list[list[Document]]:
-    """What an engine or a simulator finds for each probe; requests go in batches of one shape."""
+    """The documents of each probe, from an engine or a simulator; requests go in batches of one shape."""
     found = []
     for first in progress(range(0, len(probes), BATCH_ROWS)):
         batch = probes[first:first + BATCH_ROWS]
@@ -94,35 +94,35 @@ def find(engine, probes: Sequence[Probe], *, k: int, noisy: bool = False, key=No
     return found
 
 
-def holds_gold(documents: Sequence[Document], question: Question) -> bool:
-    """Whether a document holds a gold answer as whole words."""
-    return any(contains_match(f"{document.title}\n{document.text}", question.golden_answers) for document in documents)
+def any_holds_gold(documents: Sequence[Document], question: Question) -> bool:
+    """Whether one of the documents holds a gold answer, see `dataset.holds_gold`."""
+    return any(holds_gold(document, question.golden_answers) for document in documents)
 
 
-def measure(simulator, engine, questions: Sequence[Question], *, k: int, limit: int = 120, seed: int = 0,
+def gold_shares(simulator, engine, questions: Sequence[Question], *, k: int, limit: int = 120, seed: int = 0,
             progress: Callable = iter) -> list[dict]:
     """Shares of replies that hold a gold answer.
 
     Args:
-      simulator: the simulated engine; its own temperature is used.
+      simulator: the simulated engine, at its own temperature.
       engine: the real one.
-      questions: as `make_probes`; questions that the simulator has to know about.
+      questions: as `make_probes`; the simulator must know about them.
       k: documents a reply.
       limit: questions of each number of hops.
       seed: of probes and draws.
       progress: wraps an iterable, for a progress bar.
 
     Returns:
-      One dict per kind of query and number of hops: kind, hops, n, and the shares useful, noisy, engine; beside them
-      real_useful and real_noisy, the shares of simulated documents that the corpus really has (by their text among
-      what the engine finds for that text; a measure of memory, for information).
+      One dict per kind of query and number of hops: kind, hops, n, and the shares useful, noisy, engine. real_useful and
+      real_noisy are the shares of simulated documents that the corpus has, by a search for their text: they show how much
+      the simulator remembers, and no gate reads them.
     """
     probes = make_probes(questions, limit=limit, seed=seed)
     key = jax.random.key(seed)
-    found = {"useful": find(simulator, probes, k=k, key=key, progress=progress),
-             "noisy": find(simulator, probes, k=k, noisy=True, key=key, progress=progress),
-             "engine": find(engine, probes, k=k, progress=progress)}
-    shares = {name: [holds_gold(documents, probe.question) for documents, probe in zip(replies, probes, strict=True)]
+    found = {"useful": search_probes(simulator, probes, k=k, key=key, progress=progress),
+             "noisy": search_probes(simulator, probes, k=k, noisy=True, key=key, progress=progress),
+             "engine": search_probes(engine, probes, k=k, progress=progress)}
+    shares = {name: [any_holds_gold(documents, probe.question) for documents, probe in zip(replies, probes, strict=True)]
               for name, replies in found.items()}
     for name in ("useful", "noisy"):
         shares[f"real_{name}"] = _real(found[name], engine)
@@ -144,8 +144,8 @@ def _real(replies: Sequence[Sequence[Document]], engine) -> list[float]:
             for documents in replies]
 
 
-def check(rows: Sequence[dict], gates: GatesConfig) -> list[str]:
-    """The gates that fail, a readable line each; none if all hold. A gate that is None is not checked."""
+def failed_gates(rows: Sequence[dict], gates: GatesConfig) -> list[str]:
+    """A readable line for each gate that fails. A gate that is None is not checked."""
     failed = []
     for row in rows:
         where = f"{row['kind']}, {row['hops']} hop{'s' if row['hops'] > 1 else ''}"
@@ -157,11 +157,11 @@ def check(rows: Sequence[dict], gates: GatesConfig) -> list[str]:
                 failed.append(f"{where}: gold in {noisy:.2f} of the noisy replies, at most {gates.noisy} allowed")
         elif gates.leak is not None and useful > engine + gates.leak:
             failed.append(f"{where}: gold in {useful:.2f} of the useful replies, at most {gates.leak} above the real "
-                          f"engine's {engine:.2f} allowed: the simulator shows the answer whatever is asked")
+                          f"engine's {engine:.2f} allowed: the simulator shows the answer for any query")
     return failed
 
 
-def table(rows: Sequence[dict]) -> str:
+def shares_table(rows: Sequence[dict]) -> str:
     """The measurement as aligned text: share of replies that hold a gold answer."""
     lines = [f"{'gold in the documents':<32}{'hops':>5}{'n':>6}{'useful':>8}{'noisy':>8}{'engine':>8}"]
     lines += [f"{row['kind']:<32}{row['hops']:>5}{row['n']:>6}{row['useful']:>8.2f}{row['noisy']:>8.2f}"

@@ -1,4 +1,4 @@
-"""The simulator's making: searches collected with the real engine, and the tuning on them."""
+"""Collection of searches with the real engine, and tuning of the simulator on them."""
 
 import hashlib
 
@@ -8,7 +8,7 @@ from zsjax.monitor import costs
 from zsjax.parallel import mesh
 from zsjax.rollout import make_rollout
 from zsjax.run import build
-from zsjax.run.stages.gates import check_reading, check_simulator
+from zsjax.run.stages.gate_checks import check_reading, check_simulator
 from zsjax.run.stages.run import Run
 from zsjax.search import registry
 
@@ -16,8 +16,8 @@ from zsjax.search import registry
 def collect(run: Run):
     if run.done("collect", "searches.jsonl"):
         return
-    from zsjax.tuning.collect import collect, search_for, write_searches
-    from zsjax.tuning.gates import make_probes
+    from zsjax.tuning.collect import DEPTH_FACTOR, RecordingEngine, collect_searches, search_for, write_searches
+    from zsjax.tuning.simulator_gates import make_probes
 
     config = run.config
     model, params = run.start_policy()
@@ -33,18 +33,13 @@ def collect(run: Run):
             advance(total - played)
             played = total
 
-        meters = []
-
-        def metered(recorder):
-            meters.append(costs.Meter(make_rollout(model, recorder, run.tokenizer, config), engine))
-            return meters[-1]
-
-        searches = collect(
-            metered, engine, params, questions, run.tokenizer,
-            episodes=config.collect.episodes, batch_questions=batch, num_documents=config.search.num_candidates,
+        recorder = RecordingEngine(engine, DEPTH_FACTOR * config.search.num_candidates)
+        meter = costs.Meter(make_rollout(model, recorder, run.tokenizer, config), engine)
+        searches = collect_searches(
+            meter, recorder, params, questions, run.tokenizer, episodes=config.collect.episodes, batch_questions=batch,
             key=jax.random.fold_in(jax.random.key(config.seed), 1), progress=progress)
     run.writer.truncate("collect", 0)
-    run.writer.write(1, meters[0].take(), "collect", show=False)
+    run.writer.write(1, meter.take(), "collect", show=False)
     run.writer.note(f"collect: {len(searches)} different searches of {config.collect.episodes} episodes")
     if config.collect.probes:
         probes = make_probes(questions, limit=config.collect.probes, seed=config.seed + 1)
@@ -58,7 +53,7 @@ def collect(run: Run):
         judging = config.collect.judge
         searches, counts = judge_searches(searches, build.judge(config))
         counted = {"judge": {"model": judging.init or judging.model, "template": judging.template, **counts}}
-        run.writer.note(f"collect: {counts['useful']} of {counts['judged']} documents are of use by the judge; "
+        run.writer.note(f"collect: {counts['useful']} of {counts['judged']} documents help, says the judge; "
                         + ", ".join(f"{name} {count}" for name, count in counts.items() if name not in ("useful", "judged")))
     provenance = {"config_sha256": hashlib.sha256(run.config_json.encode()).hexdigest(), "seed": config.seed,
                   "engine": name, "corpus": config.data.corpus, "policy": config.policy.init,

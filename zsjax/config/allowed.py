@@ -1,13 +1,13 @@
-"""Checks of each field alone, by what is said of it in `zsjax.config.fields`: ranges, choices, names."""
+"""Checks of each field alone, by its `zsjax.config.declare.Spec`: ranges, choices, names."""
 
 import dataclasses
-import difflib
 import numbers
 import re
 import urllib.parse
 
 from zsjax.config.declare import leaves
 from zsjax.config.fields import Config
+from zsjax.config.named import load_object
 
 _SCHEME = re.compile(r"[A-Za-z][\w+.-]*://")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -15,14 +15,14 @@ _OWN_FUNCTION = "package.module:function of a module that imports"
 
 
 def check_values(found):
-    """Every field of the config, or of a tuple its items: the first thing that is wrong."""
+    """Adds the first problem of every field, or of the items of a tuple."""
     for leaf in leaves(Config).values():
         if wrong := wrong_value(leaf.spec, found.value(leaf.name)):
             found.add(leaf.name, *wrong)
 
 
 def wrong_value(spec, value) -> tuple[str, str] | None:
-    """(what is wrong with a field's value, or of a tuple with its first wrong item, what to do), or None."""
+    """(what is wrong with a field's value or the first wrong item of a tuple, the fix), or None."""
     for item in value if isinstance(value, tuple) else (value,):
         if item is not None and (wrong := _wrong(spec, item, several=isinstance(value, tuple))):
             return wrong
@@ -30,7 +30,7 @@ def wrong_value(spec, value) -> tuple[str, str] | None:
 
 
 def with_default_numbers(config: Config, names) -> Config:
-    """The config with the defaults of those of these fields that are numbers."""
+    """The config with defaults in those of the named fields that are numbers."""
     for name in (name for name in names if leaves(Config)[name].spec.range):
         node, parents = config, []
         *path, last = name.split(".")
@@ -45,7 +45,7 @@ def with_default_numbers(config: Config, names) -> Config:
 
 
 def _wrong(spec, item, several) -> tuple[str, str] | None:
-    """(what is wrong with a value, what to do), or None."""
+    """(what is wrong with a value, the fix), or None."""
     if spec.range and isinstance(item, numbers.Number) and item not in spec.range:
         reason = "not a number" if item != item else "too small" if item <= spec.range.low else "too large"
         return reason, f"give {spec.range}" + f" ({spec.unit})" * bool(spec.unit)
@@ -60,25 +60,23 @@ def _wrong(spec, item, several) -> tuple[str, str] | None:
     if spec.names == "url" and item:
         return _url_problem(item)
     if spec.names == "variable" and item and not _VARIABLE.fullmatch(item):
-        return "not the name of an environment variable", "give the variable's name here and put the key into it"
+        return "not the name of an environment variable", "give the variable's name, and put the key into the variable"
     return None
 
 
 def path_problem(text: str) -> tuple[str, str] | None:
-    """(what is wrong with a path or the name of a checkpoint, what to do) whether it is there or not, or None."""
+    """(what is wrong with a path or a checkpoint's name, the fix), or None. Whether the file exists is not looked at."""
     if _SCHEME.match(text):
-        return "an address, and only local files are read and written", "copy it here and give the local path"
+        return "a URL is not a local path", "copy it here and give the local path"
     if "\0" in text:
         return "a zero byte is in it", "check the path"
     return None
 
 
 def function_problem(name: str) -> str:
-    """Why "package.module:function" cannot be had, or "". Imports the module."""
-    from zsjax.registry import load_function
-
+    """Why "package.module:function" cannot be loaded, or "". Imports the module."""
     try:
-        load_function(name, "function")
+        load_object(name, "function")
     except (Exception, SystemExit) as error:  # importing a user's module may raise anything
         return str(error).split("\n")[0] or type(error).__name__
     return ""
@@ -90,15 +88,9 @@ def _url_problem(text):
         good = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
     except ValueError:
         good = False
-    return None if good else ("not the address of a server", "give http://HOST:PORT of the server")
+    return None if good else ("not the URL of a server", "give http://HOST:PORT")
 
 
-def close_to(name: str, known) -> str:
-    """What to do about an unknown name: the closest known one, or all."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-
-
-def is_number(value) -> bool:
-    """Whether a value of a dict field is a number of sense; NaN and infinity are none."""
+def is_sensible(value) -> bool:
+    """Whether a value of a dict field is a finite number of at most 1e9 in size."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e9
