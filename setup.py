@@ -60,7 +60,7 @@ setup(
     ],
     extras_require={
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=1.0"],  # bash launch/docs.sh
-        "release": ["build>=1.2"],  # python -m build
+        "release": ["build>=1.2", "mypy>=1.15"],  # python -m build; tests/test_types.py
         "cuda12": ["jax[cuda12]>=0.10.2,<0.12"],
         "cuda13": ["jax[cuda13]>=0.10.2,<0.12"],
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],

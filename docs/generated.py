@@ -109,19 +109,27 @@ def _meaning(leaf) -> str:
 
 
 def metrics_page() -> str:
-    """Every metric of a step's line; units are the report's, bounds those of the default alarms."""
+    """Every metric, as the code that logs it declares it (`zsjax.types.Metric`); bounds are those of the default alarms."""
     from zsjax.config.fields import HealthConfig
     from zsjax.monitor.catalog import METRICS
 
     bounds = HealthConfig().alarms
-    text = ["# Metrics", "", "A line of `metrics.jsonl` is one step: `{\"stage\": \"train\", \"step\": 12, ...}`. Names that",
-            "begin with `time/`, `speed/` or `compile/` depend on the machine. All others repeat exactly when a run is",
-            "repeated on the same backend. An alarm's bounds are those of the field `health.alarms`.", "",
-            "| metric | unit | meaning | healthy | alarm outside | chart in the report |", "| --- | --- | --- | --- | --- | --- |"]
-    for metric in METRICS:
-        text.append(_row(f"`{metric.name}`", metric.unit, metric.help, metric.healthy, _bounds(bounds.get(metric.name)),
-                         metric.chart))
+    text = ["# Metrics", "", "A line of `metrics.jsonl` is one step: `{\"stage\": \"train\", \"step\": 12, ...}`.",
+            "Names that begin with `time/`, `speed/` or `compile/` depend on the machine. All others repeat exactly when a",
+            "run is repeated on the same backend. `*` stands for any characters. An alarm's bounds are those of the field",
+            "`health.alarms`.", "",
+            "| metric | unit | range | meaning | healthy | alarm outside | chart in the report | read by |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    text += [_row(f"`{metric.name}`", metric.unit, _range(metric.low, metric.high), metric.help, metric.healthy,
+                  _bounds(bounds.get(metric.name)), metric.chart, ", ".join(metric.readers)) for metric in METRICS]
     return "\n".join(text) + "\n"
+
+
+def _range(low, high) -> str:
+    """0 to 1, from 0, up to 1, or nothing."""
+    if low is None or high is None:
+        return f"from {low:g}" if low is not None else f"up to {high:g}" if high is not None else ""
+    return f"{low:g} to {high:g}"
 
 
 def _bounds(limits) -> str:
@@ -144,7 +152,7 @@ def registries_page() -> str:
     from zsjax.search import registry
 
     text = ["# Names in configs", "",
-            "Each field below takes a name of its table or `package.module:function`. A decorator adds your own to the table.", ""]
+            "Each field below takes a name of its table or `package.module:function`. A decorator adds your own.", ""]
     for title, field, names in (
             ("Reward terms", "reward.terms", TERMS), ("Advantages", "algorithm.advantage", ADVANTAGES),
             ("Losses", "algorithm.loss", LOSSES), ("Terms of the objective", "algorithm.terms", OBJECTIVE_TERMS),

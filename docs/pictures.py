@@ -68,8 +68,8 @@ def way_of_the_data() -> str:
     body += arrow(columns[0] + wide / 2, below, columns[0] + wide / 2, top + high + 2, "", dx=0)
     body += [text(columns[0] + wide / 2 + 8, below - 58, "TrainState", size=12, anchor="start", color="#0b5394"),
              text(columns[0] + wide / 2 + 8, below - 42, "the next step", size=12, anchor="start")]
-    body += arrow(columns[0] + wide / 2, below + high, columns[0] + wide / 2, below + high + 60, "dict of metrics", dx=8, dy=4,
-                  anchor="start")
+    middle = columns[0] + wide / 2
+    body += arrow(middle, below + high, middle, below + high + 60, "dict of metrics", dx=8, dy=4, anchor="start")
     body += box(columns[0], below + high + 60, wide + 120, high,
                 HOST, ["recorder", "metrics.jsonl, trajectories, checkpoints", "evaluation, alarms, report"])
     return svg(columns[2] + wide + 20, below + 2 * high + 80, body, "The way of the data")
@@ -88,13 +88,14 @@ def one_search() -> str:
             text(20, y + 160, "host", anchor="start", weight="bold"),
             f"<rect x='{x - 6}' y='{y - 26}' width='{width - x - 12}' height='{height + 76}' fill='none' stroke='{LINE}' "
             "stroke-dasharray='5 4'/>",
-            text(x, y - 32, "one compiled program, all rows of the batch; each row is at its own place", anchor="start", size=12)]
+            text(x, y - 32, "one compiled program, all rows of the batch; each row is at its own place",
+                 anchor="start", size=12)]
     here = x
     for name, what, wide, fill in parts:
         body += box(here, y, wide - 4, height, fill, [name, what])
         here += wide
-    body += [text(x, y + height + 22, "other rows meanwhile: decode, wait for a place at the simulator, end and make room for the "
-                  "next episode", anchor="start", size=12),
+    body += [text(x, y + height + 22, "other rows meanwhile: decode, wait for a place at the simulator, "
+                  "end and make room for the next episode", anchor="start", size=12),
              text(x, y + height + 40, "roles and log-probs are written with each token; equal requests are written once",
                   anchor="start", size=12)]
     low = y + 140
@@ -102,7 +103,8 @@ def one_search() -> str:
     body += arrow(x + 75, low, x + 75, y + height + 52)
     body += box(width - 190, low, 160, 40, HOST, ["Episodes out"])
     body += arrow(width - 110, y + height + 52, width - 110, low)
-    body += [f"<line x1='{x + 154}' y1='{low + 20}' x2='{width - 194}' y2='{low + 20}' stroke='{LINE}' stroke-dasharray='2 5'/>",
+    body += [f"<line x1='{x + 154}' y1='{low + 20}' x2='{width - 194}' y2='{low + 20}' stroke='{LINE}' "
+             "stroke-dasharray='2 5'/>",
              text((x + width) / 2, low + 14, "no trip to the host per token or per turn", size=12)]
     return svg(width, low + 60, body, "One search in time")
 
@@ -119,10 +121,10 @@ def trajectory(segments) -> str:
                 part = line[:columns - x]
                 if len(part) < len(line) and " " in part.strip():
                     part = part[:part.rstrip().rfind(" ") + 1] or part
-                body += [f"<rect x='{left + x * cell:g}' y='{y - 14}' width='{len(part) * cell:g}' height='{row}' "
-                         f"fill='{ROLES[segment['role']]}'/>",
-                         f"<text x='{left + x * cell:g}' y='{y}' {mono} font-size='{size}' fill='{INK}' xml:space='preserve' "
-                         f"textLength='{len(part) * cell:g}'>{html.escape(part)}</text>"]
+                at, wide = f"x='{left + x * cell:g}'", f"{len(part) * cell:g}"
+                body += [f"<rect {at} y='{y - 14}' width='{wide}' height='{row}' fill='{ROLES[segment['role']]}'/>",
+                         f"<text {at} y='{y}' {mono} font-size='{size}' fill='{INK}' xml:space='preserve' "
+                         f"textLength='{wide}'>{html.escape(part)}</text>"]
                 x, line = x + len(part), line[len(part):]
                 if line:
                     y, x = y + row, 0
@@ -147,8 +149,8 @@ def played() -> list[dict]:
     config = resolve(load_experiment("experiments/tiny_world.py"))
     tokenizer = build.tokenizer(config)
     model, params = build.model(config.policy, tokenizer, seed=0, path="asset:tiny_world/policy")
-    simulator = build.simulator(config, *build.model(config.simulator, tokenizer, seed=0, path="asset:tiny_world/simulator"),
-                                tokenizer)
+    writer = build.model(config.simulator, tokenizer, seed=0, path="asset:tiny_world/simulator")
+    simulator = build.simulator(config, *writer, tokenizer)
     question = next(q for q in build.questions(config, config.data.train) if q.metadata["hops"] == 2)
     rollout = make_rollout(model, simulator, tokenizer, config, group_size=32)
     episodes = jax.device_get(rollout(params, [question], noise=0.4, key=jax.random.key(0)))

@@ -17,7 +17,7 @@ SHOWN = {
     "01_sample_and_simulate": ["the right searches:", "answer:", "useful:", "noisy:"],
     "02_custom_loss": ["step 1: reward", "step 2: reward", "'capped'", "'ratio_mean': 1.0"],
     "03_roles_and_curriculum": ["in the loss", "outside: 0.0", "image/png"],
-    "04_tune_a_simulator": ["['documents', 'noisy', 'query'", "useful:", "noisy:"],
+    "04_tune_a_simulator": ["searches, such as", "useful:", "noisy:", "tune_simulator"],
     "05_your_own_data_and_engine": ["Dune is a novel by Frank Herbert.", "'step': 2", "'engine/asked'", "search"],
     "06_a_real_model": ["a decode step takes at least", "exact match: [", "reads back: True"],
 }

@@ -1,4 +1,4 @@
-"""What is given away: wheel and source distribution build, hold every file of the package, and run from a fresh environment."""
+"""Wheel and source distribution build, hold every file of the package, and run from a fresh environment."""
 
 import os
 import pathlib

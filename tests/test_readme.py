@@ -40,6 +40,7 @@ SMALL = {
         "policy=...", f"policy={asset_path('asset:real/policy')},tokenizer={asset_path('asset:real/tokenizer')},smoke")
     .replace("tfds:trivia_qa/rc.nocontext", "nq.jsonl"),
     "compare": None,
+    "conversations": lambda text: "conversations --help",  # tests/test_conversations.py runs it
 }
 
 

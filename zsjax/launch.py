@@ -312,7 +312,9 @@ def _find_config(options, overrides, stages=None) -> Config:
         except ValueError as error:
             raise UserError(f"{carried} cannot be read: {error}") from error
     elif options.command in ("ask", "play"):
-        found = [folder / DEFAULT_EXPERIMENT for folder in (pathlib.Path(), pathlib.Path(__file__).parents[1])]
+        # The checkout's, or the one that a wheel carries.
+        folders = (pathlib.Path(), pathlib.Path(__file__).parents[1], pathlib.Path(__file__).parent)
+        found = [folder / DEFAULT_EXPERIMENT for folder in folders]
         config = load_experiment(str(next((path for path in found if path.is_file()), found[0])))
     else:
         raise UserError(f"give --config F.py, an experiment file{known_experiments()}")
