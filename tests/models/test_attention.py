@@ -134,9 +134,8 @@ def test_the_kernel_is_chosen_for_the_target_not_for_this_machine(caplog, dtype,
 
 
 def test_splash_is_chosen_for_tpus():
-    for devices in (1, 4):
-        with compiling_for("tpu", devices=devices):
-            assert choose(CONFIG) == "splash"
+    with compiling_for("tpu"):
+        assert choose(CONFIG) == "splash"
 
 
 @pytest.mark.parametrize("window, new", [(None, 1), (20, 1), (None, 4)])

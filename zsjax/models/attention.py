@@ -1,7 +1,7 @@
 """Causal grouped-query attention: one contract, one reference ("xla"), and the kernels of two platforms.
 
-    xla      einsums and a softmax, whole rows in blocks of queries whose backward pass computes the weights again; runs
-             everywhere; also what reads a cache, unless `choose_cached` says "flash"
+    xla      einsums and a softmax, on every platform; whole rows in blocks of queries, whose weights the backward pass
+             computes again; also for queries against a cache, unless `choose_cached` returns "flash"
     flash    zsjax.models.flash_decoding, for single tokens against a cache on NVIDIA GPUs
     cudnn    jax.nn.dot_product_attention's flash attention on NVIDIA GPUs, for whole rows
     splash   jax.experimental.pallas.ops.tpu.splash_attention on TPUs, for whole rows; each device its rows and heads
@@ -26,7 +26,7 @@ from zsjax.parallel.constrain import Target, cut_over, free_axes, parts_of, plat
 
 NEG_INF = -1e30  # finite: a row without any visible key gives an average, never NaN
 SPLASH_BLOCK = 128  # tokens, and numbers of a head: the kernel's tile
-MIN_BLOCK, MAX_BLOCKS = 128, 8  # "xla": queries of a block, blocks of a row (they are unrolled)
+MIN_BLOCK, MAX_BLOCKS = 128, 8  # "xla": queries of a block, blocks of a row (unrolled)
 
 
 def attend(q, k, v, *, kv_lengths, window=None, kernel: str = "xla"):
@@ -66,21 +66,20 @@ def _xla_rows(q, k, v, kv_lengths, window):
 def _causal(window, q, k, v):
     """[B, T, K, G, h] of q [B, K, G, T, h] and k, v [B, K, T, h], all of one dtype; block after block of queries.
 
-    A block sees the keys up to its own last one, so hardly more than half of the scores are computed, and those of one
-    block exist at a time. As in FlashAttention (arXiv 2307.08691, section 3.1, without its blocks of keys), only the
-    log-normalisers are kept for the backward pass, which computes the scores again. (XLA on CPU may see that these are the
-    forward's within one program, and keep them after all.)
+    A block reads the keys up to its last query: little more than half of the scores are computed, one block at a time. As in
+    FlashAttention (arXiv 2307.08691, section 3.1, without its blocks of keys), only the log-normalisers are kept for the
+    backward pass, which computes the scores again. (Within one program XLA on CPU may keep the forward's scores.)
     """
     return _causal_forward(window, q, k, v)[0]
 
 
 def block_size(T: int) -> int:
-    """Queries of a block of whole rows of T tokens: those that have scores at a time."""
+    """Queries of a block, for rows of T tokens."""
     return min(T, max(MIN_BLOCK, -(-T // MAX_BLOCKS)))
 
 
 def _blocks(T, window):
-    """Slices of a row: the queries of a block and the keys that one of them sees."""
+    """(queries, keys) slices of each block: its queries, and the keys that they see."""
     for start in range(0, T, block_size(T)):
         stop = min(start + block_size(T), T)
         yield slice(start, stop), slice(0 if window is None else max(0, start - window + 1), stop)
@@ -109,7 +108,7 @@ def _causal_forward(window, q, k, v):
                          preferred_element_type=jnp.float32)
         outs.append((out.reshape(B, K, G, -1, h) / total).transpose(0, 3, 1, 2, 4))
         normalizers.append(top + jnp.log(total))
-    # Named, so that remat="attention" keeps them and does not run this again.
+    # Named for remat="attention", which keeps them.
     out = checkpoint_name(jnp.concatenate(outs, axis=1).astype(q.dtype), "attention")
     normalizer = checkpoint_name(jnp.concatenate(normalizers, axis=3), "attention")
     return out, (q, k, v, out, normalizer)
@@ -153,9 +152,9 @@ def attend_cached(q, ks, vs, *, kv_lengths, q_positions, rows=None, window=None,
       ks, vs: the layer's segments (`zsjax.models.cache`), [B, K, S, h] each; head i of q reads head i // (H / K).
         `Int8Heads`' values enter the products as they are, and the scales multiply what is small, the scores and the
         weights.
-      kv_lengths: int32[B], slots of each row that may be seen; 0: the row's queries are of no interest.
+      kv_lengths: int32[B], slots of each row that may be seen; 0 where the row's outputs are not used.
       q_positions: int32[B, T].
-      rows: None, or int32[B], which rows of a cache with more of them q's are; those from its number on: any.
+      rows: None, or int32[B], the cache's row of each row of q. Beyond the cache's rows, outputs are meaningless.
       window: None or int, tokens.
       kernel: what `choose_cached` returned; "flash" is used for single queries of all rows.
 
@@ -171,7 +170,7 @@ def attend_cached(q, ks, vs, *, kv_lengths, q_positions, rows=None, window=None,
     q = q.reshape(B, K, G * T, h)  # as in `_block_scores`
 
     def of_rows(x):
-        """(what is multiplied, what scales the product); int8: no float copy of a cache is made."""
+        """(operand of the product, scale of the result). No float copy of an int8 cache is made."""
         x = x if rows is None else jax.tree.map(lambda x: x.at[rows].get(mode="clip"), x)
         return (x.values, x.scale[:, :, None]) if isinstance(x, Int8Heads) else (x, 1.0)
 
@@ -192,8 +191,8 @@ def attend_cached(q, ks, vs, *, kv_lengths, q_positions, rows=None, window=None,
                           preferred_element_type=jnp.float32)
 
     def further(first, k, v, carry):
-        """Softmax so far, of one more segment (Milakov and Gimelshein 2018). One without a visible slot adds exactly
-        nothing, so that a row does not depend on the others'."""
+        """The running softmax with one more segment (Milakov and Gimelshein 2018). A segment without a visible slot
+        changes nothing, to the last bit: a row does not depend on the other rows' lengths."""
         highest, total, out = carry
         scores = scores_of(k, first)
         top = jnp.maximum(highest, scores.max(axis=-1, keepdims=True))
@@ -216,7 +215,7 @@ def attend_cached(q, ks, vs, *, kv_lengths, q_positions, rows=None, window=None,
 
 def _cudnn(q, k, v, lengths, window):
     """[B, T, H, h]."""
-    # A row without tokens would be a softmax over nothing.
+    # A row without tokens would have a softmax over no keys.
     lengths = jnp.maximum(lengths, 1).astype(jnp.int32)
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     return jax.nn.dot_product_attention(q, k, v, is_causal=True, query_seq_lengths=lengths, key_value_seq_lengths=lengths,
@@ -239,7 +238,7 @@ def _splash(q, k, v, lengths, window, interpret: bool = False):
 
 
 def _splash_of_device(q, k, v, lengths, *, window, interpret):
-    """Rows and heads are padded with zeros to the kernel's tiles, which changes nothing."""
+    """Tokens and heads are padded with zeros to the kernel's tiles, which does not change the result."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     (B, H, T, h), K = q.shape, k.shape[1]
@@ -251,7 +250,7 @@ def _splash_of_device(q, k, v, lengths, *, window, interpret):
     shape = (size, size)
     mask = splash.CausalMask(shape) if window is None else splash.LocalMask(shape, (window - 1, 0), 0)
     kernel = splash.make_splash_mqa_single_device(splash.MultiHeadMask([mask] * (H // K)), interpret=interpret)
-    # Padding is a segment of its own: nothing else sees it, and its queries see each other rather than nothing.
+    # Padding is a segment of its own: other tokens do not see it, and its queries see at least themselves.
     segments = (jnp.arange(size) < lengths[:, None]).astype(jnp.int32)
 
     def row(q, k, v, segment):
