@@ -1,4 +1,4 @@
-"""The kernels keep the reference's contract; which one runs is decided once, told, and never swapped in silence."""
+"""The kernels keep the reference's contract. The choice of one is made once, logged, and never changed silently."""
 
 import logging
 
@@ -108,7 +108,7 @@ def test_keys_after_a_block_are_not_multiplied():
     assert flop(jax.grad(blocks, (0, 1, 2))) < 0.75 * flop(jax.grad(whole, (0, 1, 2)))  # weights computed again
 
 
-def test_the_choice_is_told_once_and_what_cannot_run_is_refused(caplog):
+def test_the_choice_is_logged_once_and_a_kernel_that_cannot_run_is_refused(caplog):
     attention._choose.cache_clear()
     with caplog.at_level(logging.INFO):
         assert [choose(CONFIG) for _ in range(3)] == ["xla"] * 3

@@ -85,7 +85,7 @@ def _stored_tensors(folder: Path) -> dict[str, tensor_files.StoredTensor]:
             raise InputError(
                 f"{folder} holds pickled weights ({pickles[0]}), which can run code when read and are refused. Convert "
                 "them once with transformers: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)")
-        raise InputNotFound(f"{folder}: neither {WEIGHTS} nor {INDEX}; copy the model's weights there")
+        raise InputNotFound(f"{folder} has no {WEIGHTS} and no {INDEX}; copy the model's weights there")
     try:
         weight_map = dict(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"])
         escaping = [shard for shard in weight_map.values() if Path(shard).name != shard]

@@ -63,7 +63,7 @@ def read_config(path) -> DecoderConfig:
       path: the folder, or the file itself.
 
     Raises:
-      FileNotFoundError: there is no config.json.
+      FileNotFoundError: the folder has no config.json.
       ValueError: not JSON, a field is missing, or a field asks for something that is not implemented.
     """
     file = Path(path)
