@@ -4,7 +4,9 @@
              computes again; also for queries against a cache, unless `choose_cached` returns "flash"
     flash    zsjax.models.flash_decoding, for single tokens against a cache on NVIDIA GPUs
     cudnn    jax.nn.dot_product_attention's flash attention on NVIDIA GPUs, for whole rows
-    splash   jax.experimental.pallas.ops.tpu.splash_attention on TPUs, for whole rows; each device its rows and heads
+    splash   jax.experimental.pallas.ops.tpu.splash_attention on TPUs, for whole rows
+
+On a mesh each device runs a kernel on its own rows and heads.
 
 `choose` decides once per platform and model and logs it. A kernel that was asked for by name and cannot run is an error.
 """
@@ -45,8 +47,10 @@ def attend(q, k, v, *, kv_lengths, window=None, kernel: str = "xla"):
       [B, T, H * h], in q's dtype. Outputs of queries at or beyond their row's length are finite and meaningless.
     """
     B, H, T, h = q.shape
-    out = {"xla": _xla_rows, "cudnn": _cudnn, "splash": _splash}[kernel](q, k, v, kv_lengths, window)
-    return out.reshape(B, T, H * h)
+    if kernel == "xla":
+        return _xla_rows(q, k, v, window).reshape(B, T, H * h)
+    of_device = functools.partial({"cudnn": _cudnn, "splash": _splash}[kernel], window=window)
+    return _by_device(of_device, q, k, v, kv_lengths).reshape(B, T, H * h)
 
 
 def _operands(*arrays):
@@ -54,9 +58,8 @@ def _operands(*arrays):
     return [x.astype(jnp.float32 if platform() == "cpu" else arrays[0].dtype) for x in arrays]
 
 
-def _xla_rows(q, k, v, kv_lengths, window):
-    """[B, T, H, h]."""
-    del kv_lengths  # keys beyond a row's length come after all its queries
+def _xla_rows(q, k, v, window):
+    """[B, T, H, h]. Keys beyond a row's length come after all its queries: lengths are not needed."""
     (B, H, T, h), dtype = q.shape, q.dtype
     q, k, v = _operands(q, k, v)
     return _causal(window, q.reshape(B, k.shape[1], -1, T, h), k, v).reshape(B, T, H, h).astype(dtype)
@@ -165,7 +168,8 @@ def attend_cached(q, ks, vs, *, kv_lengths, q_positions, rows=None, window=None,
     K, dtype = ks[0].shape[1], q.dtype
     G = H // K
     if kernel == "flash" and T == 1 and rows is None:
-        return flash_decode(q.reshape(B, K, G, h), ks[0], vs[0], kv_lengths, window).astype(dtype).reshape(B, 1, H * h)
+        out = _flash(q.reshape(B, K, G, h), ks[0], vs[0], kv_lengths, window)
+        return out.astype(dtype).reshape(B, 1, H * h)
     (q,) = _operands(q)
     q = q.reshape(B, K, G * T, h)  # as in `_block_scores`
 
@@ -213,7 +217,18 @@ def attend_cached(q, ks, vs, *, kv_lengths, q_positions, rows=None, window=None,
     return out.reshape(B, K, G, T, h).transpose(0, 3, 1, 2, 4).astype(dtype).reshape(B, T, H * h)
 
 
-def _cudnn(q, k, v, lengths, window):
+def _flash(q, k, v, lengths, window, interpret: bool = False):
+    """`flash_decode` by each device on its own rows and kv heads."""
+    kernel = functools.partial(flash_decode, window=window, interpret=interpret)
+    if not (free := free_axes()):
+        return kernel(q, k, v, lengths)
+    rows = cut_over("rows", len(q))
+    heads = PartitionSpec(rows, cut_over("kv_heads", q.shape[1]))
+    return jax.shard_map(kernel, in_specs=(heads, heads, heads, PartitionSpec(rows)), out_specs=heads,
+                         axis_names=set(free), check_vma=False)(q, k, v, lengths)
+
+
+def _cudnn(q, k, v, lengths, *, window):
     """[B, T, H, h]."""
     # A row without tokens would have a softmax over no keys.
     lengths = jnp.maximum(lengths, 1).astype(jnp.int32)
@@ -223,21 +238,23 @@ def _cudnn(q, k, v, lengths, window):
                                         implementation="cudnn")
 
 
-def _splash(q, k, v, lengths, window, interpret: bool = False):
-    """[B, T, H, h]. Under a mesh each device computes its own rows and heads: a kernel is not partitioned by XLA."""
-    local = functools.partial(_splash_of_device, window=window, interpret=interpret)
+def _by_device(kernel, q, k, v, lengths):
+    """kernel(q, k, v, lengths) -> [B, T, H, h], by each device of the caller's mesh on its own rows and heads.
+
+    XLA does not partition a kernel.
+    """
     if not (free := free_axes()):
-        return local(q, k, v, lengths)
+        return kernel(q, k, v, lengths)
     H, K = q.shape[1], k.shape[1]
     rows, heads, parts = cut_over("rows", len(q)), cut_over("heads", H), parts_of("heads", H)
     # Where there are fewer kv heads than devices, a kv head is on each device that has query heads of it.
     k, v = (jnp.repeat(x, parts // math.gcd(K, parts), axis=1) for x in (k, v))
     of_heads, of_rows = PartitionSpec(rows, heads), PartitionSpec(rows)
-    return jax.shard_map(local, in_specs=(of_heads, of_heads, of_heads, of_rows), out_specs=PartitionSpec(rows, None, heads),
-                         axis_names=set(free), check_vma=False)(q, k, v, lengths)
+    return jax.shard_map(kernel, in_specs=(of_heads, of_heads, of_heads, of_rows), axis_names=set(free), check_vma=False,
+                         out_specs=PartitionSpec(rows, None, heads))(q, k, v, lengths)
 
 
-def _splash_of_device(q, k, v, lengths, *, window, interpret):
+def _splash(q, k, v, lengths, *, window, interpret: bool = False):
     """Tokens and heads are padded with zeros to the kernel's tiles, which does not change the result."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
@@ -279,10 +296,13 @@ def choose_cached(config, rows: int) -> str:
     where, h = target(), config.head_dim
     if config.attention == "xla" or (where.capability or (0, 0)) < (8, 0) or config.dtype not in ("bfloat16", "float16"):
         return "xla"
-    fits = config.num_heads // config.num_kv_heads <= 16 and h in (16, 32, 64, 128)
-    # A kernel is not partitioned: under a mesh every axis must be taken by a `shard_map`.
-    whole = all(size == 1 for size in free_axes().values())
-    return "flash" if fits and whole and rows * config.num_kv_heads >= 16 else "xla"
+    K = config.num_kv_heads
+    fits = config.num_heads // K <= 16 and h in (16, 32, 64, 128)
+    # The cache is not copied for devices that would share a kv head.
+    cut = {*(cut_over("rows", rows) or ()), *(cut_over("kv_heads", K) or ())}
+    whole = all(size == 1 or name in cut for name, size in free_axes().items())
+    of_device = rows * K // (parts_of("rows", rows) * parts_of("kv_heads", K))
+    return "flash" if fits and whole and of_device >= 16 else "xla"
 
 
 @functools.cache  # so that it is logged once
