@@ -60,7 +60,7 @@ def warm_start(run):
 
     model, params = run.policy("base", rules=TRAIN_RULES)
     try:
-        supervised.train(options, model, params, batches, writer=Writer(None, quiet=True), stage="warm_start",
+        supervised.fit(options, model, params, batches, writer=Writer(None, quiet=True), stage="warm_start",
                          directory=run.path("checkpoints"), lora=run.config.policy.lora, mesh=run.mesh)
     except _Enough:
         pass
@@ -117,7 +117,7 @@ def update(run, width):
 
 def rollout(run):
     """Training's rollout; where the simulator answers, also its replies to the held-out searches after tuning."""
-    from zsjax.tuning.gates import BATCH_ROWS, Probe, find
+    from zsjax.tuning.simulator_gates import BATCH_ROWS, Probe, search_probes
 
     config = run.config
     model, params = _policy(run)
@@ -128,7 +128,7 @@ def rollout(run):
                                           group_ids=np.arange(count, dtype=np.int32))
     if config.search.engine == "simulator":
         probes = [Probe("", question, question.question) for question in run.train_questions[:BATCH_ROWS]]
-        find(run.simulator("simulator_base", rules=TRAIN_RULES), probes, k=config.search.num_documents,
+        search_probes(run.simulator("simulator_base", rules=TRAIN_RULES), probes, k=config.search.num_documents,
              key=jax.random.key(0))
 
 

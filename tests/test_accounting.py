@@ -9,9 +9,9 @@ import pytest
 
 from tests.small_models import PARAMS, POLICY, TOKENIZER, Library, make_config, searching
 from zsjax.models.decoder import DecoderConfig, init_params
+from zsjax.models.flops import forward_flops
 from zsjax.monitor import usage
 from zsjax.parallel import constrain
-from zsjax.plan.work import forward_flops
 from zsjax.rollout import make_rollout
 from zsjax.rollout.played import Played, RolloutWork
 from zsjax.types import DOCUMENT, PAD, TEMPLATE, Episodes, Question
@@ -58,7 +58,8 @@ def test_untied_embeddings_and_narrow_matrices_are_read_as_they_are_used():
 def test_of_a_real_rollout(simulator, compiled):
     questions = [Question(str(i), f"What is the mother of {name}?", ("Kara",)) for i, name in enumerate(("Kara", "Lonor"))]
     engine = simulator if compiled else Library()
-    rollout = make_rollout(POLICY, engine, TOKENIZER, make_config(rows=2, lanes=1), group_size=2, sampler=searching())
+    config = make_config(rows=2, prefill_batch=1)
+    rollout = make_rollout(POLICY, engine, TOKENIZER, config, group_size=2, sampler=searching())
     played = jax.device_get(rollout.play(PARAMS, questions, noise=0.5, key=jax.random.key(3)))
     episodes, work = played.episodes, played.work
     account = usage.RolloutAccount(POLICY, engine)

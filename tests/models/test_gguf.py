@@ -185,7 +185,7 @@ def test_what_cannot_be_imported_is_one_line(what, tmp_path, capsys, monkeypatch
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["import"], "import FILE.gguf OUT"), (["import", "x.gguf"], "import FILE.gguf OUT"),
+    (["import"], "import FILE OUT"), (["import", "x.gguf"], "import FILE OUT"),
     (["export", "x", "y", "--workdir", "w"], "export takes one argument, but was given y as well")])
 def test_import_takes_a_file_and_a_folder(arguments, words, capsys):
     with pytest.raises(SystemExit):

@@ -151,8 +151,8 @@ def _lower_rollout(setup: Setup, mesh):
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)
     program = compiled_program(Static(env, setup.schedule, engine), mesh)
-    given = Inputs(*models, wide(tables(tokenizer, setup.policy), setup.policy), wide(engine.tables, setup.simulator),
-                   scalar, scalar, key)
+    policy_tables = wide(tables(tokenizer, setup.policy, env.actions), setup.policy)
+    given = Inputs(*models, policy_tables, wide(engine.tables, setup.simulator), scalar, scalar, key)
     return program.lower(given, questions)
 
 

@@ -174,7 +174,7 @@ def _optimizer_bytes(setup, optimizer, trained, cut):
 def _add_rollout(add, setup: Setup):
     config = setup.config
     rows, slots = setup.schedule.sizes(setup.rollout_rows)[0], setup.simulator_rows
-    lanes = config.rollout.lanes or rows
+    batch = config.rollout.prefill_batch or rows
 
     def decode(shapes, model):
         return local_bytes(decoding_shapes(shapes, model), decoding_shardings(shapes, model, setup.mesh))
@@ -186,9 +186,9 @@ def _add_rollout(add, setup: Setup):
     add("policy cache", ROLLOUT, rows * row)
     add("prompts' cache, from which rows begin", ROLLOUT,
         setup.questions * cache_bytes(setup, setup.policy, 1, config.rollout.max_prompt_tokens))
-    if lanes < rows:
-        add("cache of the rows that are read at a time", ROLLOUT, lanes * row // setup.policy.num_layers, exact=False)
-    chunk = attention_bytes(setup, setup.policy, min(lanes, rows), PREFILL_CHUNK, T)
+    if batch < rows:
+        add("cache of the rows that are read at a time", ROLLOUT, batch * row // setup.policy.num_layers, exact=False)
+    chunk = attention_bytes(setup, setup.policy, min(batch, rows), PREFILL_CHUNK, T)
     if setup.simulator is not None:
         capacity = setup.engine.prompt_size + setup.reply_steps
         shapes = frozen_simulator(setup)
@@ -196,7 +196,7 @@ def _add_rollout(add, setup: Setup):
             shapes, decoding_shardings(shapes, setup.simulator, setup.mesh, {}))
         add("simulator parameters", ALWAYS, whole)
         add("simulator cache", ROLLOUT, cache_bytes(setup, setup.simulator, slots, capacity))
-        chunk = max(chunk, attention_bytes(setup, setup.simulator, min(lanes, slots), PREFILL_CHUNK, capacity))
+        chunk = max(chunk, attention_bytes(setup, setup.simulator, min(batch, slots), PREFILL_CHUNK, capacity))
     add("attention scores while prompts and documents are read", ROLLOUT, 2 * chunk, exact=False)
     add("logits and noise of one token a row", ROLLOUT, 4 * 4 * rows * setup.policy.vocab_size, exact=False)
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from zsjax.config.named import Registry, entry_of
 from zsjax.errors import InputError
-from zsjax.registry import Registry, entry_of
 from zsjax.rl import advantages, losses
 from zsjax.types import TokenBatch
 

@@ -4,7 +4,7 @@ options: `zsjax.config.CurriculumConfig`. `curriculum.schedule = "package.module
 """
 
 from zsjax import schedules
-from zsjax.registry import Registry
+from zsjax.config.named import Registry
 
 CURRICULA = Registry("curriculum")
 

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsjax.config import Config
+from zsjax.config.fields import Config
+from zsjax.config.named import load_object
 from zsjax.errors import InputError
 from zsjax.models import lora
 from zsjax.models.placement import param_shardings
 from zsjax.models.value import init_value
 from zsjax.parallel.mesh import TRAIN_RULES, replicated, reshard
-from zsjax.registry import load_function
 from zsjax.rl import credit, roles
 from zsjax.rl.algorithms import needs_reference
 from zsjax.rl.batch import minibatches
@@ -44,7 +44,7 @@ class Learner:
         self.passes = Passes(config, mesh, make_programs(
             config, policy_config, loss=loss or load_loss(algorithm.loss), optimizer=self.optimizers[0],
             value_optimizer=self.optimizers[1], assemble=self.assemble))
-        made = {name: load_function(function, "scorer") for name, function in algorithm.scorers.items()}
+        made = {name: load_object(function, "scorer") for name, function in algorithm.scorers.items()}
         self.scorers = {name: make(config, mesh) for name, make in made.items()} | (scorers or {})
         for term in algorithm.terms:
             for need in set(OBJECTIVE_TERMS.entry(term).needs) - {"reference", *self.scorers}:

@@ -15,12 +15,24 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from zsjax.config.named import Registry, entry_of
 from zsjax.errors import InputError
 from zsjax.models import decoder
-from zsjax.registry import Registry, entry_of
 from zsjax.rl import losses, roles
 from zsjax.rl.logprobs import token_logprobs
+from zsjax.types import Metric
 
+METRICS = (
+    Metric("entropy", "of the policy's next token", "nats per token", 0.0, healthy="falls slowly and stays above 0.01",
+           alarm="the policy hardly chooses any more", chart="Entropy", curve="entropy"),
+    Metric("kl", "to the reference, by the estimator algorithm.kl_kind", "nats per token", healthy="rises slowly",
+           chart="KL to the starting policy", curve="kl", read_by=("adaptive KL coefficient",)),
+    Metric("ratio_mean", "probability ratio of the policy and the policy before the step", "ratio", 0.0, healthy="near 1"),
+    Metric("approx_kl", "k3 estimate of the KL of the step's updates", "nats per token", 0.0),
+    Metric("clip_fraction", "tokens whose gradient the clip cuts off", "share of tokens", 0.0, 1.0, healthy="below 0.3"),
+    Metric("dual_clip_fraction", "tokens whose loss algorithm.dual_clip bounds", "share of tokens", 0.0, 1.0),
+    Metric("term/*", "a further term of the objective, without its coefficient", chart="Terms of the objective"),
+)
 LOSSES = Registry("loss")
 OBJECTIVE_TERMS = Registry("term of the objective")
 

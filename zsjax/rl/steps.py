@@ -27,6 +27,16 @@ from zsjax.rl.objective import (
     supervised_objective,
 )
 from zsjax.rl.optimizer import make_optimizer
+from zsjax.types import Metric
+
+METRICS = (
+    Metric("loss", "the whole objective, all terms", chart="Loss", curve="loss"),
+    Metric("grad_norm", "global norm of the gradient, before clipping", low=0.0,
+           healthy="keeps its order of magnitude", alarm="the gradient explodes", chart="Gradient norm", curve="norm"),
+    Metric("weight", "what the sums are divided by: tokens or episodes of an update", low=0.0),
+    Metric("nonfinite", "updates that were left out because loss or gradient was not finite", "share of updates", 0.0, 1.0,
+           healthy="0", read_by=("stop rule",)),
+)
 
 # The last names are those of zsjax.rl.update, as this module was called until version 0.1.
 __all__ = ["PackedStep", "make_packed_update", "make_score", "make_supervised_update", "make_update", "over_microbatches",

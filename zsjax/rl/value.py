@@ -10,6 +10,13 @@ from zsjax.models.value import value_forward
 from zsjax.rl import losses, roles
 from zsjax.rl.objective import Objective
 from zsjax.rl.steps import PackedStep, over_microbatches, whole_step
+from zsjax.types import Metric
+
+METRICS = (
+    Metric("value/value_error", "squared error of the value model before its update", "squared reward", 0.0,
+           chart="Value model", curve="error"),
+    Metric("value/*", "loss, grad_norm, nonfinite, weight and clip fraction of the value model's updates"),
+)
 
 
 def state_values(value_params, model_config, tokens, valid, *, remat="none"):

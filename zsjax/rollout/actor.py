@@ -3,10 +3,11 @@
 import jax
 import numpy as np
 
-from zsjax.config import Config
+from zsjax.config.fields import Config
 from zsjax.rewards import terms
 from zsjax.rl.selection import groups_with_signal
 from zsjax.rollout.experience import Experience, refill
+from zsjax.rollout.outcomes import outcomes as outcomes_of
 from zsjax.rollout.played import occupancy, requests_saved
 
 
@@ -49,7 +50,7 @@ class Actor:
         played = jax.device_get(self.rollout.play(policy, asked, noise=settings.noise, key=settings.key, group_ids=ids,
                                                   reranker=weights))
         episodes = played.episodes
-        outcomes = terms.outcomes(episodes, questions, self.tokenizer, overlong=(reward.overlong_from, reward.overlong_to))
+        outcomes = outcomes_of(episodes, questions, self.tokenizer, overlong=(reward.overlong_from, reward.overlong_to))
         scores, by_term = terms.score(outcomes, reward.terms)
         return Experience(
             episodes=episodes, questions=_objects(questions), outcomes=_objects(outcomes), scores=scores, terms=by_term,
