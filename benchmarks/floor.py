@@ -63,7 +63,7 @@ def writing(config, rows: int, tokens: int, before: int) -> Work:
 def rollout(config, w: dict, shared: int) -> Work:
     """The fixed-length rollout of benchmarks/rollout.py; `shared` tokens of the simulator's prompt are read once.
 
-    Nobody reads the last documents; they are written.
+    The last documents are written, and no model reads them.
     """
     rows, turn, documents, own = w["batch"], w["turn_tokens"], w["document_tokens"], w["simulator_prompt"] - shared
     work = reading(config, rows, w["prompt"]) + reading(config, 1, shared)

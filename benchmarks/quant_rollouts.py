@@ -2,7 +2,7 @@
 
     python benchmarks/quant_rollouts.py [--questions 48] [--group 4] [--dtype bfloat16]
 
-The carried policy plays against the carried simulator at the same seed. Told of each way: the share of episodes whose
+The carried policy plays against the carried simulator at the same seed. Reported for each: the share of episodes whose
 tokens are all those of the plain way, the mean reward (F1) and its paired difference, how far the sampler's log-probs are
 from the trainer's (the training forward in the same dtype, whose keys and values are never rounded), and the bytes. A JSON
 line each. Needs jax, flax, optax, numpy; safetensors, tokenizers and transformers for the carried checkpoints.

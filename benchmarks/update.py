@@ -6,11 +6,11 @@
 The update of `zsjax.rl.steps` on a TokenBatch (half of each row prompt, half policy; clipped ratio, k3 to a reference,
 token mean, clip by global norm, AdamW in float32), and the same from the same checkpoint on the same numbers in
     torch      transformers' model with SDPA, torch.optim.AdamW
-    torch-mkl  the same on CPU with MKL told that it runs on an Intel CPU, without which it takes a slow path on AMD's
+    torch-mkl  the same on CPU with MKL set for an Intel CPU; else it takes a slow path on AMD's
     torch-mkl-kept  and with logits of the responses alone (logits_to_keep), as ours; the others have them of all tokens
     tunix      its Qwen2, its grpo_loss_fn and its Trainer's compiled step, in an environment of its own
 `loss` and `grad_norm` of the first step are printed to show that the work is the same. Each side is a process that makes
-one step when it is told to, so the sides take turns and only one runs. `NAME:n` cuts a torch peer's batch into microbatches
+one step on request, so that the sides take turns and only one runs. `NAME:n` cuts a torch peer's batch into microbatches
 of n rows, --microbatch-rows ours; several numbers are several sides.
 
 On CPU everything runs on one thread and times are the process's CPU time, which another process on the core does not
@@ -44,7 +44,7 @@ MKL_IS_INTEL = "int mkl_serv_intel_cpu_true(void) { return 1; }\n"
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="small", choices=["toy", "small", "0.5b", "0.6b", "3b"])
-    parser.add_argument("--layers", type=int, help="ours alone: a model of so many of the shape's layers")
+    parser.add_argument("--layers", type=int, help="ours alone: layers of the model, fewer than the shape has")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
@@ -244,17 +244,17 @@ def work(options):
     """A worker: says JSON facts, then makes a step and says what it took for each line it is sent."""
     say, sys.stdout = sys.stdout, sys.stderr
 
-    def tell(**facts):
+    def send(**facts):
         return print(json.dumps(facts), file=say, flush=True)
 
     name, _, rows = options.worker.partition(":")
     step, peak, facts = WORKERS[name](options, int(rows or 0))
-    tell(**facts)
+    send(**facts)
     for _ in sys.stdin:
         (loss, grad_norm), _, cpu, wall = timed(step, True)
         accelerator = peak()
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        tell(cpu=cpu, wall=wall, loss=loss, grad_norm=grad_norm, accelerator=accelerator is not None,
+        send(cpu=cpu, wall=wall, loss=loss, grad_norm=grad_norm, accelerator=accelerator is not None,
              peak=accelerator or resident)
 
 

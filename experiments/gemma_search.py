@@ -64,8 +64,7 @@ def get_config(arg=None):
     c.search = dict(engine=arg.engine, eval_engine="bm25", num_documents=3, max_document_tokens=96, max_query_tokens=48,
                     passage_words=56)
     c.rollout = dict(max_turns=2, max_turn_tokens=64, max_prompt_tokens=256, max_tokens=832)  # the agent by prompt has 240
-    # Logits take 262,144 * 4 bytes a position: 268 MB for 8 rows of 32 positions, and a few times that in the update.
-    update = dict(microbatch_tokens=1024, logprob_chunk=8) if arg.packed else dict(logprob_chunk=32)
+    update = dict(microbatch_tokens=1024) if arg.packed else {}
     c.warm_start = dict(steps=240, batch_rows=8, max_tokens=832, checkpoint_every=60, **update,
                         optimizer=dict(learning_rate=3e-5, schedule="linear", warmup_steps=10))
     c.collect = dict(episodes=1024, label="contains", hold_out=0.15)

@@ -18,7 +18,7 @@ PROMPT = "Answer inside <answer> and </answer>, for example, <answer> Beijing </
     ("<think> I do not know </think>", ["Beijing"], 0, 0, 0),
     ("<search> query </search>", ["Simon and Garfunkel"], 0, 0, 0),
     ("", ["Beijing"], 0, 0, 0),
-    # An open tag is no answer; a template with fewer than two answer tags crashed the reference on None.lower().
+    # An open tag is not an answer; a template with fewer than two answer tags crashed the reference on None.lower().
     ("<answer> Beijing", ["Beijing"], 0, 0, 0),
     ("Beijing </answer>", ["Beijing"], 0, 0, 0),
     ("<answer> and </answer>", ["Simon and Garfunkel"], 0.5, 0, 0),

@@ -51,13 +51,13 @@ def test_any_split_into_chunks_equals_the_dense_forward(name, segments):
     dense = np.asarray(jax.jit(forward, static_argnums=1)(params, config, tokens, valid=valid))
     assert dense[valid].std() > 0.3
     step = jax.jit(_extend_logits, static_argnums=1)
-    # A cache without room to spare is the harder case: the rubbish of a chunk's end falls beyond it.
+    # A full cache is the harder case: the meaningless end of a chunk falls beyond it.
     cache, found = init_cache(config, B, T if name == "qwen2" else T + 9), np.full_like(dense, np.nan)
     while (cache.lengths < lengths).any():
         N = int(rng.choice([1, 5]))
         start = np.asarray(cache.lengths)
         count = np.minimum(rng.integers(0, N + 1, B), lengths - start)  # rows advance unevenly, some not at all
-        piece = rng.integers(0, config.vocab_size, (B, N))  # rubbish beyond the count must not matter
+        piece = rng.integers(0, config.vocab_size, (B, N))  # tokens beyond the count must not matter
         for b in range(B):
             piece[b, :count[b]] = tokens[b, start[b]:start[b] + count[b]]
         logits, cache = step(params, config, piece.astype(np.int32), count.astype(np.int32), cache)

@@ -1,4 +1,4 @@
-"""Damaged tokenizers and checkpoints, drawn at random: each is read, or told in one line that names the file."""
+"""Damaged tokenizers and checkpoints, drawn at random: each is read, or refused in one line that names the file."""
 
 import json
 import random
@@ -47,7 +47,7 @@ def test_a_damaged_tokenizer(tmp_path, generated_seed):
     file = tmp_path / draw.choice(["tokenizer.json", "tokenizer.json", "tokenizer_config.json"])
     if draw.random() < 0.7:
         spec = json.loads(file.read_text())
-        if "model" in spec:  # few of so many tokens would be drawn otherwise
+        if "model" in spec:  # otherwise few of its tokens would be drawn
             spec["model"]["vocab"] = dict(list(spec["model"]["vocab"].items())[:256])
             spec["model"]["merges"] = []
         file.write_text(json.dumps(mutated(spec, draw)), errors="surrogatepass")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from zsjax.models import attention
 from zsjax.models.attention import attend_cached, choose_cached
 from zsjax.models.flash_decoding import flash_decode
 from zsjax.models.layers import DecoderConfig
@@ -52,18 +53,33 @@ def test_where_it_is_chosen():
         assert chosen() == "xla"
 
 
-def test_it_is_used_under_a_mesh_only_where_every_device_has_its_own_rows():
+def test_each_device_of_a_mesh_reads_its_own_rows_and_heads():
+    B, K, G, h, S = 4, 2, 3, 16, 70
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, k, v = map(jax.random.normal, keys, ((B, K, G, h), (B, K, S, h), (B, K, S, h)))
+    lengths = jnp.array([70, 1, 33, 64])
+    given = q, quantize_heads(k), quantize_heads(v)
+
+    @jax.jit
+    def flash(q, k, v):
+        return attention._flash(q, k, v, lengths, None, interpret=True)
+
+    found = on(make_mesh(dict(data=2, fsdp=2, tensor=2)), flash)(*given)
+    np.testing.assert_allclose(found, flash_decode(*given, lengths, interpret=True), atol=2e-6)
+
+
+def test_it_is_used_under_a_mesh_where_no_devices_share_a_kv_head():
     config = DecoderConfig(vocab_size=8, embed_dim=8, num_layers=1, num_heads=8, num_kv_heads=2, head_dim=64, mlp_dim=8,
                            dtype="bfloat16")
     seen = []
 
     def look(x):
-        seen.append(choose_cached(config, 8))
+        seen.append(choose_cached(config, 64))
         return x
 
     with compiling_for("gpu", capability=(9, 0)):
-        for sizes in (dict(data=8), dict(data=4, tensor=2)):
+        for sizes in (dict(data=8), dict(data=4, tensor=2), dict(data=2, tensor=4)):
             mesh = make_mesh(sizes)
             jax.eval_shape(over_rows(look, mesh, rows=("x",)), jnp.zeros(8))
             on(mesh, lambda: jax.eval_shape(look, jnp.zeros(8)))()
-    assert seen == ["flash", "xla", "xla", "xla"]
+    assert seen == ["flash"] * 4 + ["xla"] * 2

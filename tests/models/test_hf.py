@@ -235,34 +235,6 @@ def test_a_tokenizer_must_fit_the_embedding(folder):
         load_hf(folder, tokenizer=Tokenizer)
 
 
-def test_names_of_the_hub(folder, params, monkeypatch, tmp_path):
-    import huggingface_hub
-
-    asked = []
-
-    def download(name, allow_patterns):
-        asked.append((name, allow_patterns))
-        return str(folder)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    for name in ("someone/a-model_1.5B", "hf:someone/a-model_1.5B"):
-        jax.tree.map(np.testing.assert_array_equal, load_hf(name)[1], params)
-        assert asked[-1][0] == "someone/a-model_1.5B" and not any("bin" in pattern for pattern in asked[-1][1])
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(folder, tmp_path / "someone" / "a-model_1.5B")  # a folder of that name comes first
-    load_hf("someone/a-model_1.5B")
-    assert len(asked) == 2
-
-    def offline(name, allow_patterns):
-        raise OSError("no network\nand more lines")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(FileNotFoundError, match=r"'other/model'.*\(no network\).*give the folder's path"):
-        load_hf("other/model")
-    with pytest.raises(FileNotFoundError, match="hf:owner/name"):
-        load_hf("hf:nothing")
-
-
 def test_each_device_reads_its_own_part(folder, params, monkeypatch):
     from zsjax.models.checkpoints import tensor_files
     from zsjax.parallel.mesh import make_mesh
@@ -352,14 +324,3 @@ def test_what_transformers_cannot_run_is_not_saved(params, tmp_path):
     with pytest.raises(ValueError, match="do not fit"):
         save_hf(tmp_path / "model", CONFIG, {"embed_tokens": params["embed_tokens"]})
     assert not (tmp_path / "model").exists()
-
-
-def test_names_of_the_hub_in_a_config():
-    from zsjax import config as configuration
-
-    def resolve(name):
-        return configuration.resolve({"policy": {"init": name}, "search": {"engine": "empty"}})
-
-    assert resolve("hf:Qwen/Qwen2.5-0.5B").policy.init == "hf:Qwen/Qwen2.5-0.5B"
-    with pytest.raises(configuration.ConfigError, match="policy.init = 'hf:Qwen'.*hf:OWNER/NAME"):
-        resolve("hf:Qwen")

@@ -36,7 +36,7 @@ def test_rounding_is_to_the_nearest_of_255_steps_a_position(seed, exponent):
 
 
 def read(params, config, tokens, dtype, pieces):
-    """Logits of all tokens, read in pieces of so many."""
+    """Logits of all tokens, read in pieces."""
     cache, out, step = init_cache(config, len(tokens), tokens.shape[1], dtype), [], jax.jit(_extend_logits, static_argnums=1)
     for piece in np.split(tokens, np.cumsum(pieces)[:-1], axis=1):
         logits, cache = step(params, config, piece, jnp.full(len(tokens), piece.shape[1]), cache)

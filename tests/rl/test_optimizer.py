@@ -26,17 +26,17 @@ def test_a_chain_is_optaxs_own():
     assert not np.allclose(moves(want), moves(make_optimizer(OptimizerConfig(learning_rate=0.5), 4)))
 
 
-@pytest.mark.parametrize("link, told", [
+@pytest.mark.parametrize("link, words", [
     (dict(name="no_such_thing"), "no_such_thing"), (dict(name="__doc__"), "no transformation"),
     (dict(name="jax"), "no transformation"), (dict(name="global_norm", updates=1.0), "no transformation"),
     (dict(name="adam", learning_rates=1.0), "learning_rates"), (dict(learning_rate=1.0), "''"),
     (dict(name="os.system"), "no transformation"), (dict(name="cosine_decay_schedule", init_value=1.0, decay_steps=3),
                                                     "no transformation")])
-def test_what_is_no_transformation_is_refused_before_the_run(link, told):
+def test_a_link_that_is_not_a_transformation_is_refused_before_the_run(link, words):
     with pytest.raises(ConfigError) as caught:
         resolve(dict(search=dict(engine="bm25"), optimizer=dict(chain=[link])))
     found = {problem.field: str(problem) for problem in caught.value.problems}
-    assert told in found["optimizer.chain"] and "optax" in found["optimizer.chain"]
+    assert words in found["optimizer.chain"] and "optax" in found["optimizer.chain"]
 
 
 def test_a_chain_is_kept_with_the_run():

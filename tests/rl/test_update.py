@@ -9,11 +9,12 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from zsjax.config import OptimizerConfig
+from zsjax.config import OptimizerConfig, resolve
 from zsjax.models.decoder import DecoderConfig, forward, init_params
 from zsjax.rl import roles as role_masks
 from zsjax.rl.objective import load_loss
 from zsjax.rl.optimizer import make_optimizer
+from zsjax.rl.passes import make_programs
 from zsjax.rl.steps import make_score, make_supervised_update, make_update
 from zsjax.types import DOCUMENT, PAD, POLICY, PROMPT, TokenBatch
 
@@ -87,6 +88,22 @@ def test_score_equals_the_dense_log_softmax():
     want = [np.where(valid, x, 0) for x in dense(params, batch, zeros, zeros, zeros)[1]]
     close(list(score(params, batch.tokens, valid)), want, atol=5e-6)
     close(list(make_score(CONFIG, chunk=4, microbatch_rows=2)(params, batch.tokens, valid)), want, atol=5e-6)
+
+
+def test_scores_are_those_of_the_wanted_tokens():
+    batch = make_batch(params_of(0))
+    valid, wanted = role_masks.attention_mask(batch.roles), role_masks.loss_mask(batch.roles)
+    logprobs, entropy = make_score(CONFIG, with_entropy=False)(params_of(0), batch.tokens, valid, wanted)
+    close(logprobs, np.where(wanted, batch.old_logprobs, 0), atol=5e-6)
+    assert entropy is None
+
+
+@pytest.mark.parametrize("algorithm, loss, mask", [
+    ({}, "ppo_clip", role_masks.loss_mask), ({"invert_mask": True}, "ppo_clip", role_masks.attention_mask),
+    ({}, lambda batch, logprobs, **masks: None, role_masks.attention_mask)])
+def test_a_step_scores_the_tokens_that_its_objective_reads(algorithm, loss, mask):
+    config = resolve({"algorithm": algorithm}, check=False)
+    assert make_programs(config, CONFIG, loss=loss, optimizer=SGD).scored is mask
 
 
 @pytest.mark.parametrize("reduction, microbatch_rows", [("token_mean", 0), ("sequence_mean", 2)])

@@ -37,9 +37,9 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """The shape of a decoder, as switches that do not depend on each other. Hashable: a static argument of jitted functions.
+    """The shape of a decoder, as independent switches. Hashable: a static argument of jitted functions.
 
-    `zsjax.models.families` says which values a family of published models has.
+    `zsjax.models.families` has the values of published models.
 
     Attributes:
       vocab_size: V, rows of the embedding.
@@ -68,8 +68,8 @@ class DecoderConfig:
       model_type: "qwen2", "qwen3", "llama", "gemma3_text" or a registered family's: what `save_hf` writes.
       dtype: name of the dtype activations are computed in; norms, softmax and logits are always float32.
       attention: "auto", or the kernel to insist on; see `zsjax.models.attention`.
-      num_ids: None, or how many rows of the embedding the tokenizer has ids for; the rows behind them are padding, whose
-        logits are `zsjax.types.PADDING_LOGIT`, in sampling and in scoring alike.
+      num_ids: None, or the number of the tokenizer's ids. Rows of the embedding behind them are padding, whose logits are
+        `zsjax.types.PADDING_LOGIT` in sampling and scoring.
     """
 
     vocab_size: int

@@ -1,10 +1,12 @@
 """Causal grouped-query attention: one contract, one reference ("xla"), and the kernels of two platforms.
 
-    xla      einsums and a softmax, whole rows in blocks of queries whose backward pass computes the weights again; runs
-             everywhere; also what reads a cache, unless `choose_cached` says "flash"
+    xla      einsums and a softmax, on every platform; whole rows in blocks of queries, whose weights the backward pass
+             computes again; also for queries against a cache, unless `choose_cached` returns "flash"
     flash    zsjax.models.flash_decoding, for single tokens against a cache on NVIDIA GPUs
     cudnn    jax.nn.dot_product_attention's flash attention on NVIDIA GPUs, for whole rows
-    splash   jax.experimental.pallas.ops.tpu.splash_attention on TPUs, for whole rows; each device its rows and heads
+    splash   jax.experimental.pallas.ops.tpu.splash_attention on TPUs, for whole rows
+
+On a mesh each device runs a kernel on its own rows and heads.
 
 `choose` decides once per platform and model and logs it. A kernel that was asked for by name and cannot run is an error.
 """
@@ -26,7 +28,7 @@ from zsjax.parallel.constrain import Target, cut_over, free_axes, parts_of, plat
 
 NEG_INF = -1e30  # finite: a row without any visible key gives an average, never NaN
 SPLASH_BLOCK = 128  # tokens, and numbers of a head: the kernel's tile
-MIN_BLOCK, MAX_BLOCKS = 128, 8  # "xla": queries of a block, blocks of a row (they are unrolled)
+MIN_BLOCK, MAX_BLOCKS = 128, 8  # "xla": queries of a block, blocks of a row (unrolled)
 
 
 def attend(q, k, v, *, kv_lengths, window=None, kernel: str = "xla"):
@@ -45,8 +47,10 @@ def attend(q, k, v, *, kv_lengths, window=None, kernel: str = "xla"):
       [B, T, H * h], in q's dtype. Outputs of queries at or beyond their row's length are finite and meaningless.
     """
     B, H, T, h = q.shape
-    out = {"xla": _xla_rows, "cudnn": _cudnn, "splash": _splash}[kernel](q, k, v, kv_lengths, window)
-    return out.reshape(B, T, H * h)
+    if kernel == "xla":
+        return _xla_rows(q, k, v, window).reshape(B, T, H * h)
+    of_device = functools.partial({"cudnn": _cudnn, "splash": _splash}[kernel], window=window)
+    return _by_device(of_device, q, k, v, kv_lengths).reshape(B, T, H * h)
 
 
 def _operands(*arrays):
@@ -54,9 +58,8 @@ def _operands(*arrays):
     return [x.astype(jnp.float32 if platform() == "cpu" else arrays[0].dtype) for x in arrays]
 
 
-def _xla_rows(q, k, v, kv_lengths, window):
-    """[B, T, H, h]."""
-    del kv_lengths  # keys beyond a row's length come after all its queries
+def _xla_rows(q, k, v, window):
+    """[B, T, H, h]. Keys beyond a row's length come after all its queries: lengths are not needed."""
     (B, H, T, h), dtype = q.shape, q.dtype
     q, k, v = _operands(q, k, v)
     return _causal(window, q.reshape(B, k.shape[1], -1, T, h), k, v).reshape(B, T, H, h).astype(dtype)
@@ -66,21 +69,20 @@ def _xla_rows(q, k, v, kv_lengths, window):
 def _causal(window, q, k, v):
     """[B, T, K, G, h] of q [B, K, G, T, h] and k, v [B, K, T, h], all of one dtype; block after block of queries.
 
-    A block sees the keys up to its own last one, so hardly more than half of the scores are computed, and those of one
-    block exist at a time. As in FlashAttention (arXiv 2307.08691, section 3.1, without its blocks of keys), only the
-    log-normalisers are kept for the backward pass, which computes the scores again. (XLA on CPU may see that these are the
-    forward's within one program, and keep them after all.)
+    A block reads the keys up to its last query: little more than half of the scores are computed, one block at a time. As in
+    FlashAttention (arXiv 2307.08691, section 3.1, without its blocks of keys), only the log-normalisers are kept for the
+    backward pass, which computes the scores again. (Within one program XLA on CPU may keep the forward's scores.)
     """
     return _causal_forward(window, q, k, v)[0]
 
 
 def block_size(T: int) -> int:
-    """Queries of a block of whole rows of T tokens: those that have scores at a time."""
+    """Queries of a block, for rows of T tokens."""
     return min(T, max(MIN_BLOCK, -(-T // MAX_BLOCKS)))
 
 
 def _blocks(T, window):
-    """Slices of a row: the queries of a block and the keys that one of them sees."""
+    """(queries, keys) slices of each block: its queries, and the keys that they see."""
     for start in range(0, T, block_size(T)):
         stop = min(start + block_size(T), T)
         yield slice(start, stop), slice(0 if window is None else max(0, start - window + 1), stop)
@@ -109,7 +111,7 @@ def _causal_forward(window, q, k, v):
                          preferred_element_type=jnp.float32)
         outs.append((out.reshape(B, K, G, -1, h) / total).transpose(0, 3, 1, 2, 4))
         normalizers.append(top + jnp.log(total))
-    # Named, so that remat="attention" keeps them and does not run this again.
+    # Named for remat="attention", which keeps them.
     out = checkpoint_name(jnp.concatenate(outs, axis=1).astype(q.dtype), "attention")
     normalizer = checkpoint_name(jnp.concatenate(normalizers, axis=3), "attention")
     return out, (q, k, v, out, normalizer)
@@ -153,9 +155,9 @@ def attend_cached(q, ks, vs, *, kv_lengths, q_positions, rows=None, window=None,
       ks, vs: the layer's segments (`zsjax.models.cache`), [B, K, S, h] each; head i of q reads head i // (H / K).
         `Int8Heads`' values enter the products as they are, and the scales multiply what is small, the scores and the
         weights.
-      kv_lengths: int32[B], slots of each row that may be seen; 0: the row's queries are of no interest.
+      kv_lengths: int32[B], slots of each row that may be seen; 0 where the row's outputs are not used.
       q_positions: int32[B, T].
-      rows: None, or int32[B], which rows of a cache with more of them q's are; those from its number on: any.
+      rows: None, or int32[B], the cache's row of each row of q. Beyond the cache's rows, outputs are meaningless.
       window: None or int, tokens.
       kernel: what `choose_cached` returned; "flash" is used for single queries of all rows.
 
@@ -166,12 +168,13 @@ def attend_cached(q, ks, vs, *, kv_lengths, q_positions, rows=None, window=None,
     K, dtype = ks[0].shape[1], q.dtype
     G = H // K
     if kernel == "flash" and T == 1 and rows is None:
-        return flash_decode(q.reshape(B, K, G, h), ks[0], vs[0], kv_lengths, window).astype(dtype).reshape(B, 1, H * h)
+        out = _flash(q.reshape(B, K, G, h), ks[0], vs[0], kv_lengths, window)
+        return out.astype(dtype).reshape(B, 1, H * h)
     (q,) = _operands(q)
     q = q.reshape(B, K, G * T, h)  # as in `_block_scores`
 
     def of_rows(x):
-        """(what is multiplied, what scales the product); int8: no float copy of a cache is made."""
+        """(operand of the product, scale of the result). No float copy of an int8 cache is made."""
         x = x if rows is None else jax.tree.map(lambda x: x.at[rows].get(mode="clip"), x)
         return (x.values, x.scale[:, :, None]) if isinstance(x, Int8Heads) else (x, 1.0)
 
@@ -192,8 +195,8 @@ def attend_cached(q, ks, vs, *, kv_lengths, q_positions, rows=None, window=None,
                           preferred_element_type=jnp.float32)
 
     def further(first, k, v, carry):
-        """Softmax so far, of one more segment (Milakov and Gimelshein 2018). One without a visible slot adds exactly
-        nothing, so that a row does not depend on the others'."""
+        """The running softmax with one more segment (Milakov and Gimelshein 2018). A segment without a visible slot
+        changes nothing, to the last bit: a row does not depend on the other rows' lengths."""
         highest, total, out = carry
         scores = scores_of(k, first)
         top = jnp.maximum(highest, scores.max(axis=-1, keepdims=True))
@@ -214,9 +217,20 @@ def attend_cached(q, ks, vs, *, kv_lengths, q_positions, rows=None, window=None,
     return out.reshape(B, K, G, T, h).transpose(0, 3, 1, 2, 4).astype(dtype).reshape(B, T, H * h)
 
 
-def _cudnn(q, k, v, lengths, window):
+def _flash(q, k, v, lengths, window, interpret: bool = False):
+    """`flash_decode` by each device on its own rows and kv heads."""
+    kernel = functools.partial(flash_decode, window=window, interpret=interpret)
+    if not (free := free_axes()):
+        return kernel(q, k, v, lengths)
+    rows = cut_over("rows", len(q))
+    heads = PartitionSpec(rows, cut_over("kv_heads", q.shape[1]))
+    return jax.shard_map(kernel, in_specs=(heads, heads, heads, PartitionSpec(rows)), out_specs=heads,
+                         axis_names=set(free), check_vma=False)(q, k, v, lengths)
+
+
+def _cudnn(q, k, v, lengths, *, window):
     """[B, T, H, h]."""
-    # A row without tokens would be a softmax over nothing.
+    # A row without tokens would have a softmax over no keys.
     lengths = jnp.maximum(lengths, 1).astype(jnp.int32)
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     return jax.nn.dot_product_attention(q, k, v, is_causal=True, query_seq_lengths=lengths, key_value_seq_lengths=lengths,
@@ -224,22 +238,24 @@ def _cudnn(q, k, v, lengths, window):
                                         implementation="cudnn")
 
 
-def _splash(q, k, v, lengths, window, interpret: bool = False):
-    """[B, T, H, h]. Under a mesh each device computes its own rows and heads: a kernel is not partitioned by XLA."""
-    local = functools.partial(_splash_of_device, window=window, interpret=interpret)
+def _by_device(kernel, q, k, v, lengths):
+    """kernel(q, k, v, lengths) -> [B, T, H, h], by each device of the caller's mesh on its own rows and heads.
+
+    XLA does not partition a kernel.
+    """
     if not (free := free_axes()):
-        return local(q, k, v, lengths)
+        return kernel(q, k, v, lengths)
     H, K = q.shape[1], k.shape[1]
     rows, heads, parts = cut_over("rows", len(q)), cut_over("heads", H), parts_of("heads", H)
     # Where there are fewer kv heads than devices, a kv head is on each device that has query heads of it.
     k, v = (jnp.repeat(x, parts // math.gcd(K, parts), axis=1) for x in (k, v))
     of_heads, of_rows = PartitionSpec(rows, heads), PartitionSpec(rows)
-    return jax.shard_map(local, in_specs=(of_heads, of_heads, of_heads, of_rows), out_specs=PartitionSpec(rows, None, heads),
-                         axis_names=set(free), check_vma=False)(q, k, v, lengths)
+    return jax.shard_map(kernel, in_specs=(of_heads, of_heads, of_heads, of_rows), axis_names=set(free), check_vma=False,
+                         out_specs=PartitionSpec(rows, None, heads))(q, k, v, lengths)
 
 
-def _splash_of_device(q, k, v, lengths, *, window, interpret):
-    """Rows and heads are padded with zeros to the kernel's tiles, which changes nothing."""
+def _splash(q, k, v, lengths, *, window, interpret: bool = False):
+    """Tokens and heads are padded with zeros to the kernel's tiles, which does not change the result."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     (B, H, T, h), K = q.shape, k.shape[1]
@@ -251,7 +267,7 @@ def _splash_of_device(q, k, v, lengths, *, window, interpret):
     shape = (size, size)
     mask = splash.CausalMask(shape) if window is None else splash.LocalMask(shape, (window - 1, 0), 0)
     kernel = splash.make_splash_mqa_single_device(splash.MultiHeadMask([mask] * (H // K)), interpret=interpret)
-    # Padding is a segment of its own: nothing else sees it, and its queries see each other rather than nothing.
+    # Padding is a segment of its own: other tokens do not see it, and its queries see at least themselves.
     segments = (jnp.arange(size) < lengths[:, None]).astype(jnp.int32)
 
     def row(q, k, v, segment):
@@ -280,10 +296,13 @@ def choose_cached(config, rows: int) -> str:
     where, h = target(), config.head_dim
     if config.attention == "xla" or (where.capability or (0, 0)) < (8, 0) or config.dtype not in ("bfloat16", "float16"):
         return "xla"
-    fits = config.num_heads // config.num_kv_heads <= 16 and h in (16, 32, 64, 128)
-    # A kernel is not partitioned: under a mesh every axis must be taken by a `shard_map`.
-    whole = all(size == 1 for size in free_axes().values())
-    return "flash" if fits and whole and rows * config.num_kv_heads >= 16 else "xla"
+    K = config.num_kv_heads
+    fits = config.num_heads // K <= 16 and h in (16, 32, 64, 128)
+    # The cache is not copied for devices that would share a kv head.
+    cut = {*(cut_over("rows", rows) or ()), *(cut_over("kv_heads", K) or ())}
+    whole = all(size == 1 or name in cut for name, size in free_axes().items())
+    of_device = rows * K // (parts_of("rows", rows) * parts_of("kv_heads", K))
+    return "flash" if fits and whole and of_device >= 16 else "xla"
 
 
 @functools.cache  # so that it is logged once

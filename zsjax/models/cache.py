@@ -1,14 +1,13 @@
 """Key-value cache: `k` and `v` of shape [B, K, S, h] for each layer, written in place.
 
-Rows are dense: row b holds positions 0 .. lengths[b] - 1 and nothing else is ever read, so slots beyond the length
-may hold anything finite. Layers stay separate arrays and the layout is the one attention reads, because stacked
-caches and other layouts cost copies of the whole cache at every step (openxla/xla#18292, and measured here).
-Carry a cache through `while_loop` inside a jit that donates it; never through `cond` (jax#38145 copies it): `when` is
-the "if" beside a cache.
+Rows are dense: row b holds positions 0 .. lengths[b] - 1. Slots beyond are not read and may hold anything finite. Layers
+are separate arrays in the layout that attention reads: stacked caches and other layouts cost copies of the whole cache at
+every step (openxla/xla#18292, and measured here). Carry a cache through `while_loop` inside a jit that donates it, never
+through `cond`, which copies it (jax#38145): `when` replaces the "if".
 
-On CPU the slots of a layer are cut into segments of `SEGMENT`, an array each, and attention reads those that hold
-something: what a row may once need costs nothing before, and nothing is copied to read a part (a slice of an array would
-be, at every step). On accelerators there is one segment.
+On CPU the slots of a layer are cut into segments of `SEGMENT`, an array each. Attention reads the segments that hold
+tokens, so that unused capacity costs no time. (A slice of one array would be copied at every step.) On accelerators there
+is one segment.
 
 A cache of dtype int8 holds `Int8Heads` in place of arrays: rounded when written, never dequantised as a whole.
 """
@@ -52,7 +51,7 @@ class KVCache:
         Args:
           layer: which layer.
           k, v: [B, K, N, h]. Slots lengths[b] .. lengths[b] + N - 1 are overwritten, so rows that take fewer than N
-            tokens leave meaningless slots beyond their new length, which nothing reads. Slots beyond the capacity are dropped.
+            tokens leave meaningless slots beyond their new length. Slots beyond the capacity are dropped.
           rows: int32[C] different rows that k and v [C, K, N, h] belong to, or None for all. Rows from B on are dropped.
 
         Returns:
@@ -107,8 +106,10 @@ def placed(segments):
 
 
 def when(condition, f, x):
-    """f(x) if the condition, bool[], holds, else x, a tree of arrays whose shapes f keeps; without the copy of every array
-    in x that `lax.cond` makes."""
+    """f(x) if the condition, bool[], holds, else x: a tree of arrays, whose shapes f keeps.
+
+    `lax.cond` would copy every array of x.
+    """
     _, x = jax.lax.while_loop(lambda carry: carry[0], lambda carry: (False, f(carry[1])), (condition, x))
     return x
 
@@ -142,8 +143,8 @@ def init_cache(config: DecoderConfig, batch: int, capacity: int, dtype=None) -> 
 def cache_dtype(config: DecoderConfig, name: str = "model"):
     """The dtype of a model's cache by its name in a config: "int8" rounds, "model" is config.dtype, but float32 on CPU.
 
-    XLA has no scatter of bfloat16 there and would convert the whole cache to float32 and back at every step; attention
-    reads float32 there in any case. What is stored is rounded to config.dtype before, so that results are the same.
+    XLA on CPU has no scatter of bfloat16: it would convert the whole cache to float32 and back at every step. Attention
+    reads float32 there anyway. Keys and values are rounded to config.dtype before, so that results are the same.
     """
     if name != "model":
         return jnp.dtype(name)
@@ -151,7 +152,7 @@ def cache_dtype(config: DecoderConfig, name: str = "model"):
 
 
 def copy_rows(cache: KVCache, rows: jax.Array, source: KVCache, source_rows: jax.Array) -> KVCache:
-    """Puts rows of another cache in place of some of this one's: a prompt that was read once begins many rows.
+    """Replaces rows by rows of another cache, so that many rows begin with a prompt that was read once.
 
     Args:
       rows: int32[C] different rows of `cache`; those from B on are dropped.

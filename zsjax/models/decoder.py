@@ -27,7 +27,7 @@ __all__ = ["DecoderConfig", "ParamSpec", "param_specs", "specs_of", "init_params
            "decoding_params", "forward", "hidden_states", "unembedding", "logits_of", "extend", "init_cache"]
 
 
-# What the backward pass may keep of a layer's forward pass, by name; it computes the rest again.
+# Names of remat -> what the backward pass keeps of a layer's forward pass; it computes the rest again.
 REMAT = {
     "layers": None,  # nothing but the layer's input
     "attention": jax.checkpoint_policies.save_only_these_names("attention"),  # attention is not run twice
@@ -96,8 +96,8 @@ def _is_spec(x):
 
 
 def specs_of(params, config: DecoderConfig):
-    """`ParamSpec`s of a tree as it is: `param_specs`, or those of the adapters beside its kernels (zsjax.models.lora)
-    and of the int8 matrices in their place (zsjax.models.quant)."""
+    """`ParamSpec`s of given parameters: `param_specs`, with adapters (zsjax.models.lora) and int8 matrices
+    (zsjax.models.quant) where the parameters have them."""
     def of(given, spec):
         if isinstance(given, Int8Matrix):
             def cut(x):
@@ -120,8 +120,7 @@ def specs_of(params, config: DecoderConfig):
 
 
 def init_params(config: DecoderConfig, key, dtype=jnp.float32):
-    """Random parameters: normal with deviation 0.02, residual outputs scaled by (2L)^-1/2 (GPT-2), norms that scale by
-    one (whose offset is 0 or 1)."""
+    """Random parameters: normal with deviation 0.02, residual outputs scaled by (2L)^-1/2 (GPT-2); norms scale by one."""
     specs = param_specs(config)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(specs, is_leaf=_is_spec)
     keys = jax.random.split(key, len(leaves))
@@ -145,20 +144,20 @@ def num_params(config: DecoderConfig) -> int:
 
 
 def cast_matrices(params, config: DecoderConfig):
-    """Kernels and embeddings in config.dtype, cast once before a loop instead of at every use inside it.
+    """Kernels and embeddings in config.dtype, cast once before a loop instead of at every use in it.
 
-    Every use casts them anyway, so results are the same bit for bit; norms, biases and int8 matrices stay as they are.
+    Every use casts them anyway: results are the same to the last bit. Norms, biases and int8 matrices are not cast.
     """
     dtype, is_int8 = jnp.dtype(config.dtype), lambda x: isinstance(x, Int8Matrix)
     return jax.tree.map(lambda x: x if is_int8(x) or x.ndim != 2 else x.astype(dtype), params, is_leaf=is_int8)
 
 
 def decoding_params(params, config: DecoderConfig):
-    """Parameters as a decoding loop reads them, made once before it: `cast_matrices`, and on CPU a tied unembedding
-    turned to [D, V], a copy.
+    """Parameters for a decoding loop, made once before it: `cast_matrices`, and on CPU a transposed copy of a tied
+    unembedding, [D, V].
 
     XLA on CPU multiplies 8 to 32 rows with [D, V] 1.2 (float32) to 3 times (bfloat16) as fast as with the transpose of
-    [V, D], one row as fast (measured). On accelerators a product reads either way, and the copy would cost memory.
+    [V, D], and one row equally fast (measured). On accelerators both are equally fast, and the copy would cost memory.
     """
     params = cast_matrices(params, config)
     if platform() != "cpu" or "lm_head" in params or isinstance(params["embed_tokens"], Int8Matrix):
@@ -184,14 +183,13 @@ def _norm(params, config, x):
 
 
 def _angles(config, positions):
-    """Whether a layer has a window -> its (cos, sin); without True, those of False are for all layers."""
+    """{whether a layer has a window: its (cos, sin)}; without the key True, those of False are for all layers."""
     kinds = (False,) if config.sliding_rope_theta is None else (False, True)
     return {kind: rotary_angles(config, positions, sliding=kind) for kind in kinds}
 
 
 def _layer(params, config: DecoderConfig, index, x, angles, read_kv):
-    """One decoder layer. `angles` are as of `_angles`; `read_kv(q, k, v)` stores the new keys and values where they belong
-    and attends."""
+    """One decoder layer. angles: of `_angles`. read_kv: (q, k, v) -> attention's output; it stores the new k and v."""
     cos, sin = angles.get(index in config.sliding_layers, angles[False])
     y = _norm(params["input_layernorm"], config, x)
     attn = params["attn"]
@@ -201,7 +199,7 @@ def _layer(params, config: DecoderConfig, index, x, angles, read_kv):
     if config.qk_norm:
         q = _norm(attn["q_norm"], config, q)
         k = _norm(attn["k_norm"], config, k)
-    # Attention divides scores by h^1/2. Another scale goes with the rotation, which is computed in float32.
+    # Attention divides scores by h^1/2. The rotation, in float32, applies another scale.
     factor = 1.0 if config.query_scale is None else config.query_scale * math.sqrt(config.head_dim)
     rotated = rotate(q, cos, sin) if factor == 1.0 else rotate(q, cos * factor, sin * factor)
     out = read_kv(rotated, rotate(k, cos, sin), v)
@@ -225,7 +223,7 @@ def hidden_states(params, config: DecoderConfig, tokens, *, positions=None, vali
       params: as `param_specs`.
       tokens: int32[B, T], right-padded.
       positions: int32[B, T] or None for 0 .. T-1, used by the rotary embedding only; causality follows the order.
-      valid: bool[B, T] or None; True for a prefix of each row. What stands at invalid positions is meaningless.
+      valid: bool[B, T] or None; True for a prefix of each row. Hidden states at invalid positions are meaningless.
       remat: "none" keeps all activations for the backward pass; a name in `REMAT` recomputes some of a layer's.
 
     Returns:
@@ -255,7 +253,7 @@ def hidden_states(params, config: DecoderConfig, tokens, *, positions=None, vali
 
 
 def _unembedding(params, config):
-    """([D, V], whether it is the transpose of what is stored)."""
+    """([D, V], whether it is the transpose of the stored array)."""
     turned = config.tie_embeddings and "lm_head" not in params  # `decoding_params` may have turned it before
     matrix = params["embed_tokens"].T if turned else params["lm_head"]["kernel"]
     return constrain(matrix, None, "vocab"), turned  # gathered over fsdp once, not in every chunk of positions
@@ -297,8 +295,8 @@ def extend(params, config: DecoderConfig, tokens, count, cache: KVCache, rows=No
     lengths = cache.row_lengths(rows)
     positions = lengths[:, None] + jnp.arange(N)
     kv_lengths = jnp.where(count > 0, lengths + count, 0)  # rows that append nothing need not be read
-    # Looked up, so that a decoding loop computes the angles of all slots once: fused into their use, they would be
-    # computed again for every head and layer.
+    # Looked up, so that a decoding loop computes the angles of all slots once. Fused into their use, they would be computed
+    # again for every head and layer.
     angles = jax.tree.map(lambda x: x.at[positions].get(mode="clip"), _angles(config, jnp.arange(cache.capacity)))
     x, kernel = _embed(params, config, tokens), choose_cached(config, len(tokens))
 

@@ -1,8 +1,8 @@
 """One query a row against the live slots of a cache, on NVIDIA GPUs: a Triton kernel by way of Pallas.
 
-Flash-Decoding (Dao et al. 2023, pytorch.org/blog/flash-decoding): the live blocks of a row are split among programs that
-each keep a running softmax, and the parts are added up afterwards. Einsums read the whole capacity of a cache and write
-and read all scores; this reads what is live, once, and stores no scores.
+Flash-Decoding (Dao et al. 2023, pytorch.org/blog/flash-decoding): the live blocks of a row are split among programs. Each
+keeps a running softmax, and the parts are added up afterwards. Einsums read the whole capacity of a cache, and write and
+read all scores. This kernel reads the live slots once and stores no scores.
 """
 
 import functools
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from zsjax.models.layers import Int8Heads
 
 BLOCK = 64  # slots of a step
-QUERIES = 16  # the least rows that Triton's product takes: the query heads of a kv head, padded
+QUERIES = 16  # query heads of a kv head, padded to the fewest rows that Triton's product takes
 PROGRAMS = 512  # aimed at: a few for each of about 132 multiprocessors
 NEG_INF = -1e30
 

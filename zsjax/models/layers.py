@@ -154,17 +154,17 @@ rotate.defvjp(lambda x, cos, sin: (rotate(x, cos, sin), (cos, sin)),
 def matmul(x, matrix, *, turned: bool = False):
     """x[..., i] @ matrix[i, o], an array or an `Int8Matrix` with a scale an output; operands in x's dtype, float32 out.
 
-    turned: the matrix is the transpose of what is stored, [o, i].
+    turned: the matrix is the transpose of the stored array [o, i].
 
-    Asking the product for a float32 result is also what keeps bfloat16 fast on CPU (3x, measured).
+    A float32 result also makes bfloat16 products fast on CPU (3x, measured).
     """
     if isinstance(matrix, Int8Matrix):
-        # Tied to x: XLA would convert every matrix before a decoding loop and keep the copies. It drops barriers early
-        # on CPU, where the copies remain (measured: as many bytes as the model has without int8).
+        # Tied to x: XLA would convert every matrix before a decoding loop and keep the copies. On CPU it drops barriers
+        # early, and keeps them (measured: as many bytes as without int8).
         x, values = jax.lax.optimization_barrier((x, matrix.values))
         return matmul(x, values, turned=turned) * matrix.scale[0]
-    # Rows in one dimension: over two, XLA on CPU writes the transpose of what the weights' gradient contracts, and that
-    # product runs at half its speed (measured).
+    # Rows in one dimension: with two, XLA on CPU transposes an operand of the weights' gradient, and that product runs at
+    # half its speed (measured).
     rows = x.reshape(-1, x.shape[-1])
     if x.dtype.itemsize < 4 and len(rows) > 1:
         return _narrow_product(rows, matrix).reshape(*x.shape[:-1], matrix.shape[1])
@@ -182,11 +182,11 @@ def _product(rows, matrix):
 
 @jax.custom_vjp
 def _narrow_product(rows, matrix):
-    """`_product` of rows in 16 bits with a matrix of any dtype, whose gradients are products in 16 bits, too.
+    """`_product` of rows in 16 bits with a matrix of any dtype. Its gradients are products in 16 bits too.
 
-    Autodiff's take the float32 gradient of the float32 result as it is, and the other operand in float32: two thirds of a
-    training step then run at half the speed or less of a GPU's bfloat16 products, on twice the bytes (an H100's step reached
-    0.52 of them). The gradient of the matrix is not rounded behind the product.
+    Autodiff's would be products in float32, because the result's gradient is. Two thirds of a training step would then run
+    at half a GPU's bfloat16 rate or less, on twice the bytes (an H100's step reached 0.52 of the rate). The matrix's
+    gradient is rounded only to the matrix's dtype.
     """
     return _product(rows, matrix.astype(rows.dtype))
 
@@ -205,8 +205,10 @@ _narrow_product.defvjp(lambda rows, matrix: (_narrow_product(rows, matrix), (row
 
 
 def _halved_product(row, matrix):
-    """Of one row, as two half rows: XLA on CPU reads the matrix 1.2 to 1.5 times as fast that way (measured). Of a matrix
-    that is stored the other way round it would be a copy, and is not needed."""
+    """Of one row, as two half rows: XLA on CPU then reads the matrix 1.2 to 1.5 times as fast (measured).
+
+    For a transpose of a stored array it would be a copy, and is not needed.
+    """
     halves = row.reshape(2, 1, -1), matrix.reshape(2, -1, matrix.shape[1])
     return jnp.einsum("pbi,pio->pbo", *halves, preferred_element_type=jnp.float32).sum(axis=0)
 

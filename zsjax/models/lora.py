@@ -1,10 +1,10 @@
-"""LoRA (Hu et al., arXiv 2106.09685): W + (alpha / rank) A B on chosen projections, with only A and B trained.
+"""LoRA (Hu et al., arXiv 2106.09685): W + (alpha / rank) A B on chosen projections; only A and B are trained.
 
-    adapters = init_adapters(config, lora, key)               # a pytree of its own: what the optimizer sees
+    adapters = init_adapters(config, lora, key)               # a pytree, for the optimizer
     logits = forward(attach(params, adapters, lora), config, tokens)
     save_hf(path, config, merge(params, adapters, lora))
 
-`attach` copies no weights, so the model without its adapters, the reference of the KL, is `params` and costs nothing.
+`attach` copies no weights: the model without adapters, which is the KL's reference, is still `params`.
 `lora` is anything with the fields rank, alpha and targets (`zsjax.config.LoraConfig`).
 """
 
@@ -26,7 +26,7 @@ TARGETS = {"q_proj": "attn", "k_proj": "attn", "v_proj": "attn", "o_proj": "attn
 def adapter_specs(config: DecoderConfig, lora) -> dict:
     """The adapters as `ParamSpec`s: {"layers": [{"attn": {"q_proj": {"a": [i, r], "b": [r, o]}}}]}, all float32.
 
-    The axes are the kernel's own, so the rules that shard a kernel shard its adapter.
+    The axes are the kernel's: rules that shard a kernel shard its adapter.
 
     Raises:
       ValueError: rank < 1, no targets, or a target that is not a projection.
@@ -52,7 +52,7 @@ def adapter_specs(config: DecoderConfig, lora) -> dict:
 
 
 def init_adapters(config: DecoderConfig, lora, key) -> dict:
-    """Adapters that change nothing yet: A normal with deviation i^-1/2, B zero. float32, as they are trained."""
+    """Adapters that change nothing yet: A normal with deviation i^-1/2, B zero; float32."""
     leaves, treedef = jax.tree.flatten(adapter_specs(config, lora), is_leaf=lambda x: isinstance(x, ParamSpec))
     return treedef.unflatten([
         jnp.zeros(spec.shape) if spec.init == "zeros" else jax.random.normal(key, spec.shape) / math.sqrt(spec.shape[0])
@@ -80,8 +80,10 @@ def attach(params, adapters, lora) -> dict:
 
 
 def assembler(lora):
-    """assemble(trained, frozen) -> the decoder's parameters, for `zsjax.rl.steps.make_update`: `attach` of the trained
-    adapters to the frozen model; without a rank (or with None), what is trained itself."""
+    """assemble(trained, frozen) -> the decoder's parameters, for `zsjax.rl.steps.make_update`.
+
+    Attaches trained adapters to the frozen model. Without a rank, or with None, the trained parameters are the model.
+    """
     if lora is None or lora.rank == 0:
         return lambda trained, frozen: trained
     return lambda trained, frozen: attach(frozen, trained, lora)

@@ -1,4 +1,4 @@
-"""Where a decoder's parameters are: their shardings on a mesh, and the copy that decoding reads."""
+"""Shardings of a decoder's parameters on a mesh, and the copy that decoding reads."""
 
 import functools
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from zsjax.parallel.mesh import DECODE_RULES, local_mesh
 
 
 def fitting_rules(config, mesh: Mesh, rules: Mapping[str, str | None]) -> dict[str, str | None]:
-    """The rules as this decoder can follow them on this mesh.
+    """The rules without those that do not fit this decoder on this mesh.
 
-    Heads are counted whole: a head cut in two would make attention wrong or slow. Where kv heads are too few for the
-    mesh axis that cuts the query heads (Qwen2.5-3B has 2), every device keeps all of them: they are a small part of
-    the weights, and a query head still finds its kv head at home. A vocabulary that does not divide stays whole, too.
+    Heads are not cut in two: attention would be wrong or slow. Where kv heads are too few for the mesh axis that cuts the
+    query heads (Qwen2.5-3B has 2), every device keeps all of them. They are a small part of the weights, and each query
+    head then has its kv head on its device. A vocabulary that the axis does not divide stays whole too.
 
     Args:
       config: DecoderConfig.
@@ -24,7 +24,7 @@ def fitting_rules(config, mesh: Mesh, rules: Mapping[str, str | None]) -> dict[s
       rules: logical axis -> mesh axis, such as TRAIN_RULES; absent or None is not cut.
 
     Raises:
-      ValueError: another axis that is cut does not divide, with fields and sizes named.
+      ValueError: a mesh axis does not divide another size; the message names fields and sizes.
     """
     sizes = {"heads": ("num_heads", config.num_heads), "kv_heads": ("num_kv_heads", config.num_kv_heads),
              "embed": ("embed_dim", config.embed_dim), "mlp": ("mlp_dim", config.mlp_dim),
@@ -57,8 +57,8 @@ def param_shardings(config, mesh: Mesh, rules: Mapping[str, str | None], specs=N
       config, mesh, rules: as `fitting_rules`, with its errors.
       specs: a tree of ParamSpecs, such as `zsjax.models.lora.adapter_specs`; None is the decoder's.
     """
-    # On one device nothing is cut. Names of axes would come back from a program in another order, and the next program
-    # would be compiled for both.
+    # On one device nothing is cut. A program would return the axes' names in another order, and the next program would be
+    # compiled for both.
     rules = fitting_rules(config, mesh, rules) if mesh.size > 1 else {}
 
     def sharding(spec):
@@ -68,8 +68,10 @@ def param_shardings(config, mesh: Mesh, rules: Mapping[str, str | None], specs=N
 
 
 def for_decoding(params, config, mesh: Mesh | None):
-    """Parameters as rollouts read them: under DECODE_RULES, on this host's own part of the mesh, matrices in the dtype
-    that they are used in. What is so already is not copied. They may have adapters or int8 matrices."""
+    """Parameters for rollouts: under DECODE_RULES, on this host's part of the mesh, matrices in the dtype of their use.
+
+    They may have adapters or int8 matrices. Nothing is copied if all are so already.
+    """
     if mesh is None or mesh.size == 1:
         return params
     mine, specs = local_mesh(mesh), specs_of(params, config)

@@ -1,10 +1,10 @@
-"""int8 weights for a model that is only read, such as the frozen simulator, and int8 caches: half of bfloat16's bytes.
+"""int8 weights of a model that is not trained, such as the simulator, and int8 caches: half of bfloat16's bytes.
 
 Symmetric, rounded to nearest. Weights have one float32 scale for each output of a product (LLM.int8(), arXiv 2208.07339,
-section 2.1, without its outlier columns; activations keep their dtype), cached keys and values one for each row, head and
-position (KVQuant, arXiv 2401.18079, calls it per token), so that a token's numbers are rounded once, when it is written,
-whatever stands beside it. The products themselves run in the activations' dtype: int8 is how things are stored and read.
-benchmarks/quant.py measures what that changes in the next-token distribution, benchmarks/quant_rollouts.py in episodes.
+section 2.1, without its outlier columns). Cached keys and values have one for each row, head and position (per token in
+KVQuant, arXiv 2401.18079): a token's numbers are rounded once, when written, whatever the other tokens are. Products run in
+the activations' dtype. benchmarks/quant.py measures the change of next-token distributions, benchmarks/quant_rollouts.py
+that of episodes.
 """
 
 import jax
@@ -31,10 +31,10 @@ def quantize_heads(x) -> Int8Heads:
 
 
 def quantize(params):
-    """The decoder's parameters with every kernel and the embedding as `Int8Matrix`; norms and biases stay.
+    """The decoder's parameters with kernels and embedding as `Int8Matrix`; norms and biases are unchanged.
 
-    Wherever parameters go (`forward`, `extend`, `generate`, a `Simulator`), these can go. They are not trained: an
-    int8 array has no gradient. A tree with adapters is merged first (`zsjax.models.lora.merge`).
+    `forward`, `extend`, `generate` and `Simulator` take them. They cannot be trained: an int8 array has no gradient. Merge
+    adapters first (`zsjax.models.lora.merge`).
     """
     one = jax.jit(quantize_matrix, static_argnames="axis")  # matrix by matrix: no second copy of the model
 

@@ -3,8 +3,8 @@
     value_params = init_value(config, params, key)      # the trunk of the policy, or of any other checkpoint
     values = value_forward(value_params, config, tokens, valid=valid)
 
-The trunk has the decoder's own tree, so everything that shards, saves or casts a decoder's parameters does a value
-model's; the unembedding is left out, the head takes its place.
+The trunk has the decoder's tree without the unembedding: functions that shard, save or cast a decoder's parameters take
+a value model's too.
 """
 
 import math
@@ -12,16 +12,10 @@ import math
 import jax
 import jax.numpy as jnp
 
-from zsjax.models.decoder import ParamSpec, hidden_states, param_specs
+from zsjax.models.decoder import hidden_states
 from zsjax.models.layers import DecoderConfig
 
-__all__ = ["init_value", "value_forward", "value_param_specs"]
-
-
-def value_param_specs(config: DecoderConfig) -> dict:
-    """The value model's parameters as `ParamSpec`s: the decoder's without `lm_head`, and `value_head` [D, 1]."""
-    specs = {name: spec for name, spec in param_specs(config).items() if name != "lm_head"}
-    return specs | {"value_head": ParamSpec((config.embed_dim, 1), ("embed", None))}
+__all__ = ["init_value", "value_forward"]
 
 
 def init_value(config: DecoderConfig, params, key, *, scale: float = 0.0) -> dict:
@@ -29,11 +23,11 @@ def init_value(config: DecoderConfig, params, key, *, scale: float = 0.0) -> dic
 
     Args:
       config: of the decoder.
-      params: its parameters: the policy's, or another checkpoint's (`load_hf`). `lm_head` is not needed. The arrays
-        are copied, so a donated update of either model leaves the other alone.
+      params: the policy's, or another checkpoint's (`load_hf`); `lm_head` is not needed. They are copied, so that updates
+        of both models may donate theirs.
       key: PRNG key of the head.
-      scale: deviation of the head's weights times D^1/2. 0, the default, makes every first value 0: the first
-        advantages are then those of the rewards alone, not of a random function.
+      scale: deviation of the head's weights times D^1/2. With 0 all first values are 0, and the first advantages depend on
+        rewards alone.
 
     Returns:
       dict: the trunk in its own dtypes and `value_head` float32[D, 1].

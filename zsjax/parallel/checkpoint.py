@@ -1,4 +1,4 @@
-"""Checkpoints with orbax: everything a run needs to go on exactly, written beside the run.
+"""Checkpoints with orbax: all that a run needs to resume exactly, written in the background.
 
 `save` returns when the state is copied (30 ms for a megabyte in 50 arrays, measured on two loaded CPU cores); orbax
 writes in a thread to a folder with a temporary name and renames it when all is on disk. So a kill at any moment leaves
@@ -14,8 +14,8 @@ the last complete checkpoint, and a folder with a plain number is complete.
         checkpointer.save(step + 1, state, {"data": position})
     checkpointer.close()
 
-Beside the arrays is a fingerprint of each: orbax notices missing and cut files, but not a flipped bit, and it casts
-quietly where the template's dtype is another. Restoring is bit-exact or an error.
+Each array has a fingerprint. orbax notices missing and cut files, but no flipped bit, and it casts silently to another
+dtype of the template. Here, restoring is bit-exact or an error.
 """
 
 import json
@@ -39,7 +39,7 @@ class Checkpointer:
     """Numbered checkpoints of one stage in one folder."""
 
     def __init__(self, directory, *, keep: int = 2, config_json: str | None = None):
-        """Opens or makes the folder. Opening one that another process writes to disturbs nothing.
+        """Opens or makes the folder. Another process that writes to it is not disturbed.
 
         Args:
           directory: where `<step>/` folders go.
@@ -64,7 +64,7 @@ class Checkpointer:
         return self._manager.latest_step()
 
     def whereabouts(self) -> str:
-        """A clause that says which state a run would go on from, once everything saved is on disk."""
+        """A clause for messages: which state is saved, once all writes are done."""
         self.wait()
         step = self.latest_step
         what = "no state was saved" if step is None else f"the state of step {step} is"
@@ -74,9 +74,9 @@ class Checkpointer:
         """Copies `state` and writes it in the background; waits first if an earlier save is still being written.
 
         Args:
-          step: steps done; a step that is saved already is left as it is.
+          step: steps done; a step that is saved already is not saved again.
           state: a pytree of arrays and numbers. May be donated as soon as this returns.
-          extra: what else the run needs, as JSON: data position, stage, ...
+          extra: further state as JSON: data position, stage, ...
         """
         if step in self._manager.all_steps():
             return
@@ -113,7 +113,7 @@ class Checkpointer:
                                       restore_args=ocp.checkpoint_utils.construct_restore_args(template))
         try:
             state = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
-        except Exception as error:  # tensorstore reports damage as ValueError, OSError, KeyError or bare Exception
+        except Exception as error:  # tensorstore raises ValueError, OSError, KeyError or Exception where files are damaged
             raise self._damaged(step, str(error).split("\n")[0][:200]) from error
         wrong = [name for name, leaf in fingerprints(state).items() if leaf != about["leaves"][name]]
         if wrong:
@@ -133,7 +133,7 @@ class Checkpointer:
         return None if step is None else self._about(step)["config"]
 
     def wait(self):
-        """Returns when everything saved is on disk; raises what a write in the background raised."""
+        """Returns when all writes are done; raises their errors."""
         try:
             self._manager.wait_until_finished()
         except OSError as error:
@@ -151,7 +151,7 @@ class Checkpointer:
         self.close()
 
     def _about(self, step):
-        # Read as plain JSON: no arrays and no orbax machinery are needed to ask what a checkpoint is.
+        # Read as plain JSON: neither arrays nor orbax are needed for it.
         folder = self.directory / str(step)
         if not folder.is_dir():
             raise CheckpointError(f"there is no checkpoint {folder}")
@@ -200,7 +200,7 @@ def _host_sum(leaf):
 
 
 def _placed(leaf):
-    """A template's leaf with a place: orbax would give back numpy where none is named."""
+    """A template's leaf with a sharding: orbax gives back numpy where there is none."""
     if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding is None:
         place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)

@@ -1,6 +1,6 @@
-"""What a traced program may know of the devices: its platform, and where activations are cut.
+"""The devices that a traced program is for: their platform, and the mesh axes that cut activations.
 
-Models pin their activations with `constrain`; it does nothing unless the caller traces under a mesh (`on`).
+Models pin their activations with `constrain`, which does nothing unless the caller traces under a mesh (`on`).
 """
 
 import contextlib
@@ -20,26 +20,24 @@ ACTIVATION_RULES = {"rows": ROWS, **dict.fromkeys(("heads", "kv_heads", "mlp", "
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What programs are traced for.
+    """The devices that programs are traced for.
 
     Attributes:
       platform: "cpu", "gpu" or "tpu".
       kind: the device's name, for messages.
       capability: of an NVIDIA GPU, such as (9, 0); None elsewhere.
-      devices: how many.
     """
 
     platform: str
     kind: str
     capability: tuple[int, int] | None = None
-    devices: int = 1
 
 
 _target = contextvars.ContextVar("target", default=None)
 
 
 def target() -> Target:
-    """What programs are traced for: this machine's devices, or what `compiling_for` names."""
+    """The devices that programs are traced for: this machine's, or those of `compiling_for`."""
     return _target.get() or _present()
 
 
@@ -47,19 +45,18 @@ def target() -> Target:
 def _present() -> Target:
     device = jax.devices()[0]
     capability = getattr(device, "compute_capability", None) if "cuda" in device.client.platform_version.lower() else None
-    return Target(device.platform, device.device_kind, capability and tuple(map(int, capability.split("."))),
-                  jax.device_count())
+    return Target(device.platform, device.device_kind, capability and tuple(map(int, capability.split("."))))
 
 
 def platform() -> str:
-    """"cpu", "gpu" or "tpu": what programs are traced for, which is where they run but under `compiling_for`."""
+    """"cpu", "gpu" or "tpu": the platform that programs are traced for, see `target`."""
     return _target.get().platform if _target.get() else jax.default_backend()
 
 
 @contextlib.contextmanager
-def compiling_for(name: str, kind: str | None = None, *, capability: tuple[int, int] | None = None, devices: int = 1):
-    """Programs traced in this context are for other devices than this machine's; see `Target`."""
-    token = _target.set(Target(name, kind or name, capability, devices))
+def compiling_for(name: str, kind: str | None = None, *, capability: tuple[int, int] | None = None):
+    """A context in which programs are traced for other devices than this machine's; see `Target`."""
+    token = _target.set(Target(name, kind or name, capability))
     try:
         yield
     finally:
@@ -67,17 +64,16 @@ def compiling_for(name: str, kind: str | None = None, *, capability: tuple[int, 
 
 
 def row_shards(mesh: Mesh | None) -> int:
-    """Into how many parts rows are cut."""
+    """The number of parts that rows are cut into."""
     return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def constrain(x, *axes: str | None):
-    """Pins an activation to where ACTIVATION_RULES put its logical axes, one name or None a dimension; the leaves of a
-    pytree alike (an `Int8Matrix`, whose scale has a dimension of 1: it stays whole).
+    """Pins an activation, or each leaf of a pytree, to the mesh axes that ACTIVATION_RULES give its logical axes.
 
-    Does nothing unless the caller runs under a mesh (`on`); mesh axes that a `shard_map` has taken, or that do not
-    divide, are left out. Without pins XLA may cut activations the way fsdp cuts weights, and add up partial products
-    over all devices instead of gathering a layer.
+    axes: a name or None for each dimension. Mesh axes that a `shard_map` has taken are left out, and those that do not
+    divide a dimension, such as the 1 of an `Int8Matrix`'s scale. Without pins XLA may cut activations as fsdp cuts
+    weights, and then sums partial products over all devices instead of gathering a layer.
     """
     if not free_axes():
         return x
@@ -111,7 +107,7 @@ def parts_of(axis: str, size: int) -> int:
 
 
 def on(mesh: Mesh | None, function):
-    """The function, traced and called under the mesh, so that `constrain` knows it."""
+    """The function, traced and called under the mesh, which `constrain` then sees."""
     if mesh is None or mesh.size == 1:
         return function
 
@@ -123,14 +119,14 @@ def on(mesh: Mesh | None, function):
 
 
 def over_rows(function, mesh: Mesh | None, *, rows):
-    """The function, run by each group of devices on its own rows. Devices exchange data along the tensor axis only.
+    """The function, run by each group of devices on its own rows. Only devices along the tensor axis exchange data.
 
-    Loops in it end where their own rows have ended, each group's at its own time.
+    A group's loops end when its own rows have ended.
 
     Args:
-      function: of positional arguments; its result's arrays all begin with rows.
-      mesh: None, or of one device: the function as it is.
-      rows: names of the arguments that are cut by rows. All devices get the whole of the others.
+      function: of positional arguments; rows are the first axis of all its results.
+      mesh: None or a mesh of one device: the function is returned as it is.
+      rows: names of the arguments that are cut by rows. Other arguments are whole on all devices.
     """
     names = list(inspect.signature(function).parameters)
     if unknown := set(rows) - set(names):

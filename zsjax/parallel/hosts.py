@@ -1,9 +1,9 @@
-"""Many hosts that run one program: who writes, what all must agree on, and what they gather.
+"""Several hosts that run one program: which host writes files, what all agree on, and what they gather.
 
-Every host runs the same Python on the same questions and holds the same numbers: device work is on a mesh over all
-devices or on the host's own, and what comes back to Python is whole on every host (`fetch`, `gather_rows`). So metrics
-and decisions agree without being talked about; only files are one host's to write (`is_lead`), and what depends on files
-is asked of that host (`agree`). With one host everything here does nothing.
+Every host runs the same Python on the same questions. Device work is on a mesh over all devices, or over the host's own.
+Results are whole on every host (`fetch`, `gather_rows`), so that all hosts compute the same metrics and take the same
+decisions. Only the lead host writes files (`is_lead`). Decisions that depend on files are the lead's, and are broadcast
+(`agree`). With one host the functions here do nothing.
 """
 
 import collections
@@ -15,14 +15,14 @@ import numpy as np
 
 
 def initialize(where: str = ""):
-    """Joins the other hosts; before anything touches a device.
+    """Joins the other hosts. Call it before anything uses a device.
 
     Args:
-      where: "" finds them by itself on SLURM, Cloud TPU, Kubernetes and Open MPI; else "ADDRESS:PORT,COUNT,INDEX", the
-        first host's address, how many there are, and which this is.
+      where: "" finds the cluster on SLURM, Cloud TPU, Kubernetes and Open MPI. Else "ADDRESS:PORT,COUNT,INDEX": the first
+        host's address, the number of hosts, and this host's index.
 
     Raises:
-      UserError: `where` does not read as that, or nothing was found.
+      UserError: `where` has another form, or no cluster was found.
     """
     from zsjax.errors import UserError
 
@@ -40,12 +40,12 @@ def initialize(where: str = ""):
 
 
 def is_lead() -> bool:
-    """Whether this host writes the run's files and speaks on the screen."""
+    """Whether this host writes the run's files and prints."""
     return jax.process_index() == 0
 
 
 def agree(value: bool) -> bool:
-    """The lead's value, on every host; all must call."""
+    """The lead's value, on every host. All hosts must call it."""
     if jax.process_count() == 1:
         return value
     from jax.experimental import multihost_utils
@@ -54,7 +54,7 @@ def agree(value: bool) -> bool:
 
 
 def wait(name: str):
-    """Returns when every host is here: what the lead has written before is there for all afterwards."""
+    """Returns when every host has called it. What the lead wrote before is then there for all."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -62,7 +62,7 @@ def wait(name: str):
 
 
 def fetch(tree):
-    """Arrays as whole numpy arrays on every host; all must call, since hosts send each other what they lack."""
+    """Arrays as whole numpy arrays on every host. All hosts must call it."""
     def one(x):
         if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
             return np.asarray(x)
@@ -74,7 +74,7 @@ def fetch(tree):
 
 
 def add_up(counts: Mapping[str, int]) -> dict[str, int]:
-    """The sum of what every host counted, name by name; all must call, and may have counted different things."""
+    """The sums over hosts, by name. All hosts must call it; their names may differ."""
     if jax.process_count() == 1:
         return dict(counts)
     from jax.experimental import multihost_utils
@@ -89,11 +89,11 @@ def add_up(counts: Mapping[str, int]) -> dict[str, int]:
 
 
 def gather_rows(tree, rows):
-    """What each host has of a batch, as the whole batch on every host.
+    """The whole batch on every host, from each host's rows.
 
     Args:
-      tree: numpy arrays of R rows, as many on every host.
-      rows: int[R], which rows of the whole batch these are.
+      tree: numpy arrays of R rows, the same number on every host.
+      rows: int[R], the indices of these rows in the whole batch.
     """
     if jax.process_count() == 1:
         return tree

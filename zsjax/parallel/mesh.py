@@ -1,13 +1,17 @@
-"""Where arrays live: a mesh of devices, and rules that say which mesh axis cuts which logical axis.
+"""Where arrays are: a mesh of devices, and rules from logical axes to mesh axes.
 
 The mesh has axes ("data", "fsdp", "tensor"). Parameters name their logical axes (`zsjax.models.decoder.ParamSpec`), and
-so do activations and the cache (`zsjax.parallel.constrain`). There are three rule sets: training cuts parameters and
-what the optimizer keeps of them over fsdp as well (a layer is gathered when it is used); decoding keeps them whole over
-fsdp, so that no step gathers anything; activations are cut by rows and heads. `zsjax.models.placement.for_decoding` goes
-from the first to the second, once per rollout. Rows of a batch are cut over data and fsdp together.
+so do activations and the cache (`zsjax.parallel.constrain`). There are three rule sets:
 
-With many hosts a rollout is each host's own matter: it plays its rows on `local_mesh`, its own devices, with a copy of
-the parameters there, and nothing is exchanged until the episodes are finished (`zsjax.parallel.hosts`).
+    TRAIN_RULES       parameters and the optimizer's state are cut over fsdp too; a layer is gathered when it is used
+    DECODE_RULES      parameters are whole over fsdp, so that a decoding step gathers nothing
+    ACTIVATION_RULES  activations are cut by rows and heads (`constrain`)
+
+`zsjax.models.placement.for_decoding` goes from the first to the second, once a rollout. Rows of a batch are cut over data
+and fsdp together.
+
+Each of several hosts plays its own rows on `local_mesh`, its own devices, with a copy of the parameters there. Hosts
+exchange nothing until the episodes are finished (`zsjax.parallel.hosts`).
 """
 
 import dataclasses
@@ -29,8 +33,8 @@ def make_mesh(sizes, devices=None) -> Mesh:
     """A mesh of axes data, fsdp, tensor.
 
     Args:
-      sizes: an object (MeshConfig) or dict with data, fsdp and tensor: devices along each axis; at most one -1 takes
-        what is left; absent ones are 1. Of a MeshConfig, the simulator's devices are left out.
+      sizes: a MeshConfig or dict with data, fsdp and tensor: devices along each axis. One may be -1: all that are left;
+        absent ones are 1. The simulator's devices of a MeshConfig are left out.
       devices: None is all of `jax.devices()`.
 
     Returns:
@@ -44,8 +48,10 @@ def make_mesh(sizes, devices=None) -> Mesh:
 
 
 def simulator_mesh(sizes, devices=None) -> Mesh | None:
-    """The mesh of this host's devices that hold the simulator alone; None where it shares the policy's. Arguments as
-    `make_mesh`, which gives the others. Raises ValueError where the devices do not divide."""
+    """The mesh of this host's devices for the simulator alone; None where it shares the policy's.
+
+    Arguments as `make_mesh`. Raises ValueError where simulator_tensor does not divide the devices.
+    """
     _, devices = split_devices(sizes, devices)
     mine = [device for device in devices if device.process_index == jax.process_index()]
     if not mine:
@@ -57,9 +63,9 @@ def simulator_mesh(sizes, devices=None) -> Mesh | None:
 
 
 def split_devices(sizes, devices=None) -> tuple[list, list]:
-    """(the policy's, the simulator's) devices: of each host the last `sizes.simulator_devices` are the simulator's.
+    """(the policy's, the simulator's) devices: the last `sizes.simulator_devices` of each host are the simulator's.
 
-    Raises ValueError where none is left for the policy.
+    Raises ValueError where the policy has none.
     """
     devices = list(jax.devices() if devices is None else devices)
     apart = getattr(sizes, "simulator_devices", 0)
@@ -97,7 +103,7 @@ def mesh_shape(sizes, num_devices: int) -> tuple[int, int, int]:
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows, the first axis of a batch, over data and fsdp; other axes whole. Rows must be a multiple of both."""
+    """Rows, the first axis, over data and fsdp; other axes whole. The number of rows must be a multiple of both."""
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
@@ -107,10 +113,10 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def reshard(tree, shardings):
-    """Moves a tree of arrays to other shardings (a tree like it, or one for all); what is in place stays there.
+    """Moves a tree of arrays to other shardings: a tree of them, or one for all. Arrays in place are not moved.
 
-    With many hosts, arrays of a host's own (numpy, or on its devices) are whole and the same on every host, and each
-    feeds what its own devices hold.
+    With several hosts, numpy arrays and a host's own arrays must be whole and the same on every host. Each host feeds the
+    parts of its own devices.
     """
     if isinstance(shardings, NamedSharding):
         shardings = jax.tree.map(lambda _: shardings, tree)
@@ -125,10 +131,10 @@ def reshard(tree, shardings):
 
 
 def local_mesh(mesh: Mesh) -> Mesh:
-    """The part of the mesh that is this host's: the same axes, its rows along data, tensor whole.
+    """This host's part of the mesh: the same axes, its rows along data, tensor whole.
 
     Raises:
-      ValueError: tensor groups reach over hosts.
+      ValueError: the devices of a tensor group are on several hosts.
     """
     if all(device.process_index == jax.process_index() for device in mesh.devices.flat):
         return mesh
@@ -142,6 +148,6 @@ def local_mesh(mesh: Mesh) -> Mesh:
 
 
 def local_row_shards(mesh: Mesh) -> list[int]:
-    """Which of the `row_shards` parts of the rows this host's devices hold, in the order of `local_mesh`."""
+    """Indices of the row shards that this host's devices hold, in the order of `local_mesh`."""
     lines = mesh.devices.reshape(-1, mesh.shape["tensor"])
     return [i for i, line in enumerate(lines) if line[0].process_index == jax.process_index()]

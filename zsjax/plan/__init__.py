@@ -2,9 +2,9 @@
 
     python -m zsjax.launch plan --config experiments/zerosearch_qwen25.py:policy=7b,simulator=14b --target a100-80gb:8
 
-Each figure says whether it is exact (it follows from shapes and shardings, or a compiler counted it) or estimated.
-The three programs of a step are really compiled, by the target's own compiler: for TPUs with pip install 'zsjax[plan]', for
-NVIDIA GPUs with 'zsjax[plan-gpu]' in an environment of its own. Without the latter a plan for GPUs is an estimate.
+Each figure says whether it is exact (it follows from shapes and shardings, or a compiler counted it) or estimated. The
+three programs of a step are really compiled by the target's compiler: for TPUs with pip install 'zsjax[plan]', for NVIDIA
+GPUs with 'zsjax[plan-gpu]' in an environment of its own. Without the latter a plan for GPUs is an estimate.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from zsjax.plan.targets import Target, read_target, readable
 from zsjax.plan.topology import has_compiler
 from zsjax.plan.work import Work, step_work
 
-# What a process can use of a device's memory: launch/env.sh gives XLA 92 % of a GPU's, TPU runtimes keep a little back.
+# The share of a device's memory that a process can use: launch/env.sh gives XLA 92 % of a GPU's; TPU runtimes keep some.
 USABLE = {"gpu": 0.92, "tpu": 0.97}
 
 
@@ -37,9 +37,9 @@ class Plan:
 
     Attributes:
       figures: bytes on one device, by part and phase.
-      compiled: what the target's compiler says of each program; empty where it was not asked.
+      compiled: the compiler's figures of each program, see `zsjax.plan.aot`; empty where nothing was compiled.
       work: FLOPs and least seconds of the parts of a step on one device.
-      advice: flags that make it fit, where it does not; () where nothing was found, too.
+      advice: flags that make it fit. () where it fits, and where none were found.
     """
 
     setup: Setup
@@ -55,7 +55,7 @@ class Plan:
 
     @property
     def peak(self) -> float:
-        """Bytes on one device at the fullest moment: the compiler's count where there is one."""
+        """The most bytes on one device: the compiler's count where there is one."""
         if self.compiled:
             return max(_compiled_peak(self, line) for line in self.compiled)
         return max(memory.peak(self.figures).values())
@@ -73,9 +73,9 @@ def make_plan(config: Config, target: str, *, compiles: bool = True, advise: boo
     """The plan of `config` on "CHIP:NUMBER".
 
     Args:
-      compiles: really compile the programs (minutes for models of billions of parameters); for GPUs if jax's CUDA plug-in
-        is installed.
-      advise: where it does not fit, look for settings that do.
+      compiles: compile the programs (minutes for models of billions of parameters); for GPUs only if jax's CUDA plug-in is
+        installed.
+      advise: look for settings that fit, if the config's do not.
 
     Raises:
       UserError: an unknown target, a config that cannot run on its devices, an unknown shape, or no libtpu.
@@ -98,7 +98,7 @@ def make_plan(config: Config, target: str, *, compiles: bool = True, advise: boo
 def _estimate(config, target) -> Plan:
     setup = prepare(config, target)
     try:
-        with compiling_for(target.chip.kind):  # without its kernels, which jax traces only where their libraries are
+        with compiling_for(target.chip.kind):  # without its kernels, which need their libraries to be traced
             return Plan(setup, memory.footprint(setup), [], step_work(setup))
     except ValueError as error:  # heads that do not divide the tensor axis
         raise UserError(str(error)) from error
@@ -111,7 +111,7 @@ def compile_programs(config: Config, target: Target) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "config.json"
         path.write_text(configuration.to_json(config))
-        # The compiler would look for a TPU, ask the cloud where it is, and keep others from doing the same.
+        # Else the compiler looks for a TPU, asks the cloud for its place, and locks it.
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
         if target.chip.kind == "tpu":
             environment |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
@@ -125,7 +125,7 @@ def compile_programs(config: Config, target: Target) -> list[dict]:
 
 
 def _compiled_peak(plan: Plan, line: dict) -> float:
-    """Bytes while one program runs: its own, and the other arrays on the device."""
+    """Bytes while one program runs: the program's, and the other arrays on the device."""
     if "error" in line:
         return float("inf")
     always = {f.name: f.bytes for f in plan.figures if f.phase == memory.ALWAYS}
@@ -134,7 +134,7 @@ def _compiled_peak(plan: Plan, line: dict) -> float:
     return own + sum(size for name, size in always.items() if name not in needed)
 
 
-# Fields that make a step smaller, in the order in which they cost least: (field, value of the config and the setup).
+# Changes that make a step smaller, the cheapest first: (field, (config, setup) -> value).
 _CHANGES: list[tuple[str, Callable]] = [
     ("train.remat", lambda config, setup: "layers"),
     ("train.microbatch_rows", lambda config, setup: setup.shards),
@@ -149,7 +149,7 @@ _CHANGES: list[tuple[str, Callable]] = [
 
 
 def _advice(config: Config, target: Target) -> tuple[str, ...]:
-    """Flags that, together, make the estimate fit; () if none of those known do."""
+    """Flags that together make the estimate fit; () if none of `_CHANGES` does."""
     changed: dict[str, str] = {}
     plan = _estimate(config, target)
     for field, value_of in _CHANGES:

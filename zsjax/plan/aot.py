@@ -3,8 +3,8 @@
     python -m zsjax.plan.aot config.json v5e:16
 
 prints one JSON line a program: {"program", "arguments", "outputs", "aliased", "temporaries", "code", "flops"} in bytes on
-one device and FLOPs, with "phases" as `zsjax.plan.program` counts them, or {"program", "error"}. It needs a compiler's
-plug-in, which must not be loaded where other work is done, hence a process of its own (`zsjax.plan.compile_programs`).
+one device and FLOPs, with "phases" as `zsjax.plan.program` counts them, or {"program", "error"}. The compiler's plug-in must
+not be loaded where other work is done: hence a process of its own (`zsjax.plan.compile_programs`).
 """
 
 import json
@@ -40,13 +40,13 @@ def main(path: str, target: str):
             with tracing_for(setup.target):
                 compiled = lower().compile()
                 line = {"program": name} | measure(compiled) | {"phases": phases(compiled, setup.target.chip)}
-        except Exception as error:  # the compiler says itself by how much a program does not fit
+        except Exception as error:  # its text says by how much a program does not fit
             line = {"program": name, "error": str(error).strip()[:600]}
         print(json.dumps(line), flush=True)
 
 
 def measure(compiled) -> dict:
-    """Bytes and FLOPs on one device, as the compiler counts them; where it does not, FLOPs by the program's text."""
+    """Bytes and FLOPs on one device by the compiler's count. Without one, FLOPs by the program's text."""
     stats, cost = compiled.memory_analysis(), compiled.cost_analysis()
     flops = cost.get("flops", 0.0) if cost else sum(
         sum(phase.flops.values()) for phase in read_program(compiled.as_text()).phases)
@@ -56,7 +56,7 @@ def measure(compiled) -> dict:
 
 
 def phases(compiled, chip) -> list[dict]:
-    """What the program does outside of its loops and in a turn of each, and the predicted seconds on a chip."""
+    """The program outside of its loops, and one turn of each loop, with the predicted seconds on a chip."""
     return [{"name": phase.scope or phase.name, "turns": phase.turns, "kernels": len(phase.kernels), "bytes": phase.bytes,
              "flops": phase.flops, "exchanged": phase.exchanged, "seconds": phase.seconds(chip)}
             for phase in read_program(compiled.as_text()).phases if phase.bytes > 1e6]
@@ -65,8 +65,8 @@ def phases(compiled, chip) -> list[dict]:
 def programs(setup: Setup, devices) -> dict:
     """{"update", "score", "rollout", ...} -> a function that lowers the program for the devices, as `train` calls it.
 
-    With a value model "value score" and "value update" as well; with train.microbatch_tokens an update is that of the
-    longest part, and "apply" (and "value apply") the optimizer's step behind it.
+    With a value model there are "value score" and "value update". With train.microbatch_tokens an update is that of the
+    longest part, and "apply" ("value apply") is the optimizer's step.
     """
     config, algorithm = setup.config, setup.config.algorithm
     mesh = make_mesh(config.mesh, devices)

@@ -1,9 +1,9 @@
-"""Bytes on each device: what is exact follows from shapes and shardings, the rest is estimated from saved residuals.
+"""Bytes on each device: exact figures follow from shapes and shardings, the others are estimated from saved residuals.
 
 A step has three phases. Parameters, moments, reference and simulator are there in all of them. The peak is these and the
-largest phase's own. Residuals, what the backward pass keeps of the forward, come from tracing the model at
-one device's share of heads, mlp and rows; which temporaries live at once is the compiler's choice, so that they are an
-estimate even so. For TPUs the compiler is asked (`zsjax.plan.aot`).
+largest phase's own. Residuals, which the backward pass keeps of the forward pass, come from tracing the model at
+one device's share of heads, mlp and rows. The compiler decides which temporaries live at once, so that these figures are
+estimates. `zsjax.plan.aot` asks the compiler.
 """
 
 import collections

@@ -1,14 +1,14 @@
-"""What a compiled program does on a device, counted in its text: kernels, bytes, products, exchanges, copies, least time.
+"""Counts of a compiled program on a device, from its text: kernels, bytes, products, exchanges, copies, predicted time.
 
     program = read_program(compiled.as_text())
     step = program.loops[0]                 # the body of a decoding loop
     step.kernels, step.bytes, step.flops    # of one turn of it
     step.seconds(chip)                      # predicted
 
-Bytes are those that kernels read and write: a gather or a slice reads what it takes, an update in place writes what it
-puts, what stands inside a fusion is never stored. Caches of the device are not modelled: what one kernel writes and the
-next one reads is counted twice, as if it went to memory and back. A Pallas kernel is counted by its operands, whole, and its
-products are not. Loops count one turn; what they do is a phase of its own.
+Bytes are those that kernels read and write. A gather or a slice reads the elements that it takes, an update in place writes
+those that it puts, and values inside a fusion are not stored. The device's caches are not modelled: an array between two
+kernels is written and read. A Pallas kernel reads its whole operands, and its products are not counted. The body of a loop
+is a phase of its own, counted once.
 """
 
 import collections
@@ -38,10 +38,10 @@ class Kernel:
       name, opcode: as in the text; of a fusion "fusion".
       reads, writes: bytes.
       flops: (dtype of the operands, FLOPs of products) pairs.
-      exchanged: bytes that an exchange between devices brings or sends, 0 of other kernels.
-      devices: that take part in an exchange.
-      copied: bytes, if all it does is to store an array again (moved, turned, or in another dtype), 0 of other kernels.
-      widened: whether what is copied was of a smaller dtype.
+      exchanged: bytes of an exchange between devices, 0 for other kernels.
+      devices: the number that take part in the exchange.
+      copied: bytes, if it only stores an array again (moved, transposed, or in another dtype); 0 for other kernels.
+      widened: whether the array that is copied had a smaller dtype.
     """
 
     name: str
@@ -70,13 +70,13 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """What runs one after the other: the program outside its loops, or one turn of a loop.
+    """Kernels that run one after the other: the program outside its loops, or one turn of a loop.
 
     Attributes:
       name: of the loop's computation; "program" outside.
       kernels: in the order of the schedule.
-      turns: of the loop, where the compiler knows it; 1 outside, None where it is not known.
-      scope: what the `jax.named_scope`s around the loop's instructions have in common.
+      turns: of the loop, if the compiler knows them, else None; 1 outside.
+      scope: the `jax.named_scope` of most of the loop's instructions.
     """
 
     name: str
@@ -116,13 +116,13 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The phases of a program: outside of loops first, then every loop, inner ones behind those they stand in."""
+    """The phases of a program: outside of loops first, then every loop, inner loops behind their outer loops."""
 
     phases: tuple[Phase, ...]
 
     @property
     def loops(self) -> list[Phase]:
-        """The loops, those that move most bytes a turn first."""
+        """The loops, by falling bytes a turn."""
         return sorted(self.phases[1:], key=lambda phase: -phase.bytes)
 
 
@@ -168,7 +168,7 @@ def _collect(module, name, kernels, loops, names):
 
 
 def _common(names) -> str:
-    """What the scopes of most instructions begin with, without jax's own words for a loop."""
+    """The most frequent scope of the instructions, without jax's own words for a loop."""
     if not names:
         return ""
     scopes = collections.Counter(
@@ -189,7 +189,7 @@ def _kernel(module, lines, line) -> Kernel:
 
 
 def _inner(module, computation):
-    """(instruction, its computation) of a fused computation and of what is called in it."""
+    """(instruction, its computation) of a fused computation and of the computations it calls."""
     for line in computation.values():
         yield line, computation
         if line.opcode in ("fusion", "call"):
@@ -244,7 +244,7 @@ def _only_put(fused, parameter) -> bool:
 
 
 def _taken(fused, line) -> float:
-    """Bytes of an array that the readers of it take: those of their slices, or the whole of it."""
+    """Bytes of an array that its readers take: of their slices, or all."""
     whole, taken = line.bytes, 0.0
     for reader in fused.readers[line.name]:
         if reader.opcode in _TAKES and reader.operands[0] == line.name:
@@ -257,7 +257,7 @@ def _taken(fused, line) -> float:
 
 
 def _products(lines, line) -> dict[str, float]:
-    """{dtype of the operands: FLOPs} of a product or of a library's call that is one."""
+    """{dtype of the operands: FLOPs} of a product, or of a library's call for one."""
     if line.opcode == "dot":
         left = lines[line.operands[0]].shapes[0]
         depth = math.prod(left.dims[i] for i in line.numbers("lhs_contracting_dims"))
@@ -290,7 +290,7 @@ def _backend(line) -> dict:
 
 
 def _exchange(lines, line) -> tuple[float, int]:
-    """(bytes, devices) of an exchange: of the gathered array, or of what each device gives."""
+    """(bytes, devices) of an exchange: of the gathered array, or of a device's operands."""
     kind = line.opcode.removesuffix("-start")
     if kind not in _EXCHANGES:
         return 0.0, 1
@@ -303,7 +303,7 @@ def _exchange(lines, line) -> tuple[float, int]:
 
 
 def _copy(lines, line, fused) -> tuple[float, bool]:
-    """(bytes, from a smaller dtype) of an instruction that does nothing but store an array again."""
+    """(bytes, from a smaller dtype) of an instruction that only stores an array again."""
     if line.opcode in ("copy", "transpose", "convert", "copy-start") and line.operands[0] in lines:
         source = lines[line.operands[0]]
         return line.shapes[0].bytes, line.shapes[0].bytes > source.shapes[0].bytes

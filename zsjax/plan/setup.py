@@ -1,4 +1,4 @@
-"""What a plan speaks of: the models' shapes, the mesh and the counts of rows and tokens, without weights or devices."""
+"""The subject of a plan: the models' shapes, the mesh, the counts of rows and tokens; without weights or devices."""
 
 import dataclasses
 import pathlib
@@ -110,7 +110,7 @@ def prepare(config: Config, target: Target) -> Setup:
     if config.mesh.simulator_devices:
         raise UserError(f"mesh.simulator_devices = {config.mesh.simulator_devices}: the plan knows only a simulator on the "
                         "policy's devices; set it to 0 to plan for that")
-    simulated = "simulator" in registry.needs(config.search.engine, config.search)  # mixed: as if it answered all
+    simulated = "simulator" in registry.needs(config.search.engine, config.search)  # mixed: all its searches
     try:
         tokenizer, stand_in = build.tokenizer(config) if _is_here(config.tokenizer) else None, False
     except (OSError, ValueError) as error:
@@ -138,8 +138,8 @@ def model_shape(model: ModelConfig, field: str, tokenizer) -> DecoderConfig:
             raise UserError(f"{field}.init = {model.init!r}: {error}") from error
     known = find_preset(model.init)
     if known is None:
-        raise UserError(f"{field}.init = {model.init!r} is not on this machine, and its name is none of "
-                        f"{', '.join(PRESETS)}: the plan does not know its shape")
+        raise UserError(f"{field}.init = {model.init!r} is not on this machine, and the plan does not know its shape; "
+                        f"use one of {', '.join(PRESETS)}")
     return dataclasses.replace(known, dtype=model.dtype)
 
 

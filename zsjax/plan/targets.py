@@ -1,4 +1,4 @@
-"""Accelerators that a run can be planned for, with the peaks that their makers publish."""
+"""Accelerators that a run can be planned for, with their makers' published peaks."""
 
 import dataclasses
 import math
@@ -33,7 +33,7 @@ class Chip:
     launch: float = 0.0
 
 
-# Fitted to decoding on an H100 (benchmarks/RESULTS.md); taken for its relatives, where nothing was measured.
+# Fitted to decoding on an H100 (benchmarks/RESULTS.md), and assumed for the other GPUs.
 _GPU = dict(reached=0.865, launch=1.4e-6)
 CHIPS = {
     "a100-80gb": Chip("gpu", 80 * GiB, 312e12, 2.039e12, "NVIDIA A100 80GB SXM data sheet", 300e9, **_GPU),
@@ -44,7 +44,7 @@ CHIPS = {
     "v6e": Chip("tpu", 32 * GiB, 918e12, 1.64e12, "cloud.google.com/tpu/docs/v6e", 448e9),
 }
 
-# Slices that can be had, as the compiler names them: chips along each axis. One host drives at most four chips.
+# Chips -> the slice's name for the compiler: chips along each axis. One host drives at most four chips.
 _SLICES_2D = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 _SLICES_3D = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8"}
 SLICES = {"v5e": _SLICES_2D, "v6e": _SLICES_2D, "v5p": _SLICES_3D}
@@ -71,7 +71,7 @@ def read_target(text: str) -> Target:
     """The target that "a100-80gb:8" or "v5e:16" names: chips and how many, 1 if left out.
 
     Raises:
-      ValueError: an unknown chip, no number, or a TPU slice that there is not.
+      ValueError: an unknown chip, not a number, or a TPU slice that does not exist.
     """
     name, _, count = text.partition(":")
     if name not in CHIPS:

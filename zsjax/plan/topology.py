@@ -1,8 +1,8 @@
-"""Devices to compile for that this machine does not have: TPU slices and NVIDIA GPUs, as their compilers want them named.
+"""Devices to compile for that this machine does not have: TPU slices and NVIDIA GPUs, in the form their compilers need.
 
-A compile-only topology needs the platform's plug-in: libtpu, or jax's CUDA plug-in (no driver, no GPU). What the GPU
-compiler knows of a chip is a GpuTargetConfig of XLA in protobuf's text form, written here from NVIDIA's architecture
-white papers (A100 v1.0, H100 v1.04) and the CUDA programming guide, table of compute capabilities.
+A compile-only topology needs the platform's plug-in: libtpu, or jax's CUDA plug-in (no driver, no GPU). A chip is described
+to the GPU compiler by XLA's GpuTargetConfig in protobuf's text form. It is written here from NVIDIA's architecture white
+papers (A100 v1.0, H100 v1.04) and the CUDA programming guide, table of compute capabilities.
 """
 
 import importlib.util
@@ -61,5 +61,5 @@ def gpu_description(target: Target) -> str:
 def tracing_for(target: Target):
     """A context in which programs are traced for the target: its platform, its attention kernels."""
     gpu = _GPUS.get(target.name)
-    return compiling_for(target.chip.kind, gpu["name"] if gpu else f"TPU {target.name}", devices=target.devices,
+    return compiling_for(target.chip.kind, gpu["name"] if gpu else f"TPU {target.name}",
                          capability=(gpu["major"], gpu["minor"]) if gpu else None)

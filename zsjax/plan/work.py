@@ -1,9 +1,8 @@
 """FLOPs of a step and the least time that they and the memory traffic take at the target's published peaks.
 
-Every row is taken as long as the config allows: `max_turns` searches with all documents, and the context filled up by the
-policy. Products count two FLOPs a multiplication; attention counts the pairs that a causal mask leaves. Communication
-between devices is not counted, nor anything but products and the reading of weights and caches: no run can be faster,
-real ones take a multiple.
+Every row is as long as the config allows: `max_turns` searches with all documents, and a context that the policy fills.
+Products count two FLOPs a multiplication, attention the pairs of the causal mask. Only products and the reading of weights
+and caches are counted, no communication: no run can be faster, and real ones take a multiple.
 """
 
 import dataclasses

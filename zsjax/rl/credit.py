@@ -1,4 +1,4 @@
-"""From what an episode earned to the advantage of each token: KL in the reward, the estimator, whitening.
+"""From an episode's rewards to the advantage of each token: KL in the reward, the estimator, whitening.
 
     rewards = kl_rewards(batch, loss_mask=mask, coef=1e-3, kind="k1")         # if the KL is part of the reward
     batch = batch.replace(rewards=rewards)
@@ -55,13 +55,13 @@ def load_advantage(name: str) -> Callable:
 def kl_rewards(batch: TokenBatch, *, loss_mask, coef, kind):
     """rewards - coef * kl_penalty(old_logprobs, ref_logprobs): the KL to the reference as a cost of each token.
 
-    Minus, so that drifting away costs: ZeroSearch's GRPO had the other sign and paid for it. The penalty is a number
-    here, not a loss: no gradient flows through it, it acts through the advantages.
+    The sign is minus: drifting away costs (ZeroSearch's GRPO had the other sign). No gradient flows through the penalty; it
+    acts through the advantages.
 
-    k1 is the estimator to use here: its expected gradient is the KL's own. A reward f(d) has E[f(d) d logprobs], which
-    for k3 is the gradient of KL(policy || ref) - KL(ref || policy): to second order nothing at the reference, and for
-    a policy that is sharper than it, over few tokens, even of the wrong sign (tests/rl/test_kl_pull.py shows both). k2
-    is weak in the same way. They are here since verl and others offer them, with the same values.
+    Use k1 here: its expected gradient is the KL's. A reward f(d) has the expected gradient E[f(d) d logprobs]. For k3 that
+    is the gradient of KL(policy || ref) - KL(ref || policy): zero to second order at the reference, and of the wrong sign
+    for a policy that is sharper over few tokens (tests/rl/test_kl_pull.py shows both). k2 is weak in the same way. Both
+    are offered because verl and others have them, with the same values.
 
     Args:
       batch: rewards, old_logprobs and ref_logprobs are read, float32[B, T].
@@ -82,13 +82,13 @@ def estimate(algorithm, batch: TokenBatch, *, loss_mask, own: Callable | None = 
     Args:
       algorithm: advantage, whiten, and what the advantage's decorator names in `reads`.
       batch: rewards, group_id and, for "gae", values are read.
-      loss_mask: bool[B, T]. An episode whose row has no True (it is masked, see `AlgorithmConfig.mask`) counts in its
-        group's and the batch's baseline all the same, as in TRL's `mask_truncated_completions`, but not in whitening.
-      own: takes the place of `algorithm.advantage`.
+      loss_mask: bool[B, T]. An episode without a True (masked, see `AlgorithmConfig.mask`) counts in its group's and the
+        batch's baseline, as in TRL's `mask_truncated_completions`, but not in whitening.
+      own: a function in place of `algorithm.advantage`.
 
     Returns:
-      (advantages float32[B, T], returns float32[B, T] or None). An advantage per episode stands at every token of its
-      row; the loss's mask decides which of them count.
+      (advantages float32[B, T], returns float32[B, T] or None). An advantage per episode is at every token of its row; the
+      loss's mask drops the others.
     """
     function = own or load_advantage(algorithm.advantage)
     out = function(batch, loss_mask=loss_mask, **{name: getattr(algorithm, name) for name in entry_of(function).reads})

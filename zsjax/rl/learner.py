@@ -1,4 +1,4 @@
-"""The learner: the policy's parameters, and every pass that is made over a batch of episodes."""
+"""The learner: the policy's parameters, and all passes over a batch of episodes."""
 
 from collections.abc import Callable
 
@@ -25,8 +25,8 @@ from zsjax.types import TokenBatch, TrainState
 class Learner:
     """Scores batches and updates the policy, with or without adapters (policy.lora) and a value model (PPO).
 
-    The starting policy is the reference of the KL. With adapters it is the frozen part of the policy and costs nothing;
-    without, it is a copy, made only where the algorithm reads it.
+    The starting policy is the reference of the KL. With adapters it is the frozen part of the policy. Without, it is a
+    copy, made only where the algorithm reads it.
     """
 
     def __init__(self, config: Config, policy_config, mesh, *, loss: Callable | None = None,
@@ -52,14 +52,14 @@ class Learner:
         self.frozen = self.reference = None
 
     def start(self, params) -> TrainState:
-        """The state before the first step, but for what `zsjax.rl.steering` adds. params are donated."""
+        """The state before the first step, without the parts of `zsjax.rl.steering`. params are donated."""
         state, self.frozen = start_state(self.config, self.policy_config, params, self.optimizers, self.mesh)
         if needs_reference(self.config.algorithm):
             self.reference = jax.tree.map(jnp.copy, state.params) if self.frozen is None else self.frozen
         return state
 
     def policy(self, state: TrainState) -> dict:
-        """The decoder's parameters as every forward pass takes them: with adapters beside the kernels, not copied."""
+        """The decoder's parameters for forward passes: with adapters beside the kernels, not copied."""
         return self.assemble(state.params, self.frozen)
 
     def export(self, state: TrainState) -> dict:
@@ -79,7 +79,7 @@ class Learner:
         return batch.replace(extra={name: np.asarray(scorer(batch), np.float32) for name, scorer in self.scorers.items()})
 
     def assign_credit(self, batch: TokenBatch, kl_coef) -> TokenBatch:
-        """The batch with advantages and returns, after the KL was put into the rewards where it belongs there."""
+        """The batch with advantages and returns, and with the KL in the rewards if algorithm.kl_in is "reward"."""
         algorithm, mask = self.config.algorithm, roles.loss_mask(batch.roles)
         if algorithm.kl_in == "reward":
             # Rows that the loss leaves out keep their KL: they count in their group's baseline.
@@ -93,8 +93,8 @@ class Learner:
         """All updates of a step, in minibatches, `train.epochs` times over the batch.
 
         Returns:
-          (state, info): the state with new parameters and optimizer states; its step is not counted up here. info:
-          means over the updates, "value/..." of the value model's; `nonfinite` is above 0 where one was left out.
+          (state, info): the state with new parameters and optimizer states, and the same step counter. info:
+          means over the updates, "value/..." of the value model's; `nonfinite` is above 0 where an update was left out.
 
         Raises:
           InputError: the weight of a loss depends on the logprobs, and there are other terms beside it.

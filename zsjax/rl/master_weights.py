@@ -1,7 +1,7 @@
 """float32 master copies of parameters that are kept in a narrower dtype (Micikevicius et al., arXiv 1710.03740, 3.1).
 
-A bfloat16 weight has 8 bits: adding an update below 2^-9 of it changes nothing, however often. So the optimizer keeps
-the weight in float32, adds there, and the model gets the rounded value.
+A bfloat16 weight has 8 bits: adding updates below 2^-9 of it never changes it. The optimizer therefore keeps the weight in
+float32 and adds there. The model gets the rounded value.
 """
 
 from typing import Any, NamedTuple
@@ -19,10 +19,10 @@ class MasterState(NamedTuple):
 
 
 def with_master_weights(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`optimizer` on float32 copies of the parameters; without effect, and without memory, where all are float32.
+    """`optimizer` on float32 copies of the parameters; the optimizer itself where all parameters are float32.
 
-    Moments are float32, too, as the inner optimizer is made for the copies. The updates that come out are the float32
-    differences to the next rounded parameters, so `optax.apply_updates` gives those parameters.
+    The inner optimizer is made for the copies, so that moments are float32 too. The updates are the float32 differences to
+    the next rounded parameters: `optax.apply_updates` then gives those parameters.
     """
 
     def is_narrow(params):

@@ -1,11 +1,11 @@
-"""What an update minimises: the policy's loss, and beside it terms such as the KL to the reference and the entropy.
+"""The objective of an update: the policy's loss and further terms, such as the KL to the reference and the entropy.
 
 An objective is a list of `Term`s (name, coefficient, function). The first is the policy's loss. With the mask
 roles == POLICY and sums over the whole batch, however it is cut, the objective is
 
     loss_sum / weight + sum over the other terms of coefficient * mean(term)
 
-the means taken with the same reduction as the loss. `zsjax.rl.steps` makes optimizer steps of it.
+with means of the loss's reduction. `zsjax.rl.steps` makes optimizer steps of it.
 """
 
 import dataclasses
@@ -23,8 +23,8 @@ from zsjax.rl.logprobs import token_logprobs
 from zsjax.types import Metric
 
 METRICS = (
-    Metric("entropy", "of the policy's next token", "nats per token", 0.0, healthy="falls slowly and stays above 0.01", alarm="the policy hardly chooses any more",
-           chart="Entropy", curve="entropy"),
+    Metric("entropy", "of the policy's next token", "nats per token", 0.0, healthy="falls slowly and stays above 0.01",
+           alarm="the policy hardly chooses any more", chart="Entropy", curve="entropy"),
     Metric("kl", "to the reference, by the estimator algorithm.kl_kind", "nats per token", healthy="rises slowly",
            chart="KL to the starting policy", curve="kl", read_by=("adaptive KL coefficient",)),
     Metric("ratio_mean", "probability ratio of the policy and the policy before the step", "ratio", 0.0, healthy="near 1"),
@@ -42,10 +42,10 @@ class Term:
     """A summand of an objective.
 
     Attributes:
-      name, coefficient: what it is called and how much it counts.
-      function: (batch: TokenBatch, logprobs float32[B, T], *, loss_mask, entropy float32[B, T]) -> float[B, T], what is
-        minimised at each token; values where the mask is False are dropped. The policy's loss returns (loss_sum, weight,
-        info) instead and takes `values` and `reduction` as well, see `make_update`.
+      name, coefficient: of the term, in metrics and in the sum.
+      function: (batch: TokenBatch, logprobs float32[B, T], *, loss_mask, entropy float32[B, T]) -> float[B, T], minimised
+        at each token; values where the mask is False are dropped. The policy's loss returns (loss_sum, weight, info)
+        instead, and also takes `values` and `reduction`, see `make_update`.
     """
 
     name: str
@@ -55,14 +55,14 @@ class Term:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What `zsjax.rl.steps` needs of an objective, over the rows of any part of a batch.
+    """An objective over the rows of any part of a batch, as `zsjax.rl.steps` takes it.
 
     Attributes:
       loss_sum: (params, batch, scale, coef) -> (loss_sum, {"weight": ..., "metrics": {name: (sum, weight)}}). coef: None,
-        or float32[], a coefficient that changes from step to step. scale: None, or what `weigh` is for.
-      weigh: None where all weights are alike. Else batch -> (weight of the loss, weight of its terms); no model is run.
-        Terms are multiplied by the quotient `scale` of both over the whole batch.
-      defaults: values of an info that metrics may lack.
+        or float32[], a coefficient that changes from step to step. scale: None, or the quotient of `weigh`.
+      weigh: None where loss and terms have the same weight. Else batch -> (weight of the loss, weight of the terms),
+        without the model. Terms are multiplied by the quotient of both over the whole batch, `scale`.
+      defaults: values of the info's entries that metrics may lack.
     """
 
     loss_sum: Callable
@@ -151,7 +151,7 @@ def reads_mask_only(terms) -> bool:
 
 
 def _with(function, **options):
-    """The function with these keywords; what a decorator said of it is kept."""
+    """The function with these keywords, and with its decorator's entry."""
     return functools.wraps(function)(functools.partial(function, **options))
 
 
@@ -203,7 +203,7 @@ def policy_objective(model_config, terms, *, chunk=0, temperature=1.0, remat="no
             total = total + (penalty if scale is None else scale * penalty)
         return total, {"weight": weight, "metrics": metrics | info}
 
-    # The registered losses weigh as terms do. Another one may weigh as it likes, which matters where there are terms.
+    # Registered losses have the weight of terms. Another loss may have its own, which matters where there are terms.
     alike = loss.function.__wrapped__ in LOSSES.values()
     return Objective(loss_sum, weigh if any(fixed.values()) and not alike else None,
                      defaults={"clip_fraction": 0.0, "kl": 0.0})

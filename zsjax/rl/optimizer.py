@@ -19,9 +19,9 @@ SCHEDULE = "schedule"  # as an argument's value: the learning-rate schedule of t
 def make_optimizer(config, steps):
     """The optax chain of an `OptimizerConfig`: clip by global norm, AdamW, learning-rate schedule; or `config.chain`.
 
-    The rate rises linearly to `learning_rate` over `warmup_steps` (the first step already moves), then follows the
-    schedule to `final_fraction` of it at step `steps`. Weight decay applies to matrices only. `clip_norm` 0 turns clipping off.
-    With `master_weights`, parameters narrower than float32 are updated in float32 copies (zsjax.rl.master_weights).
+    The rate rises linearly to `learning_rate` over `warmup_steps` (above 0 at the first step), then follows the schedule to
+    `final_fraction` of it at step `steps`. Weight decay applies to matrices only. `clip_norm` 0 turns clipping off. With
+    `master_weights`, parameters narrower than float32 are updated in float32 copies (zsjax.rl.master_weights).
 
     Args:
       config: OptimizerConfig.
@@ -59,7 +59,7 @@ def make_optimizer(config, steps):
 def transformation(link, rate):
     """One link of a chain: the optax function `link["name"]` called with the other entries.
 
-    Only names that optax itself offers are looked up, so a config names transformations and runs nothing else.
+    Only public names of optax are looked up, so that a config runs nothing else.
 
     Raises:
       ValueError: no such transformation, or arguments it does not take.
@@ -74,7 +74,7 @@ def transformation(link, rate):
     except TypeError as error:
         raise InputError(f"optax.{name}: {error}") from error
     if not isinstance(made, optax.GradientTransformation):
-        raise InputError(f"optax.{name} makes no transformation of gradients but {type(made).__name__}")
+        raise InputError(f"optax.{name} makes a {type(made).__name__}, not a transformation of gradients; use another name")
     return made
 
 

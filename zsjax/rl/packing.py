@@ -7,8 +7,8 @@ rows as the budget holds at the part's own length, so that a step computes littl
     for part in parts:
         micro = take(batch, part)          # a TokenBatch of [part.rows, part.length]
 
-Lengths are those of fixed buckets (64, 96, 128, 192, 256, ...), and the number of rows follows from the length. So there is at
-most one shape a bucket. `empty_parts` has one part of each, for compiling all programs before they are needed.
+Lengths are those of fixed buckets (64, 96, 128, 192, 256, ...), and the number of rows follows from the length. So there is
+at most one shape a bucket. `empty_parts` has one part of each, for compiling all programs before they are needed.
 """
 
 import dataclasses

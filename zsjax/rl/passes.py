@@ -1,8 +1,8 @@
 """The passes that a step makes over its batch: scoring, values, updates; over whole arrays or over packed parts.
 
 Both give the same result (tests/rl/test_packing.py). Whole arrays are cut to one of few widths. Packed parts
-(train.microbatch_tokens) waste less on short rows and bound the memory. Each width, or length bucket of parts, is a program
-of its own. All of them are compiled at a pass's first call, before it runs, and none in the middle of a run.
+(train.microbatch_tokens) waste less on short rows and bound the memory. Each width, or length bucket of parts, has its own
+program. All are compiled at a pass's first call, before it runs: no later step compiles.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ class Programs:
 
 
 def make_programs(config, model_config, *, loss, optimizer, value_optimizer=None, assemble=trained_alone) -> Programs:
-    """The programs of a run.
+    """Makes the programs of a run.
 
     Args:
       config: train, rollout, algorithm and value are read.
@@ -53,7 +53,7 @@ def make_programs(config, model_config, *, loss, optimizer, value_optimizer=None
       assemble: of the policy, see `make_update`.
     """
     algorithm, options = config.algorithm, config.train
-    # One length for the whole run: the batch's own would change from step to step.
+    # One length for the whole run: the batch's own changes from step to step.
     reduction = algorithm.reduction
     if reduction == "fixed_length":
         reduction = ("fixed_length", config.rollout.max_tokens)
@@ -90,7 +90,7 @@ def policy_score(config, model_config):
 class Passes:
     """Functions over a TokenBatch of B rows, as wide as config.rollout.max_tokens or less.
 
-    Batches and what is scored are numpy, whole and the same on every host; each host feeds the mesh its own rows.
+    Batches and scores are numpy, whole and the same on every host. Each host feeds the mesh its own rows.
     """
 
     def __init__(self, config, mesh, programs: Programs):
@@ -144,7 +144,7 @@ class Passes:
         return on(self._mesh, program)(*arguments(self._parts(batch))[0])
 
     def _compile(self, program, batch, *state, arguments):
-        """Compiles a program for every shape of a part, if this kind of state and batch is new. Nothing is run."""
+        """Compiles a program for every shape of a part, unless this kind of state and batch was there before."""
         kind = program, kind_of(state), len(batch.roles), jax.tree.structure(batch)
         if kind in self._ready:
             return

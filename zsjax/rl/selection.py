@@ -1,7 +1,7 @@
-"""Which episodes an update learns from. numpy on the host, over scores and groups.
+"""The choice of the episodes that an update learns from. numpy on the host, over scores and groups.
 
-A group whose rewards are all equal has no gradient under a group baseline, and dilutes a token mean; DAPO drops such
-groups and plays others (arXiv 2503.14476, section 3.2). `keep_rows` goes further and keeps the most informative share.
+Under a group baseline, a group of equal rewards has no gradient and dilutes a token mean. DAPO drops such groups and plays
+others (arXiv 2503.14476, section 3.2). `keep_rows` goes further and keeps the most informative share.
 """
 
 import jax
@@ -19,15 +19,14 @@ def groups_with_signal(scores, group_id) -> np.ndarray:
 
 
 def merge_groups(first, second, *, scores, group_id):
-    """Groups of `second` that have a signal take the places of groups of `first` that have none, in order.
+    """Replaces groups of `first` without a signal by groups of `second` with one, in order.
 
     Args:
-      first, second: trees of numpy arrays [B, ...]; rows of a group stand next to each other, and all groups have the
-        same size.
+      first, second: trees of numpy arrays [B, ...]; the rows of a group are neighbours, and all groups have one size.
       scores, group_id: of the two, (float[B], float[B]) and (int[B], int[B]).
 
     Returns:
-      A tree like `first`, of as many rows; what was given is left alone.
+      A new tree of the shapes of `first`.
     """
     (has, size), (offers, _) = (_groups(*pair) for pair in zip(group_id, scores, strict=True))
     places, offers = np.flatnonzero(~has), np.flatnonzero(offers)
@@ -44,7 +43,7 @@ def merge_groups(first, second, *, scores, group_id):
 
 
 def _groups(group_id, scores):
-    """(bool[groups] with a signal, rows a group) of rows whose groups stand next to each other."""
+    """(bool[groups] with a signal, rows a group) of rows whose groups are neighbours."""
     group_id = np.asarray(group_id)
     size = len(group_id) // len(np.unique(group_id))
     return groups_with_signal(scores, group_id)[::size], size
@@ -54,9 +53,8 @@ def keep_rows(how: str, count: int, *, scores, group_id, num_searches) -> np.nda
     """int[count] rows to learn from, rising.
 
     Args:
-      how: "reward_spread": whole groups first whose scores have the largest deviation, as those say most about what
-        made the difference; "search_depth": the episodes with the most searches, which are the rare ones early on
-        (in the spirit of CuSearch; a plain ranking here).
+      how: "reward_spread": whole groups, those with the largest deviation of scores first; "search_depth": the episodes
+        with the most searches, which are rare early on (after CuSearch; a plain ranking here).
       count: rows wanted.
       scores: float[B]; group_id, num_searches: int[B].
 
@@ -74,7 +72,7 @@ def keep_rows(how: str, count: int, *, scores, group_id, num_searches) -> np.nda
     elif how == "search_depth":
         order = np.lexsort((np.arange(len(scores)), -np.asarray(num_searches)))
     else:
-        raise ValueError(f"unknown choice of rows {how!r}: 'reward_spread' or 'search_depth'")
+        raise ValueError(f"unknown choice of rows {how!r}; use 'reward_spread' or 'search_depth'")
     return np.sort(order[:count])
 
 

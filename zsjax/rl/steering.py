@@ -1,4 +1,4 @@
-"""What steers a training run step by step: noise, share of the real engine, KL coefficient, reranker, best score."""
+"""Settings that change from step to step: noise, share of the real engine, KL coefficient, reranker, best score."""
 
 import dataclasses
 from typing import Any
@@ -43,11 +43,11 @@ class Settings:
 
 
 class Steering:
-    """Schedules of the step counter, and what follows the run's own metrics: that part is kept in `TrainState.control`."""
+    """Schedules of the step counter, and settings that follow the metrics, which `TrainState.control` keeps."""
 
     def __init__(self, config: Config, mesh, *, engine=None, reranking=None):
-        """config: curriculum, search.mix, algorithm, health and train are read. engine: the training's; its `share` is
-        set unless it is None. reranking: `zsjax.rollout.reranking.Reranking`, None where search.rerank is off."""
+        """config: curriculum, search.mix, algorithm, health and train are read. engine: of training; a mixed engine's
+        `share` is set. reranking: `zsjax.rollout.reranking.Reranking`, None where search.rerank is off."""
         self.config, self._place, self._reranking = config, replicated(mesh), reranking
         steps = config.train.steps
         self._noise, self._share = curriculum(config.curriculum, steps), real_share(config.search.mix, steps)
@@ -77,7 +77,7 @@ class Steering:
                 **({"kl_coef": float(settings.kl_coef)} if self.config.algorithm.kl_target else {})}
 
     def follow(self, state: TrainState, settings: Settings, played, metrics: dict) -> tuple[TrainState, dict[str, float]]:
-        """The state after a step, counted up, with reranker and control that follow the step's episodes and metrics.
+        """The state after a step: its counter, and reranker and control updated by the step's episodes and metrics.
 
         Returns:
           (state, metrics of the reranker).

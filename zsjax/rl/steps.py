@@ -5,10 +5,10 @@
     update = make_update(model_config, "ppo_clip", optimizer, kl_coef=0.001)
     params, opt_state, info = update(params, opt_state, batch)
 
-A step over a batch in pieces adds sums and weights over the pieces and divides once. So the step is that of the whole
-batch whatever the cut (ZeroSearch's own code divided a smaller second part by the first's count). An objective
-(`zsjax.rl.objective`) is given the whole model. What is trained of it may be less: `assemble(params, frozen)` is the model
-of the trained parameters and of others, which get no gradient (zsjax.models.lora).
+A step over a batch in parts adds up sums and weights and divides once. The step is therefore that of the whole batch,
+however it is cut (ZeroSearch's own code divided a smaller second part by the first's count). An objective
+(`zsjax.rl.objective`) gets the whole model, `assemble(params, frozen)`: the trained parameters and frozen ones, which get
+no gradient (zsjax.models.lora).
 """
 
 import jax
@@ -44,7 +44,7 @@ __all__ = ["PackedStep", "make_packed_update", "make_score", "make_supervised_up
 
 
 def trained_alone(params, frozen):
-    """The model where nothing is frozen: what is trained is all there is."""
+    """The model where nothing is frozen: the trained parameters."""
     del frozen
     return params
 
@@ -87,11 +87,11 @@ def make_update(model_config, loss, optimizer, *, microbatch_rows=0, assemble=tr
       model_config: DecoderConfig of the policy.
       loss: a name (see `load_loss`) or a function (batch: TokenBatch, logprobs float32[B, T], *, loss_mask, entropy,
         values, reduction, **loss_hyper) -> (loss_sum, weight, info dict name -> (sum, weight)). It is called on one
-        microbatch of rows; rows of a group need not be in the same one. Its weight gets no gradient. Beside other terms
-        (KL, entropy) it must be the same for all logprobs: then it is also taken at old_logprobs, before the gradient.
+        microbatch of rows, which may hold a part of a group. Its weight gets no gradient. Where there are other terms (KL,
+        entropy), the weight must not depend on the logprobs: it is also computed at old_logprobs, before the gradient.
       optimizer: an optax.GradientTransformation, see `make_optimizer`.
       microbatch_rows: rows at a time; 0 is all. Must divide the batch's rows.
-      assemble: (params, frozen) -> the decoder's parameters, where what is trained is not the whole model (LoRA).
+      assemble: (params, frozen) -> the decoder's parameters, where a part of the model is trained (LoRA).
       chunk: positions per chunk of `token_logprobs`; 0 follows from bytes.
       temperature: the sampling temperature of the rollout.
       remat: what the backward pass computes again, see `decoder.hidden_states`.
@@ -104,12 +104,15 @@ def make_update(model_config, loss, optimizer, *, microbatch_rows=0, assemble=tr
 
     Returns:
       update(params, opt_state, batch: TokenBatch, coef=None, frozen=None) -> (params, opt_state, info), jitted, with
-      params and opt_state donated; a coef float32[] takes the place of kl_coef (an adaptive one), frozen is a pytree for
-      `assemble`, which gets no gradient. info: dict of float32[]: loss (all terms), grad_norm (before clipping), weight
-      (the loss's), entropy and kl (k3, 0 without ref_logprobs) in nats per token, ratio_mean, approx_kl, clip_fraction (0
-      unless the loss gives it), "term/NAME" of further terms, nonfinite (1 if loss or gradient was not finite: then params and
-      opt_state are unchanged, as they are when the weight is 0), weight_mismatch (1 if the loss's weight depends on the
-      logprobs where it must not: params and opt_state are unchanged), and what the loss's info adds.
+      params and opt_state donated. A coef float32[] replaces kl_coef (an adaptive one). frozen is a pytree for `assemble`,
+      without a gradient. info is a dict of float32[]:
+        loss: all terms; grad_norm: before clipping; weight: the loss's.
+        entropy, kl: nats per token; kl is k3, and 0 without ref_logprobs.
+        ratio_mean, approx_kl, clip_fraction: clip_fraction is 0 unless the loss gives it.
+        "term/NAME": of further terms.
+        nonfinite: 1 if loss or gradient was not finite. params and opt_state are then unchanged, as with a weight of 0.
+        weight_mismatch: 1 if the loss's weight depends on the logprobs and must not. Nothing is changed then.
+        and the entries of the loss's info.
 
     Raises:
       InputError: kl_kind "k1" or unknown, an unknown loss or term; while tracing, a term that lacks what it needs.
@@ -200,7 +203,7 @@ class PackedStep:
             self.programs["weigh"] = Executable(jax.jit(objective.weigh))
 
     def __call__(self, params, opt_state, parts, coef=None, frozen=None):
-        """(params, opt_state, info) of the step. Nothing waits for the host until the info is asked for."""
+        """(params, opt_state, info) of the step. The host does not wait before it reads the info."""
         weights = scale = None
         if weigh := self.programs.get("weigh"):
             weights = jax.tree.map(lambda *x: sum(x), *[weigh(part) for part in parts])
@@ -212,7 +215,7 @@ class PackedStep:
         return self.programs["finish"](params, opt_state, total, weights)
 
     def _prepare(self, params, *given):
-        """The programs of the running sums, which need to know the parameters' shapes and places."""
+        """The programs of the running sums, which depend on the parameters' shapes and shardings."""
         if "add" in self.programs:
             return
         # The running sums are sharded as the parameters are. Left to XLA, first and later sums are sharded differently, and
@@ -272,7 +275,7 @@ def _differentiated(objective, assemble):
 
 
 def _finish(objective, optimizer, params, opt_state, total, weights):
-    """Divides the sums by their weights, once, and makes the step. weights: what `weigh` said, or None."""
+    """Divides the sums by their weights, once, and makes the step. weights: those of `weigh`, or None."""
     (loss_sum, sums), grads = total
     weight = sums["weight"]
     mismatch = None if weights is None else jnp.abs(weight - weights[0]) > 1e-4 * jnp.abs(weights[0])
@@ -309,13 +312,13 @@ def accumulate(value_and_grad, params, batch, microbatch_rows):
 
 
 def step(optimizer, params, opt_state, grads, loss, counts):
-    """One optimizer step; nothing changes where loss or gradient is not finite, or `counts` (bool[]) is False."""
+    """One optimizer step. Nothing changes if loss or gradient is not finite, or `counts` (bool[]) is False."""
     grad_norm = optax.global_norm(grads)
     finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)
     updates, new_state = optimizer.update(grads, opt_state, params)
     new_params = optax.apply_updates(params, updates)
-    # A select, not a lax.cond, whose branches would each hold a copy of everything. The cast keeps the dtypes that
-    # the state was made with when parameters are bf16 and gradients float32.
+    # A select: the branches of a lax.cond would each hold a copy of everything. The cast keeps the state's dtypes where
+    # parameters are bf16 and gradients float32.
     def keep(new, old):
         return jnp.where(finite & counts, new, old).astype(old.dtype)
 

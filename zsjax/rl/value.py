@@ -1,8 +1,7 @@
 """The value model's part of PPO: predictions before the update, and the step that fits them to the returns.
 
-V(tokens[:, :t]) is what the model says after it has read what stands before token t: the prediction at position t - 1,
-whatever role that token has. So every [B, T] array here speaks of its own token, as everywhere, and a policy token that
-follows a span of documents is valued with the documents read.
+V(tokens[:, :t]) is the model's prediction at position t - 1, after the tokens before t, whatever their roles. So every
+[B, T] array speaks of its own token, as everywhere, and the value of a policy token behind documents has read them.
 """
 
 import jax.numpy as jnp

@@ -1,6 +1,6 @@
 """Checkpoints in Hugging Face's form: a folder of config.json and safetensors, read into our tree and written back.
 
-Parameter names follow Hugging Face's, so the conversion is a renaming; dense kernels are transposed to [in, out].
+Parameter names follow Hugging Face's: parameters are renamed, and dense kernels transposed to [in, out].
 """
 
 import dataclasses
@@ -57,10 +57,10 @@ def _stored_shape(spec, transposed):
 # ---------------------------------------------------------------------------------------------------------- reading
 
 def _as_a_model_names(tensors: dict) -> dict:
-    """The tensors by the names that a whole model gives them, with "model." before "embed_tokens".
+    """The tensors by their names in a whole model, with "model." before "embed_tokens".
 
-    Files of the bare decoder, such as Qwen3-Embedding's, have nothing there; those of wrappers have more, such as
-    torch.compile's "_orig_mod." and DistributedDataParallel's "module.".
+    Files of the bare decoder, such as Qwen3-Embedding's, have no prefix. Wrappers add to it, such as torch.compile's
+    "_orig_mod." and DistributedDataParallel's "module.".
     """
     embeddings = [name for name in tensors if name.endswith("embed_tokens.weight")]
     if len(embeddings) != 1 or embeddings[0] == "model.embed_tokens.weight":
@@ -85,7 +85,7 @@ def _stored_tensors(folder: Path) -> dict[str, tensor_files.StoredTensor]:
             raise InputError(
                 f"{folder} holds pickled weights ({pickles[0]}), which can run code when read and are refused. Convert "
                 "them once with transformers: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)")
-        raise InputNotFound(f"{folder}: neither {WEIGHTS} nor {INDEX}; copy the model's weights there")
+        raise InputNotFound(f"{folder} has no {WEIGHTS} and no {INDEX}; copy the model's weights there")
     try:
         weight_map = dict(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"])
         escaping = [shard for shard in weight_map.values() if Path(shard).name != shard]
@@ -110,7 +110,7 @@ def _stored_tensors(folder: Path) -> dict[str, tensor_files.StoredTensor]:
 
 
 def _check(folder, config, named, tensors):
-    """Every tensor that the config asks for is there, with its shape; nothing else is."""
+    """Raises ValueError unless the tensors are those of the config, with their shapes."""
     wanted = {name: _stored_shape(spec, transposed) for name, transposed, spec in named}
     for name, shape in wanted.items():
         if name not in tensors:
@@ -174,8 +174,8 @@ def _place(stored, transposed, dtype, sharding, check_finite):
 def load_hf(path, *, mesh=None, rules=None, dtype=None, tokenizer=None, check_finite: bool = False, head: bool = True):
     """Reads a Hugging Face checkpoint of a known family (`zsjax.models.families`) without torch or transformers.
 
-    The files are memory-mapped and each tensor goes straight to its devices, so the extra host memory is about twice
-    the largest tensor, as it is stored and as it is kept (of one shard of it with a mesh; benchmarks/load.py).
+    Files are memory-mapped, and each tensor goes straight to its devices. The extra host memory is about twice the largest
+    tensor, or with a mesh the largest shard: as stored and as kept (benchmarks/load.py).
 
     Args:
       path: folder with config.json and model.safetensors, or with an index and shards; or the name of a model on the
@@ -183,9 +183,9 @@ def load_hf(path, *, mesh=None, rules=None, dtype=None, tokenizer=None, check_fi
       mesh: None puts everything on the default device.
       rules: logical axis -> mesh axis; None with a mesh is `zsjax.parallel.mesh.TRAIN_RULES`.
       dtype: of the parameters and of the config (activations); None keeps the file's.
-      tokenizer: None, or what must fit: its `ids_in_use` need a row of the embedding each, and a tokenizer that the
-        folder holds must not contradict it. The config then has `num_ids`.
-      check_finite: also refuse NaN and infinite weights; reads every number on the host.
+      tokenizer: None, or a tokenizer that must fit: the embedding needs a row for each of its `ids_in_use`, and a
+        tokenizer in the folder must not contradict it. The config then has `num_ids`.
+      check_finite: refuse NaN and infinite weights; reads every number on the host.
       head: False for an embedding model: an lm_head is not needed, and not read.
 
     Returns:
@@ -194,8 +194,8 @@ def load_hf(path, *, mesh=None, rules=None, dtype=None, tokenizer=None, check_fi
     Raises:
       FileNotFoundError: the folder, config.json, the weights or a shard is missing, or the hub cannot be reached.
       ValueError: names file and tensor: pickled weights, a file cut short, a missing or surplus tensor, a wrong shape
-        or dtype, values that are not finite, a tokenizer that does not fit, or a config that asks for something not
-        implemented.
+        or dtype, values that are not finite, a tokenizer that does not fit, or a config that needs more than the decoder
+        has.
     """
     folder = hub.local_folder(path)
     config = read_config(folder)
@@ -238,7 +238,7 @@ def _plan_shards(tensors: dict, shard_bytes: int) -> list[dict]:
 
 
 def _write_weights(folder: Path, tensors: dict, load, shard_bytes: int):
-    """Writes the shards, each of which is in host memory while it is written."""
+    """Writes the shards; one at a time is in host memory."""
     shards = _plan_shards(tensors, shard_bytes)
     if len(shards) == 1:
         tensor_files.write_file(folder / WEIGHTS, {name: load(name) for name in tensors})
@@ -278,7 +278,7 @@ def save_hf(path, config: DecoderConfig, params, *, tokenizer=None, dtype=None, 
     """Writes a folder that transformers 4 and 5, vLLM and `load_hf` read.
 
     config.json, generation_config.json, model.safetensors (or shards and their index) and the tokenizer's files. All is
-    written to a temporary folder beside `path` and renamed at the end: a crash never leaves half a model under `path`.
+    written to a temporary folder and renamed at the end: a crash never leaves half a model at `path`.
 
     Args:
       path: folder to make. An empty folder or an earlier checkpoint there is replaced.
@@ -292,8 +292,8 @@ def save_hf(path, config: DecoderConfig, params, *, tokenizer=None, dtype=None, 
       path, as a Path.
 
     Raises:
-      FileExistsError: `path` is a file, or a folder that holds something else than a checkpoint.
-      ValueError: no transformers model computes what this decoder does, or params do not fit config.
+      FileExistsError: `path` is a file, or a folder without a checkpoint that is not empty.
+      ValueError: no model of transformers equals this decoder, or params do not fit config.
     """
     path = Path(path)
     if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / "config.json").is_file())):

@@ -12,7 +12,7 @@ PREFIX = "hf:"
 
 
 def hub_name(path) -> str | None:
-    """The hub's name for a path: of "hf:owner/name", or of "owner/name" where no such file or folder is; else None.
+    """The hub's name of "hf:owner/name", or of "owner/name" that is not a file or folder; else None.
 
     >>> hub_name("hf:Qwen/Qwen2.5-0.5B")
     'Qwen/Qwen2.5-0.5B'
@@ -25,14 +25,14 @@ def hub_name(path) -> str | None:
 
 
 def local_folder(path, *, weights: bool = True) -> Path:
-    """`path` itself, or the folder that a hub's name was downloaded to (once: the hub's cache keeps it).
+    """`path` itself, or the folder of a hub's model, downloaded once into the hub's cache.
 
     Args:
-      path: a local path, "hf:owner/name", or "owner/name" where no such folder is.
-      weights: False leaves the weights there: a tokenizer is wanted. Pickled weights are never downloaded.
+      path: a local path, "hf:owner/name", or "owner/name" that is not a folder.
+      weights: False downloads no weights, for a tokenizer. Pickled weights are never downloaded.
 
     Raises:
-      FileNotFoundError: there is no such folder and the hub cannot be reached, does not have the model, or refuses it.
+      FileNotFoundError: not a folder, and the hub cannot be reached, does not have the model, or refuses it.
     """
     name = hub_name(path)
     if name is None:
@@ -47,7 +47,7 @@ def local_folder(path, *, weights: bool = True) -> Path:
     patterns = [*TOKENIZER_FILES, *(("*.safetensors", "*.safetensors.index.json") if weights else ())]
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:  # the hub's and httpx's own kinds; all mean that it cannot be had
+    except Exception as error:  # the hub's and httpx's own kinds
         reason = str(error).split("\n")[0] or type(error).__name__
         raise InputNotFound(f"there is no folder {name!r}, and it cannot be had from the Hugging Face hub "
                                 f"({reason}); download it where there is a network and give the folder's path") from error

@@ -23,14 +23,14 @@ _FAMILIES: dict[str, Family] = {}  # by every model_type that is read
 
 
 def register(family: Family) -> Family:
-    """Makes a family known, in place of one of the same model_type."""
+    """Registers a family, in place of one of the same model_type."""
     for kind in (family.model_type, *family.also_reads):
         _FAMILIES[kind] = family
     PRESETS.update(family.presets)
     return family
 
 
-for _module in ("qwen2", "qwen3", "llama"):  # the order in which errors and plans name them; others follow
+for _module in ("qwen2", "qwen3", "llama"):  # in the order of errors and plans; others follow
     register(importlib.import_module(f"{__name__}.{_module}").FAMILY)
 for _module in pkgutil.iter_modules(__path__):
     _family = getattr(importlib.import_module(f"{__name__}.{_module.name}"), "FAMILY", None)
@@ -63,7 +63,7 @@ def read_config(path) -> DecoderConfig:
       path: the folder, or the file itself.
 
     Raises:
-      FileNotFoundError: there is no config.json.
+      FileNotFoundError: the folder has no config.json.
       ValueError: not JSON, a field is missing, or a field asks for something that is not implemented.
     """
     file = Path(path)

@@ -1,7 +1,7 @@
-"""What a model family is, and what the families' readers of config.json share.
+"""A model family, and the shared reading and writing of config.json.
 
-The fields follow transformers 5.23 (models/*/configuration_*.py, modeling_rope_utils.py). Whatever a config asks for that
-the decoder does not do is an error that names the field: a checkpoint never runs with other mathematics.
+The fields follow transformers 5.23 (models/*/configuration_*.py, modeling_rope_utils.py). A config that needs
+what the decoder does not have is an error that names the field: a checkpoint never runs with other mathematics.
 """
 
 import dataclasses
@@ -12,24 +12,24 @@ from zsjax.errors import InputError
 from zsjax.models.layers import DecoderConfig, RopeScaling
 
 DTYPES = ("float32", "bfloat16", "float16")
-# field -> the only value that is implemented (None: absent or null)
+# field -> the only implemented value (None: absent or null)
 ONLY = {"mlp_bias": False, "partial_rotary_factor": 1.0, "quantization_config": None, "num_experts": None,
         "num_local_experts": None, "text_config": None, "vision_config": None, "dual_chunk_attention_config": None}
-# The decoder's switches -> the value of a family that does not mention them.
+# The decoder's switches -> their value in a family that does not set them.
 SWITCHES = {"qkv_bias": False, "qk_norm": False, "norm_offset": 0.0, "post_norms": False, "activation": "silu",
             "embed_scale": 1.0, "query_scale": None, "sliding_rope_theta": None, "sliding_rope_scaling": None}
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A family of published models; `zsjax.models.families.register` makes it known.
+    """A family of published models, for `zsjax.models.families.register`.
 
     Attributes:
       model_type: of config.json, and `DecoderConfig.model_type`.
       architecture: transformers' class, for config.json.
       read: config.json as a dict -> DecoderConfig; raises ValueError that names the field.
       write: DecoderConfig -> the fields of config.json beyond `common_fields`; raises ValueError where transformers'
-        class does not compute what the decoder does.
+        class computes something else than the decoder.
       presets: name -> DecoderConfig of published models.
       eos_names: tokens that end a generation, the end of a turn first.
       also_reads: other model_types whose config.json `read` understands.
@@ -84,8 +84,8 @@ class Fields:
         """The fields of DecoderConfig that every family reads alike."""
         embed_dim, num_heads = self.get("hidden_size"), self.get("num_attention_heads")
         if self.raw.get("head_dim", self.defaults.get("head_dim")) is None and embed_dim % num_heads:
-            raise InputError(f"hidden_size={embed_dim} is not a multiple of num_attention_heads={num_heads} and there "
-                             "is no head_dim")
+            raise InputError(f"hidden_size={embed_dim} is not a multiple of num_attention_heads={num_heads}; give "
+                             "head_dim")
         dtype = self.raw.get("dtype") or self.raw.get("torch_dtype") or "float32"
         if dtype not in DTYPES:
             raise InputError(f"dtype={dtype!r} is not supported; supported are {', '.join(DTYPES)}")
@@ -129,7 +129,7 @@ class Fields:
         if nested:
             raise InputError(f"{name} with one entry a layer type ({', '.join(nested)}) is not supported for "
                              f"model_type={self.raw.get('model_type')!r}")
-        # rope_scaling may have been added by hand to a file of transformers 5, where theta stands in rope_parameters.
+        # rope_scaling may be added by hand to a file of transformers 5, which has theta in rope_parameters.
         other = (self.raw.get("rope_parameters") or {}).get("rope_theta")
         theta = float(rope.get("rope_theta") or self.raw.get("rope_theta") or other or 10000.0)
         return dict(rope_theta=theta, rope_scaling=self.scaling(rope, name))
@@ -164,7 +164,7 @@ class Fields:
 
 
 def _yarn_attention_factor(rope, factor):
-    """What multiplies cos and sin: given, or from mscale (DeepSeek), or None for yarn's own."""
+    """The factor on cos and sin: given, or from mscale (DeepSeek), or None for yarn's own."""
     if rope.get("attention_factor") is not None:
         return float(rope["attention_factor"])
     mscale, all_dim = rope.get("mscale"), rope.get("mscale_all_dim")
@@ -198,7 +198,7 @@ def require_whole_heads(config: DecoderConfig):
 
 
 def common_fields(config: DecoderConfig) -> dict:
-    """What every family writes, in the form of transformers 4, which 5 reads as well."""
+    """The fields that every family writes, in the form of transformers 4, which 5 reads too."""
     return {
         "vocab_size": config.vocab_size, "hidden_size": config.embed_dim, "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads, "num_key_value_heads": config.num_kv_heads,
