@@ -131,8 +131,11 @@ def test_labels():
 
     question = Question("1", "?", ("Rome", "Roma"))
     ranking = tuple(Document("", text) for text in ("Roman law", "in Rome", "Oslo", "Paris", "roma!"))
-    texts = lambda correct, label: {noisy: [d.text for d in documents] for noisy, documents in targets_of(
-        Search(question, "q", ranking, correct), 2, label).items()}
+
+    def texts(correct, label):
+        targets = targets_of(Search(question, "q", ranking, correct), 2, label)
+        return {noisy: [document.text for document in documents] for noisy, documents in targets.items()}
+
     assert texts(True, "ranking") == {False: ["Roman law", "in Rome"], True: ["Oslo", "Paris"]}
     assert texts(True, "answer") == {False: ["Roman law", "in Rome"]}
     assert texts(False, "answer") == {True: ["Roman law", "in Rome"]} and texts(None, "answer") == {}
