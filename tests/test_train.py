@@ -5,6 +5,7 @@ evaluation, alarms, checkpoints.
 """
 
 import dataclasses
+import functools
 import shutil
 
 import jax
@@ -22,8 +23,8 @@ from zsjax.monitor.catalog import is_step_metric
 from zsjax.monitor.writer import Writer, read_jsonl, without_wall_time
 from zsjax.parallel.mesh import make_mesh
 from zsjax.rl.algorithms import PRESETS, preset
-from zsjax.rollout import reranking
 from zsjax.rollout.played import Played, RolloutWork
+from zsjax.rollout.reranking import Reranking
 from zsjax.search import BudgetSpent, Engine
 from zsjax.search.rerank import Seen
 from zsjax.types import DOCUMENT, POLICY, PROMPT, Episodes, Question
@@ -137,21 +138,21 @@ def test_what_steers_a_run_survives_a_kill(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
-def test_what_reranks_is_learned_and_survives_a_kill(tmp_path, monkeypatch):
+def test_what_reranks_is_learned_and_survives_a_kill(tmp_path):
     def read(episodes, questions):
         B = len(episodes.length)
         query, question = ((np.zeros((*shape, 2), np.int32), np.ones(shape, np.int32)) for shape in ((B, 1), (B,)))
         return Seen(episodes.tokens[:, None, None, 4:7], np.full((B, 1, 1), 3, np.int32), query, question)
 
-    monkeypatch.setattr(reranking, "make_reader", lambda *_: read)
+    given = dict(functions=dict(make_reranking=functools.partial(Reranking, read=read)))
     sections = dict(search=dict(rerank=dict(candidates=6, learning_rate=0.1, buckets=8)))
     engine, engine_again = Unused(), Unused()
     used, used_again = engine.rerankers, engine_again.rerankers
-    params, whole = run(tmp_path / "run", preset("grpo"), steps=3, engine=engine, **sections)
+    params, whole = run(tmp_path / "run", preset("grpo"), steps=3, engine=engine, **given, **sections)
     assert not used[0]["bags"].any() and np.abs(used[1]["bags"]).max() == pytest.approx(0.1, rel=1e-3)
     assert whole[0]["rerank/concordance"] == 0.5 and whole[2]["rerank/concordance"] == 1.0
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "train" / "3")
-    again, resumed = run(tmp_path / "run", preset("grpo"), steps=3, engine=engine_again, **sections)
+    again, resumed = run(tmp_path / "run", preset("grpo"), steps=3, engine=engine_again, **given, **sections)
     assert resumed == whole and len(used_again) == 1
     jax.tree.map(np.testing.assert_array_equal, (again, used_again[0]), (params, used[2]))
     _, off = run(tmp_path / "off", preset("grpo"))

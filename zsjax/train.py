@@ -52,7 +52,7 @@ class Setup:
       scorers: name -> (batch: TokenBatch) -> float32[B, T] log-probs, put into `batch.extra[name]` for
         `algorithm.terms`; beside those of `algorithm.scorers`.
       mesh: None makes config.mesh's.
-      make_rollout: `zsjax.rollout.make_rollout`, or a function of the same contract.
+      make_rollout, make_reranking: `zsjax.rollout.make_rollout` and `Reranking`, or functions of the same contracts.
     """
 
     config: Config
@@ -66,6 +66,7 @@ class Setup:
     scorers: dict[str, Callable] | None = None
     mesh: Any = None
     make_rollout: Callable = make_rollout
+    make_reranking: Callable = Reranking
 
 
 def train(setup: Setup, workdir: pathlib.Path, writer: Writer, *, evaluate: Callable | None = None,
@@ -94,7 +95,7 @@ def train(setup: Setup, workdir: pathlib.Path, writer: Writer, *, evaluate: Call
     actor = Actor(config, metered_rollout(setup, mesh), setup.stream, setup.tokenizer)
     reranks = config.search.rerank.candidates > 0
     steering = Steering(config, mesh, engine=setup.engine,
-                        reranking=Reranking(setup.policy_config, setup.tokenizer, config) if reranks else None)
+                        reranking=setup.make_reranking(setup.policy_config, setup.tokenizer, config) if reranks else None)
 
     with Recorder(config, workdir, writer, setup.tokenizer, config_json=config_json) as recorder:
         state = recorder.restore(steering.start(learner.start(setup.params)))

@@ -61,9 +61,9 @@ METRICS = (
            curve="mean"),
     Metric("sampler_gap_p99", "its 99 % quantile", "nats per token", 0.0, chart=_GAP, curve="99 %"),
     Metric("sampler_gap_max", "its maximum", "nats per token", 0.0, chart=_GAP, curve="max"),
-    Metric("right_logprob", "log-prob of POLICY tokens of episodes with an exact answer, before the update; left "
-           "out without such episodes", "nats per token", high=0.0, healthy="does not fall", chart="Likelihood of right episodes",
-           curve="log-prob"),
+    Metric("right_logprob", "log-prob of POLICY tokens of episodes with an exact answer, before the update; left out "
+           "without such episodes", "nats per token", high=0.0, healthy="does not fall",
+           chart="Likelihood of right episodes", curve="log-prob"),
     Metric("positive_ratio_min", "lowest trainer's over sampler's probability of a token with a positive advantage; left "
            "out without such tokens", "ratio", 0.0, healthy="near 1"),
 )
