@@ -129,7 +129,7 @@ def search_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
     for outcome in outcomes:
         queries, lines = set(), set()
         for query, documents in zip(outcome.queries, outcome.documents, strict=True):
-            words, shown = rewards.normalize_answer(query), shown_documents(documents)
+            words, shown = rewards.normalize_answer(query), documents_of(documents)
             searches += 1
             reached += rewards.contains_match(documents, outcome.golds) > 0
             repeated += words in queries
@@ -140,7 +140,7 @@ def search_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
             for name, count in (("reach", reached), ("repeated_queries", repeated), ("results_without_news", stale))}
 
 
-def shown_documents(text: str) -> set[str]:
+def documents_of(text: str) -> set[str]:
     """The documents of a search's text, a line each, without the numbers that name their places ("Doc 2: ...")."""
     lines = [line.strip() for line in text.split("\n")]
     return {re.sub(rf"^(\w*\W*){place}\b", r"\1", line) for place, line in enumerate(filter(None, lines), 1)}
