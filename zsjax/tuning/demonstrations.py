@@ -197,5 +197,5 @@ def _demonstration(row: dict) -> Demonstration:
 
 def _text(value) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is not a text")
+        raise InputError(f"{value!r} is not a text")
     return value
