@@ -1,9 +1,10 @@
 r"""Rollouts against an engine on the host (BM25 over the tiny world): CPU and wall time, decode steps, occupancy.
 
-    taskset -c 1 python benchmarks/host_rollout.py [--set rows=32,busy=0.85,visit_every=16] [--latency 0.05] [--rounds 5]
+    taskset -c 1 python benchmarks/host_rollout.py [--set rows=32,decode_threshold=0.85,visit_every=16]
+        [--latency 0.05] [--rounds 5]
 
-Each --set is measured by turns in one run; rows=0,busy=0.0 is a row for every episode. --latency: seconds that a batch of
-searches takes longer, as a server would. Prints a JSON line for each setting: medians over the rounds.
+Each --set is measured by turns in one run; rows=0,decode_threshold=0.0 is a row for every episode. --latency: seconds
+that a batch of searches takes longer, as a server would. Prints a JSON line for each setting: medians over the rounds.
 """
 
 import argparse
@@ -46,7 +47,7 @@ def main():
     engine = Late(build.engine("bm25", settings, settings.data.corpus), options.latency)
     questions = build.questions(settings, settings.data.train, options.questions)
     rollouts = {}
-    for text in options.set or ["rows=32,busy=0.85"]:
+    for text in options.set or ["rows=32,decode_threshold=0.85"]:
         fields = {name: float(value) if "." in value else int(value) for name, value in (
             item.split("=") for item in text.split(","))}
         changed = dataclasses.replace(settings, rollout=dataclasses.replace(settings.rollout, **fields))

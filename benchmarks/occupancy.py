@@ -1,7 +1,8 @@
 r"""How full the decode steps of the tiny world's rollouts are, and what that is worth: lockstep beside the continuous loop.
 
     taskset -c 1 python benchmarks/occupancy.py [--policy asset:tiny_world/base] [--simulator asset:tiny_world/simulator]
-        [--setting rows=16,simulator_slots=4,lanes=4,busy=0.85 ...] [--steps 2] [--repeats 3] [--noise 0.25]
+        [--setting rows=16,simulator_slots=4,prefill_batch=4,decode_threshold=0.85 ...]
+        [--steps 2] [--repeats 3] [--noise 0.25]
 
 A step is the default one: 12 questions x 8 episodes. Every setting plays the same steps, taking turns, after one round
 that compiles. "lockstep R" plays R episodes at a time to their end (as many as the last setting's rows, and all): everyone
@@ -30,20 +31,20 @@ from zsjax.rollout import make_rollout
 from zsjax.rollout.played import occupancy
 from zsjax.run import build
 
-OLD = "rows=32,simulator_slots=8,lanes=8,busy=0.85"
+OLD = "rows=32,simulator_slots=8,prefill_batch=8,decode_threshold=0.85"
 COLUMNS = ("setting", "policy", "simulator", "policy_steps", "simulator_steps", "saved", "tokens_per_cpu_second",
            "tokens_per_second", "trajectories")
 
 
 def read_setting(text: str) -> dict:
     pairs = [pair.split("=") for pair in text.split(",")]
-    return {name: float(value) if name == "busy" else int(value) for name, value in pairs}
+    return {name: float(value) if name == "decode_threshold" else int(value) for name, value in pairs}
 
 
 def player(context, setting: dict, lockstep: bool):
     """A function step -> Played, the counts of all its programs side by side."""
     config = context["config"]
-    options = {**setting, "rows": 0, "simulator_slots": 0, "busy": 0.0} if lockstep else setting
+    options = {**setting, "rows": 0, "simulator_slots": 0, "decode_threshold": 0.0} if lockstep else setting
     own = resolve(config_dict({f"rollout.{name}": value for name, value in options.items()}))
     group = config.train.group_size
     rollout = make_rollout(context["policy_config"], context["simulator"], context["tokenizer"], own, group_size=group)
@@ -94,7 +95,8 @@ def main():
     context = dict(config=config, tokenizer=tokenizer, policy_config=policy_config, params=params, noise=options.noise,
                    simulator=build.simulator(config, *load(config.simulator, options.simulator), tokenizer),
                    stream=QuestionStream(build.questions(config, config.data.train), config.seed))
-    default = {name: getattr(config.rollout, name) for name in ("rows", "simulator_slots", "lanes", "busy")}
+    names = "rows", "simulator_slots", "prefill_batch", "decode_threshold"
+    default = {name: getattr(config.rollout, name) for name in names}
     settings = [read_setting(text) for text in options.setting or [OLD]] + [default] * (not options.setting)
     all_at_once = {**settings[-1], "rows": config.train.questions_per_step * config.train.group_size}
     players = {f"lockstep {setting['rows']}": player(context, setting, True) for setting in (settings[-1], all_at_once)}
@@ -116,7 +118,8 @@ def main():
         whole = jax.tree.map(lambda *x: np.concatenate(x), *played)
         episodes, work = whole.episodes, whole.work
         tokens = int(np.isin(episodes.roles, (types.POLICY, types.DOCUMENT, types.TEMPLATE)).sum()) / len(played)
-        same = all(np.array_equal(a.episodes.tokens, b.episodes.tokens) for a, b in zip(played, expected.values(), strict=True))
+        pairs = zip(played, expected.values(), strict=True)
+        same = all(np.array_equal(a.episodes.tokens, b.episodes.tokens) for a, b in pairs)
         asked, simulated = (getattr(work, field, None) for field in ("requests", "simulated"))
         line = {"setting": name, **{k: rounded(v) for k, v in occupancy(whole).items()},
                 "policy_steps": int(np.sum(work.policy_steps)), "simulator_steps": int(np.sum(work.simulator_steps)),

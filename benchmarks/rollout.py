@@ -141,9 +141,10 @@ def workloads(options, config):
         else:
             lengths = json.loads((HERE / "lengths.json").read_text())
             made.append((f"realistic rollout, {options.episodes} episodes, {options.rows} rows", {
-                "kind": "realistic", "batch": options.episodes, "rows": options.rows, "slots": options.slots, "busy": 0.5,
-                "peer_rows": options.peer_rows or options.rows, "group": 4, "prompt": 160, "turns": 4, "turn_tokens": 500,
-                "documents": 5, "document_tokens": 64, "simulator_prompt": 260, "max_tokens": 2304, "lanes": 4, **{
+                "kind": "realistic", "batch": options.episodes, "rows": options.rows, "slots": options.slots,
+                "decode_threshold": 0.5, "peer_rows": options.peer_rows or options.rows, "group": 4, "prompt": 160,
+                "turns": 4, "turn_tokens": 500, "documents": 5, "document_tokens": 64, "simulator_prompt": 260,
+                "max_tokens": 2304, "prefill_batch": 4, **{
                     name: lengths[name] for name in ("turn_lengths", "answer_share", "line_tokens")}}))
     return made
 

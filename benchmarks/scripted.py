@@ -15,7 +15,6 @@ import numpy as np
 from zsjax import types
 from zsjax.rollout import compiled
 from zsjax.rollout import state as pieces
-from zsjax.rollout.actions import CLOSE_ANSWER, CLOSE_SEARCH, OPEN_ANSWER, OPEN_SEARCH
 from zsjax.rollout.played import occupancy
 from zsjax.rollout.schedule import Schedule
 from zsjax.sampling.tags import TagAutomaton
@@ -23,6 +22,7 @@ from zsjax.search.simulator.prompt import SLOTS, SimulatorTemplate
 from zsjax.search.simulator.simulator import Simulator
 from zsjax.search.simulator.writing import Tables
 
+OPEN_SEARCH, CLOSE_SEARCH, OPEN_ANSWER, CLOSE_ANSWER = range(1, 5)  # events of `zsjax.rollout.actions.ACTIONS`
 NEWLINE = 2  # drawn never, written where a document is cut
 INSTRUCTIONS = 120  # tokens of the simulator's prompt that all requests share
 ANSWERS, QUERY, WORDS = 6, 32, 2  # tokens of the gold answers, of a query, of the mode and the number of documents
@@ -126,13 +126,13 @@ def scripted_episodes(config, params, w, rng):
     env = pieces.Environment(
         policy=config, max_turns=w["turns"], max_turn_tokens=budget, max_tokens=w["max_tokens"], max_query_tokens=QUERY,
         num_documents=k, max_document_tokens=document_tokens, information_open=empty, information_close=empty,
-        hint=np.full(8, 3, np.int32), group_size=w.get("group", 1), prefill_batch=w.get("lanes"))
+        hint=np.full(8, 3, np.int32), group_size=w.get("group", 1), prefill_batch=w.get("prefill_batch"))
     random_ids = lambda size: (rng.integers(3, V, (questions, size)).astype(np.int32), np.full(questions, size, np.int32))
     prompts, lengths = random_ids(w["prompt"])
     asked = {"prompts": prompts, "prompt_lengths": lengths, "turn": np.zeros(questions, np.int32),
              "group_id": np.arange(questions, dtype=np.int32), "question": random_ids(question_tokens),
              "answers": random_ids(ANSWERS), "question_key": np.arange(questions, dtype=np.uint32)}
-    schedule = Schedule(rows=w.get("rows", 0), slots=w.get("slots", 0), decode_threshold=w.get("busy", 0.0))
+    schedule = Schedule(rows=w.get("rows", 0), slots=w.get("slots", 0), decode_threshold=w.get("decode_threshold", 0.0))
     program = compiled.compiled_program(compiled.Static(env, schedule, simulator), None)
     policy_tables = pieces.Tables(automaton=script, eos=none)
 

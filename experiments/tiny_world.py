@@ -59,7 +59,7 @@ def get_config(arg=None):
                     temperature=0.25, shuffle_documents=True, document_format="* {text}",
                     rerank=dict(candidates=arg.rerank, learning_rate=arg.rerank_rate))
     c.rollout = dict(max_turns=3, max_turn_tokens=40, max_tokens=256, max_prompt_tokens=24, rows=16,
-                     simulator_slots=4, lanes=4, busy=0.85)
+                     simulator_slots=4, prefill_batch=4, decode_threshold=0.85)
     c.curriculum = dict(schedule="zero_search", start=0.0, end=arg.noise)
     c.algorithm = preset(arg.algorithm, invert_mask=arg.invert_mask)
     c.optimizer = dict(learning_rate=1e-3, schedule="linear", warmup_steps=3, b2=0.98, clip_norm=1.0)

@@ -58,7 +58,8 @@ def test_untied_embeddings_and_narrow_matrices_are_read_as_they_are_used():
 def test_of_a_real_rollout(simulator, compiled):
     questions = [Question(str(i), f"What is the mother of {name}?", ("Kara",)) for i, name in enumerate(("Kara", "Lonor"))]
     engine = simulator if compiled else Library()
-    rollout = make_rollout(POLICY, engine, TOKENIZER, make_config(rows=2, lanes=1), group_size=2, sampler=searching())
+    config = make_config(rows=2, prefill_batch=1)
+    rollout = make_rollout(POLICY, engine, TOKENIZER, config, group_size=2, sampler=searching())
     played = jax.device_get(rollout.play(PARAMS, questions, noise=0.5, key=jax.random.key(3)))
     episodes, work = played.episodes, played.work
     account = usage.RolloutAccount(POLICY, engine)

@@ -147,7 +147,8 @@ def test_what_the_user_must_fix_does_not_pass_for_a_failed_search():
             raise self.error
 
     one = np.zeros(1, int)
-    asked = Asked(question=one, query=(np.zeros((1, 1), int), one + 1), noisy=one == 1, episode_id=one, turn=one)
+    asked = Asked(row=one, turn=one, place=one, action=one, episode_id=one, question=one,
+                  query=(np.zeros((1, 1), int), one + 1), noisy=one == 1)
     engine = Engine()
     search = TextSearch(engine, Tokenizer(), "{text}", num_documents=1, max_document_tokens=4)
     find, _ = search.begin([Question("0", "Who?", ())], jax.random.key(0), 1)
@@ -155,4 +156,4 @@ def test_what_the_user_must_fix_does_not_pass_for_a_failed_search():
     with pytest.raises(InputNotFound):
         find(asked)
     engine.error = OSError("connection reset")
-    assert find(asked).count.tolist() == [-1]  # a failed search
+    assert find(asked).replies.count.tolist() == [-1]  # a failed search

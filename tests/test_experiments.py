@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 
+from tests import golden_runs
 from zsjax.config import ConfigError, from_json, resolve
 from zsjax.data.assets import asset_path
 from zsjax.launch import load_experiment
@@ -90,6 +91,25 @@ def test_smoke_runs_every_stage(name, smoke):
     records = read_jsonl(sorted((workdir / "trajectories").glob("train_*.jsonl"))[-1])
     roles = {segment["role"] for record in records for segment in record["segments"]}
     assert roles >= {"prompt", "policy", "template", "document"}
+
+
+@pytest.mark.parametrize("name", golden_runs.NAMES)
+def test_smoke_gives_the_golden_run(name, smoke):
+    """A change that moves a number on purpose writes the file anew (`python -m tests.golden_runs`) and says why."""
+    found = golden_runs.differences(golden_runs.read(name), golden_runs.of_run(smoke(name)))
+    assert not found, "\n".join(found[:20])
+
+
+def test_a_golden_run_tells_what_moved():
+    golden = {"platform": "a", "metrics": [{"loss": 0.5, "stage": "train"}], "evaluation": [{"em": 0.25, "n": 4}]}
+    moved = {"platform": "a", "metrics": [{"loss": 0.5 + 1e-9, "stage": "train", "new": 1.0}], "evaluation": [{"n": 4}]}
+    assert golden_runs.differences(golden, golden) == []
+    assert [line.partition(":")[0] for line in golden_runs.differences(golden, moved)] == ["metrics line 1, loss",
+                                                                                         "evaluation line 1, em"]
+    elsewhere = {**moved, "platform": "b", "evaluation": [{"em": 0.26, "n": 4}]}
+    assert golden_runs.differences(golden, elsewhere) == []
+    assert golden_runs.differences(golden, {**elsewhere, "metrics": [{"loss": 0.6, "stage": "train"}]})
+    assert golden_runs.differences(golden, {**golden, "metrics": []})
 
 
 def test_real_questions_search_in_the_simulator_and_learn_from_a_reward(smoke):

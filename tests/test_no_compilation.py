@@ -28,7 +28,7 @@ def make_config(steps, every, **train):
         "tokenizer": "asset:tiny_world/tokenizer", "prompts": {"policy": "tiny_world", "simulator": "tiny_world"},
         "search": {"num_documents": 2, "max_document_tokens": 12, "max_query_tokens": 12, "document_format": "* {text}"},
         "rollout": {"max_turns": 2, "max_turn_tokens": 16, "max_tokens": MAX_TOKENS, "max_prompt_tokens": 160, "rows": 2,
-                    "lanes": 1},
+                    "prefill_batch": 1},
         "optimizer": {"learning_rate": 0.01}, "algorithm": preset("grpo"),
         "train": {"steps": steps, "questions_per_step": 2, "group_size": 2, "logprob_chunk": 64,
                   "checkpoint_every": every[1], "eval_every": every[0], "trajectories_every": 3, **train},

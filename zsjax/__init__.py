@@ -9,7 +9,7 @@ import importlib.abc
 import importlib.util
 import sys
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _ROOMS = ("config", "data", "errors", "evaluate", "evaluation", "models", "monitor", "parallel", "plan", "report", "rewards",
           "rl", "rollout", "run", "sampling", "schedules", "search", "supervised", "tiny_world", "train", "tuning", "types")
@@ -33,9 +33,10 @@ _MOVED = {
     "search.bm25": "search.engines.bm25", "search.dense": "search.engines.dense", "search.http": "search.engines.http",
     "search.openai_chat": "search.engines.chat", "search.prompts": "search.simulator.prompt",
     "search.requests": "search.simulator.requests", "search.serpapi": "search.engines.serpapi",
-    "search.writing": "search.simulator.writing", "sharding": "parallel.mesh", "simulation": "tuning",
-    "stages": "run.stages", "tables": "evaluation.tables", "tuning.gates": "tuning.simulator_gates",
-    "validation": "config.checks",
+    "search.writing": "search.simulator.writing", "run.stages.gates": "run.stages.gate_checks",
+    "run.stages.simulator": "run.stages.simulator_tuning", "sharding": "parallel.mesh", "simulation": "tuning",
+    "stages": "run.stages", "tables": "evaluation.tables",
+    "tuning.gates": "tuning.simulator_gates", "validation": "config.checks",
 }
 
 

@@ -128,7 +128,7 @@ class TokenBatch:
     tokens: Any  # int32[B, T]
     roles: Any  # int8[B, T]
     behavior_logprobs: Any  # float32[B, T], nats
-    old_logprobs: Any  # float32[B, T], nats, recomputed by the training forward before the update
+    old_logprobs: Any  # float32[B, T], nats, by the training forward before the update; may be 0 where not POLICY
     ref_logprobs: Any  # float32[B, T] or None, nats
     advantages: Any  # float32[B, T]
     returns: Any  # float32[B, T] or None

@@ -77,6 +77,17 @@ def test_a_run_of_an_earlier_version_goes_on_where_new_fields_have_their_default
         write_config(tmp_path, config(value__optimizer__learning_rate=1e-3))
 
 
+def test_a_renamed_field_keeps_its_value_and_an_experiment_is_told_the_new_name(tmp_path):
+    def older(tree):
+        tree["rollout"]["busy"] = tree["rollout"].pop("decode_threshold")
+
+    write_config(tmp_path, config(rollout__decode_threshold=0.25))
+    edit(tmp_path, older)
+    assert from_json((tmp_path / "config.json").read_text()) == config(rollout__decode_threshold=0.25)
+    with pytest.raises(ConfigError, match="rollout.busy.*its name is rollout.decode_threshold now"):
+        config(rollout__busy=0.25)
+
+
 def test_a_change_of_the_last_bits_is_one_line(tmp_path, caplog):
     write_config(tmp_path, config())
     with caplog.at_level(logging.INFO):

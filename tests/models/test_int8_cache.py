@@ -85,7 +85,9 @@ def test_it_is_written_in_place():
     cache = init_cache(CONFIG, B, S, jnp.int8)
 
     def step(params, tokens, cache):
-        body = lambda i, cache: _extend_logits(params, CONFIG, tokens, jnp.ones(B, jnp.int32), cache)[1]
+        def body(i, cache):
+            return _extend_logits(params, CONFIG, tokens, jnp.ones(B, jnp.int32), cache)[1]
+
         return jax.lax.fori_loop(0, S, body, cache)
 
     call = jax.jit(step, donate_argnums=2)
@@ -109,7 +111,7 @@ def test_scales_are_cut_as_their_heads_are():
 
 @pytest.mark.parametrize("compiled", [True, False])
 def test_rollouts(simulator, compiled):
-    config = make_config(rows=3, lanes=2)
+    config = make_config(rows=3, prefill_batch=2)
     config = dataclasses.replace(config, policy=dataclasses.replace(config.policy, cache_dtype="int8"))
     engine = dataclasses.replace(simulator, cache_dtype="int8") if compiled else Library()
     rollout = make_rollout(POLICY, engine, TOKENIZER, config, group_size=2, sampler=searching())

@@ -1,4 +1,4 @@
-"""The schedule of a rollout changes no trajectory, and keeps rows busy."""
+"""The schedule of a rollout changes no trajectory, and keeps rows decoding."""
 
 import dataclasses
 
@@ -41,7 +41,8 @@ SAMPLER = searching(draws=lambda episode: 2 + 5 * (episode % 3))
 
 
 def play(simulator, questions, **schedule):
-    rollout = make_rollout(POLICY, simulator, TOKENIZER, make_config(lanes=2, **schedule), group_size=GROUP, sampler=SAMPLER)
+    config = make_config(prefill_batch=2, **schedule)
+    rollout = make_rollout(POLICY, simulator, TOKENIZER, config, group_size=GROUP, sampler=SAMPLER)
     ids = [int(q.id) for q in questions]
     return jax.device_get(rollout.play(PARAMS, questions, noise=0.5, key=jax.random.key(4), group_ids=ids))
 
@@ -57,10 +58,10 @@ def lockstep(request, simulator):
         yield episodes, sum(int(played.work.policy_steps[0]) for played in parts)
 
 
-@pytest.mark.parametrize("lockstep, slots, busy", [("whole", 4, 0.0), ("whole", 4, 1.0), ("whole", 1, 0.5),
+@pytest.mark.parametrize("lockstep, slots, threshold", [("whole", 4, 0.0), ("whole", 4, 1.0), ("whole", 1, 0.5),
                                                    ("segments", 4, 1.0)], indirect=["lockstep"])
-def test_the_schedule_changes_no_trajectory(simulator, lockstep, slots, busy):
-    played = play(simulator, QUESTIONS, rows=ROWS, simulator_slots=slots, busy=busy)
+def test_the_schedule_changes_no_trajectory(simulator, lockstep, slots, threshold):
+    played = play(simulator, QUESTIONS, rows=ROWS, simulator_slots=slots, decode_threshold=threshold)
     episodes, work = played.episodes, played.work
     expected, lockstep_steps = lockstep
     for field in dataclasses.fields(types.Episodes):
@@ -69,7 +70,7 @@ def test_the_schedule_changes_no_trajectory(simulator, lockstep, slots, busy):
     assert (episodes.num_searches > 0).all() and episodes.noisy.any() and not episodes.noisy.all()
     policy_tokens = (episodes.roles == types.POLICY).sum()
     assert policy_tokens <= work.policy_steps[0] * work.policy_rows[0]
-    assert work.policy_steps[0] < lockstep_steps or not busy  # a row that does not wait for others ends sooner
+    assert work.policy_steps[0] < lockstep_steps or not threshold  # a row that does not wait for others ends sooner
     assert (work.policy_rows, work.simulator_slots) == (ROWS, slots)
 
     # Rows of a question that ask the same, together or one after the other, are one request. (Spans end with the tag: equal
@@ -150,7 +151,7 @@ def test_a_cache_that_grows_changes_no_trajectory(monkeypatch, simulator, lockst
     traced, proceed = [], compiled.proceed  # once a program
     monkeypatch.setattr(compiled, "proceed", lambda *args: traced.append(args[-1].state.cache.capacity) or proceed(*args))
     mesh = make_mesh(dict(data=2), jax.devices()[:2])
-    config = make_config(lanes=2, rows=ROWS, simulator_slots=4, busy=0.5, capacities=2)
+    config = make_config(prefill_batch=2, rows=ROWS, simulator_slots=4, decode_threshold=0.5, capacities=2)
     rollout = make_rollout(POLICY, simulator, TOKENIZER, config, mesh, group_size=GROUP, sampler=SAMPLER)
     params = reshard(PARAMS, param_shardings(POLICY, mesh, TRAIN_RULES))
     for _ in range(2):

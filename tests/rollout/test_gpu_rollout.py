@@ -21,7 +21,7 @@ pytestmark = pytest.mark.gpu
 CONFIG = DecoderConfig(vocab_size=256, embed_dim=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, mlp_dim=128)
 WORK = {"batch": 8, "group": 2, "turns": 2, "prompt": 16, "turn_tokens": 24, "turn_lengths": [4, 8, 13, 24],
         "answer_share": 0.3, "documents": 2, "document_tokens": 10, "line_tokens": 6, "simulator_prompt": 176,
-        "max_tokens": 160, "rows": 4, "slots": 2, "busy": 0.5}
+        "max_tokens": 160, "rows": 4, "slots": 2, "decode_threshold": 0.5}
 
 
 def test_the_rollout_equals_the_cpus(gpu, cpu):

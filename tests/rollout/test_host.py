@@ -30,7 +30,7 @@ from zsjax.types import Question
 ROWS, GROUP = 4, 2
 QUESTIONS = [Question(str(i), f"What is the mother of {name}?", ("Kara",)) for i, name in enumerate(
     ("Kara", "Lonor Cruwick", "Kara Lonor", "Cruwick", "Lonor", "Kara Cruwick"))]
-BUSY = dict(rows=ROWS, busy=0.7, visit_every=2)
+BUSY = dict(rows=ROWS, decode_threshold=0.7, visit_every=2)
 
 
 def draws(episode):
@@ -38,7 +38,7 @@ def draws(episode):
 
 
 def rollout_of(engine, mesh=None, watch=None, **rollout):
-    config = make_config(lanes=2, **rollout)
+    config = make_config(prefill_batch=2, **rollout)
     return make_rollout(POLICY, engine, TOKENIZER, config, mesh, group_size=GROUP, watch=watch, sampler=searching(draws))
 
 
@@ -153,13 +153,14 @@ def test_the_same_search_is_sent_once(by_call):
     ids = TOKENIZER.encode("voice of Kara")
     noisy = np.array([[True, False], [True, False], [True, True], [False, False], [True, True]])
     question = np.array([0, 0, 0, 1, 1])
-    found = find(Asked(question, (np.tile(ids, (5, 1)).astype(np.int32), np.full(5, len(ids))), noisy,
-                       np.arange(5), np.zeros(5, int)))
+    zeros = np.zeros(5, int)
+    found = find(Asked(row=np.arange(5), turn=zeros, place=zeros, action=zeros, episode_id=np.arange(5), question=question,
+                       query=(np.tile(ids, (5, 1)).astype(np.int32), np.full(5, len(ids))), noisy=noisy))
     sent = collections.Counter((id, noisy) for id, _, noisy in engine.seen)
     once = {("0", True): 1, ("0", False): 1, ("1", False): 1, ("1", True): 1}
     assert sent == (once | {("0", True): 3, ("0", False): 2} if by_call else once) and at_a_time == 8
     np.testing.assert_array_equal(found.noisy, noisy)
-    text = lambda row, i: TOKENIZER.decode(found.tokens[row, i, :found.lengths[row, i]].tolist())
+    text = lambda row, i: TOKENIZER.decode(found.replies.tokens[row, i, :found.replies.lengths[row, i]].tolist())
     for row, i in np.ndindex(noisy.shape):
         assert ("rival" if noisy[row, i] else "spouse") in text(row, i)
     # Whoever asks the same gets the same object.
@@ -170,7 +171,7 @@ def test_the_same_search_is_sent_once(by_call):
 
 def test_a_simulator_on_its_own_devices_writes_the_same(monkeypatch, simulator):
     """Two devices for the policy and two for the simulator, two programs; or two for both, in one program."""
-    config = make_config(lanes=2, simulator_slots=2, **BUSY)
+    config = make_config(prefill_batch=2, simulator_slots=2, **BUSY)
     config = dataclasses.replace(config, search=dataclasses.replace(config.search, noise_per="document"))
     questions = QUESTIONS + [dataclasses.replace(q, id=str(6 + i)) for i, q in enumerate(QUESTIONS)]
 

@@ -135,7 +135,7 @@ def test_compiled_simulator(episodes_of, monkeypatch):
     monkeypatch.setattr(Simulator, "take", take)
     line = lambda document: [*TOKENIZER.encode(document.text)[:15], newline]
     gold = lambda i: " " + "; ".join(questions[i].golden_answers)  # as a slot is filled
-    schedule = dataclasses.replace(CONFIG.rollout, rows=1_000, simulator_slots=300, busy=0.5)
+    schedule = dataclasses.replace(CONFIG.rollout, rows=1_000, simulator_slots=300, decode_threshold=0.5)
     episodes, table = play(simulator, lambda i, query: [Document("", gold(i)), Document("", query)],
                            dataclasses.replace(CONFIG, rollout=schedule), line)
     wrong = [row for row in range(ROWS) if episodes.tokens[row].tolist() != table[row, :MAX_TOKENS].tolist()]

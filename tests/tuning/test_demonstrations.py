@@ -12,7 +12,7 @@ from zsjax.config import resolve
 from zsjax.data import load_tokenizer
 from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.rollout import make_rollout
-from zsjax.rollout.actions import CLOSE_ANSWER, CLOSE_SEARCH, tags
+from zsjax.rollout.actions import ANSWER, SEARCH, tags
 from zsjax.sampling.tags import TagAutomaton
 from zsjax.search import BM25, Document
 from zsjax.tuning import demonstrations as d
@@ -86,8 +86,8 @@ def test_an_episode_in_tokens_is_the_one_that_a_rollout_plays(tokenizer, engine)
 def test_the_last_token_of_an_action_completes_its_tag(tokenizer, engine):
     (episode,) = d.make_demonstrations([TWO_HOPS], engine, make(tokenizer))
     automaton = TagAutomaton.from_tokenizer(tokenizer, tags())
-    ends = [int(automaton.events(jnp.array([ids]))[0, -1]) for ids in make(tokenizer).actions(episode)]
-    assert ends == [CLOSE_SEARCH, CLOSE_SEARCH, CLOSE_ANSWER]
+    ends = [tags()[int(automaton.events(jnp.array([ids]))[0, -1]) - 1] for ids in make(tokenizer).actions(episode)]
+    assert ends == [SEARCH.close, SEARCH.close, ANSWER.close]
 
 
 @pytest.mark.parametrize("changes", [{"rollout__max_tokens": 60}, {"rollout__max_prompt_tokens": 4},

@@ -7,7 +7,7 @@ import urllib.parse
 
 from zsjax.config.declare import leaves
 from zsjax.config.fields import Config
-from zsjax.config.named import load_function
+from zsjax.config.named import load_object
 
 _SCHEME = re.compile(r"[A-Za-z][\w+.-]*://")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -76,7 +76,7 @@ def path_problem(text: str) -> tuple[str, str] | None:
 def function_problem(name: str) -> str:
     """Why "package.module:function" cannot be loaded, or "". Imports the module."""
     try:
-        load_function(name, "function")
+        load_object(name, "function")
     except (Exception, SystemExit) as error:  # importing a user's module may raise anything
         return str(error).split("\n")[0] or type(error).__name__
     return ""

@@ -64,6 +64,7 @@ class Spec:
     effect: str = "computes"
     last_bits: bool = False
     engines: tuple[str, ...] = ()
+    was: str = ""
 
     def known(self) -> tuple[str, ...]:
         """The choices, those of registries included."""
@@ -103,6 +104,7 @@ def field(default, help: str, range: str | None = None, **said):
       effect: a name in `EFFECTS`.
       last_bits: results may differ in their last bits after a change.
       engines: the only search engines that read the field; a run without them may change it. (): all read it.
+      was: the field's name in older versions, whose folders are still read.
     """
     spec = Spec(help, Range.parse(range) if range else None, **said)
     made = {"default_factory": lambda: copy.deepcopy(default)} if isinstance(default, dict) else {"default": default}
@@ -130,6 +132,12 @@ def group(cls, help: str = "", *, engines: tuple[str, ...] = (), effect: str = "
 def leaves(cls) -> dict[str, Leaf]:
     """{dotted name: leaf} of a config dataclass, in order."""
     return {leaf.name: leaf for leaf in _walk(cls, cls(), "", Spec(effect=""))}
+
+
+@functools.cache
+def renamed(cls) -> dict[str, str]:
+    """{dotted name in an older version: name} of a config dataclass."""
+    return {f"{name.rpartition('.')[0]}.{leaf.spec.was}": name for name, leaf in leaves(cls).items() if leaf.spec.was}
 
 
 def _walk(cls, defaults, prefix, over) -> Iterator[Leaf]:

@@ -9,7 +9,8 @@ Each field's effect (`zsjax.config.declare.EFFECTS`) says what a change does:
     stages     accepted, unless a stage before training comes or goes
 
 A field of engines that the run neither trains nor collects with counts as "later". A field that an older config.json
-lacks counts as its default. A field that no longer exists is ignored, and the log says so. A run that ended before it
+lacks counts as its default. A renamed field is read under its old name. A field that no longer exists is ignored, and
+the log says so. A run that ended before it
 computed anything allows every change: its config.json is removed, so that a reported mistake can be corrected in place.
 """
 
@@ -20,7 +21,7 @@ import logging
 import pathlib
 from typing import Any
 
-from zsjax.config.declare import leaves
+from zsjax.config.declare import leaves, renamed
 from zsjax.config.fields import Config
 from zsjax.config.read import flatten, read_tree, to_json
 from zsjax.errors import ConfigError, Problem, UserError
@@ -156,9 +157,12 @@ def _read(text) -> tuple[Config, dict[str, Any]]:
 
 
 def _take_unknown(tree, prefix, unknown):
-    """Moves everything that is neither a field nor holds fields from `tree` to `unknown`."""
+    """Moves everything that is neither a field nor holds fields from `tree` to `unknown`; renames fields of older versions."""
     for name in list(tree):
         field = prefix + name
+        if now := renamed(Config).get(field):
+            tree[now.removeprefix(prefix)] = tree.pop(name)
+            continue
         if any(leaf.startswith(f"{field}.") for leaf in leaves(Config)):
             if isinstance(tree[name], dict):
                 _take_unknown(tree[name], f"{field}.", unknown)

@@ -13,7 +13,7 @@ decorator: "package.module:function" names it. A decorator adds unit and help.
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from zsjax.errors import InputError
 
@@ -70,11 +70,7 @@ class Registry(Mapping):
         Raises:
           InputError: no such name, or the function cannot be imported.
         """
-        if name in self:
-            return self[name]
-        if ":" not in name:
-            raise InputError(f"unknown {self.what} {name!r}: one of {', '.join(self)} or 'package.module:function'")
-        return load_function(name, self.what)
+        return self[name] if name in self else load_object(name, self.what, self)
 
     def entry(self, name: str) -> Entry:
         """The description of a name that `load` finds; an empty `Entry` for any other."""
@@ -89,13 +85,25 @@ def entry_of(function: Callable) -> Entry:
     return getattr(function, "entry", None) or Entry(getattr(function, "__name__", ""))
 
 
-def load_function(name: str, what: str) -> Callable:
-    """The function "package.module:function"; raises InputError. what: the noun of its message."""
-    module, _, function = name.partition(":")
+def load_object(name: str, what: str, known: Iterable[str] = (), kind: type = Callable):
+    """The object that "package.module:name" names.
+
+    Args:
+      what: the noun of error messages, such as "loss".
+      known: registered names, for the message.
+      kind: the object must be an instance of it.
+
+    Raises:
+      InputError: the name has no colon, the object cannot be imported, or it is of another kind.
+    """
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise InputError(f"unknown {what} {name!r}: one of {', '.join(known)} or 'package.module:name'")
     try:
-        found = getattr(importlib.import_module(module), function)
+        found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"cannot load the {what} {name!r}: {error}") from error
-    if not callable(found):
-        raise InputError(f"the {what} {name!r} is not a function")
+    if not isinstance(found, kind):
+        noun = "a function or class" if kind is Callable else f"an object of {kind.__name__}"
+        raise InputError(f"the {what} {name!r} is not {noun}")
     return found

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from zsjax.config.declare import leaves
+from zsjax.config.declare import leaves, renamed
 from zsjax.config.fields import Config
 from zsjax.config.values import Text, native, read_value
 from zsjax.errors import Problem
@@ -35,7 +35,9 @@ def read_fields(defaults, tree: Mapping, prefix: str, problems: list[Problem]):
     for name, value in tree.items():
         field, value = f"{prefix}{name}", native(value)
         if name not in hints:
-            problems.append(Problem(field, value, "unknown field", known_name(str(name), hints, prefix)))
+            now = renamed(Config).get(field)
+            fix = f"its name is {now} now" if now else known_name(str(name), hints, prefix)
+            problems.append(Problem(field, value, "unknown field", fix))
         elif dataclasses.is_dataclass(hints[name]):
             if isinstance(value, Mapping):
                 values[name] = read_fields(getattr(defaults, name), value, f"{field}.", problems)

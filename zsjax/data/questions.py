@@ -21,14 +21,14 @@ TFDS = "tfds:"
 
 def load_questions(source: str | pathlib.Path, *, split: str | None = None, limit: int | None = None,
                    seed: int | None = None) -> list[Question]:
-    """Questions of a file or a data set, each with a key that no other has.
+    """Questions of a file or a data set, with unique keys.
 
     Args:
       source: a path ending in .jsonl, .jsonl.gz or .parquet, or "tfds:NAME" (natural_questions_open, trivia_qa, or any
         with the features question and answer).
       split: of a file, only rows whose metadata has this "split"; of a TFDS data set, its split ("validation" if None).
-      limit: at most so many, after the shuffle. `sample` takes a random part in the source's order.
-      seed: None keeps the order of the source; a number shuffles it.
+      limit: of the number of questions, after the shuffle; `sample` takes a random part in order instead.
+      seed: of a shuffle; None keeps the order of the source.
 
     Raises:
       FileNotFoundError: no such file.
@@ -45,16 +45,16 @@ def load_questions(source: str | pathlib.Path, *, split: str | None = None, limi
             if not questions:
                 raise InputError(f"{name}: no row has metadata.split == {split!r}; there are {', '.join(held)}")
     if not questions:
-        raise InputError(f"{name}: there are no questions in it; give a file with one object a line")
+        raise InputError(f"{name}: no questions in it; give a file with one object a line")
     if seed is not None:
         questions = [questions[i] for i in np.random.default_rng(seed).permutation(len(questions))]
     return questions if limit is None else questions[:limit]
 
 
 def sample(questions: Sequence[Question], limit: int | None, *, seed: int = 0) -> list[Question]:
-    """At most `limit` questions, drawn without replacement and in the order they had: files are often sorted.
+    """At most `limit` questions, drawn without replacement and kept in order, as files are often sorted.
 
-    A smaller limit's questions are among a larger one's. The draw depends on seed and the number of questions alone.
+    The questions of a smaller limit are among those of a larger one. The draw depends on seed and the number of questions.
     """
     if limit is None or limit >= len(questions):
         return list(questions)
@@ -71,14 +71,14 @@ def load_corpus(source: str | pathlib.Path) -> list[Document]:
     name = str(source)
     documents = [Document(*row_of(row, where)) for row, where in read_rows(name)]
     if not documents:
-        raise InputError(f"{name}: there are no documents in it; give a file with one object a line")
+        raise InputError(f"{name}: no documents in it; give a file with one object a line")
     return documents
 
 
 class QuestionStream:
-    """The questions of each training step: epoch after epoch, each in an order of its own, none twice in an epoch.
+    """The questions of each training step, epoch after epoch, each epoch in its own order.
 
-    What a step gets is a function of (seed, step) alone, so that a resumed run needs no state of this object.
+    The questions of a step are a function of (seed, step), so a resumed run needs no state of this object.
     """
 
     def __init__(self, questions: Sequence[Question], seed: int):
@@ -89,7 +89,7 @@ class QuestionStream:
         self._epoch, self._order = -1, None
 
     def batch(self, step: int, n: int) -> list[Question]:
-        """Questions step * n to (step + 1) * n of the stream; n must be the same in every step of a run."""
+        """Questions step * n to (step + 1) * n of the stream; n is the same in every step of a run."""
         size = len(self.questions)
         return [self.questions[self._order_of(at // size)[at % size]] for at in range(step * n, (step + 1) * n)]
 

@@ -88,7 +88,7 @@ class Writer:
     """Writes a run's metrics into files and shows them: by a progress bar on a terminal, else by one line a step."""
 
     def __init__(self, workdir=None, *, show: tuple[str, ...] = (), tensorboard: bool = True, console=None,
-                 quiet: bool = False):
+                 quiet: bool = False, trackers=None):
         """Opens `workdir` for appending.
 
         Args:
@@ -97,12 +97,13 @@ class Writer:
           tensorboard: also write TensorBoard events into workdir/tensorboard/<phase>.
           console: a rich.console.Console; None is stdout.
           quiet: shows nothing.
+          trackers: None, or `zsjax.monitor.trackers.Trackers`, which get every line and are closed with this.
         """
         self.workdir = None if workdir is None else pathlib.Path(workdir)
         self._show = show or SHOWN
         self._tensorboard: dict[str, Any] | None = {} if tensorboard and workdir is not None else None
         self._purge: dict[str, int] = {}
-        self._console = console or _console(quiet)
+        self._console, self._trackers = console or _console(quiet), trackers
         self._bar = self._task = None
         self._totals: dict[str, int] = {}
         self._file = None
@@ -131,6 +132,8 @@ class Writer:
             self._file.flush()
         if self._tensorboard is not None:
             self._events(phase).add_scalars_of(line)
+        if self._trackers is not None:
+            self._trackers.write(line)
         if show:
             self._display(phase, int(step), line)
 
@@ -181,9 +184,11 @@ class Writer:
     def close(self):
         for events in (self._tensorboard or {}).values():
             events.close()
+        if self._trackers is not None:
+            self._trackers.close()
         if self._file is not None:
             self._file.close()
-        self._file = self._tensorboard = None
+        self._file = self._tensorboard = self._trackers = None
 
     def __enter__(self):
         return self

@@ -62,7 +62,7 @@ class Setup:
     @property
     def schedule(self) -> Schedule:
         rollout = self.config.rollout
-        return Schedule(rollout.rows, rollout.simulator_slots, rollout.busy)
+        return Schedule(rollout.rows, rollout.simulator_slots, rollout.decode_threshold)
 
     @property
     def update_rows(self) -> int:

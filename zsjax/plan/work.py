@@ -67,7 +67,8 @@ def _training(setup: Setup, used: float) -> list[Work]:
     parts.append(_compute(setup, "update" + (" with remat" if remat else ""), passes * updated * forward))
     if algorithm.value_model:
         parts.append(_compute(setup, "old values", setup.scored_rows * value_forward))
-        parts.append(_compute(setup, "value update" + (" with remat" if remat else ""), (3 + remat) * updated * value_forward))
+        name = "value update" + (" with remat" if remat else "")
+        parts.append(_compute(setup, name, (3 + remat) * updated * value_forward))
     return parts
 
 

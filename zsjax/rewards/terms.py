@@ -33,7 +33,7 @@ class Outcome:
       golds: every answer that counts as right.
       status: one of `types.STATUS_NAMES`.
       queries: what was searched for, in order; documents: what each search showed, as text.
-      invalid_actions: generations that were neither a search nor an answer.
+      invalid_actions: generations without a search or an answer.
       texts: what the policy wrote, one text a generation.
       policy_tokens: number of tokens that the policy wrote.
       overlong: 0 to 1, how far policy_tokens is beyond config.reward.overlong_from on the way to overlong_to.
@@ -98,7 +98,7 @@ TERMS("contains", help="1: the answer contains a gold answer")(lambda o: rewards
 TERMS("no_answer", help="1: no answer was given")(lambda o: float(o.answer is None))
 TERMS("no_search", help="1: nothing was searched for")(lambda o: float(not o.queries))
 TERMS("searches", unit="searches", help="number of searches")(lambda o: float(len(o.queries)))
-TERMS("invalid_actions", unit="actions", help="generations that were neither search nor answer")(
+TERMS("invalid_actions", unit="actions", help="generations without a search or an answer")(
     lambda o: float(o.invalid_actions))
 TERMS("truncated", help="1: the row was full before the policy was done")(lambda o: float(o.status == "out_of_tokens"))
 TERMS("overlong", help="DAPO's soft punishment (arXiv 2503.14476, equation 13), 0 to 1, with a negative weight")(

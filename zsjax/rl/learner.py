@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zsjax.config.fields import Config
-from zsjax.config.named import load_function
+from zsjax.config.named import load_object
 from zsjax.errors import InputError
 from zsjax.models import lora
 from zsjax.models.placement import param_shardings
@@ -44,7 +44,7 @@ class Learner:
         self.passes = Passes(config, mesh, make_programs(
             config, policy_config, loss=loss or load_loss(algorithm.loss), optimizer=self.optimizers[0],
             value_optimizer=self.optimizers[1], assemble=self.assemble))
-        made = {name: load_function(function, "scorer") for name, function in algorithm.scorers.items()}
+        made = {name: load_object(function, "scorer") for name, function in algorithm.scorers.items()}
         self.scorers = {name: make(config, mesh) for name, make in made.items()} | (scorers or {})
         for term in algorithm.terms:
             for need in set(OBJECTIVE_TERMS.entry(term).needs) - {"reference", *self.scorers}:
@@ -124,9 +124,14 @@ class Learner:
 def start_state(config: Config, policy_config, params, optimizers, mesh) -> tuple[TrainState, dict | None]:
     """(the learner's part of the state before the first step, the frozen policy where policy.lora is on, else None)."""
     everywhere = replicated(mesh)
-    place = lambda tree, specs=None: reshard(tree, param_shardings(policy_config, mesh, TRAIN_RULES, specs))
+
+    def place(tree, specs=None):
+        return reshard(tree, param_shardings(policy_config, mesh, TRAIN_RULES, specs))
+
     # Counters are on the mesh like the rest, or the second update would compile again.
-    on_mesh = lambda tree: jax.tree.map(lambda x: x if x.ndim else reshard(x, everywhere), tree)
+    def on_mesh(tree):
+        return jax.tree.map(lambda x: x if x.ndim else reshard(x, everywhere), tree)
+
     root, adapters = jax.random.key(config.seed), config.policy.lora
     policy = trained = place(params)
     if adapters.rank:

@@ -39,7 +39,7 @@ def make_value_update(model_config, optimizer, *, clip, reduction="token_mean", 
     Args:
       model_config: DecoderConfig of its trunk.
       optimizer: an optax.GradientTransformation.
-      clip: see `losses.value_clip`; 0 is no clip.
+      clip: see `losses.value_clip`; 0 turns it off.
       reduction, remat, microbatch_rows: as `zsjax.rl.steps.make_update`.
       packed: the step takes a list of parts, as `make_packed_update`.
 

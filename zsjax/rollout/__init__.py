@@ -37,12 +37,13 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
       sampler: draws the policy's tokens, see `draws.draw_tokens`.
     """
     env = environment(policy_config, tokenizer, config, group_size, sampler)
-    policy_tables = tables(tokenizer, policy_config)
-    schedule = Schedule(config.rollout.rows, config.rollout.simulator_slots, config.rollout.busy)
+    policy_tables = tables(tokenizer, policy_config, env.actions)
+    schedule = Schedule(config.rollout.rows, config.rollout.simulator_slots, config.rollout.decode_threshold)
     local = None if mesh is None else local_mesh(mesh)
     apart = None if mesh is None else simulator_mesh(config.mesh)
     same_tokens = isinstance(engine, Simulator) and engine.tokenizer is tokenizer
-    if same_tokens and watch is None and apart is None:
+    on_host = any(action.run for action in env.actions)
+    if same_tokens and watch is None and apart is None and not on_host:
         static = compiled.Static(env, schedule, engine)
         program = (compiled.compiled_program(static, local) if config.rollout.capacities == 1 else
                    GrowingRollout(static, local, config.rollout.capacities))
@@ -50,12 +51,13 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
     else:
         if isinstance(engine, Simulator) and not same_tokens:
             logging.info("the simulator has its own tokenizer: documents go through text on the host")
-        if same_tokens:
+        if same_tokens and not on_host:
             search = SimulatorSearch(engine, apart or local, schedule, num_shown=env.num_documents,
                                      prefill_batch=env.prefill_batch, in_threads=apart is not None)
         else:
             search = TextSearch(engine, tokenizer, config.search.document_format, num_documents=env.num_documents,
-                                max_document_tokens=env.max_document_tokens, reranker=HostReranker(config, tokenizer))
+                                max_document_tokens=env.max_document_tokens, actions=env.actions,
+                                reranker=HostReranker(config, tokenizer))
         player = HostRollout(env, schedule, policy_tables, search, local, watch, visit_every=config.rollout.visit_every,
                              search_batches=config.rollout.search_batches)
     return Rollout(policy_config, tokenizer, config, player, mesh, group_size=group_size)

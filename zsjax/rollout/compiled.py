@@ -32,6 +32,7 @@ from zsjax.rollout import state as pieces
 from zsjax.rollout.actions import NOTHING
 from zsjax.rollout.draws import draw_noise, per_document
 from zsjax.rollout.played import Played, RolloutWork, num_bytes
+from zsjax.rollout.queries import queries
 from zsjax.rollout.schedule import Schedule
 from zsjax.rollout.state import Environment, Prompts, RolloutState
 from zsjax.sampling.prefill import first_rows
@@ -73,13 +74,13 @@ class Inputs:
 
 @flax.struct.dataclass
 class LoopState:
-    """The carry of the outer loop. E episodes, R rows, S slots, N requests."""
+    """The carry of the outer loop. E episodes, R rows of at most Q queries, S slots, N requests."""
 
     episodes: types.Episodes  # of E rows, filled as episodes end
     next: Any  # int32[1], the first episode that was not begun
     state: RolloutState  # R rows
     episode: Any  # int32[R], which episode a row plays, E: none
-    request: Any  # int32[R], the request a row waits for, N: none
+    request: Any  # int32[R * Q], the request that query q of row r waits for, at r * Q + q; N: none
     requests: dedup.RequestTable  # N
     writing: Writing  # S slots
     writes: Any  # int32[S], the request that is written in a slot, N: none
@@ -118,11 +119,16 @@ class Round:
         return schedule.can_refill(loop.state.status, self.left(loop))
 
     def asks(self, loop):
-        return schedule.unrequested(loop.state.waits_for, loop.request != self.N)
+        return schedule.unrequested(loop.state.waits_for, self.by_row(loop.request != self.N).any(axis=1))
 
-    def served(self, loop):
-        replied = loop.requests.written.at[loop.request].get(mode="fill", fill_value=False)
-        return schedule.served(loop.state.waits_for, replied)
+    def served(self, loop, finished=False):
+        """finished: bool[R * Q], requests whose replies are there beside those that are entered."""
+        written = loop.requests.written.at[loop.request].get(mode="fill", fill_value=False)
+        return schedule.served(loop.state.waits_for, schedule.replied(self.by_row(loop.request != self.N),
+                                                                      self.by_row(written | finished)))
+
+    def by_row(self, x):
+        return x.reshape(self.R, -1)
 
     def can_start(self, loop):
         return (loop.writes == self.N).any() & (loop.requests.begun < loop.requests.distinct)[0]
@@ -159,12 +165,14 @@ class Round:
         return jax.tree.map(put, loop.episodes, pieces.finish(loop.state))
 
     def ask(self, loop):
-        state, query = pieces.queries(self.env, self.inputs.tables, loop.state)
+        state, query = queries(self.env, self.inputs.tables, loop.state)
         loop = loop.replace(state=state)
         question = jnp.minimum(loop.episode, self.E - 1) // self.env.group_size
         noisy = draw_noise(self.env, state, self.inputs.noise, self.noise_key)
-        requests, number = dedup.ask(loop.requests, self.asks(loop), question, query, noisy)
-        return loop.replace(requests=requests, request=jnp.where(self.asks(loop), number, loop.request))
+        asks, question, noisy = (jnp.repeat(x, self.env.max_queries, axis=0) for x in (self.asks(loop), question, noisy))
+        asks &= query[1] > 0
+        requests, number = dedup.ask(loop.requests, asks, question, query, noisy)
+        return loop.replace(requests=requests, request=jnp.where(asks, number, loop.request))
 
     def start(self, loop):
         requests, number = dedup.begin(loop.requests, loop.writes == self.N)
@@ -181,7 +189,7 @@ class Round:
 
         def goes_on(writing):
             finished = (loop.request[:, None] == loop.writes) & (loop.writes < N) & ~writing.working
-            return (self.served(loop) | finished.any(axis=1)).sum() < batch
+            return self.served(loop, finished.any(axis=1)).sum() < batch
 
         writing = self.simulator.proceed(self.inputs.simulator_params, self.inputs.simulator_tables, loop.writing, goes_on)
         done = jnp.where(writing.working, N, loop.writes)
@@ -193,9 +201,9 @@ class Round:
         env = self.env
         replies = jax.tree.map(lambda x: x.at[loop.request].get(mode="clip"), loop.requests.replies)
         served, noisy = self.served(loop), draw_noise(env, loop.state, self.inputs.noise, self.noise_key)
-        state = pieces.insert(self.inputs.policy_params, env, loop.state, replies.tokens, replies.lengths, replies.count,
+        state = pieces.insert(self.inputs.policy_params, env, loop.state, replies, loop.request != self.N,
                               per_document(noisy, (self.R, env.num_documents)), served)
-        return loop.replace(state=state, request=jnp.where(served, self.N, loop.request))
+        return loop.replace(state=state, request=jnp.where(jnp.repeat(served, env.max_queries), self.N, loop.request))
 
 
 def play(static: Static, inputs: Inputs, questions: dict) -> Played:
@@ -220,10 +228,11 @@ def begin(static: Static, inputs: Inputs, questions: dict, capacity: int) -> tup
     env, simulator, inputs = static.env, static.simulator, _cast(static, inputs)
     E = questions["prompts"].shape[0] * env.group_size
     R, S = static.schedule.sizes(E)
-    N = E * env.max_turns
+    N = E * env.max_turns * env.max_queries
     loop = LoopState(
         episodes=pieces.finish(pieces.empty_rows(env, E)), next=jnp.zeros(1, jnp.int32),
-        state=pieces.empty_rows(env, R, capacity), episode=jnp.full(R, E, jnp.int32), request=jnp.full(R, N, jnp.int32),
+        state=pieces.empty_rows(env, R, capacity), episode=jnp.full(R, E, jnp.int32),
+        request=jnp.full(R * env.max_queries, N, jnp.int32),
         requests=dedup.empty(N, env, simulator), writes=jnp.full(S, N, jnp.int32),
         writing=simulator.idle(inputs.simulator_params, S, env.num_documents if env.noise_per_document else 0))
     return pieces.read_prompts(inputs.policy_params, env, questions), loop

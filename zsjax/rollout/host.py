@@ -6,7 +6,7 @@ in threads while other rows decode:
   decode   the policy, while more than `Schedule.decode_threshold` of its rows can sample; while searches run, or there is
            other work, for at most `visit_every` steps
   refill   rows that have ended store their episode and begin the next one
-  ask      rows that wait for documents have them searched for in a thread, a batch of them at a time
+  ask      rows that wait for documents enter their requests; a thread searches for a batch of these at a time
   answer   documents that were found and hints are inserted, and their rows draw again, once the policy runs too empty
 
 When no row can decode, the host waits for a search. With one row per episode, a threshold of 0 and a fast engine this
@@ -28,11 +28,13 @@ from zsjax.parallel.constrain import over_rows, row_shards
 from zsjax.parallel.mesh import replicated, reshard
 from zsjax.rollout import schedule
 from zsjax.rollout import state as pieces
-from zsjax.rollout.actions import NOTHING
+from zsjax.rollout.actions import DOCUMENTS, NOTHING
 from zsjax.rollout.draws import draw_noise
 from zsjax.rollout.played import Played, RolloutWork, num_bytes
+from zsjax.rollout.queries import queries
 from zsjax.rollout.schedule import Schedule
-from zsjax.rollout.searching import Asked
+from zsjax.rollout.searching import Asked, Found
+from zsjax.search.simulator.writing import Replies
 
 # Where the policy runs too empty, searches under way get this share of the last decode's time before it goes on without
 # them: a quick engine's documents come in that time, and steps of half-empty batches are saved; a slow one costs little.
@@ -64,8 +66,7 @@ class HostRollout:
         self._refill = jitted(self._refill_pieces, "state", "episodes", "prompts", "played", "rows", "episode",
                               donate_argnums=(0, 1))
         self._ask = jitted(self._ask_pieces, "state")
-        self._answer = jitted(self._answer_pieces, "state", "documents", "lengths", "count", "noisy", "served",
-                              donate_argnums=1)
+        self._answer = jitted(self._answer_pieces, "state", "replies", "asked", "noisy", "served", donate_argnums=1)
 
     # What runs on the devices. R rows, E episodes.
 
@@ -76,8 +77,13 @@ class HostRollout:
         return prompts, pieces.empty_rows(self.env, R), pieces.finish(pieces.empty_rows(self.env, E))
 
     def _decode_pieces(self, params, tables, state, requested, ready, left, may_ask, key, temperature):
-        """requested, ready: bool[R], the row's search was begun, and has ended. left: int32[1], episodes that were not
-        begun. may_ask: bool[], whether another search can be begun."""
+        """The decode program.
+
+        Args:
+          requested, ready: bool[R], the row's requests are entered, and all of their replies are there.
+          left: int32[1], episodes that no row has begun.
+          may_ask: bool[], whether another search can be begun.
+        """
         begun = state.steps[0]
 
         def goes_on(state):
@@ -98,19 +104,20 @@ class HostRollout:
         return pieces.refill(self.env, state, prompts, rows, episode), episodes
 
     def _ask_pieces(self, tables, state, noise, key):
-        state, query = pieces.queries(self.env, tables, state)
+        state, query = queries(self.env, tables, state)
         return state.waits_for, query, draw_noise(self.env, state, noise, jax.random.fold_in(key, 2))
 
-    def _answer_pieces(self, params, state, documents, lengths, count, noisy, served):
-        return pieces.insert(params, self.env, state, documents, lengths, count, noisy, served)
+    def _answer_pieces(self, params, state, replies, asked, noisy, served):
+        return pieces.insert(params, self.env, state, replies, asked, noisy, served)
 
     def __call__(self, params, inputs, questions, noise, temperature, key, reranker=None) -> Played:
         params = self._cast(params)
         prompts, state, episodes = self._begin(params, inputs)
         board = _Board(len(state.length), len(episodes.length), row_shards(self.mesh), self.env, self.schedule)
-        find, at_a_time = self.search.begin(questions, key, board.rows, reranker)
+        find, at_a_time = self.search.begin(questions, key, board.asked.size, reranker)
         start = in_thread if self.search.in_threads else at_once
-        under_way: dict[Future, np.ndarray] = {}
+        pending: list[Asked] = []
+        under_way: dict[Future, Asked] = {}
         simulator_steps = 0
 
         def collect(seconds):
@@ -146,25 +153,21 @@ class HostRollout:
 
                 collect(patience)  # so that the next batch can be asked for
                 if board.unrequested().any() and len(under_way) < self.search_batches:
-                    waits_for, *asked = self._ask(self.tables, state, noise, key)
+                    waits_for, query, noisy = self._ask(self.tables, state, noise, key)
                     state = state.replace(waits_for=waits_for)  # a blank query is none
-                    waits_for, query, noisy, names = jax.device_get((waits_for, *asked, (state.episode_id, state.turn)))
-                    board.waits_for = np.array(waits_for)
-                    pending = np.flatnonzero(board.unrequested())
-                    for rows in np.split(pending, range(at_a_time, len(pending), at_a_time)):
-                        if len(rows) and len(under_way) < self.search_batches:
-                            asked = Asked(board.question(rows), (query[0][rows], query[1][rows]), noisy[rows],
-                                          names[0][rows], names[1][rows])
-                            under_way[start(find, asked)] = rows
-                            board.requested[rows] = True
+                    pending.append(board.enter(*jax.device_get((waits_for, query, noisy, state.episode_id, state.turn))))
+                while any(map(len, pending)) and len(under_way) < self.search_batches:
+                    asked = jax.tree.map(lambda *x: np.concatenate(x), *pending)
+                    under_way[start(find, asked[:at_a_time])] = asked[:at_a_time]
+                    pending = [asked[at_a_time:]]
 
                 collect(patience)
 
                 served = board.served()
                 if served.any():
-                    state = self._answer(params, state, *board.found, served)
-                    board.requested &= ~served
-                    board.ready &= ~served
+                    asked = board.asked.flatten()  # a copy: the program may read it while the next line changes the board
+                    state = self._answer(params, state, board.replies, asked, board.noisy, served)
+                    board.asked &= ~served[:, None]
                     self.watch(state)
         except Exception:
             concurrent.futures.wait(under_way)  # what others asked for may have been paid for: it is kept
@@ -172,7 +175,12 @@ class HostRollout:
 
 
 class _Board:
-    """The host's view of a rollout: which row plays what and waits for what. B rows, R and E of them for each shard."""
+    """The host's view of a rollout: which row plays what and waits for what. B rows, R and E of them for each shard.
+
+    Attributes:
+      asked, there: bool[B, Q], the requests of each row, and those of them whose replies are there.
+      replies: of B * Q requests. noisy: bool[B, num_documents], the noise draws that the engine obeyed.
+    """
 
     def __init__(self, rows: int, episodes: int, shards: int, env, schedule: Schedule):
         self.rows, self.rows_a_shard, self.episodes_a_shard = rows, rows // shards, episodes // shards
@@ -181,10 +189,11 @@ class _Board:
         self.waits_for = np.full(rows, NOTHING, np.int8)
         self.left = np.full(shards, self.episodes_a_shard, np.int32)  # episodes that were not begun
         self.episode = np.full((shards, self.rows_a_shard), self.episodes_a_shard, np.int32)  # of the shard; E: none
-        self.requested, self.ready = np.zeros(rows, bool), np.zeros(rows, bool)
-        # Tokens, lengths and count of the documents, and the noise draws, as `pieces.insert` takes them.
-        self.found = (np.zeros((rows, k, env.max_document_tokens), np.int32), np.zeros((rows, k), np.int32),
-                      np.zeros(rows, np.int32), np.zeros((rows, k), bool))
+        self.asked, self.there = np.zeros((rows, env.max_queries), bool), np.zeros((rows, env.max_queries), bool)
+        size = self.asked.size
+        self.replies = Replies(np.zeros((size, k, env.max_document_tokens), np.int32), np.zeros((size, k), np.int32),
+                               np.zeros(size, np.int32))
+        self.noisy = np.zeros((rows, k), bool)
 
     def _by_shard(self, x):
         return x.reshape(self.episode.shape)
@@ -219,15 +228,41 @@ class _Board:
         shard = rows // self.rows_a_shard
         return (shard * self.episodes_a_shard + self.episode.ravel()[rows]) // self.group_size
 
+    @property
+    def requested(self):
+        """bool[B]: rows whose requests are entered."""
+        return self.asked.any(axis=1)
+
+    @property
+    def ready(self):
+        """bool[B]: rows all of whose requests have a reply."""
+        return schedule.replied(self.asked, self.there)
+
     def unrequested(self):
-        """bool[B]: rows whose documents were not asked for."""
+        """bool[B]: rows that wait for documents and have entered no requests."""
         return schedule.unrequested(self.waits_for, self.requested)
 
-    def keep(self, rows, found):
-        """Keeps what was found for rows until they are served."""
-        for kept, new in zip(self.found, (found.tokens, found.lengths, found.count, found.noisy), strict=True):
-            kept[rows] = new
-        self.ready[rows] = True
+    def enter(self, waits_for, query, noisy, episode_id, turn) -> Asked:
+        """Enters the requests of rows that have none: the results of `_ask_pieces`, and names of B rows."""
+        self.waits_for = np.array(waits_for)
+        tokens, lengths = query
+        asked = self.unrequested()[:, None] & (lengths.reshape(self.asked.shape) > 0)
+        self.asked |= asked
+        self.there &= ~asked
+        row, place = np.nonzero(asked)
+        self.noisy[row] = False
+        at = row * asked.shape[1] + place
+        return Asked(row=row, turn=turn[row], place=place, action=self.waits_for[row] - DOCUMENTS,
+                     episode_id=episode_id[row], question=self.question(row), query=(tokens[at], lengths[at]),
+                     noisy=noisy[row])
+
+    def keep(self, asked: Asked, found: Found):
+        """Keeps what was found until the rows that asked are served."""
+        at = asked.row * self.asked.shape[1] + asked.place
+        for kept, new in zip(jax.tree.leaves(self.replies), jax.tree.leaves(found.replies), strict=True):
+            kept[at] = new
+        np.logical_or.at(self.noisy, asked.row, found.noisy)
+        self.there[asked.row, asked.place] = True
 
     def stuck(self) -> bool:
         """Whether only a search can bring anything forward."""

@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from zsjax import types
-from zsjax.rollout.actions import CLOSE_SEARCH, OPEN_SEARCH
 from zsjax.rollout.documents import encode_documents
-from zsjax.rollout.state import tables
+from zsjax.rollout.queries import cut_text
+from zsjax.rollout.state import environment, tables
 from zsjax.sampling import ragged
 from zsjax.sampling.splice import take_span
-from zsjax.sampling.tags import extract
 from zsjax.search.rerank import RerankerState, Seen, choose, encode_texts, init_reranker, make_update, score
 from zsjax.search.simulator.writing import line_ends
 
@@ -54,11 +53,9 @@ class HostReranker:
 
 def make_reader(policy_config, tokenizer, config):
     """A function (episodes, questions of the rows) -> `Seen`, numpy: the queries and documents as they stand in the rows."""
-    env_sizes = (config.rollout.max_turn_tokens, config.search.max_query_tokens, config.search.num_documents,
-                 config.search.max_document_tokens)
-    automaton = tables(tokenizer, policy_config).automaton
-    shown = jax.jit(functools.partial(
-        shown_documents, ends_line=line_ends(tokenizer, policy_config.vocab_size), sizes=env_sizes))
+    env = environment(policy_config, tokenizer, config)
+    automaton = tables(tokenizer, policy_config, env.actions).automaton
+    shown = jax.jit(functools.partial(shown_documents, env, line_ends(tokenizer, policy_config.vocab_size)))
 
     def read(episodes: types.Episodes, questions) -> Seen:
         question = encode_texts([q.question for q in questions], tokenizer, config.rollout.max_prompt_tokens)
@@ -69,21 +66,20 @@ def make_reader(policy_config, tokenizer, config):
     return read
 
 
-def shown_documents(automaton, tokens, roles, query_span, documents_span, *, ends_line, sizes):
+def shown_documents(env, ends_line, automaton, tokens, roles, query_span, documents_span):
     """(int32[B, M, k, N] documents, int32[B, M, k] lengths, (int32[B, M, Q], int32[B, M]) queries) of episodes.
 
     Queries are cut out as the rollout did it; documents are the lines of a span, each ended by its only newline.
     """
     (B, T), M = tokens.shape, query_span.shape[1]
-    turn_tokens, query_tokens, k, N = sizes
+    k, N = env.inserted_documents, env.max_document_tokens
     rows = jnp.repeat(tokens, M, axis=0)
     start, stop = query_span.reshape(-1, 2).T
     # The generation began behind the last token before the query that was not the policy's.
     others = jax.lax.cummax(jnp.where(roles == types.POLICY, -1, jnp.arange(T)), axis=1)
     began = jnp.take_along_axis(others, query_span[:, :, 0], axis=1).reshape(-1) + 1
-    generation, length = take_span(rows, began, jnp.where(stop > 0, stop, began), size=turn_tokens)
-    query, query_length = extract(automaton, generation, length, open_tag=OPEN_SEARCH - 1, close_tag=CLOSE_SEARCH - 1,
-                                  size=query_tokens)
+    generation, length = take_span(rows, began, jnp.where(stop > 0, stop, began), size=env.max_turn_tokens)
+    query, query_length = cut_text(automaton, env.actions, generation, length, size=env.max_query_tokens)
 
     start, stop = documents_span.reshape(-1, 2).T
     text, length = take_span(rows, start, stop, size=k * N)

@@ -49,7 +49,7 @@ def generating(status, waits_for):
 
 def low(status, waits_for, left, threshold: float):
     """bool[...], whether so few rows can sample that other work comes first."""
-    remaining = (left + (status == RUNNING).sum(-1)).clip(max=status.shape[-1])  # rows that can still be kept busy
+    remaining = (left + (status == RUNNING).sum(-1)).clip(max=status.shape[-1])  # rows that still have an episode to play
     return generating(status, waits_for).sum(-1) <= np.float32(threshold) * remaining.astype(np.float32)
 
 
@@ -65,7 +65,12 @@ def finished(status, left):
 
 def unrequested(waits_for, requested):
     """bool[..., R], rows whose search was not yet requested."""
-    return (waits_for == DOCUMENTS) & ~requested
+    return (waits_for >= DOCUMENTS) & ~requested
+
+
+def replied(asked, there):
+    """bool[..., R], rows that made requests, of which all replies are there. asked, there: bool[..., R, Q]."""
+    return asked.any(-1) & (there | ~asked).all(-1)
 
 
 def served(waits_for, replied):

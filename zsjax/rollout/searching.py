@@ -12,6 +12,7 @@ import logging
 import threading
 from typing import Any
 
+import flax.struct
 import jax
 import numpy as np
 
@@ -20,32 +21,41 @@ from zsjax.models.decoder import decoding_params
 from zsjax.models.placement import for_decoding
 from zsjax.parallel.constrain import over_rows, row_shards
 from zsjax.parallel.mesh import replicated, reshard
+from zsjax.rollout.actions import ACTIONS
 from zsjax.rollout.documents import encode_documents
 from zsjax.rollout.draws import per_document
 from zsjax.search.engine import Failed, SearchContext, as_engine
 from zsjax.search.rerank import chooser
 from zsjax.search.simulator.requests import Requests, question_keys
 from zsjax.search.simulator.simulator import Simulator
+from zsjax.search.simulator.writing import Replies
 
 
-@dataclasses.dataclass
+@flax.struct.dataclass
 class Asked:
-    """n searches, numpy."""
+    """n requests, a flat list, numpy. Each names its owner: row, turn, and place among the queries of that turn."""
 
+    row: Any  # int[n], of the rollout
+    turn: Any  # int32[n]
+    place: Any  # int[n]
+    action: Any  # int[n], in the table of actions
+    episode_id: Any  # int32[n]
     question: Any  # int[n], index of the question that is being answered
     query: tuple[Any, Any]  # (int32[n, N], int32[n]), the policy's tokens
     noisy: Any  # bool[n], or bool[n, k] for a draw for each document
-    episode_id: Any  # int32[n]
-    turn: Any  # int32[n]
+
+    def __len__(self):
+        return len(self.row)
+
+    def __getitem__(self, some: slice) -> "Asked":
+        return jax.tree.map(lambda x: x[some], self)
 
 
 @dataclasses.dataclass
 class Found:
-    """What n searches found, numpy."""
+    """What n requests found, numpy."""
 
-    tokens: Any  # int32[n, k, N]
-    lengths: Any  # int32[n, k], 0: no document
-    count: Any  # int32[n], documents found, -1: the search failed
+    replies: Replies  # of n; count -1: the search failed
     noisy: Any  # bool[n, k], the noise draws that the engine obeyed
     steps: int = 0  # decode steps of a simulator's program, of all its groups of devices
 
@@ -54,9 +64,10 @@ class TextSearch:
     """Searches of an engine that takes and gives text."""
 
     def __init__(self, engine, tokenizer, document_format: str, *, num_documents: int, max_document_tokens: int,
-                 reranker=None):
+                 actions=ACTIONS, reranker=None):
         """engine: see `zsjax.search.engine.Engine`. tokenizer: the policy's. reranker: a `HostReranker`, for rollouts with
         its weights."""
+        self.actions = actions
         self.engine, self.tokenizer, self.document_format = as_engine(engine), tokenizer, document_format
         self.num_documents, self.max_document_tokens, self.reranker = num_documents, max_document_tokens, reranker
         self.slots = 0  # of a simulator's program: none
@@ -65,18 +76,21 @@ class TextSearch:
     def in_threads(self) -> bool:
         return not self.engine.uses_devices
 
-    def begin(self, questions, key, rows: int, reranker=None):
-        """(a function Asked -> Found, how many searches it takes at a time) for a rollout of so many rows at a time.
+    def begin(self, questions, key, size: int, reranker=None):
+        """(a function Asked -> Found, how many requests it takes at a time) for a rollout of `size` requests at a time.
         reranker: the weights of `zsjax.search.rerank`."""
         find = functools.partial(self._find, questions, reranker, jax.random.fold_in(key, 1), int(jax.random.bits(key)))
-        return find, rows
+        return find, size
 
     def _find(self, questions, reranker, key, draw: int, asked: Asked) -> Found:
         tokens, lengths = asked.query
         texts = [self.tokenizer.decode(row[:length].tolist()) for row, length in zip(tokens, lengths)]
-        contexts = [SearchContext(questions[q], key=key, call=(draw, int(episode), int(turn)))
-                    for q, episode, turn in zip(asked.question, asked.episode_id, asked.turn)]
-        obeys = np.array(self.engine.obeys_noise(texts, contexts), bool)
+        actions = [self.actions[action] for action in asked.action]
+        owners = zip(asked.question, actions, asked.episode_id, asked.turn, asked.place, strict=True)
+        contexts = [SearchContext(questions[question], key=key, call=(draw, *map(int, call)), action=action.name)
+                    for question, action, *call in owners]
+        by_engine = np.array([action.run is None for action in actions])
+        obeys = np.array(self.engine.obeys_noise(texts, contexts), bool) & by_engine
         noisy = per_document(asked.noisy, (len(texts), self.num_documents)) & obeys[:, None]
         try:
             results = self._ask(texts, contexts, noisy, reranker)
@@ -91,20 +105,21 @@ class TextSearch:
                             ", ".join(f"{kind} {count}" for kind, count in kinds.items()))
         encoded = encode_documents(results, self.tokenizer, self.document_format, num_documents=self.num_documents,
                                    max_document_tokens=self.max_document_tokens)
-        return Found(*encoded, noisy=noisy)
+        return Found(Replies(*encoded), noisy)
 
     def _ask(self, texts, contexts, modes, reranker):
         """Documents for each text, in the modes bool[n, k]: where they differ, document i comes from the reply that its
         mode says, as `Simulator.idle` tells. The same search is sent once, and all that asked get the same list."""
         by_call = self.engine.by_call
-        name = lambda row, mode: (contexts[row].question.identity, texts[row], mode, contexts[row].call if by_call else ())
+        name = lambda row, mode: (contexts[row].question.identity, contexts[row].action, texts[row], mode,
+                                  contexts[row].call if by_call else ())
         asked = {}
         for row, of_row in enumerate(modes.tolist()):
             for mode in of_row:
                 asked.setdefault(name(row, mode), (texts[row], dataclasses.replace(contexts[row], noisy=mode)))
         queries, contexts_asked = zip(*asked.values())
         k = self.num_documents if reranker is None else self.reranker.candidates
-        found = self.engine.search(list(queries), list(contexts_asked), k=k)
+        found = self._search(queries, contexts_asked, k)
         if reranker is not None:
             found = self.reranker(reranker, found, queries, contexts_asked)
         replies = dict(zip(asked, found, strict=True))
@@ -117,6 +132,18 @@ class TextSearch:
             return mixed or reply  # with nothing to show, the reply says why: it may be a failure
 
         return [documents(row, of_row) for row, of_row in enumerate(modes.tolist())]
+
+    def _search(self, queries, contexts, k: int):
+        """Up to k documents for each query, from the engine or from what its action runs."""
+        found = [None] * len(queries)
+        for action in self.actions:
+            rows = [row for row, context in enumerate(contexts) if context.action == action.name]
+            if rows:
+                search = functools.partial(action.run, self.engine) if action.run else self.engine.search
+                results = search([queries[row] for row in rows], [contexts[row] for row in rows], k=k)
+                for row, documents in zip(rows, results, strict=True):
+                    found[row] = documents
+        return found
 
 
 class SimulatorSearch:
@@ -141,12 +168,12 @@ class SimulatorSearch:
 
         self._write = jax.jit(over_rows(write, mesh, rows=("requests",)))
 
-    def begin(self, questions, key, rows: int, reranker=None):
+    def begin(self, questions, key, size: int, reranker=None):
         """As `TextSearch.begin`."""
         if self._params is None:
             self._place()
         shards = row_shards(self.mesh)
-        self.slots = self.schedule.num_slots(-(-rows // shards))
+        self.slots = self.schedule.num_slots(-(-size // shards))
         encoded = *self.simulator.encode_questions(questions), question_keys(questions)
         # As plain numbers: the simulator's devices need not be those that the key lies on.
         key = np.asarray(jax.random.key_data(jax.random.fold_in(key, 1)))
@@ -183,5 +210,5 @@ class SimulatorSearch:
         with self._lock:
             replies, steps = jax.device_get(self._write(self._params, self._tables, requests, key, reranker))
         at = np.array([slot[name] for name in names])
-        return Found(replies.tokens[at], replies.lengths[at], replies.count[at],
-                     per_document(asked.noisy, (len(at), self.num_shown)), int(steps.sum()))
+        return Found(jax.tree.map(lambda x: x[at], replies), per_document(asked.noisy, (len(at), self.num_shown)),
+                     int(steps.sum()))

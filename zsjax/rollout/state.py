@@ -10,13 +10,13 @@ One turn of a row is one generation. It ends at the closing tag of an action (`r
 Searches and invalid actions both use up a turn. After `max_turns` of them one last generation may only answer: whatever
 else it does ends the row as OUT_OF_TURNS and is not run. A row whose context is full is OUT_OF_TOKENS.
 
-The pieces (`read_prompts`, `refill`, `generate_turn`, `queries`, `insert`) are pure functions over `RolloutState`.
+The pieces (`read_prompts`, `refill`, `generate_turn`, `queries.queries`, `insert`) are pure functions over `RolloutState`.
 `zsjax.rollout.compiled` chains them with the simulator in one program; `zsjax.rollout.host` drives them from the host.
 Tokens go in and come out: nothing is decoded and encoded again. Roles and log-probs are written when a token is written.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -29,12 +29,14 @@ from zsjax.models.cache import KVCache, cache_dtype, copy_rows, init_cache
 from zsjax.models.decoder import DecoderConfig, extend, logits_of
 from zsjax.rollout import actions as table
 from zsjax.rollout import schedule
-from zsjax.rollout.actions import CLOSE_SEARCH, DOCUMENTS, HINT, NOTHING, OPEN_SEARCH
+from zsjax.rollout.actions import ACTIONS, DOCUMENTS, HINT, NOTHING, Action
 from zsjax.rollout.draws import draw_tokens
 from zsjax.rollout.policy_prompt import PolicyTemplate
+from zsjax.rollout.queries import separators
 from zsjax.sampling.prefill import prefill
-from zsjax.sampling.splice import append, concatenate, take_span
-from zsjax.sampling.tags import TagAutomaton, extract
+from zsjax.sampling.splice import append, concatenate
+from zsjax.sampling.tags import TagAutomaton
+from zsjax.search.simulator.writing import Replies
 
 PREFILL_CHUNK = 128
 
@@ -53,11 +55,22 @@ class Environment:
     information_open: np.ndarray
     information_close: np.ndarray
     hint: np.ndarray
+    actions: tuple[Action, ...] = ACTIONS
     group_size: int = 1
     prefill_batch: int | None = None  # rows read at a time where prompts and documents are read; None: all
     noise_per_document: bool = False
     cache_dtype: str = "model"  # of the policy's cache: the dtype of its activations, or "int8"
     sampler: Callable = draw_tokens  # (logits, state, key, temperature) -> (tokens, log-probs); tests pass their own
+
+    @property
+    def max_queries(self) -> int:
+        """Q, the most queries of one action."""
+        return max(action.queries for action in self.actions)
+
+    @property
+    def inserted_documents(self) -> int:
+        """The most documents that one action is shown."""
+        return self.max_queries * self.num_documents
 
 
 def environment(policy_config, tokenizer, config, group_size: int = 1, sampler=draw_tokens) -> Environment:
@@ -75,8 +88,9 @@ def environment(policy_config, tokenizer, config, group_size: int = 1, sampler=d
         information_open=encode(template.information_open),
         information_close=encode(template.information_close),
         hint=encode(template.hint),
+        actions=table.load_actions(config.rollout.actions),
         group_size=group_size,
-        prefill_batch=config.rollout.lanes or None,
+        prefill_batch=config.rollout.prefill_batch or None,
         noise_per_document=config.search.noise_per == "document",
         cache_dtype=config.policy.cache_dtype,
         sampler=sampler,
@@ -89,6 +103,7 @@ class Tables:
 
     automaton: TagAutomaton
     eos: Any  # bool[V]
+    separates: Any = None  # bool[V], the token holds a separator of queries; None: no action has several
 
 
 @flax.struct.dataclass
@@ -104,7 +119,7 @@ class RolloutState:
     tag_state: Any  # int32[B], of the automaton, since the generation began
     turn_start: Any  # int32[B], where the generation began
     opened: Any  # int32[B, actions], position of the token that completed the last opening tag of this generation, or -1
-    waits_for: Any  # int8[B]
+    waits_for: Any  # int8[B], NOTHING, HINT, or DOCUMENTS + the action's place in the table
     turn: Any  # int32[B], searches and invalid actions so far
     status: Any  # int8[B]
     num_searches: Any  # int32[B]
@@ -117,10 +132,12 @@ class RolloutState:
     steps: Any  # int32[1], decode steps so far (one number a device)
 
 
-def tables(tokenizer, config: DecoderConfig) -> Tables:
-    """The automaton and the EOS mask of a tokenizer for a model with `config.vocab_size` embedding rows."""
+def tables(tokenizer, config: DecoderConfig, actions: Sequence[Action] = ACTIONS) -> Tables:
+    """The tables of a tokenizer for a model with `config.vocab_size` embedding rows."""
     eos = jnp.zeros(config.vocab_size, bool).at[jnp.array(list(tokenizer.eos_ids), jnp.int32)].set(True)
-    return Tables(automaton=TagAutomaton.from_tokenizer(tokenizer, table.tags()), eos=eos)
+    several = any(action.queries > 1 for action in actions)
+    return Tables(automaton=TagAutomaton.from_tokenizer(tokenizer, table.tags(actions)), eos=eos,
+                  separates=separators(tokenizer, config.vocab_size) if several else None)
 
 
 @flax.struct.dataclass
@@ -165,7 +182,7 @@ def empty_rows(env: Environment, rows: int, capacity: int | None = None) -> Roll
         hidden=jnp.zeros((rows, env.policy.embed_dim), dtype),
         tag_state=zeros,
         turn_start=zeros,
-        opened=jnp.full((rows, len(table.ACTIONS)), -1, jnp.int32),
+        opened=jnp.full((rows, len(env.actions)), -1, jnp.int32),
         waits_for=jnp.zeros(rows, jnp.int8),
         turn=zeros,
         status=jnp.full(rows, types.OUT_OF_TURNS, jnp.int8),
@@ -212,7 +229,7 @@ def generating(state: RolloutState):
 
 def outgrows(env: Environment, state: RolloutState):
     """bool[], whether a row's next token, or what is inserted next, might not fit into the slots of its cache."""
-    next = jnp.where(state.waits_for == NOTHING, 1, _insertion_size(env, env.num_documents, env.max_document_tokens))
+    next = jnp.where(state.waits_for == NOTHING, 1, _insertion_size(env, env.inserted_documents, env.max_document_tokens))
     needed = jnp.minimum(state.length + next, env.max_tokens)
     return ((state.status == types.RUNNING) & (needed > state.cache.capacity)).any()
 
@@ -226,7 +243,7 @@ def generate_turn(params, env: Environment, tables: Tables, state: RolloutState,
                   goes_on=lambda state: True) -> RolloutState:
     """Samples until every row has ended or waits for documents or a hint, or until `goes_on(state)` is False."""
     T, rows = env.max_tokens, jnp.arange(state.length.shape[0])
-    rules = jnp.array(table.rules())
+    rules = jnp.array(table.rules(env.actions))
 
     def step(s: RolloutState) -> RolloutState:
         alive = generating(s)
@@ -269,35 +286,23 @@ def generate_turn(params, env: Environment, tables: Tables, state: RolloutState,
     return jax.lax.while_loop(lambda s: generating(s).any() & goes_on(s), step, state)
 
 
-def queries(env: Environment, tables: Tables, state: RolloutState):
-    """Cuts the queries out of the rows that wait for documents; a blank query becomes an invalid action.
-
-    Returns:
-      (state, (query int32[B, max_query_tokens], lengths int32[B])), length 0 for every other row.
-    """
-    generation, length = take_span(state.tokens, state.turn_start, state.length, size=env.max_turn_tokens)
-    query, query_length = extract(tables.automaton, generation, length, open_tag=OPEN_SEARCH - 1,
-                                  close_tag=CLOSE_SEARCH - 1, size=env.max_query_tokens)
-    asks = state.waits_for == DOCUMENTS
-    waits_for, size = jnp.where(asks & (query_length == 0), HINT, state.waits_for), jnp.where(asks, query_length, 0)
-    return state.replace(waits_for=waits_for.astype(jnp.int8)), (jnp.where(size[:, None] > 0, query, 0), size)
-
-
-def insert(params, env: Environment, state: RolloutState, documents, document_lengths, count, noisy,
-           served=True) -> RolloutState:
-    """Answers the waiting rows: documents or the hint are written behind them and read into the policy's cache.
+def insert(params, env: Environment, state: RolloutState, replies: Replies, asked, noisy, served) -> RolloutState:
+    """Answers waiting rows: documents or the hint are written behind them and read into the policy's cache.
 
     Args:
-      documents: int32[B, k, N], document_lengths: int32[B, k] (0: no document), count: int32[B] documents found.
-      noisy: bool[B, k], recorded.
-      served: bool[B], which of the waiting rows; all by default.
+      replies: of B * Q requests, in the order of `queries.queries`; count -1: the search failed.
+      asked: bool[B * Q], which of the requests the rows made.
+      noisy: bool[B, num_documents], recorded.
+      served: bool[B], which of the waiting rows.
 
     Returns:
       The rows, generating again, or OUT_OF_TOKENS where what was found does not fit.
     """
-    (B, k, N), T, M = documents.shape, env.max_tokens, env.max_turns
+    B, T, M, k, N = len(state.length), env.max_tokens, env.max_turns, env.inserted_documents, replies.tokens.shape[2]
+    documents = replies.tokens.reshape(B, k, N)
+    document_lengths = jnp.where(asked[:, None], replies.lengths, 0).reshape(B, k)
     rows = jnp.arange(B)
-    searched, hinted = (state.waits_for == DOCUMENTS) & served, (state.waits_for == HINT) & served
+    searched, hinted = (state.waits_for >= DOCUMENTS) & served, (state.waits_for == HINT) & served
     size = _insertion_size(env, k, N)
     lines = [(documents[:, i], document_lengths[:, i]) for i in range(k)]
     text, text_length = concatenate([env.information_open, *lines, env.information_close], size=size)
@@ -316,11 +321,13 @@ def insert(params, env: Environment, state: RolloutState, documents, document_le
                             batch=env.prefill_batch)
     turn = jnp.where(waiting, state.turn, M)  # writes of other rows are dropped
     run = jnp.where(searched, turn, M)
-    query_start = state.opened[:, table.ACTIONS.index(table.SEARCH)]
+    query_start = state.opened[rows, jnp.maximum(state.waits_for - DOCUMENTS, 0)]
     documents_start = state.length + len(env.information_open)
+    asked, count = asked.reshape(B, -1), jnp.where(asked, replies.count, 0).reshape(B, -1)
+    found, wanted = jnp.maximum(count, 0).sum(axis=1), env.num_documents * asked.sum(axis=1)
     status = jnp.select(
-        [hinted, count >= k, count > 0, count == 0],
-        [types.INVALID_ACTION, types.SEARCH_OK, types.SEARCH_SHORT, types.SEARCH_EMPTY], types.SEARCH_FAILED)
+        [hinted, found >= wanted, found > 0, (count < 0).any(axis=1)],
+        [types.INVALID_ACTION, types.SEARCH_OK, types.SEARCH_SHORT, types.SEARCH_FAILED], types.SEARCH_EMPTY)
     span = lambda start, stop: jnp.stack([start, stop], axis=1)
     length = state.length + added
     return state.replace(

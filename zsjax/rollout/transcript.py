@@ -3,6 +3,8 @@
 Only POLICY tokens are ever parsed: an answer in a prompt or a document is not the policy's.
 """
 
+import re
+
 import numpy as np
 
 from zsjax import types
@@ -30,7 +32,8 @@ class Stream:
 
     def __call__(self, state):
         length, ended = int(state.length[0]), int(state.status[0]) != types.RUNNING
-        tokens, roles = np.asarray(state.tokens[0, :length]), np.asarray(state.roles[0, :length])
+        # Cut on the host: jax would compile a program for each length.
+        tokens, roles = np.asarray(state.tokens[0])[:length], np.asarray(state.roles[0])[:length]
         while self._start < length:
             role = roles[self._start]
             others = np.flatnonzero(roles[self._start:] != role)
@@ -71,7 +74,8 @@ def searches(episodes: types.Episodes, tokenizer) -> list[list[str]]:
     def query(b, turn):
         start, stop = episodes.query_span[b][turn]
         text = tokenizer.decode(np.asarray(episodes.tokens[b][start:stop]).tolist())
-        return text.rpartition(types.SEARCH_TAGS[1][:-1])[0].partition(">")[2].strip()
+        found = re.match(r"[^>]*>(.*)</\w+>", text, re.DOTALL)  # from the token that completes the opening tag on
+        return found[1].strip() if found else ""
 
     return [[query(b, turn) for turn in range(episodes.query_span.shape[1]) if episodes.query_span[b][turn][1] > 0]
             for b in range(len(episodes.length))]

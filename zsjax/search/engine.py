@@ -28,13 +28,15 @@ class SearchContext:
       noisy: whether unhelpful documents are asked for.
       key: a jax key, what a simulator draws from; one for a whole batch.
       call: names this very search, so that the same query asked twice has two chances with an engine that fails at
-        random: a tuple of numbers and strings such as (step, episode id, turn).
+        random: a tuple of numbers and strings such as (step, episode id, turn, place).
+      action: name of the policy's action that asked, see `zsjax.rollout.actions`.
     """
 
     question: Question
     noisy: bool = False
     key: Any = None
     call: tuple = ()
+    action: str = "search"
 
 
 class Failed(list):

@@ -10,12 +10,12 @@ here.
 """
 
 import dataclasses
-import importlib
 import inspect
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from zsjax.config.named import load_object
 from zsjax.errors import InputError
 from zsjax.search.engine import Document, Engine
 from zsjax.search.transport import Limits
@@ -114,15 +114,7 @@ def find(name: str) -> EngineSpec:
     """The engine that a config names; InputError says what cannot be found, or is wrong with its options' dataclass."""
     if name in _SPECS:
         return _SPECS[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise InputError(f"unknown engine {name!r}: one of {', '.join(names())} or 'package.module:factory'")
-    try:
-        factory = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"cannot load the engine {name!r}: {error}") from error
-    if not callable(factory):
-        raise InputError(f"the engine {name!r} is not a function or class; name its factory")
+    factory = load_object(name, "engine", names())
     spec = next((spec for spec in _SPECS.values() if spec.factory is factory), EngineSpec(name, factory))
     _ = spec.options  # raises
     return spec

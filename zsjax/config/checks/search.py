@@ -11,6 +11,8 @@ from zsjax.search import registry
 
 
 def check_rollout(found, config):
+    from zsjax.rollout.actions import load_actions
+
     rollout = config.rollout
     _check_engines(found, config)
     need = rollout.max_prompt_tokens + rollout.max_turn_tokens
@@ -18,6 +20,7 @@ def check_rollout(found, config):
         found.add("rollout.max_tokens", "smaller than a prompt and one turn "
                   f"(max_prompt_tokens {rollout.max_prompt_tokens} + max_turn_tokens {rollout.max_turn_tokens})",
                   f"give {need} or more")
+    found.loads("rollout.actions", load_actions, 'give "search", "answer", or package.module:ACTION')
     _check_templates(found)
 
 

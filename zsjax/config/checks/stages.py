@@ -23,6 +23,8 @@ def check_collect_and_evaluate(found, config):
         found.add("trajectory_sft.steps", "the baseline would learn nothing", "give its steps")
     if evaluate.drop_best and "simulator" in registry.needs(config.search.eval_engine, config.search):
         found.add("evaluate.drop_best", "a simulator does not lose documents", "set it to 0, or evaluate with a real engine")
+    if evaluate.misinformation and not config.data.eval_corpus.startswith("tiny_world:"):
+        found.add("evaluate.misinformation", "only the tiny world's documents can be made wrong", "set it to 0")
     if config.collect.label == "judge" and "collect" in config.stages:
         _check_judge(found, config.collect.judge)
 

@@ -110,7 +110,8 @@ class TrainConfig:
     microbatch_rows: int = fast(0, "rows whose activations exist at a time; 0: a minibatch at once", "[0, 1e7]", unit="rows")
     microbatch_tokens: int = fast(0, "> 0 cuts by tokens instead: rows are sorted by length into a few shapes of about "
                                   "this many", "[0, 1e9]", unit="tokens")
-    logprob_chunk: int = fast(256, "positions whose logits exist at a time", TOKENS, unit="tokens")
+    logprob_chunk: int = fast(0, "positions of each row whose logits exist at a time; 0: of all rows together, as many as "
+                              "256 MiB on a device hold", "[0, 1e7]", unit="tokens")
     remat: str = fast("none", "what the backward pass computes again instead of keeping", choices=REMAT)
     keep: str = field("all", 'episodes that are updated on: "reward_spread": groups whose rewards differ most; '
                       '"search_depth": episodes that searched most', choices=("all", "reward_spread", "search_depth"))
@@ -132,7 +133,7 @@ class SupervisedConfig:
     microbatch_tokens: int = fast(0, "of a part of a step; rows are sorted by length and packed for it; 0: the whole batch "
                                   "at once", "[0, 1e9]", unit="tokens")
     remat: str = fast("none", "as of TrainConfig", choices=REMAT)
-    logprob_chunk: int = fast(256, "as of TrainConfig", TOKENS, unit="tokens")
+    logprob_chunk: int = fast(0, "as of TrainConfig", "[0, 1e7]", unit="tokens")
     checkpoint_every: int = free(100, "steps between two checkpoints", COUNT, unit="steps")
     optimizer: OptimizerConfig = group(OptimizerConfig)
     options: dict = field({}, "options of this phase alone; see the function that runs it")

@@ -126,6 +126,8 @@ class RolloutConfig:
     """Turns and budgets, in tokens."""
 
     max_turns: int = field(4, "searches plus invalid actions; after them one last generation may only answer", "[1, 1000]")
+    actions: tuple[str, ...] = field(
+        ("search", "answer"), 'what the policy can do: names in zsjax.rollout.actions, or "package.module:ACTION"')
     max_turn_tokens: int = field(128, "budget of one generation", TOKENS, unit="tokens")
     max_tokens: int = limit(2048, "T, the whole row: prompt, policy, documents", TOKENS, unit="tokens")
     max_prompt_tokens: int = limit(512, "a longer prompt is an error, never cut", TOKENS, unit="tokens")
@@ -135,10 +137,11 @@ class RolloutConfig:
                      "[0, 1e7]", unit="rows")
     simulator_slots: int = fast(0, "requests that the simulator answers at a time; 0: a quarter of the rows", "[0, 1e7]",
                                 unit="requests")
-    busy: float = fast(0.0, "decode threshold: the policy decodes while more than this share of its rows can sample; below "
-                       "it, waiting searches and prompts come first", SHARE)
-    lanes: int = fast(0, "prefill batch: rows whose prompts and documents are read at a time; 0: all", "[0, 1e7]",
-                      unit="rows")
+    decode_threshold: float = fast(
+        0.0, "the policy decodes while more than this share of its rows can sample; below it, refills and searches come "
+        "first", SHARE, was="busy")
+    prefill_batch: int = fast(0, "rows whose prompts and documents are read at a time; 0: all", "[0, 1e7]", unit="rows",
+                              was="lanes")
     visit_every: int = fast(
         16, "decode steps between two checks for searches outside of the compiled rollout (real engines, "
         "mesh.simulator_devices)", "[1, 1e7]", unit="steps")

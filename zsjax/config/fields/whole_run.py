@@ -83,6 +83,8 @@ class EvaluateConfig:
     batch_rows: int = fast(64, "questions played at a time", "[1, 1e7]", unit="rows")
     drop_best: float = later(0.0, "> 0 adds an evaluation with a real engine that loses its best document with this "
                              "probability", SHARE)
+    misinformation: float = later(0.0, "> 0 adds an evaluation, in the tiny world, with a real engine whose best document "
+                                  "names a wrong object with this probability (zsjax.tiny_world.misinformation)", SHARE)
     baselines: tuple[str, ...] = later((), "played by the run's policy (the trained one, if any) on the same questions",
                                        choices=("zsjax.evaluation.baselines:METHODS",))
     baseline_model: str = later("policy", 'who plays the baselines: "policy", the run\'s (the trained one, if any), or '
@@ -121,6 +123,8 @@ class Config:
     """A whole run."""
 
     name: str = free("run", "the run's name in its report")
+    trackers: tuple[str, ...] = free((), "where metrics go beside metrics.jsonl and TensorBoard; each needs its package",
+                                     choices=("zsjax.monitor.trackers:TRACKERS",))
     seed: int = field(0, "of every draw", "[0, 2147483647]")
     stages: tuple[str, ...] = field(("train", "evaluate", "report"), "in order", choices=STAGES, effect="stages")
     tokenizer: str = field("asset:tiny_world/tokenizer", "a folder of tokenizer.json, or a tokenizer.model", names="path")

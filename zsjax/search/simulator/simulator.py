@@ -162,7 +162,7 @@ class Simulator(Engine):
         zeros = jnp.zeros(slots, jnp.int32)
         return Writing(cache=cache, hidden=hidden, documents=jnp.zeros((slots, k, N), jnp.int32),
                        lengths=jnp.zeros((slots, k), jnp.int32), count=zeros, tag_state=zeros, step=zeros,
-                       keys=jnp.zeros((slots, 2), jnp.uint32), busy=jnp.zeros(slots, bool), noisy=noisy,
+                       keys=jnp.zeros((slots, 2), jnp.uint32), unfinished=jnp.zeros(slots, bool), noisy=noisy,
                        asked=(ragged(self.max_question_tokens), ragged(self.max_query_tokens)),
                        steps=jnp.zeros(1, jnp.int32), tally=Tally(
                            read=jnp.full(1, len(shared), jnp.int32), drawn=jnp.zeros(1, jnp.int32),
@@ -195,12 +195,12 @@ class Simulator(Engine):
             tally=writing.tally.replace(read=read),
             cache=cache, hidden=hidden, documents=fresh(writing.documents), lengths=fresh(writing.lengths),
             count=fresh(writing.count), tag_state=fresh(writing.tag_state), step=fresh(writing.step),
-            keys=jnp.where(new[:, None], keys, writing.keys), busy=writing.busy | new, noisy=noisy, asked=asked)
+            keys=jnp.where(new[:, None], keys, writing.keys), unfinished=writing.unfinished | new, noisy=noisy, asked=asked)
 
     def proceed(self, params, tables: Tables, writing: "Writing", go_on=lambda writing: True) -> "Writing":
         """Writes a token of every request under way, again and again, while there is one and `go_on(writing)` holds."""
         config, k, N = self.config, self.num_documents, self.max_document_tokens
-        rows = jnp.arange(writing.busy.shape[0])
+        rows = jnp.arange(writing.unfinished.shape[0])
 
         def body(w: Writing) -> Writing:
             used = w.lengths[rows, jnp.minimum(w.count, k - 1)]
@@ -215,22 +215,23 @@ class Simulator(Engine):
             ended = tables.eos[token]
             token = jnp.where(ended & (used > 0), self._newline, token)  # the end of a reply ends its last document, too
             ended_blank = ended & (used == 0)
-            writes = w.busy & ~ended_blank & ~((used == 0) & tables.blank[token])
+            writes = w.unfinished & ~ended_blank & ~((used == 0) & tables.blank[token])
             at = jnp.where(writes, w.count, k)  # writes of other rows are dropped
             count = w.count + (writes & tables.ends_line[token])
             tag_state, _ = tables.automaton.step(w.tag_state, token)
             # The last token of a reply is not read back: nobody looks at what would follow.
-            busy = w.busy & ~ended & (count < k) & (w.step + 1 < self._budget)
-            states, cache = extend(params, config, token[:, None], busy.astype(jnp.int32), w.cache)
-            tally = w.tally.replace(drawn=w.tally.drawn + w.busy.sum(), attended=w.tally.attended + jnp.where(
-                w.busy, w.cache.lengths + 1, 0).sum())
+            unfinished = w.unfinished & ~ended & (count < k) & (w.step + 1 < self._budget)
+            states, cache = extend(params, config, token[:, None], unfinished.astype(jnp.int32), w.cache)
+            tally = w.tally.replace(drawn=w.tally.drawn + w.unfinished.sum(), attended=w.tally.attended + jnp.where(
+                w.unfinished, w.cache.lengths + 1, 0).sum())
             return w.replace(
                 tally=tally,
                 cache=cache, hidden=states[:, 0], documents=w.documents.at[rows, at, used].set(token, mode="drop"),
                 lengths=w.lengths.at[rows, at].add(1, mode="drop"), count=count,
-                tag_state=jnp.where(w.busy, tag_state, w.tag_state), step=w.step + w.busy, busy=busy, steps=w.steps + 1)
+                tag_state=jnp.where(w.unfinished, tag_state, w.tag_state), step=w.step + w.unfinished,
+                unfinished=unfinished, steps=w.steps + 1)
 
-        return jax.lax.while_loop(lambda w: w.busy.any() & go_on(w), body, writing)
+        return jax.lax.while_loop(lambda w: w.unfinished.any() & go_on(w), body, writing)
 
     def replies(self, writing: "Writing", choose=None) -> Replies:
         """What was written so far: lines that were finished, shuffled where that is asked for.

@@ -48,7 +48,7 @@ class Writing:
     tag_state: Any  # int32[B], of the automaton
     step: Any  # int32[B], tokens drawn for the request
     keys: Any  # uint32[B, 2], key data of the request
-    busy: Any  # bool[B]
+    unfinished: Any  # bool[B]
     noisy: Any  # bool[S] or bool[S, shown documents], the requests' modes
     asked: Any  # (question, query) of the S requests, ragged: what a reranker compares documents with
     steps: Any  # int32[1], decode steps so far (one number a device)
@@ -57,7 +57,7 @@ class Writing:
     @property
     def working(self):
         """bool[S]: requests that are not finished."""
-        return self.busy.reshape(-1, len(self.noisy)).any(axis=0)
+        return self.unfinished.reshape(-1, len(self.noisy)).any(axis=0)
 
 
 @flax.struct.dataclass

@@ -1,4 +1,4 @@
-"""The gates between the stages: a base that cannot read, or a simulator that leaks, stops the run."""
+"""Gates between stages: a base that cannot read, or a simulator that leaks, stops the run."""
 
 from zsjax.evaluate import right_queries
 from zsjax.run import build
@@ -7,7 +7,7 @@ from zsjax.search.simulator.simulator import Simulator
 
 
 def check_reading(run: Run, model, params):
-    """The first gate: with the right documents given, the base answers."""
+    """The first gate: the base answers when it is given the right documents."""
     from zsjax.tiny_world.reading import documents_given
 
     config = run.config
@@ -24,7 +24,8 @@ def check_reading(run: Run, model, params):
 
 
 def check_simulator(run: Run, simulator: Simulator):
-    """The second gate: useful documents answer, noisy ones do not, and off-path queries learn no more than BM25 tells."""
+    """The second gate: useful documents hold the answer, noisy ones do not, and off-path queries get no more than from
+    BM25."""
     from zsjax.tuning import simulator_gates as gates
 
     config = run.config

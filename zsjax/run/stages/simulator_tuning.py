@@ -1,4 +1,4 @@
-"""The simulator's making: searches collected with the real engine, and the tuning on them."""
+"""Collection of searches with the real engine, and tuning of the simulator on them."""
 
 import hashlib
 
@@ -8,7 +8,7 @@ from zsjax.monitor import costs
 from zsjax.parallel import mesh
 from zsjax.rollout import make_rollout
 from zsjax.run import build
-from zsjax.run.stages.gates import check_reading, check_simulator
+from zsjax.run.stages.gate_checks import check_reading, check_simulator
 from zsjax.run.stages.run import Run
 from zsjax.search import registry
 
@@ -53,7 +53,7 @@ def collect(run: Run):
         judging = config.collect.judge
         searches, counts = judge_searches(searches, build.judge(config))
         counted = {"judge": {"model": judging.init or judging.model, "template": judging.template, **counts}}
-        run.writer.note(f"collect: {counts['useful']} of {counts['judged']} documents are of use by the judge; "
+        run.writer.note(f"collect: {counts['useful']} of {counts['judged']} documents help, says the judge; "
                         + ", ".join(f"{name} {count}" for name, count in counts.items() if name not in ("useful", "judged")))
     provenance = {"config_sha256": hashlib.sha256(run.config_json.encode()).hexdigest(), "seed": config.seed,
                   "engine": name, "corpus": config.data.corpus, "policy": config.policy.init,

@@ -9,7 +9,7 @@ import numpy as np
 
 from zsjax.monitor.writer import read_jsonl
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def rewards_of(workdir, arg):

@@ -1,0 +1,78 @@
+"""Actions from outside the package, named in a config: `<open>` shows a page by its title, `<both>` asks twice at once."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tests.small_models import NUM_DOCUMENTS, PARAMS, POLICY, QUESTIONS, TOKENIZER, make_config
+from zsjax.config import ConfigError
+from zsjax.rollout import make_rollout, transcript
+from zsjax.rollout.actions import Action
+from zsjax.search import Document, Engine
+
+TEMPLATE = "Search with <search>, read a page with <open> title </open>, answer with <answer>. Question: {question}\n"
+
+
+class Shelf(Engine):
+    pages = (Document("Kara", "mother of Kara"), Document("Lonor", "rival of Lonor"))
+
+    def __init__(self):
+        self.asked = []
+
+    def search(self, queries, contexts, *, k):
+        self.asked += [(context.action, query.strip()) for query, context in zip(queries, contexts, strict=True)]
+        return [[Document("", f"voice of {query.strip()}")] for query in queries]
+
+
+def look_up(engine, queries, contexts, *, k):
+    return [[page for page in engine.pages if page.title == query.strip()] for query in queries]
+
+
+OPEN = Action("open", asks=True, run=look_up)
+BOTH = Action("both", asks=True, queries=2)
+
+
+def play(engine, actions, turns, prompt="tiny_world"):
+    """What is played by a policy that writes turns[i] in turn i."""
+    ids = [TOKENIZER.encode(text) for text in turns]
+    script = jnp.array([row + [0] * (24 - len(row)) for row in ids])
+
+    def sampler(logits, state, key, temperature):
+        return script[state.turn, jnp.minimum(state.length - state.turn_start, 23)], -jnp.ones(len(logits))
+
+    config = make_config(actions=("search", "answer", *(f"{__name__}:{name}" for name in actions)), max_turns=len(turns) - 1,
+                         max_tokens=240, max_prompt_tokens=80)
+    config = dataclasses.replace(config, prompts=dataclasses.replace(config.prompts, policy=prompt))
+    rollout = make_rollout(POLICY, engine, TOKENIZER, config, sampler=sampler)
+    played = jax.device_get(rollout.play(PARAMS, QUESTIONS[:1], key=jax.random.key(1)))
+    (record,) = transcript.records(played.episodes, QUESTIONS, TOKENIZER)
+    return played, record, [said["text"] for said in record["segments"] if said["role"] == "document"]
+
+
+def test_an_engine_on_the_host(tmp_path):
+    (tmp_path / "prompt.txt").write_text(TEMPLATE)
+    shelf = Shelf()
+    _, record, shown = play(shelf, ("OPEN", "BOTH"), prompt=str(tmp_path / "prompt.txt"), turns=(
+        "<search> Kara; Lonor </search>", "<open> Lonor </open>", "<both> Kara; Lonor; Lonor </both>", "<both> ; </both>",
+        "<answer> b </answer>"))
+    assert shown == ["* voice of Kara; Lonor\n", "* rival of Lonor\n", "* voice of Kara\n* voice of Lonor\n"]
+    assert "<open> title </open>" in record["segments"][0]["text"] and record["answer"] == "b"
+    assert record["queries"] == ["Kara; Lonor", "Lonor", "Kara; Lonor; Lonor"] and record["num_searches"] == 3
+    assert record["search_status"] == ["short", "short", "short", "invalid_action"]
+    assert shelf.asked == [("search", "Kara; Lonor"), ("both", "Kara"), ("both", "Lonor")]
+
+
+def test_the_simulator_in_the_compiled_program(simulator):
+    played, record, (two, one) = play(simulator, ("BOTH",), (
+        "<both> Kara; Lonor </both>", "<search> Lonor </search>", "<answer> b </answer>"))
+    assert record["search_status"] == ["ok", "ok"] and two.count("\n") == 2 * NUM_DOCUMENTS
+    assert two.endswith(one) and one.count("\n") == NUM_DOCUMENTS
+    assert (played.work.requests, played.work.simulated) == (3, 2)  # the same query is one request, whatever asks it
+
+
+def test_a_config_names_it(checked):
+    assert checked({"rollout": {"actions": ["search", "answer", f"{__name__}:OPEN"]}}).rollout.actions[2].endswith(":OPEN")
+    with pytest.raises(ConfigError, match=r"rollout\.actions.*no_such"):
+        checked({"rollout": {"actions": ["search", "answer", f"{__name__}:no_such"]}})
