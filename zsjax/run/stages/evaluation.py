@@ -38,7 +38,7 @@ class SearchesFailed(UserError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class EvaluationPart:
     """One evaluation of the config. play: () -> (its records, its lines of metrics)."""
 
     wanted: Evaluation
@@ -128,7 +128,7 @@ class Parts:
         self.how = how(run, self.questions)
         self._objects = {}
 
-    def all(self) -> Iterator[Part]:
+    def all(self) -> Iterator[EvaluationPart]:
         config, base = self.config, self._subject(kept.BASE, "models/warm_start", "models/base")
         policies = [("before", base)]
         if build.checkpoint_exists(self.run.path("models/policy")):
@@ -163,7 +163,7 @@ class Parts:
                              self._play_random_document)
 
     def _part(self, part, title, subject, play, **more):
-        return Part(Evaluation(part, title, 0, subject, self.how | more), play)
+        return EvaluationPart(Evaluation(part, title, 0, subject, self.how | more), play)
 
     def _subject(self, role, *made) -> Subject:
         """The policy of the first folder that exists, else of policy.init."""
