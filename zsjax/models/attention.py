@@ -22,7 +22,7 @@ from zsjax.errors import InputError
 from zsjax.models.cache import placed, when
 from zsjax.models.flash_decoding import flash_decode
 from zsjax.models.layers import Int8Heads
-from zsjax.parallel.constrain import CompileTarget, cut_over, free_axes, parts_of, platform, target
+from zsjax.parallel.constrain import Target, cut_over, free_axes, parts_of, platform, target
 
 NEG_INF = -1e30  # finite: a row without any visible key gives an average, never NaN
 SPLASH_BLOCK = 128  # tokens, and numbers of a head: the kernel's tile
@@ -287,7 +287,7 @@ def choose_cached(config, rows: int) -> str:
 
 
 @functools.cache  # so that it is logged once
-def _choose(wanted: str, dtype: str, head_dim: int, target: CompileTarget) -> str:
+def _choose(wanted: str, dtype: str, head_dim: int, target: Target) -> str:
     native = {"gpu": "cudnn", "tpu": "splash"}.get(target.platform, "xla")
     obstacle = "" if wanted == "xla" else _obstacle(native if wanted == "auto" else wanted, target, dtype, head_dim)
     if wanted == "auto":
@@ -301,7 +301,7 @@ def _choose(wanted: str, dtype: str, head_dim: int, target: CompileTarget) -> st
     return chosen
 
 
-def _obstacle(kernel, target: CompileTarget, dtype, head_dim) -> str:
+def _obstacle(kernel, target: Target, dtype, head_dim) -> str:
     """Why a kernel cannot run, "" if it can."""
     if kernel == "xla":
         return ""

@@ -101,6 +101,5 @@ def imported(names: Sequence[str]) -> dict:
         try:
             modules[name] = importlib.import_module(name)
         except ImportError as error:
-            raise InputError(f"trackers: the package {name!r} is not installed; pip install {name}, or leave it "
-                             "out") from error
+            raise InputError(f"trackers: the package {name!r} is not installed; pip install {name}, or leave it out") from error
     return modules

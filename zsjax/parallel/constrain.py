@@ -19,7 +19,7 @@ ACTIVATION_RULES = {"rows": ROWS, **dict.fromkeys(("heads", "kv_heads", "mlp", "
 
 
 @dataclasses.dataclass(frozen=True)
-class CompileTarget:
+class Target:
     """What programs are traced for.
 
     Attributes:
@@ -38,16 +38,16 @@ class CompileTarget:
 _target = contextvars.ContextVar("target", default=None)
 
 
-def target() -> CompileTarget:
+def target() -> Target:
     """What programs are traced for: this machine's devices, or what `compiling_for` names."""
     return _target.get() or _present()
 
 
 @functools.cache
-def _present() -> CompileTarget:
+def _present() -> Target:
     device = jax.devices()[0]
     capability = getattr(device, "compute_capability", None) if "cuda" in device.client.platform_version.lower() else None
-    return CompileTarget(device.platform, device.device_kind, capability and tuple(map(int, capability.split("."))),
+    return Target(device.platform, device.device_kind, capability and tuple(map(int, capability.split("."))),
                   jax.device_count())
 
 
@@ -58,8 +58,8 @@ def platform() -> str:
 
 @contextlib.contextmanager
 def compiling_for(name: str, kind: str | None = None, *, capability: tuple[int, int] | None = None, devices: int = 1):
-    """Programs traced in this context are for other devices than this machine's; see `CompileTarget`."""
-    token = _target.set(CompileTarget(name, kind or name, capability, devices))
+    """Programs traced in this context are for other devices than this machine's; see `Target`."""
+    token = _target.set(Target(name, kind or name, capability, devices))
     try:
         yield
     finally:
