@@ -17,7 +17,7 @@ from zsjax.models.layers import DecoderConfig
 from zsjax.models.placement import for_decoding, param_shardings
 from zsjax.parallel.mesh import TRAIN_RULES, make_mesh, replicated, reshard
 from zsjax.plan import aot, memory, topology
-from zsjax.plan.setup import model_shape, make_setup
+from zsjax.plan.setup import make_setup, model_shape
 from zsjax.plan.targets import read_target
 from zsjax.rl.optimizer import make_optimizer
 
