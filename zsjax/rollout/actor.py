@@ -6,7 +6,7 @@ import numpy as np
 from zsjax.config.fields import Config
 from zsjax.rewards import terms
 from zsjax.rl.selection import groups_with_signal
-from zsjax.rollout.experience import Experience, refill_groups
+from zsjax.rollout.experience import Experience, refill
 from zsjax.rollout.outcomes import outcomes as outcomes_of
 from zsjax.rollout.played import occupancy, requests_saved
 
@@ -32,7 +32,7 @@ class Actor:
         policy, played = self.rollout.place(policy), None  # once a step, whatever the rounds
         for round in range(self.rounds):
             new = self._play_round(policy, settings, round)
-            played = new if played is None else refill_groups(played, new)
+            played = new if played is None else refill(played, new)
             signal = groups_with_signal(played.scores, played.episodes.group_id)
             if signal.all():
                 break

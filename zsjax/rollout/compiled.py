@@ -31,7 +31,7 @@ from zsjax.rollout import dedup, schedule
 from zsjax.rollout import state as pieces
 from zsjax.rollout.actions import NOTHING
 from zsjax.rollout.draws import draw_noise, per_document
-from zsjax.rollout.played import Played, RolloutWork, cache_size
+from zsjax.rollout.played import Played, RolloutWork, num_bytes
 from zsjax.rollout.queries import queries
 from zsjax.rollout.schedule import Schedule
 from zsjax.rollout.state import Environment, Prompts, RolloutState
@@ -175,7 +175,7 @@ class Round:
         return loop.replace(requests=requests, request=jnp.where(asks, number, loop.request))
 
     def start(self, loop):
-        requests, number = dedup.begin_requests(loop.requests, loop.writes == self.N)
+        requests, number = dedup.begin(loop.requests, loop.writes == self.N)
         new = lambda of_all: jax.tree.map(lambda x: x.at[number].get(mode="clip"), of_all)
         of_question = lambda name: jax.tree.map(lambda x: x[new(requests.question)], self.questions[name])
         asked = Requests(question=of_question("question"), answers=of_question("answers"), query=new(requests.query),
@@ -206,7 +206,7 @@ class Round:
         return loop.replace(state=state, request=jnp.where(jnp.repeat(served, env.max_queries), self.N, loop.request))
 
 
-def play_compiled(static: Static, inputs: Inputs, questions: dict) -> Played:
+def play(static: Static, inputs: Inputs, questions: dict) -> Played:
     """A whole rollout against a simulator with the policy's tokenizer, as one program. Pure.
 
     questions: what `read_prompts` takes, and for each question question, answers (ragged pairs) and question_key.
@@ -261,13 +261,13 @@ def work_of(loop: LoopState) -> RolloutWork:
         policy_steps=loop.state.steps, policy_rows=one(len(loop.episode)), simulator_steps=writing.steps,
         simulator_slots=one(len(loop.writes)), simulator_tokens=one(requests.replies.lengths.sum()),
         requests=requests.asked, simulated=requests.begun, tally=writing.tally,
-        policy_cache=cache_size(loop.state.cache), simulator_cache=cache_size(writing.cache))
+        policy_cache=num_bytes(loop.state.cache), simulator_cache=num_bytes(writing.cache))
 
 
 def compiled_program(static: Static, mesh):
     """The whole rollout as one jitted program of (Inputs, questions) -> Played; mesh: whose rows questions are cut over."""
     def program(inputs, questions):
-        return play_compiled(static, inputs, questions)
+        return play(static, inputs, questions)
 
     return jax.jit(over_rows(program, mesh, rows=("questions",)))
 

@@ -52,7 +52,7 @@ def ask(table: RequestTable, asks, question, query, noisy):
     """
     N, B, rows = len(table.written), len(asks), (question, query, noisy)
     entered = (table.question, table.query, table.noisy)
-    fingerprint = request_hashes(rows)
+    fingerprint = fingerprints(rows)
     # Found by fingerprint and compared token for token; of two that differ under one fingerprint the second is just not
     # found again.
     alike = (fingerprint[:, None] == table.fingerprint) & (jnp.arange(N) < table.distinct)
@@ -72,7 +72,7 @@ def ask(table: RequestTable, asks, question, query, noisy):
     ), jnp.where(asks, number, N).astype(jnp.int32)
 
 
-def begin_requests(table: RequestTable, free):
+def begin(table: RequestTable, free):
     """(RequestTable, number int32[S] of the next request for each free slot of bool[S], N where there is none)."""
     number = table.begun + jnp.cumsum(free, dtype=jnp.int32) - 1
     number = jnp.where(free & (number < table.distinct), number, table.written.shape[0])
@@ -86,7 +86,7 @@ def enter(table: RequestTable, number, replies: Replies) -> RequestTable:
                           written=table.written.at[number].set(True, mode="drop"))
 
 
-def request_hashes(requests):
+def fingerprints(requests):
     """uint32[B] of a tree of arrays of B rows: equal rows have equal ones, different rows hardly ever."""
     columns = jnp.concatenate([x.reshape(len(x), -1).astype(jnp.int32) for x in jax.tree.leaves(requests)], axis=1)
     return hash_tokens(columns, jnp.full(len(columns), columns.shape[1]))

@@ -37,7 +37,7 @@ class Experience:
 ROWS = ("episodes", "questions", "outcomes", "scores", "terms", "row_valid")  # fields whose arrays begin with rows
 
 
-def refill_groups(first: Experience, second: Experience) -> Experience:
+def refill(first: Experience, second: Experience) -> Experience:
     """`first`, with groups of `second` that have a signal in the places of its groups that have none."""
     merged = merge_groups(*({name: getattr(played, name) for name in ROWS} for played in (first, second)),
                           scores=(first.scores, second.scores),

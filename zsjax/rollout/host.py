@@ -30,7 +30,7 @@ from zsjax.rollout import schedule
 from zsjax.rollout import state as pieces
 from zsjax.rollout.actions import DOCUMENTS, NOTHING
 from zsjax.rollout.draws import draw_noise
-from zsjax.rollout.played import Played, RolloutWork, cache_size
+from zsjax.rollout.played import Played, RolloutWork, num_bytes
 from zsjax.rollout.queries import queries
 from zsjax.rollout.schedule import Schedule
 from zsjax.rollout.searching import Asked, Found
@@ -149,7 +149,7 @@ class HostRollout:
                     return Played(episodes, RolloutWork(
                         policy_steps=jax.device_get(state.steps), policy_rows=rows, simulator_steps=steps,
                         simulator_slots=slots,
-                        policy_cache=np.repeat(cache_size(state.cache) / len(rows), len(rows))))
+                        policy_cache=np.repeat(num_bytes(state.cache) / len(rows), len(rows))))
 
                 collect(patience)  # so that the next batch can be asked for
                 if board.unrequested().any() and len(under_way) < self.search_batches:

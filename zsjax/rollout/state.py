@@ -222,7 +222,7 @@ def refill(env: Environment, state: RolloutState, prompts: Prompts, rows, episod
     return state.replace(cache=cache, **{name: put(getattr(state, name), getattr(fresh, name)) for name in names})
 
 
-def generating_rows(state: RolloutState):
+def generating(state: RolloutState):
     """bool[B]: rows whose next token is the policy's."""
     return schedule.generating(state.status, state.waits_for)
 
@@ -246,7 +246,7 @@ def generate_turn(params, env: Environment, tables: Tables, state: RolloutState,
     rules = jnp.array(table.rules(env.actions))
 
     def step(s: RolloutState) -> RolloutState:
-        alive = generating_rows(s)
+        alive = generating(s)
         token, logprob = env.sampler(logits_of(params, env.policy, s.hidden), s, key, temperature)
         at = jnp.where(alive, s.length, T)  # writes of other rows are dropped
         tag_state, event = tables.automaton.step(s.tag_state, token)
@@ -283,7 +283,7 @@ def generate_turn(params, env: Environment, tables: Tables, state: RolloutState,
             steps=s.steps + 1,
         )
 
-    return jax.lax.while_loop(lambda s: generating_rows(s).any() & goes_on(s), step, state)
+    return jax.lax.while_loop(lambda s: generating(s).any() & goes_on(s), step, state)
 
 
 def insert(params, env: Environment, state: RolloutState, replies: Replies, asked, noisy, served) -> RolloutState:
