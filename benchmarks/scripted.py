@@ -20,7 +20,7 @@ from zsjax.rollout.schedule import Schedule
 from zsjax.sampling.tags import TagAutomaton
 from zsjax.search.simulator.prompt import SLOTS, SimulatorTemplate
 from zsjax.search.simulator.simulator import Simulator
-from zsjax.search.simulator.writing import WritingTables
+from zsjax.search.simulator.writing import Tables
 
 OPEN_SEARCH, CLOSE_SEARCH, OPEN_ANSWER, CLOSE_ANSWER = range(1, 5)  # events of `zsjax.rollout.actions.ACTIONS`
 NEWLINE = 2  # drawn never, written where a document is cut
@@ -113,7 +113,7 @@ def scripted_episodes(config, params, w, rng):
     never = jnp.zeros((1, V), jnp.int8).at[0, NEWLINE].set(1)  # the mask over the vocabulary that a simulator pays for
     automaton = TagAutomaton(**{**flat, "event": never, "next_state": jnp.zeros((1, V), jnp.int16),
                                 "event_tail": jnp.zeros((1, V), jnp.int16)}, tags=("<",))
-    simulator_tables = WritingTables(automaton=automaton, ends_line=ends_line, blank=none, eos=none)
+    simulator_tables = Tables(automaton=automaton, ends_line=ends_line, blank=none, eos=none)
 
     tokenizer = Words(V)
     question_tokens = w["simulator_prompt"] - INSTRUCTIONS - WORDS - ANSWERS - QUERY

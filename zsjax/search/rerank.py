@@ -63,7 +63,7 @@ def init_reranker(options) -> RerankerState:
     return RerankerState(weights, optax.adam(options.learning_rate).init(weights))
 
 
-def score_documents(weights, documents, lengths, question, query):
+def score(weights, documents, lengths, question, query):
     """float32[B, k] of documents int32[B, k, N], lengths int32[B, k]; question and query are ragged: (int32[B, n],
     int32[B])."""
     inside = jnp.arange(documents.shape[2]) < lengths[:, :, None]
@@ -85,7 +85,7 @@ def score_documents(weights, documents, lengths, question, query):
     return overlap @ weights["overlap"] + of_token.sum(axis=2) / jnp.sqrt(size)
 
 
-def choose_documents(scores, lengths, noisy, num_shown: int):
+def choose(scores, lengths, noisy, num_shown: int):
     """int32[B, num_shown], which candidates are shown, first to last; places without a document (length 0) come last.
 
     Args:
@@ -97,10 +97,10 @@ def choose_documents(scores, lengths, noisy, num_shown: int):
 
 
 def chooser(weights, num_shown: int):
-    """A chooser for `Simulator.replies`. weights: None shows the first ones."""
+    """A `choose` for `Simulator.replies`. weights: None shows the first ones."""
     def choose_shown(documents, lengths, noisy, question, query):
-        scores = jnp.zeros(lengths.shape) if weights is None else score_documents(weights, documents, lengths, question, query)
-        return choose_documents(scores, lengths, noisy, num_shown)
+        scores = jnp.zeros(lengths.shape) if weights is None else score(weights, documents, lengths, question, query)
+        return choose(scores, lengths, noisy, num_shown)
 
     return choose_shown
 
@@ -124,7 +124,7 @@ def value_loss(weights, seen: Seen, scores, group_id, valid):
     B, M, k, N = seen.documents.shape
     flat = lambda x: x.reshape(B * M, *x.shape[2:])
     question = jax.tree.map(lambda x: jnp.repeat(x, M, axis=0), seen.question)
-    each = score_documents(weights, flat(seen.documents), flat(seen.lengths), question, jax.tree.map(flat, seen.query))
+    each = score(weights, flat(seen.documents), flat(seen.lengths), question, jax.tree.map(flat, seen.query))
     shown = (seen.lengths > 0).reshape(B, M * k)
     value = jnp.where(shown, each.reshape(B, M * k), 0).sum(axis=1) / jnp.maximum(shown.sum(axis=1), 1)
     valid = valid & shown.any(axis=1)
@@ -137,7 +137,7 @@ def value_loss(weights, seen: Seen, scores, group_id, valid):
 
 
 @functools.cache
-def make_reranker_update(learning_rate: float):
+def make_update(learning_rate: float):
     """A jitted update(state, seen, scores, group_id, valid) -> (state, info): one step of Adam on `value_loss`. Pure; the
     info is about the scorer as it was before."""
     optimizer = optax.adam(learning_rate)

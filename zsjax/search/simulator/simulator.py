@@ -29,7 +29,7 @@ from zsjax.search.engine import Document, Engine, SearchContext, check_request
 from zsjax.search.rerank import chooser
 from zsjax.search.simulator.prompt import SimulatorTemplate, bare_line
 from zsjax.search.simulator.requests import Requests, on_target, question_keys, request_keys
-from zsjax.search.simulator.writing import Replies, Tally, Writing, WritingTables, make_tables
+from zsjax.search.simulator.writing import Replies, Tables, Tally, Writing, make_tables
 
 PREFILL_CHUNK = 128
 
@@ -79,7 +79,7 @@ class Simulator(Engine):
         return [True] * len(queries)
 
     @functools.cached_property
-    def tables(self) -> WritingTables:
+    def tables(self) -> Tables:
         with jax.ensure_compile_time_eval():  # kept for later: never a tracer, though first asked for inside a jit
             return make_tables(self.tokenizer, self.config.vocab_size)
 
@@ -130,7 +130,7 @@ class Simulator(Engine):
         pieces = [np.array(value, np.int32) if kind == "text" else slots[value] for kind, value in self._pieces]
         return concatenate(pieces, size=self.prompt_size)
 
-    def write(self, params, tables: WritingTables, requests: Requests, key, num_shown: int | None = None) -> Replies:
+    def write(self, params, tables: Tables, requests: Requests, key, num_shown: int | None = None) -> Replies:
         """Reads the prompts of the active requests and writes their documents, of which the num_shown first are given
         (None: all). Pure; traced inside the rollout."""
         params = decoding_params(params, self.config)  # once, outside of the loops
@@ -197,7 +197,7 @@ class Simulator(Engine):
             count=fresh(writing.count), tag_state=fresh(writing.tag_state), step=fresh(writing.step),
             keys=jnp.where(new[:, None], keys, writing.keys), unfinished=writing.unfinished | new, noisy=noisy, asked=asked)
 
-    def proceed(self, params, tables: WritingTables, writing: "Writing", go_on=lambda writing: True) -> "Writing":
+    def proceed(self, params, tables: Tables, writing: "Writing", go_on=lambda writing: True) -> "Writing":
         """Writes a token of every request under way, again and again, while there is one and `go_on(writing)` holds."""
         config, k, N = self.config, self.num_documents, self.max_document_tokens
         rows = jnp.arange(writing.unfinished.shape[0])

@@ -61,7 +61,7 @@ class Writing:
 
 
 @flax.struct.dataclass
-class WritingTables:
+class Tables:
     """Per-token facts about the simulator's vocabulary; V rows of the embedding (ids without a token are False)."""
 
     automaton: TagAutomaton
@@ -71,10 +71,10 @@ class WritingTables:
     special: Any  # bool[V], no text and no end: never written
 
 
-def make_tables(tokenizer, vocab_size: int) -> WritingTables:
+def make_tables(tokenizer, vocab_size: int) -> Tables:
     """Of a tokenizer, for a model with so many rows of the embedding."""
     pieces = _pieces(tokenizer, vocab_size)
-    return WritingTables(
+    return Tables(
         automaton=TagAutomaton.from_tokenizer(tokenizer, ALL_TAGS),
         ends_line=line_ends(tokenizer, vocab_size),
         blank=jnp.array([p is not None and not p.strip() for p in pieces]),
