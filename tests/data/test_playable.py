@@ -7,7 +7,7 @@ import pytest
 
 from zsjax.config import ConfigError, resolve
 from zsjax.data.playable import keep_playable
-from zsjax.data.questions import sample_questions
+from zsjax.data.questions import sample
 from zsjax.errors import InputError
 from zsjax.launch import load_experiment
 from zsjax.rollout.policy_prompt import PolicyTemplate
@@ -84,8 +84,7 @@ def test_a_limit_is_a_sample_that_seeds_do_not_change(tmp_path):
     ids = [int(question.id[1:]) for question in taken]
     assert ids == sorted(ids) and set(build.questions(config(), path, 16)[0].id) <= {*"q0123456789"}
     everything = build.questions(config(), path)
-    assert {q.id for q in sample_questions(everything, 16)} < {q.id for q in taken}
-    assert sample_questions(everything, 400) == everything
+    assert {q.id for q in sample(everything, 16)} < {q.id for q in taken} and sample(everything, 400) == everything
 
 
 def test_the_tiny_worlds_questions_stay_the_first():

@@ -51,7 +51,7 @@ def load_questions(source: str | pathlib.Path, *, split: str | None = None, limi
     return questions if limit is None else questions[:limit]
 
 
-def sample_questions(questions: Sequence[Question], limit: int | None, *, seed: int = 0) -> list[Question]:
+def sample(questions: Sequence[Question], limit: int | None, *, seed: int = 0) -> list[Question]:
     """At most `limit` questions, drawn without replacement and kept in order, as files are often sorted.
 
     The questions of a smaller limit are among those of a larger one. The draw depends on seed and the number of questions.

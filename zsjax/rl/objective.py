@@ -23,9 +23,8 @@ from zsjax.rl.logprobs import token_logprobs
 from zsjax.types import Metric
 
 METRICS = (
-    Metric("entropy", "of the policy's next token", "nats per token", 0.0,
-           healthy="falls slowly and stays above 0.01", alarm="the policy hardly chooses any more", chart="Entropy",
-           curve="entropy"),
+    Metric("entropy", "of the policy's next token", "nats per token", 0.0, healthy="falls slowly and stays above 0.01", alarm="the policy hardly chooses any more",
+           chart="Entropy", curve="entropy"),
     Metric("kl", "to the reference, by the estimator algorithm.kl_kind", "nats per token", healthy="rises slowly",
            chart="KL to the starting policy", curve="kl", read_by=("adaptive KL coefficient",)),
     Metric("ratio_mean", "probability ratio of the policy and the policy before the step", "ratio", 0.0, healthy="near 1"),

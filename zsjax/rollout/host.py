@@ -62,7 +62,7 @@ class HostRollout:
         jitted = lambda function, *rows, **options: jax.jit(over_rows(function, mesh, rows=rows), **options)
         self._cast = jax.jit(lambda params: decoding_params(params, env.policy))  # once a rollout
         self._begin = jitted(self._begin_pieces, "inputs")
-        self._decode = jitted(self._decode_pieces, "state", "searches", "left", donate_argnums=2)
+        self._decode = jitted(self._decode_pieces, "state", "requested", "ready", "left", donate_argnums=2)
         self._refill = jitted(self._refill_pieces, "state", "episodes", "prompts", "played", "rows", "episode",
                               donate_argnums=(0, 1))
         self._ask = jitted(self._ask_pieces, "state")
@@ -76,15 +76,15 @@ class HostRollout:
         R, _ = self.schedule.sizes(E)
         return prompts, pieces.empty_rows(self.env, R), pieces.finish(pieces.empty_rows(self.env, E))
 
-    def _decode_pieces(self, params, tables, state, searches, left, may_ask, key, temperature):
+    def _decode_pieces(self, params, tables, state, requested, ready, left, may_ask, key, temperature):
         """The decode program.
 
         Args:
-          searches: (requested, ready), bool[R] each: the row's requests are entered, and all their replies are there.
+          requested, ready: bool[R], the row's requests are entered, and all of their replies are there.
           left: int32[1], episodes that no row has begun.
           may_ask: bool[], whether another search can be begun.
         """
-        (requested, ready), begun = searches, state.steps[0]
+        begun = state.steps[0]
 
         def goes_on(state):
             status, waits_for = state.status, state.waits_for
@@ -133,7 +133,7 @@ class HostRollout:
         try:
             while True:
                 begun = time.perf_counter()
-                state = self._decode(params, self.tables, state, (board.requested, board.ready), board.left,
+                state = self._decode(params, self.tables, state, board.requested, board.ready, board.left,
                                      len(under_way) < self.search_batches, key, temperature)
                 self.watch(state)
                 board.status, board.waits_for = map(np.array, jax.device_get((state.status, state.waits_for)))

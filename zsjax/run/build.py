@@ -16,7 +16,7 @@ from zsjax.config.options import read_options
 from zsjax.data import load_corpus, load_questions, load_tokenizer
 from zsjax.data.assets import asset_path
 from zsjax.data.playable import keep_playable
-from zsjax.data.questions import sample_questions
+from zsjax.data.questions import sample
 from zsjax.errors import reading
 from zsjax.models import attention
 from zsjax.models.checkpoints import hub
@@ -90,7 +90,7 @@ def questions(config: Config, source: str, limit: int | None = None) -> list[Que
 
         return list(world.questions(worlds(config, source)))[:limit]
     source, _, split = source.partition("#")
-    return sample_questions(load_questions(source, split=split or None), limit)
+    return sample(load_questions(source, split=split or None), limit)
 
 
 def benchmarks(config: Config) -> list[Question]:

@@ -56,15 +56,13 @@ def generate(params, config: DecoderConfig, tokens, lengths, *, key, max_new_tok
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     row_ids = jnp.arange(tokens.shape[0]) if row_ids is None else row_ids
-    return _generate(params, config, (tokens, lengths, jnp.asarray(row_ids, jnp.int32)), key,
-                     jnp.asarray(temperature, jnp.float32), jnp.asarray(tuple(stop_ids), jnp.int32), max_new_tokens,
-                     (top_k, top_p))
+    return _generate(params, config, tokens, lengths, key, jnp.asarray(temperature, jnp.float32),
+                     jnp.asarray(tuple(stop_ids), jnp.int32), jnp.asarray(row_ids, jnp.int32),
+                     max_new_tokens=max_new_tokens, top_k=top_k, top_p=top_p)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "max_new_tokens", "cuts"))
-def _generate(params, config, prompts, key, temperature, stop_ids, max_new_tokens: int, cuts: tuple[int, float]):
-    """prompts: tokens, lengths and ids of the rows. cuts: top_k and top_p."""
-    (tokens, lengths, row_ids), (top_k, top_p) = prompts, cuts
+@functools.partial(jax.jit, static_argnames=("config", "max_new_tokens", "top_k", "top_p"))
+def _generate(params, config, tokens, lengths, key, temperature, stop_ids, row_ids, *, max_new_tokens, top_k, top_p):
     B, P = tokens.shape
     params = (cast_matrices if B == 1 else decoding_params)(params, config)  # a single row gains nothing by a turned head
 
