@@ -92,12 +92,11 @@ def test_compilations_are_counted_and_what_was_kept_told_apart(tmp_path):
     before = {name: getattr(jax.config, name) for name in options}
     counts = usage.CompileCount()
     try:
-        for name, value in zip(options, (str(tmp_path), 0, -1)):
+        for name, value in zip(options, (str(tmp_path), 0, -1), strict=True):
             jax.config.update(name, value)
         compilation_cache.reset_cache()
         counts.take()
-        make = lambda: jax.jit(lambda x: jnp.sin(x) * 3 + 1)
-        first, again = make(), make()
+        first, again = (jax.jit(lambda x: jnp.sin(x) * 3 + 1) for _ in range(2))
         first(x)
         taken = counts.take()
         assert (taken["compile/step"], taken["compile/cached"]) == (1, 0) and taken["time/compile"] > 0

@@ -19,8 +19,8 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "zsjax"
 # Modules that read what the user names: none of their errors is a bare ValueError or OSError.
 READERS = [PACKAGE / name for name in (
     "data", "models/checkpoints/hub.py", "models/checkpoints/tensor_files.py", "models/families", "models/attention.py",
-    "search/simulator/prompt.py", "rollout/policy_prompt.py", "rollout/__init__.py", "tuning/collect.py", "parallel/mesh.py",
-    "plan/targets.py", "run", "rl/algorithms.py", "rl/optimizer.py")]
+    "search/simulator/prompt.py", "rollout/policy_prompt.py", "rollout/__init__.py", "tuning/collect.py",
+    "tuning/demonstrations.py", "parallel/mesh.py", "plan/targets.py", "run", "rl/algorithms.py", "rl/optimizer.py")]
 CONFIG = {"policy": {"init": "random", "shape": dict(embed_dim=32, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16,
                                                      mlp_dim=32)}, "stages": ("train",), "search": {"engine": "bm25"}}
 
@@ -82,6 +82,7 @@ def unreadable(tmp_path):
     from zsjax.search import BM25, HttpRetriever, SerpApi
     from zsjax.search.simulator.prompt import JudgeTemplate, SimulatorTemplate
     from zsjax.tuning.collect import read_searches
+    from zsjax.tuning.demonstrations import read_demonstrations
 
     latin = tmp_path / "latin.txt"
     latin.write_bytes("Frag é {question}".encode("latin-1"))
@@ -103,6 +104,7 @@ def unreadable(tmp_path):
         "mesh": lambda: make_mesh({"data": 77}), "target": lambda: read_target("abacus:1"),
         "algorithm": lambda: algorithms.preset("luck"), "advantage": lambda: credit.load_advantage("no.module:f"),
         "chain": lambda: optimizer.transformation({"name": "no_such"}, 0.1), "searches": lambda: read_searches(bad),
+        "demonstrations": lambda: read_demonstrations(bad),
         "policy prompt": lambda: PolicyTemplate.load(latin), "simulator prompt": lambda: SimulatorTemplate.load(latin),
         "judge prompt": lambda: JudgeTemplate.load("nowhere.txt"), "folder": lambda: PolicyTemplate.load(tmp_path),
         "server": lambda: HttpRetriever("nowhere"), "key": lambda: SerpApi(key_env="NO_SUCH_KEY", cache_dir=tmp_path),
@@ -111,8 +113,8 @@ def unreadable(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["questions", "corpus", "tokenizer", "checkpoint", "attention", "metrics", "mesh", "target",
-                                  "algorithm", "advantage", "chain", "searches", "policy prompt", "simulator prompt",
-                                  "judge prompt", "folder", "server", "key", "index", "no index"])
+                                  "algorithm", "advantage", "chain", "searches", "demonstrations", "policy prompt",
+                                  "simulator prompt", "judge prompt", "folder", "server", "key", "index", "no index"])
 def test_a_mistake_of_the_users_is_one_line_and_exit_code_2(what, tmp_path, monkeypatch, capsys):
     code, text = command(tmp_path, monkeypatch, capsys, unreadable(tmp_path)[what])
     assert code == 2 and text.startswith("error: ") and text.count("\n") == 1 and "Traceback" not in text

@@ -43,7 +43,7 @@ class FakeRollout:
             length=np.full(B, 3), status=np.where(cut, types.OUT_OF_TOKENS, types.ANSWERED),
             num_searches=np.zeros(B, int), group_id=group, episode_id=2 * group + np.arange(B) % 2,
             query_span=np.zeros((B, 1, 2), int), noisy=np.zeros((B, 1, 1), bool),
-            documents_span=np.zeros((B, 1, 2), int)))), RolloutWork(np.array([4]), np.array([B]), np.array([0]), np.array([0])))
+            documents_span=np.zeros((B, 1, 2), int)))), RolloutWork(*np.array([[4], [B], [0], [0]])))
 
 
 def play(rollout, step, noise=0.0, **algorithm):
@@ -79,6 +79,7 @@ def test_what_cannot_be_replaced_leaves_the_loss():
 
 
 def test_truncated_episodes_are_masked_where_asked():
-    make = lambda **options: play(FakeRollout(lambda g: 1, truncated=(0, 5)), 0, **options)
-    assert make().row_valid.all() and make().scores.tolist() == [0, 0, 1, 0, 1, 0]
-    assert make(mask=("truncated",)).row_valid.tolist() == [False, True, True, True, True, False]
+    rollout = FakeRollout(lambda g: 1, truncated=(0, 5))
+    plain = play(rollout, 0)
+    assert plain.row_valid.all() and plain.scores.tolist() == [0, 0, 1, 0, 1, 0]
+    assert play(rollout, 0, mask=("truncated",)).row_valid.tolist() == [False, True, True, True, True, False]

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from zsjax.config.fields import HealthConfig
 from zsjax.monitor import catalog
-from zsjax.monitor.episodes import search_metrics, shown_documents, token_metrics
+from zsjax.monitor.episodes import documents_of, search_metrics, token_metrics
 from zsjax.monitor.writer import SHOWN, SHOWN_TOGETHER, Timer, Writer, read_jsonl, without_wall_time
 from zsjax.report import page
 from zsjax.rewards.terms import Outcome
@@ -115,8 +115,8 @@ def outcome(answer, queries=(), documents=()):
 
 def test_news_of_searches():
     first, again = "Doc 1: A. of Rome\nDoc 2: B. of 1950\n", "Doc 1: B. of 1950\nDoc 2: A. of Rome\n"
-    assert shown_documents(first) == shown_documents(again) == {"Doc : A. of Rome", "Doc : B. of 1950"}
-    assert shown_documents("* 1950 was\n* 2 is") == {"* 1950 was", "*  is"}
+    assert documents_of(first) == documents_of(again) == {"Doc : A. of Rome", "Doc : B. of 1950"}
+    assert documents_of("* 1950 was\n* 2 is") == {"* 1950 was", "*  is"}
     told = [outcome("x", ("who", "Who?", "where"), (first, again, first + "Doc 3: C. of Oslo")), outcome("y")]
     assert search_metrics(told) == {"reach": 1 / 3, "repeated_queries": 1 / 3, "results_without_news": 1 / 3}
     assert search_metrics([outcome("x", ("who", "who"), (first, ""))])["results_without_news"] == 0  # nothing was shown

@@ -17,7 +17,7 @@ from zsjax.models.layers import DecoderConfig
 from zsjax.models.placement import for_decoding, param_shardings
 from zsjax.parallel.mesh import TRAIN_RULES, make_mesh, replicated, reshard
 from zsjax.plan import aot, memory, topology
-from zsjax.plan.setup import model_shape, prepare
+from zsjax.plan.setup import make_setup, model_shape
 from zsjax.plan.targets import read_target
 from zsjax.rl.optimizer import make_optimizer
 
@@ -43,7 +43,7 @@ def bytes_on_first_device(tree) -> int:
 
 def test_exact_figures_are_what_a_device_holds():
     config = resolve(SMALL)
-    setup = prepare(config, read_target("h100:8"))
+    setup = make_setup(config, read_target("h100:8"))
     figures = {figure.name: figure for figure in memory.footprint(setup)}
     mesh = make_mesh(config.mesh)
     model = DecoderConfig(**SHAPE)
@@ -77,7 +77,7 @@ def test_what_the_target_does_is_counted_not_what_this_machine_would():
 def test_adapters_and_int8_are_counted_as_they_are():
     changed = SMALL | dict(policy=SMALL["policy"] | dict(lora=dict(rank=2), param_dtype="bfloat16"),
                            simulator=SMALL["simulator"] | dict(quantize="int8", param_dtype="bfloat16"))
-    plain, setup = (prepare(resolve(config), read_target("h100:8")) for config in (SMALL, changed))
+    plain, setup = (make_setup(resolve(config), read_target("h100:8")) for config in (SMALL, changed))
     before, after = ({f.name: f.bytes for f in memory.footprint(s)} for s in (plain, setup))
     assert "reference parameters" not in after
     assert after["frozen policy parameters, also the reference"] == before["policy parameters"] // 2
@@ -107,7 +107,7 @@ def test_residuals_under_remat_are_the_layers_inputs():
 
 def test_programs_are_those_that_train_calls():
     """Compiled for the CPU's eight devices instead of a TPU's: arguments are the exact figures, to the byte."""
-    setup = prepare(resolve(SMALL), read_target("v5e:8"))
+    setup = make_setup(resolve(SMALL), read_target("v5e:8"))
     figures = {figure.name: figure.bytes for figure in memory.footprint(setup)}
     lowered = aot.programs(setup, jax.devices())
     assert set(lowered) == {"update", "score", "rollout"}

@@ -10,7 +10,7 @@ from zsjax import evaluate
 from zsjax.search import Document, SearchContext
 from zsjax.search.simulator.requests import question_keys
 from zsjax.tuning.collect import RecordingEngine, Search, deduplicate, read_searches, write_searches
-from zsjax.tuning.tune import split
+from zsjax.tuning.tune import split_by_question
 from zsjax.types import Question
 
 EMMA = Question("test_0", "Who wrote Emma?", ("Austen",))
@@ -61,7 +61,7 @@ def test_collected_searches(tmp_path):
     del old["question"]["key"]  # as runs before keys wrote them
     (tmp_path / "searches.jsonl").write_text("\n".join([lines[0], json.dumps(old)]))
     assert read_searches(tmp_path / "searches.jsonl")[1] == searches[:1]
-    assert sum(map(len, split(searches, 0.5))) == 2
+    assert sum(map(len, split_by_question(searches, 0.5))) == 2
 
 
 def test_random_streams():

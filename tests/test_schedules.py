@@ -127,7 +127,9 @@ def test_noise_follows_the_reward_and_holds_the_target():
 
 
 def test_the_kl_coefficient_follows_the_kl():
-    follow = lambda coef, kl: float(schedules.follow_kl(coef, kl, target=0.1, horizon=1000, episodes=100))
+    def follow(coef, kl):
+        return float(schedules.follow_kl(coef, kl, target=0.1, horizon=1000, episodes=100))
+
     assert follow(1.0, 0.1) == 1.0
     assert follow(1.0, 9.0) == pytest.approx(1.02) and follow(1.0, 0.0) == pytest.approx(0.98)  # at most 20 % a horizon
     assert follow(1.0, 0.11) == pytest.approx(1.01)

@@ -67,7 +67,9 @@ def test_packed_on_a_mesh_is_the_same_training(tmp_path, lora):
         tokens, weights = batches(step)
         return tokens, weights * (np.arange(12) < np.array([[12], [3], [9], [0]]))  # the last row weighs nothing
 
-    run = lambda name, phase=PHASE, **options: train(tmp_path / name, of_many_lengths, phase, lora=lora, **options)
+    def run(name, phase=PHASE, **options):
+        return train(tmp_path / name, of_many_lengths, phase, lora=lora, **options)
+
     plain = run("plain")
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 1}, jax.devices()[:4])
     uneven = make_mesh({"data": 3}, jax.devices()[:3])

@@ -1,4 +1,4 @@
-"""The errors that are the user's to fix: one message that names what is wrong and what to do."""
+"""Errors that the user must fix: one message that names what is wrong and what to do."""
 
 import contextlib
 import dataclasses
@@ -8,23 +8,23 @@ from typing import Any
 
 
 class UserError(Exception):
-    """A mistake of the user's, told in words that say how to mend it: printed without traceback, exit code 2."""
+    """A mistake of the user; the message says how to fix it. Printed without traceback, exit code 2."""
 
 
 class InputError(UserError, ValueError):
-    """Something that the user named holds what cannot be used: a file, a checkpoint, a template, a value of a config.
+    """A file, checkpoint, template or value of the user's cannot be used.
 
-    Raised where it is read, in one line: field or file, value, what is wrong, what to do. Every other ValueError is a
-    bug of the program and keeps its traceback.
+    Raised where it is read. The message is one line: field or file, value, what is wrong, what to do. Every other
+    ValueError is a bug of the program and keeps its traceback.
     """
 
 
 class InputNotFound(InputError, FileNotFoundError):
-    """A file, folder or package that the user named is not there."""
+    """A file, folder or package that the user named does not exist."""
 
 
 class InputExists(InputError, FileExistsError):
-    """A file or folder that would be written is there already."""
+    """A file or folder that would be written exists already."""
 
 
 class NonFiniteUpdate(UserError, FloatingPointError):
@@ -35,7 +35,7 @@ class NonFiniteUpdate(UserError, FloatingPointError):
 
 @contextlib.contextmanager
 def reading(path):
-    """Turns what Python itself raises while the file `path` is read into an `InputError` with its name."""
+    """Turns Python's own errors while the file `path` is read into an `InputError` with its name."""
     try:
         yield
     except UserError:
@@ -44,13 +44,13 @@ def reading(path):
         raise InputNotFound(f"{path}: no such file; check the path") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8; convert the file to UTF-8") from error
-    except (OSError, EOFError, zlib.error) as error:  # a folder, no right to read, an archive that ends too soon
+    except (OSError, EOFError, zlib.error) as error:  # a folder, missing rights, an archive that ends too soon
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: cannot be read ({reason}); check the file") from error
 
 
 def pointer(path) -> str:
-    """What to do where only Git LFS's pointer to a file was copied; "" for any other file."""
+    """The fix where a file is only Git LFS's pointer to it; "" for any other file."""
     with open(path, "rb") as file:
         is_pointer = file.read(23) == b"version https://git-lfs"
     return "but a Git LFS pointer; fetch the file itself with git lfs pull" if is_pointer else ""
@@ -58,7 +58,7 @@ def pointer(path) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with a config: the field's dotted name, its value, what is wrong, what would work."""
+    """One problem of a config: the field's dotted name, its value, what is wrong, what to do."""
 
     field: str
     value: Any
@@ -70,7 +70,7 @@ class Problem:
 
 
 class ConfigError(UserError, ValueError):
-    """Everything that is wrong with a config. `.problems` lists them."""
+    """All problems of a config, in `.problems`."""
 
     def __init__(self, problems: Sequence[Problem]):
         self.problems = list(problems)

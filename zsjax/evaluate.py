@@ -1,4 +1,4 @@
-"""Evaluation: questions -> episodes -> scores -> tables. Every question counts; greedy unless asked otherwise."""
+"""Evaluation: questions -> episodes -> scores -> tables. Every question counts; greedy by default."""
 
 import collections
 import json
@@ -32,8 +32,8 @@ METRICS = (
 
 
 def play_samples(rollout, params, questions: Sequence[Question], *, key, samples: int, **options) -> list[dict]:
-    """`play`, `samples` times with keys of their own: a record of every episode, with its "sample" number, all questions
-    of the first sample first."""
+    """`play`, `samples` times, each with its own key: a record of every episode with its "sample" number, the first sample
+    of all questions first."""
     records = []
     for sample in range(samples):
         played, _ = play(rollout, params, questions, key=jax.random.fold_in(key, sample) if sample else key, **options)
@@ -43,15 +43,15 @@ def play_samples(rollout, params, questions: Sequence[Question], *, key, samples
 
 def play(rollout, params, questions: Sequence[Question], *, key, batch_rows: int, temperature: float = 0.0,
          noise: float = 0.0, progress: Callable = iter) -> tuple[list[dict], Episodes]:
-    """Plays one episode per question, in batches of one shape (the last is filled up and its extra rows dropped).
+    """Plays one episode per question, in batches of one shape; the last batch is filled, and its extra rows are dropped.
 
     Args:
       rollout: from `make_rollout` with group_size 1.
-      key: names the draws, with the question's index: batching changes nothing.
+      key: of the draws, with the question's index; batching changes nothing.
       progress: wraps the iterable of batches, for a progress bar.
 
     Returns:
-      (a record per question as `transcript.records` with the scores of `SCORES`, episodes of all questions as numpy).
+      (records of `scored_records`, episodes of all questions as numpy).
 
     Raises:
       InputError: there are no questions.
@@ -73,8 +73,8 @@ def play(rollout, params, questions: Sequence[Question], *, key, batch_rows: int
 
 
 def scored_records(episodes: Episodes, questions: Sequence[Question], tokenizer) -> list[dict]:
-    """`transcript.records` of finished episodes (numpy), one a question, with the scores of `SCORES`, "reach" and, where
-    the question has one, "data_set"."""
+    """`transcript.records` of finished episodes (numpy), one a question, with the scores of `SCORES`, "reach", and the
+    question's "data_set" if it has one."""
     said = transcript.answers(episodes, tokenizer)
     scores = {name: [score(a, q.golden_answers) for a, q in zip(said, questions, strict=True)]
               for name, score in SCORES.items()}
@@ -99,22 +99,22 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def on_path(record: dict, question: Question) -> tuple[int, int]:
-    """(searches that ask a right query of the question, searches), for questions that know `right_queries`."""
+    """(searches whose query is one of the question's `right_queries`, searches)."""
     right = {rewards.normalize_answer(q) for q in right_queries(question)}
     return sum(rewards.normalize_answer(q) in right for q in record["queries"]), len(record["queries"])
 
 
 def right_queries(question: Question) -> list[str]:
-    """The texts of metadata "queries", [] where the question does not know them: parquet fills what is absent with null."""
+    """The texts of metadata "queries", [] where there are none; parquet fills absent ones with null."""
     queries = question.metadata.get("queries")
     queries = [queries] if isinstance(queries, str) else [] if queries is None else queries
     return [query for query in queries if isinstance(query, str)]
 
 
 def label_of(value) -> str | int | float | None:
-    """A metadata value as a table shows it, a JSON value that can be hashed; None where it says nothing (null, NaN, "", []).
+    """A metadata value as a table shows it, a JSON value that can be hashed; None for null, NaN, "" and [].
 
-    Parquet gives whole numbers of a column with nulls as floats, and lists as numpy arrays. A list of one is its member.
+    Parquet gives whole numbers of a column with nulls as floats, and lists as numpy arrays. A list of one gives its item.
     """
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
@@ -129,7 +129,7 @@ def label_of(value) -> str | int | float | None:
 
 
 def group_of(question: Question) -> tuple[str, object]:
-    """("data_set", name), ("hops", number), or ("hops", "all"): what a question is tabled under."""
+    """("data_set", name), ("hops", number), or ("hops", "all"): the question's row of a table."""
     for name in ("data_set", "hops"):
         if (label := label_of(question.metadata.get(name))) is not None:
             return name, label
@@ -143,22 +143,26 @@ def data_set_of(question: Question) -> dict:
 
 
 def failed_searches(record: Mapping) -> int:
-    """How many searches of a record the engine failed at; a search that found nothing did not fail."""
+    """Searches of a record at which the engine failed; a search that found nothing did not fail."""
     return record.get("failed_searches", list(record.get("search_status", ())).count("failed"))
 
 
 def summarize(name: str, records: Sequence[dict], questions: Sequence[Question], *, total: bool = False) -> list[dict]:
-    """Rows of the evaluation table: one per data set or number of hops where questions say it, else one for all.
+    """Rows of the evaluation table: one per data set or number of hops where questions have one, else one for all.
 
     Args:
-      total: where there are several data sets, a row of data set "all" for all questions comes last.
-      records: of `play` or `play_samples`; with several samples a question's scores are averaged first, so that the
-        standard error is over questions.
-      questions: all that were asked. Raises ValueError when the records are not a whole number of times as many.
+      name: of the rows.
+      records: of `play` or `play_samples`. The scores of a question's samples are averaged first, so that standard errors
+        are over questions.
+      questions: all that were asked.
+      total: add a last row of data set "all" where there are several data sets.
 
     Returns:
       Rows of name, hops or data_set, n questions, scores and their standard errors, means of searches, answered and
-      tokens, and failed_searches: how many of all searches of the row the engine failed at.
+      tokens, and failed_searches, the number of searches at which the engine failed.
+
+    Raises:
+      ValueError: the number of records is not a multiple of the number of questions.
     """
     if not questions or len(records) % len(questions):
         raise ValueError(f"{len(records)} records of {len(questions)} questions")
@@ -194,7 +198,7 @@ def summarize(name: str, records: Sequence[dict], questions: Sequence[Question],
 
 
 def key_of(record: dict) -> str:
-    """The key of a record's question; of records without one it is put together as `run.build.benchmarks` does."""
+    """The key of a record's question; without one, id and data set as `run.build.benchmarks` joins them."""
     name = record.get("data_set")
     return record.get("key") or (record["id"] if name is None else f"{name}:{record['id']}")
 
@@ -206,7 +210,7 @@ def paired_bootstrap(first: Sequence[dict], second: Sequence[dict], *, score: st
     Questions are drawn with replacement, both runs' scores of a question together.
 
     Args:
-      first, second: records of `play` or `play_samples`; paired by their questions' keys, samples averaged.
+      first, second: records of `play` or `play_samples`, paired by their questions' keys, samples averaged.
       score: a name in `SCORES`.
 
     Returns:
@@ -236,7 +240,7 @@ def paired_bootstrap(first: Sequence[dict], second: Sequence[dict], *, score: st
 
 
 def _by_question(records, score):
-    """{(key, text, number among those that are equal in both): scores of its samples}."""
+    """{(key, text, number among questions of the same key and text): scores of its samples}."""
     scores, seen = collections.defaultdict(list), collections.Counter()
     for record in records:
         key = (key_of(record), record.get("question"))
@@ -249,11 +253,11 @@ def random_document_baseline(engine, questions: Sequence[Question], answer_of: C
                              seed: int) -> list[dict]:
     """Records of answering from a random one of the k documents found for the question's own text.
 
-    What reading without choosing would earn: an agent that does not beat it has not learned to read.
+    This is the score of reading without choosing: a policy that is not better has not learned to read.
 
     Args:
       engine: a real engine.
-      answer_of: Document -> the answer its text gives (for a corpus where a document gives exactly one).
+      answer_of: Document -> the answer in its text, of a corpus whose documents have exactly one each.
     """
     from zsjax.search.engine import Failed, SearchContext
 

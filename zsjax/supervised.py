@@ -1,6 +1,6 @@
 """The supervised loop: weighted next-token prediction, for base models and for the simulator's tuning.
 
-Batches are a function of the step, so a loop that was killed goes on from its last checkpoint as if nothing had happened.
+Batches are a function of the step, so a killed loop resumes exactly from its last checkpoint.
 """
 
 import logging
@@ -37,17 +37,17 @@ def fit(config: SupervisedConfig, model_config, params, batches: Callable, *, wr
     Args:
       config: steps, batch shape, packing, optimizer, how often a checkpoint is saved.
       model_config, params: DecoderConfig and the starting parameters.
-      batches: step -> (tokens int32[B, T], weights float32[B, T]); a token's weight is that of predicting it, and rows
-        end at their last weighted token.
+      batches: step -> (tokens int32[B, T], weights float32[B, T]); a token's weight is the weight of its log-prob, and a
+        row ends at its last weighted token.
       writer: `zsjax.monitor.writer.Writer`.
-      stage: what the metrics' lines are called.
-      directory: where checkpoints go; a run that was interrupted there is resumed.
+      stage: name of the metrics' lines.
+      directory: of the checkpoints; an interrupted run in it is resumed.
       config_json: kept with the checkpoints.
-      measure: params -> dict of floats, called every `checkpoint_every` steps and at the end, outside of the gradient.
+      measure: params -> dict of floats for the metrics, called every `checkpoint_every` steps and at the end.
       lora: None, or LoraConfig: with a rank, adapters are trained instead of the model and merged at the end.
       seed: of the adapters' start.
-      mesh: None, or of one host: rows lie over its ("data", "fsdp") axes, parameters and the optimizer's state as
-        `TRAIN_RULES` say.
+      mesh: None, or a mesh of one host: rows are cut over its ("data", "fsdp") axes, parameters and optimizer state by
+        `TRAIN_RULES`.
 
     Returns:
       The trained parameters, on the mesh.
@@ -76,7 +76,7 @@ def fit(config: SupervisedConfig, model_config, params, batches: Callable, *, wr
         logging.info("%s: resumed at step %d", stage, int(state.step))
     first = int(state.step)
     writer.truncate(stage, first)
-    # The update donates what it is given; the caller's parameters stay his own.
+    # The update donates its arguments; the caller keeps the parameters.
     params, opt_state = jax.tree.map(jnp.copy, (state.params, state.opt_state))
     with checkpoints, writer.progress(stage, total=config.steps, done=first):
         start = time.perf_counter()
@@ -89,7 +89,7 @@ def fit(config: SupervisedConfig, model_config, params, batches: Callable, *, wr
             if done % LOG_EVERY == 0 or saves:
                 metrics = {name: float(value) for name, value in jax.device_get(info).items()}
                 if metrics.pop("nonfinite"):
-                    # The update changed nothing: what it was given is still the state before this step.
+                    # The update changed nothing: this is still the state before the step.
                     checkpoints.save(step, TrainState(step=jnp.int32(step), params=params, opt_state=opt_state))
                     raise NonFiniteUpdate(f"{stage}, step {done}: the loss or its gradient is not finite; "
                                           f"{checkpoints.whereabouts()}. Lower the learning rate or check the data")
@@ -102,15 +102,15 @@ def fit(config: SupervisedConfig, model_config, params, batches: Callable, *, wr
 
 
 def place(params, model_config, mesh, specs=None):
-    """Parameters where a mesh's training keeps them; specs: see `param_shardings`."""
+    """Parameters as training on a mesh shards them. specs: see `param_shardings`."""
     if mesh is None:
         return params
     return reshard(params, param_shardings(model_config, mesh, TRAIN_RULES, specs))
 
 
 def cut(tokens, weights, budget: int, mesh) -> list:
-    """The parts of a batch, each (tokens, weights, valid) of some rows, on the mesh: packed by a budget of tokens, or all
-    rows in one, filled up with rows that weigh nothing where they do not divide over the mesh."""
+    """The parts of a batch on the mesh, each (tokens, weights, valid) of some rows: packed by a budget of tokens, or one
+    part of all rows, filled with rows of weight 0 until they divide over the mesh."""
     valid, shards = row_extent(weights), row_shards(mesh)
     (B, T), lengths = tokens.shape, valid.sum(axis=1)
     parts = (packing.pack(lengths, budget=budget, max_length=T, multiple=shards) if budget else
@@ -120,6 +120,6 @@ def cut(tokens, weights, budget: int, mesh) -> list:
 
 
 def row_extent(weights) -> np.ndarray:
-    """bool[B, T]: True up to and with the last weighted token of each row."""
+    """bool[B, T]: True up to the last weighted token of each row, itself included."""
     used = np.asarray(weights) != 0
     return np.flip(np.maximum.accumulate(np.flip(used, axis=1), axis=1), axis=1)

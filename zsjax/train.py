@@ -3,10 +3,10 @@
     questions -> rollout (policy and search, on the device) -> rewards (text, host) -> old, reference and value scores
     -> advantages -> updates -> metrics, evaluation, alarms, checkpoint
 
-Every draw is keyed by (seed, step, episode, position) and questions are a function of (seed, step), so a run that was
-killed goes on from its last checkpoint as if nothing had happened.
+Every draw is keyed by (seed, step, episode, position) and questions are a function of (seed, step), so a killed run
+resumes exactly from its last checkpoint.
 
-Between the passes over the device everything is numpy, whole, and the same on every host (`zsjax.rl.passes`), so metrics
+Between the passes over the device all arrays are numpy, whole, and the same on every host (`zsjax.rl.passes`), so metrics
 and decisions agree.
 """
 
@@ -38,21 +38,21 @@ __all__ = ["NonFiniteUpdate", "Setup", "train"]
 
 @dataclasses.dataclass
 class Setup:
-    """The objects that a training run is made of.
+    """The objects of a training run.
 
     Attributes:
       config: train, rollout, search, reward, curriculum, algorithm, value, health, optimizer, mesh and policy.lora are
         read.
-      policy_config, params: DecoderConfig and the starting parameters, which are also the reference. They are donated:
-        copy them if you need them afterwards.
+      policy_config, params: DecoderConfig and the starting parameters, which are also the reference. The parameters are
+        donated: copy them if you need them afterwards.
       tokenizer: the policy's.
-      engine: what answers searches: a `Simulator` or a host engine.
+      engine: answers the searches: a `Simulator` or a host engine.
       stream: `QuestionStream`; `stream.batch(step, n)` gives the step's questions.
       loss, advantage: functions in place of `algorithm.loss` and `algorithm.advantage`, of the same contracts.
       scorers: name -> (batch: TokenBatch) -> float32[B, T] log-probs, put into `batch.extra[name]` for
         `algorithm.terms`; beside those of `algorithm.scorers`.
       mesh: None makes config.mesh's.
-      make_rollout: `zsjax.rollout.make_rollout`, or a function of the same contract.
+      make_rollout, make_reranking: `zsjax.rollout.make_rollout` and `Reranking`, or functions of the same contracts.
     """
 
     config: Config
@@ -66,6 +66,7 @@ class Setup:
     scorers: dict[str, Callable] | None = None
     mesh: Any = None
     make_rollout: Callable = make_rollout
+    make_reranking: Callable = Reranking
 
 
 def train(setup: Setup, workdir: pathlib.Path, writer: Writer, *, evaluate: Callable | None = None,
@@ -73,7 +74,7 @@ def train(setup: Setup, workdir: pathlib.Path, writer: Writer, *, evaluate: Call
     """Trains the policy; an interrupted run in `workdir` is resumed.
 
     Args:
-      workdir: where checkpoints/train and trajectories/ go.
+      workdir: folder of checkpoints/train and trajectories/.
       writer: gets a line of metrics a step.
       evaluate: params -> dict of floats, called every `train.eval_every` steps and after the last.
       save_best: params -> None, called when `health.best_metric` of an evaluation is the best so far.
@@ -82,11 +83,10 @@ def train(setup: Setup, workdir: pathlib.Path, writer: Writer, *, evaluate: Call
     Returns:
       The trained parameters; with `policy.lora` the adapters are merged into them.
 
-    Raises:
+    Raises (the message says which state is on disk):
       NonFiniteUpdate: the loss or its gradient is not finite.
       health.HealthAlarm: a metric stayed out of its bounds and config.health.stop is set.
-      BudgetSpent: see there. After each of these the state before the error is on disk where it is still whole, and the
-        message says which state there is.
+      BudgetSpent: the budget of web search is spent.
     """
     config = setup.config
     mesh = make_mesh(config.mesh) if setup.mesh is None else setup.mesh
@@ -95,7 +95,7 @@ def train(setup: Setup, workdir: pathlib.Path, writer: Writer, *, evaluate: Call
     actor = Actor(config, metered_rollout(setup, mesh), setup.stream, setup.tokenizer)
     reranks = config.search.rerank.candidates > 0
     steering = Steering(config, mesh, engine=setup.engine,
-                        reranking=Reranking(setup.policy_config, setup.tokenizer, config) if reranks else None)
+                        reranking=setup.make_reranking(setup.policy_config, setup.tokenizer, config) if reranks else None)
 
     with Recorder(config, workdir, writer, setup.tokenizer, config_json=config_json) as recorder:
         state = recorder.restore(steering.start(learner.start(setup.params)))

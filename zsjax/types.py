@@ -1,4 +1,4 @@
-"""Containers that cross the arrows of the data's way, and the constants they are written in.
+"""Containers that pass from one stage of the data to the next, and the constants in them.
 
 B rows, T tokens. Rows are right-padded. Every per-token array is [B, T] and speaks of its own token:
 `logprobs[b, t] = log p(tokens[b, t] | tokens[b, :t])`, and position 0 is 0. There are no [B, T-1] arrays.
@@ -35,12 +35,12 @@ INFORMATION_TAGS = ("<information>", "</information>")
 THINK_TAGS = ("<think>", "</think>")
 
 # What a turn of an episode did (int8).
-NOT_SEARCHED = 0  # no such turn, or the turn was no search
-SEARCH_OK = 1  # as many documents as asked for
-SEARCH_SHORT = 2  # fewer documents than asked for (a malformed simulator reply, a small corpus)
+NOT_SEARCHED = 0  # the episode has no such turn, or the turn did not search
+SEARCH_OK = 1  # all documents
+SEARCH_SHORT = 2  # fewer documents than search.num_documents (a malformed simulator reply, a small corpus)
 SEARCH_FAILED = 3  # no documents: the engine failed
 INVALID_ACTION = 4  # the turn was neither a search nor an answer and was answered by the hint
-SEARCH_EMPTY = 5  # no documents: the engine found nothing, or the simulator wrote nothing of use
+SEARCH_EMPTY = 5  # no documents: the engine found nothing, or the simulator wrote nothing usable
 SEARCH_STATUS_NAMES = ("not_searched", "ok", "short", "failed", "invalid_action", "empty")
 
 # The logit of an embedding row beyond the vocabulary: its exp is 0, and 0 times it is no NaN.
@@ -84,8 +84,8 @@ class Question:
     """One question with every answer that counts as right.
 
     Attributes:
-      id: as its file has it; not unique where files were put together.
-      key: unique in its source: what pairing, statistics and random streams call it. The id, unless given.
+      id: as in its file; not unique where files were joined.
+      key: unique in its source; pairing, statistics and random streams use it. Default: the id.
     """
 
     id: str
@@ -99,13 +99,13 @@ class Question:
 
     @property
     def identity(self) -> tuple:
-        """What an engine's answer to a query may depend on: equal ones may share it, whoever made the questions."""
+        """All that an engine's answer to a query may depend on: questions of equal identity may share the answer."""
         return self.key, self.question, tuple(self.golden_answers)
 
 
 @flax.struct.dataclass
 class Episodes:
-    """What a rollout returns: B finished episodes, of at most T tokens and M turns."""
+    """B finished episodes of a rollout, of at most T tokens and M turns."""
 
     tokens: Any  # int32[B, T], 0 beyond length
     roles: Any  # int8[B, T]
@@ -113,7 +113,7 @@ class Episodes:
     length: Any  # int32[B]
     status: Any  # int8[B]
     num_searches: Any  # int32[B], searches that were run
-    noisy: Any  # bool[B, M, num_documents], the coin of each shown document
+    noisy: Any  # bool[B, M, num_documents], the noise draw of each shown document
     search_status: Any  # int8[B, M]
     query_span: Any  # int32[B, M, 2], [start, stop) of the tokens that hold the query, tags included
     documents_span: Any  # int32[B, M, 2], [start, stop) of the DOCUMENT tokens
@@ -123,7 +123,7 @@ class Episodes:
 
 @flax.struct.dataclass
 class TokenBatch:
-    """What a loss sees. Arrays are [B, T] unless said; None where an algorithm has no use for one."""
+    """The input of a loss. Arrays are [B, T] unless stated; None where an algorithm does not need them."""
 
     tokens: Any  # int32[B, T]
     roles: Any  # int8[B, T]
@@ -141,7 +141,7 @@ class TokenBatch:
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything an RL run needs to go on: a plain pytree, saved whole."""
+    """Everything that a resumed RL run needs: a plain pytree, saved whole."""
 
     step: Any  # int32[]
     params: Any  # the policy
@@ -150,13 +150,13 @@ class TrainState:
     value_opt_state: Any = None
     reranker: Any = None  # zsjax.search.rerank.RerankerState, where search.rerank is on
     key: Any = None  # raw key data uint32[2] of the run's root key
-    control: Any = None  # dict of what steers the run and is learned on the way: see zsjax.train
+    control: Any = None  # dict: state of what follows the run's metrics, see zsjax.rl.steering
 
 
 def whole_text(value):
-    """A text, or a JSON value with all its texts, that UTF-8 can hold.
+    """A text, or a JSON value with all its texts, as UTF-8 can hold it.
 
-    JSON can spell half a character (a text cut by UTF-16 units), and files, sockets and tokenizers cannot take it. Pairs
+    JSON can spell half a character (a text cut by UTF-16 units), which files, sockets and tokenizers cannot take. Pairs
     of surrogates are joined, and a lone one becomes U+FFFD.
     """
     if isinstance(value, str):

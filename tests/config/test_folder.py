@@ -110,7 +110,9 @@ def test_a_folder_is_not_an_address():
 
 
 @pytest.mark.parametrize("made, kept", [("", False), ("searches.jsonl", True), ("models/base/config.json", True),
-                                        ("checkpoints/train/4/x", True), ("episodes.jsonl", True), ("trajectories/train_000001.jsonl", False), ("metrics.jsonl", True), ("events.tb", False)])
+                                        ("checkpoints/train/4/x", True), ("episodes.jsonl", True),
+                                        ("trajectories/train_000001.jsonl", False), ("metrics.jsonl", True),
+                                        ("events.tb", False)])
 def test_a_run_that_computed_nothing_binds_nobody(tmp_path, made, kept):
     write_config(tmp_path, config())
     (tmp_path / "metrics.jsonl").touch()

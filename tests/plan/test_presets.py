@@ -12,7 +12,7 @@ from zsjax.config import resolve
 from zsjax.config.checks import find_problems
 from zsjax.launch import load_experiment
 from zsjax.plan import aot, memory
-from zsjax.plan.setup import prepare
+from zsjax.plan.setup import make_setup
 from zsjax.plan.targets import read_target
 from zsjax.rl.algorithms import PRESETS, preset
 
@@ -66,7 +66,7 @@ def test_every_preset_is_planned_with_its_value_model(name):
 
 
 def test_programs_of_ppo_are_compiled_and_their_arguments_counted():
-    setup = prepare(resolve(SMALL | dict(algorithm=preset("ppo"))), read_target("v5e:8"))
+    setup = make_setup(resolve(SMALL | dict(algorithm=preset("ppo"))), read_target("v5e:8"))
     held = {figure.name: figure.bytes for figure in memory.footprint(setup)}
     lowered = aot.programs(setup, jax.devices())
     assert {"value score", "value update"} < set(lowered) <= set(memory.ARGUMENTS)
@@ -81,13 +81,13 @@ def test_programs_of_ppo_are_compiled_and_their_arguments_counted():
     dict(dual_clip=3.0, sampler_clip=2.0),
 ], ids=lambda fields: min(fields.keys() - {"kl_coef"}))
 def test_the_update_is_lowered_with_the_options_of_training(fields):
-    plain, changed = (aot.programs(prepare(resolve(SMALL | dict(algorithm=algorithm)), read_target("v5e:8")),
+    plain, changed = (aot.programs(make_setup(resolve(SMALL | dict(algorithm=algorithm)), read_target("v5e:8")),
                                    jax.devices())["update"]().as_text() for algorithm in ({}, fields))
     assert (plain == changed) == (fields.get("kl_in") == "reward")
 
 
 def test_packed_updates_are_two_programs():
-    setup = prepare(resolve(SMALL | dict(train=SMALL["train"] | dict(microbatch_tokens=512))), read_target("v5e:8"))
+    setup = make_setup(resolve(SMALL | dict(train=SMALL["train"] | dict(microbatch_tokens=512))), read_target("v5e:8"))
     assert setup.micro_rows(setup.update_rows) == 2  # 512 tokens are 8 rows of 64, on 4 shards
     lowered = aot.programs(setup, jax.devices())
     held = {figure.name: figure.bytes for figure in memory.footprint(setup)}
@@ -125,5 +125,5 @@ def test_scores_hold_all_rows_where_nothing_cuts_them():
 
 def test_nothing_else_makes_updates():
     assert "make_update" not in inspect.getsource(aot) and dataclasses.is_dataclass(aot.make_programs(
-        resolve(SMALL), prepare(resolve(SMALL), read_target("h100:8")).policy, loss="ppo_clip",
+        resolve(SMALL), make_setup(resolve(SMALL), read_target("h100:8")).policy, loss="ppo_clip",
         optimizer=memory.make_optimizers(resolve(SMALL))[0]))

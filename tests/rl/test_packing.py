@@ -14,7 +14,7 @@ from zsjax.models.value import init_value
 from zsjax.rl import packing
 from zsjax.rl import roles as role_masks
 from zsjax.rl.steps import make_packed_update, make_update
-from zsjax.rl.value import make_value_score, make_value_update, state_values
+from zsjax.rl.value_steps import make_value_score, make_value_update, state_values
 from zsjax.types import DOCUMENT, PAD, POLICY, PROMPT, TokenBatch
 
 CONFIG = DecoderConfig(vocab_size=23, embed_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=16)

@@ -131,8 +131,11 @@ def test_labels():
 
     question = Question("1", "?", ("Rome", "Roma"))
     ranking = tuple(Document("", text) for text in ("Roman law", "in Rome", "Oslo", "Paris", "roma!"))
-    texts = lambda correct, label: {noisy: [d.text for d in documents] for noisy, documents in targets_of(
-        Search(question, "q", ranking, correct), 2, label).items()}
+
+    def texts(correct, label):
+        targets = targets_of(Search(question, "q", ranking, correct), 2, label)
+        return {noisy: [document.text for document in documents] for noisy, documents in targets.items()}
+
     assert texts(True, "ranking") == {False: ["Roman law", "in Rome"], True: ["Oslo", "Paris"]}
     assert texts(True, "answer") == {False: ["Roman law", "in Rome"]}
     assert texts(False, "answer") == {True: ["Roman law", "in Rome"]} and texts(None, "answer") == {}
@@ -147,7 +150,7 @@ def test_each_example_is_there_once_and_held_out_questions_stay_out():
     from zsjax.search import Document
     from zsjax.tuning.collect import Search
     from zsjax.tuning.dataset import make_examples
-    from zsjax.tuning.tune import split
+    from zsjax.tuning.tune import split_by_question
     from zsjax.types import Question
 
     ranking = tuple(Document("", text) for text in ("in Rome", "Oslo", "Paris"))
@@ -155,7 +158,7 @@ def test_each_example_is_there_once_and_held_out_questions_stay_out():
                 for i in range(200) for correct in (True, False)]
     examples = make_examples(searches, 2, label="contains")
     assert len(examples) == 400 and len({(e.question.id, e.noisy) for e in examples}) == 400
-    tuned_on, held_out = split(searches, 0.2)
+    tuned_on, held_out = split_by_question(searches, 0.2)
     assert len(tuned_on) + len(held_out) == 400 and 40 <= len(held_out) <= 120
     assert not {s.question.id for s in tuned_on} & {s.question.id for s in held_out}
-    assert split(searches, 0.0) == (searches, [])
+    assert split_by_question(searches, 0.0) == (searches, [])

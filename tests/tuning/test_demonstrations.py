@@ -71,7 +71,9 @@ def test_an_episode_in_tokens_is_the_one_that_a_rollout_plays(tokenizer, engine)
     tokens, roles = d.encode([episode], shown, 256)
     said = jnp.asarray(tokens[0])
 
-    sampler = lambda logits, state, key, temperature: (said[state.length], jnp.zeros(len(logits)))
+    def sampler(logits, state, key, temperature):
+        return said[state.length], jnp.zeros(len(logits))
+
     model = DecoderConfig(vocab_size=tokenizer.vocab_size, embed_dim=8, num_layers=1, num_heads=1, num_kv_heads=1,
                           head_dim=8, mlp_dim=8)
     rollout = make_rollout(model, engine, tokenizer, shown.config, sampler=sampler)
@@ -101,8 +103,11 @@ def test_an_episode_without_room_is_left_out(tokenizer, engine, changes):
 def test_files_come_back_whole_and_bad_lines_are_named(tokenizer, engine, tmp_path):
     made, path = d.make_demonstrations([TWO_HOPS, ONE_HOP], engine, make(tokenizer)), tmp_path / "episodes.jsonl"
     d.write_demonstrations(path, made)
-    plain = lambda episodes: [(e.question, e.answer, [(t.query, [(x.title, x.text) for x in t.documents]) for t in e.turns])
-                              for e in episodes]
+
+    def plain(episodes):
+        return [(e.question, e.answer, [(t.query, [(x.title, x.text) for x in t.documents]) for t in e.turns])
+                for e in episodes]
+
     assert plain(d.read_demonstrations(path)) == [
         (Question(q.id, q.question, q.golden_answers, q.metadata), *rest) for q, *rest in plain(made)]
     good = json.loads(path.read_text().split("\n")[0])

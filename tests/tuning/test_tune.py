@@ -20,7 +20,7 @@ from zsjax.monitor.writer import Writer, read_jsonl
 from zsjax.run import build
 from zsjax.search import BM25
 from zsjax.tiny_world import world
-from zsjax.tiny_world.pretrain_simulator import pretrain_simulator, world_examples
+from zsjax.tiny_world.pretrain_simulator import train_simulator_base, world_examples
 from zsjax.tuning import collect, tune
 from zsjax.tuning import simulator_gates as gates
 
@@ -55,7 +55,7 @@ def test_pretraining_then_tuning(tmp_path, tokenizer):
     searches = collect.search_for([(p.question, p.query, p.kind) for p in probes], engine, num_documents=3)
     collect.write_searches(tmp_path / "searches.jsonl", searches, provenance={"engine": "bm25"})
     with Writer(tmp_path, tensorboard=False) as writer:
-        simulator = pretrain_simulator(CONFIG, start(tokenizer), writer=writer, directory=tmp_path / "a")
+        simulator = train_simulator_base(CONFIG, start(tokenizer), writer=writer, directory=tmp_path / "a")
         tuned = tune.tune(CONFIG, simulator, tmp_path / "searches.jsonl", writer=writer, directory=tmp_path / "b")
         # Finished stages are not trained again, and give the same parameters.
         again = tune.tune(CONFIG, simulator, tmp_path / "searches.jsonl", writer=writer, directory=tmp_path / "b")
@@ -91,6 +91,6 @@ def test_mistakes_are_told(tmp_path, tokenizer):
             tune.tune(CONFIG, simulator, tmp_path / "none.jsonl", **told)
         other = dataclasses.replace(CONFIG, data=DataConfig(corpus="corpus.jsonl"))
         with pytest.raises(UserError, match="corpus.jsonl"):
-            pretrain_simulator(other, simulator, **told)
+            train_simulator_base(other, simulator, **told)
     with pytest.raises(ValueError, match="loud"):
         tune.emphasis(SupervisedConfig(options={"emphasis": {"loud": 1}}))

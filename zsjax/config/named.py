@@ -1,4 +1,4 @@
-"""Registries: functions that a config names, and what is said of each of them, written once.
+"""Registries: functions that a config names, each with its description.
 
     LOSSES = Registry("loss")
 
@@ -8,7 +8,7 @@
     LOSSES.load("ppo_clip"), LOSSES.load("package.module:function")
 
 Config checks, error messages, report and documentation read the registry. A function of another package needs no
-decorator: "package.module:function" names it. With a decorator it brings its unit and help as well.
+decorator: "package.module:function" names it. A decorator adds unit and help.
 """
 
 import dataclasses
@@ -20,14 +20,14 @@ from zsjax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """What is said of a registered function.
+    """The description of a registered function.
 
     Attributes:
       name: what a config calls it.
       help, unit: one line, and the unit of its result.
       reads: fields of its section of the config that it takes as keywords.
-      needs: what else must be there, such as "values", "groups", "reference" or the name of a scorer.
-      masked_only: whether it looks at nothing outside of the loss mask. Log-probs there are then not computed.
+      needs: further input, such as "values", "groups", "reference" or the name of a scorer.
+      masked_only: whether it ignores everything outside of the loss mask; log-probs there are then not computed.
     """
 
     name: str = ""
@@ -39,14 +39,14 @@ class Entry:
 
 
 class Registry(Mapping):
-    """name -> function, in the order of registration; `entry_of(function)` has the rest."""
+    """name -> function, in the order of registration; `entry_of(function)` has the description."""
 
     def __init__(self, what: str):
         """what: the noun of error messages, such as "loss"."""
         self.what, self._functions = what, {}
 
     def __call__(self, name: str, **said) -> Callable:
-        """A decorator that registers a function. said: fields of `Entry`."""
+        """A decorator that registers a function. said: fields of its `Entry`."""
 
         def register(function):
             function.entry = Entry(name, **said)
@@ -73,7 +73,7 @@ class Registry(Mapping):
         return self[name] if name in self else load_object(name, self.what, self)
 
     def entry(self, name: str) -> Entry:
-        """What is said of a name that `load` finds; an empty `Entry` of any other."""
+        """The description of a name that `load` finds; an empty `Entry` for any other."""
         try:
             return entry_of(self.load(name))
         except (Exception, SystemExit):  # importing a user's module may raise anything
@@ -81,7 +81,7 @@ class Registry(Mapping):
 
 
 def entry_of(function: Callable) -> Entry:
-    """What the decorator said of a function; an empty `Entry` of a function without one."""
+    """The decorator's description of a function; an empty `Entry` without a decorator."""
     return getattr(function, "entry", None) or Entry(getattr(function, "__name__", ""))
 
 

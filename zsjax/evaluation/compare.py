@@ -1,4 +1,4 @@
-"""What evaluations say beside each other: tables of a run in the paper's layout, and paired comparisons of runs."""
+"""Tables of a run's evaluations in the paper's layout, and paired comparisons of runs."""
 
 import dataclasses
 import pathlib
@@ -37,7 +37,7 @@ def compare_records(first: Sequence[dict], second: Sequence[dict], *, seed: int 
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """One side of a comparison. policy: which policy it is of, and what else a reader must know of it."""
+    """One side of a comparison. policy: the policy's name, with notes for the reader. how: as of `Evaluation`."""
 
     policy: str
     records: Sequence[dict]
@@ -45,15 +45,14 @@ class Side:
 
 
 def compare_runs(first: pathlib.Path, second: pathlib.Path) -> list[dict]:
-    """`compare_records` of two evaluations; each row says which policy stands on each side.
+    """`compare_records` of two evaluations; each row names the policy of each side.
 
     Args:
-      first, second: folders of runs: their trained policy is compared, and the untrained base only of a run that has
-        trained none. Of several evaluations the newest two are taken that were made alike. Or files
-        WORKDIR/evaluation/NAME.jsonl, which name an evaluation.
+      first, second: each a run's folder or a file WORKDIR/evaluation/NAME.jsonl. Of a folder, evaluations of the trained
+        policy are taken, or of the base if the run has trained none; of these, the newest pair with equal options.
 
     Raises:
-      UserError: a run was not evaluated, or not since it was trained, or the two answered other questions.
+      UserError: a run was not evaluated since it was trained, or the two answered different questions.
     """
     one, other = _pair(_sides(pathlib.Path(first)), _sides(pathlib.Path(second)))
     try:
@@ -66,7 +65,7 @@ def compare_runs(first: pathlib.Path, second: pathlib.Path) -> list[dict]:
 
 
 def _pair(firsts, seconds):
-    """The newest two that were made alike, else that have the same questions, else the newest two."""
+    """The newest pair with equal options, else with equal questions, else the newest pair."""
     pairs = [(one, other) for one in firsts for other in seconds]
     alike = [pair for pair in pairs if pair[0].how == pair[1].how]
     asked = [pair for pair in pairs if pair[0].how.get("questions") == pair[1].how.get("questions")]
@@ -74,7 +73,7 @@ def _pair(firsts, seconds):
 
 
 def _sides(path: pathlib.Path) -> list[Side]:
-    """The evaluations that speak for a run, newest first, or the one that `path` names."""
+    """The evaluations of a run's policy, newest first, or the one that `path` names."""
     if path.suffix == ".jsonl":
         folder = kept.Kept(path.parents[1])
         found = [evaluation for evaluation in folder.all() if evaluation.name == path.stem]
@@ -105,7 +104,7 @@ def _side(folder, evaluation) -> Side:
 
 
 def _earlier(path, found, trained) -> Side:
-    """The evaluation that a version before 0.2 left, which does not say what was evaluated."""
+    """The evaluation of a version before 0.2, which does not name its policy."""
     files = {name: path / "evaluation" / f"{name}.jsonl" for name in ("after", "before")}
     name = next((name for name in files if files[name].exists()), None)
     if trained and (found or name == "before"):
@@ -118,11 +117,11 @@ def _earlier(path, found, trained) -> Side:
 
 
 def comparison_table(rows: Sequence[dict]) -> str:
-    """The comparison as Markdown, below lines that say which policy stands on each side where the rows know it."""
+    """The comparison as Markdown, below lines that name the policy of each side where the rows know it."""
     cells = [[row["data_set"], row["score"], str(row["n"]), f"{row['first']:.3f}", f"{row['second']:.3f}",
               f"{row['difference']:+.3f}", f"{row['low']:+.3f} to {row['high']:+.3f}", f"{row['p']:.3g}"] for row in rows]
     header = ["data set", "score", "n", "first", "second", "second - first", "95 % interval", "p"]
     lines = [f"{side}: {rows[0][f'{side}_policy']}" for side in ("first", "second") if f"{side}_policy" in rows[0]]
     if rows[0].get("differ"):
-        lines.append(f"The two were not evaluated alike; they differ in {', '.join(rows[0]['differ'])}.")
+        lines.append(f"The two evaluations differ in {', '.join(rows[0]['differ'])}.")
     return "".join(f"{line}\n" for line in lines) + ("\n" if lines else "") + tables.to_markdown(header, cells)

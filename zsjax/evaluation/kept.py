@@ -1,10 +1,10 @@
-"""The evaluations of a run's folder, side by side: what was evaluated, how, and what came of it.
+"""The evaluations of a run's folder, side by side: what was evaluated, how, and the result.
 
     evaluation/NAME.json    an `Evaluation`, written last
     evaluation/NAME.jsonl   its records, one an episode
 
-NAME ends in the first digits of the evaluation's key, a hash of what was evaluated and how. So an evaluation is found
-again when the same is asked for, and one of another policy or with other options never takes its place.
+NAME ends in the first digits of the evaluation's key, a hash of what was evaluated and how. The same evaluation is thus
+found again, and one of another policy or with other options never replaces it.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class Subject:
 
     Attributes:
       role: "base": the policy before training; "trained": what the run trained; "none": no policy plays.
-      source: where its parameters come from: a folder, "asset:NAME" or "random".
+      source: of its parameters: a folder, "asset:NAME" or "random".
       fingerprint: of the parameters, see `fingerprint`.
     """
 
@@ -47,11 +47,11 @@ class Evaluation:
     """One evaluation.
 
     Attributes:
-      part: what it is of the run's evaluation: "before", "after", "before_lossy", "baseline_rag", ...
+      part: its place in the run's evaluation: "before", "after", "before_lossy", "baseline_rag", ...
       title: its name in tables.
       number: counts the evaluations of a folder; the newest has the highest.
       subject: what was evaluated.
-      how: what decides the figures beside it: questions, engine, prompts, budgets, temperature, ...
+      how: the options that the figures depend on: questions, engine, prompts, budgets, temperature, ...
       searches, failed_searches: of all its episodes.
       rows: of `evaluate.summarize`.
     """
@@ -71,11 +71,11 @@ class Evaluation:
 
     @property
     def finished(self) -> bool:
-        """False where more than half of the searches failed: the figures say nothing about the policy."""
+        """False where more than half of the searches failed, so that the figures say nothing about the policy."""
         return 2 * self.failed_searches <= self.searches
 
     def with_records(self, records: Sequence[Mapping], rows: Sequence[Mapping]) -> "Evaluation":
-        """This evaluation with what came of it; each row says which evaluation and which policy it is of."""
+        """This evaluation with its result; each row names the evaluation and the policy."""
         filled = dataclasses.replace(self, searches=sum(record["num_searches"] for record in records),
                                      failed_searches=sum(map(failed_searches, records)))
         marks = {"evaluation": self.name, "policy": str(self.subject), "role": self.subject.role,
@@ -84,7 +84,7 @@ class Evaluation:
 
 
 def key(part: str, subject: Subject, how: Mapping) -> str:
-    """Hex digits that name (part, what is evaluated, how)."""
+    """Hex digits of the hash of (part, what is evaluated, how)."""
     what = [part, subject.role, subject.fingerprint, how]
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -97,7 +97,7 @@ def fingerprint(path) -> str:
     return _hash_of(tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
 
 
-@functools.lru_cache  # several tables of a process ask about the same files
+@functools.lru_cache  # several tables of a process read the same files
 def _hash_of(files):
     digest = hashlib.sha256()
     for name, size, _ in files:
@@ -109,7 +109,7 @@ def _hash_of(files):
 
 
 class Kept:
-    """The evaluations in a run's folder. Reading what a newer version or a hand has damaged raises `InputError`."""
+    """The evaluations in a run's folder. A file that is not an evaluation raises `InputError`."""
 
     def __init__(self, workdir):
         self.workdir = pathlib.Path(workdir)
@@ -129,12 +129,12 @@ class Kept:
         return read_jsonl(self.folder / f"{name}.jsonl")
 
     def add(self, evaluation: Evaluation, records: Sequence[Mapping]) -> None:
-        """Writes an evaluation, in place of one with its name."""
+        """Writes an evaluation; one of the same name is replaced."""
         write_jsonl(self.folder / f"{evaluation.name}.jsonl", records)
         write_json(self.folder / f"{evaluation.name}.json", dataclasses.asdict(evaluation), indent=1, default=str)
 
     def trained_fingerprint(self) -> str | None:
-        """Of the policy that the run has trained; None where there is none."""
+        """The fingerprint of the trained policy; None where there is none."""
         policy = self.workdir / "models" / "policy"
         return fingerprint(policy) if (policy / "config.json").exists() else None
 
@@ -145,4 +145,4 @@ def _read(path):
             fields = json.loads(path.read_text(encoding="utf-8"))
         return Evaluation(**fields | {"subject": Subject(**fields["subject"])})
     except (json.JSONDecodeError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: not an evaluation ({error}); remove it to have it done again") from error
+        raise InputError(f"{path}: not an evaluation ({error}); remove it to evaluate again") from error

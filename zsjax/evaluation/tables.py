@@ -1,9 +1,9 @@
 """Tables of the seven benchmarks in the layout of ZeroSearch's main table, its published rows beside ours.
 
 The published figures are exact match in percent from the authors' second version (arXiv 2505.04588v2), with Google at
-test time. They are to be read with care: the authors' code counts an answer as exact when it contains a gold answer, so
-the rows to compare with are ours by containment; 500 questions a set and 125 of Bamboogle, but in rows marked * 72 of
-Bamboogle (the last batch was dropped); the standard error of an average is about 1.
+test time. Read them with care. The authors' code counts an answer as exact when it contains a gold answer: compare them
+with our rows by containment. They are of 500 questions a set and 125 of Bamboogle, in rows marked * 72 of Bamboogle (the
+last batch was dropped). The standard error of an average is about 1.
 """
 
 import csv
@@ -60,7 +60,7 @@ PUBLISHED_N = 500  # of each set but Bamboogle
 
 
 def canonical(name: str) -> str:
-    """The name of a data set as `DATA_SETS` has it, where it is one of them: "tfds:trivia_qa" -> "triviaqa"."""
+    """A data set's name in `DATA_SETS`, if it has one: "tfds:trivia_qa" -> "triviaqa"."""
     name = name.lower().removeprefix("tfds:").removeprefix("searchr1_").partition("#")[0].partition("/")[0]
     return ALIASES.get(name, name)
 
@@ -84,9 +84,8 @@ def failed_in(rows: Sequence[Mapping]) -> int:
 def our_rows(evaluation: Sequence[Mapping]) -> list[dict]:
     """Rows of `evaluate.summarize` (of several names and data sets) as rows of this table, in percent.
 
-    Each name gives a row by containment, which is what the published rows count, and one by strict exact match; beside
-    each score stand its standard error, as NAME_se, and its number of questions, as NAME_n. A row says how many of its
-    searches failed.
+    Each name gives a row by containment, as the published rows count, and one by strict exact match. Each score has its
+    standard error, NAME_se, and its number of questions, NAME_n. The name of a row counts failed searches.
     """
     rows = {}
     for entry in evaluation:
@@ -103,8 +102,8 @@ def our_rows(evaluation: Sequence[Mapping]) -> list[dict]:
 
 
 def paper_table(evaluation: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
-    """(header, rows of cells): ours first, then what was published. Avg is only given over all seven data sets; n is the
-    number of questions of each set, those that differ from the first named."""
+    """(header, rows of cells): our rows first, then the published ones. Avg needs all seven data sets; n is the number of
+    questions of the first set, and of those that differ from it."""
     ours = our_rows(evaluation)
     named = {name for row in ours for name in row if name != "method" and not name.endswith(("_se", "_n"))}
     more = sorted(named - DATA_SETS.keys())
@@ -121,7 +120,7 @@ def paper_table(evaluation: Sequence[Mapping]) -> tuple[list[str], list[list[str
 
 
 def _counts(of_set: Mapping[str, int]) -> str:
-    """"500 (Bamboogle 125)": the first set's number of questions, and what differs from it."""
+    """"500 (Bamboogle 125)": the first set's number of questions, and those that differ from it."""
     first, *_ = of_set.values()
     others = [f"{DATA_SETS.get(name, name)} {n}" for name, n in of_set.items() if n != first]
     return f"{first} ({', '.join(others)})" if others else str(first)
@@ -134,7 +133,7 @@ def _cell(value, error):
 
 
 def to_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; what would break its form is escaped."""
+    """A Markdown table; "|" in cells is escaped."""
 
     def line(cells):
         return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"

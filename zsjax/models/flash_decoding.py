@@ -48,7 +48,7 @@ def flash_decode(q, k, v, lengths, window: int | None = None, *, interpret: bool
         return pl.BlockSpec((None, None, None, *shape), lambda b, n, s: (b, n, s, *[0] * len(shape)))
 
     out, top, total = pl.pallas_call(
-        functools.partial(_part, pl=pl, triton=triton, splits=splits, window=window, int8=int8),
+        functools.partial(_part, pl=pl, triton=triton, splits=splits, window=window),
         grid=(B, K, splits),
         in_specs=[pl.BlockSpec((None,), lambda b, n, s: (b,)), whole(G, h), *[whole(*x.shape[2:]) for x in arrays]],
         out_specs=[part(G, h), part(G), part(G)],
@@ -63,7 +63,7 @@ def flash_decode(q, k, v, lengths, window: int | None = None, *, interpret: bool
     return (out * weights[..., None]).sum(axis=2) / jnp.maximum((total * weights).sum(axis=2), 1e-30)[..., None]
 
 
-def _part(length_ref, q_ref, k_ref, v_ref, *refs, pl, triton, splits, window, int8):
+def _part(length_ref, q_ref, k_ref, v_ref, *refs, pl, triton, splits, window):
     """A program's share of a row's live blocks: sums of exp(scores - top) v and of exp(scores - top), and top."""
     scales, (out_ref, top_ref, total_ref) = refs[:-3], refs[-3:]
     (G, h), length = q_ref.shape, length_ref[...]
@@ -84,13 +84,13 @@ def _part(length_ref, q_ref, k_ref, v_ref, *refs, pl, triton, splits, window, in
             return triton.load(ref.at[block, :], mask=live[:, None], other=0).astype(q.dtype)
 
         scores = triton.dot(q, load(k_ref).T) / math.sqrt(h)
-        if int8:
+        if scales:  # an int8 cache's
             scores *= triton.load(scales[0].at[block], mask=live, other=0.0)[None]
         scores = jnp.where(live[None], scores, NEG_INF)
         higher = jnp.maximum(top, scores.max(axis=1))
         weights, kept = jnp.exp(scores - higher[:, None]), jnp.exp(top - higher)
         total = total * kept + weights.sum(axis=1)
-        if int8:
+        if scales:
             weights *= triton.load(scales[1].at[block], mask=live, other=0.0)[None]
         return out * kept[:, None] + triton.dot(weights.astype(q.dtype), load(v_ref)), higher, total
 

@@ -1,7 +1,7 @@
-"""What a run used and what that costs: searches, tokens, accelerator time, priced by the config's table.
+"""The use of a run and its cost: searches, tokens and accelerator time, priced by config.cost.
 
-Loops write what a step used into its metrics line ("used/searches", ...), so that the account survives kills and resumes
-as the metrics do; the report adds it up.
+Loops write the use of a step into its metrics line ("used/searches", ...). The account therefore survives kills and
+resumes as the metrics do; the report adds it up.
 """
 
 import collections
@@ -29,8 +29,8 @@ METRICS = (
 
 
 def used(episodes: types.Episodes, *, devices: int = 1) -> dict[str, int]:
-    """What finished episodes (numpy) used: {"used/searches": ..., "used/policy_tokens", "used/document_tokens",
-    "used/episodes", "used/devices"}."""
+    """The use of finished episodes (numpy): "used/searches", "used/policy_tokens", "used/document_tokens",
+    "used/episodes" and "used/devices"."""
     roles = np.asarray(episodes.roles)
     return {"used/episodes": len(episodes.length), "used/searches": int(np.sum(episodes.num_searches)),
             "used/policy_tokens": int((roles == types.POLICY).sum()),
@@ -38,11 +38,11 @@ def used(episodes: types.Episodes, *, devices: int = 1) -> dict[str, int]:
 
 
 class Meter:
-    """A rollout that counts what it plays, until the next `take`. Its results are numpy."""
+    """A rollout that counts its use until the next `take`. Its results are numpy."""
 
     def __init__(self, rollout, engine, *, devices: int = 1, account=None):
-        """rollout: a `zsjax.rollout.Rollout`. engine: the counters of which are read. devices: that the rollout uses.
-        account: None, or a `zsjax.monitor.usage.RolloutAccount`, whose figures `take` gives as well."""
+        """rollout: a `zsjax.rollout.Rollout`. engine: its counters are read. devices: number that the rollout uses.
+        account: None, or a `zsjax.monitor.usage.RolloutAccount`, whose figures `take` adds."""
         self.rollout, self.devices, self.account = rollout, devices, account
         self.tokenizer, self.place = rollout.tokenizer, rollout.place
         self._counters, self._used, self._seconds = EngineCounters(engine), collections.Counter(), 0.0
@@ -63,8 +63,8 @@ class Meter:
         return played
 
     def take(self) -> dict[str, float]:
-        """Figures since the last call: `used`, the engine's counters, "time/step" in seconds, those of the account, and
-        "time/reshard", the part of "time/step" that moved parameters to where decoding reads them, if any."""
+        """Figures since the last call: `used`, the engine's counters, the account's, "time/step" in seconds, and
+        "time/reshard", the part of it in which parameters were moved for decoding, if any."""
         taken = {**self._used, "used/devices": self.devices, **self._counters.take(), "time/step": self._seconds,
                  **(self.account.take() if self.account is not None else {})}
         self._used, self._seconds = collections.Counter(), 0.0
@@ -75,7 +75,7 @@ class Meter:
 
 
 class EngineCounters:
-    """An engine's counters (requests, failures, paid searches), step by step: `take()` is what all hosts added since."""
+    """An engine's counters (requests, failures, paid searches): `take()` gives what all hosts added since the last call."""
 
     def __init__(self, engine):
         self.engine, self._last = as_engine(engine), collections.Counter(as_engine(engine).counters)
@@ -91,13 +91,13 @@ def account(lines: Iterable[Mapping], prices) -> list[dict]:
     """A row for each stage that used something, and their sum.
 
     Args:
-      lines: of metrics.jsonl. What evaluations in training used stands in the lines of their steps, under "eval/".
+      lines: of metrics.jsonl. The use of evaluations in training is in the lines of their steps, under "eval/".
       prices: with the attributes of `CostConfig`: search, accelerator_hour, in dollars.
 
     Returns:
-      Rows of stage, episodes, searches, policy_tokens, document_tokens, accelerator_hours (wall-clock seconds of the
-      stage's steps times devices), accelerator_dollars, paid_dollars (searches that a web search API was really paid for)
-      and api_dollars (what all searches would have cost there).
+      Rows of stage, episodes, searches, policy_tokens, document_tokens, accelerator_hours (wall-clock time of the stage's
+      steps times devices), accelerator_dollars, paid_dollars (for searches that a web search API was paid for) and
+      api_dollars (the price of all searches at such an API).
     """
     stages: dict[str, collections.Counter] = {}
     last: dict[str, float] = {}
@@ -126,7 +126,7 @@ def _row(stage, total, prices):
 
 
 def comparison(rows: Sequence[Mapping]) -> str:
-    """One sentence: what the run's searches cost beside what a web search API would have taken; "" for no searches."""
+    """One sentence that compares the run's cost with that of a web search API; "" without searches."""
     if not rows or not rows[-1]["searches"]:
         return ""
     total = rows[-1]

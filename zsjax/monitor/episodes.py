@@ -36,8 +36,8 @@ METRICS = (
            "share of searches", 0.0, 1.0, "near 0", chart=_NEWS, curve="results without news"),
     Metric("invalid_actions", "generations that were neither a search nor an answer", "per episode", 0.0,
            healthy="falls towards 0"),
-    Metric("short_replies", "searches with fewer documents than asked for, none, or a failure", "share of searches", 0.0, 1.0,
-           "near 0"),
+    Metric("short_replies", "searches with fewer documents than asked for, none, or a failure", "share of searches", 0.0,
+           1.0, "near 0"),
     Metric("groups_with_signal", "groups whose rewards differ; only these move the policy", "share of groups", 0.0, 1.0,
            "0.2 or more while it learns", chart="Groups with a signal", curve="groups"),
     Metric("response_tokens", "tokens that the policy wrote", "tokens per episode", 0.0,
@@ -61,11 +61,11 @@ METRICS = (
            curve="mean"),
     Metric("sampler_gap_p99", "its 99 % quantile", "nats per token", 0.0, chart=_GAP, curve="99 %"),
     Metric("sampler_gap_max", "its maximum", "nats per token", 0.0, chart=_GAP, curve="max"),
-    Metric("right_logprob", "log-prob of POLICY tokens of the episodes with an exact answer, before the update; left out where "
-           "there are none", "nats per token", high=0.0, healthy="does not fall", chart="Likelihood of right episodes",
-           curve="log-prob"),
-    Metric("positive_ratio_min", "lowest trainer's over sampler's probability of a token with a positive advantage; left out "
-           "where there are none", "ratio", 0.0, healthy="near 1"),
+    Metric("right_logprob", "log-prob of POLICY tokens of episodes with an exact answer, before the update; left out "
+           "without such episodes", "nats per token", high=0.0, healthy="does not fall",
+           chart="Likelihood of right episodes", curve="log-prob"),
+    Metric("positive_ratio_min", "lowest trainer's over sampler's probability of a token with a positive advantage; left "
+           "out without such tokens", "ratio", 0.0, healthy="near 1"),
 )
 SHORT_REPLIES = (types.SEARCH_SHORT, types.SEARCH_EMPTY, types.SEARCH_FAILED)
 
@@ -129,7 +129,7 @@ def search_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
     for outcome in outcomes:
         queries, lines = set(), set()
         for query, documents in zip(outcome.queries, outcome.documents, strict=True):
-            words, shown = rewards.normalize_answer(query), shown_documents(documents)
+            words, shown = rewards.normalize_answer(query), documents_of(documents)
             searches += 1
             reached += rewards.contains_match(documents, outcome.golds) > 0
             repeated += words in queries
@@ -140,7 +140,7 @@ def search_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
             for name, count in (("reach", reached), ("repeated_queries", repeated), ("results_without_news", stale))}
 
 
-def shown_documents(text: str) -> set[str]:
+def documents_of(text: str) -> set[str]:
     """The documents of a search's text, a line each, without the numbers that name their places ("Doc 2: ...")."""
     lines = [line.strip() for line in text.split("\n")]
     return {re.sub(rf"^(\w*\W*){place}\b", r"\1", line) for place, line in enumerate(filter(None, lines), 1)}

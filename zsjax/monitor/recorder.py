@@ -1,4 +1,4 @@
-"""What a training run writes: timers, metrics, trajectories, checkpoints, alarms."""
+"""The output of a training run: timers, metrics, trajectories, checkpoints, alarms."""
 
 import contextlib
 import logging
@@ -17,13 +17,13 @@ from zsjax.types import TrainState
 
 
 class Recorder:
-    """Times the parts of a step, writes its line, saves what a resumed run needs, and stops a run that collapses.
+    """Times the parts of a step, writes its line, saves checkpoints, and stops a run that collapses.
 
-    A context: on leaving it, the checkpoint that is being written is finished.
+    A context: leaving it waits for the checkpoint that is being written.
     """
 
     def __init__(self, config: Config, workdir: pathlib.Path, writer: Writer, tokenizer, *, config_json: str = "{}"):
-        """workdir: where checkpoints/train and trajectories/ go. config_json: kept with the checkpoints."""
+        """workdir: folder of checkpoints/train and trajectories/. config_json: kept with the checkpoints."""
         self.config, self.workdir, self.writer, self.tokenizer = config, workdir, writer, tokenizer
         self.time, self._compiles = Timer(), CompileCount()
         self._checkpoints = Checkpointer(workdir / "checkpoints" / "train", keep=config.train.keep_checkpoints,
@@ -40,7 +40,7 @@ class Recorder:
         self._checkpoints.__exit__(*exception)
 
     def restore(self, state: TrainState) -> TrainState:
-        """The state of the run's last checkpoint, else the one given; removes metrics of steps that run again."""
+        """The state of the run's last checkpoint, or the given one; removes metrics of steps that run again."""
         if (restored := self._checkpoints.restore(state)) is not None:
             _, state, _ = restored
             logging.info("train: resumed at step %d", int(state.step))
@@ -63,7 +63,7 @@ class Recorder:
             raise BudgetSpent(f"{error}; {self._checkpoints.whereabouts()}") from error
 
     def evaluate(self, function, policy) -> dict[str, float]:
-        """The scores of an evaluation, timed. Where it spends the budget, `step` ends the run after the step is written."""
+        """The scores of an evaluation, timed. If it spends the budget, `step` writes the step and then ends the run."""
         with self.time("evaluate"):
             try:
                 return function(policy)
@@ -72,7 +72,7 @@ class Recorder:
                 return {}
 
     def trajectories(self, step: int, state: TrainState, played, info: dict):
-        """Saves a step's episodes where they are due: one a question, all of them before an error.
+        """Saves a step's episodes if they are due, one a question; before an error, saves all.
 
         Raises:
           NonFiniteUpdate: info has a `nonfinite` above 0. The state is saved if no update of the step was applied.
@@ -90,7 +90,7 @@ class Recorder:
                                   f"are in {path}; {self._checkpoints.whereabouts()}")
 
     def step(self, step: int, state: TrainState, played, metrics: dict):
-        """Writes a step's line and, where one is due, a checkpoint.
+        """Writes a step's line and, if one is due, a checkpoint.
 
         Raises:
           health.HealthAlarm: a metric stayed out of its bounds and config.health.stop is set; the state is saved.
@@ -107,7 +107,7 @@ class Recorder:
             "speed/tokens_per_second": int(played.episodes.length.sum()) / passes}, "train")
         alarmed = alarm is not None and rules.stop
         if (step + 1) % options.checkpoint_every == 0 or step + 1 == options.steps or alarmed or self._spent:
-            with self.time("checkpoint"):  # after the line is written: these seconds stand in the next one
+            with self.time("checkpoint"):  # the line is written already: these seconds count in the next one
                 self._checkpoints.save(step + 1, state, {"data_position": step + 1})
         if self._spent:
             raise BudgetSpent(f"{self._spent}; {self._checkpoints.whereabouts()}") from self._spent

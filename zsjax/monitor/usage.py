@@ -1,8 +1,8 @@
-"""How a run uses its devices: tokens, operations and bytes of its rollouts, and what was compiled.
+"""How a run uses its devices: tokens, operations and bytes of its rollouts, and compiled programs.
 
-The figures are derived from finished episodes (a token's role says who wrote it, its position how much of the cache it
-saw) and from a few counters that the compiled rollout carries (`zsjax.rollout.played.RolloutWork`); no program is measured
-from within. What it cost in dollars is `zsjax.monitor.costs`.
+The figures are computed from finished episodes and from a few counters of the compiled rollout
+(`zsjax.rollout.played.RolloutWork`). A token's role tells who wrote it, and its position how much of the cache it read.
+`zsjax.monitor.costs` has the price.
 """
 
 import collections
@@ -25,12 +25,12 @@ METRICS = (
                    "tokens per second", 0.0, chart="Writing", curve=curve)
       for name, what, curve in (("policy", "the policy wrote", "policy"),
                                 ("document", "of documents that were shown", "documents shown"))),
-    *(types.Metric(f"prefill/{name}", "tokens read over tokens read and drawn; a group's prompt counts once", "share of tokens",
-                   0.0, 1.0, chart="Prefill", curve=name) for name in ("policy", "simulator")),
-    types.Metric("prefill/operations", "prefill's share of both models' estimated operations", "share of operations", 0.0, 1.0,
-                 chart="Prefill", curve="operations, both"),
-    *(types.Metric(f"cache_bytes/{name}", "keys and values that are allocated for decoding, in one shard of the rows", "bytes",
-                   0.0, chart="Caches", curve=name) for name in ("policy", "simulator")),
+    *(types.Metric(f"prefill/{name}", "tokens read over tokens read and drawn; a group's prompt counts once",
+                   "share of tokens", 0.0, 1.0, chart="Prefill", curve=name) for name in ("policy", "simulator")),
+    types.Metric("prefill/operations", "prefill's share of both models' estimated operations", "share of operations", 0.0,
+                 1.0, chart="Prefill", curve="operations, both"),
+    *(types.Metric(f"cache_bytes/{name}", "keys and values that are allocated for decoding, in one shard of the rows",
+                   "bytes", 0.0, chart="Caches", curve=name) for name in ("policy", "simulator")),
     types.Metric("speed/bandwidth_share", "bytes that decoding had to read, over time and copy bandwidth: a lower bound",
                  "share of the measured copy", 0.0, chart="Bandwidth reached in decoding", curve="at least"),
     types.Metric("speed/copy_bandwidth", "measured, of this host's first device", "bytes per second", 0.0),
@@ -45,15 +45,15 @@ METRICS = (
 
 
 class RolloutAccount:
-    """What the rollouts since the last `take` did, over all devices.
+    """The work of the rollouts since the last `take`, over all devices.
 
-    Useful work is counted: tokens of episodes, cache slots that hold tokens, not the padding around them. So a share of
-    a limit is a lower bound of what the device really did.
+    Only useful work counts: tokens of episodes and cache slots that hold tokens, no padding. A share of a limit is
+    therefore a lower bound.
     """
 
     def __init__(self, policy: DecoderConfig, engine, *, devices: int = 1, cache: str = "model"):
-        """policy: its shape. engine: what answers; the work of a `Simulator` in the compiled program is counted as well.
-        devices: over which rows and weights are spread. cache: config.policy.cache_dtype."""
+        """policy: its shape. engine: the work of a `Simulator` in the compiled program counts as well. devices: number
+        over which rows and weights are cut. cache: config.policy.cache_dtype."""
         self.policy, self.devices, self.bandwidth = policy, devices, copy_bandwidth()
         self.simulator = engine if isinstance(engine, Simulator) else None
         self._caches = {"policy": cache, "simulator": getattr(self.simulator, "cache_dtype", "model")}
@@ -62,7 +62,7 @@ class RolloutAccount:
         self._cache_bytes: dict[str, float] = {}
 
     def add(self, params, played: Played, seconds: float):
-        """Counts a rollout: the policy's parameters, what was played (numpy), and how long it took, in seconds."""
+        """Counts a rollout. params: the policy's. played: numpy. seconds: its duration."""
         episodes, work = played.episodes, played.work
         total, roles = self._total, np.asarray(episodes.roles)
         seen = np.broadcast_to(np.arange(1, roles.shape[1] + 1), roles.shape)  # tokens that a token sees, itself included
@@ -107,8 +107,8 @@ class RolloutAccount:
         }
 
     def _of_model(self, name, model, params, steps, *, drawn, attended, read, pairs):
-        """steps: decode steps of all shards together; attended: cache slots that drawn tokens saw; pairs: of tokens that
-        were read, with those they saw."""
+        """steps: decode steps of all shards together. attended: cache slots that drawn tokens saw. pairs: (token, token it
+        sees) of the tokens that were read."""
         if name not in self._weights:
             self._weights[name] = decoding_bytes(params, model)
         self._total.update({
@@ -118,8 +118,8 @@ class RolloutAccount:
 
 
 def decoding_bytes(params, model: DecoderConfig) -> int:
-    """Bytes of weights that a decode step reads: matrices in the dtype they are used in; of an embedding that is not the
-    unembedding as well, a few rows, which are not counted."""
+    """Bytes of weights that a decode step reads, in the dtype of their use. An embedding that is not the unembedding as
+    well is not counted: only a few of its rows are read."""
     params = jax.eval_shape(lambda params: cast_matrices(params, model), params)
     return num_bytes(params) - (0 if model.tie_embeddings else num_bytes(params["embed_tokens"]))
 
@@ -132,28 +132,28 @@ def slot_bytes(model: DecoderConfig, dtype: str = "model") -> int:
 
 @functools.cache  # once a process
 def copy_bandwidth(seconds: float = 0.1) -> float:
-    """Bytes a second that this host's first device reads and writes while it copies: the best of `seconds` of copies of an
-    array that no cache holds."""
+    """Bytes a second that this host's first device reads and writes while it copies an array larger than any cache: the
+    best of `seconds` of copies."""
     device = jax.local_devices()[0]
     size = 1 << 28
     x = jax.device_put(np.zeros(size // 4, np.float32), device)
     copy = jax.jit(lambda x: x + 1, donate_argnums=0)  # in place: on CPU a fresh array costs ten times as much
     x = copy(x).block_until_ready()
     taken = []
-    while sum(taken) < seconds or len(taken) < 3:  # the best of one would be what a busy machine left over
+    while sum(taken) < seconds or len(taken) < 3:  # a single copy may meet a busy machine
         start = time.perf_counter()
         x = copy(x).block_until_ready()
         taken.append(time.perf_counter() - start)
     return 2 * size / min(taken)
 
 
-_seen = collections.Counter()  # of this process: programs, of these from the persistent cache, and seconds
+_seen = collections.Counter()  # of this process: programs, those from the persistent cache, and seconds
 
 
 @functools.cache
 def _listen():
     def on_duration(event, seconds, **_):
-        if event == "/jax/core/compile/backend_compile_duration":  # also told of what the persistent cache held
+        if event == "/jax/core/compile/backend_compile_duration":  # cached programs are reported, too
             _seen.update(programs=1, seconds=seconds)
 
     def on_event(event, **_):
@@ -170,7 +170,7 @@ def _compiled(seen: collections.Counter) -> int:
 
 
 class CompileCount:
-    """Counts what this process compiles, by jax's own events, from here on."""
+    """Counts the programs that this process compiles from now on, by jax's own events."""
 
     def __init__(self):
         _listen()

@@ -1,10 +1,10 @@
 """Metrics: the writer that puts numbers into files and onto the screen.
 
 A run's numbers live in `metrics.jsonl`, one JSON object a line: {"stage": "train", "step": 12, "reward": 0.51, ...},
-flushed as they come; TensorBoard events are a second copy. `step` counts steps done, so the line of step n describes
-the n-th step and a checkpoint of step n goes with the lines up to n. Names that start with "time/" (seconds), "speed/"
-(something per second) or "compile/" (programs) depend on the machine and the process; all others repeat exactly when a
-run is repeated or resumed on CPU.
+flushed at once; TensorBoard events are a second copy. `step` counts finished steps: the line of step n describes the
+n-th step, and a checkpoint of step n goes with the lines up to n. Names that start with "time/" (seconds), "speed/" (per
+second) or "compile/" (programs) depend on the machine and the process. All others repeat exactly when a run is repeated
+or resumed on CPU.
 """
 
 import contextlib
@@ -30,21 +30,21 @@ METRICS = (
     Metric("speed/tokens_per_second", "tokens of the step's episodes over the time of rollout, score and update",
            "tokens per second", 0.0, chart="Speed", curve="tokens/s"),
 )
-WALL_TIME = ("time/", "speed/", "compile/")  # prefixes of what no two runs share
+WALL_TIME = ("time/", "speed/", "compile/")  # prefixes of metrics that no two runs share
 
 
 def without_wall_time(line: dict) -> dict:
-    """The part of a metrics line that a repeated run has too."""
+    """The part of a metrics line that repeats exactly in a repeated run."""
     # Searches beside the rollout change the number of its steps, and so the occupancy, but not its episodes.
     return {name: value for name, value in line.items()
             if not name.removeprefix("eval/").startswith((*WALL_TIME, "occupancy/"))}
 
 
 def read_jsonl(path) -> list[dict]:
-    """The objects of a .jsonl file, [] if there is none. A last line that a kill cut in half is left out.
+    """The objects of a .jsonl file, [] if there is no file. A last line that a kill cut in half is left out.
 
     Raises:
-      ValueError: another line is not a JSON object; the message names file and line.
+      InputError: another line is not JSON; the message names file and line.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -85,7 +85,7 @@ class Timer:
 
 
 class Writer:
-    """Writes a run's metrics into files and shows them: a progress bar on a terminal, else one line a step."""
+    """Writes a run's metrics into files and shows them: by a progress bar on a terminal, else by one line a step."""
 
     def __init__(self, workdir=None, *, show: tuple[str, ...] = (), tensorboard: bool = True, console=None,
                  quiet: bool = False, trackers=None):
@@ -93,7 +93,7 @@ class Writer:
 
         Args:
           workdir: the run's folder; None only shows.
-          show: names shown beside the bar; () shows what `SHOWN` lists.
+          show: names shown beside the bar; (): those of `SHOWN`.
           tensorboard: also write TensorBoard events into workdir/tensorboard/<phase>.
           console: a rich.console.Console; None is stdout.
           quiet: shows nothing.
@@ -138,7 +138,7 @@ class Writer:
             self._display(phase, int(step), line)
 
     def truncate(self, stage: str, step: int):
-        """Removes the lines of `stage` beyond `step`: what a resumed run will write again. Other stages stay."""
+        """Removes the lines of `stage` after `step`, which a resumed run writes again. Other stages stay."""
         if self._file is None:
             return
         self._file.close()
@@ -177,7 +177,7 @@ class Writer:
             self.note(f"{label}  {done}/{total}  {time.monotonic() - start:.1f} s")
 
     def note(self, text: str):
-        """Prints a line, above the bar if there is one. The text is shown as it is."""
+        """Prints a line as it is, above the bar if there is one."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
         sys.stdout.flush()
 
@@ -229,10 +229,10 @@ class Writer:
             self.note(f"{phase} {step}{total}  {shown}")
 
 
-# What is shown of a line, in this order, where it is there.
+# Metrics that are shown, in this order, where the line has them.
 SHOWN = ("loss", "reward", "em", "f1", "noise", "searches", "on_path", "response_tokens", "kl", "entropy", "grad_norm",
          "sampler_gap_mean", "eval/em", "eval/f1", "speed/tokens_per_second", "time/step")
-# And behind it, a label and what stands under it with slashes between: policy and simulator, where there are two.
+# After them: labels, each with its metrics, separated by slashes.
 SHOWN_TOGETHER = (
     ("occupancy", "occupancy/policy", "occupancy/simulator"),
     ("wrote/s", "speed/policy_tokens_per_second", "speed/document_tokens_per_second"),
@@ -244,7 +244,7 @@ SHOWN_TOGETHER = (
 
 
 class _Events:
-    """TensorBoard events of one phase. On a resume, TensorBoard is told to forget the steps that are written again."""
+    """TensorBoard events of one phase. On a resume, TensorBoard drops the steps that are written again."""
 
     def __init__(self, folder, purge_step):
         self._writer = _summary_writer_class()(str(folder), purge_step=purge_step, flush_secs=10)
@@ -259,7 +259,7 @@ class _Events:
 
 
 def _summary_writer_class():
-    # tensorboardX imports torch where it finds it, which takes seconds and is of no use to numbers: it finds none.
+    # tensorboardX imports torch if it can, which takes seconds and is not needed for numbers: hide it.
     hide = "torch" not in sys.modules
     if hide:
         sys.modules["torch"] = None
@@ -272,7 +272,7 @@ def _summary_writer_class():
 
 
 def _plain(value):
-    """A JSON value. float32 becomes the float64 of the same value, whose repr reads back exactly; NaN becomes null."""
+    """A JSON value. float32 becomes the float64 of the same value, which reads back exactly; NaN becomes null."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, dict):
@@ -284,7 +284,7 @@ def _plain(value):
         return [_plain(v) for v in value]
     value = value.item() if value.dtype.kind in "biu" else float(value)
     if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)  # strict JSON has neither
+        return None if math.isnan(value) else str(value)  # strict JSON has neither NaN nor infinity
     return value
 
 
@@ -307,7 +307,7 @@ def _console(quiet):
 
 
 def _drop_half_line(path):
-    """Cuts a last line that a kill left without its newline, so that appending starts on a fresh line."""
+    """Removes a last line without its newline, which a kill left."""
     if not path.exists():
         return
     with open(path, "r+b") as file:

@@ -1,4 +1,4 @@
-"""Files that are written whole: after a crash a reader finds the old file or the new one, never a part of one."""
+"""Files that are written whole: after a crash, a reader finds the old file or the new one, never a part."""
 
 import json
 import os
@@ -10,11 +10,11 @@ from collections.abc import Iterable
 def write_bytes(path: str | os.PathLike, data: bytes | Iterable[bytes]) -> None:
     """Writes a file, given at once or piece by piece; makes its folder.
 
-    The bytes go to a temporary file beside it, are flushed to disk, and take the file's name only then. Several
-    processes and threads may write one file: the last one wins.
+    The bytes go to a temporary file beside it, which is flushed to disk and then renamed. Several processes and threads
+    may write one file: the last one wins.
 
     Raises:
-      OSError: the file cannot be written. It is then as it was.
+      OSError: the file cannot be written; it is left as it was.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,7 +25,7 @@ def write_bytes(path: str | os.PathLike, data: bytes | Iterable[bytes]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
-    except BaseException:  # an interrupt, too, or what the pieces raise while they are made
+    except BaseException:  # an interrupt as well, or an error of the iterable
         unfinished.unlink(missing_ok=True)
         raise
 

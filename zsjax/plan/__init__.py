@@ -22,7 +22,7 @@ from zsjax.config.checks import find_device_problems, find_problems
 from zsjax.errors import ConfigError, UserError
 from zsjax.parallel.constrain import compiling_for
 from zsjax.plan import memory
-from zsjax.plan.setup import Setup, prepare
+from zsjax.plan.setup import PlanSetup, make_setup
 from zsjax.plan.targets import Target, read_target, readable
 from zsjax.plan.topology import has_compiler
 from zsjax.plan.work import Work, step_work
@@ -42,7 +42,7 @@ class Plan:
       advice: flags that make it fit. () where it fits, and where none were found.
     """
 
-    setup: Setup
+    setup: PlanSetup
     figures: list[memory.Figure]
     compiled: list[dict]
     work: list[Work]
@@ -96,7 +96,7 @@ def make_plan(config: Config, target: str, *, compiles: bool = True, advise: boo
 
 
 def _estimate(config, target) -> Plan:
-    setup = prepare(config, target)
+    setup = make_setup(config, target)
     try:
         with compiling_for(target.chip.kind):  # without its kernels, which need their libraries to be traced
             return Plan(setup, memory.footprint(setup), [], step_work(setup))

@@ -21,7 +21,7 @@ from zsjax.parallel.constrain import on, row_shards
 from zsjax.parallel.mesh import TRAIN_RULES, local_mesh, make_mesh, replicated, row_sharding
 from zsjax.plan import memory
 from zsjax.plan.program import read_program
-from zsjax.plan.setup import Setup, prepare
+from zsjax.plan.setup import PlanSetup, make_setup
 from zsjax.plan.targets import read_target
 from zsjax.plan.topology import devices_of, tracing_for
 from zsjax.rl.algorithms import needs_reference
@@ -34,7 +34,7 @@ from zsjax.types import TokenBatch
 
 
 def main(path: str, target: str):
-    setup = prepare(configuration.from_json(pathlib.Path(path).read_text()), read_target(target))
+    setup = make_setup(configuration.from_json(pathlib.Path(path).read_text()), read_target(target))
     for name, lower in programs(setup, devices_of(setup.target)).items():
         try:
             with tracing_for(setup.target):
@@ -62,7 +62,7 @@ def phases(compiled, chip) -> list[dict]:
             for phase in read_program(compiled.as_text()).phases if phase.bytes > 1e6]
 
 
-def programs(setup: Setup, devices) -> dict:
+def programs(setup: PlanSetup, devices) -> dict:
     """{"update", "score", "rollout", ...} -> a function that lowers the program for the devices, as `train` calls it.
 
     With a value model there are "value score" and "value update". With train.microbatch_tokens an update is that of the
@@ -116,7 +116,7 @@ def programs(setup: Setup, devices) -> dict:
     return found | ({"rollout": lambda: _lower_rollout(setup, local_mesh(mesh))} if setup.simulator is not None else {})
 
 
-def _lower_rollout(setup: Setup, mesh):
+def _lower_rollout(setup: PlanSetup, mesh):
     """One host's part of the rollout: its devices, its questions."""
     config, engine = setup.config, setup.engine
     tokenizer = engine.tokenizer

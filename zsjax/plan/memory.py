@@ -20,7 +20,7 @@ from zsjax.models.decoder import cast_matrices, hidden_states, param_specs, spec
 from zsjax.models.placement import param_shardings
 from zsjax.models.value import init_value
 from zsjax.parallel.mesh import DECODE_RULES, TRAIN_RULES, replicated
-from zsjax.plan.setup import Setup
+from zsjax.plan.setup import PlanSetup
 from zsjax.rl.algorithms import needs_reference
 from zsjax.rl.logprobs import positions_at_a_time
 from zsjax.rl.optimizer import make_optimizers
@@ -46,7 +46,7 @@ class Figure:
     exact: bool
 
 
-def footprint(setup: Setup) -> list[Figure]:
+def footprint(setup: PlanSetup) -> list[Figure]:
     """Everything of size that a device holds while a step runs, at the longest rows that the config allows."""
     config, figures = setup.config, []
 
@@ -97,13 +97,13 @@ def _shapes(specs, dtype):
                         is_leaf=lambda x: hasattr(x, "axes"))
 
 
-def policy_shapes(setup: Setup):
+def policy_shapes(setup: PlanSetup):
     """(what is trained, what is frozen) of the policy: all of it and None, or adapters and all of it."""
     adapters, whole = setup.config.policy.lora, param_shapes(setup.policy, setup.config.policy.param_dtype)
     return (_shapes(lora.adapter_specs(setup.policy, adapters), "float32"), whole) if adapters.rank else (whole, None)
 
 
-def policy_shardings(setup: Setup, mesh):
+def policy_shardings(setup: PlanSetup, mesh):
     """Shardings of `policy_shapes` in training."""
 
     def place(specs=None):
@@ -113,24 +113,24 @@ def policy_shardings(setup: Setup, mesh):
     return (place(lora.adapter_specs(setup.policy, adapters)), place()) if adapters.rank else (place(), None)
 
 
-def value_shapes(setup: Setup):
+def value_shapes(setup: PlanSetup):
     """The value model as `init_value` makes it of the whole policy: the trunk in its dtype, a float32 head."""
     policy = param_shapes(setup.policy, setup.config.policy.param_dtype)
     return jax.eval_shape(lambda params: init_value(setup.policy, params, jax.random.key(0)), policy)
 
 
-def value_shardings(setup: Setup, mesh):
+def value_shardings(setup: PlanSetup, mesh):
     """Its shardings: the trunk as the policy, the head everywhere."""
     places = {name: where for name, where in param_shardings(setup.policy, mesh, TRAIN_RULES).items() if name != "lm_head"}
     return places | {"value_head": replicated(mesh)}
 
 
-def whole_policy(setup: Setup):
+def whole_policy(setup: PlanSetup):
     """The policy as it is scored and played, adapters attached."""
     return jax.eval_shape(lora.assembler(setup.config.policy.lora), *policy_shapes(setup))
 
 
-def frozen_simulator(setup: Setup):
+def frozen_simulator(setup: PlanSetup):
     """The simulator as it plays, with its `quantize`."""
     shapes = param_shapes(setup.simulator, setup.config.simulator.param_dtype)
     return shapes if setup.config.simulator.quantize == "none" else jax.eval_shape(quant.quantize, shapes)
@@ -171,7 +171,7 @@ def _optimizer_bytes(setup, optimizer, trained, cut):
     return local_bytes(state, moment_shardings(state, cut, setup.mesh))
 
 
-def _add_rollout(add, setup: Setup):
+def _add_rollout(add, setup: PlanSetup):
     config = setup.config
     rows, slots = setup.schedule.sizes(setup.rollout_rows)[0], setup.simulator_rows
     batch = config.rollout.prefill_batch or rows
@@ -210,7 +210,7 @@ class _Layers:
     share: int  # elements of the embedding
 
 
-def _layers(setup: Setup, rows: int) -> _Layers:
+def _layers(setup: PlanSetup, rows: int) -> _Layers:
     """Bytes of a training pass over `rows` rows."""
     config, T, model = setup.config, setup.config.rollout.max_tokens, local_model(setup)
     dtype, share = jnp.dtype(config.policy.param_dtype), model.embed_dim * model.vocab_size
@@ -237,7 +237,7 @@ def _chunk_logits(setup, rows) -> int:
     return 4 * vocab * (rows * min(chunk, tokens) if chunk else positions_at_a_time(rows * tokens, vocab))
 
 
-def _add_score(add, setup: Setup):
+def _add_score(add, setup: PlanSetup):
     rows = setup.micro_rows(setup.scored_rows)
     layers = _layers(setup, rows)
     add("weights gathered for use", SCORE, layers.gathered + _unembedding(setup, layers), exact=False)
@@ -245,7 +245,7 @@ def _add_score(add, setup: Setup):
     add("logits of one chunk", SCORE, 2 * _chunk_logits(setup, rows), exact=False)
 
 
-def _add_update(add, setup: Setup, phase: str, trained, cut):
+def _add_update(add, setup: PlanSetup, phase: str, trained, cut):
     """An update of the policy or, in the phase VALUE_UPDATE, of the value model, which has no logits."""
     rows, train = setup.micro_rows(setup.update_rows), setup.config.train
     layers, of_policy = _layers(setup, rows), phase == UPDATE
@@ -263,7 +263,7 @@ def _add_update(add, setup: Setup, phase: str, trained, cut):
         add("gradients of one microbatch", phase, local_bytes(trained, cut))
 
 
-def cache_bytes(setup: Setup, model, rows: int, capacity: int) -> int:
+def cache_bytes(setup: PlanSetup, model, rows: int, capacity: int) -> int:
     """Of the cache's `rows` rows on one device."""
     config = setup.config.policy if model is setup.policy else setup.config.simulator
     cache = jax.eval_shape(lambda: init_cache(model, rows, capacity, cache_dtype(model, config.cache_dtype)))
@@ -271,12 +271,12 @@ def cache_bytes(setup: Setup, model, rows: int, capacity: int) -> int:
     return size // setup.tensor if model.num_kv_heads % setup.tensor == 0 else size
 
 
-def attention_bytes(setup: Setup, model, rows: int, queries: int, keys: int) -> int:
+def attention_bytes(setup: PlanSetup, model, rows: int, queries: int, keys: int) -> int:
     """float32 scores of one layer for the queries that `zsjax.models.attention` has scores of at a time."""
     return 4 * rows * model.num_heads // setup.tensor * queries * keys
 
 
-def local_model(setup: Setup):
+def local_model(setup: PlanSetup):
     """The policy as one device of a tensor group computes it: its share of heads, mlp and vocabulary."""
     model, t = setup.policy, setup.tensor
     heads = model.num_heads // t

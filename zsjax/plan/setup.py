@@ -24,7 +24,7 @@ STAND_IN = "asset:real/tokenizer"  # of Qwen2's kind, with a smaller vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
-class Setup:
+class PlanSetup:
     """A run on a target. Counts are of rows, or of tokens a row.
 
     Attributes:
@@ -105,7 +105,7 @@ class Setup:
         return search.num_candidates * (search.max_document_tokens + 1)
 
 
-def prepare(config: Config, target: Target) -> Setup:
+def make_setup(config: Config, target: Target) -> PlanSetup:
     """Raises UserError where a model's shape cannot be known."""
     if config.mesh.simulator_devices:
         raise UserError(f"mesh.simulator_devices = {config.mesh.simulator_devices}: the plan knows only a simulator on the "
@@ -124,7 +124,7 @@ def prepare(config: Config, target: Target) -> Setup:
         engine = build.simulator(config, simulator, None, tokenizer) if simulated else None
     except ValueError as error:  # vocabularies that do not fit
         raise UserError(str(error)) from error
-    return Setup(config, target, mesh, policy, simulator, engine, stand_in)
+    return PlanSetup(config, target, mesh, policy, simulator, engine, stand_in)
 
 
 def model_shape(model: ModelConfig, field: str, tokenizer) -> DecoderConfig:

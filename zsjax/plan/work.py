@@ -10,7 +10,7 @@ import dataclasses
 from zsjax.models.flops import forward_flops
 from zsjax.models.quant import num_bytes
 from zsjax.plan.memory import cache_bytes, decoding_shapes, decoding_shardings, frozen_simulator, local_bytes, whole_policy
-from zsjax.plan.setup import Setup
+from zsjax.plan.setup import PlanSetup
 from zsjax.rl.algorithms import needs_reference
 
 
@@ -24,7 +24,7 @@ class Work:
     seconds: float
 
 
-def step_work(setup: Setup) -> list[Work]:
+def step_work(setup: PlanSetup) -> list[Work]:
     """The parts of a step, one after the other."""
     config, rows = setup.config, setup.rollout_rows
     at_once, slots = setup.schedule.sizes(rows)
@@ -51,7 +51,7 @@ def step_work(setup: Setup) -> list[Work]:
     return parts + _training(setup, used)
 
 
-def _training(setup: Setup, used: float) -> list[Work]:
+def _training(setup: PlanSetup, used: float) -> list[Work]:
     """Scores and updates, on rows of `used` tokens."""
     config, train, algorithm = setup.config, setup.config.train, setup.config.algorithm
     forward = forward_flops(setup.policy, used, used**2 / 2, used) / setup.tensor  # of a row

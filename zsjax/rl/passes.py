@@ -16,10 +16,10 @@ from zsjax.parallel import hosts
 from zsjax.parallel.constrain import on, row_shards
 from zsjax.parallel.mesh import reshard, row_sharding
 from zsjax.rl import packing, roles
-from zsjax.rl.compiled import Executable, kind_of
+from zsjax.rl.executable import Executable, kind_of
 from zsjax.rl.objective import make_terms, reads_mask_only
 from zsjax.rl.steps import make_packed_update, make_score, make_update, trained_alone
-from zsjax.rl.value import make_value_score, make_value_update
+from zsjax.rl.value_steps import make_value_score, make_value_update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Passes:
         return self._scored(self._score, params, batch, self._scored_tokens)
 
     def values(self, value_params, batch):
-        """float32[B, T], see `zsjax.rl.value.state_values`."""
+        """float32[B, T], see `zsjax.rl.value_steps.state_values`."""
         return self._scored(self._value_score, value_params, batch)
 
     def update(self, params, opt_state, batch, coef=None, frozen=None):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from zsjax.parallel.mesh import replicated
-from zsjax.rl.compiled import Executable
+from zsjax.rl.executable import Executable
 from zsjax.rl.objective import (
     gspo_loss,
     load_loss,

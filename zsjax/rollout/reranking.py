@@ -100,9 +100,10 @@ def shown_documents(env, ends_line, automaton, tokens, roles, query_span, docume
 class Reranking:
     """The reranker of a training run: how it starts, and how it learns from a step's episodes."""
 
-    def __init__(self, policy_config, tokenizer, config):
+    def __init__(self, policy_config, tokenizer, config, *, read=None):
+        """read: in place of `make_reader`'s function of these arguments."""
         self._options = config.search.rerank
-        self._read = make_reader(policy_config, tokenizer, config)
+        self._read = read or make_reader(policy_config, tokenizer, config)
         self._update = make_update(self._options.learning_rate)
 
     def start(self) -> RerankerState:

@@ -19,7 +19,7 @@ EXAMPLES_PER_QUERY = 8
 COMPLETE = 1 / 3  # share of replies that hold the best document
 
 
-def pretrain_simulator(config: Config, simulator: Simulator, *, writer, directory, config_json: str = "{}") -> Simulator:
+def train_simulator_base(config: Config, simulator: Simulator, *, writer, directory, config_json: str = "{}") -> Simulator:
     """Trains the base of the simulator on the worlds of `config.data.corpus`.
 
     Args:

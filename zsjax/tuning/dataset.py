@@ -1,17 +1,17 @@
 """Examples that teach a model to play the search engine: prompt and documents in tokens, weights on the documents.
 
-An example's prompt is built by the very splice of the compiled rollout (`Simulator.prompts`), so the simulator sees in
-use what it saw in training. What a search of the real engine gives is a matter of the label (`config.collect.label`):
+An example's prompt is spliced as in the compiled rollout (`Simulator.prompts`), so the simulator sees in use what it saw
+in training. `config.collect.label` says which examples a search of the real engine gives:
 
   "ranking"   useful: what the engine found, best first (shown documents are shuffled later: `search.shuffle_documents`);
               noisy: its ranking without the best document and without every one that holds a gold answer.
-  "answer"    the paper's first version: what was found is useful if the episode's final answer was right, else noisy.
-  "contains"  its second version judges document by document; here a document is useful when it holds a gold answer.
-              Useful: what was found, if at least one document does; noisy: the best documents that do not.
+  "answer"    the paper's first version: the ranking is useful if the episode's final answer was right, else noisy.
+  "contains"  its second version labels document by document; here a document that holds a gold answer is useful.
+              Useful: the ranking, if at least one of its k best is useful; noisy: the best documents that are not.
   "judge"     the same with the verdicts of a judge model (zsjax.tuning.judge) in place of containment.
 
-With all but "answer" the targets are true documents that the engine ranks high, so a simulator that obeys the noisy word
-leaks nothing and invents nothing. With "answer", noisy documents are whatever a failed episode found.
+Except with "answer", the targets are true documents that the engine ranks high, so a simulator that obeys the noisy word
+neither leaks nor invents facts. With "answer", noisy documents are those that a failed episode found.
 """
 
 import collections
@@ -48,9 +48,9 @@ class Example:
 class Emphasis:
     """Weights of the documents' tokens, for a small model that must learn first what matters most.
 
-    The first word of a line that is not common decides which document it will be: useful and noisy replies part there,
-    at every line. (With weight on the first line only, 40 % of noisy replies slipped back to the asked fact in their
-    last.) A token is common when more than half of all documents hold it ("of", "is").
+    The first word of a line that is not common decides which document it will be; useful and noisy replies differ there,
+    at every line. (With weight on the first line only, the last line of 40 % of noisy replies was the fact that was asked
+    for.) A token is common when more than half of all documents hold it ("of", "is").
     """
 
     lead: float = 3.0
@@ -64,19 +64,19 @@ def useful_documents(ranking: Sequence[Document], k: int) -> list[Document]:
 
 
 def noisy_documents(ranking: Sequence[Document], golds: Sequence[str], k: int) -> list[Document]:
-    """The k best documents after the best one and every one that holds a gold answer (whole words) are taken out."""
+    """The k best documents, without the best one and those that hold a gold answer (whole words)."""
     return [document for document in ranking[1:] if not holds_gold(document, golds)][:k]
 
 
 def holds_gold(document: Document, golds: Sequence[str]) -> bool:
-    """Whether a gold answer stands in the document as whole words."""
+    """Whether the document holds a gold answer as whole words."""
     return contains_match(f"{document.title}\n{document.text}", golds) > 0
 
 
 def targets_of(search, k: int, label: str) -> dict[bool, list[Document]]:
-    """{noisy: documents of the reply} of a search under a label; none or one of the two may be missing.
+    """{noisy: documents of the reply} of a search under a label; one or both may be missing.
 
-    Raises ValueError for an unknown label.
+    Raises InputError for an unknown label.
     """
     ranking, golds = search.documents, search.question.golden_answers
     if label == "ranking":
@@ -94,24 +94,24 @@ def targets_of(search, k: int, label: str) -> dict[bool, list[Document]]:
 
 
 def _by_document(ranking, useful, k):
-    """Noisy: the best documents that are of no use. Useful: what was found, if one of the k best is."""
+    """Noisy: the best documents that are not useful. Useful: the ranking, if one of its k best is useful."""
     noisy = [document for document, is_useful in zip(ranking, useful, strict=True) if not is_useful][:k]
     return {True: noisy} | ({False: useful_documents(ranking, k)} if any(useful[:k]) else {})
 
 
 def make_examples(searches: Sequence, num_documents: int, *, label: str = "ranking", balance: bool = True,
                   seed: int = 0) -> list[Example]:
-    """The useful and noisy examples of every search whose ranking is deep enough for them, each once.
+    """The useful and noisy examples, each once, of every search with enough documents for them.
 
     Args:
       searches: `collect.Search` records: question, query, documents as the engine ranked them.
       num_documents: k, documents of a reply.
-      label: how useful and noisy are told apart; see the head of this module.
-      balance: keep as many noisy as useful examples, dropping from the larger side at random.
+      label: what makes a reply useful or noisy; see the head of this module.
+      balance: drop random examples of the larger kind, until there are as many noisy as useful ones.
       seed: of that choice.
 
     Raises:
-      ValueError: nothing is left of one of the two kinds.
+      InputError: there are no examples of one of the two kinds.
     """
     sides, seen = {False: [], True: []}, set()
     for search in searches:
@@ -132,10 +132,10 @@ def make_examples(searches: Sequence, num_documents: int, *, label: str = "ranki
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoder:
-    """Turns examples into rows of tokens and weights, with the very splice that the simulator uses in a rollout.
+    """Turns examples into rows of tokens and weights, with the splice of the simulator in a rollout.
 
     Attributes:
-      simulator: its prompts, its budgets and its number of documents are used, its parameters are not.
+      simulator: its prompts, budgets and number of documents are used; its parameters are not.
       document_format: how a document becomes a line.
       emphasis: None weighs every document token 1.
     """
@@ -164,7 +164,7 @@ class Encoder:
         return prompts
 
     def lines(self, found: Sequence[Sequence[Document]]) -> list[list[list[int]]]:
-        """Tokens of the line of every document of every list: inert, cut to the budget, newline included."""
+        """Tokens of every document's line, of every list: inert, cut to the budget, newline included."""
         tokens, lengths, count = encode_documents(
             found, self.simulator.tokenizer, self.document_format, num_documents=self.simulator.num_documents,
             max_document_tokens=self.simulator.max_document_tokens)
@@ -173,8 +173,8 @@ class Encoder:
     def rows(self, examples: Sequence[Example], max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
         """(tokens int32[N, max_tokens], weights float32[N, max_tokens]) of N examples, right-padded with 0.
 
-        The prompt weighs 0. Raises ValueError when a row is longer than max_tokens (nothing is cut silently) or has
-        another number of documents than the simulator writes.
+        The prompt weighs 0. Raises InputError where a row is longer than max_tokens, or does not have as many documents
+        as the simulator writes.
         """
         k = self.simulator.num_documents
         if any(len(example.documents) != k for example in examples):
@@ -194,7 +194,7 @@ class Encoder:
         return tokens, weights
 
     def _common(self, lines) -> set[int]:
-        """Tokens that stand in more than half of the lines."""
+        """Tokens that occur in more than half of the lines."""
         lines = [set(line) for documents in lines for line in documents]
         counts = collections.Counter(token for line in lines for token in line)
         return {token for token, count in counts.items() if count > len(lines) / 2}
@@ -211,7 +211,7 @@ class Encoder:
 def make_batches(tokens: np.ndarray, weights: np.ndarray, *, batch_rows: int, seed: int) -> Callable:
     """batches(step) -> (tokens int32[B, T], weights float32[B, T]): epoch after epoch, each in its own order.
 
-    A function of the step alone, so a run that is resumed sees what it would have seen.
+    A function of the step alone, so a resumed run sees the same batches.
     """
     if not len(tokens):
         raise InputError("no examples to train on")
@@ -227,7 +227,7 @@ def make_batches(tokens: np.ndarray, weights: np.ndarray, *, batch_rows: int, se
 
     def _order(seed, epoch, size):
         if epoch not in cache:
-            cache.clear()  # steps come in order: one epoch, or the seam of two, is all that is asked for
+            cache.clear()  # steps come in order, so one epoch's order is enough
             cache[epoch] = np.random.default_rng([seed, epoch]).permutation(size)
         return cache[epoch]
 

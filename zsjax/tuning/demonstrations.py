@@ -1,4 +1,4 @@
-"""Episodes to imitate: what a policy should say for a question, and the documents that it would be shown.
+"""Episodes to imitate: the actions that a policy should take for a question, and the documents that it is shown.
 
 A file of them has one JSON object a line:
 
@@ -6,11 +6,10 @@ A file of them has one JSON object a line:
      "turns": [{"query": "...", "documents": [{"title": "...", "text": "..."}, ...]}, ...],
      "answer": "..."}
 
-A question may have "metadata". Turns come in the order of the searches, documents in the order in which they are shown,
-and at most config.search.num_documents of them are. `write_demonstrations` makes such a file from questions and an engine.
+A question may have "metadata". Turns are in the order of the searches; a turn's documents are in the order in which they
+are shown, at most config.search.num_documents of them. `write_demonstrations` writes such a file.
 
-`encode` puts an episode into tokens as a rollout would have: prompt, tags and documents go through the same functions, so
-that the policy is trained on what it will see.
+`encode` makes an episode's tokens with the functions of a rollout, so the policy trains on what it will see.
 """
 
 import dataclasses
@@ -22,6 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from zsjax import types
+from zsjax.errors import InputError, reading
 from zsjax.parallel.files import write_jsonl
 from zsjax.rewards import contains_match
 from zsjax.rollout.actions import ANSWER, SEARCH, Action
@@ -33,7 +33,7 @@ from zsjax.types import Question
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """A search: what was asked for, and what was shown."""
+    """A search: its query and the documents that were shown."""
 
     query: str
     documents: tuple[Document, ...]
@@ -50,7 +50,7 @@ class Demonstration:
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """How a rollout shows documents and what it has room for, of a config and the policy's tokenizer."""
+    """How a rollout of this config and tokenizer shows documents, and its budgets."""
 
     config: object
     tokenizer: object
@@ -64,16 +64,16 @@ class Shown:
         return [tokens[0, i, :lengths[0, i]].tolist() for i in range(count[0])]
 
     def text(self, turns: Sequence[Turn]) -> str:
-        """What the documents of some turns say, as far as they are shown."""
+        """The text of some turns' documents, as far as it is shown."""
         return "".join(self.tokenizer.decode(line) for turn in turns for line in self.lines(turn.documents))
 
     def actions(self, demonstration: Demonstration) -> list[list[int]]:
-        """Ids of what the policy says: a search a turn, then the answer."""
+        """Ids of the policy's actions: a search for each turn, then the answer."""
         texts = [_action(SEARCH, turn.query) for turn in demonstration.turns]
         return [self.tokenizer.encode(text) for text in (*texts, _action(ANSWER, demonstration.answer))]
 
     def fits(self, query: str) -> bool:
-        """Whether a search for it is run as it is: longer queries are cut, longer turns are no action."""
+        """Whether the query is within the budgets: a longer query is cut, a longer turn is an invalid action."""
         query_tokens, turn_tokens = (len(self.tokenizer.encode(text)) for text in (f" {query} ", _action(SEARCH, query)))
         return (query_tokens <= self.config.search.max_query_tokens
                 and turn_tokens <= self.config.rollout.max_turn_tokens)
@@ -84,17 +84,17 @@ def _action(action: Action, text: str) -> str:
 
 
 def make_demonstrations(questions: Sequence[Question], engine, shown: Shown) -> list[Demonstration]:
-    """The episodes that reach their answer, of those that search with the question and go on by supporting titles.
+    """Episodes that search with the question, then with supporting titles, until a gold answer is shown.
 
-    The first query is the question. As long as no gold answer stands in what is shown and turns are left, the next query
-    is a supporting title (metadata "supporting_titles") that is not among the documents and can be known: it stands in
-    the question or in what is shown. So a question of several hops gets a query for each hop that the first one missed.
-    The answer is the first gold answer that is shown; a question without one is left out.
+    The first query is the question. While turns are left and no shown document holds a gold answer, the next query is a
+    supporting title (metadata "supporting_titles") that was not found yet and occurs in the question or in a shown
+    document. A question of several hops thus gets a query for each hop that the first one missed. The answer is the
+    first gold answer that is shown; a question without one is left out.
 
     Args:
       questions: in the order of the episodes.
       engine: see `zsjax.search.engine.Engine`.
-      shown: its config's search.num_documents and rollout.max_turns count.
+      shown: search.num_documents and rollout.max_turns of its config are read.
     """
     k, max_turns = shown.config.search.num_documents, shown.config.rollout.max_turns
     turns: list[tuple[Turn, ...]] = [() for _ in questions]
@@ -118,7 +118,7 @@ def make_demonstrations(questions: Sequence[Question], engine, shown: Shown) -> 
 
 
 def _next_title(question: Question, turns: Sequence[Turn], text: str) -> str | None:
-    """A supporting title that was not found yet and stands in the question or in what is shown."""
+    """A supporting title that was not found yet and occurs in the question or in the shown text."""
     seen = {document.title.lower() for turn in turns for document in turn.documents}
     seen |= {turn.query.lower() for turn in turns}
     known = f"{question.question}\n{text}"
@@ -127,10 +127,10 @@ def _next_title(question: Question, turns: Sequence[Turn], text: str) -> str | N
 
 
 def encode(demonstrations: Sequence[Demonstration], shown: Shown, max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens int32[N, max_tokens], roles int8[N, max_tokens]) of the episodes that a rollout has room for.
+    """(tokens int32[N, max_tokens], roles int8[N, max_tokens]) of the N episodes that keep to all budgets.
 
-    Left out are episodes longer than max_tokens or rollout.max_tokens, with a longer prompt, query or turn than the
-    rollout allows, or with more turns.
+    Episodes are left out that are longer than max_tokens or rollout.max_tokens, or whose prompt, query, turn or number of
+    turns exceeds the rollout's.
     """
     config, tokenizer = shown.config, shown.tokenizer
     template = PolicyTemplate.load(config.prompts.policy)
@@ -165,25 +165,24 @@ def read_demonstrations(path: str | os.PathLike) -> list[Demonstration]:
     """The episodes of a .jsonl[.gz] file.
 
     Raises:
-      OSError: the file cannot be read.
-      ValueError: a line is not an episode, or the file has none; the message names the line and the field.
+      InputError: the file cannot be read, a line is not an episode, or there is none; the message names line and field.
     """
     demonstrations = []
     opener: Callable = gzip.open if str(path).endswith(".gz") else open
-    with opener(path, "rt", encoding="utf-8") as file:
+    with reading(path), opener(path, "rt", encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
                 demonstrations.append(_demonstration(json.loads(line)))
             except KeyError as error:
-                raise ValueError(f"{path}, line {number}: field {error} is missing; an episode has question, turns and "
+                raise InputError(f"{path}, line {number}: field {error} is missing; an episode has question, turns and "
                                  "answer") from error
             except (ValueError, TypeError, AttributeError) as error:
-                raise ValueError(f"{path}, line {number} is not an episode ({error}); use the form of "
+                raise InputError(f"{path}, line {number} is not an episode ({error}); use the form of "
                                  "zsjax.tuning.demonstrations") from error
     if not demonstrations:
-        raise ValueError(f"{path} has no episode; give at least one")
+        raise InputError(f"{path} has no episode; give at least one")
     return demonstrations
 
 
@@ -198,5 +197,5 @@ def _demonstration(row: dict) -> Demonstration:
 
 def _text(value) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is not a text")
+        raise InputError(f"{value!r} is not a text")
     return value

@@ -1,7 +1,7 @@
-"""Judges of documents: is this document of use for this question? A model says yes or no.
+"""Judges of documents: a model says yes or no to whether a document helps to answer a question.
 
-Where a judge has no opinion (a reply that is neither, a server that failed, a prompt that is too long), the document is of
-use if it holds a gold answer (`holds_gold`), and the case is counted. Each (question, document) is judged once.
+Where a judge gives no verdict (another reply, a failed server, a prompt that is too long), the document is useful if it
+holds a gold answer (`holds_gold`), and the case is counted. Each (question, document) is judged once.
 """
 
 import collections
@@ -31,7 +31,7 @@ _WORD = re.compile(r"[a-z]+")
 
 
 def judge_searches(searches: Sequence[Search], judge) -> tuple[list[Search], dict[str, int]]:
-    """The searches with a verdict on each document, and what was counted.
+    """The searches with a verdict on each document, and counts.
 
     Args:
       searches: the records.
@@ -39,8 +39,8 @@ def judge_searches(searches: Sequence[Search], judge) -> tuple[list[Search], dic
         ("malformed", "failed", "too_long", or how a chat model failed: "thoughts_only", "thoughts_cut", "declined").
 
     Returns:
-      (searches, {"judged": different pairs, "useful": of these, "contradicts_containment", and the cases without verdict
-      under their names}).
+      (searches, {"judged": different pairs, "useful": useful ones, "contradicts_containment": verdicts that differ from
+      `holds_gold`, and the cases without verdict under their names}).
     """
     pairs: dict[tuple, tuple[Question, Document]] = {}
     for search in searches:
@@ -73,11 +73,11 @@ def _slots(question, document):
 
 
 class ChatJudge:
-    """A judge behind a server with the OpenAI chat interface, asked at temperature 0."""
+    """A judge behind a server with the OpenAI chat interface, at temperature 0."""
 
     def __init__(self, url: str, *, model: str, template: JudgeTemplate, key_env: str = "",
                  extra_body: Mapping[str, Any] | None = None, limits: Limits = DEFAULT_LIMITS):
-        """url, model, key_env, extra_body, limits: as of `zsjax.search.ChatSimulator`. Raises ValueError as that does."""
+        """url, model, key_env, extra_body, limits, errors: as of `zsjax.search.ChatSimulator`."""
         self._headers, self.url = authorization(key_env, "the judge's server"), chat_address(url)
         self.model, self.template, self.transport = model, template, Transport(limits)
         self.fields = {"temperature": 0.0, "max_tokens": 1024} | dict(extra_body or {})
@@ -92,20 +92,21 @@ class ChatJudge:
 
 
 def yes_or_no(text: str) -> bool | str:
-    """True or False if the first word is yes or no, else "malformed"; what a model thought first does not count."""
+    """True or False if the first word after any thoughts is yes or no, else "malformed"."""
     word = _WORD.search(without_thoughts(text).lower())
     return {"yes": True, "no": False}.get(word.group() if word else "", "malformed")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DecoderJudge:
-    """A decoder of ours as judge: True where log p(yes | prompt) > log p(no | prompt), each word with all of its tokens.
+    """A decoder as judge: True where log p(yes | prompt) > log p(no | prompt), over all tokens of each word.
 
     Attributes:
       config, params, tokenizer: the decoder.
       template: the prompt.
       chat: put the prompt into the tokenizer's chat template.
-      batch_rows: prompts judged at a time, in one pass; max_tokens: of a prompt.
+      batch_rows: prompts a pass.
+      max_tokens: of a prompt; longer ones are "too_long".
     """
 
     config: DecoderConfig
@@ -134,7 +135,7 @@ class DecoderJudge:
         return self.tokenizer.encode_prompt(self.tokenizer.plain(text))  # a judge's template is plain text
 
     def _logprobs(self, prompts):
-        """float32[2, R], nats: of yes and of no behind each of R prompts."""
+        """float32[2, R], nats: log p of yes and of no after each of R prompts."""
         words = [self.tokenizer.encode(word if self.chat else f" {word}") for word in ("yes", "no")]
         longest = max(map(len, words))
         size = -(-(max(map(len, prompts)) + longest) // 64) * 64
@@ -157,7 +158,7 @@ class DecoderJudge:
 def continuation_logprobs(config: DecoderConfig, params, tokens, start, count, longest: int):
     """float32[B], nats: log p of tokens [start, start + count) of rows int32[B, T]; count int32[B] is at most `longest`.
 
-    Logits are computed at those places only.
+    Logits are computed at these positions only.
     """
     valid = jnp.arange(tokens.shape[1]) < (start + count)[:, None]
     hidden = hidden_states(params, config, tokens, valid=valid)

@@ -40,7 +40,7 @@ def tune(config: Config, simulator: Simulator, path: str | os.PathLike, *, write
     """
     try:
         provenance, searches = read_searches(path)
-        searches, held_out = split(searches, config.collect.hold_out)
+        searches, held_out = split_by_question(searches, config.collect.hold_out)
         examples = make_examples(searches, simulator.num_documents, label=config.collect.label,
                                  balance=config.collect.balance, seed=config.seed)
     except InputError as error:
@@ -62,7 +62,7 @@ def tune(config: Config, simulator: Simulator, path: str | os.PathLike, *, write
     return tuned
 
 
-def split(searches: Sequence[Search], hold_out: float) -> tuple[list[Search], list[Search]]:
+def split_by_question(searches: Sequence[Search], hold_out: float) -> tuple[list[Search], list[Search]]:
     """(tuned on, held out): by question, so that no held-out question was seen with another query."""
     sides = ([], [])
     for search in searches:

@@ -54,9 +54,9 @@ class CollectConfig:
         "policy asks few different things; the questions must know their right queries", "[0, 1e9]", unit="questions")
     balance: bool = field(True, "as many noisy as useful examples")
     label: str = field(
-        "ranking", 'what makes a reply useful or noisy: its place in the engine\'s "ranking"; the final "answer" (the paper\'s '
-        'first version); or, document by document (its second), that it "contains" a gold answer, or that a model, the '
-        '"judge", says so (zsjax.tuning.dataset)', choices=("ranking", "answer", "contains", "judge"))
+        "ranking", 'what makes a reply useful or noisy: its place in the engine\'s "ranking"; the final "answer" (the '
+        'paper\'s first version); or, document by document (its second), that it "contains" a gold answer, or that a '
+        'model, the "judge", says so (zsjax.tuning.dataset)', choices=("ranking", "answer", "contains", "judge"))
     hold_out: float = field(0.0, "share of the questions whose searches are not tuned on; on them the stage reports how "
                             "often useful and noisy replies hold a gold answer, before and after; 0: no report", "[0, 0.5]")
     judge: JudgeConfig = group(JudgeConfig)

@@ -18,10 +18,10 @@ def pretrain(run: Run):
 def pretrain_simulator(run: Run):
     if run.done("pretrain_simulator", "models/simulator_base"):
         return
-    from zsjax.tiny_world.pretrain_simulator import pretrain_simulator
+    from zsjax.tiny_world.pretrain_simulator import train_simulator_base
 
     model, params = build.model(run.config.simulator, run.tokenizer, seed=run.config.seed + 1)
     start = build.simulator(run.config, model, params, run.tokenizer)
-    base = pretrain_simulator(run.config, start, writer=run.writer,
-                              directory=run.path("checkpoints") / "pretrain_simulator", config_json=run.config_json)
+    base = train_simulator_base(run.config, start, writer=run.writer,
+                                directory=run.path("checkpoints") / "pretrain_simulator", config_json=run.config_json)
     run.save_model("simulator_base", base.config, base.params)
