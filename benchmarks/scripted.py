@@ -14,7 +14,8 @@ import numpy as np
 
 from zsjax import types
 from zsjax.rollout import compiled
-from zsjax.rollout import state as pieces
+from zsjax.rollout.environment import Environment
+from zsjax.rollout.environment import Tables as PolicyTables
 from zsjax.rollout.played import occupancy
 from zsjax.rollout.schedule import Schedule
 from zsjax.sampling.tags import TagAutomaton
@@ -123,7 +124,7 @@ def scripted_episodes(config, params, w, rng):
         max_query_tokens=QUERY, max_question_tokens=question_tokens, max_answer_tokens=ANSWERS, temperature=1.0)
     questions = w["batch"] // w.get("group", 1)
     empty = np.zeros(0, np.int32)
-    env = pieces.Environment(
+    env = Environment(
         policy=config, max_turns=w["turns"], max_turn_tokens=budget, max_tokens=w["max_tokens"], max_query_tokens=QUERY,
         num_documents=k, max_document_tokens=document_tokens, information_open=empty, information_close=empty,
         hint=np.full(8, 3, np.int32), group_size=w.get("group", 1), prefill_batch=w.get("prefill_batch"))
@@ -134,7 +135,7 @@ def scripted_episodes(config, params, w, rng):
              "answers": random_ids(ANSWERS), "question_key": np.arange(questions, dtype=np.uint32)}
     schedule = Schedule(rows=w.get("rows", 0), slots=w.get("slots", 0), decode_threshold=w.get("decode_threshold", 0.0))
     program = compiled.compiled_program(compiled.Static(env, schedule, simulator), None)
-    policy_tables = pieces.Tables(automaton=script, eos=none)
+    policy_tables = PolicyTables(automaton=script, eos=none)
 
     def play():
         return jax.device_get(program(compiled.Inputs(

@@ -43,10 +43,10 @@ def test_files(tmp_path):
     assert PolicyTemplate.load(text).hint == TEMPLATES["default"].hint
     fields.write_text(json.dumps({"prompt": "Q: {question}\n", "hint": "\nno.\n"}))
     assert PolicyTemplate.load(fields).hint == "\nno.\n"
-    for content, message in (('{"prompt": "x"}', "{question} must be there once, not 0 times"),
+    for content, message in (('{"prompt": "x"}', "the slot {question} 0 times; use it once"),
                              ('{"prompt": "{question} {golds}"}', "unknown slot {golds}"),
-                             ('{"prompt": "{question}", "hints": ""}', "field 'hints' must be a text and one of"),
-                             ('{"hint": ""}', "must be an object with the field 'prompt'"), ("{", "no JSON")):
+                             ('{"prompt": "{question}", "hints": ""}', "field 'hints' is ''; write a text, in one of"),
+                             ('{"hint": ""}', "has no field 'prompt'"), ("{", "is not JSON")):
         fields.write_text(content)
         with pytest.raises(ValueError, match=message) as caught:
             PolicyTemplate.load(str(fields))

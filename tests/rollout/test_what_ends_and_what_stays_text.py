@@ -12,7 +12,7 @@ from zsjax.data import load_tokenizer
 from zsjax.data.assets import asset_path
 from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.rollout import make_rollout
-from zsjax.rollout.state import environment
+from zsjax.rollout.environment import environment
 from zsjax.run import build
 from zsjax.search import Document, Empty, SearchContext, decoder_embedder
 from zsjax.search.simulator.prompt import JudgeTemplate
