@@ -18,7 +18,7 @@ def test_rules_equal_plain_loops_in_numpy_and_jax():
         left, flag = rng.integers(0, 4, 2).astype(np.int32), rng.random((2, R)) < 0.5
         asked, there = rng.random((2, 2, R, 2)) < 0.5
         for shard in range(2):
-            rows = list(zip(status[shard], waits[shard], flag[shard]))
+            rows = list(zip(status[shard], waits[shard], flag[shard], strict=True))
             samples = sum(s == RUNNING and w == NOTHING for s, w, _ in rows)
             running = sum(s == RUNNING for s, *_ in rows)
             want = {

@@ -8,6 +8,7 @@ import pytest
 
 from tests.small_models import NUM_DOCUMENTS, PARAMS, POLICY, QUESTIONS, TOKENIZER, make_config
 from zsjax.config import ConfigError
+from zsjax.rewards.terms import outcomes, well_formed
 from zsjax.rollout import make_rollout, transcript
 from zsjax.rollout.actions import Action
 from zsjax.search import Document, Engine
@@ -70,6 +71,7 @@ def test_the_simulator_in_the_compiled_program(simulator):
     assert record["search_status"] == ["ok", "ok"] and two.count("\n") == 2 * NUM_DOCUMENTS
     assert two.endswith(one) and one.count("\n") == NUM_DOCUMENTS
     assert (played.work.requests, played.work.simulated) == (3, 2)  # the same query is one request, whatever asks it
+    assert well_formed(*outcomes(played.episodes, QUESTIONS[:1], TOKENIZER)) == 1
 
 
 def test_a_config_names_it(checked):

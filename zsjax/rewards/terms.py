@@ -94,7 +94,9 @@ def well_formed(outcome: Outcome) -> float:
         if begins or (begins is None and tags[:1] == [THINK_TAGS[1]]):
             tags = [THINK_TAGS[0], *tags]
         paired = tags == [*THINK_TAGS] * (len(tags) // 2)
-        begun = [action.open for action in ACTIONS if action.open in text]
+        ended = re.findall(r"</(\w+)>\W*$", text)  # an action of another table
+        begun = [tag for tag in dict.fromkeys([action.open for action in ACTIONS] + [f"<{name}>" for name in ended])
+                 if tag in text]
         one = len(begun) == 1 == text.count(begun[0])
         return paired and one and text.rfind(THINK_TAGS[1]) < text.find(begun[0])
 

@@ -6,7 +6,7 @@ import numpy as np
 from zsjax.config import Config
 from zsjax.rewards import terms
 from zsjax.rl.selection import groups_with_signal
-from zsjax.rollout.experience import Experience, refill
+from zsjax.rollout.experience import Experience, replace_groups
 from zsjax.rollout.played import occupancy, requests_saved
 
 
@@ -31,7 +31,7 @@ class Actor:
         policy, played = self.rollout.place(policy), None  # once for all rounds
         for round in range(self.rounds):
             new = self._play_round(policy, settings, round)
-            played = new if played is None else refill(played, new)
+            played = new if played is None else replace_groups(played, new)
             signal = groups_with_signal(played.scores, played.episodes.group_id)
             if signal.all():
                 break

@@ -52,7 +52,7 @@ def ask(table: RequestTable, asks, question, query, noisy):
     """
     N, B, rows = len(table.written), len(asks), (question, query, noisy)
     entered = (table.question, table.query, table.noisy)
-    fingerprint = fingerprints(rows)
+    fingerprint = hash_rows(rows)
     # Requests are found by fingerprint, then compared token for token. Where two share a fingerprint, the second one is
     # not found again and is written once more.
     alike = (fingerprint[:, None] == table.fingerprint) & (jnp.arange(N) < table.distinct)
@@ -85,7 +85,7 @@ def enter(table: RequestTable, number, replies: Replies) -> RequestTable:
     return table.replace(replies=kept, written=table.written.at[number].set(True, mode="drop"))
 
 
-def fingerprints(requests):
+def hash_rows(requests):
     """uint32[B] hashes of a tree of arrays of B rows."""
     columns = jnp.concatenate([x.reshape(len(x), -1).astype(jnp.int32) for x in jax.tree.leaves(requests)], axis=1)
     return hash_tokens(columns, jnp.full(len(columns), columns.shape[1]))

@@ -76,7 +76,7 @@ def environment(policy_config, tokenizer, config, group_size: int = 1, sampler=d
 
 
 @flax.struct.dataclass
-class Tables:
+class PolicyTables:
     """Per-token facts of the policy's vocabulary of V tokens."""
 
     automaton: TagAutomaton
@@ -84,11 +84,11 @@ class Tables:
     separates: Any = None  # bool[V], the token's bytes hold `SEPARATOR`; None: no action takes several queries
 
 
-def tables(tokenizer, config: DecoderConfig, actions: Sequence[Action] = ACTIONS) -> Tables:
-    """The `Tables` of a tokenizer for a model with V = `config.vocab_size` embedding rows."""
+def tables(tokenizer, config: DecoderConfig, actions: Sequence[Action] = ACTIONS) -> PolicyTables:
+    """The `PolicyTables` of a tokenizer for a model with V = `config.vocab_size` embedding rows."""
     V, separates = config.vocab_size, None
     eos = jnp.zeros(V, bool).at[jnp.array(list(tokenizer.eos_ids), jnp.int32)].set(True)
     if any(action.queries > 1 for action in actions):
         pieces = [tokenizer.token_bytes(id) if id < tokenizer.vocab_size else None for id in range(V)]
         separates = jnp.array([bool(piece) and SEPARATOR.encode() in piece for piece in pieces])
-    return Tables(automaton=TagAutomaton.from_tokenizer(tokenizer, table.tags(actions)), eos=eos, separates=separates)
+    return PolicyTables(automaton=TagAutomaton.from_tokenizer(tokenizer, table.tags(actions)), eos=eos, separates=separates)

@@ -36,7 +36,7 @@ class Experience:
 ROWS = ("episodes", "questions", "outcomes", "scores", "terms", "row_valid")  # fields whose arrays begin with rows
 
 
-def refill(first: Experience, second: Experience) -> Experience:
+def replace_groups(first: Experience, second: Experience) -> Experience:
     """`first`, where groups without a signal are replaced by groups of `second` with one."""
     merged = merge_groups(*({name: getattr(played, name) for name in ROWS} for played in (first, second)),
                           scores=(first.scores, second.scores),

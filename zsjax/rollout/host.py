@@ -32,7 +32,7 @@ from zsjax.rollout.draws import draw_noise
 from zsjax.rollout.played import Played, RolloutWork, num_bytes
 from zsjax.rollout.queries import queries
 from zsjax.rollout.schedule import Schedule
-from zsjax.rollout.searching import Asked, Found
+from zsjax.rollout.searching import Asked, SearchResults
 from zsjax.search.simulator.writing import Replies
 
 # Where too few rows can sample, the host waits for running searches, at most this share of the last decode's time. The
@@ -266,7 +266,7 @@ class _Board:
                      episode_id=episode_id[row], question=self.question(row), query=(tokens[at], lengths[at]),
                      noisy=noisy[row])
 
-    def keep(self, asked: Asked, found: Found):
+    def keep(self, asked: Asked, found: SearchResults):
         """Keeps replies until their rows are answered."""
         at = asked.row * self.asked.shape[1] + asked.place
         for kept, new in zip(jax.tree.leaves(self.replies), jax.tree.leaves(found.replies), strict=True):

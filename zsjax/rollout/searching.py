@@ -51,7 +51,7 @@ class Asked:
 
 
 @dataclasses.dataclass
-class Found:
+class SearchResults:
     """The results of n requests, numpy."""
 
     replies: Replies  # of n; count -1: the search failed
@@ -90,12 +90,12 @@ class TextSearch:
           reranker: weights of `zsjax.search.rerank`, or None.
 
         Returns:
-          (a function Asked -> Found, the most requests of one call).
+          (a function Asked -> SearchResults, the most requests of one call).
         """
         find = functools.partial(self._find, questions, reranker, jax.random.fold_in(key, 1), int(jax.random.bits(key)))
         return find, size
 
-    def _find(self, questions, reranker, key, draw: int, asked: Asked) -> Found:
+    def _find(self, questions, reranker, key, draw: int, asked: Asked) -> SearchResults:
         tokens, lengths = asked.query
         texts = [self.tokenizer.decode(row[:length].tolist()) for row, length in zip(tokens, lengths, strict=True)]
         actions = [self.actions[action] for action in asked.action]
@@ -118,7 +118,7 @@ class TextSearch:
                             ", ".join(f"{kind} {count}" for kind, count in kinds.items()))
         encoded = encode_documents(results, self.tokenizer, self.document_format, num_documents=self.num_documents,
                                    max_document_tokens=self.max_document_tokens)
-        return Found(Replies(*encoded), noisy)
+        return SearchResults(Replies(*encoded), noisy)
 
     def _ask(self, texts, contexts, modes, reranker):
         """A list of documents for each text.
@@ -213,7 +213,7 @@ class SimulatorSearch:
             self._params = for_decoding(simulator.params, simulator.config, mesh)
             self._tables = reshard(simulator.tables, replicated(mesh))
 
-    def _find(self, questions, encoded, key, reranker, asked: Asked) -> Found:
+    def _find(self, questions, encoded, key, reranker, asked: Asked) -> SearchResults:
         question, answers, question_key = encoded
         tokens, lengths = asked.query
         names = [(questions[q].identity, tokens[i, :lengths[i]].tobytes(), asked.noisy[i].tobytes())
@@ -233,5 +233,5 @@ class SimulatorSearch:
         with self._lock:
             replies, steps = jax.device_get(self._write(self._params, self._tables, requests, key, reranker))
         at = np.array([slot[name] for name in names])
-        return Found(jax.tree.map(lambda x: x[at], replies), per_document(asked.noisy, (len(at), self.num_shown)),
+        return SearchResults(jax.tree.map(lambda x: x[at], replies), per_document(asked.noisy, (len(at), self.num_shown)),
                      int(steps.sum()))

@@ -31,7 +31,7 @@ from zsjax.models.decoder import extend, logits_of
 from zsjax.rollout import actions as table
 from zsjax.rollout import schedule
 from zsjax.rollout.actions import DOCUMENTS, HINT, NOTHING
-from zsjax.rollout.environment import Environment, Tables
+from zsjax.rollout.environment import Environment, PolicyTables
 from zsjax.sampling.prefill import prefill
 from zsjax.sampling.splice import append, concatenate
 from zsjax.search.simulator.writing import Replies
@@ -168,7 +168,7 @@ def _insertion_size(env: Environment, k: int, N: int) -> int:
     return max(len(env.information_open) + k * N + len(env.information_close), len(env.hint))
 
 
-def generate_turn(params, env: Environment, tables: Tables, state: RolloutState, key, temperature,
+def generate_turn(params, env: Environment, tables: PolicyTables, state: RolloutState, key, temperature,
                   goes_on=None) -> RolloutState:
     """Samples until every row has ended or waits for documents or a hint, or until `goes_on(state)` is False.
 
