@@ -1,11 +1,26 @@
 import pathlib
 import re
+import shutil
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "zsjax" / "__init__.py").read_text()).group(1)
 README = ROOT / "README.md"
+
+
+class BuildWithExperiments(build_py):
+    """A wheel carries the experiments as zsjax/experiments: `zsjax ask` and `zsjax play` need one."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            for file in sorted((ROOT / "experiments").glob("*.py")):
+                target = pathlib.Path(self.build_lib) / "zsjax" / "experiments" / file.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, target)
+
 
 setup(
     name="zsjax",
@@ -17,7 +32,9 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["zsjax", "zsjax.*"]),
-    package_data={"zsjax": ["data/assets/**/*", "**/*.txt", "**/*.j2"]},
+    package_data={"zsjax": ["py.typed", "data/assets/**/*", "**/*.txt", "**/*.j2"]},
+    cmdclass={"build_py": BuildWithExperiments},
+    entry_points={"console_scripts": ["zsjax = zsjax.launch:main"]},
     # Neither torch nor TensorFlow: transformers reads tokenizers and configs without torch, TFDS reads array records
     # without TensorFlow, tensorboardX writes events without either.
     install_requires=[
@@ -42,6 +59,8 @@ setup(
         "rich>=13",
     ],
     extras_require={
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=1.0"],  # bash launch/docs.sh
+        "release": ["build>=1.2"],  # python -m build
         "cuda12": ["jax[cuda12]>=0.10.2,<0.12"],
         "cuda13": ["jax[cuda13]>=0.10.2,<0.12"],
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
@@ -49,6 +68,7 @@ setup(
         "plan-gpu": ["jax[cuda12]>=0.10.2,<0.12"],  # NVIDIA's, which needs no GPU (3 GB)
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.8", "torch==2.13.0",
                  "gguf>=0.17", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6", "matplotlib>=3.9"],
+        "browser": ["playwright>=1.50"],  # pytest -m browser, with any Chromium
         "gguf": ["gguf>=0.17"],  # python -m zsjax.launch import FILE.gguf OUT
         "serving": ["transformers[serving]>=5.0"],  # a chat server to try the chat simulator with
         "notebooks": ["jupyterlab>=4", "matplotlib>=3.9", "ipykernel>=6"],

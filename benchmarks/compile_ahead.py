@@ -60,7 +60,7 @@ def warm_start(run):
 
     model, params = run.policy("base", rules=TRAIN_RULES)
     try:
-        supervised.train(options, model, params, batches, writer=Writer(None, quiet=True), stage="warm_start",
+        supervised.fit(options, model, params, batches, writer=Writer(None, quiet=True), stage="warm_start",
                          directory=run.path("checkpoints"), lora=run.config.policy.lora, mesh=run.mesh)
     except _Enough:
         pass
@@ -100,8 +100,9 @@ def _cut(run, batch, width):
 def score(run, width):
     model, params = _policy(run)
     cut = _cut(run, _batch(run), width)
-    given = reshard((cut.tokens, roles.attention_mask(cut.roles)), row_sharding(run.mesh))
-    _programs(run, model).score.lower(params, *given).compile()
+    programs = _programs(run, model)
+    masks = roles.attention_mask(cut.roles), programs.scored(cut.roles)
+    programs.score.lower(params, *reshard((cut.tokens, *masks), row_sharding(run.mesh))).compile()
 
 
 def update(run, width):
@@ -116,19 +117,18 @@ def update(run, width):
 
 def rollout(run):
     """Training's rollout; where the simulator answers, also its replies to the held-out searches after tuning."""
-    from zsjax.tuning.gates import BATCH_ROWS, Probe, find
+    from zsjax.tuning.simulator_gates import BATCH_ROWS, Probe, search_probes
 
     config = run.config
     model, params = _policy(run)
     engine = run.engine(config.search.engine, config.data.corpus, spread=True)
     setup = Setup(config, model, params, run.tokenizer, engine, None, mesh=run.mesh)
     count = config.train.questions_per_step
-    metered_rollout(setup, run.mesh)(
-        params, run.train_questions[:count], noise=0.0, key=jax.random.key(0),
-        group_ids=np.arange(count, dtype=np.int32), with_work=True)
+    metered_rollout(setup, run.mesh).play(params, run.train_questions[:count], noise=0.0, key=jax.random.key(0),
+                                          group_ids=np.arange(count, dtype=np.int32))
     if config.search.engine == "simulator":
         probes = [Probe("", question, question.question) for question in run.train_questions[:BATCH_ROWS]]
-        find(run.simulator("simulator_base", rules=TRAIN_RULES), probes, k=config.search.num_documents,
+        search_probes(run.simulator("simulator_base", rules=TRAIN_RULES), probes, k=config.search.num_documents,
              key=jax.random.key(0))
 
 

@@ -7,7 +7,7 @@ pass over the model, and the live part of the cache. Sampling, norms and copies 
 import dataclasses
 
 from zsjax.models.decoder import num_params
-from zsjax.plan.work import forward_flops
+from zsjax.models.flops import forward_flops
 
 
 @dataclasses.dataclass(frozen=True)

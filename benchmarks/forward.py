@@ -13,6 +13,7 @@ Needs jax, flax, optax, numpy; torch, transformers and safetensors for the peer,
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -101,61 +102,68 @@ def main():
 
 
 def measure(options, temporary):
-    peer = not options.no_peer
-    if peer:
-        try:
-            import torch
-            import transformers
-            versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-        except ImportError as error:
-            print(f"no peer: {error}", file=sys.stderr)
-            peer = False
+    versions = None if options.no_peer else peer_versions()
     folder = options.checkpoint
     if folder is None:
         shape = SMALL if options.preset == "small" else PRESETS[options.preset]
         params, config = init_params(shape, jax.random.key(0), options.dtype), shape
         config = DecoderConfig(**{**shape.__dict__, "dtype": options.dtype})
-        if peer:
+        if versions:
             folder = save_hf(pathlib.Path(temporary) / "model", config, params)
     if folder is not None:
         config, params = load_hf(folder, dtype=options.dtype)
     flops, bandwidth = limits(options.dtype)
     device = jax.devices()[0].device_kind
-    print(json.dumps({"device": device, "jax": jax.__version__, "peer": versions if peer else None,
-                      "parameters": num_params(config), "dtype": options.dtype, "prompt": options.prompt,
-                      "new": options.new, "gflops_limit": round(flops / 1e9, 1),
-                      "gb_s_limit": round(bandwidth / 1e9, 1)}), flush=True)
+    print(json.dumps({"device": device, "jax": jax.__version__, "peer": versions, "parameters": num_params(config),
+                      "dtype": options.dtype, "prompt": options.prompt, "new": options.new,
+                      "gflops_limit": round(flops / 1e9, 1), "gb_s_limit": round(bandwidth / 1e9, 1)}), flush=True)
     rng = np.random.default_rng(0)
     for batch in options.batches:
         prompts = rng.integers(3, config.vocab_size, (batch, options.prompt)).astype(np.int32)
         runs = {"zsjax": ours(config, params, prompts)}
-        if peer:
+        if versions:
             runs["transformers"] = theirs(folder, options.dtype, prompts)
-        tokens = {name: run(options.new + 1) for name, run in runs.items()}  # compiles and warms up
-        for run in runs.values():
-            run(1)
-        agree = float(np.mean(tokens["zsjax"] == tokens["transformers"])) if peer else None
-        times, began = {name: {"one": [], "all": []} for name in runs}, (time.perf_counter(), time.process_time())
-        for _ in range(options.repeats):
-            for name, run in runs.items():
-                times[name]["one"].append(seconds_of(lambda: run(1)))
-                times[name]["all"].append(seconds_of(lambda: run(options.new + 1)))
-        cpu = (time.process_time() - began[1]) / (time.perf_counter() - began[0])
         needed = work(config, params, batch, options.prompt, options.new)
-        rates = {}
-        for name, found in times.items():
-            one, all_ = statistics.median(found["one"]), statistics.median(found["all"])
-            for phase, seconds, count in (("prefill", one, options.prompt), ("decode", all_ - one, options.new)):
-                by_flops, by_bytes = needed[phase][0] / flops, needed[phase][1] / bandwidth
-                rates[phase, name] = batch * count / seconds
-                print(json.dumps({
-                    "batch": batch, "phase": phase, "who": name, "tokens_per_s": round(rates[phase, name], 1),
-                    "of_the_limit": round(max(by_flops, by_bytes) / seconds, 3),
-                    "limit": "matmul" if by_flops > by_bytes else "memory", "cpu": round(cpu, 2)}), flush=True)
-        if peer:
-            print(json.dumps({"batch": batch, "same_tokens": round(agree, 3), **{
-                f"{phase}_ratio": round(rates[phase, "zsjax"] / rates[phase, "transformers"], 2)
-                for phase in ("prefill", "decode")}}), flush=True)
+        least = {phase: (of_phase[0] / flops, of_phase[1] / bandwidth) for phase, of_phase in needed.items()}
+        for line in compare(runs, batch, options, least):
+            print(json.dumps({"batch": batch} | line), flush=True)
+
+
+def peer_versions():
+    """torch's and transformers' versions in words, None where they are not installed."""
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        print(f"no peer: {error}", file=sys.stderr)
+        return None
+    return f"torch {torch.__version__}, transformers {transformers.__version__}"
+
+
+def compare(runs, batch, options, least):
+    """Lines on runs in turn: {name: new tokens -> tokens}; least: {phase: (seconds by FLOPs, seconds by bytes)}."""
+    tokens = {name: run(options.new + 1) for name, run in runs.items()}  # compiles and warms up
+    for run in runs.values():
+        run(1)
+    times, began = {name: {"one": [], "all": []} for name in runs}, (time.perf_counter(), time.process_time())
+    for _ in range(options.repeats):
+        for name, run in runs.items():
+            times[name]["one"].append(seconds_of(functools.partial(run, 1)))
+            times[name]["all"].append(seconds_of(functools.partial(run, options.new + 1)))
+    cpu = (time.process_time() - began[1]) / (time.perf_counter() - began[0])
+    rates = {}
+    for name, found in times.items():
+        one, all_ = statistics.median(found["one"]), statistics.median(found["all"])
+        for phase, seconds, count in (("prefill", one, options.prompt), ("decode", all_ - one, options.new)):
+            by_flops, by_bytes = least[phase]
+            rates[phase, name] = batch * count / seconds
+            yield {"phase": phase, "who": name, "tokens_per_s": round(rates[phase, name], 1),
+                   "of_the_limit": round(max(by_flops, by_bytes) / seconds, 3),
+                   "limit": "matmul" if by_flops > by_bytes else "memory", "cpu": round(cpu, 2)}
+    if "transformers" in runs:
+        yield {"same_tokens": round(float(np.mean(tokens["zsjax"] == tokens["transformers"])), 3), **{
+            f"{phase}_ratio": round(rates[phase, "zsjax"] / rates[phase, "transformers"], 2)
+            for phase in ("prefill", "decode")}}
 
 
 if __name__ == "__main__":

@@ -202,9 +202,14 @@ def training_cases(toy):
         def total(q, k, v, kernel=kernel):
             return attend(q, k, v, kv_lengths=jnp.full(B, T), kernel=kernel).astype(jnp.float32).sum()
 
-        arrays = lambda: [random_array((B, heads, T, h), jnp.bfloat16, 1.0) for heads in (H, K, K)]
+        def arrays():
+            return [random_array((B, heads, T, h), jnp.bfloat16, 1.0) for heads in (H, K, K)]
+
         flop = 14 * B * H * T * T * h / 2
-        facts = lambda seconds, chip: {"of_products": round(flop / seconds / chip.flops, 3)}
+
+        def facts(seconds, chip, flop=flop):
+            return {"of_products": round(flop / seconds / chip.flops, 3)}
+
         yield Case(dict(part="training", T=T, rows=B, kernel=kernel, backward=True),
                    lambda total=total: jax.jit(jax.grad(total, (0, 1, 2))).lower(*jax.eval_shape(arrays)),
                    lambda compiled: runner(compiled, arrays()), facts)
@@ -218,7 +223,9 @@ def update_cases(toy):
         update = make_update(config, "ppo_clip", optimizer, chunk=256, kl_coef=1e-3, clip_low=0.2, clip_high=0.2)
 
         def batch(config=config, rows=rows, T=T):
-            each = lambda x: np.full((rows, T), x, np.float32)
+            def each(x):
+                return np.full((rows, T), x, np.float32)
+
             tokens = np.random.default_rng(0).integers(3, config.vocab_size, (rows, T)).astype(np.int32)
             roles = np.broadcast_to(np.where(np.arange(T) < T // 2, PROMPT, POLICY).astype(np.int8), (rows, T))
             return jax.device_put(TokenBatch(
@@ -232,7 +239,10 @@ def update_cases(toy):
 
         def call(compiled, config=config, batch=batch, optimizer=optimizer):
             params, batch = random_params(config, "float32"), batch()
-            zeros = lambda x: jax.device_put(np.zeros(x.shape, x.dtype))
+
+            def zeros(x):
+                return jax.device_put(np.zeros(x.shape, x.dtype))
+
             state = jax.tree.map(zeros, jax.eval_shape(optimizer.init, params))
 
             def run():
@@ -338,7 +348,10 @@ def main():
         except Exception as error:
             say(failed=part, error=repr(error)[:500])
         say(lowered=part)
-    left = lambda: options.seconds - (time.perf_counter() - BEGAN)
+
+    def left():
+        return options.seconds - (time.perf_counter() - BEGAN)
+
     concurrent.futures.wait(jobs, timeout=max(left() - 30, 1))
     say(compiled=sum(case.compiled is not None for case in cases), of=len(cases))
     for case in cases:

@@ -43,7 +43,9 @@ def measure(name, config, params, tokens, valid):
     entropy = -np.asarray((jnp.exp(p) * p).sum(-1))[valid]
     lengths, speeds = valid.sum(1).astype(np.int32), []
     for x in (params, int8):
-        run = lambda: np.asarray(generate(x, config, tokens, lengths, key=jax.random.key(0), max_new_tokens=32).tokens)
+        def run(x=x):
+            return np.asarray(generate(x, config, tokens, lengths, key=jax.random.key(0), max_new_tokens=32).tokens)
+
         run()
         start = time.process_time()
         run()
@@ -74,7 +76,7 @@ def carried_simulator():
     queries = [question.metadata["queries"][0] for question in questions]
     written = simulator.search(queries, contexts, k=settings.search.num_documents)
     rows = []
-    for question, query, context, documents in zip(questions, queries, contexts, written):
+    for question, query, context, documents in zip(questions, queries, contexts, written, strict=True):
         (asked, asked_length), (gold, gold_length) = simulator.encode_questions([question])
         tokens, length = simulator.prompts(Requests(
             question=(asked, asked_length), answers=(gold, gold_length),

@@ -65,7 +65,10 @@ def main():
         delta = (np.asarray(trained) - episodes.behavior_logprobs)[np.asarray(roles.loss_mask(episodes.roles))]
         plain = plain or (episodes.tokens, reward)
         change = reward - plain[1]
-        rounded = lambda x: float(f"{float(x):.3g}")
+
+        def rounded(x):
+            return float(f"{float(x):.3g}")
+
         print(json.dumps({
             "way": name, "episodes": len(reward), "same_tokens": rounded((episodes.tokens == plain[0]).all(axis=1).mean()),
             "reward": rounded(reward.mean()), "change": rounded(change.mean()),

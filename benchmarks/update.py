@@ -93,7 +93,10 @@ def zsjax(options, microbatch_rows):
     if not list(pathlib.Path(options.folder).iterdir()) and options.peers != "none":
         save_hf(options.folder, config, params)
     tokens, response, advantages, old, ref = problem(options.rows, options.length, config.vocab_size)
-    every = lambda x: jnp.broadcast_to(jnp.asarray(x, jnp.float32), tokens.shape)
+
+    def every(x):
+        return jnp.broadcast_to(jnp.asarray(x, jnp.float32), tokens.shape)
+
     batch = TokenBatch(
         tokens=jnp.asarray(tokens), roles=jnp.asarray(np.where(response, POLICY, PROMPT) + 0 * tokens, jnp.int8),
         behavior_logprobs=every(old), old_logprobs=every(old), ref_logprobs=every(ref), returns=None, values=None,
@@ -169,7 +172,9 @@ def torch(options, microbatch_rows):
         optimizer.zero_grad(set_to_none=True)
         return total, norm.item()
 
-    peak = lambda: torch.cuda.max_memory_allocated() if device == "cuda" else None
+    def peak():
+        return torch.cuda.max_memory_allocated() if device == "cuda" else None
+
     return step, peak, {"torch": torch.__version__, "transformers": transformers.__version__}
 
 
@@ -196,7 +201,10 @@ def tunix(options, microbatch_rows):
     model = qwen2_params.create_model_from_safe_tensors(options.folder, config, dtype=jnp.float32)
     tokens, response, advantages, old, ref = problem(options.rows, options.length, config.vocab_size)
     prompt, completion = jnp.asarray(tokens[:, ~response]), jnp.asarray(tokens[:, response])
-    every = lambda x: jnp.full(completion.shape, x, jnp.float32)
+
+    def every(x):
+        return jnp.full(completion.shape, x, jnp.float32)
+
     example = grpo_learner.TrainExample(
         prompt_ids=prompt, prompt_mask=jnp.ones_like(prompt), completion_ids=completion, completion_mask=every(1),
         advantages=jnp.asarray(advantages), ref_per_token_logps=every(ref), old_per_token_logps=every(old))
@@ -215,7 +223,9 @@ def tunix(options, microbatch_rows):
         jax.block_until_ready(jax.tree.leaves(nnx.state(model)))
         return float(loss), float(norm)
 
-    peak = lambda: (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    def peak():
+        return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
     return step, peak, {"tunix": importlib.metadata.version("google-tunix"), "jax": jax.__version__}
 
 
@@ -233,7 +243,10 @@ def timed(call, cpu):
 def work(options):
     """A worker: says JSON facts, then makes a step and says what it took for each line it is sent."""
     say, sys.stdout = sys.stdout, sys.stderr
-    tell = lambda **facts: print(json.dumps(facts), file=say, flush=True)
+
+    def tell(**facts):
+        return print(json.dumps(facts), file=say, flush=True)
+
     name, _, rows = options.worker.partition(":")
     step, peak, facts = WORKERS[name](options, int(rows or 0))
     tell(**facts)

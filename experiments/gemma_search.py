@@ -49,7 +49,10 @@ def get_config(arg=None):
     tuned = arg.engine == "simulator" and arg.simulator == "tuned"
     c.stages = (*([] if arg.start else ["warm_start"]), *(["collect", "tune_simulator"] if tuned and not arg.start else []),
                 "train", "evaluate", "report")
-    made = lambda name: str(pathlib.Path(arg.start) / "models" / name)
+
+    def made(name):
+        return str(pathlib.Path(arg.start) / "models" / name)
+
     c.tokenizer = arg.model
     c.policy = dict(init=made("warm_start") if arg.start else arg.model, dtype="bfloat16")
     c.simulator = dict(init=made("simulator") if arg.start and tuned else arg.model, dtype="bfloat16")

@@ -40,7 +40,10 @@ def get_config(arg=None):
         if arg[name] not in known:
             mend = f"give one of {', '.join(known)}"
             raise ConfigError([Problem(f"config argument {name!r}", arg[name], "unknown", mend)])
-    find = lambda name: f"{arg.weights.rstrip('/')}/{name}" if arg.weights else f"hf:Qwen/{name}"
+
+    def find(name):
+        return f"{arg.weights.rstrip('/')}/{name}" if arg.weights else f"hf:Qwen/{name}"
+
     c = ml_collections.ConfigDict()
     c.name, c.seed = "zerosearch_qwen25", arg.seed
     c.stages = ("train", "evaluate", "report")

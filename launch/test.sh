@@ -5,5 +5,5 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/env.sh
-bash launch/install.sh test
+bash launch/install.sh test docs release
 exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"

@@ -79,3 +79,37 @@ def simulator():
     from tests.small_models import make_simulator
 
     return make_simulator()
+
+
+@pytest.fixture
+def evil() -> str:
+    """A text that would do harm on a page or a terminal if it were more than text."""
+    return "<script>document.title = 'owned'</script><img src=x onerror=\"document.title = 'owned'\"> & \x1b[31m \u202e end"
+
+
+@pytest.fixture
+def trajectory_runs(tmp_path, evil):
+    """The folders of two runs: three files of training and one of evaluation, and one file of training."""
+    import json
+
+    def record(i, reward, **fields):
+        return {"id": f"q{i}", "question": f"Question {i}?", "golden_answers": [f"gold {i}"], "answer": f"answer {i}",
+                "status": "answered", "search_status": ["ok"], "noisy": [i % 2 == 1], "num_searches": i % 4, "reward": reward,
+                "segments": [{"role": "prompt", "text": f"Question {i}?\n"}, {"role": "policy", "text": "<search> x </search>"},
+                             {"role": "document", "text": f"Doc 1: {i}"}], **fields}
+
+    def write(run, name, rows, end=""):
+        path = tmp_path / run / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) + end)
+
+    for step in (1, 11, 21):
+        rows = [record(i, i / 20) for i in range(20)]
+        rows[13]["segments"][2]["text"] += "Deep Down" * (step == 11)
+        rows[4]["answer"] += 'say "\u00dc"\n' * (step == 21)
+        write("first", f"trajectories/train_{step:06d}", rows, '{"question": "cut' if step == 21 else "")
+    tagged = [record(20, None, em=None, f1=0.3, data_set="nq"), record(21, None, em=0, status="out_of_turns", data_set="popqa")]
+    tagged[0]["segments"][2]["text"] = evil
+    write("first", "evaluation/after-1", tagged, "[]\n")
+    write("second", "trajectories/train_000011", [record(i, 1.0) for i in range(20)])
+    return [tmp_path / "first", tmp_path / "second"]

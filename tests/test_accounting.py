@@ -9,9 +9,9 @@ import pytest
 
 from tests.small_models import PARAMS, POLICY, TOKENIZER, Library, make_config, searching
 from zsjax.models.decoder import DecoderConfig, init_params
+from zsjax.models.flops import forward_flops
 from zsjax.monitor import usage
 from zsjax.parallel import constrain
-from zsjax.plan.work import forward_flops
 from zsjax.rollout import make_rollout
 from zsjax.rollout.played import Played, RolloutWork
 from zsjax.types import DOCUMENT, PAD, TEMPLATE, Episodes, Question

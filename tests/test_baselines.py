@@ -9,7 +9,8 @@ import pytest
 from zsjax import types
 from zsjax.config import ConfigError, resolve
 from zsjax.evaluation import baselines
-from zsjax.evaluation.baselines import Node, Setting, grow, select, values, vote
+from zsjax.evaluation.setting import Setting, vote
+from zsjax.evaluation.tree_search import Node, agreement, grow_path, select_path
 from zsjax.launch import load_experiment
 from zsjax.rollout import policy_prompt
 from zsjax.run import build
@@ -25,7 +26,7 @@ def test_vote_is_over_normalised_answers():
     chosen = vote(records)
     assert chosen["id"] == "first" and chosen["num_searches"] == 12 and chosen["episodes"] == 6
     assert vote([record(None), record("")])["answer"] is None
-    assert values(records) == pytest.approx([1 / 6, 2 / 6, 2 / 6, 0, 0, 0])
+    assert agreement(records) == pytest.approx([1 / 6, 2 / 6, 2 / 6, 0, 0, 0])
 
 
 def episode(*turns, prefix=3):
@@ -42,26 +43,26 @@ def episode(*turns, prefix=3):
 
 def test_tree_grows_by_a_search_and_prefers_what_agrees():
     root = Node((0, 1, 2), 0)
-    assert select(root, []) == [root]
-    grow([root], episode((0, [10, 11]), (1, [12])), 0, 0)
+    assert select_path(root, []) == [root]
+    grow_path([root], episode((0, [10, 11]), (1, [12])), 0, 0)
     (child,) = root.children.values()
     assert child.tokens == (0, 1, 2, 50, 10, 11, 99) and child.turns == 1 and child.passed == [0]
-    grow([root], episode(), 0, 1)  # answered at once: no node
-    grow([root], episode((0, [20])), 0, 2)
+    grow_path([root], episode(), 0, 1)  # answered at once: no node
+    grow_path([root], episode((0, [20])), 0, 2)
     assert len(root.children) == 2 and root.passed == [0, 1, 2]
     deep = episode((1, [12]), prefix=7)
-    grow([root, child], deep, 0, 3)
+    grow_path([root, child], deep, 0, 3)
     assert [n.turns for n in child.children.values()] == [2] and child.passed == [0, 3]
     # After as many visits to all arms, the branch whose episodes agree is gone down.
     tried = Node((0,), 0, passed=list(range(120)))
     tried.children = {1: Node((1,), 1, passed=list(range(40))), 2: Node((2,), 1, passed=list(range(40, 80)))}
-    assert select(tried, [0.9] * 40 + [0.1] * 80)[-1] is tried.children[1]
-    assert select(tried, [0.1] * 40 + [0.9] * 40 + [0.1] * 40)[-1] is tried.children[2]
-    assert select(tried, [0.1] * 80 + [0.9] * 40) == [tried]  # from the node itself
+    assert select_path(tried, [0.9] * 40 + [0.1] * 80)[-1] is tried.children[1]
+    assert select_path(tried, [0.1] * 40 + [0.9] * 40 + [0.1] * 40)[-1] is tried.children[2]
+    assert select_path(tried, [0.1] * 80 + [0.9] * 40) == [tried]  # from the node itself
     # What was hardly tried comes first where nothing is known.
     tried.children[2].passed = [40]
     tried.passed = [*range(41), *range(80, 120)]
-    assert select(tried, [0.0] * 120)[-1] is tried.children[2]
+    assert select_path(tried, [0.0] * 120)[-1] is tried.children[2]
 
 
 def test_config_names_the_methods():
@@ -88,7 +89,7 @@ def setting():
 def test_methods_answer_every_question(setting, name, monkeypatch):
     if name == "rag":  # the policy knows no other prompt than its own
         monkeypatch.setitem(policy_prompt.TEMPLATES, "rag",
-                            dataclasses.replace(baselines.PolicyTemplate.load("tiny_world"), name="rag"))
+                            dataclasses.replace(policy_prompt.PolicyTemplate.load("tiny_world"), name="rag"))
     records = baselines.METHODS[name](setting)
     assert [r["id"] for r in records] == [q.id for q in setting.questions]
     needed = {"em", "f1", "contains", "answer", "num_searches", "tokens", "queries", "segments"}

@@ -30,7 +30,7 @@ def make_state(seed=0):
 
 def assert_same(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         assert x.dtype == y.dtype
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
@@ -175,4 +175,4 @@ def test_kill_at_any_moment(tmp_path):
         child.send_signal(signal.SIGKILL)
         child.wait()
     assert began[0] == 0 and -1 not in killed
-    assert all(now >= last - 1 for now, last in zip(began[1:], killed[3::4])), (began, killed)
+    assert all(now >= last - 1 for now, last in zip(began[1:], killed[3::4], strict=False)), (began, killed)

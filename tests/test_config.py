@@ -23,7 +23,7 @@ def problems_of(config=None, overrides=None) -> dict[str, str]:
     """{field: message} of what `resolve` refuses."""
     with pytest.raises(ConfigError) as caught:
         resolve(good() if config is None else config, overrides)
-    assert all(problem.reason and problem.mend for problem in caught.value.problems)
+    assert all(problem.reason and problem.fix for problem in caught.value.problems)
     return {problem.field: str(problem) for problem in caught.value.problems}
 
 
@@ -65,7 +65,7 @@ def test_all_problems_at_once():
     assert "give a whole number" in found["train.steps"] and "2.5" in found["train.steps"]
 
 
-@pytest.mark.parametrize("field, value, mend", [
+@pytest.mark.parametrize("field, value, fix", [
     ("stages", "train,trian", "name some of"),
     ("stages", "report,train", "in the order"),
     ("stages", "pretrain,train", "pretrain"),
@@ -83,8 +83,8 @@ def test_all_problems_at_once():
     ("evaluate.samples", "3", "evaluate.temperature"),
     ("evaluate.baselines", "direct,oracle", "tree_search"),
     ("collect.label", "oracle", "contains"),
-    ("search.rerank.candidates", "3", "or 0 for none"),
-    ("search.rerank.candidates", "21", "or 0 for none"),
+    ("search.rerank.candidates", "3", "or 0"),
+    ("search.rerank.candidates", "21", "or 0"),
     ("search.rerank.buckets", "0", "1 or more"),
     ("world", "{'entites': 3}", "entities"),
     ("prompts.policy", "nowhere.txt", "tiny_world"),
@@ -134,12 +134,12 @@ def test_all_problems_at_once():
     ("mesh.data", "7", "divisor of 320"),
     ("gates.useful", "2", "0 to 1"),
 ])
-def test_impossible_values(field, value, mend):
+def test_impossible_values(field, value, fix):
     found = problems_of(overrides={field: value})
     name = field if field in found else field.rpartition(".")[0]  # a field inside a dict is told as the dict
     if field == "stages" and "pretrain" in value:
         name = "pretrain.steps"
-    assert mend in found[name], found
+    assert fix in found[name], found
     assert len(found) == 1, found
 
 
@@ -150,17 +150,17 @@ def test_a_simulator_loses_no_documents():
     assert set(problems_of(overrides=real)) == {"train.steps"}
 
 
-@pytest.mark.parametrize("engine, field, mend", [
+@pytest.mark.parametrize("engine, field, fix", [
     ("http", "search.remote.url", "http://HOST:PORT"),
     ("chat", "search.remote.url", "http://HOST:PORT"),
-    ("chat", "search.remote.model", "the name the server knows"),
+    ("chat", "search.remote.model", "the name that the server uses"),
     ("serpapi", "search.remote.key_env", "SERPAPI_API_KEY"),
     ("dense", "search.embedder", "package.module:function"),
 ])
-def test_what_engines_need(engine, field, mend, monkeypatch):
+def test_what_engines_need(engine, field, fix, monkeypatch):
     monkeypatch.delenv("SERPAPI_API_KEY", raising=False)
     for which in ("search.engine", "search.eval_engine"):
-        assert mend in problems_of(overrides={which: engine})[field]
+        assert fix in problems_of(overrides={which: engine})[field]
 
 
 def test_weights_from_a_folder_bring_their_shape():
@@ -176,14 +176,14 @@ def test_devices():
     config = resolve(good())
     assert checks.find_device_problems(config, 8) == []
     (problem,) = [p for p in checks.find_device_problems(config, 7) if p.field.startswith("train")]
-    assert "320 rows" in problem.reason and "multiple of 7" in problem.mend
+    assert "320 rows" in problem.reason and "multiple of 7" in problem.fix
     tensor = dataclasses.replace(config, mesh=configuration.MeshConfig(data=2, tensor=3))
     assert [p.field for p in checks.find_device_problems(tensor, 8)] == ["mesh.data"]
     tensor = dataclasses.replace(config, mesh=configuration.MeshConfig(data=-1, tensor=8))
     (problem,) = checks.find_device_problems(tensor, 8)
     assert problem.field == "mesh.tensor" and "the 4 heads of policy.init" in problem.reason
     (problem,) = checks.find_device_problems(resolve(good(train=dict(microbatch_rows=4))), 8)
-    assert problem.field == "train.microbatch_rows" and "multiple of 8" in problem.mend
+    assert problem.field == "train.microbatch_rows" and "multiple of 8" in problem.fix
     # 5 questions a step fill no 8 devices evenly: rollouts fill up, only rows of an update must divide.
     assert not checks.find_device_problems(resolve(good(train=dict(questions_per_step=5, group_size=8))), 8)
 
@@ -208,7 +208,7 @@ def test_what_many_hosts_cannot_do():
     config = resolve(good(mesh=dict(data=-1, tensor=4)))
     assert not checks.find_device_problems(config, 8, num_hosts=2)
     (problem,) = checks.find_device_problems(config, 8, num_hosts=4)
-    assert problem.field == "mesh.tensor" and "hosts of 2 devices" in problem.reason
+    assert problem.field == "mesh.tensor" and "host's 2 devices" in problem.reason
     alone = dataclasses.replace(resolve(good()), stages=("collect", "train"))
     assert [p.field for p in checks.find_device_problems(alone, 8, num_hosts=2)] == ["stages"]
     assert not checks.find_device_problems(alone, 8)

@@ -11,11 +11,12 @@ import sys
 import numpy as np
 import pytest
 
+from tests import golden_runs
 from zsjax.config import ConfigError, from_json, resolve
 from zsjax.data.assets import asset_path
 from zsjax.launch import load_experiment
 from zsjax.models import load_hf
-from zsjax.monitor.health import is_step_metric
+from zsjax.monitor.catalog import find_metric, is_step_metric
 from zsjax.monitor.writer import read_jsonl
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -62,10 +63,13 @@ def test_smoke_runs_every_stage(name, smoke):
     workdir = smoke(name)
     config = from_json((workdir / "config.json").read_text())
 
-    lines = [line for line in read_jsonl(workdir / "metrics.jsonl") if line["stage"] == "train"]
+    lines = read_jsonl(workdir / "metrics.jsonl")
+    logged = {name for line in lines for name in line} - {"step", "stage", "baseline"}
+    assert not {name for name in logged if find_metric(name) is None}, "metrics that no METRICS describes"
+    lines = [line for line in lines if line["stage"] == "train"]
     assert [line["step"] for line in lines] == [1, 2]
-    known = lambda name: name in ("step", "stage") or name.startswith("alarm/") or is_step_metric(name, config.reward.terms)
-    assert not [name for line in lines for name in line if not known(name)]  # what health.alarms may name
+    steered = {name for line in lines for name in line if not name.startswith("alarm/")} - {"step", "stage"}
+    assert not {name for name in steered if not is_step_metric(name, config.reward.terms)}  # health.alarms may name them
     for line in lines:
         assert all(math.isfinite(value) for value in line.values() if isinstance(value, float)), line
         assert 0 <= line["reward"] <= 1 and line["nonfinite"] == 0
@@ -87,6 +91,25 @@ def test_smoke_runs_every_stage(name, smoke):
     records = read_jsonl(sorted((workdir / "trajectories").glob("train_*.jsonl"))[-1])
     roles = {segment["role"] for record in records for segment in record["segments"]}
     assert roles >= {"prompt", "policy", "template", "document"}
+
+
+@pytest.mark.parametrize("name", golden_runs.NAMES)
+def test_smoke_gives_the_golden_run(name, smoke):
+    """A change that moves a number on purpose writes the file anew (`python -m tests.golden_runs`) and says why."""
+    found = golden_runs.differences(golden_runs.read(name), golden_runs.of_run(smoke(name)))
+    assert not found, "\n".join(found[:20])
+
+
+def test_a_golden_run_tells_what_moved():
+    golden = {"platform": "a", "metrics": [{"loss": 0.5, "stage": "train"}], "evaluation": [{"em": 0.25, "n": 4}]}
+    moved = {"platform": "a", "metrics": [{"loss": 0.5 + 1e-9, "stage": "train", "new": 1.0}], "evaluation": [{"n": 4}]}
+    assert golden_runs.differences(golden, golden) == []
+    assert [line.partition(":")[0] for line in golden_runs.differences(golden, moved)] == ["metrics line 1, loss",
+                                                                                         "evaluation line 1, em"]
+    elsewhere = {**moved, "platform": "b", "evaluation": [{"em": 0.26, "n": 4}]}
+    assert golden_runs.differences(golden, elsewhere) == []
+    assert golden_runs.differences(golden, {**elsewhere, "metrics": [{"loss": 0.6, "stage": "train"}]})
+    assert golden_runs.differences(golden, {**golden, "metrics": []})
 
 
 def test_real_questions_search_in_the_simulator_and_learn_from_a_reward(smoke):

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from zsjax import files
+from zsjax.parallel import files
 
 
 def test_what_is_written(tmp_path):

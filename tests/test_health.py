@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from zsjax.monitor import health
+from zsjax.monitor.episodes import repetition
 
 BOUNDS = {"entropy": [0.1, None], "searches": [0.5, 3], "absent": [1, None]}
 
@@ -13,7 +14,9 @@ def lines(*values):
 
 
 def test_an_alarm_needs_patience():
-    ring = lambda *values: health.alarms(lines(*values), BOUNDS, 3)
+    def ring(*values):
+        return health.alarms(lines(*values), BOUNDS, 3)
+
     assert ring(0.01, 0.01) == {"alarm/entropy": 0, "alarm/searches": 0}
     assert ring(0.01, 0.01, 0.01) == {"alarm/entropy": 1, "alarm/searches": 0}
     assert ring(0.01, 0.2, 0.01)["alarm/entropy"] == 0 and ring(0.01, 0.01, 0.2)["alarm/entropy"] == 0
@@ -45,6 +48,6 @@ def test_repetition_equals_a_slow_count():
         return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
     for n in (1, 2, 4):
-        assert health.repetition(rows, n) == pytest.approx(np.mean([slow(row, n) for row in rows]))
-    assert health.repetition([[7] * 20]) == pytest.approx(16 / 17) and health.repetition([list(range(20))]) == 0
-    assert health.repetition([]) == 0
+        assert repetition(rows, n) == pytest.approx(np.mean([slow(row, n) for row in rows]))
+    assert repetition([[7] * 20]) == pytest.approx(16 / 17) and repetition([list(range(20))]) == 0
+    assert repetition([]) == 0

@@ -45,7 +45,7 @@ def finish(processes):
     finally:
         for process in processes:
             process.kill()
-    for process, output in zip(processes, outputs):
+    for process, output in zip(processes, outputs, strict=True):
         assert process.returncode == 0, output[-3000:]
     return outputs
 

@@ -1,5 +1,6 @@
 """The command line: what it refuses, how, and what it hands on. The stages themselves have their own tests."""
 
+import io
 import json
 import os
 import pathlib
@@ -15,8 +16,8 @@ from zsjax.config import UserError
 from zsjax.run import pipeline
 
 ROOT = pathlib.Path(__file__).parents[1]
-COMMANDS = ("run", "train", "tune-simulator", "warm-start", "collect", "evaluate", "ask", "plan", "serve-corpus", "compare",
-            "report", "export", "import")
+COMMANDS = ("run", "train", "tune-simulator", "warm-start", "collect", "evaluate", "ask", "play", "plan", "serve-corpus", "compare",
+            "view", "report", "export", "import", "conversations")
 SHAPE = dict(embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64)
 EXPERIMENT = f"""
 import ml_collections
@@ -88,10 +89,12 @@ def test_all_config_problems_in_one_message(calls, experiment, tmp_path, capsys)
 @pytest.mark.parametrize("line, expected", [
     ("", dict(command="run", stages=None)), ("train", dict(command="train", stages=("train",), distributed=False)),
     ("--distributed train", dict(command="train", distributed=True)), ("evaluate --hosts h:1,2,0", dict(hosts="h:1,2,0")),
+    ("ask --json", dict(question=None, json=True)), ("play --against real", dict(against="real", noise=0.5, seed=None)),
     ("ask Who? --json", dict(question="Who?", json=True)), ("--json ask Who?", dict(question="Who?", json=True)),
     ("plan --target h100:8", dict(target="h100:8", estimate=False)), ("--target h100 plan --estimate", dict(estimate=True)),
     ("serve-corpus c.jsonl --port 0", dict(corpus="c.jsonl", port=0, host="127.0.0.1")),
-    ("import x.gguf out", dict(file="x.gguf", out="out")), ("compare run", dict(other_workdir="run")),
+    ("view --port 0", dict(port=0, workdirs=[pathlib.Path("train")])), ("import x.gguf out", dict(file="x.gguf", out="out")), ("compare run", dict(other_workdir="run")),
+    ("conversations o.jsonl --low 0.5", dict(out="o.jsonl", form="trl", low=0.5, file="trajectories/")),
     ("export train", dict(command="export", out="train"))])
 def test_a_command_stands_anywhere_and_has_its_own_arguments(line, expected):
     flags = "--workdir train --config.seed=3 --config x.py"
@@ -107,7 +110,7 @@ def test_each_command_has_a_help_of_its_own(capsys):
             launch.main([name, "--help"])
         shown = capsys.readouterr().out
         assert stop.value.code == 0 and f"zsjax.launch {name}" in shown and "--workdir" in shown
-        assert ("--target" in shown) == (name == "plan") and ("--port" in shown) == (name == "serve-corpus")
+        assert ("--target" in shown) == (name == "plan") and ("--port" in shown) == (name in ("serve-corpus", "view"))
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -118,7 +121,13 @@ def test_each_command_has_a_help_of_its_own(capsys):
     (["run", "more", "--workdir", "w"], "takes no argument"),
     (["train", "--json", "--workdir", "w"], "unknown argument '--json' of train"),
     (["plan", "--config", "mine.py"], "--target"),
-    (["ask"], "ask needs a question"),
+    (["view"], "give --workdir"),
+    (["view", "--workdir", "nowhere"], "there is no run in nowhere"),
+    (["view", "--workdir", ".", "--port", "70000"], "cannot listen at 127.0.0.1:70000"),
+    (["view", "--workdir", "a", "--workdir", "b", "--workdir", "c"], "view takes 2 --workdir, but was given 3"),
+    (["train", "--config", "mine.py", "--workdir", "a", "--workdir", "b"], "train takes 1 --workdir, but was given 2"),
+    (["play", "--against", "google"], "invalid choice: 'google'"),
+    (["play", "--noise", "2"], "--noise 2.0 is not a probability"),
     (["export", "--workdir", "w"], "export needs a folder"),
     (["serve-corpus"], "serve-corpus needs a corpus"),
     (["serve-corpus", "nowhere.jsonl"], "cannot serve nowhere.jsonl: no file"),
@@ -172,7 +181,7 @@ def test_interrupt_and_gates(experiment, tmp_path, monkeypatch, capsys):
         code = launch.main(["--config", str(experiment), "--workdir", str(tmp_path / "run")])
         return code, capsys.readouterr().err
 
-    assert stop(KeyboardInterrupt()) == (130, "\ninterrupted; the same command goes on from the last checkpoint\n")
+    assert stop(KeyboardInterrupt()) == (130, "\ninterrupted; the same command resumes from the last checkpoint\n")
     assert stop(UserError("a gate failed"))[1] == "error: a gate failed\n"
 
 
@@ -180,17 +189,25 @@ def test_ask_report_export(experiment, tmp_path, monkeypatch, capsys):
     record = {"segments": [{"role": "policy", "text": "<answer> Dran Tosk </answer>"}], "answer": "Dran Tosk",
               "status": "answered", "num_searches": 0}
 
-    def ask(question, config, workdir, show=None):
-        for segment in record["segments"] if show else ():
-            show(segment["role"], segment["text"])
-        return record
+    class Asker:
+        def __init__(self, config, workdir, show=None):
+            self.show = show
 
-    monkeypatch.setattr("zsjax.run.ask.ask", ask)
+        def __call__(self, question):
+            for segment in record["segments"] if self.show else ():
+                self.show(segment["role"], segment["text"])
+            return record
+
+    monkeypatch.setattr("zsjax.run.ask.Asker", Asker)
     monkeypatch.setattr("zsjax.run.export.export", lambda config, workdir, out: out)
-    assert launch.main(["ask", "Who?", "--config", str(experiment)]) == 0
+    ask = lambda *arguments: launch.main(["ask", *arguments, "--config", str(experiment)])
+    assert ask("Who?") == 0
     assert "<answer> Dran Tosk </answer>" in capsys.readouterr().out
-    assert launch.main(["ask", "Who?", "--json", "--config", str(experiment)]) == 0
+    assert ask("Who?", "--json") == 0
     assert json.loads(capsys.readouterr().out) == record
+    monkeypatch.setattr("sys.stdin", io.StringIO("Who?\nAnd who?\n"))
+    assert ask("--json") == 0
+    assert list(map(json.loads, capsys.readouterr().out.splitlines())) == [record, record]
     assert launch.main(["export", "out", "--config", str(experiment), "--workdir", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "out\n"
     assert launch.main(["report", "--workdir", str(tmp_path)]) == 0

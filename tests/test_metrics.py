@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from zsjax.monitor.writer import Timer, Writer, read_jsonl, without_wall_time
+from zsjax.config.fields import HealthConfig
+from zsjax.monitor import catalog
+from zsjax.monitor.episodes import search_metrics, shown_documents, token_metrics
+from zsjax.monitor.writer import SHOWN, SHOWN_TOGETHER, Timer, Writer, read_jsonl, without_wall_time
+from zsjax.report import page
+from zsjax.rewards.terms import Outcome
+from zsjax.rollout.experience import Experience
+from zsjax.types import DOCUMENT, POLICY, PROMPT, TokenBatch
 
 
 def quiet(path):
@@ -79,3 +86,57 @@ def test_wall_time_is_named():
     assert set(timer.take()) == {"time/rollout"} and timer.take() == {}
     assert without_wall_time({"step": 1, "time/step": 2.0, "speed/tokens_per_second": 3.0, "kl": 4.0}) == {
         "step": 1, "kl": 4.0}
+
+
+def test_every_metric_is_described_once_and_its_readers_know_it():
+    names = [metric.name for metric in catalog.METRICS]
+    assert len(names) == len(set(names)) and all(metric.help for metric in catalog.METRICS)
+    assert {metric.name for metric in catalog.METRICS if metric.alarm} == set(HealthConfig().alarms)
+    assert {metric.chart for metric in catalog.METRICS} == {*page.CHARTS, ""}
+    shown = {*SHOWN, *(name for _, *several in SHOWN_TOGETHER for name in several)}
+    assert not {name for name in shown - {"f1"} if catalog.find_metric(name) is None}
+    assert catalog.find_metric("entropy").readers == ("report", "alarm")
+
+
+def test_families_and_evaluations_in_training():
+    found = {name: catalog.find_metric(name) for name in (
+        "time/rollout", "time/new_part", "eval/em_3_hop", "eval/used/searches", "eval/entropy", "lenght")}
+    names = {name: metric and metric.name for name, metric in found.items()}
+    assert names == {"time/rollout": "time/rollout", "time/new_part": "time/*", "eval/em_3_hop": "eval/em_*_hop",
+                     "eval/used/searches": "used/*", "eval/entropy": None, "lenght": None}
+    assert catalog.is_evaluation_metric("eval/f1") and not catalog.is_evaluation_metric("eval/used/searches")
+    assert catalog.is_step_metric("reward/f1", ["f1"]) and not catalog.is_step_metric("reward/em", ["f1"])
+    assert not catalog.is_step_metric("alarm/entropy") and not catalog.is_step_metric("time/elapsed")
+
+
+def outcome(answer, queries=(), documents=()):
+    return Outcome(answer, ("Oslo",), "answered", queries, documents, 0, (), 0)
+
+
+def test_news_of_searches():
+    first, again = "Doc 1: A. of Rome\nDoc 2: B. of 1950\n", "Doc 1: B. of 1950\nDoc 2: A. of Rome\n"
+    assert shown_documents(first) == shown_documents(again) == {"Doc : A. of Rome", "Doc : B. of 1950"}
+    assert shown_documents("* 1950 was\n* 2 is") == {"* 1950 was", "*  is"}
+    told = [outcome("x", ("who", "Who?", "where"), (first, again, first + "Doc 3: C. of Oslo")), outcome("y")]
+    assert search_metrics(told) == {"reach": 1 / 3, "repeated_queries": 1 / 3, "results_without_news": 1 / 3}
+    assert search_metrics([outcome("x", ("who", "who"), (first, ""))])["results_without_news"] == 0  # nothing was shown
+    assert set(search_metrics([outcome("y")]).values()) == {0.0}
+
+
+def test_token_metrics_read_policy_tokens_only():
+    roles = np.array([[PROMPT, POLICY, DOCUMENT, POLICY], [PROMPT, POLICY, POLICY, POLICY]])
+    old = np.array([[0, -1.0, np.nan, -3.0], [0, -5.0, -5.0, -6.0]], np.float32)
+    sampled = old + np.array([[0, 0.5, 0, 0], [0, 0, -0.25, 0]], np.float32)
+    advantages = np.array([[9, 1, 9, 1], [9, -1, -1, -1]], np.float32)
+    fields = {name: None for name in TokenBatch.__dataclass_fields__}
+    batch = TokenBatch(**fields | dict(roles=roles, old_logprobs=old, behavior_logprobs=sampled, advantages=advantages))
+
+    def metrics(*answers):
+        outcomes = np.array([None, None], object)
+        outcomes[:] = [outcome(answer) for answer in answers]
+        return token_metrics(batch, Experience(*[None] * 2, outcomes, *[None] * 5))
+
+    found = metrics("Oslo", "Rome")
+    assert found["right_logprob"] == -2.0 and found["positive_ratio_min"] == pytest.approx(np.exp(-0.5))
+    assert found["sampler_gap_mean"] == pytest.approx(0.15) and found["sampler_gap_max"] == 0.5
+    assert "right_logprob" not in metrics("Rome", None)

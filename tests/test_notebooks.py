@@ -16,6 +16,9 @@ SHOWN = {
     "01_sample_and_simulate": ["the right searches:", "answer:", "useful:", "noisy:"],
     "02_custom_loss": ["step 1: reward", "step 2: reward", "'capped'", "'ratio_mean': 1.0"],
     "03_roles_and_curriculum": ["in the loss", "outside: 0.0", "image/png"],
+    "04_tune_a_simulator": ["['documents', 'noisy', 'query'", "useful:", "noisy:"],
+    "05_your_own_data_and_engine": ["Dune is a novel by Frank Herbert.", "'step': 2", "'engine/asked'", "search"],
+    "06_a_real_model": ["a decode step takes at least", "exact match: [", "reads back: True"],
 }
 
 ids = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -26,7 +29,7 @@ def read(path):
     return notebook, [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def test_all_three_are_there():
+def test_all_are_there():
     assert [path.stem for path in NOTEBOOKS] == list(SHOWN)
 
 

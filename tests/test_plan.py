@@ -12,13 +12,13 @@ from zsjax import plan
 from zsjax.config import ConfigError, UserError, resolve
 from zsjax.launch import load_experiment, parse_flags
 from zsjax.models.decoder import forward, init_params
+from zsjax.models.flops import forward_flops
 from zsjax.models.layers import DecoderConfig
 from zsjax.models.placement import for_decoding, param_shardings
 from zsjax.parallel.mesh import TRAIN_RULES, make_mesh, replicated, reshard
 from zsjax.plan import aot, memory, topology
 from zsjax.plan.setup import model_shape, prepare
 from zsjax.plan.targets import read_target
-from zsjax.plan.work import forward_flops
 from zsjax.rl.optimizer import make_optimizer
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -1,4 +1,7 @@
-"""What the README shows runs as it stands there: its Python, and its commands with less of everything."""
+"""The commands that the README and two pages show run as they stand there, with less of everything.
+
+`tests/docs/test_blocks.py` runs their Python.
+"""
 
 import importlib
 import json
@@ -7,75 +10,24 @@ import re
 import shlex
 import shutil
 
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from zsjax import launch
 from zsjax.data.assets import asset_path
-from zsjax.rl import losses
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-
-
-def blocks(heading):
-    """The python blocks of a section, as text."""
-    section = README.split(f"## {heading}\n")[1].split("\n## ")[0]
-    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-
-
-def run_text(text):
-    names = {}
-    exec(compile(text, "README.md", "exec"), names)
-    return names
-
-
-class Batch:
-    """What the blocks read of a TokenBatch."""
-
-    def __init__(self, seed=0):
-        rng = np.random.default_rng(seed)
-        self.old_logprobs = jnp.asarray(rng.normal(size=(3, 5)), jnp.float32)
-        self.advantages = jnp.asarray(rng.normal(size=(3, 1)), jnp.float32)
-        self.rewards = jnp.asarray(rng.normal(size=(3, 5)), jnp.float32)
-        self.group_id = jnp.array([4, 4, 9])
-
-
-def test_the_custom_loss_is_gspo_in_fifteen_lines():
-    text = blocks("Your own loss")[0]
-    assert len(text.strip().splitlines()) <= 15
-    batch, mask = Batch(), np.arange(5) < np.array([[3], [5], [1]])
-    new = batch.old_logprobs + 0.1
-    options = dict(loss_mask=mask, clip_low=0.2, clip_high=0.05, reduction="sequence_mean")
-    loss_sum, weight, info = run_text(text)["sequence_ratio"](batch, new, **options)
-    want, want_weight, _ = losses.gspo(new, batch.old_logprobs, batch.advantages, **options)
-    np.testing.assert_allclose([loss_sum, weight], [want, want_weight], rtol=1e-5)
-    assert all(len(pair) == 2 for pair in info.values())
-
-
-def test_the_custom_advantage():
-    found = run_text(blocks("Your own loss")[1])["best_of_group"]
-    got = found(Batch(), loss_mask=np.ones((3, 5), bool))
-    scores = np.asarray(Batch().rewards).sum(axis=1)
-    assert got.shape == (3,) and float(got[0]) == float(scores[0] == scores[:2].max()) and float(got[2]) == 1
-
-
-def test_from_python(monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-    names = run_text(blocks("From Python")[0])
-    shown = capsys.readouterr().out
-    assert len(names["episodes"].length) == 1 and shown.count("'role':") >= 2 and "'role': 'policy'" in shown
+SHELL = README + "".join((ROOT / "docs" / "how_to" / name).read_text() for name in ("export_and_serve.md", "benchmarks.md"))
 
 
 def commands() -> list[str]:
-    """What follows `python -m zsjax.launch` in the README's shell blocks, a line each."""
-    shell = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
+    """What follows `python -m zsjax.launch` in the shell blocks, a line each."""
+    shell = "\n".join(re.findall(r"```bash\n(.*?)```", SHELL, re.DOTALL)).replace("\\\n", " ")
     lines = [line.partition("  #")[0].strip() for line in shell.splitlines()]
     return [line.partition("zsjax.launch ")[2] for line in lines if line.startswith("python -m zsjax.launch ")]
 
 
-# Words of a command -> what makes it small. The commands run in the order of the README, in one folder.
+# Words of a command -> what makes it small. The commands run in their order, in one folder.
 SMALL = {
     "--help": None,
     "tiny_world.py:noise=0.0": lambda text: text + " --config.stages=report",  # test_experiments.py runs all stages
@@ -96,7 +48,14 @@ def small(command) -> list[str]:
     return shlex.split(change(command) if change else command)
 
 
-def test_every_command_of_the_readme_is_run_here():
+def test_the_readme_is_short_and_begins_with_what_it_is():
+    lines = README.splitlines()
+    assert len(lines) <= 130
+    first = "\n".join(lines[:20])
+    assert "train" in first.split("\n\n")[1] and "trajectory.svg" in first and first.count("bash launch/") == 2
+
+
+def test_every_command_is_run_here():
     assert all(any(words in command for words in SMALL) for command in commands())
     assert all(any(words in command for command in commands()) for words in SMALL)
 
@@ -112,7 +71,7 @@ def test_the_commands_of_the_readme(tmp_path, monkeypatch, capsys):
     importlib.import_module("pyarrow.parquet")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), "musique.parquet")
     for command in commands():
-        if command.startswith("export"):
+        if command.startswith("export") and not (tmp_path / "runs" / "tiny_world").exists():
             shutil.copytree("runs/clean", "runs/tiny_world")
             shutil.copytree(asset_path("asset:tiny_world/policy"), "runs/tiny_world/models/policy")
         if command.startswith("compare"):

@@ -8,7 +8,8 @@ import pytest
 
 from zsjax import types
 from zsjax.rewards import terms as reward_terms
-from zsjax.rewards.terms import TERMS, Outcome, load_term, masked_rows, outcomes, score
+from zsjax.rewards.terms import TERMS, Outcome, load_term, masked_rows, score
+from zsjax.rollout.outcomes import outcomes
 from zsjax.types import Episodes, Question
 
 GOOD = Outcome(answer="Ada", golds=("Ada",), status="answered", queries=("mother of Bo",), documents=("* Ada",),

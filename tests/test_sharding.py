@@ -94,7 +94,7 @@ def _three_updates(params, mesh):
         params, state, info = on(mesh, UPDATE)(params, state, batch)
     assert float(info["grad_norm"]) > 0.1 and not float(info["nonfinite"])
     # Parameters and Adam's moments stay where the rules put them, or the second update would compile again.
-    for x, sharding in zip(jax.tree.leaves((params, state)), jax.tree.leaves(before)):
+    for x, sharding in zip(jax.tree.leaves((params, state)), jax.tree.leaves(before), strict=True):
         assert x.sharding.is_equivalent_to(sharding, x.ndim)
     return jax.device_get(params), hlo
 
@@ -102,7 +102,7 @@ def _three_updates(params, mesh):
 @pytest.mark.parametrize("sizes", [dict(data=2, fsdp=2, tensor=2), dict(fsdp=8), dict(data=2, tensor=4)])
 def test_three_updates_on_eight_devices_equal_those_on_one(params, sizes):
     one, _ = _three_updates(params, make_mesh({}, jax.devices()[:1]))
-    assert max(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(params))) > 1e-3
+    assert max(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(params), strict=True)) > 1e-3
     many, hlo = _three_updates(params, make_mesh(sizes))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, many)
     if "tensor" not in sizes:
@@ -130,7 +130,8 @@ def test_load_hf_places_shards(params, tmp_path):
     save_hf(tmp_path / "model", CONFIG, params)
     mesh = make_mesh(dict(fsdp=4, tensor=2))
     config, loaded = load_hf(tmp_path / "model", mesh=mesh)
-    for array, sharding in zip(jax.tree.leaves(loaded), jax.tree.leaves(param_shardings(config, mesh, TRAIN_RULES))):
+    places = jax.tree.leaves(param_shardings(config, mesh, TRAIN_RULES))
+    for array, sharding in zip(jax.tree.leaves(loaded), places, strict=True):
         assert array.sharding.is_equivalent_to(sharding, array.ndim)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(loaded), jax.device_get(params))
     save_hf(tmp_path / "again", config, loaded)  # gathers
@@ -222,5 +223,5 @@ def test_copies_of_bfloat16_weights_lie_as_the_weights(params):
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     cut = reshard(narrow, param_shardings(CONFIG, mesh, TRAIN_RULES))
     state = ADAM.init(cut)
-    for x, copy in zip(jax.tree.leaves(cut), jax.tree.leaves(state.master)):
+    for x, copy in zip(jax.tree.leaves(cut), jax.tree.leaves(state.master), strict=True):
         assert copy.dtype == jnp.float32 and copy.sharding.is_equivalent_to(x.sharding, x.ndim)

@@ -32,7 +32,7 @@ def batches(step):
 def train(directory, batches=batches, phase=PHASE, params=None, **options):
     params = init_params(MODEL, jax.random.key(0)) if params is None else params
     with Writer(directory, tensorboard=False) as writer:
-        return supervised.train(phase, MODEL, params, batches, writer=writer, stage="tune", directory=directory / "ckpt",
+        return supervised.fit(phase, MODEL, params, batches, writer=writer, stage="tune", directory=directory / "ckpt",
                                 **options)
 
 
@@ -109,18 +109,18 @@ TINY = Config(policy=ModelConfig(init="random", shape=SHAPE), pretrain=dataclass
 
 def test_pretraining_is_a_function_of_the_config(tmp_path):
     tokenizer = load_tokenizer(asset_path("asset:tiny_world/tokenizer"))
+    model = DecoderConfig(**SHAPE, vocab_size=tokenizer.vocab_size)
 
     def pretrain(name, config=TINY):
         with Writer(tmp_path / name, tensorboard=False) as writer:
-            return pretrain_policy(config, tokenizer, writer=writer, directory=tmp_path / name / "ckpt")
+            return pretrain_policy(config, model, tokenizer, writer=writer, directory=tmp_path / name / "ckpt")
 
-    model, params = pretrain("a")
-    assert model.vocab_size == tokenizer.vocab_size
+    params = pretrain("a")
     stages = [(line["stage"], line["step"]) for line in lines(tmp_path / "a") if "reading_4" in line]
     assert stages == [("pretrain_reading", 2), ("pretrain_episodes", 2), ("pretrain_episodes", 4)]
     # A second call finds both phases done and only reads what they made.
-    jax.tree.map(np.testing.assert_array_equal, params, pretrain("a")[1])
-    other = pretrain("b", dataclasses.replace(TINY, seed=1))[1]
+    jax.tree.map(np.testing.assert_array_equal, params, pretrain("a"))
+    other = pretrain("b", dataclasses.replace(TINY, seed=1))
     assert not np.allclose(params["embed_tokens"], other["embed_tokens"])
     wrong = dataclasses.replace(TINY, pretrain=dataclasses.replace(TINY.pretrain, options={"episodse": 3}))
     with pytest.raises(UserError, match="episodse"):

@@ -9,10 +9,9 @@ import importlib.abc
 import importlib.util
 import sys
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-_ROOMS = ("config", "data", "errors", "evaluate", "evaluation", "models", "monitor", "parallel", "plan", "registry", "report",
-          "rewards",
+_ROOMS = ("config", "data", "errors", "evaluate", "evaluation", "models", "monitor", "parallel", "plan", "report", "rewards",
           "rl", "rollout", "run", "sampling", "schedules", "search", "supervised", "tiny_world", "train", "tuning", "types")
 __all__ = ["__version__", *_ROOMS]
 
@@ -22,18 +21,22 @@ _MOVED = {
     "chart": "report.charts", "checkpoint": "parallel.checkpoint", "compare": "evaluation.compare",
     "config_fields": "config.fields", "costs": "monitor.costs", "data.tiny_world": "tiny_world.world",
     "data.tiny_world_rows": "tiny_world.rows", "episode_metrics": "monitor.episodes", "experience": "rollout.experience",
-    "export": "run.export", "health": "monitor.health", "hosts": "parallel.hosts", "metrics": "monitor.writer",
-    "models.hf": "models.checkpoints.hf", "models.hf_config": "models.families", "models.hub": "models.checkpoints.hub",
+    "export": "run.export", "files": "parallel.files", "health": "monitor.health", "hosts": "parallel.hosts",
+    "metrics": "monitor.writer", "models.hf": "models.checkpoints.hf", "models.hf_config": "models.families",
+    "models.hub": "models.checkpoints.hub",
     "models.induction": "tiny_world.induction", "models.init": "tiny_world.positional", "models.presets": "models.families",
     "models.tensor_files": "models.checkpoints.tensor_files", "pipeline": "run.pipeline",
     "pretrain": "tiny_world.pretrain_policy", "pretrain_simulator": "tiny_world.pretrain_simulator",
-    "reading": "tiny_world.reading", "reward_terms": "rewards.terms", "rl.accumulate": "rl.steps", "rl.update": "rl.steps", "rollout.continuous": "rollout.compiled",
+    "reading": "tiny_world.reading", "registry": "config.named", "reward_terms": "rewards.terms",
+    "rl.accumulate": "rl.steps", "rl.update": "rl.steps", "rollout.continuous": "rollout.compiled",
     "rollout.engine": "rollout.state", "rollout.prompts": "rollout.policy_prompt", "rollout.requests": "rollout.dedup",
     "search.bm25": "search.engines.bm25", "search.dense": "search.engines.dense", "search.http": "search.engines.http",
     "search.openai_chat": "search.engines.chat", "search.prompts": "search.simulator.prompt",
     "search.requests": "search.simulator.requests", "search.serpapi": "search.engines.serpapi",
-    "search.writing": "search.simulator.writing", "sharding": "parallel.mesh", "simulation": "tuning",
-    "stages": "run.stages", "tables": "evaluation.tables", "validation": "config.checks",
+    "search.writing": "search.simulator.writing", "run.stages.gates": "run.stages.gate_checks",
+    "run.stages.simulator": "run.stages.simulator_tuning", "sharding": "parallel.mesh", "simulation": "tuning",
+    "stages": "run.stages", "tables": "evaluation.tables",
+    "tuning.gates": "tuning.simulator_gates", "validation": "config.checks",
 }
 
 

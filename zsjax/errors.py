@@ -63,10 +63,10 @@ class Problem:
     field: str
     value: Any
     reason: str
-    mend: str
+    fix: str
 
     def __str__(self):
-        return f"{self.field} = {self.value!r}: {self.reason}; {self.mend}"
+        return f"{self.field} = {self.value!r}: {self.reason}; {self.fix}"
 
 
 class ConfigError(UserError, ValueError):

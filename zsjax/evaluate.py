@@ -12,9 +12,23 @@ from zsjax import rewards
 from zsjax.errors import InputError
 from zsjax.rollout import transcript
 from zsjax.sampling import ragged
-from zsjax.types import Episodes, Question
+from zsjax.types import Episodes, Metric, Question
 
 SCORES = {"em": rewards.exact_match, "f1": rewards.f1_score, "contains": rewards.contains_match}
+
+_EVAL = "Real engine, while training"
+METRICS = (
+    Metric("eval/em", "exact match with the real engine", "share of questions", 0.0, 1.0, "rises", chart=_EVAL,
+           curve="exact match", read_by=("best policy",)),
+    Metric("eval/f1", "F1 with the real engine", "", 0.0, 1.0, chart=_EVAL, curve="F1", read_by=("best policy",)),
+    Metric("eval/searches", "searches with the real engine", "per question", 0.0, chart="Searches", curve="real engine"),
+    Metric("eval/failed_searches", "searches that the real engine failed at", "searches", 0.0, healthy="0"),
+    Metric("eval/em_1_hop", "exact match of questions with one hop", "share of questions", 0.0, 1.0,
+           chart="Real engine, by hops", curve="one hop"),
+    Metric("eval/em_2_hop", "exact match of questions with two hops", "share of questions", 0.0, 1.0,
+           chart="Real engine, by hops", curve="two hops"),
+    Metric("eval/em_*_hop", "exact match of questions with this number of hops", "share of questions", 0.0, 1.0),
+)
 
 
 def play_samples(rollout, params, questions: Sequence[Question], *, key, samples: int, **options) -> list[dict]:
@@ -52,7 +66,7 @@ def play(rollout, params, questions: Sequence[Question], *, key, batch_rows: int
         episodes = jax.device_get(rollout(params, filled, noise=noise, key=key, temperature=temperature,
                                           group_ids=ids))
         count = min(batch_rows, len(questions) - first)
-        episodes = jax.tree.map(lambda x: x[:count], episodes)
+        episodes = jax.tree.map(lambda x, count=count: x[:count], episodes)
         batches.append(episodes)
         all_records += scored_records(episodes, filled[:count], tokenizer)
     return all_records, jax.tree.map(lambda *x: np.concatenate(x), *batches)
@@ -64,14 +78,17 @@ def scored_records(episodes: Episodes, questions: Sequence[Question], tokenizer)
     said = transcript.answers(episodes, tokenizer)
     scores = {name: [score(a, q.golden_answers) for a, q in zip(said, questions, strict=True)]
               for name, score in SCORES.items()}
-    return [record | {"reach": reach(record)} | data_set_of(q)
+    return [record | {"reach": reach(_documents(record), q.golden_answers)} | data_set_of(q)
             for record, q in zip(transcript.records(episodes, questions, tokenizer, **scores), questions, strict=True)]
 
 
-def reach(record: dict) -> float:
-    """1.0 where a gold answer stands in the documents that the episode was shown, else 0.0: what reading can earn."""
-    shown = "\n".join(segment["text"] for segment in record["segments"] if segment["role"] == "document")
-    return rewards.contains_match(shown, record["golden_answers"])
+def _documents(record: dict) -> str:
+    return "\n".join(segment["text"] for segment in record["segments"] if segment["role"] == "document")
+
+
+def reach(shown: str, golden_answers: Sequence[str]) -> float:
+    """1.0 where the documents that an episode was shown hold a gold answer, else 0.0: the most that reading can earn."""
+    return rewards.contains_match(shown, golden_answers)
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:

@@ -1,9 +1,9 @@
-r"""The command line: reads flags, finds every problem of the config, then runs what is asked for.
+r"""The command line: reads flags, finds every problem of the config, then runs a command.
 
     python -m zsjax.launch [COMMAND] --config experiments/X.py[:arg] --workdir DIR [--config.field=value ...]
 
-`python -m zsjax.launch --help` lists the commands, `python -m zsjax.launch COMMAND --help` what one takes. A mistake of
-the user's ends in one message and exit code 2, never in a traceback; nothing but this module reads flags.
+`python -m zsjax.launch --help` lists the commands, `python -m zsjax.launch COMMAND --help` the arguments of one. A user's
+mistake ends in one message and exit code 2, without a traceback. Only this module reads flags.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from zsjax.config import Config, from_json, load_experiment, resolve
 from zsjax.config.experiments import known_experiments
 from zsjax.errors import ConfigError, InputError, UserError, reading
 
-ASK_DEFAULT = pathlib.Path("experiments/tiny_world.py")
+DEFAULT_EXPERIMENT = pathlib.Path("experiments/tiny_world.py")
 _PROGRAM = "python -m zsjax.launch"
 
 
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.run(options, overrides)
         return 0
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("\ninterrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         return 130
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -52,7 +52,7 @@ def parse_flags(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str
         if not equals:
             parser.error(f"{flag} has no value; write {flag}=VALUE")
         overrides[field] = text
-    # The command may stand behind flags that every command has; without one it is "run".
+    # Flags that every command has may come before the command. The default command is "run".
     options, rest = shared.parse_known_args([word for word in arguments if not word.startswith("--config.")],
                                             argparse.Namespace(config=None, workdir=None, distributed=False, hosts=None))
     command = next((word for word in rest if word in commands), None)
@@ -68,8 +68,12 @@ def parse_flags(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str
     if unknown:
         number = ("no argument", "one argument", "two arguments")[len(options.takes)]
         parser.error(f"{command} takes {number}, but was given {unknown[0]}" + " as well" * bool(options.takes))
-    if any(getattr(options, _name(metavar)) is None for metavar in options.takes):
+    if options.needs_all and any(getattr(options, _name(metavar)) is None for metavar in options.takes):
         parser.error(f"{command} needs {' and '.join(options.takes.values())}: {' '.join([command, *options.takes])}")
+    options.workdirs = options.workdir or []
+    if len(options.workdirs) > options.most_workdirs:
+        parser.error(f"{command} takes {options.most_workdirs} --workdir, but was given {len(options.workdirs)}")
+    options.workdir = next(iter(options.workdirs), None)
     if options.workdir is None and options.needs_workdir:
         parser.error("give --workdir DIR, the run's folder")
     return options, overrides
@@ -83,7 +87,7 @@ def _parsers():
                                      argument_default=argparse.SUPPRESS)
     shared.add_argument("--config", metavar="F.py[:arg]",
                         help="experiment file with get_config(arg); left out, WORKDIR/config.json of a run that began")
-    shared.add_argument("--workdir", type=pathlib.Path, metavar="DIR", help="the run's folder")
+    shared.add_argument("--workdir", type=pathlib.Path, metavar="DIR", action="append", help="the run's folder")
     shared.add_argument("--distributed", action="store_true",
                         help="join the other hosts of the job, found from SLURM, Cloud TPU, Kubernetes or Open MPI")
     shared.add_argument("--hosts", metavar="ADDRESS:PORT,COUNT,INDEX",
@@ -92,11 +96,13 @@ def _parsers():
                                      epilog="COMMAND --help says what a command takes. Without a command it is run.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", prog=_PROGRAM)
 
-    def add(name, help, run=_run_stages, takes=types.MappingProxyType({}), *, stages=None, needs_workdir=True):
-        """takes: {metavar: what it is}, all needed. stages: that run, None for all of config.stages."""
+    def add(name, help, run=_run_stages, takes=types.MappingProxyType({}), *, stages=None, needs_workdir=True,
+            needs_all=True):
+        """takes: {metavar: what it is}. needs_all: none of them may be left out. stages: None for all of config.stages."""
         made = commands.add_parser(name, help=help, description=help, parents=[shared], allow_abbrev=False,
                                    usage=" ".join([_PROGRAM, name, *takes, "[FLAGS]", fields]))
-        made.set_defaults(run=run, takes=takes, stages=stages, needs_workdir=needs_workdir)
+        made.set_defaults(run=run, takes=takes, stages=stages, needs_workdir=needs_workdir, needs_all=needs_all,
+                          most_workdirs=2 if name == "view" else 1)
         for metavar, what in takes.items():
             made.add_argument(_name(metavar), nargs="?", metavar=metavar, help=what)
         return made.add_argument
@@ -107,9 +113,15 @@ def _parsers():
     add("warm-start", "only the supervised training of the policy on episodes, before the rest", stages=("warm_start",))
     add("collect", "only the collection of trajectories with the real engine", stages=("collect",))
     add("evaluate", "only the evaluation of the run's policy with config.search.eval_engine", stages=("evaluate",))
-    flag = add("ask", 'one question: ask "Who ...?" prints the episode, coloured by who wrote what', _ask,
-               {"QUESTION": "a question"}, needs_workdir=False)
+    flag = add("ask", 'ask "Who ...?" prints the episode, coloured by who wrote what; without a question, asks for them',
+               _ask, {"QUESTION": "a question"}, needs_workdir=False, needs_all=False)
     flag("--json", action="store_true", help="the whole episode as JSON instead")
+    flag = add("play", "you search and answer in the policy's place, against a real engine, the simulator or both", _play,
+               needs_workdir=False)
+    flag("--against", choices=("both", "real", "simulator"), default="both",
+         help="both (the default) shows documents side by side, and you guess which engine is real")
+    flag("--noise", type=float, default=0.5, help="probability of a noisy search by the simulator; default 0.5")
+    flag("--seed", type=int, help="repeats a game's questions, noise and sides; by default they are new each time")
     flag = add("plan", "whether the run fits a --target, and the least time of a step; needs neither the target nor weights",
                _plan, needs_workdir=False)
     flag("--target", metavar="CHIP:NUMBER", required=True, help="a100-80gb:8, h100, h200, v5e:16, v5p:8, v6e:16")
@@ -118,32 +130,39 @@ def _parsers():
                {"CORPUS": "a corpus (.jsonl[.gz] or .parquet of {id, title, text})"}, needs_workdir=False)
     flag("--host", default="127.0.0.1", help="127.0.0.1 if left out")
     flag("--port", type=int, default=8000, help="8000 if left out; 0: any free one")
-    add("compare", "the run's evaluation beside another's, question by question", _compare,
+    add("compare", "compares the run's evaluation with another's, question by question", _compare,
         {"OTHER_WORKDIR": "another run's folder"})
+    flag = add("view", "all trajectories of a run in your browser; two --workdir stand side by side", _view)
+    flag("--port", type=int, default=8001, help="8001 if left out; 0: any free one")
     add("report", "WORKDIR/report.html from what the run has written so far", _report)
     add("export", "the run's policy as a Hugging Face folder", _export, {"OUT": "a folder"})
-    add("import", "a GGUF file as a Hugging Face folder, weights and tokenizer", _import,
-        {"FILE.gguf": "a file", "OUT": "a folder"}, needs_workdir=False)
+    add("import", "a GGUF file as a Hugging Face folder, or a published data set of simulator replies as searches.jsonl",
+        _import, {"FILE": "a file (.gguf, .parquet, .jsonl[.gz])", "OUT": "a folder or file"}, needs_workdir=False)
+    flag = add("conversations", "the run's trajectories as messages, for TRL or LLaMA-Factory", _conversations,
+               {"OUT.jsonl": "a file"})
+    flag("--form", choices=("trl", "sharegpt"), default="trl", help="trl, if left out")
+    flag("--low", type=float, metavar="SCORE", help="only those with at least this reward")
+    flag("--file", default="trajectories/", metavar="NAME",
+         help="only those of files that begin so, such as evaluation/; trajectories/ if left out")
     return shared, parser, commands.choices
 
 
 def _name(metavar):
-    """Where the namespace has a positional: FILE.gguf in options.file."""
+    """Where the namespace has a positional: OUT.jsonl in options.out."""
     return metavar.partition(".")[0].lower()
 
 
 def keep_compiled_programs():
-    """Compiled programs are kept between runs in .jax_cache, or where JAX_COMPILATION_CACHE_DIR says (empty: nowhere).
+    """Keeps compiled programs between runs in .jax_cache or JAX_COMPILATION_CACHE_DIR (empty: nowhere).
 
-    The same values as in launch/env.sh. jax reads them when it is imported; a program that has imported it and calls
-    `main` has decided for itself.
+    launch/env.sh has the same values. jax reads them at its import, so they do not change a program that has imported jax.
     """
     if "jax" not in sys.modules:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(".jax_cache").absolute()))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 
-# What follows runs one command each. It imports what it needs when it needs it: a wrong config is told in a second.
+# One function a command. Each imports its modules itself, so that a wrong config is refused within a second.
 
 
 def _run_stages(options, overrides):
@@ -160,14 +179,29 @@ def _run_stages(options, overrides):
 
 
 def _ask(options, overrides):
-    from zsjax import report
-    from zsjax.run.ask import ask
+    from rich.console import Console
 
-    config = _find_config(options, overrides)
-    if options.json:
-        print(json.dumps(ask(options.question, config, options.workdir), ensure_ascii=False))
+    from zsjax import report
+    from zsjax.run.ask import Asker
+    from zsjax.run.terminal import converse
+
+    asker = Asker(_find_config(options, overrides), options.workdir, show=None if options.json else report.episode_printer())
+    if options.question is None:
+        converse(asker, Console(), as_json=options.json)
+    elif options.json:
+        print(json.dumps(asker(options.question), ensure_ascii=False))
     else:
-        report.print_result(ask(options.question, config, options.workdir, show=report.episode_printer()))
+        report.print_result(asker(options.question))
+
+
+def _play(options, overrides):
+    from rich.console import Console
+
+    from zsjax.run.by_hand import Table
+    from zsjax.run.terminal import play_games
+
+    play_games(Table(_find_config(options, overrides), options.workdir, against=options.against, noise=options.noise,
+                     seed=options.seed), Console())
 
 
 def _plan(options, overrides):
@@ -178,7 +212,7 @@ def _plan(options, overrides):
 
 
 def _serve_corpus(options, overrides):
-    """Serves BM25 over a corpus until it is interrupted (or another index: --config.search.eval_engine=dense)."""
+    """Serves BM25, or the index of --config.search.eval_engine, over a corpus until it is interrupted."""
     from zsjax.run import build
     from zsjax.search import registry
     from zsjax.search.server import RetrievalServer
@@ -187,7 +221,7 @@ def _serve_corpus(options, overrides):
     config = resolve(None, overrides, check=False)
     name = config.search.eval_engine
     if "corpus" not in registry.needs(name, config.search):
-        raise UserError(f"search.eval_engine = {name!r}: no engine over a corpus; use bm25 or dense")
+        raise UserError(f"search.eval_engine = {name!r} is not an engine over a corpus; use bm25 or dense")
     try:
         engine = build.engine(name, config, options.corpus, workdir=options.workdir or ".")
     except InputError as error:
@@ -215,6 +249,19 @@ def _report(options, overrides):
     print(report.write(options.workdir))
 
 
+def _view(options, overrides):
+    from zsjax.report.viewer import TrajectoryServer
+
+    print("reading trajectories ...", flush=True)
+    try:
+        server = TrajectoryServer(options.workdirs, port=options.port)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"cannot listen at 127.0.0.1:{options.port}: {error}; use --port 0") from error
+    with server:
+        print(f"{sum(map(len, server.runs))} trajectories at {server.url}; Ctrl-C stops", flush=True)
+        server.serve_forever()
+
+
 def _export(options, overrides):
     from zsjax.run.export import export
 
@@ -222,14 +269,34 @@ def _export(options, overrides):
 
 
 def _import(options, overrides):
-    from zsjax.models.checkpoints.gguf import import_gguf
+    from zsjax.data.row_files import ENDINGS
 
-    import_gguf(options.file, pathlib.Path(options.out))
-    print(options.out)
+    out = pathlib.Path(options.out)
+    if options.file.endswith(ENDINGS):
+        from zsjax.run.import_searches import import_searches
+
+        import_searches(options.file, out)
+    else:
+        from zsjax.models.checkpoints.gguf import import_gguf
+
+        import_gguf(options.file, out)
+    print(out)
+
+
+def _conversations(options, overrides):
+    from zsjax.report.conversations import write_conversations
+    from zsjax.report.trajectory_index import Filters
+    from zsjax.rollout.policy_prompt import PolicyTemplate
+
+    prompts = _find_config(options, overrides).prompts
+    count = write_conversations(
+        options.workdir, options.out, form=options.form, filters=Filters(low=options.low, file=options.file),
+        prompt=PolicyTemplate.load(prompts.policy).render if prompts.chat else None)
+    print(f"{count} conversations in {options.out}")
 
 
 def _find_config(options, overrides, stages=None) -> Config:
-    """The resolved config of --config, or of the run in WORKDIR; checked for `stages`, too, if they are given."""
+    """The resolved config of --config, or of the run in WORKDIR; also checked for `stages`, if given."""
     from zsjax.config.checks import find_problems
 
     carried = options.workdir / "config.json" if options.workdir is not None else None
@@ -241,13 +308,13 @@ def _find_config(options, overrides, stages=None) -> Config:
                 config = from_json(carried.read_text())
         except ValueError as error:
             raise UserError(f"{carried} cannot be read: {error}") from error
-    elif options.command == "ask":
-        found = [folder / ASK_DEFAULT for folder in (pathlib.Path(), pathlib.Path(__file__).parents[1])]
+    elif options.command in ("ask", "play"):
+        found = [folder / DEFAULT_EXPERIMENT for folder in (pathlib.Path(), pathlib.Path(__file__).parents[1])]
         config = load_experiment(str(next((path for path in found if path.is_file()), found[0])))
     else:
         raise UserError(f"give --config F.py, an experiment file{known_experiments()}")
-    config = resolve(config, overrides, files=options.command != "plan")
-    if stages:  # the run's own config.stages stay as they are; what this command needs of the rest must be there
+    config = resolve(config, overrides, files=options.command not in ("plan", "conversations"))
+    if stages:  # config.stages stays the run's own; the command's stages have needs of their own
         problems = find_problems(dataclasses.replace(config, stages=stages))
         if problems:
             raise ConfigError(problems)

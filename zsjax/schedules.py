@@ -60,8 +60,8 @@ def zero_search(start, end, total_steps, base=4.0):
     if log_base < 0:
         return _between(start, end, total_steps, lambda x: jnp.expm1(log_base * x) / math.expm1(log_base))
     # Multiplied through by base^-1, so that no base overflows.
-    shape = lambda x: jnp.exp(log_base * (x - 1)) * (jnp.expm1(-log_base * x) / math.expm1(-log_base))
-    return _between(start, end, total_steps, shape)
+    return _between(start, end, total_steps,
+                    lambda x: jnp.exp(log_base * (x - 1)) * (jnp.expm1(-log_base * x) / math.expm1(-log_base)))
 
 
 def constant(value):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsjax.config import SupervisedConfig
+from zsjax.config.fields import SupervisedConfig
 from zsjax.errors import NonFiniteUpdate
 from zsjax.models import lora as adapters
 from zsjax.models.placement import param_shardings
@@ -21,12 +21,16 @@ from zsjax.parallel.mesh import TRAIN_RULES, replicated, reshard, row_sharding
 from zsjax.rl import packing
 from zsjax.rl.optimizer import make_optimizer
 from zsjax.rl.steps import make_supervised_update
-from zsjax.types import TrainState
+from zsjax.types import Metric, TrainState
 
 LOG_EVERY = 10
+METRICS = (
+    Metric("time/elapsed", "since the phase began, or began again after a kill", "seconds", 0.0, read_by=("costs",)),
+    Metric("reading_*", "tiny world: exact answers with this number of facts told", "share of questions", 0.0, 1.0),
+)
 
 
-def train(config: SupervisedConfig, model_config, params, batches: Callable, *, writer, stage: str, directory,
+def fit(config: SupervisedConfig, model_config, params, batches: Callable, *, writer, stage: str, directory,
           config_json: str = "{}", measure: Callable | None = None, lora=None, seed: int = 0, mesh=None):
     """Trains a model on rows of tokens.
 
@@ -62,9 +66,10 @@ def train(config: SupervisedConfig, model_config, params, batches: Callable, *, 
     update = on(mesh, make_supervised_update(
         model_config, optimizer, chunk=config.logprob_chunk, remat=config.remat, packed=config.microbatch_tokens > 0,
         assemble=whole))
-    on_mesh = lambda tree: tree if mesh is None else jax.tree.map(
-        lambda x: x if x.ndim else reshard(x, replicated(mesh)), tree)
-    state = TrainState(step=jnp.int32(0), params=params, opt_state=on_mesh(optimizer.init(params)))
+    opt_state = optimizer.init(params)
+    if mesh is not None:
+        opt_state = jax.tree.map(lambda x: x if x.ndim else reshard(x, replicated(mesh)), opt_state)
+    state = TrainState(step=jnp.int32(0), params=params, opt_state=opt_state)
     checkpoints = Checkpointer(directory, keep=1, config_json=config_json)
     if (restored := checkpoints.restore(state)) is not None:
         _, state, _ = restored

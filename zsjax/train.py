@@ -15,12 +15,12 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from zsjax.config import Config
+from zsjax.config.fields import Config
 from zsjax.data import QuestionStream
 from zsjax.errors import NonFiniteUpdate
 from zsjax.models.layers import DecoderConfig
 from zsjax.monitor.costs import Meter
-from zsjax.monitor.episodes import episode_metrics, sampler_gap
+from zsjax.monitor.episodes import episode_metrics, token_metrics
 from zsjax.monitor.recorder import Recorder
 from zsjax.monitor.usage import RolloutAccount
 from zsjax.monitor.writer import Writer
@@ -110,13 +110,13 @@ def train(setup: Setup, workdir: pathlib.Path, writer: Writer, *, evaluate: Call
                 batch = token_batch(played.episodes, played.scores, row_valid=played.row_valid)
                 batch = learner.score(state, policy, batch)  # old, reference, value
                 batch = learner.assign_credit(batch, settings.kl_coef)  # advantages, returns
-                gap = sampler_gap(batch)
+                of_tokens = token_metrics(batch, played)
 
             with recorder.time("update"):
                 state, info = learner.update(state, select(config.train, batch, played), settings)
             recorder.trajectories(step, state, played, info)  # an update that is not finite ends the run here
 
-            metrics = steering.metrics(settings) | episode_metrics(played) | actor.rollout.take() | gap | info
+            metrics = steering.metrics(settings) | episode_metrics(played) | actor.rollout.take() | of_tokens | info
             state, more = steering.follow(state, settings, played, metrics)
             metrics |= more
             if evaluate and ((step + 1) % config.train.eval_every == 0 or step + 1 == config.train.steps):

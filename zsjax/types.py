@@ -43,8 +43,40 @@ INVALID_ACTION = 4  # the turn was neither a search nor an answer and was answer
 SEARCH_EMPTY = 5  # no documents: the engine found nothing, or the simulator wrote nothing of use
 SEARCH_STATUS_NAMES = ("not_searched", "ok", "short", "failed", "invalid_action", "empty")
 
-# The logit of an embedding row that is no token: its exp is 0, and unlike -inf it makes no NaN of 0 times it.
+# The logit of an embedding row beyond the vocabulary: its exp is 0, and 0 times it is no NaN.
 PADDING_LOGIT = -1e30
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """The description of a number in metrics.jsonl, kept beside the code that logs it; see `zsjax.monitor.catalog`.
+
+    Attributes:
+      name: "*" stands for any characters: a family, such as "reward/*".
+      help: one line.
+      unit: of the number.
+      low, high: its range; None: no bound. The report's chart reaches at least from low to high.
+      healthy: what a run that goes well shows, such as "below 0.3"; "": nothing in particular.
+      alarm: what it means that an alarm on this metric rings; "": there is none by default.
+      chart: title of its chart in the report; "": it has none. curve: its name in the chart.
+      read_by: who else reads it.
+    """
+
+    name: str
+    help: str
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    healthy: str = ""
+    alarm: str = ""
+    chart: str = ""
+    curve: str = ""
+    read_by: tuple[str, ...] = ()
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """Everyone who reads it."""
+        return (*["report"] * bool(self.chart), *["alarm"] * bool(self.alarm), *self.read_by)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +128,7 @@ class TokenBatch:
     tokens: Any  # int32[B, T]
     roles: Any  # int8[B, T]
     behavior_logprobs: Any  # float32[B, T], nats
-    old_logprobs: Any  # float32[B, T], nats, recomputed by the training forward before the update
+    old_logprobs: Any  # float32[B, T], nats, by the training forward before the update; may be 0 where not POLICY
     ref_logprobs: Any  # float32[B, T] or None, nats
     advantages: Any  # float32[B, T]
     returns: Any  # float32[B, T] or None

@@ -60,7 +60,7 @@ def test_ranges():
     ("train.eval_questions", "-0", "1 or more"),
     ("mesh.data", "0", "not a size"), ("mesh.data", "-2", "-1 or more"),
     ("curriculum.values", "0.1,nan", "0 to 1"), ("policy.lora.targets", "q_proj,x_proj", "gate_proj"),
-    ("health.alarms", "{'entorpy': [0.1, None]}", "did you mean 'entropy'"),
+    ("health.alarms", "{'entorpy': [0.1, None]}", "did you mean entropy?"),
     ("health.alarms", "{'entropy': [0.5, 0.1]}", "wrong way round"),
     ("health.alarms", "{'entropy': [1e400, None]}", "finite"),
     ("health.alarms", "{'reward/em': [0.1, None]}", "not a metric"),  # no such term in this run

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from zsjax.config import ConfigError, resolve
-from zsjax.data.playable import playable
+from zsjax.data.playable import keep_playable
 from zsjax.data.questions import sample
 from zsjax.errors import InputError
 from zsjax.launch import load_experiment
@@ -40,13 +40,13 @@ def test_bounds_and_reasons(caplog):
                  Question("none", "q", ("The", "!!", ""))]
     options = dict(max_prompt_tokens=100, source="data.train = 'f'")
     with pytest.raises(InputError, match="3 of 4 questions.*'long' .a prompt of 101 tokens.*'wide'.*102.*'none' .no gold") as caught:
-        playable(questions, encode, overlong="error", **options)
+        keep_playable(questions, encode, overlong="error", **options)
     assert "\n" not in str(caught.value) and "data.overlong='drop'" in str(caught.value)
     with caplog.at_level(logging.WARNING):
-        assert playable(questions, encode, overlong="drop", **options) == questions[:1]
+        assert keep_playable(questions, encode, overlong="drop", **options) == questions[:1]
     assert "3 of 4" in caplog.text and "'wide'" in caplog.text
     with pytest.raises(InputError, match="1 of 1"):
-        playable(questions[1:2], encode, overlong="drop", **options)
+        keep_playable(questions[1:2], encode, overlong="drop", **options)
 
 
 @pytest.mark.parametrize("stages, side", [("train", "train"), ("train", "eval"), ("evaluate", "eval")])

@@ -33,7 +33,7 @@ def test_round_trip_without_tensorflow(tmp_path):
 
 
 def test_bad_names_and_folders(tmp_path):
-    with pytest.raises(ValueError, match="no name"):
+    with pytest.raises(ValueError, match="is not a name of a TFDS"):
         prepare("My-Bench", {}, tmp_path)
     (tmp_path / "bench" / "1.0.0").mkdir(parents=True)
     with pytest.raises(ValueError, match="exists already"):

@@ -1,5 +1,6 @@
 """The tiny world is what it says, its tokenizer spells words as single tokens, and its rows are what a rollout holds."""
 
+import itertools
 import re
 
 import numpy as np
@@ -10,9 +11,10 @@ from zsjax.data.assets import asset_path
 from zsjax.rollout.policy_prompt import PolicyTemplate
 from zsjax.search import BM25
 from zsjax.tiny_world import world as tiny_world
-from zsjax.tiny_world.rows import LINE, OBJECT, Behaviour, FactTable, episode_rows, reading_rows, vocabulary
+from zsjax.tiny_world.imitation import Behaviour, FactTable, episode_rows
+from zsjax.tiny_world.rows import LINE, OBJECT, reading_rows, vocabulary
 
-TRAIN, EVAL = tiny_world.resolve("tiny_world:train"), tiny_world.resolve("tiny_world:eval")
+TRAIN, EVAL = tiny_world.worlds_of("tiny_world:train"), tiny_world.worlds_of("tiny_world:eval")
 TOKENIZER = load_tokenizer(asset_path("asset:tiny_world/tokenizer"))
 INFORMATION = re.compile(r"(\n<information>\n(?:\* .*\n)*</information>\n)")
 
@@ -25,13 +27,13 @@ def facts_of(documents):
 
 def test_a_world_is_a_function_of_its_seed_and_split():
     assert tiny_world.make_world(5) == tiny_world.make_world(5) != tiny_world.make_world(6)
-    assert tiny_world.resolve("tiny_world:train", seed=1) != TRAIN
+    assert tiny_world.worlds_of("tiny_world:train", seed=1) != TRAIN
     with pytest.raises(ValueError, match="split='dev'"):
         tiny_world.make_world(0, "dev")
     with pytest.raises(ValueError, match="facts_per_entity=9"):
         tiny_world.make_world(0, facts_per_entity=9)
     with pytest.raises(ValueError, match="tiny_world:dev"):
-        tiny_world.resolve("tiny_world:dev")
+        tiny_world.worlds_of("tiny_world:dev")
 
 
 def test_evaluation_uses_other_names_and_worlds_share_no_entity():
@@ -150,7 +152,8 @@ def test_reading_rows_keep_held_out_names_apart():
     first, last = ({int(t): i for i, t in enumerate(ids)} for ids in (vocab.first, vocab.last))
     for wanted in (False, True):
         tokens, _, _ = reading_rows(np.random.default_rng(1), vocab, rows=4, max_tokens=90, facts=5, held_out=wanted)
-        pairs = [(first[a], last[b]) for row in tokens.tolist() for a, b in zip(row, row[1:]) if a in first and b in last]
+        pairs = [(first[a], last[b]) for row in tokens.tolist() for a, b in itertools.pairwise(row)
+                 if a in first and b in last]
         assert len(pairs) == 4 * 10 * 2 and all(held_out[pair] == wanted for pair in pairs)
 
 
@@ -203,9 +206,12 @@ def test_guided_episodes_take_the_right_path_and_do_not_teach_to_search():
 def test_the_table_ranks_like_bm25():
     table = FactTable(np.random.default_rng(3))
     first, last = tiny_world.name_words()
-    name = lambda e: f"{first[table.names[e][0]]} {last[table.names[e][1]]}"
+
+    def name(e):
+        return f"{first[table.names[e][0]]} {last[table.names[e][1]]}"
+
     documents = [tiny_world.Document(name(s), f"{tiny_world.RELATIONS[r]} of {name(s)} is {name(o)}.")
-                 for s, r, o in zip(table.subject, table.relation, table.object)]
+                 for s, r, o in zip(table.subject, table.relation, table.object, strict=True)]
     engine = BM25.from_documents(documents)
     overlap = []
     for entity in range(40):

@@ -10,14 +10,16 @@ import pytest
 from zsjax.models import attention
 from zsjax.models.attention import attend, attend_cached, choose
 from zsjax.models.layers import DecoderConfig
-from zsjax.parallel.constrain import compiling_for
+from zsjax.parallel.constrain import compiling_for, on, row_shards
+from zsjax.parallel.mesh import make_mesh
 
 CONFIG = DecoderConfig(vocab_size=40, embed_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24)
 
 
 def _inputs(T, dtype=jnp.float32, head_dim=16, B=2):
     keys = jax.random.split(jax.random.key(0), 4)
-    q, k, v, g = (jax.random.normal(key, (B, heads, T, head_dim), dtype) for key, heads in zip(keys, (4, 2, 2, 4)))
+    q, k, v, g = (jax.random.normal(key, (B, heads, T, head_dim), dtype)
+                  for key, heads in zip(keys, (4, 2, 2, 4), strict=True))
     lengths = jnp.array([T, T // 3] + [T // 2] * (B - 2))
     weight = g.swapaxes(1, 2).reshape(B, T, -1) * (jnp.arange(T) < lengths[:, None])[..., None]
     return q, k, v, lengths, weight
@@ -25,20 +27,50 @@ def _inputs(T, dtype=jnp.float32, head_dim=16, B=2):
 
 def _outputs_and_gradients(function, q, k, v, weight):
     """What a kernel gives where somebody looks, and the gradients of it."""
-    total = lambda q, k, v: (function(q, k, v).reshape(weight.shape).astype(jnp.float32) * weight).sum()
+
+    def total(q, k, v):
+        return (function(q, k, v).reshape(weight.shape).astype(jnp.float32) * weight).sum()
+
     out = function(q, k, v).reshape(weight.shape).astype(jnp.float32) * (weight != 0)
     return [np.asarray(x, np.float32) for x in (out, *jax.grad(total, (0, 1, 2))(q, k, v))]
 
 
-@pytest.mark.parametrize("window", [None, 5])
-def test_splash_equals_the_reference(window):
-    q, k, v, lengths, weight = _inputs(140)  # two tiles, the second one cut
-    reference = lambda q, k, v: attend(q, k, v, kv_lengths=lengths, window=window)
-    splash = lambda q, k, v: attention._splash(q, k, v, lengths, window, interpret=True)
-    ours = _outputs_and_gradients(jax.jit(splash), q, k, v, weight)
-    theirs = _outputs_and_gradients(jax.jit(reference), q, k, v, weight)
-    for a, b in zip(ours, theirs):
+@pytest.mark.parametrize("sizes, window", [(None, 5), (dict(data=2, fsdp=2, tensor=2), None), (dict(data=2, tensor=4), 5)])
+def test_splash_equals_the_reference(sizes, window):
+    """Two tiles, the second one cut. On a mesh each device has its rows and heads; with tensor=4 two share a kv head."""
+    q, k, v, lengths, weight = _inputs(140, B=8)
+    mesh = sizes and make_mesh(sizes)
+
+    @jax.jit
+    def splash(q, k, v):
+        return attention._splash(q, k, v, lengths, window, interpret=True)
+
+    @jax.jit
+    def reference(q, k, v):
+        return attend(q, k, v, kv_lengths=lengths, window=window)
+
+    ours = on(mesh, _outputs_and_gradients)(splash, q, k, v, weight)
+    for a, b in zip(ours, _outputs_and_gradients(reference, q, k, v, weight), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
+    if mesh:
+        heads = 4 // mesh.shape["tensor"]
+        assert f"tensor<{8 // row_shards(mesh)}x{heads}x140x16xf32>" in on(mesh, splash.lower)(q, k, v).as_text()
+
+
+@pytest.mark.parametrize("head_dim", [64, 256])
+def test_splash_is_lowered_for_tpus_on_a_mesh(head_dim):
+    """Mosaic accepts the tiles, and no kernel is left for XLA to partition. Needs no TPU's compiler."""
+    arrays = [jax.ShapeDtypeStruct((8, heads, 300, head_dim), jnp.bfloat16) for heads in (4, 2, 2)]
+    lengths = jax.ShapeDtypeStruct((8,), jnp.int32)
+
+    def total(q, k, v, lengths):
+        return attend(q, k, v, kv_lengths=lengths, kernel="splash").astype(jnp.float32).sum()
+
+    def lower():
+        return jax.jit(jax.grad(total, (0, 1, 2))).trace(*arrays, lengths).lower(lowering_platforms=("tpu",)).as_text()
+
+    text = on(make_mesh(dict(data=2, fsdp=2, tensor=2)), lower)()
+    assert text.count("tpu_custom_call") == 3 and text.count("sdy.manual_computation") > 0  # forward and two backward
 
 
 @pytest.mark.parametrize("window, block, num_blocks", [(None, 128, 1), (None, 4, 3), (3, 5, 3)])
@@ -46,11 +78,14 @@ def test_the_reference_equals_jax(window, block, num_blocks, monkeypatch):
     monkeypatch.setattr(attention, "MIN_BLOCK", block)  # the last one is cut where it does not divide the row
     q, k, v, lengths, weight = _inputs(12)
     assert len(list(attention._blocks(12, window))) == num_blocks
-    by_jax = lambda q, k, v: jax.nn.dot_product_attention(
-        *(x.swapaxes(1, 2) for x in (q, k, v)), is_causal=True, query_seq_lengths=lengths.astype(jnp.int32),
-        key_value_seq_lengths=lengths.astype(jnp.int32), local_window_size=window and (window - 1, 0))
+
+    def by_jax(q, k, v):
+        return jax.nn.dot_product_attention(
+            *(x.swapaxes(1, 2) for x in (q, k, v)), is_causal=True, query_seq_lengths=lengths.astype(jnp.int32),
+            key_value_seq_lengths=lengths.astype(jnp.int32), local_window_size=window and (window - 1, 0))
+
     for a, b in zip(_outputs_and_gradients(lambda *x: attend(*x, kv_lengths=lengths, window=window), q, k, v, weight),
-                    _outputs_and_gradients(by_jax, q, k, v, weight)):
+                    _outputs_and_gradients(by_jax, q, k, v, weight), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
@@ -62,8 +97,13 @@ def test_keys_after_a_block_are_not_multiplied():
         return jax.jit(function).lower(q, k, v).cost_analysis()["flops"]
 
     positions = jnp.arange(1024)[None]
-    whole = lambda q, k, v: (attend_cached(q, (k,), (v,), kv_lengths=lengths[:1], q_positions=positions) * weight).sum()
-    blocks = lambda q, k, v: (attend(q, k, v, kv_lengths=lengths[:1]) * weight).sum()
+
+    def whole(q, k, v):
+        return (attend_cached(q, (k,), (v,), kv_lengths=lengths[:1], q_positions=positions) * weight).sum()
+
+    def blocks(q, k, v):
+        return (attend(q, k, v, kv_lengths=lengths[:1]) * weight).sum()
+
     assert flop(blocks) < 0.65 * flop(whole)
     assert flop(jax.grad(blocks, (0, 1, 2))) < 0.75 * flop(jax.grad(whole, (0, 1, 2)))  # weights computed again
 
@@ -93,11 +133,10 @@ def test_the_kernel_is_chosen_for_the_target_not_for_this_machine(caplog, dtype,
     assert choose(config) == "xla"  # here
 
 
-def test_splash_is_chosen_for_one_tpu():
-    with compiling_for("tpu"):
-        assert choose(CONFIG) == "splash"
-    with compiling_for("tpu", devices=4):
-        assert choose(CONFIG) == "xla"
+def test_splash_is_chosen_for_tpus():
+    for devices in (1, 4):
+        with compiling_for("tpu", devices=devices):
+            assert choose(CONFIG) == "splash"
 
 
 @pytest.mark.parametrize("window, new", [(None, 1), (20, 1), (None, 4)])

@@ -64,7 +64,7 @@ def test_names_that_wrappers_give(folder, inside):
 
 
 def test_a_decoder_beside_its_head_inside_a_larger_model(folder):
-    rewrite(folder, lambda tensors: {name.replace("model.", "model.language_model."): array for name, array in tensors.items()})
+    rewrite(folder, lambda tensors: {name.replace("model.", "model.language_model."): x for name, x in tensors.items()})
     assert all(map(np.array_equal, jax.tree.leaves(load_hf(folder)[1]), jax.tree.leaves(PARAMS)))
 
 
@@ -218,8 +218,9 @@ def test_an_export_keeps_the_tokenizers_configs(tmp_path, named):
         import sentencepiece
 
         with open(source / named, "wb") as file:
-            sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(["a b c d"] * 5), model_writer=file, vocab_size=20,
-                                                     hard_vocab_limit=False, minloglevel=2)
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(["a b c d"] * 5), model_writer=file, vocab_size=20, hard_vocab_limit=False,
+                minloglevel=2)
         (source / "tokenizer_config.json").write_text('{"add_bos_token": true}')
     tokenizer = load_tokenizer(source / named)
     config = DecoderConfig(**{**UNTIED.__dict__, "vocab_size": 4096})
@@ -243,7 +244,10 @@ def test_padding_rows_are_left_out_of_sampling_and_scoring_alike():
     out = generate(params, padded, prompt, lengths, key=jax.random.key(1), max_new_tokens=40, temperature=2.0)
     assert (out.tokens < 16).all()
     tokens = jnp.concatenate([prompt[:1], out.tokens[:1]], axis=1)
-    score = lambda config, params: make_score(config, chunk=8)(params, tokens, jnp.ones_like(tokens, bool))
+
+    def score(config, params):
+        return make_score(config, chunk=8)(params, tokens, jnp.ones_like(tokens, bool))
+
     logprobs, entropy = score(padded, params)
     wanted, wanted_entropy = score(cut, small)
     np.testing.assert_allclose(logprobs, wanted, atol=2e-5)

@@ -20,7 +20,7 @@ from zsjax.parallel.mesh import make_mesh
 def test_it_equals_the_einsums_and_reads_live_slots_only(window, int8):
     B, K, G, h, S = 4, 2, 3, 16, 200
     keys = jax.random.split(jax.random.key(0), 3)
-    q, k, v = (jax.random.normal(key, shape) for key, shape in zip(keys, ((B, K, G, h), (B, K, S, h), (B, K, S, h))))
+    q, k, v = map(jax.random.normal, keys, ((B, K, G, h), (B, K, S, h), (B, K, S, h)))
     lengths = jnp.array([200, 1, 77, 0])
     dead = jnp.arange(S)[None, None, :, None] >= lengths[:, None, None, None]
     cached = (lambda x: quantize_heads(x)) if int8 else (lambda x: jnp.where(dead, jnp.nan, x))
@@ -35,8 +35,13 @@ def test_it_equals_the_einsums_and_reads_live_slots_only(window, int8):
 def test_where_it_is_chosen():
     config = DecoderConfig(vocab_size=8, embed_dim=8, num_layers=1, num_heads=8, num_kv_heads=2, head_dim=64, mlp_dim=8,
                            dtype="bfloat16")
-    on_h100 = lambda: compiling_for("gpu", capability=(9, 0))
-    chosen = lambda rows=8, **changes: choose_cached(dataclasses.replace(config, **changes), rows)
+
+    def on_h100():
+        return compiling_for("gpu", capability=(9, 0))
+
+    def chosen(rows=8, **changes):
+        return choose_cached(dataclasses.replace(config, **changes), rows)
+
     assert chosen() == "xla"  # on this machine
     with on_h100():
         assert chosen() == "flash" and chosen(attention="xla") == "xla"

@@ -86,9 +86,15 @@ def test_norms_add_one_in_float32_and_have_autodiffs_gradient():
     x, w = jax.random.normal(jax.random.key(0), (3, 64)), jnp.full(64, 0.00390625 * 1.3, jnp.bfloat16)
     exact = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6) * (1 + w.astype(jnp.float32))
     np.testing.assert_allclose(rms_norm(x, w, eps=1e-6, offset=1.0), exact, rtol=1e-6)
-    plain = lambda x, w: (x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6) * (1 + w)).sum(axis=0) @ jnp.arange(64.0)
-    ours = lambda x, w: rms_norm(x, w, eps=1e-6, offset=1.0).sum(axis=0) @ jnp.arange(64.0)
-    for a, b in zip(jax.grad(ours, (0, 1))(x, w.astype(jnp.float32)), jax.grad(plain, (0, 1))(x, w.astype(jnp.float32))):
+
+    def plain(x, w):
+        return (x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6) * (1 + w)).sum(axis=0) @ jnp.arange(64.0)
+
+    def ours(x, w):
+        return rms_norm(x, w, eps=1e-6, offset=1.0).sum(axis=0) @ jnp.arange(64.0)
+
+    gradients = [jax.grad(function, (0, 1))(x, w.astype(jnp.float32)) for function in (ours, plain)]
+    for a, b in zip(*gradients, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 

@@ -24,7 +24,8 @@ LLAMA = dict(rope_parameters=dict(rope_type="llama3", factor=8.0, low_freq_facto
 CASES = {"qwen2_untied": "F16", "qwen2_linear": "Q8_0", "qwen3": "Q5_0", "llama": "Q8_0", "gemma3": "Q8_0",
          "gemma3_linear": "F32"}
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
-TEXTS = ["the spouse of Kora", "  two blanks\n\nand  lines\t", "<search> the answer </search>", "Émile 日本 🤖", "a" * 20, ""]
+TEXTS = ["the spouse of Kora", "  two blanks\n\nand  lines\t", "<search> the answer </search>", "Émile 日本 🤖", "a" * 20,
+         ""]
 
 
 @pytest.fixture(autouse=True)
@@ -172,7 +173,10 @@ def damaged(what, path, write):
 def test_what_cannot_be_imported_is_one_line(what, tmp_path, capsys, monkeypatch):
     path = tmp_path / "m.gguf"
     ordinary = dict(model="gpt2", pre="qwen2", tokens=["a", "b"], merges=[], token_type=[1, 1], eos_token_id=0)
-    write = lambda tokens=ordinary, **options: write_gguf(path, make_reference("qwen3"), tokens, **options)
+
+    def write(tokens=ordinary, **options):
+        return write_gguf(path, make_reference("qwen3"), tokens, **options)
+
     words = damaged(what, path, write)
     assert launch.main(["import", str(path), str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
@@ -181,7 +185,7 @@ def test_what_cannot_be_imported_is_one_line(what, tmp_path, capsys, monkeypatch
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["import"], "import FILE.gguf OUT"), (["import", "x.gguf"], "import FILE.gguf OUT"),
+    (["import"], "import FILE OUT"), (["import", "x.gguf"], "import FILE OUT"),
     (["export", "x", "y", "--workdir", "w"], "export takes one argument, but was given y as well")])
 def test_import_takes_a_file_and_a_folder(arguments, words, capsys):
     with pytest.raises(SystemExit):

@@ -20,7 +20,7 @@ def test_cudnn_equals_the_einsums(gpu, head_dim, window):
     assert kernel == ("cudnn" if gpu.platform == "gpu" else "xla")
     keys = jax.random.split(jax.random.key(0), 4)
     q, k, v, weight = (jax.random.normal(key, (B, heads, T, head_dim), jnp.bfloat16)
-                       for key, heads in zip(keys, (H, K, K, H)))
+                       for key, heads in zip(keys, (H, K, K, H), strict=True))
     lengths = jnp.array([T, T // 3, 1])
     weight = weight.swapaxes(1, 2).reshape(B, T, -1) * (jnp.arange(T) < lengths[:, None])[..., None]
 
@@ -33,6 +33,6 @@ def test_cudnn_equals_the_einsums(gpu, head_dim, window):
         return [np.asarray(x, np.float32) for x in (out, *gradients)]
 
     exact = outputs("xla", *(x.astype(jnp.float32) for x in (q, k, v)))
-    for name, found, want in zip("out dq dk dv".split(), outputs(kernel, q, k, v), exact):
+    for name, found, want in zip("out dq dk dv".split(), outputs(kernel, q, k, v), exact, strict=True):
         assert np.isfinite(found).all(), name
         assert np.abs(found - want).max() <= 0.02 * np.abs(want).max(), name

@@ -357,7 +357,9 @@ def test_what_transformers_cannot_run_is_not_saved(params, tmp_path):
 def test_names_of_the_hub_in_a_config():
     from zsjax import config as configuration
 
-    resolve = lambda name: configuration.resolve({"policy": {"init": name}, "search": {"engine": "empty"}})
+    def resolve(name):
+        return configuration.resolve({"policy": {"init": name}, "search": {"engine": "empty"}})
+
     assert resolve("hf:Qwen/Qwen2.5-0.5B").policy.init == "hf:Qwen/Qwen2.5-0.5B"
     with pytest.raises(configuration.ConfigError, match="policy.init = 'hf:Qwen'.*hf:OWNER/NAME"):
         resolve("hf:Qwen")

@@ -49,7 +49,10 @@ def test_it_is_a_start_of_the_same_architecture():
     shapes = jax.tree.map(lambda s: s.shape, specs, is_leaf=lambda x: isinstance(x, decoder.ParamSpec))
     assert jax.tree.map(jnp.shape, params) == shapes
     other = induction_init(CONFIG, jax.random.key(1))
-    kernel = lambda p: p["layers"][1]["attn"]["q_proj"]["kernel"]
+
+    def kernel(p):
+        return p["layers"][1]["attn"]["q_proj"]["kernel"]
+
     assert not np.allclose(kernel(params), kernel(other))
     assert np.isfinite(decoder.forward(params, CONFIG, jnp.ones((1, 8), jnp.int32))).all()
 

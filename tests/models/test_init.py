@@ -19,7 +19,10 @@ def test_head_h_attends_h_plus_one_back():
     layer = params["layers"][0]
     x = rms_norm(params["embed_tokens"][tokens], layer["input_layernorm"], eps=CONFIG.rms_eps)
     cos, sin = rotary_angles(CONFIG, jnp.arange(T)[None])
-    heads = lambda name, n: rotate(linear(layer["attn"][name], x).reshape(1, T, n, -1).swapaxes(1, 2), cos, sin)
+
+    def heads(name, n):
+        return rotate(linear(layer["attn"][name], x).reshape(1, T, n, -1).swapaxes(1, 2), cos, sin)
+
     q, k = heads("q_proj", CONFIG.num_heads), jnp.repeat(heads("k_proj", CONFIG.num_kv_heads), 4, axis=1)
     scores = q[0] @ k[0].swapaxes(-1, -2) / np.sqrt(CONFIG.head_dim)
     weights = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((T, T), bool)), scores, -jnp.inf), axis=-1)

@@ -85,7 +85,9 @@ def test_it_is_written_in_place():
     cache = init_cache(CONFIG, B, S, jnp.int8)
 
     def step(params, tokens, cache):
-        body = lambda i, cache: _extend_logits(params, CONFIG, tokens, jnp.ones(B, jnp.int32), cache)[1]
+        def body(i, cache):
+            return _extend_logits(params, CONFIG, tokens, jnp.ones(B, jnp.int32), cache)[1]
+
         return jax.lax.fori_loop(0, S, body, cache)
 
     call = jax.jit(step, donate_argnums=2)

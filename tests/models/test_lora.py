@@ -63,7 +63,10 @@ def test_attached_equals_merged_and_the_formula(params):
 
 def test_adapters_alone_are_trained(params):
     optimizer, adapters = optax.adam(1e-2), random_adapters()
-    whole = lambda adapters, frozen: lora.attach(frozen, adapters, LORA)
+
+    def whole(adapters, frozen):
+        return lora.attach(frozen, adapters, LORA)
+
     update = make_supervised_update(CONFIG, optimizer, chunk=8, microbatch_rows=1, assemble=whole)
     state, before = optimizer.init(adapters), jax.tree.map(np.asarray, params)
     assert sum(x.size for x in jax.tree.leaves(state)) < 2 * sum(x.size for x in jax.tree.leaves(adapters)) + 2
@@ -111,5 +114,5 @@ def test_a_run_trains_adapters_and_exports_them_merged(tmp_path):
     _, exported = load_hf(tmp_path / "out")
     jax.tree.map(np.testing.assert_array_equal, exported, saved)
     _, start = Run(config, tmp_path / "other", None, "").policy()
-    changed = [np.abs(a - b).max() > 0 for a, b in zip(jax.tree.leaves(start), jax.tree.leaves(saved))]
+    changed = [np.abs(a - b).max() > 0 for a, b in zip(jax.tree.leaves(start), jax.tree.leaves(saved), strict=True)]
     assert sum(changed) == 7  # the seven projections of the layer

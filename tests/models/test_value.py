@@ -46,7 +46,10 @@ def test_the_first_values_are_zero_and_the_head_learns(params):
     value = init_value(CONFIG, params, jax.random.key(1))
     tokens = jax.random.randint(jax.random.key(2), (2, 5), 0, 40)
     assert not np.any(value_forward(value, CONFIG, tokens))
-    loss = lambda p: jnp.mean((value_forward(p, CONFIG, tokens, remat=True) - 1) ** 2)
+
+    def loss(p):
+        return jnp.mean((value_forward(p, CONFIG, tokens, remat=True) - 1) ** 2)
+
     grads = jax.grad(loss)(value)
     assert np.abs(grads["value_head"]).max() > 0
     better = jax.tree.map(lambda p, g: p - 0.05 * g, value, grads)

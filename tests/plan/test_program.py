@@ -111,7 +111,9 @@ def test_a_compiled_loop_has_the_compilers_products_and_the_bytes_of_its_arrays(
         with jax.named_scope("turns"):
             return jax.lax.fori_loop(0, 5, turn, x)
 
-    array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    def array(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
     shapes = array(8, D), [array(D, F)] * L, [array(F, D)] * L
     program = read_program(jax.jit(f).lower(*shapes).compile().as_text())
     (loop,) = program.loops
@@ -122,7 +124,9 @@ def test_a_compiled_loop_has_the_compilers_products_and_the_bytes_of_its_arrays(
 
 
 def test_gradients_have_the_flops_that_the_compiler_counts():
-    f = lambda w, x: (jnp.tanh(x @ w) @ w.T).sum()
+    def f(w, x):
+        return (jnp.tanh(x @ w) @ w.T).sum()
+
     w, x = np.ones((64, 128), np.float32), np.ones((32, 64), np.float32)
     compiled = jax.jit(jax.grad(f)).lower(w, x).compile()
     (phase,) = read_program(compiled.as_text()).phases

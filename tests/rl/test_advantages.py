@@ -56,7 +56,9 @@ def test_gae_equals_the_definition(mask, seed, gamma, lam):
     want = slow_gae(rewards, values, mask, gamma, lam)
 
     def check(dtype, tolerance):
-        poison = lambda x: jnp.asarray(np.where(mask, x, np.nan), dtype)
+        def poison(x):
+            return jnp.asarray(np.where(mask, x, np.nan), dtype)
+
         got, returns = gae(poison(rewards), poison(values), loss_mask=jnp.asarray(mask), gamma=gamma, lam=lam)
         assert got.dtype == returns.dtype == dtype
         np.testing.assert_allclose(got, want, atol=tolerance)

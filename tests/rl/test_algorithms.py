@@ -35,7 +35,10 @@ def random_batch(seed, dtype=np.float32, poison=False):
     roles = np.where(np.arange(T) < rng.integers(1, T + 1, B)[:, None], roles, PAD)
     roles[:, 0] = PROMPT
     mask = roles == POLICY
-    draw = lambda scale=1.0: jnp.asarray(np.where(mask | (not poison), rng.normal(size=(B, T)) * scale, np.nan), dtype)
+
+    def draw(scale=1.0):
+        return jnp.asarray(np.where(mask | (not poison), rng.normal(size=(B, T)) * scale, np.nan), dtype)
+
     scores = rng.normal(size=B)
     last = T - 1 - np.argmax(mask[:, ::-1], axis=1)
     rewards = np.where((np.arange(T) == last[:, None]) & mask, scores[:, None], 0.0)
@@ -123,7 +126,8 @@ def test_gspo_equals_the_definition(seed, reduction):
     want, weight, slope = slow_gspo(new, old, weights, scores, mask, 0.1, 0.2, reduction)
 
     def check(dtype, tolerance):
-        bad = lambda x: jnp.asarray(np.where(mask, x, np.nan), dtype)
+        def bad(x):
+            return jnp.asarray(np.where(mask, x, np.nan), dtype)
 
         def loss(x):
             loss_sum, weight, info = losses.gspo(x, bad(old), bad(scores), loss_mask=mask, clip_low=0.1, clip_high=0.2,
@@ -155,7 +159,7 @@ def test_dual_clip_and_truncated_weights_equal_slow_ones(seed):
     mask = np.asarray(batch.roles) == POLICY
     new, old, behavior, scores = np.random.default_rng(seed).normal(size=(4, B, T))
     want, slope, factors = 0.0, np.zeros((B, T)), np.ones((B, T))
-    for b, t in zip(*np.nonzero(mask)):
+    for b, t in zip(*np.nonzero(mask), strict=True):
         ratio, a = np.exp(new[b, t] - old[b, t]), scores[b, t]
         free, held = -ratio * a, -min(max(ratio, 0.8), 1.3) * a
         loss, grad = max(free, held), free if free >= held else 0.0
@@ -166,11 +170,16 @@ def test_dual_clip_and_truncated_weights_equal_slow_ones(seed):
         slope[b, t] = factors[b, t] * grad
 
     def check(dtype, tolerance):
-        bad = lambda x: jnp.asarray(np.where(mask, x, np.nan), dtype)
+        def bad(x):
+            return jnp.asarray(np.where(mask, x, np.nan), dtype)
+
         weights = losses.truncated_weights(bad(old), bad(behavior), loss_mask=mask, limit=1.2)
         np.testing.assert_allclose(weights, factors, atol=tolerance)
-        loss = lambda x: losses.ppo_clip(x, bad(old), bad(scores), loss_mask=mask, clip_high=0.3, dual_clip=1.5,
-                                         token_weights=weights)[0]
+
+        def loss(x):
+            return losses.ppo_clip(x, bad(old), bad(scores), loss_mask=mask, clip_high=0.3, dual_clip=1.5,
+                                                 token_weights=weights)[0]
+
         got, grad = jax.value_and_grad(loss)(bad(new))
         np.testing.assert_allclose(got, want, atol=tolerance * 20)
         np.testing.assert_allclose(grad, slope, atol=tolerance * 20)
@@ -185,12 +194,14 @@ def test_kl_rewards_equal_a_slow_loop_and_lower_what_drifts(seed, kind):
     mask = np.asarray(batch.roles) == POLICY
     old, ref, rewards = np.random.default_rng(seed).normal(size=(3, B, T))
     want = np.zeros((B, T))
-    for b, t in zip(*np.nonzero(mask)):
+    for b, t in zip(*np.nonzero(mask), strict=True):
         d = old[b, t] - ref[b, t]
         want[b, t] = rewards[b, t] - 0.3 * {"k1": d, "k2": d**2 / 2, "k3": np.exp(-d) + d - 1}[kind]
 
     def check(dtype, tolerance):
-        bad = lambda x: jnp.asarray(np.where(mask, x, np.nan), dtype)
+        def bad(x):
+            return jnp.asarray(np.where(mask, x, np.nan), dtype)
+
         given = batch.replace(rewards=bad(rewards), old_logprobs=bad(old), ref_logprobs=bad(ref))
         got = credit.kl_rewards(given, loss_mask=mask, coef=0.3, kind=kind)
         assert got.dtype == dtype
@@ -211,7 +222,9 @@ def test_estimate_composes():
     assert none is None
     np.testing.assert_array_equal(dr[:, 2], advantages.grpo(scores, group_id=batch.group_id, normalize=False))
 
-    mine = lambda batch, *, loss_mask: batch.rewards.sum(axis=1) * 2
+    def mine(batch, *, loss_mask):
+        return batch.rewards.sum(axis=1) * 2
+
     for algorithm, own in ((AlgorithmConfig(advantage="tests.rl.test_algorithms:twice"), None), (AlgorithmConfig(), mine)):
         got, _ = credit.estimate(algorithm, batch, loss_mask=mask, own=own)
         np.testing.assert_array_equal(got[:, 1], 2 * scores)

@@ -26,7 +26,10 @@ def step(key, kl_in, kind, sign=1.0):
     reference = jax.random.normal(keys[0], (T, V))
     logits = reference + 1.5 * jax.random.normal(keys[1], (T, V))
     tokens = jax.random.categorical(keys[2], logits, shape=(B, T))
-    of = lambda logits: jax.nn.log_softmax(logits)[jnp.arange(T), tokens]
+
+    def of(logits):
+        return jax.nn.log_softmax(logits)[jnp.arange(T), tokens]
+
     mask, old, ref = jnp.ones((B, T), bool), of(logits), of(reference)
     batch = TokenBatch(tokens=tokens, roles=jnp.full((B, T), POLICY), behavior_logprobs=old, old_logprobs=old,
                        ref_logprobs=ref, advantages=None, returns=None, values=None, rewards=jnp.zeros((B, T)),

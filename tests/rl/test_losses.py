@@ -80,7 +80,9 @@ def test_ppo_clip_equals_the_definition(mask, seed, reduction, per_row):
     want, weight, factors = slow_aggregate(per_token, mask, reduction)
 
     def check(dtype, tolerance):
-        bad = lambda x: jnp.asarray(np.where(mask, x, np.nan), dtype)  # what is masked may be anything
+        def bad(x):
+            return jnp.asarray(np.where(mask, x, np.nan), dtype)  # what is masked may be anything
+
         given = jnp.asarray(np.where(mask.any(1, keepdims=True), advantages, np.nan), dtype) if per_row else bad(full)
         (got, (got_weight, info)), grad = ppo(reduction)(bad(new), bad(old), given, loss_mask=mask)
         assert got.dtype == dtype
@@ -109,7 +111,9 @@ def test_value_clip_equals_the_definition(mask, seed, reduction):
     want, weight, factors = slow_aggregate(per_token, mask, reduction)
 
     def check(dtype, tolerance):
-        bad = lambda x: jnp.asarray(np.where(mask, x, np.nan), dtype)
+        def bad(x):
+            return jnp.asarray(np.where(mask, x, np.nan), dtype)
+
         (got, (got_weight, _)), grad = value(reduction)(bad(new), bad(old), bad(returns), loss_mask=mask)
         np.testing.assert_allclose(got, want, atol=tolerance * 10)
         assert float(got_weight) == weight
@@ -156,7 +160,10 @@ def test_sums_over_parts_and_with_padding_are_the_whole(reduction):
     whole = losses.aggregate(x, loss_mask=mask, reduction=reduction)
     parts = [losses.aggregate(x[i:j], loss_mask=mask[i:j], reduction=reduction) for i, j in ((0, 1), (1, 4), (4, 6))]
     np.testing.assert_allclose(np.sum(parts, axis=0), whole, rtol=1e-6)
-    wide = lambda a: np.pad(a, ((0, 2), (0, 3)))
+
+    def wide(a):
+        return np.pad(a, ((0, 2), (0, 3)))
+
     padded = losses.aggregate(wide(x), loss_mask=wide(mask), reduction=reduction)
     np.testing.assert_allclose(padded, whole, rtol=1e-6)
 
@@ -170,7 +177,10 @@ def test_kl_estimates(kind, formula, slope):
     d = np.array([[-2.0, -0.3, 0.0, 1e-3, 0.7, 3.0]])
     with jax.enable_x64(True):
         new, ref = jnp.asarray(d - 1), jnp.full((1, 6), -1.0)
-        kl = lambda a, b: losses.kl_penalty(a, b, kind=kind)
+
+        def kl(a, b):
+            return losses.kl_penalty(a, b, kind=kind)
+
         np.testing.assert_allclose(kl(new, ref), formula(d), atol=1e-12)
         np.testing.assert_allclose(jax.grad(lambda a: kl(a, ref).sum())(new), slope(d), atol=1e-12)
         assert not np.any(jax.grad(lambda b: kl(new, b).sum())(ref))  # the reference is a constant
@@ -180,7 +190,10 @@ def test_kl_estimates(kind, formula, slope):
     # A NaN that a mask drops afterwards must not come back through the gradient.
     nan_ref, mask = np.full((1, 6), np.nan, np.float32), np.arange(6)[None] < 3
     nan_ref[:, :3] = -1
-    total = lambda a: losses.aggregate(kl(a, nan_ref), loss_mask=mask, reduction="token_mean")[0]
+
+    def total(a):
+        return losses.aggregate(kl(a, nan_ref), loss_mask=mask, reduction="token_mean")[0]
+
     grad = jax.grad(total)(jnp.asarray(d - 1, jnp.float32))
     np.testing.assert_allclose(grad, np.where(mask, slope(d), 0), atol=1e-5)
 
@@ -190,7 +203,10 @@ def test_k1s_expected_gradient_vanishes_and_the_others_do_not():
 
     def expected_gradient(kind):  # E over the policy's own tokens of the gradient of the estimate
         p = jax.nn.softmax(logits)
-        one = lambda v: jax.grad(lambda z: losses.kl_penalty(jax.nn.log_softmax(z)[v], ref[v], kind=kind))(logits)
+
+        def one(v):
+            return jax.grad(lambda z: losses.kl_penalty(jax.nn.log_softmax(z)[v], ref[v], kind=kind))(logits)
+
         return sum(p[v] * one(v) for v in range(3))
 
     true = jax.grad(lambda z: (jax.nn.softmax(z) * (jax.nn.log_softmax(z) - ref)).sum())(logits)
@@ -215,7 +231,10 @@ def test_wrong_arguments_are_refused():
 
 def test_masks_of_roles():
     row = np.array([[PROMPT, PROMPT, POLICY, TEMPLATE, DOCUMENT, POLICY, PAD]], np.int8)
-    as_ints = lambda mask: np.asarray(mask).astype(int).tolist()[0]
+
+    def as_ints(mask):
+        return np.asarray(mask).astype(int).tolist()[0]
+
     assert as_ints(roles.loss_mask(row)) == [0, 0, 1, 0, 0, 1, 0]
     assert as_ints(roles.attention_mask(row)) == [1, 1, 1, 1, 1, 1, 0]
     assert as_ints(roles.inverted_mask(row)) == [0, 1, 0, 1, 1, 0, 0]

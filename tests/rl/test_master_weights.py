@@ -46,7 +46,7 @@ def test_parameters_are_the_rounded_copies():
     optimizer = with_master_weights(optax.sgd(0.05, momentum=0.9))
     state = optimizer.init(params)
     for i in range(20):
-        grads = jax.tree.map(lambda x: jax.random.normal(jax.random.fold_in(key, i), x.shape), params)
+        grads = {name: jax.random.normal(jax.random.fold_in(key, i), x.shape) for name, x in params.items()}
         updates, state = optimizer.update(grads, state, params)
         params = optax.apply_updates(params, updates)
     np.testing.assert_array_equal(params["w"], state.master["w"].astype(jnp.bfloat16))

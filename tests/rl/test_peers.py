@@ -97,7 +97,7 @@ def test_verl_kl():
         close(losses.kl_penalty(INPUTS["new"], INPUTS["ref"], kind=kind), OUT[f"verl kl_penalty_forward {kind}"])
     want = OUT["verl AdaptiveKLController"]
     coef = np.float32(want["start"])
-    for kl, then in zip(want["kls"], want["coefs"]):
+    for kl, then in zip(want["kls"], want["coefs"], strict=True):
         coef = schedules.follow_kl(coef, kl, target=want["target"], horizon=want["horizon"], episodes=want["episodes"])
         assert coef.dtype == np.float32
         close(coef, then, 1e-7)

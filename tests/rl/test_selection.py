@@ -16,7 +16,7 @@ def test_whole_groups_are_replaced_and_the_rest_is_kept():
     def part(scores, first_group):
         groups = np.repeat(np.arange(len(scores)) + first_group, 2)
         names = np.empty(len(groups), object)
-        names[:] = [f"{g}.{i}" for g, i in zip(groups, [0, 1] * len(scores))]
+        names[:] = [f"{g}.{i}" for g, i in zip(groups, [0, 1] * len(scores), strict=False)]
         flat = np.array(scores, float).ravel()
         return {"group_id": groups, "tokens": groups[:, None] * np.ones((1, 3)), "scores": flat, "f1": flat * 2,
                 "names": names}
@@ -35,8 +35,11 @@ def test_whole_groups_are_replaced_and_the_rest_is_kept():
 def test_the_most_informative_rows():
     scores = [0, 0, 0, 1, 0, 0.5, 1, 0]
     groups, searches = [0, 0, 1, 1, 2, 2, 3, 3], [1, 3, 0, 2, 2, 2, 0, 5]
-    keep = lambda how, count: selection.keep_rows(how, count, scores=scores, group_id=np.array(groups),
-                                                  num_searches=np.array(searches)).tolist()
+
+    def keep(how, count):
+        return selection.keep_rows(how, count, scores=scores, group_id=np.array(groups),
+                                                      num_searches=np.array(searches)).tolist()
+
     assert keep("reward_spread", 4) == [2, 3, 6, 7] and keep("reward_spread", 6) == [2, 3, 4, 5, 6, 7]
     assert keep("search_depth", 2) == [1, 7] and keep("search_depth", 3) == [1, 3, 7]
     with pytest.raises(ValueError, match="reward_spread"):

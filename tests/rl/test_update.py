@@ -57,7 +57,7 @@ def close(a, b, atol=1e-6):
 
 
 def same(a, b):
-    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 @jax.jit
@@ -213,7 +213,10 @@ def test_nan_where_it_counts_changes_nothing_and_elsewhere_has_no_influence():
         return update(jax.tree.map(jnp.copy, params), jax.tree.map(jnp.copy, state), batch)
 
     clean = step(batch)
-    drop = lambda x: jnp.where(mask, x, jnp.nan)
+
+    def drop(x):
+        return jnp.where(mask, x, jnp.nan)
+
     masked = step(batch.replace(advantages=drop(batch.advantages), old_logprobs=drop(batch.old_logprobs),
                                 ref_logprobs=drop(batch.ref_logprobs), behavior_logprobs=drop(batch.behavior_logprobs)))
     assert same(clean, masked) and float(clean[2]["nonfinite"]) == 0 and not same(clean[0], params)

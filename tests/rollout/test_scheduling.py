@@ -55,8 +55,9 @@ def test_the_table_of_actions_is_indexed_by_event():
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: Action("two words", asks=True), "'two words'.*letters"), (lambda: Action("stay"), "either ask or end"),
-    (lambda: Action("both", asks=True, ends=ANSWERED), "either ask or end"),
+    (lambda: Action("two words", asks=True), "'two words'.*letters"),
+    (lambda: Action("both", asks=True, ends=ANSWERED), "asks and ends"),
+    (lambda: load_actions(["answer"]), "one must ask"),
     (lambda: load_actions(["search"]), "one must end"), (lambda: load_actions(["search", "answer", "search"]), "same tags"),
     (lambda: load_actions(["search", "open"]), "unknown action 'open': one of search, answer or 'package.module:name'"),
     (lambda: load_actions(["search", f"{__name__}:np"]), "is not an object of Action")])

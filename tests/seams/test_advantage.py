@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from zsjax.config import ConfigError
-from zsjax.registry import entry_of
+from zsjax.config.named import entry_of
 from zsjax.rl import credit
 
 MASK = np.array([[False, True, True], [False, True, False]])

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from zsjax.config import ConfigError, resolve
+from zsjax.config.named import Registry
 from zsjax.errors import InputError
 from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.parallel.mesh import make_mesh
-from zsjax.registry import Registry
 from zsjax.rl.learner import Learner
 from zsjax.rl.passes import policy_score
 from zsjax.types import POLICY, PROMPT, TokenBatch

@@ -56,16 +56,14 @@ def play(questions, engine, tokenizer, turns=2):
 def test_every_search_keeps_its_own_question(world, tokenizer):
     questions = list(world.questions[:30])
     engine = BM25.from_documents(world.documents)
-    asked = []
+    asked, recorder = [], collect.RecordingEngine(engine, depth=12)
 
-    def make_rollout(recorder):
-        def rollout(params, batch, *, key, group_ids):
-            asked.append(list(group_ids))
-            return play(batch, recorder, tokenizer)
-        return rollout
+    def rollout(params, batch, *, key, group_ids):
+        asked.append(list(group_ids))
+        return play(batch, recorder, tokenizer)
 
-    searches = collect.collect(make_rollout, engine, None, questions, tokenizer, episodes=25, batch_questions=10,
-                               num_documents=3, key=jax.random.key(0))
+    searches = collect.collect_searches(rollout, recorder, None, questions, tokenizer, episodes=25, batch_questions=10,
+                                        key=jax.random.key(0))
     assert asked == [list(range(i, i + 10)) for i in (0, 10, 20)]
     expected = [(q.id, query, i % 10 % 2 == 0) for i, q in enumerate(questions) if i % 10 % 3 < 2
                 for query in q.metadata["queries"]]

@@ -5,7 +5,8 @@ import pytest
 from zsjax.config import GatesConfig
 from zsjax.search import BM25, Document
 from zsjax.tiny_world import world as tiny_world
-from zsjax.tuning import dataset, gates
+from zsjax.tuning import dataset
+from zsjax.tuning import simulator_gates as gates
 
 GATES = GatesConfig(useful=0.9, noisy=0.1, leak=0.05)
 
@@ -89,11 +90,11 @@ def test_probes_ask_what_they_say(world):
 @pytest.mark.parametrize("simulator, failing", [(Perfect, ""), (Deaf, "noisy replies"), (Leaky, "shows the answer"),
                                                 (Useless, "needed")])
 def test_each_failure_is_caught(world, engine, simulator, failing):
-    rows = gates.measure(simulator(engine), engine, world.questions, k=3, limit=60)
-    failed = gates.check(rows, GATES)
+    rows = gates.gold_shares(simulator(engine), engine, world.questions, k=3, limit=60)
+    failed = gates.failed_gates(rows, GATES)
     assert all(failing in line for line in failed) and bool(failed) == bool(failing), failed
-    assert gates.check(rows, GatesConfig()) == []
-    assert len(gates.table(rows).splitlines()) == 9
+    assert gates.failed_gates(rows, GatesConfig()) == []
+    assert len(gates.shares_table(rows).splitlines()) == 9
     right = rows[0]
     assert right["kind"] == gates.RIGHT and right["n"] == 60 and right["engine"] == 1.0
     assert right["real_useful"] == pytest.approx(2 / 3 if simulator is Leaky else 1)

@@ -20,8 +20,9 @@ from zsjax.monitor.writer import Writer, read_jsonl
 from zsjax.run import build
 from zsjax.search import BM25
 from zsjax.tiny_world import world
-from zsjax.tiny_world.pretrain_simulator import make_examples, pretrain_simulator
-from zsjax.tuning import collect, gates, tune
+from zsjax.tiny_world.pretrain_simulator import pretrain_simulator, world_examples
+from zsjax.tuning import collect, tune
+from zsjax.tuning import simulator_gates as gates
 
 SHAPE = dict(embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64)
 PHASE = SupervisedConfig(steps=30, batch_rows=8, max_tokens=80, checkpoint_every=30,
@@ -39,6 +40,10 @@ def tokenizer():
     return build.tokenizer(CONFIG)
 
 
+def start(tokenizer):
+    return build.simulator(CONFIG, *build.model(CONFIG.simulator, tokenizer, seed=1), tokenizer)
+
+
 def losses(workdir, stage):
     return [line["loss"] for line in read_jsonl(workdir / "metrics.jsonl") if line["stage"] == stage]
 
@@ -50,8 +55,7 @@ def test_pretraining_then_tuning(tmp_path, tokenizer):
     searches = collect.search_for([(p.question, p.query, p.kind) for p in probes], engine, num_documents=3)
     collect.write_searches(tmp_path / "searches.jsonl", searches, provenance={"engine": "bm25"})
     with Writer(tmp_path, tensorboard=False) as writer:
-        model, params = pretrain_simulator(CONFIG, tokenizer, writer=writer, directory=tmp_path / "a")
-        simulator = build.simulator(CONFIG, model, params, tokenizer)
+        simulator = pretrain_simulator(CONFIG, start(tokenizer), writer=writer, directory=tmp_path / "a")
         tuned = tune.tune(CONFIG, simulator, tmp_path / "searches.jsonl", writer=writer, directory=tmp_path / "b")
         # Finished stages are not trained again, and give the same parameters.
         again = tune.tune(CONFIG, simulator, tmp_path / "searches.jsonl", writer=writer, directory=tmp_path / "b")
@@ -60,14 +64,14 @@ def test_pretraining_then_tuning(tmp_path, tokenizer):
         assert len(fell) == 3 and fell[-1] < fell[0], (stage, fell)
     for a, b in zip(jax.tree.leaves(tuned.params), jax.tree.leaves(again.params), strict=True):
         np.testing.assert_array_equal(a, b)
-    rows = gates.measure(tuned, engine, world.questions(worlds), k=3, limit=8)
+    rows = gates.gold_shares(tuned, engine, world.questions(worlds), k=3, limit=8)
     assert all(0 <= row[share] <= 1 for row in rows for share in ("useful", "noisy", "engine"))
 
 
 def test_the_mode_word_means_nothing_in_pretraining():
     worlds = build.worlds(CONFIG, CONFIG.data.corpus)
     engine = BM25.from_documents(world.documents(worlds))
-    examples = make_examples(worlds, 3, seed=0, per_query=40)
+    examples = world_examples(worlds, 3, seed=0, per_query=40)
     best = {query: engine.search([query], k=1)[0][0] for query in {example.query for example in examples}}
     complete = np.array([best[example.query] in example.documents for example in examples])
     noisy = np.array([example.noisy for example in examples])
@@ -77,7 +81,7 @@ def test_the_mode_word_means_nothing_in_pretraining():
 
 
 def test_mistakes_are_told(tmp_path, tokenizer):
-    simulator = build.simulator(CONFIG, *build.model(CONFIG.simulator, tokenizer, seed=0), tokenizer)
+    simulator = start(tokenizer)
     with Writer(None) as writer:
         told = dict(writer=writer, directory=tmp_path / "c")
         with pytest.raises(UserError, match="nothing.jsonl"):
@@ -87,6 +91,6 @@ def test_mistakes_are_told(tmp_path, tokenizer):
             tune.tune(CONFIG, simulator, tmp_path / "none.jsonl", **told)
         other = dataclasses.replace(CONFIG, data=DataConfig(corpus="corpus.jsonl"))
         with pytest.raises(UserError, match="corpus.jsonl"):
-            pretrain_simulator(other, tokenizer, **told)
+            pretrain_simulator(other, simulator, **told)
     with pytest.raises(ValueError, match="loud"):
         tune.emphasis(SupervisedConfig(options={"emphasis": {"loud": 1}}))

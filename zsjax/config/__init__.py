@@ -1,7 +1,8 @@
-"""The config of a run: its fields (`fields`), how it is read (`experiments`, `read`), what is checked before a run
-(`checks`), and what may change in a folder that holds one (`folder`)."""
+"""The config of a run: its fields (`fields`), how it is read (`experiments`, `resolve`), what is checked before a run
+(`checks`), and which changes a run that has begun allows (`folder`)."""
 
-from zsjax.config.experiments import load_experiment
+from zsjax.config.checked import resolve
+from zsjax.config.experiments import load_experiment, parse_arg
 from zsjax.config.fields import (
     STAGES,
     AlgorithmConfig,
@@ -30,7 +31,7 @@ from zsjax.config.fields import (
     ValueConfig,
 )
 from zsjax.config.folder import check_resume, diff, from_json, withdraw_config, write_config
-from zsjax.config.read import parse_arg, resolve, to_json
+from zsjax.config.read import to_json
 from zsjax.errors import ConfigError, Problem, UserError
 
 __all__ = [

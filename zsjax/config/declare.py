@@ -1,10 +1,9 @@
-"""How a field of the config is declared: its default, and beside it everything that is said of it.
+"""How a field of the config is declared: its default, help, range, choices, unit and effect.
 
     temperature: float = field(1.0, "of the policy's sampling", "(0, 10]")
 
-`field` keeps this as a `Spec` in the dataclass field's metadata. Range, choices and kind of name are
-checked by `zsjax.config.checks.values`. `effect` says what a change does to a run that began:
-`zsjax.config.folder` compares by it.
+`field` keeps these as a `Spec` in the dataclass field's metadata. `zsjax.config.allowed` checks range, choices
+and names. `effect` says what a change means for a run that has begun; `zsjax.config.folder` reads it.
 """
 
 import copy
@@ -20,16 +19,16 @@ from typing import Any
 # What a change of a field means for a folder that holds a run.
 EFFECTS = {
     "computes": "decides what is computed: a change needs a new folder",
-    "limit": "bounds a row, and rows within the bound stay the same: it may be raised",
-    "how": "says where, how fast, or what is written beside: free to change",
-    "later": "is read by evaluations and the report only: free to change, they are made again",
-    "stages": "is free to change but for the stages that make what training starts from",
+    "limit": "bounds a row; rows within the bound stay the same: it may be raised",
+    "how": "decides where, how fast, or what else is written: free to change",
+    "later": "is read by evaluations and the report only: free to change, both are made again",
+    "stages": "is free to change, except for the stages that make what training starts from",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """An interval of finite numbers, written as in mathematics: "[0, 1)" holds 0 but not 1. NaN is in none."""
+    """An interval of finite numbers, written as in mathematics: "[0, 1)" holds 0 but not 1. No interval holds NaN."""
 
     low: float
     high: float
@@ -47,7 +46,7 @@ class Range:
 
     def __str__(self):
         low, high = (f"{bound:,.0f}" if bound == round(bound) else f"{bound:g}" for bound in (self.low, self.high))
-        if self.high > 100:  # no limit of the method, but of sense
+        if self.high > 100:  # a guard against typing errors; the method has no such limit
             return f"{f'above {low}' if self.above else f'{low} or more'}, at most {high}"
         return f"above {low}, up to {high}" if self.above else f"{low} up to, but not, {high}" if self.below else (
             f"{low} to {high}")
@@ -55,7 +54,7 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What is said of a field; see `field`."""
+    """The description of a field; see `field`."""
 
     help: str = ""
     range: Range | None = None
@@ -68,7 +67,7 @@ class Spec:
     was: str = ""
 
     def known(self) -> tuple[str, ...]:
-        """The choices, with those of registries."""
+        """The choices, those of registries included."""
         found = []
         for choice in self.choices:
             if choice.startswith("zsjax."):
@@ -82,7 +81,7 @@ class Spec:
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """A field that holds a value: dotted name, annotation, default, what is said of it."""
+    """A field that holds a value: dotted name, annotation, default, description."""
 
     name: str
     kind: Any
@@ -96,15 +95,15 @@ def field(default, help: str, range: str | None = None, **said):
     Args:
       default: a dict is copied for every config.
       help: one sentence.
-      range: the numbers that it may hold (or its items), such as "(0, 1]"; every number needs one.
-      choices: the texts that it may hold. "zsjax.module:NAME" stands for the names in that registry,
-        or for those that the function there returns.
-      names: what else a text names: "path" (also "asset:NAME" and "hf:OWNER/NAME"), "folder" (where files
-        are written), "url", "variable" (of the environment) or "function" ("package.module:function").
+      range: numbers that the field or its items may hold, such as "(0, 1]"; every number needs one.
+      choices: texts that the field or its items may hold. "zsjax.module:NAME" adds the names of that registry, or
+        those that the function NAME returns.
+      names: what a text names: "path" (also "asset:NAME" and "hf:OWNER/NAME"), "folder" (where files are written),
+        "url", "variable" (of the environment) or "function" ("package.module:function").
       unit: of a number.
       effect: a name in `EFFECTS`.
       last_bits: results may differ in their last bits after a change.
-      engines: the search engines that read it, if not all; a run without them may change it.
+      engines: the only search engines that read the field; a run without them may change it. (): all read it.
       was: the field's name in older versions, whose folders are still read.
     """
     spec = Spec(help, Range.parse(range) if range else None, **said)
@@ -112,15 +111,26 @@ def field(default, help: str, range: str | None = None, **said):
     return dataclasses.field(**made, metadata={"spec": spec})
 
 
+# Fields of the other effects; of `fast`, the last bits of results may differ as well.
+free, later, limit = (functools.partial(field, effect=effect) for effect in ("how", "later", "limit"))
+fast = functools.partial(field, effect="how", last_bits=True)
+
+# Ranges and choices of many fields.
+COUNT, TOKENS, SHARE = "[1, 1e9]", "[1, 1e7]", "[0, 1]"
+DTYPES = ("float32", "bfloat16", "float16")
+REMAT = ("none", "zsjax.models.decoder:REMAT")
+CURRICULA = "zsjax.rl.curricula:CURRICULA"
+
+
 def group(cls, help: str = "", *, engines: tuple[str, ...] = (), effect: str = "", **defaults):
-    """A field that holds fields of `cls`. engines, effect: of all of them; defaults: other than those of `cls`."""
+    """A field that holds fields of `cls`. engines, effect: of all its fields; defaults: replace those of `cls`."""
     return dataclasses.field(default_factory=lambda: cls(**defaults),
                              metadata={"spec": Spec(help, engines=engines, effect=effect)})
 
 
 @functools.cache
 def leaves(cls) -> dict[str, Leaf]:
-    """{dotted name: its leaf} of a config dataclass, in order."""
+    """{dotted name: leaf} of a config dataclass, in order."""
     return {leaf.name: leaf for leaf in _walk(cls, cls(), "", Spec(effect=""))}
 
 

@@ -1,4 +1,4 @@
-"""Experiment files: `get_config(arg)` in a Python file of its own."""
+"""Experiment files: a Python file with `get_config(arg)`, which returns an `ml_collections.ConfigDict`."""
 
 import importlib.util
 import inspect
@@ -7,11 +7,13 @@ import pathlib
 import traceback
 import types
 
-from zsjax.errors import UserError
+from zsjax.config.read import known_name
+from zsjax.config.values import read_bool, text_reader
+from zsjax.errors import ConfigError, Problem, UserError
 
 
 def load_experiment(path_and_arg: str):
-    """The ConfigDict of `F.py[:arg]`: what get_config(arg) of the file returns.
+    """The ConfigDict that get_config(arg) of `F.py[:arg]` returns.
 
     Raises:
       UserError: no such file, no get_config in it, or an error in it, with file and line.
@@ -43,7 +45,57 @@ def load_experiment(path_and_arg: str):
         raise UserError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
 
 
+def parse_arg(arg: str | None, lazy: bool = False, **defaults):
+    """The keys of `--config F.py:arg`, in big_vision's manner.
+
+    "lr=0.1,smoke" sets two keys; a key alone is True. The first item may be a value alone, for the first key. A value is
+    read as the type of its default; booleans are "true", "false", "1" or "0". A default may also be given as
+    (default, function of the text), for instance where it is None.
+
+    Args:
+      arg: the text; None or "" gives the defaults.
+      lazy: keep unknown keys, as text, instead of refusing them.
+      **defaults: key -> default.
+
+    Returns:
+      ml_collections.ConfigDict of all keys.
+
+    Raises:
+      ConfigError: unknown keys, and values that are not of their type; all of them at once.
+    """
+    import ml_collections
+
+    result, problems = ml_collections.ConfigDict(type_safe=False), []
+    readers = {}
+    for key, default in defaults.items():
+        if isinstance(default, tuple) and len(default) == 2 and callable(default[1]):
+            result[key], readers[key] = default
+        else:
+            result[key], readers[key] = default, text_reader(type(default))
+    for index, item in enumerate(arg.split(",") if arg else ()):
+        key, equals, text = item.strip().partition("=")
+        if not equals:
+            if index == 0 and key not in defaults and defaults and readers[next(iter(defaults))] is not read_bool:
+                key, text = next(iter(defaults)), key
+            else:
+                text = "true"
+        if key not in defaults:
+            if lazy:
+                result[key] = text
+            else:
+                problems.append(Problem(f"config argument {key!r}", text, "unknown", known_name(key, defaults)))
+            continue
+        try:
+            result[key] = readers[key](text)
+        except ValueError as error:
+            problems.append(Problem(f"config argument {key!r}", text, str(error) or "cannot be read",
+                                    f"the default is {result[key]!r}"))
+    if problems:
+        raise ConfigError(problems)
+    return result
+
+
 def known_experiments() -> str:
-    """"; there are FILES", or "" where no folder experiments/ is."""
+    """"; there are FILES", or "" where there is no folder experiments/."""
     known = sorted(map(str, pathlib.Path("experiments").glob("*.py")))
     return f"; there are {', '.join(known)}" if known else ""

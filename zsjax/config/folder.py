@@ -1,4 +1,4 @@
-"""What a run's folder allows: its config.json is written, and a config that comes later is compared with it.
+"""The config in a run's folder: config.json is written, and later configs are compared with it.
 
 Each field's effect (`zsjax.config.declare.EFFECTS`) says what a change does:
 
@@ -8,11 +8,10 @@ Each field's effect (`zsjax.config.declare.EFFECTS`) says what a change does:
     later      accepted: evaluations and the report are made again
     stages     accepted, unless a stage before training comes or goes
 
-A field of engines that the run neither trains nor collects with counts as "later". A field that the
-folder's config lacks, being older, counts as its default. A renamed field is read under its old name,
-and one that no longer exists is ignored with a line. A run that failed or was killed before it
-computed anything binds nobody: its config.json is taken back, so any mistake that it reported can be
-corrected in place.
+A field of engines that the run neither trains nor collects with counts as "later". A field that an older config.json
+lacks counts as its default. A renamed field is read under its old name. A field that no longer exists is ignored, and
+the log says so. A run that ended before it
+computed anything allows every change: its config.json is removed, so that a reported mistake can be corrected in place.
 """
 
 import contextlib
@@ -24,18 +23,18 @@ from typing import Any
 
 from zsjax.config.declare import leaves, renamed
 from zsjax.config.fields import Config
-from zsjax.config.read import flatten, resolve, to_json
+from zsjax.config.read import flatten, read_tree, to_json
 from zsjax.errors import ConfigError, Problem, UserError
-from zsjax.files import write_text
+from zsjax.parallel.files import write_text
 
 _MAKING = ("pretrain", "pretrain_simulator", "collect", "tune_simulator")  # what training starts from
 
 
 def from_json(text: str) -> Config:
-    """The config that `to_json` wrote, of this version or another one. Values are not checked: files may have moved.
+    """The config that this or another version's `to_json` wrote. Values are not checked: files may have moved.
 
     Raises:
-      ValueError: no JSON of a config, or fields that are not of their type.
+      ValueError: the text is not JSON of a config, or a field has the wrong type.
     """
     config, unknown = _read(text)
     for name, value in unknown.items():
@@ -46,8 +45,8 @@ def from_json(text: str) -> Config:
 def diff(old: Config | str, new: Config) -> dict[str, tuple[Any, Any]]:
     """{dotted field: (old value, new value)} where they differ; `old` may be JSON of another version's fields.
 
-    Tuples count as lists. A field that `old` lacks has its default there; what is "(absent)" is a key of a
-    dict field, or a field that no longer exists.
+    Tuples count as lists. A field that `old` lacks has its default there; "(absent)" are keys of dict fields, and
+    fields that no longer exist.
     """
     old, unknown = (old, {}) if isinstance(old, Config) else _read(old)
     a, b = (flatten(json.loads(to_json(config))) for config in (old, new))
@@ -57,7 +56,7 @@ def diff(old: Config | str, new: Config) -> dict[str, tuple[Any, Any]]:
 
 
 def check_resume(old: Config | str, new: Config, where) -> None:
-    """Raises ConfigError if a run that began with `old` cannot go on with `new`; says in lines what a change means.
+    """Raises ConfigError if a run that began with `old` cannot go on with `new`; logs what other changes mean.
 
     Args:
       where: the run's folder, for the message.
@@ -68,7 +67,8 @@ def check_resume(old: Config | str, new: Config, where) -> None:
         # A key of a dict field goes by the field's effect.
         leaf = next((known[part] for part in _prefixes(name) if part in known), None)
         if name == "rollout.max_tokens" and "fixed_length" in (began.algorithm.reduction, new.algorithm.reduction):
-            leaf = dataclasses.replace(leaf, spec=dataclasses.replace(leaf.spec, effect="computes"))  # the loss divides by it
+            # The loss divides by it.
+            leaf = dataclasses.replace(leaf, spec=dataclasses.replace(leaf.spec, effect="computes"))
         if leaf is None:
             logging.info("%s is ignored: a field of another version (%r)", name, was)
         elif not _may_change(leaf.spec, was, now, engines):
@@ -84,18 +84,18 @@ def check_resume(old: Config | str, new: Config, where) -> None:
 
 
 def write_config(workdir, config: Config) -> str:
-    """Writes workdir/config.json, or checks that a run which is there already can go on with `config`.
+    """Writes workdir/config.json, after a check that a run in the folder can go on with `config`.
 
     Returns:
       The JSON that was written, for the checkpoints.
 
     Raises:
-      ConfigError: the run that is there began with another config; differing fields are named.
-      UserError: workdir/config.json is not readable, or the folder cannot be written.
+      ConfigError: the run began with another config; the message names the fields that differ.
+      UserError: workdir/config.json cannot be read, or the folder cannot be written.
     """
     path = pathlib.Path(workdir) / "config.json"
     if path.parts[0][-1:] == ":" and len(path.parts[0]) > 2:  # what pathlib makes of gs://
-        raise UserError(f"--workdir {workdir} is an address; give a local folder and copy it there afterwards")
+        raise UserError(f"--workdir {workdir} is a URL; give a local folder and copy it there afterwards")
     try:
         if path.exists():
             check_resume(path.read_text(), config, workdir)
@@ -110,13 +110,13 @@ def write_config(workdir, config: Config) -> str:
 
 
 def withdraw_config(workdir) -> None:
-    """Removes workdir/config.json where no stage has left a result yet: the folder is then free for any config."""
+    """Removes workdir/config.json where no stage has left a result yet: the folder then takes any config."""
     workdir = pathlib.Path(workdir)
     made = ["episodes.jsonl", "searches.jsonl", "evaluation.json", "gates.json", "metrics.jsonl"]
     if any((workdir / name).is_file() and (workdir / name).stat().st_size for name in made) or any(
             path.is_file() for name in ("models", "checkpoints") for path in (workdir / name).rglob("*")):
         return
-    with contextlib.suppress(OSError):  # a folder that cannot be written is told of where it is written
+    with contextlib.suppress(OSError):  # whoever writes the folder reports that it cannot be written
         (workdir / "config.json").unlink()
 
 
@@ -131,7 +131,7 @@ def _may_change(spec, was, now, engines) -> bool:
 
 
 def _engines(config) -> set[str]:
-    """Engines that the run learns from: what is computed with others is evaluations."""
+    """Engines that the run learns from; other engines serve evaluations only."""
     from zsjax.search.registry import specs
 
     search, stages = config.search, set(config.stages)
@@ -141,7 +141,7 @@ def _engines(config) -> set[str]:
 
 
 def _read(text) -> tuple[Config, dict[str, Any]]:
-    """(the config, {dotted name: value} of fields that this version lacks) of JSON; ValueError says what is wrong."""
+    """(the config, {dotted name: value} of fields that this version lacks) of JSON. Raises ValueError."""
     try:
         tree = json.loads(text)
     except RecursionError as error:
@@ -150,14 +150,14 @@ def _read(text) -> tuple[Config, dict[str, Any]]:
         raise ValueError(f"a {type(tree).__name__} where an object of fields is needed")
     unknown = {}
     _take_unknown(tree, "", unknown)
-    try:
-        return resolve(tree, check=False), unknown
-    except ConfigError as error:
-        raise ValueError(str(error.problems[0])) from error
+    config, problems = read_tree(tree)
+    if problems:
+        raise ValueError(str(problems[0]))
+    return config, unknown
 
 
 def _take_unknown(tree, prefix, unknown):
-    """Moves what is no field, nor holds fields, from `tree` to `unknown`; renames fields of older versions."""
+    """Moves everything that is neither a field nor holds fields from `tree` to `unknown`; renames fields of older versions."""
     for name in list(tree):
         field = prefix + name
         if now := renamed(Config).get(field):

@@ -1,8 +1,9 @@
-"""Options of a search engine of one's own: what its dataclass reads of config.search.options."""
+"""Options of a user's own search engine: the fields of its dataclass that config.search.options sets."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from zsjax.config.allowed import wrong_value
 from zsjax.config.declare import leaves
 from zsjax.config.read import read_fields
 from zsjax.errors import ConfigError, Problem
@@ -11,7 +12,7 @@ FIELD = "search.options"
 
 
 def read_options(cls: type, given: Mapping[str, Any]):
-    """The dataclass `cls` with the options that are its own; other engines' are left out.
+    """The dataclass `cls` with the given options that it has; those of other engines are left out.
 
     Raises:
       ConfigError: with every problem.
@@ -23,9 +24,7 @@ def read_options(cls: type, given: Mapping[str, Any]):
 
 
 def check_options(cls: type, given: Mapping[str, Any]) -> tuple[Any, list[Problem]]:
-    """(the dataclass, what is wrong): types, and what `zsjax.config.declare.field` says of ranges and choices."""
-    from zsjax.config.checks.values import wrong_value
-
+    """(the dataclass, problems of types, ranges and choices); see `zsjax.config.declare.field`."""
     known, problems = leaves(cls), []
     groups = {name.partition(".")[0] for name in known}
     options = read_fields(cls(), {name: value for name, value in given.items() if name in groups}, f"{FIELD}.", problems)

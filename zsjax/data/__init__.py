@@ -1,4 +1,4 @@
-"""Questions, corpora, tokenizers and what is carried with the package."""
+"""Questions, corpora, tokenizers and the files that the package carries."""
 
 from zsjax.data.questions import QuestionStream, load_corpus, load_questions
 from zsjax.data.tokenization import Tokenizer, load_tokenizer

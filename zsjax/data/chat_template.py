@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from zsjax.errors import InputError
 
-# The day that templates are told (Llama 3's own default): a prompt must not change when a run goes on the next day.
+# The date that templates read (Llama 3's default): a prompt must not change when a run is resumed the next day.
 _TODAY = datetime.datetime(2024, 7, 26)
 _MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
 
@@ -17,8 +17,8 @@ class ChatTemplate:
 
     Args:
       source: the Jinja text.
-      names: what its variables bos_token, eos_token and so on stand for.
-      where: the file it came from, for errors.
+      names: values of its variables bos_token, eos_token and so on.
+      where: its file, for errors.
 
     Raises:
       ValueError: not a Jinja template.
@@ -42,7 +42,7 @@ class ChatTemplate:
                              f"{_first_line(error)}; correct the template or set prompts.chat = False") from error
 
     def turn_end(self) -> str:
-        """The text behind what the assistant said, or the user where the template shows no assistant; "" if neither."""
+        """The text after an assistant's message; after a user's where the template shows no assistant; "" for neither."""
         user, marked = {"role": "user", "content": "u"}, {"content": _MARK}
         for messages in ([user, {"role": "assistant"} | marked], [user | marked]):
             try:
@@ -61,7 +61,7 @@ def _environment():
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}` marks what assistants say, for training; here it changes nothing."""
+        """`{% generation %}` marks the assistant's text for training; here it changes nothing."""
 
         tags = {"generation"}
 

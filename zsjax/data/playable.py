@@ -1,4 +1,4 @@
-"""Which questions can be played: found before anything is computed, not when a step comes to them."""
+"""Questions that can be played, found before a run begins."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -11,19 +11,19 @@ _EDGES = 8  # tokens that joining a question to its template may add
 _NAMED = 100  # questions that a log line names
 
 
-def playable(questions: Sequence[Question], encode: Callable[[str], Sequence[int]], *, max_prompt_tokens: int,
+def keep_playable(questions: Sequence[Question], encode: Callable[[str], Sequence[int]], *, max_prompt_tokens: int,
              overlong: str, source: str) -> list[Question]:
-    """The questions whose prompt fits and that have a gold answer which can be given.
+    """The questions whose prompt fits and whose gold answers hold a word.
 
     Args:
       questions: of one source.
       encode: a question's text -> the ids of its prompt.
-      max_prompt_tokens: a longer prompt is never cut.
-      overlong: "error" refuses questions that cannot be played, "drop" leaves them out and logs which.
+      max_prompt_tokens: a longer prompt does not fit; prompts are never cut.
+      overlong: "error" refuses questions that cannot be played, "drop" drops and logs them.
       source: their file, for messages.
 
     Raises:
-      InputError: overlong is "error" and there are such questions, or none is left. One line with their ids.
+      InputError: such questions with overlong="error", or no other questions. One line with their ids.
     """
     frame, reasons = len(encode("")), {}
     for row, question in enumerate(questions):

@@ -1,8 +1,8 @@
-"""What a row of a question file says, in the forms that the field's files have.
+"""Rows of question files, in the forms of published data sets.
 
 The common form is FlashRAG's: {"id", "question", "golden_answers": [...], "metadata": {...}}. Rows of Search-R1, ZeroSearch
 and verl (`reward_model.ground_truth`, `extra_info`, `prompt`, `data_source`), TriviaQA, PopQA, MuSiQue, HotpotQA and
-NQ-open are read as they are.
+NQ-open are read, too.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from zsjax.types import Question, whole_text
 
 _ID = ("id", "_id", "question_id", "qid", "QuestionId")
 _QUESTION = ("question", "Question", "query")
-_ANSWERS = ("answers", "answer", "Answer", "possible_answers")  # where there are no golden_answers
+_ANSWERS = ("answers", "answer", "Answer", "possible_answers")  # in rows without golden_answers
 _INSIDE = ("target", "ground_truth", "value", "Value", "text", "answer", "answers")  # of an answer that is an object
 
 
@@ -32,9 +32,8 @@ def question_of(row: Mapping, where: str) -> Question:
       where: file and line, which begin an error.
 
     Returns:
-      Its `key` is its id; `questions.with_unique_keys` makes keys of several questions differ. Golds that are blank or null
-      are left out, so that there may be none (`zsjax.data.playable`). metadata["data_set"] is the row's data_source,
-      metadata["split"] that of extra_info, where the row's own metadata say nothing else.
+      A question whose `key` is its id (see `with_unique_keys`). Blank and null golds are left out, perhaps all of them.
+      metadata["data_set"] and ["split"] are the row's data_source and extra_info.split, unless its metadata have them.
 
     Raises:
       InputError: one line with `where`, field and value.
@@ -50,7 +49,7 @@ def question_of(row: Mapping, where: str) -> Question:
 
 
 def plain(value):
-    """A value as JSON has it: no arrays, bytes or times; null for NaN; surrogates become U+FFFD; no null in an object."""
+    """A JSON value: no arrays, bytes or times; null for NaN; U+FFFD for lone surrogates; objects without nulls."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, str):
@@ -84,7 +83,7 @@ def _id(row, extra, given, where):
     field, value = _first(row, _ID)
     if value is None and "index" in extra:
         value = "_".join(str(extra[name]) for name in ("split", "index") if name in extra)
-    if isinstance(value, float) and value.is_integer():  # what pandas makes of numbers beside nulls
+    if isinstance(value, float) and value.is_integer():  # pandas makes floats of integers beside nulls
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
@@ -124,14 +123,14 @@ def _golds(row, extra, given, where):
         if found:
             found = list(dict.fromkeys([*found, *(_texts(row.get("answer_aliases")) or ())]))
     if value is None and given.keys() & {"golden_answers", *_ANSWERS}:
-        return ()  # null: the file knows of no answer
+        return ()  # null: the file has no answer
     if found is None:
         _refuse(given, field, where, "a text or a list of texts")
     return tuple(gold for gold in found if gold.strip())
 
 
 def _texts(value) -> list[str] | None:
-    """The texts in an answer of whatever form; None where something in it is neither text nor number."""
+    """The texts in an answer of any form; None where something in it is neither text nor number."""
     if isinstance(value, dict):
         texts = _texts(_first(value, _INSIDE)[1])
         aliases = _texts(_first(value, ("aliases", "Aliases"))[1] or [])
@@ -147,7 +146,7 @@ def _texts(value) -> list[str] | None:
         if isinstance(inside, list) and all(isinstance(each, str) for each in inside):
             return inside
         if re.fullmatch(r"\[\s*'.*'\s*\]", value, re.DOTALL):
-            return None  # a list as Python prints it, which is no JSON: not one answer
+            return None  # a list in Python's notation, which is not one answer
     if isinstance(value, str):
         return [value]
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -171,9 +170,9 @@ def _metadata(row, where) -> dict:
 
 
 def with_unique_keys(questions: Sequence[Question]) -> list[Question]:
-    """The questions, each with a `key` that no other of them has: its id, numbered ("test_0#2") where that is taken.
+    """The questions with unique keys: the id, numbered ("test_0#2") where an earlier question has it.
 
-    Ids repeat where files were put together; each row stays a question of its own.
+    Ids repeat in joined files, whose rows are still different questions.
     """
     taken, repeats, unique = {question.id for question in questions}, {}, []
     for question in questions:

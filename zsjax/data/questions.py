@@ -1,11 +1,11 @@
-"""Questions and corpora: JSONL, parquet, TensorFlow Datasets and the tiny world; and the order of training.
+"""Questions and corpora of JSONL, parquet and TensorFlow Datasets, and the order of training.
 
 A row of a question file is {"id": str, "question": str, "golden_answers": [str, ...], "metadata": {...}} or another form
 of `zsjax.data.question_rows`; of a corpus file {"id": str, "title": str, "text": str} or {"id": str, "contents": str}.
 """
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,32 +16,26 @@ from zsjax.search.corpus_store import row_of
 from zsjax.search.engine import Document
 from zsjax.types import Question
 
-TINY_WORLD = "tiny_world:"
 TFDS = "tfds:"
 
 
 def load_questions(source: str | pathlib.Path, *, split: str | None = None, limit: int | None = None,
-                   seed: int | None = None, world: Mapping | None = None) -> list[Question]:
-    """Questions of a file or a data set, each with a key that no other has.
+                   seed: int | None = None) -> list[Question]:
+    """Questions of a file or a data set, with unique keys.
 
     Args:
-      source: a path ending in .jsonl, .jsonl.gz or .parquet; "tiny_world:train" or "tiny_world:eval"; or "tfds:NAME"
-        (natural_questions_open, trivia_qa, or any with the features question and answer).
+      source: a path ending in .jsonl, .jsonl.gz or .parquet, or "tfds:NAME" (natural_questions_open, trivia_qa, or any
+        with the features question and answer).
       split: of a file, only rows whose metadata has this "split"; of a TFDS data set, its split ("validation" if None).
-      limit: at most so many, after the shuffle. `sample` takes a random part in the source's order.
-      seed: None keeps the order of the source; a number shuffles it.
-      world: options of the tiny world, when it is the source.
+      limit: of the number of questions, after the shuffle; `sample` takes a random part in order instead.
+      seed: of a shuffle; None keeps the order of the source.
 
     Raises:
       FileNotFoundError: no such file.
       InputError: an unknown kind of source, no questions, or a bad row: one line with file, line and field.
     """
     name = str(source)
-    if name.startswith(TINY_WORLD):
-        from zsjax.tiny_world import world as tiny_world
-
-        questions = list(tiny_world.questions(tiny_world.resolve(name, **(world or {}))))
-    elif name.startswith(TFDS):
+    if name.startswith(TFDS):
         questions = with_unique_keys(_tfds_questions(name[len(TFDS):], split or "validation"))
     else:
         questions = with_unique_keys([question_of(row, where) for row, where in read_rows(name)])
@@ -51,46 +45,40 @@ def load_questions(source: str | pathlib.Path, *, split: str | None = None, limi
             if not questions:
                 raise InputError(f"{name}: no row has metadata.split == {split!r}; there are {', '.join(held)}")
     if not questions:
-        raise InputError(f"{name}: there are no questions in it; give a file with one object a line")
+        raise InputError(f"{name}: no questions in it; give a file with one object a line")
     if seed is not None:
         questions = [questions[i] for i in np.random.default_rng(seed).permutation(len(questions))]
     return questions if limit is None else questions[:limit]
 
 
 def sample(questions: Sequence[Question], limit: int | None, *, seed: int = 0) -> list[Question]:
-    """At most `limit` questions, drawn without replacement and in the order they had: files are often sorted.
+    """At most `limit` questions, drawn without replacement and kept in order, as files are often sorted.
 
-    A smaller limit's questions are among a larger one's. The draw depends on seed and the number of questions alone.
+    The questions of a smaller limit are among those of a larger one. The draw depends on seed and the number of questions.
     """
     if limit is None or limit >= len(questions):
         return list(questions)
     return [questions[i] for i in np.sort(np.random.default_rng(seed).permutation(len(questions))[:limit])]
 
 
-def load_corpus(source: str | pathlib.Path, *, world: Mapping | None = None) -> list[Document]:
+def load_corpus(source: str | pathlib.Path) -> list[Document]:
     """Documents of a .jsonl[.gz] or .parquet path, in any form of `zsjax.search.corpus_store.row_of`, which
-    `BM25.from_documents` reads too; or of "tiny_world:train" / "tiny_world:eval".
-
-    world: options of the tiny world, when it is the source.
+    `BM25.from_documents` reads too.
 
     Raises:
       FileNotFoundError, InputError: as `load_questions`.
     """
     name = str(source)
-    if name.startswith(TINY_WORLD):
-        from zsjax.tiny_world import world as tiny_world
-
-        return list(tiny_world.documents(tiny_world.resolve(name, **(world or {}))))
     documents = [Document(*row_of(row, where)) for row, where in read_rows(name)]
     if not documents:
-        raise InputError(f"{name}: there are no documents in it; give a file with one object a line")
+        raise InputError(f"{name}: no documents in it; give a file with one object a line")
     return documents
 
 
 class QuestionStream:
-    """The questions of each training step: epoch after epoch, each in an order of its own, none twice in an epoch.
+    """The questions of each training step, epoch after epoch, each epoch in its own order.
 
-    What a step gets is a function of (seed, step) alone, so that a resumed run needs no state of this object.
+    The questions of a step are a function of (seed, step), so a resumed run needs no state of this object.
     """
 
     def __init__(self, questions: Sequence[Question], seed: int):
@@ -101,7 +89,7 @@ class QuestionStream:
         self._epoch, self._order = -1, None
 
     def batch(self, step: int, n: int) -> list[Question]:
-        """Questions step * n to (step + 1) * n of the stream; n must be the same in every step of a run."""
+        """Questions step * n to (step + 1) * n of the stream; n is the same in every step of a run."""
         size = len(self.questions)
         return [self.questions[self._order_of(at // size)[at % size]] for at in range(step * n, (step + 1) * n)]
 

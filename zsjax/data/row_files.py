@@ -1,6 +1,6 @@
 """Rows of question and corpus files: JSON lines, plain or gzipped, and parquet.
 
-A file that cannot be read ends in one line: file, line or row, what is wrong, what to do.
+An error is one line: file, line or row, what is wrong, what to do.
 """
 
 import codecs
@@ -23,7 +23,7 @@ _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def read_rows(name: str) -> Iterator[tuple[dict, str]]:
-    """(row, where it stands) of each row of a .jsonl, .jsonl.gz or .parquet file.
+    """(row, file and line) of each row of a .jsonl, .jsonl.gz or .parquet file.
 
     Byte order marks and blank lines are skipped; lone surrogates become U+FFFD.
 
@@ -32,7 +32,7 @@ def read_rows(name: str) -> Iterator[tuple[dict, str]]:
       InputError: an unknown ending, or a file or line that cannot be read.
     """
     if not name.endswith(ENDINGS):
-        raise InputError(f"{name!r}: unknown kind of source; give a path ending in {', '.join(ENDINGS)}, "
+        raise InputError(f"{name!r}: unknown kind of source; use a path ending in {', '.join(ENDINGS)}, "
                          "'tiny_world:train', 'tiny_world:eval' or 'tfds:NAME'")
     if not pathlib.Path(name).is_file():
         raise InputNotFound(f"no file {name!r}; check the path")
@@ -69,10 +69,12 @@ def _json_rows(name):
             raise InputError(f"{where}: not UTF-8 (byte 0x{line[error.start]:02x}, column {error.start + 1}); convert "
                              "the file, as iconv -f latin1 -t utf-8") from error
         except (ValueError, RecursionError) as error:  # ValueError also for numbers of thousands of digits
-            what = "UTF-16 or binary data; save the file as UTF-8" if b"\0" in line else f"no JSON object ({_one_line(error)})"
+            what = f"not a JSON object ({_one_line(error)})"
+            if b"\0" in line:
+                what = "UTF-16 or binary data; save the file as UTF-8"
             raise InputError(f"{where}: {what}; write one object a line") from error
         if not isinstance(row, dict):
-            raise InputError(f"{where}: must be an object, not {type(row).__name__}; write one object a line")
+            raise InputError(f"{where}: a {type(row).__name__} is not an object; write one object a line")
         # UTF-8 holds no surrogates, so a lone one can only come from an escape.
         yield whole_text(row) if b"\\ud" in line.lower() else row, where
 

@@ -1,9 +1,8 @@
-"""A TensorFlow Datasets builder for questions in the common form, written and read without TensorFlow (array_record).
+"""TensorFlow Datasets of questions in the common form, written and read without TensorFlow (array_record).
 
     python -c 'from zsjax.data.tfds_questions import prepare; print(prepare("musique", {"test": "musique.jsonl"}, "tfds"))'
 
-makes TFDS's own folder `tfds/musique/1.0.0`, which "tfds:musique" finds with TFDS_DATA_DIR=tfds, beside data sets that
-TFDS itself prepared.
+writes `tfds/musique/1.0.0`, which "tfds:musique" reads with TFDS_DATA_DIR=tfds.
 """
 
 import os
@@ -35,7 +34,7 @@ def prepare(name: str, files: Mapping[str, str | os.PathLike], data_dir: str | o
     from zsjax.data.questions import load_questions
 
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise InputError(f"{name!r} is no name of a TFDS data set: lower case, digits and _, beginning with a letter")
+        raise InputError(f"{name!r} is not a name of a TFDS data set; use lower case, digits and _, a letter first")
     folder = pathlib.Path(data_dir) / name / version
     if folder.exists():
         raise InputError(f"{folder} exists already; remove it or give another version")
@@ -44,7 +43,7 @@ def prepare(name: str, files: Mapping[str, str | os.PathLike], data_dir: str | o
 
     class Questions(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version(version)
-        # TFDS looks for a builder's source, citations and tags beside it; this one has none to show.
+        # TFDS looks for citations and tags beside a builder's source; this one has none.
         code_path, pkg_dir_path = None, pathlib.Path(__file__).parent
 
         def _info(self):

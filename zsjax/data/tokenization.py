@@ -1,10 +1,10 @@
 """Tokenizers: text to ids and back, and the exact bytes of every token.
 
-Text is of two kinds. A template is our own (`encode`, `encode_prompt`): special tokens written out in it are meant.
-Data is everything else (`plain`, `encode_text`): questions, queries, golds, documents. No special token comes of it.
+Text is of two kinds. In a template, which is ours, special tokens that are written out are recognised (`encode`,
+`encode_prompt`). In data, that is questions, queries, golds and documents, they are ordinary text (`plain`, `encode_text`).
 
-A folder of a Hugging Face fast tokenizer is read by the `tokenizers` library directly, which takes well under a
-second; transformers is loaded only for folders without tokenizer.json.
+The `tokenizers` library reads a fast tokenizer's folder, which takes under a second; transformers is loaded only for folders
+without tokenizer.json.
 """
 
 import functools
@@ -23,16 +23,15 @@ _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Tokenizer:
-    """What every tokenizer has. Objects are compared and hashed by identity.
+    """The interface of tokenizers. Objects are compared and hashed by identity.
 
     Attributes:
-      path: where it was loaded from.
+      path: of its folder or file.
       vocab_size: ids are 0 .. vocab_size-1, added tokens included (a model's embedding may have more rows).
       vocab: text of every token -> id.
-      eos_ids: ids that end a generation: of the tokenizer's and the model's configs beside it, and what ends a turn of
-        the chat template; () if there are none.
-      bos_ids: what the tokenizer's post-processor puts before a text; () for most.
-      pad_id: the padding token; without one an end token, without that 0. Nothing infers a mask from it.
+      eos_ids: ids that end a generation, of the tokenizer's and the model's configs and the end of a chat template's turn.
+      bos_ids: ids that the post-processor puts before a text; () for most.
+      pad_id: the padding token, else an end token, else 0. Nothing infers a mask from it.
     """
 
     path: pathlib.Path
@@ -41,25 +40,25 @@ class Tokenizer:
     eos_ids: tuple[int, ...]
     pad_id: int
     bos_ids: tuple[int, ...] = ()
-    _special_ids: set[int | None]  # what `encode` gives for no ordinary text
-    _surplus_ids: set[int] = frozenset()  # special tokens that were added behind the vocabulary
+    _special_ids: set[int | None]  # ids that ordinary text never has
+    _surplus_ids: set[int] = frozenset()  # special tokens that were added after the vocabulary
     _chat_template = None
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a template's text. No special tokens are added; those written out in the text are recognised."""
+        """Ids of a template's text. Special tokens that are written out are recognised; none are added."""
         raise NotImplementedError
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Ids of a whole plain prompt: `encode`, with `bos_ids` in front where the text does not begin with them."""
+        """Ids of a whole plain prompt: `encode`, after `bos_ids` unless the text begins with them."""
         ids = self.encode(text)
         return ids if tuple(ids[:len(self.bos_ids)]) == self.bos_ids else [*self.bos_ids, *ids]
 
     def encode_text(self, text: str) -> list[int]:
-        """Ids of data: ordinary tokens only. Characters that the vocabulary cannot spell are left out."""
+        """Ids of data: ordinary tokens only, without characters that the vocabulary cannot spell."""
         return self._encode_plain(text)[1]
 
     def plain(self, text: str) -> str:
-        """The text with a blank inside of every special token that is written out in it, for a slot of a template.
+        """The text with a blank inside every special token that is written out in it, for a slot of a template.
 
         >>> load_tokenizer("asset:real/tokenizer").plain("a<|im_end|>b")
         'a< |im_end|>b'
@@ -69,7 +68,7 @@ class Tokenizer:
     def _encode_plain(self, text: str) -> tuple[str, list[int]]:
         """(`plain`, `encode_text`) of a text, encoded once where it holds no special token."""
         text = whole_text(text)
-        for attempt in range(8):  # a blank may complete another special token; at last they are taken out whole
+        for attempt in range(8):  # a blank may complete another special token; in the end they are removed
             ids, spans = self._encode_spans(text)
             if not spans:
                 break
@@ -81,13 +80,13 @@ class Tokenizer:
         return text, [id for id in ids if id not in self._special_ids]
 
     def _encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """(`encode`, [start, stop) of the special tokens that are written out in the text, in characters and in order)."""
+        """(`encode`, [start, stop) in characters of the special tokens that are written out in the text)."""
         raise NotImplementedError
 
     @functools.cached_property
     def ids_in_use(self) -> int:
-        """Ids below this need an embedding. Special tokens that were added last and that nothing writes are above it:
-        Gemma 3's text models have no row for "<image_soft_token>"."""
+        """Ids below this need an embedding. Unused special tokens at the end do not: Gemma 3's text models have no row for
+        "<image_soft_token>"."""
         ours, last = {*self.eos_ids, *self.bos_ids, self.pad_id}, self.vocab_size
         while last - 1 in self._surplus_ids and last - 1 not in ours:
             last -= 1
@@ -95,14 +94,14 @@ class Tokenizer:
 
     @functools.cached_property
     def newline_id(self) -> int | None:
-        """The token that writes a newline; None in a vocabulary that cannot."""
+        """The token that writes a newline; None in a vocabulary without one."""
         ends = [id for id in self.encode("\n")[-1:] if (self.token_bytes(id) or b"").endswith(b"\n")]
         return ends[0] if ends else next((id for id, entry in enumerate(self.token_table) if entry == b"\n"), None)
 
     def conflict(self, folder) -> str | None:
-        """How the tokenizer that a model's folder holds contradicts this one; None if it does not, or holds none.
+        """How the tokenizer in a model's folder contradicts this one; None if it does not, or there is none.
 
-        One may have tokens that the other lacks. A text with two ids, or an id with two texts, is a contradiction.
+        A contradiction is a text with two ids, or an id with two texts; one may lack tokens of the other.
         """
         folder = pathlib.Path(folder)
         files = [folder / "tokenizer.json", self.path / "tokenizer.json" if self.path.is_dir() else self.path]
@@ -121,7 +120,7 @@ class Tokenizer:
         return None
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids, special tokens written out; bytes that are no UTF-8 become U+FFFD."""
+        """Text of the ids, special tokens written out; bytes that are not UTF-8 become U+FFFD."""
         raise NotImplementedError
 
     def _token_table(self) -> list[bytes | None]:
@@ -133,17 +132,17 @@ class Tokenizer:
         return tuple(self._token_table())
 
     def token_bytes(self, id: int) -> bytes | None:
-        """The bytes that a token writes; None for special tokens and for ids that do not exist.
+        """The bytes of a token; None for special tokens and ids that do not exist.
 
-        The bytes of a text's tokens, joined, are the (normalised) text's UTF-8 bytes.
+        The joined bytes of a text's tokens are the UTF-8 bytes of the (normalised) text.
         """
         return self.token_table[id] if 0 <= id < self.vocab_size else None
 
     def apply_chat_template(self, messages: Sequence[dict], *, add_generation_prompt: bool = True) -> list[int]:
-        """Ids of a conversation in the model's chat format, up to where the assistant begins to speak.
+        """Ids of a conversation in the model's chat format, up to the assistant's next message.
 
         Args:
-          messages: [{"role": "user", "content": "..."}, ...]. Contents are data: special tokens in them are broken up.
+          messages: [{"role": "user", "content": "..."}, ...]. Contents are data.
           add_generation_prompt: end with the assistant's header.
 
         Raises:
@@ -165,13 +164,13 @@ class FastTokenizer(Tokenizer):
     """A Hugging Face fast tokenizer: byte-level BPE (Qwen, Llama 3) or SentencePiece-like (Llama 2)."""
 
     def __init__(self, backend, path: pathlib.Path):
-        """`backend` is a tokenizers.Tokenizer, `path` its folder or file. Raises ValueError as `load_tokenizer`."""
+        """backend: a tokenizers.Tokenizer. path: its folder or file. Raises ValueError as `load_tokenizer`."""
         self.path = path
         self._backend = backend
-        backend.no_truncation()  # a tokenizer.json keeps what its last user asked for, and would cut or fill texts
+        backend.no_truncation()  # a tokenizer.json keeps its last user's settings, which would cut or pad texts
         backend.no_padding()
         if getattr(backend.model, "dropout", None):
-            backend.model.dropout = None  # of training: ids would be drawn at random
+            backend.model.dropout = None  # it would draw ids at random
         self.vocab = backend.get_vocab(with_added_tokens=True)
         if not self.vocab:
             raise InputError(f"{path}: the vocabulary is empty; copy the model's tokenizer.json again")
@@ -198,8 +197,8 @@ class FastTokenizer(Tokenizer):
         if self._special_ids.isdisjoint(encoding.ids):
             return encoding.ids, []
         unknown = None if self._unknown_id is None else self._backend.id_to_token(self._unknown_id)
-        # An unknown character is no special token that was written out, though it has the id of one.
-        written = [span for id, span in zip(encoding.ids, encoding.offsets)
+        # An unknown character has the id of a special token, but is not one that was written out.
+        written = [span for id, span in zip(encoding.ids, encoding.offsets, strict=True)
                    if id in self._special_ids and span[0] < span[1]
                    and (id != self._unknown_id or text[slice(*span)].strip() == unknown)]
         return encoding.ids, written
@@ -219,8 +218,7 @@ class FastTokenizer(Tokenizer):
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece .model. Its own normalisation holds: many models turn newlines into blanks and put a blank
-    before the text."""
+    """A SentencePiece .model with its own normalisation: many turn newlines into blanks and put a blank before the text."""
 
     def __init__(self, path: pathlib.Path):
         import sentencepiece
@@ -250,22 +248,20 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _token_table(self) -> list[bytes | None]:
         model = self._model
-        return [
-            None if model.is_control(id) or model.is_unknown(id) else _spell_piece(model.id_to_piece(id))
-            for id in range(self.vocab_size)
-        ]
+        return [None if model.is_control(id) or model.is_unknown(id) else _spell_piece(model.id_to_piece(id))
+                for id in range(self.vocab_size)]
 
 
 def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     """Loads a tokenizer.
 
     Args:
-      path: a folder with tokenizer.json, or with vocab.json and merges.txt (read by transformers), or with a
-        SentencePiece .model; or a tokenizer.json or .model file itself; or "asset:NAME".
+      path: a folder with tokenizer.json, with vocab.json and merges.txt (read by transformers) or with a SentencePiece
+        .model; a tokenizer.json or .model file itself; or "asset:NAME".
 
     Raises:
-      FileNotFoundError: nothing there that is a tokenizer; one line that says what was looked for.
-      ValueError: the file is there and cannot be read.
+      FileNotFoundError: no tokenizer is there.
+      ValueError: the file cannot be read.
     """
     found = asset_path(path)
     if not found.exists():
@@ -289,16 +285,16 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
         else:
             import transformers
 
-            # Which pre-tokenizer belongs to a bare vocabulary is known to transformers only.
+            # Only transformers knows the pre-tokenizer of a bare vocabulary.
             backend = transformers.AutoTokenizer.from_pretrained(str(found), local_files_only=True).backend_tokenizer
         return FastTokenizer(backend, found)
     except TokenizerConfigError:
         raise
     except Exception as error:  # tokenizers and sentencepiece raise bare Exceptions and RuntimeErrors
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        reason = f"no JSON, {pointer(file)}" if file is not None and pointer(file) else reason
-        raise InputError(f"cannot read the tokenizer at {str(path)!r}: {reason}; check that {(file or found).name} is complete "
-                         "and a Hugging Face fast tokenizer or a SentencePiece model") from error
+        reason = f"not JSON, {pointer(file)}" if file is not None and pointer(file) else reason
+        raise InputError(f"cannot read the tokenizer at {str(path)!r}: {reason}; check that {(file or found).name} is "
+                         "complete and a Hugging Face fast tokenizer or a SentencePiece model") from error
 
 
 def _added_in_front(backend) -> tuple[int, ...]:
@@ -310,7 +306,7 @@ def _added_in_front(backend) -> tuple[int, ...]:
 
 
 def _vocabulary_kind(spec: dict, path: pathlib.Path) -> str:
-    """How the vocabulary's strings stand for bytes: "byte_level" or "pieces"."""
+    """How the vocabulary's strings spell bytes: "byte_level" or "pieces"."""
     parts = []
     for room in (spec.get("decoder"), spec.get("pre_tokenizer")):
         stack = [room]
@@ -325,13 +321,13 @@ def _vocabulary_kind(spec: dict, path: pathlib.Path) -> str:
     replaces = any(part["type"] == "Replace" and part.get("pattern") == {"String": "\u2581"} for part in parts)
     if "Metaspace" in kinds or replaces:
         return "pieces"
-    raise InputError(f"the tokenizer at {path} is neither byte-level nor SentencePiece-like (it is put together of "
-                     f"{', '.join(sorted(kinds)) or 'nothing'}), so the bytes of its tokens are unknown")
+    raise InputError(f"the tokenizer at {path} (of {', '.join(sorted(kinds)) or 'no parts'}) is neither byte-level nor "
+                     "SentencePiece-like, so the bytes of its tokens are unknown; use another tokenizer")
 
 
 @functools.cache
 def _byte_level_map() -> dict[int, int]:
-    """GPT-2's map inverted: code point of the printable character that stands for a byte -> the byte."""
+    """GPT-2's map inverted: code point of a byte's printable character -> the byte."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {**{byte: byte for byte in printable}, **{256 + n: byte for n, byte in enumerate(others)}}

@@ -1,4 +1,4 @@
-"""What the files beside a tokenizer say of it: tokenizer_config.json, special_tokens_map.json, the model's configs."""
+"""The files beside a tokenizer: tokenizer_config.json, special_tokens_map.json, the model's configs."""
 
 import json
 import pathlib
@@ -8,7 +8,7 @@ from zsjax.data.chat_template import ChatTemplate
 from zsjax.errors import InputError
 
 _EOS_NAMES = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
-# Classes whose slow tokenizers begin every text with the beginning-of-text token unless told otherwise.
+# Classes whose slow tokenizers begin every text with the beginning-of-text token by default.
 _ADD_BOS = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
 
 
@@ -17,7 +17,7 @@ class TokenizerConfigError(InputError):
 
 
 class TokenizerConfig:
-    """The configs in a tokenizer's folder; a file that is absent says nothing.
+    """The configs in a tokenizer's folder; a missing file counts as empty.
 
     Raises:
       TokenizerConfigError: a file that is not a JSON object.
@@ -45,8 +45,8 @@ class TokenizerConfig:
         return None, None
 
     def eos_ids(self, vocab: Mapping[str, int], special: set[str], default: Sequence[str] = ()) -> tuple[int, ...]:
-        """Ids that end a generation: the named token's and those of the model's configs; without any, the first well-known
-        name among `special` or `default`.
+        """Ids that end a generation: eos_token and the ids of the model's configs, else the first name of `default` or
+        well-known name in `special`.
 
         Raises:
           TokenizerConfigError: a name or an id that the vocabulary lacks.
@@ -72,8 +72,8 @@ class TokenizerConfig:
     def adds_bos(self) -> bool:
         """Whether a SentencePiece tokenizer begins texts with its beginning-of-text token."""
         name = str(self._config.get("tokenizer_class", "")).removesuffix("Fast")
-        told = self._config.get("add_bos_token")
-        return name in _ADD_BOS if told is None else bool(told)
+        given = self._config.get("add_bos_token")
+        return name in _ADD_BOS if given is None else bool(given)
 
     def chat_template(self) -> ChatTemplate | None:
         """The default chat template: chat_template.jinja, chat_template.json or tokenizer_config.json, in this order.
@@ -104,7 +104,7 @@ class TokenizerConfig:
 
 
 def what_is_there(folder: pathlib.Path) -> str:
-    """What a folder without a tokenizer holds, and what to give instead."""
+    """For an error: what a folder without a tokenizer holds, and what to use instead."""
     inside = [file.parent for form in ("*/tokenizer.*", "*/*/tokenizer.*") for file in sorted(folder.glob(form))
               if file.name in ("tokenizer.json", "tokenizer.model")]
     if inside:

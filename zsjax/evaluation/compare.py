@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from zsjax.errors import InputError, InputNotFound, UserError
 from zsjax.evaluate import SCORES, paired_bootstrap
 from zsjax.evaluation import kept, tables
-from zsjax.files import write_text
 from zsjax.monitor.writer import read_jsonl
+from zsjax.parallel.files import write_text
 
 
 def write_tables(workdir: pathlib.Path, evaluation: Sequence[dict]) -> list[pathlib.Path]:

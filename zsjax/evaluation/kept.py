@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 
 from zsjax.errors import InputError, reading
 from zsjax.evaluate import failed_searches
-from zsjax.files import write_json, write_jsonl
 from zsjax.monitor.writer import read_jsonl
+from zsjax.parallel.files import write_json, write_jsonl
 
 BASE, TRAINED, NO_POLICY = "base", "trained", "none"
 WEIGHTS = (".safetensors", ".gguf")

@@ -106,7 +106,8 @@ def paper_table(evaluation: Sequence[Mapping]) -> tuple[list[str], list[list[str
     """(header, rows of cells): ours first, then what was published. Avg is only given over all seven data sets; n is the
     number of questions of each set, those that differ from the first named."""
     ours = our_rows(evaluation)
-    more = sorted({name for row in ours for name in row if name != "method" and not name.endswith(("_se", "_n"))} - DATA_SETS.keys())
+    named = {name for row in ours for name in row if name != "method" and not name.endswith(("_se", "_n"))}
+    more = sorted(named - DATA_SETS.keys())
     columns = [*DATA_SETS, *more]
     cells = []
     for row in [*ours, *published_rows()]:
@@ -134,7 +135,10 @@ def _cell(value, error):
 
 def to_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; what would break its form is escaped."""
-    line = lambda cells: "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+
+    def line(cells):
+        return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+
     return "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)]) + "\n"
 
 
@@ -146,6 +150,9 @@ def to_csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def to_html(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A <table>; all text is escaped."""
-    cells = lambda tag, row: "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
+
+    def cells(tag, row):
+        return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
+
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     return f"<table><thead><tr>{cells('th', header)}</tr></thead><tbody>{body}</tbody></table>\n"

@@ -4,7 +4,7 @@
              everywhere; also what reads a cache, unless `choose_cached` says "flash"
     flash    zsjax.models.flash_decoding, for single tokens against a cache on NVIDIA GPUs
     cudnn    jax.nn.dot_product_attention's flash attention on NVIDIA GPUs, for whole rows
-    splash   jax.experimental.pallas.ops.tpu.splash_attention on one TPU core, for whole rows
+    splash   jax.experimental.pallas.ops.tpu.splash_attention on TPUs, for whole rows; each device its rows and heads
 
 `choose` decides once per platform and model and logs it. A kernel that was asked for by name and cannot run is an error.
 """
@@ -16,16 +16,16 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import AxisType
+from jax.sharding import PartitionSpec
 
 from zsjax.errors import InputError
 from zsjax.models.cache import placed, when
 from zsjax.models.flash_decoding import flash_decode
 from zsjax.models.layers import Int8Heads
-from zsjax.parallel.constrain import Target, platform, target
+from zsjax.parallel.constrain import Target, cut_over, free_axes, parts_of, platform, target
 
 NEG_INF = -1e30  # finite: a row without any visible key gives an average, never NaN
-SPLASH_BLOCK = 128  # tokens, and lanes of a head: what the kernel's tiles divide
+SPLASH_BLOCK = 128  # tokens, and numbers of a head: the kernel's tile
 MIN_BLOCK, MAX_BLOCKS = 128, 8  # "xla": queries of a block, blocks of a row (they are unrolled)
 
 
@@ -42,7 +42,7 @@ def attend(q, k, v, *, kv_lengths, window=None, kernel: str = "xla"):
       kernel: what `choose` returned.
 
     Returns:
-      [B, T, H * h], in q's dtype. Queries at or beyond their row's length get rubbish, finite; nothing may read it.
+      [B, T, H * h], in q's dtype. Outputs of queries at or beyond their row's length are finite and meaningless.
     """
     B, H, T, h = q.shape
     out = {"xla": _xla_rows, "cudnn": _cudnn, "splash": _splash}[kernel](q, k, v, kv_lengths, window)
@@ -132,9 +132,9 @@ def _causal_backward(window, residuals, d_out):
         weights, d_scores = (x.reshape(B, K, q_rows.shape[2], -1).astype(q.dtype) for x in (weights, d_scores))
         d_q.append(jnp.einsum("bkqs,bksh->bkqh", d_scores, k[:, :, keys], **f32).reshape(B, K, G, -1, h))
         # Products over the queries give [h, s]: on CPU three times faster than [s, h].
-        add = lambda total, x: total.at[..., keys].set(total[..., keys] + x)
-        d_k = add(d_k, jnp.einsum("bkqh,bkqs->bkhs", q_rows, d_scores, **f32))
-        d_v = add(d_v, jnp.einsum("bkqh,bkqs->bkhs", d_rows, weights, **f32))
+        of_k = jnp.einsum("bkqh,bkqs->bkhs", q_rows, d_scores, **f32)
+        of_v = jnp.einsum("bkqh,bkqs->bkhs", d_rows, weights, **f32)
+        d_k, d_v = (total.at[..., keys].set(total[..., keys] + x) for total, x in ((d_k, of_k), (d_v, of_v)))
     d_q = jnp.concatenate(d_q, axis=3)
     return d_q.astype(q.dtype), d_k.swapaxes(2, 3).astype(k.dtype), d_v.swapaxes(2, 3).astype(v.dtype)
 
@@ -160,7 +160,7 @@ def attend_cached(q, ks, vs, *, kv_lengths, q_positions, rows=None, window=None,
       kernel: what `choose_cached` returned; "flash" is used for single queries of all rows.
 
     Returns:
-      [B, T, H * h], in q's dtype. Queries at or beyond their row's length get rubbish, finite; nothing may read it.
+      [B, T, H * h], in q's dtype. Outputs of queries at or beyond their row's length are finite and meaningless.
     """
     B, H, T, h = q.shape
     K, dtype = ks[0].shape[1], q.dtype
@@ -207,7 +207,7 @@ def attend_cached(q, ks, vs, *, kv_lengths, q_positions, rows=None, window=None,
     else:
         zeros = jnp.zeros((B, K, G * T, 1), jnp.float32)
         carry = further(0, ks[0], vs[0], (zeros + NEG_INF, zeros, jnp.zeros((B, K, G * T, h), jnp.float32)))
-        for (first, k), v in list(zip(placed(ks), vs))[1:]:
+        for (first, k), v in list(zip(placed(ks), vs, strict=True))[1:]:
             carry = when(kv_lengths.max() > first, functools.partial(further, first, k, v), carry)
         _, total, out = carry
         out = out / total
@@ -225,18 +225,38 @@ def _cudnn(q, k, v, lengths, window):
 
 
 def _splash(q, k, v, lengths, window, interpret: bool = False):
-    """[B, T, H, h]. Rows and heads are padded with zeros to the kernel's tiles, which changes nothing."""
+    """[B, T, H, h]. Under a mesh each device computes its own rows and heads: a kernel is not partitioned by XLA."""
+    local = functools.partial(_splash_of_device, window=window, interpret=interpret)
+    if not (free := free_axes()):
+        return local(q, k, v, lengths)
+    H, K = q.shape[1], k.shape[1]
+    rows, heads, parts = cut_over("rows", len(q)), cut_over("heads", H), parts_of("heads", H)
+    # Where there are fewer kv heads than devices, a kv head is on each device that has query heads of it.
+    k, v = (jnp.repeat(x, parts // math.gcd(K, parts), axis=1) for x in (k, v))
+    of_heads, of_rows = PartitionSpec(rows, heads), PartitionSpec(rows)
+    return jax.shard_map(local, in_specs=(of_heads, of_heads, of_heads, of_rows), out_specs=PartitionSpec(rows, None, heads),
+                         axis_names=set(free), check_vma=False)(q, k, v, lengths)
+
+
+def _splash_of_device(q, k, v, lengths, *, window, interpret):
+    """Rows and heads are padded with zeros to the kernel's tiles, which changes nothing."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     (B, H, T, h), K = q.shape, k.shape[1]
     size = -(-T // SPLASH_BLOCK) * SPLASH_BLOCK
-    pad = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, size - T), (0, -h % SPLASH_BLOCK)))
+
+    def pad(x):
+        return jnp.pad(x, ((0, 0), (0, 0), (0, size - T), (0, -h % SPLASH_BLOCK)))
+
     shape = (size, size)
     mask = splash.CausalMask(shape) if window is None else splash.LocalMask(shape, (window - 1, 0), 0)
     kernel = splash.make_splash_mqa_single_device(splash.MultiHeadMask([mask] * (H // K)), interpret=interpret)
     # Padding is a segment of its own: nothing else sees it, and its queries see each other rather than nothing.
     segments = (jnp.arange(size) < lengths[:, None]).astype(jnp.int32)
-    row = lambda q, k, v, segment: jax.vmap(kernel, (0, 0, 0, None))(q, k, v, splash.SegmentIds(segment, segment))
+
+    def row(q, k, v, segment):
+        return jax.vmap(kernel, (0, 0, 0, None))(q, k, v, splash.SegmentIds(segment, segment))
+
     q = (pad(q) * (1 / math.sqrt(h))).reshape(B, K, H // K, size, -1)
     out = jax.vmap(row)(q, pad(k), pad(v), segments)
     return out.reshape(B, H, size, -1)[:, :, :T, :h].swapaxes(1, 2).astype(v.dtype)
@@ -252,7 +272,7 @@ def choose(config) -> str:
 
 
 def choose_cached(config, rows: int) -> str:
-    """The kernel for single queries of so many rows against a cache, on the target: "flash" or "xla".
+    """The kernel for one query a row against a cache of `rows` rows, on the target: "flash" or "xla".
 
     Measured on an H100 (benchmarks/RESULTS.md): with few rows and kv heads the einsums are faster, 16 against 22
     microseconds a layer at 1 row of 2 kv heads; at 8 rows the kernel is.
@@ -262,8 +282,7 @@ def choose_cached(config, rows: int) -> str:
         return "xla"
     fits = config.num_heads // config.num_kv_heads <= 16 and h in (16, 32, 64, 128)
     # A kernel is not partitioned: under a mesh every axis must be taken by a `shard_map`.
-    mesh = jax.sharding.get_abstract_mesh()
-    whole = mesh.empty or all(size == 1 or kind == AxisType.Manual for size, kind in zip(mesh.axis_sizes, mesh.axis_types))
+    whole = all(size == 1 for size in free_axes().values())
     return "flash" if fits and whole and rows * config.num_kv_heads >= 16 else "xla"
 
 
@@ -298,7 +317,5 @@ def _obstacle(kernel, target: Target, dtype, head_dim) -> str:
     if kernel == "splash":
         if target.platform != "tpu":
             return f"needs a TPU, this is {target.kind}"
-        if target.devices > 1:
-            return f"is not partitioned over devices yet, and there are {target.devices}"
         return ""
     return "is unknown: there are auto, xla, cudnn, splash"

@@ -6,13 +6,14 @@ caches and other layouts cost copies of the whole cache at every step (openxla/x
 Carry a cache through `while_loop` inside a jit that donates it; never through `cond` (jax#38145 copies it): `when` is
 the "if" beside a cache.
 
-On CPU the slots of a layer lie in segments of `SEGMENT`, arrays of their own, and attention reads those that hold
+On CPU the slots of a layer are cut into segments of `SEGMENT`, an array each, and attention reads those that hold
 something: what a row may once need costs nothing before, and nothing is copied to read a part (a slice of an array would
 be, at every step). On accelerators there is one segment.
 
 A cache of dtype int8 holds `Int8Heads` in place of arrays: rounded when written, never dequantised as a whole.
 """
 
+import functools
 import itertools
 
 import flax.struct
@@ -51,7 +52,7 @@ class KVCache:
         Args:
           layer: which layer.
           k, v: [B, K, N, h]. Slots lengths[b] .. lengths[b] + N - 1 are overwritten, so rows that take fewer than N
-            tokens leave rubbish beyond their new length, where nothing reads. Slots beyond the capacity are dropped.
+            tokens leave meaningless slots beyond their new length, which nothing reads. Slots beyond the capacity are dropped.
           rows: int32[C] different rows that k and v [C, K, N, h] belong to, or None for all. Rows from B on are dropped.
 
         Returns:
@@ -80,10 +81,12 @@ class KVCache:
             for first, old in placed(segments):
                 # Slots of earlier segments go to where nothing is, not to negative indices, which would count from the end.
                 own = jnp.where(slots < first, slots + self.capacity, slots - first)
-                written.append(jax.tree.map(lambda x, y: one(x, y, own), old, new))
+                written.append(jax.tree.map(functools.partial(one, slots=own), old, new))
             return tuple(written)
 
-        replaced = lambda of_layers, new: (*of_layers[:layer], put(of_layers[layer], new), *of_layers[layer + 1:])
+        def replaced(of_layers, new):
+            return (*of_layers[:layer], put(of_layers[layer], new), *of_layers[layer + 1:])
+
         return self.replace(k=replaced(self.k, k), v=replaced(self.v, v))
 
     def advance(self, count: jax.Array, rows: jax.Array | None = None) -> "KVCache":
@@ -100,7 +103,7 @@ class KVCache:
 def placed(segments):
     """[(first slot, segment), ...] of a layer's segments, arrays [B, K, S, h] or `Int8Heads`."""
     firsts = itertools.accumulate((segment.shape[2] for segment in segments), initial=0)
-    return list(zip(firsts, segments))
+    return list(zip(firsts, segments, strict=False))
 
 
 def when(condition, f, x):
@@ -130,7 +133,9 @@ def init_cache(config: DecoderConfig, batch: int, capacity: int, dtype=None) -> 
             return heads
         return Int8Heads(heads, constrain(jnp.zeros(shape[:3], jnp.float32), "rows", "kv_heads", None))
 
-    empty = lambda: tuple(tuple(map(zeros, _segment_sizes(capacity))) for _ in range(config.num_layers))
+    def empty():
+        return tuple(tuple(map(zeros, _segment_sizes(capacity))) for _ in range(config.num_layers))
+
     return KVCache(k=empty(), v=empty(), lengths=jnp.zeros(batch, jnp.int32))
 
 
@@ -153,11 +158,13 @@ def copy_rows(cache: KVCache, rows: jax.Array, source: KVCache, source_rows: jax
       source: a cache of at most as many slots; int8 if this one is.
       source_rows: int32[C] rows of `source`.
     """
-    put = lambda x, y: x.at[rows, :, :y.shape[2]].set(
-        y.at[source_rows].get(mode="clip").astype(x.dtype), mode="drop", unique_indices=True)
+
+    def put(x, y):
+        return x.at[rows, :, :y.shape[2]].set(
+            y.at[source_rows].get(mode="clip").astype(x.dtype), mode="drop", unique_indices=True)
 
     def begun(segments, others):  # segments of two caches begin at the same slots
-        return tuple(jax.tree.map(put, *pair) for pair in zip(segments, others)) + segments[len(others):]
+        return tuple(jax.tree.map(put, *pair) for pair in zip(segments, others, strict=False)) + segments[len(others):]
 
     return KVCache(k=tuple(map(begun, cache.k, source.k)), v=tuple(map(begun, cache.v, source.v)),
                    lengths=cache.lengths.at[rows].set(source.row_lengths(source_rows), mode="drop"))
@@ -169,10 +176,12 @@ def grow(cache: KVCache, capacity: int) -> KVCache:
         raise ValueError(f"cannot shrink a cache of {cache.capacity} slots to {capacity}")
 
     def longer(segments):
-        resized = lambda x, size: jnp.pad(x, ((0, 0), (0, 0), (0, size - x.shape[2]), (0, 0))[:x.ndim])
+        def resized(segment, size):
+            return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, size - x.shape[2]), (0, 0))[:x.ndim]), segment)
+
         sizes = _segment_sizes(capacity)
         # Further segments are the last one's zeros, none of its slots and `size` new ones.
         grown = [*segments, *[jax.tree.map(lambda x: x[:, :, :0], segments[-1])] * (len(sizes) - len(segments))]
-        return tuple(jax.tree.map(lambda x: resized(x, size), segment) for segment, size in zip(grown, sizes))
+        return tuple(map(resized, grown, sizes))
 
     return cache.replace(k=tuple(map(longer, cache.k)), v=tuple(map(longer, cache.v)))

@@ -9,6 +9,7 @@ cache (prefill and decoding, one token or many). They agree within float error, 
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -99,7 +100,10 @@ def specs_of(params, config: DecoderConfig):
     and of the int8 matrices in their place (zsjax.models.quant)."""
     def of(given, spec):
         if isinstance(given, Int8Matrix):
-            cut = lambda x: ParamSpec(x.shape, tuple(axis if n > 1 else None for axis, n in zip(spec.axes, x.shape)))
+            def cut(x):
+                axes = zip(spec.axes, x.shape, strict=True)
+                return ParamSpec(x.shape, tuple(axis if n > 1 else None for axis, n in axes))
+
             return Int8Matrix(cut(given.values), cut(given.scale))
         if isinstance(given, list):
             return [of(*pair) for pair in zip(given, spec, strict=True)]
@@ -131,7 +135,7 @@ def init_params(config: DecoderConfig, key, dtype=jnp.float32):
         scale = 0.02 / math.sqrt(2 * config.num_layers) if "o_proj" in name or "down_proj" in name else 0.02
         return (scale * jax.random.normal(key, spec.shape, jnp.float32)).astype(dtype)
 
-    return treedef.unflatten([init(p, s, k) for (p, s), k in zip(leaves, keys)])
+    return treedef.unflatten([init(p, s, k) for (p, s), k in zip(leaves, keys, strict=True)])
 
 
 def num_params(config: DecoderConfig) -> int:
@@ -238,7 +242,9 @@ def hidden_states(params, config: DecoderConfig, tokens, *, positions=None, vali
     x = _embed(params, config, tokens)
 
     def layer(params, x, index):
-        read_kv = lambda q, k, v: attend(q, k, v, kv_lengths=lengths, window=_window(config, index), kernel=kernel)
+        def read_kv(q, k, v):
+            return attend(q, k, v, kv_lengths=lengths, window=_window(config, index), kernel=kernel)
+
         return constrain(_layer(params, config, index, x, angles, read_kv), "rows", None, None)
 
     if remat not in (False, "none"):
@@ -280,7 +286,7 @@ def extend(params, config: DecoderConfig, tokens, count, cache: KVCache, rows=No
 
     Args:
       tokens: int32[B, N].
-      count: int32[B], 0 .. N; the row's other tokens are neither kept nor seen by a kept one.
+      count: int32[B], 0 .. N; the row's other tokens are not kept, and no kept token sees them.
       cache: capacity for all rows, or the tokens beyond it are lost.
       rows: None, or int32[B] different rows of a cache with more rows than B, to which tokens and count belong.
 
@@ -295,13 +301,13 @@ def extend(params, config: DecoderConfig, tokens, count, cache: KVCache, rows=No
     # computed again for every head and layer.
     angles = jax.tree.map(lambda x: x.at[positions].get(mode="clip"), _angles(config, jnp.arange(cache.capacity)))
     x, kernel = _embed(params, config, tokens), choose_cached(config, len(tokens))
+
+    def read_kv(index, q, k, v):
+        nonlocal cache
+        cache = cache.write(index, k, v, rows)
+        return attend_cached(q, cache.k[index], cache.v[index], q_positions=positions, kv_lengths=kv_lengths, rows=rows,
+                             window=_window(config, index), kernel=kernel)
+
     for index, layer_params in enumerate(params["layers"]):
-
-        def read_kv(q, k, v):
-            nonlocal cache
-            cache = cache.write(index, k, v, rows)
-            return attend_cached(q, cache.k[index], cache.v[index], q_positions=positions, kv_lengths=kv_lengths, rows=rows,
-                                 window=_window(config, index), kernel=kernel)
-
-        x = _layer(layer_params, config, index, x, angles, read_kv)
+        x = _layer(layer_params, config, index, x, angles, functools.partial(read_kv, index))
     return _norm(params["norm"], config, x), cache.advance(count, rows)

@@ -25,7 +25,7 @@ def flash_decode(q, k, v, lengths, window: int | None = None, *, interpret: bool
     Args:
       q: [B, K, G, h]; G at most 16, h a power of 2 from 16 to 128.
       k, v: [B, K, S, h] arrays, or `Int8Heads` whose scales multiply the scores and the weights.
-      lengths: int32[B]; a row of 0 gets rubbish, finite.
+      lengths: int32[B]; the output of a row of 0 is finite and meaningless.
       window: None or int, slots.
       interpret: run on any platform, slowly: for tests.
 
@@ -38,9 +38,15 @@ def flash_decode(q, k, v, lengths, window: int | None = None, *, interpret: bool
     (B, K, G, h), S = q.shape, k.shape[2]
     splits = max(1, min(PROGRAMS // (B * K), -(-S // (2 * BLOCK)), 16))
     int8 = isinstance(k, Int8Heads)
-    whole = lambda *shape: pl.BlockSpec((None, None, *shape), lambda b, n, s: (b, n, *[0] * len(shape)))
+
+    def whole(*shape):
+        return pl.BlockSpec((None, None, *shape), lambda b, n, s: (b, n, *[0] * len(shape)))
+
     arrays = (k.values, v.values, k.scale, v.scale) if int8 else (k, v)
-    part = lambda *shape: pl.BlockSpec((None, None, None, *shape), lambda b, n, s: (b, n, s, *[0] * len(shape)))
+
+    def part(*shape):
+        return pl.BlockSpec((None, None, None, *shape), lambda b, n, s: (b, n, s, *[0] * len(shape)))
+
     out, top, total = pl.pallas_call(
         functools.partial(_part, pl=pl, triton=triton, splits=splits, window=window, int8=int8),
         grid=(B, K, splits),
@@ -73,7 +79,10 @@ def _part(length_ref, q_ref, k_ref, v_ref, *refs, pl, triton, splits, window, in
         block = pl.ds(number * BLOCK, BLOCK)
         slots = number * BLOCK + jnp.arange(BLOCK)
         live = (slots < length) & (slots >= first)
-        load = lambda ref: triton.load(ref.at[block, :], mask=live[:, None], other=0).astype(q.dtype)
+
+        def load(ref):
+            return triton.load(ref.at[block, :], mask=live[:, None], other=0).astype(q.dtype)
+
         scores = triton.dot(q, load(k_ref).T) / math.sqrt(h)
         if int8:
             scores *= triton.load(scales[0].at[block], mask=live, other=0.0)[None]

@@ -29,7 +29,7 @@ def adapter_specs(config: DecoderConfig, lora) -> dict:
     The axes are the kernel's own, so the rules that shard a kernel shard its adapter.
 
     Raises:
-      ValueError: rank < 1, no targets, or one that is no projection.
+      ValueError: rank < 1, no targets, or a target that is not a projection.
     """
     unknown = [name for name in lora.targets if name not in TARGETS]
     if unknown or not lora.targets:
@@ -56,7 +56,7 @@ def init_adapters(config: DecoderConfig, lora, key) -> dict:
     leaves, treedef = jax.tree.flatten(adapter_specs(config, lora), is_leaf=lambda x: isinstance(x, ParamSpec))
     return treedef.unflatten([
         jnp.zeros(spec.shape) if spec.init == "zeros" else jax.random.normal(key, spec.shape) / math.sqrt(spec.shape[0])
-        for spec, key in zip(leaves, jax.random.split(key, len(leaves)))])
+        for spec, key in zip(leaves, jax.random.split(key, len(leaves)), strict=True)])
 
 
 def _change_kernels(params, adapters, change):

@@ -75,15 +75,21 @@ def for_decoding(params, config, mesh: Mesh | None):
     mine, specs = local_mesh(mesh), specs_of(params, config)
     here = param_shardings(config, mine, DECODE_RULES, specs)
     used = jax.eval_shape(lambda params: cast_matrices(params, config), params)
-    there = lambda x, sharding, used: x.sharding.is_equivalent_to(sharding, x.ndim) and x.dtype == used.dtype
+
+    def there(x, sharding, used):
+        return x.sharding.is_equivalent_to(sharding, x.ndim) and x.dtype == used.dtype
+
     if all(jax.tree.leaves(jax.tree.map(there, params, here, used))):
         return params
     if mine is mesh:
         return jax.device_put(cast_matrices(params, config), here)
     shardings, treedef = jax.tree.flatten(param_shardings(config, mesh, DECODE_RULES, specs))
     whole = _gathering(config, treedef, tuple(shardings))(params)
-    local = lambda x, sharding: jax.make_array_from_single_device_arrays(
-        x.shape, sharding, [shard.data for shard in x.addressable_shards])
+
+    def local(x, sharding):
+        return jax.make_array_from_single_device_arrays(
+            x.shape, sharding, [shard.data for shard in x.addressable_shards])
+
     return jax.tree.map(local, whole, here)
 
 

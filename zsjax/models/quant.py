@@ -49,8 +49,11 @@ def quantize(params):
 
 
 def dequantize(params, dtype=jnp.float32):
-    """The tree of arrays that `params` stand for."""
-    is_int8 = lambda x: isinstance(x, Int8Matrix)
+    """The tree of float arrays that quantised `params` represent."""
+
+    def is_int8(x):
+        return isinstance(x, Int8Matrix)
+
     return jax.tree.map(lambda x: x.dequantize(dtype) if is_int8(x) else x, params, is_leaf=is_int8)
 
 

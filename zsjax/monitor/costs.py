@@ -18,6 +18,15 @@ from zsjax.search.engine import as_engine
 # ZeroSearch's own comparison (arXiv 2505.04588): dollars for 64,000 searches.
 PAPER = {"searches": 64_000, "web search API (SerpApi)": 586.70, "14B simulator on 4 A100": 70.80}
 
+METRICS = (
+    types.Metric("used/*", "what the episodes used: episodes, searches, policy_tokens, document_tokens; devices", low=0.0,
+                 read_by=("costs",)),
+    types.Metric("engine/*", "the engine's counters: requests, failures by kind, cached and paid searches", low=0.0,
+                 read_by=("costs",)),
+    types.Metric("time/reshard", "moving the weights to where decoding reads them", "seconds", 0.0, chart="Time",
+                 curve="weights moved for decoding"),
+)
+
 
 def used(episodes: types.Episodes, *, devices: int = 1) -> dict[str, int]:
     """What finished episodes (numpy) used: {"used/searches": ..., "used/policy_tokens", "used/document_tokens",

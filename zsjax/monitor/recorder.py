@@ -4,7 +4,7 @@ import contextlib
 import logging
 import pathlib
 
-from zsjax.config import Config
+from zsjax.config.fields import Config
 from zsjax.errors import NonFiniteUpdate
 from zsjax.monitor import health
 from zsjax.monitor.episodes import save_trajectories

@@ -15,10 +15,33 @@ import numpy as np
 from zsjax import types
 from zsjax.models.cache import cache_dtype, init_cache
 from zsjax.models.decoder import DecoderConfig, cast_matrices
+from zsjax.models.flops import forward_flops
 from zsjax.models.quant import num_bytes
-from zsjax.plan.work import forward_flops
 from zsjax.rollout.played import Played
 from zsjax.search.simulator.simulator import Simulator
+
+METRICS = (
+    *(types.Metric(f"speed/{name}_tokens_per_second", f"tokens that {what}, over the time of the rollouts",
+                   "tokens per second", 0.0, chart="Writing", curve=curve)
+      for name, what, curve in (("policy", "the policy wrote", "policy"),
+                                ("document", "of documents that were shown", "documents shown"))),
+    *(types.Metric(f"prefill/{name}", "tokens read over tokens read and drawn; a group's prompt counts once", "share of tokens",
+                   0.0, 1.0, chart="Prefill", curve=name) for name in ("policy", "simulator")),
+    types.Metric("prefill/operations", "prefill's share of both models' estimated operations", "share of operations", 0.0, 1.0,
+                 chart="Prefill", curve="operations, both"),
+    *(types.Metric(f"cache_bytes/{name}", "keys and values that are allocated for decoding, in one shard of the rows", "bytes",
+                   0.0, chart="Caches", curve=name) for name in ("policy", "simulator")),
+    types.Metric("speed/bandwidth_share", "bytes that decoding had to read, over time and copy bandwidth: a lower bound",
+                 "share of the measured copy", 0.0, chart="Bandwidth reached in decoding", curve="at least"),
+    types.Metric("speed/copy_bandwidth", "measured, of this host's first device", "bytes per second", 0.0),
+    types.Metric("time/play", "time of the rollouts", "seconds", 0.0),
+    types.Metric("compile/step", "programs compiled in the step", "programs", 0.0, healthy="0 after the first step",
+                 chart="Compiled programs", curve="compiled"),
+    types.Metric("compile/cached", "programs that the persistent cache held", "programs", 0.0, chart="Compiled programs",
+                 curve="from the persistent cache"),
+    types.Metric("compile/total", "programs compiled since the process began to count", "programs", 0.0),
+    types.Metric("time/compile", "compiling and reading compiled programs", "seconds", 0.0),
+)
 
 
 class RolloutAccount:
@@ -61,20 +84,12 @@ class RolloutAccount:
                       "document_tokens": int((roles == types.DOCUMENT).sum())})
 
     def take(self) -> dict[str, float]:
-        """The figures since the last call, {} if nothing was played:
+        """The figures of `METRICS` since the last call, {} if nothing was played.
 
-        speed/policy_tokens_per_second, speed/document_tokens_per_second: tokens that the policy wrote, and tokens of
-          documents that it was shown, over the seconds of the rollouts.
-        prefill/policy, prefill/simulator: tokens read over tokens read and drawn. Prompts count once a group; of the
-          simulator, all that it drew counts, shown or not.
-        prefill/operations: the same of both models' estimated operations (`plan.work.forward_flops`): products and
-          attention over the tokens seen; of the simulator's prompts the longest that there can be.
-        cache_bytes/policy, cache_bytes/simulator: allocated for decoding, in one shard of the rows.
-        speed/bandwidth_share: bytes that decoding had to read (each step the weights in the dtype they are used in, each
-          drawn token its row's live cache, of both models) a device, over the rollouts' seconds and `copy_bandwidth`. A
-          lower bound, for the seconds hold prefill and the host's part as well; models that fit into a processor's
-          caches may exceed 1.
-        speed/copy_bandwidth: bytes a second. time/play: the seconds of the rollouts.
+        Of the simulator, all drawn tokens count, shown or not, and its prompts count with their longest possible length.
+        Decoding reads the weights at each step, in the dtype of their use, and each row's live cache for each drawn token.
+        The time of the rollouts includes prefill and the host's part, so bandwidth_share is a lower bound; for models
+        that fit into a processor's caches it may exceed 1.
         """
         total, self._total = self._total, collections.Counter()
         if not total["seconds"]:
@@ -149,6 +164,11 @@ def _listen():
     jax.monitoring.register_event_listener(on_event)
 
 
+def _compiled(seen: collections.Counter) -> int:
+    """Programs that were compiled and not read from the persistent cache."""
+    return seen["programs"] - seen["cached"]
+
+
 class CompileCount:
     """Counts what this process compiles, by jax's own events, from here on."""
 
@@ -157,12 +177,9 @@ class CompileCount:
         self._start = self._last = collections.Counter(_seen)
 
     def take(self) -> dict[str, float]:
-        """compile/step: programs compiled since the last call; compile/total: since the beginning; compile/cached: programs
-        that the persistent cache held, since the last call, which are in neither; time/compile: seconds of both kinds
-        since the last call. An operation outside of any jit counts as a program, too."""
+        """The compile/* figures of `METRICS` since the last call. An operation outside of any jit counts as a program."""
         now = collections.Counter(_seen)
-        since = lambda then: (now["programs"] - then["programs"]) - (now["cached"] - then["cached"])
-        taken = {"compile/step": since(self._last), "compile/total": since(self._start),
+        taken = {"compile/step": _compiled(now - self._last), "compile/total": _compiled(now - self._start),
                  "compile/cached": now["cached"] - self._last["cached"],
                  "time/compile": now["seconds"] - self._last["seconds"]}
         self._last = now

@@ -18,16 +18,26 @@ from typing import Any
 import numpy as np
 
 from zsjax.errors import InputError, reading
-from zsjax.files import write_jsonl
+from zsjax.parallel.files import write_jsonl
+from zsjax.types import Metric
 
+_PARTS = {"step": "step", "rollout": "rollout", "score": "score", "update": "update", "evaluate": "evaluate",
+          "checkpoint": "checkpoint"}
+METRICS = (
+    *(Metric(f"time/{name}", f"seconds of a step's {label}" if name != "step" else "all parts of a step", "seconds", 0.0,
+             chart="Time", curve=label, read_by=("costs",) if name == "step" else ()) for name, label in _PARTS.items()),
+    Metric("time/*", "further parts of a step, or of a phase", "seconds", 0.0),
+    Metric("speed/tokens_per_second", "tokens of the step's episodes over the time of rollout, score and update",
+           "tokens per second", 0.0, chart="Speed", curve="tokens/s"),
+)
 WALL_TIME = ("time/", "speed/", "compile/")  # prefixes of what no two runs share
 
 
 def without_wall_time(line: dict) -> dict:
     """The part of a metrics line that a repeated run has too."""
-    # Where searches run beside the rollout, how many steps it takes depends on how long they take; its episodes do not.
-    repeats = lambda name: not name.removeprefix("eval/").startswith((*WALL_TIME, "occupancy/"))
-    return {name: value for name, value in line.items() if repeats(name)}
+    # Searches beside the rollout change the number of its steps, and so the occupancy, but not its episodes.
+    return {name: value for name, value in line.items()
+            if not name.removeprefix("eval/").startswith((*WALL_TIME, "occupancy/"))}
 
 
 def read_jsonl(path) -> list[dict]:
@@ -78,7 +88,7 @@ class Writer:
     """Writes a run's metrics into files and shows them: a progress bar on a terminal, else one line a step."""
 
     def __init__(self, workdir=None, *, show: tuple[str, ...] = (), tensorboard: bool = True, console=None,
-                 quiet: bool = False):
+                 quiet: bool = False, trackers=None):
         """Opens `workdir` for appending.
 
         Args:
@@ -87,12 +97,13 @@ class Writer:
           tensorboard: also write TensorBoard events into workdir/tensorboard/<phase>.
           console: a rich.console.Console; None is stdout.
           quiet: shows nothing.
+          trackers: None, or `zsjax.monitor.trackers.Trackers`, which get every line and are closed with this.
         """
         self.workdir = None if workdir is None else pathlib.Path(workdir)
         self._show = show or SHOWN
         self._tensorboard: dict[str, Any] | None = {} if tensorboard and workdir is not None else None
         self._purge: dict[str, int] = {}
-        self._console = console or _console(quiet)
+        self._console, self._trackers = console or _console(quiet), trackers
         self._bar = self._task = None
         self._totals: dict[str, int] = {}
         self._file = None
@@ -121,6 +132,8 @@ class Writer:
             self._file.flush()
         if self._tensorboard is not None:
             self._events(phase).add_scalars_of(line)
+        if self._trackers is not None:
+            self._trackers.write(line)
         if show:
             self._display(phase, int(step), line)
 
@@ -171,9 +184,11 @@ class Writer:
     def close(self):
         for events in (self._tensorboard or {}).values():
             events.close()
+        if self._trackers is not None:
+            self._trackers.close()
         if self._file is not None:
             self._file.close()
-        self._file = self._tensorboard = None
+        self._file = self._tensorboard = self._trackers = None
 
     def __enter__(self):
         return self

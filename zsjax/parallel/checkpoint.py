@@ -1,6 +1,6 @@
 """Checkpoints with orbax: everything a run needs to go on exactly, written beside the run.
 
-`save` returns when the state is copied (30 ms for a megabyte in 50 arrays, measured on two busy CPU cores); orbax
+`save` returns when the state is copied (30 ms for a megabyte in 50 arrays, measured on two loaded CPU cores); orbax
 writes in a thread to a folder with a temporary name and renames it when all is on disk. So a kill at any moment leaves
 the last complete checkpoint, and a folder with a plain number is complete.
 
@@ -14,7 +14,7 @@ the last complete checkpoint, and a folder with a plain number is complete.
         checkpointer.save(step + 1, state, {"data": position})
     checkpointer.close()
 
-Beside the arrays lies a fingerprint of each: orbax notices missing and cut files, but not a flipped bit, and it casts
+Beside the arrays is a fingerprint of each: orbax notices missing and cut files, but not a flipped bit, and it casts
 quietly where the template's dtype is another. Restoring is bit-exact or an error.
 """
 
@@ -67,7 +67,8 @@ class Checkpointer:
         """A clause that says which state a run would go on from, once everything saved is on disk."""
         self.wait()
         step = self.latest_step
-        return f"no state was saved in {self.directory}" if step is None else f"the state of step {step} is in {self.directory}"
+        what = "no state was saved" if step is None else f"the state of step {step} is"
+        return f"{what} in {self.directory}"
 
     def save(self, step: int, state: Any, extra: dict | None = None):
         """Copies `state` and writes it in the background; waits first if an earlier save is still being written.
@@ -92,7 +93,7 @@ class Checkpointer:
 
         Args:
           template: a pytree like the saved one; leaves are arrays or jax.ShapeDtypeStruct, whose shardings decide where
-            the restored arrays lie.
+            the restored arrays are put.
           step: which checkpoint; None is the last complete one.
 
         Returns:
@@ -162,8 +163,8 @@ class Checkpointer:
 
     def _damaged(self, step, reason):
         older = [s for s in self._manager.all_steps() if s < step]
-        mend = f"remove this folder to go on from step {max(older)}" if older else "remove this folder to start anew"
-        return CheckpointError(f"the checkpoint {self.directory / str(step)} is damaged ({reason}); {mend}")
+        fix = f"remove this folder to go on from step {max(older)}" if older else "remove this folder to start anew"
+        return CheckpointError(f"the checkpoint {self.directory / str(step)} is damaged ({reason}); {fix}")
 
     def _check_template(self, step, saved, template):
         want = {name: _describe(leaf) for name, leaf in _named_leaves(template)}
@@ -179,7 +180,7 @@ class Checkpointer:
 def fingerprints(tree) -> dict[str, dict]:
     """{leaf name: {"is": "float32[2,3]", "sum": int}}: what each leaf is, and 32 bits that change with its content.
 
-    Device arrays are summed where they lie, as integers: the sum of their words times odd weights, modulo 2^32. Integer
+    Device arrays are summed on their devices, as integers: the sum of their words times odd weights, modulo 2^32. Integer
     sums do not depend on the order, so the fingerprint is the same on any mesh, and any single changed word changes it.
     """
     named = _named_leaves(tree)
@@ -190,7 +191,7 @@ def fingerprints(tree) -> dict[str, dict]:
 
 
 def _host_sum(leaf):
-    """What `_word_sums` gives, in numpy, so that it does not matter where an array lay; of other leaves, their text."""
+    """What `_word_sums` gives, in numpy, so that an array's device does not matter; of other leaves, their text."""
     if not isinstance(leaf, np.ndarray | np.generic):
         return zlib.crc32(repr(leaf).encode())
     words = np.ascontiguousarray(leaf).reshape(-1).view(f"uint{min(8 * leaf.dtype.itemsize, 32)}").astype(np.uint32)

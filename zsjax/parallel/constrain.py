@@ -15,8 +15,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
-ACTIVATION_RULES = {"rows": ROWS, "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
-
+ACTIVATION_RULES = {"rows": ROWS, **dict.fromkeys(("heads", "kv_heads", "mlp", "vocab"), ("tensor",))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,17 +79,35 @@ def constrain(x, *axes: str | None):
     divide, are left out. Without pins XLA may cut activations the way fsdp cuts weights, and add up partial products
     over all devices instead of gathering a layer.
     """
+    if not free_axes():
+        return x
+
+    def cut(x):
+        return PartitionSpec(*(cut_over(axis, size) for axis, size in zip(axes, x.shape, strict=True)))
+
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, cut(x)), x)
+
+
+def cut_over(axis: str | None, size: int) -> tuple[str, ...] | None:
+    """The axes of the caller's mesh that `constrain` cuts a dimension of this logical axis over; None: it stays whole."""
+    free = free_axes()
+    names = tuple(name for name in ACTIVATION_RULES[axis] if name in free) if axis else ()
+    return names if names and size % math.prod(free[name] for name in names) == 0 else None
+
+
+def free_axes() -> dict[str, int]:
+    """Axes of the caller's mesh that no `shard_map` has taken -> their devices; {} without a mesh or on one device."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return x
-    free = {name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Auto}
+        return {}
+    return {name: size for name, size, kind in zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+            if kind == AxisType.Auto}
 
-    def cut(logical, size):
-        names = ACTIVATION_RULES[logical] if logical else ()
-        names = tuple(name for name in ((names,) if isinstance(names, str) else names) if name in free)
-        return names if names and size % math.prod(mesh.shape[name] for name in names) == 0 else None
 
-    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec(*map(cut, axes, x.shape))), x)
+def parts_of(axis: str, size: int) -> int:
+    """Into how many parts `constrain` cuts a dimension of this logical axis."""
+    free = free_axes()
+    return math.prod(free[name] for name in cut_over(axis, size) or ())
 
 
 def on(mesh: Mesh | None, function):

@@ -84,7 +84,7 @@ def mesh_shape(sizes, num_devices: int) -> tuple[int, int, int]:
     if set(given) - set(AXES):
         raise InputError(f"unknown mesh axes {sorted(set(given) - set(AXES))}; there are {', '.join(AXES)}")
     shape = [given.get(axis, 1) for axis in AXES]
-    text = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape))
+    text = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
     if any(size < 1 and size != -1 for size in shape) or shape.count(-1) > 1:
         raise InputError(f"mesh ({text}): sizes are positive, and at most one is -1")
     known = math.prod(size for size in shape if size != -1)

@@ -78,7 +78,7 @@ def make_plan(config: Config, target: str, *, compiles: bool = True, advise: boo
       advise: where it does not fit, look for settings that do.
 
     Raises:
-      UserError: an unknown target, a config that cannot run on so many devices, an unknown shape, or no libtpu.
+      UserError: an unknown target, a config that cannot run on its devices, an unknown shape, or no libtpu.
     """
     try:
         target = read_target(target)
@@ -125,7 +125,7 @@ def compile_programs(config: Config, target: Target) -> list[dict]:
 
 
 def _compiled_peak(plan: Plan, line: dict) -> float:
-    """Bytes while one program runs: its own, and what lies on the device beside its arguments."""
+    """Bytes while one program runs: its own, and the other arrays on the device."""
     if "error" in line:
         return float("inf")
     always = {f.name: f.bytes for f in plan.figures if f.phase == memory.ALWAYS}
@@ -178,14 +178,18 @@ def _phase(phase: dict) -> str:
 def describe(plan: Plan) -> str:
     """The plan as text."""
     setup, target = plan.setup, plan.setup.target
-    of = lambda model: f"{model.num_layers} layers of {model.embed_dim}, {model.num_heads}/{model.num_kv_heads} heads"
+
+    def of(model):
+        return f"{model.num_layers} layers of {model.embed_dim}, {model.num_heads}/{model.num_kv_heads} heads"
+
     mesh = " x ".join(f"{name} {size}" for name, size in setup.mesh.shape.items())
     train, rollout = setup.config.train, setup.config.rollout
     lines = [f"{setup.config.name} on {target}  (mesh {mesh}; {target.chip.source})", f"  policy     {of(setup.policy)}"]
     if setup.simulator is not None:
         lines.append(f"  simulator  {of(setup.simulator)}")
     lines.append(f"  a step     {train.questions_per_step} questions x {train.group_size} episodes of {rollout.max_tokens} "
-                 f"tokens; {setup.rollout_rows} rows a shard in the rollout, {setup.micro_rows(setup.update_rows)} at a time in the update")
+                 f"tokens; {setup.rollout_rows} rows a shard in the rollout, "
+                 f"{setup.micro_rows(setup.update_rows)} at a time in the update")
     if setup.stand_in:
         lines.append(f"  {setup.config.tokenizer} is not on this machine: lengths of prompts are a stand-in tokenizer's")
     for phase in (memory.ALWAYS, *memory.peak(plan.figures)):

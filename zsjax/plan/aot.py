@@ -28,7 +28,6 @@ from zsjax.rl.algorithms import needs_reference
 from zsjax.rl.objective import load_loss
 from zsjax.rl.optimizer import make_optimizers
 from zsjax.rl.passes import make_programs
-from zsjax.rl.roles import attention_mask
 from zsjax.rollout.compiled import Inputs, Static, compiled_program
 from zsjax.rollout.environment import environment, tables
 from zsjax.types import TokenBatch
@@ -96,17 +95,19 @@ def programs(setup: Setup, devices) -> dict:
             return {f"{prefix}update": lambda: lower(function, *given)}
         return {f"{prefix}{name}": lambda name=name: lower(function, *given)[name] for name in ("update", "apply")}
 
-    def score(function, params):
+    def score(function, params, masks=1):
         count = setup.micro_rows(setup.scored_rows) if made.packed else setup.scored_rows
-        batch = _batch(config, count * setup.shards, rows)
-        valid = jax.eval_shape(attention_mask, batch.roles)
-        return lower(function, params, batch.tokens, jax.ShapeDtypeStruct(valid.shape, valid.dtype, sharding=rows))
+        tokens = _batch(config, count * setup.shards, rows).tokens
+        mask = jax.ShapeDtypeStruct(tokens.shape, np.dtype(bool), sharding=rows)
+        return lower(function, params, tokens, *[mask] * masks)
 
     def score_policy():
         policy = memory.whole_policy(setup)
-        return score(made.score, _placed(policy, memory.decoding_shardings(policy, setup.policy, mesh, TRAIN_RULES)))
+        params = _placed(policy, memory.decoding_shardings(policy, setup.policy, mesh, TRAIN_RULES))
+        return score(made.score, params, masks=2)
 
-    found = updates(made.update, "", trained, moments(optimizers[0], trained, cut[0]), coef, frozen) | {"score": score_policy}
+    found = updates(made.update, "", trained, moments(optimizers[0], trained, cut[0]), coef, frozen)
+    found["score"] = score_policy
     if algorithm.value_model:
         places = memory.value_shardings(setup, mesh)
         value = _placed(memory.value_shapes(setup), places)
@@ -123,19 +124,27 @@ def _lower_rollout(setup: Setup, mesh):
     everywhere, rows = replicated(mesh), row_sharding(mesh)
     count = setup.questions * row_shards(mesh)
     P = config.rollout.max_prompt_tokens
-    ids = lambda *shape: jax.ShapeDtypeStruct((count, *shape), jnp.int32, sharding=rows)
+
+    def ids(*shape):
+        return jax.ShapeDtypeStruct((count, *shape), jnp.int32, sharding=rows)
+
     questions = {
         "prompts": ids(P), "prompt_lengths": ids(), "turn": ids(), "group_id": ids(),
         "question": (ids(engine.max_question_tokens), ids()), "answers": (ids(engine.max_answer_tokens), ids()),
         "question_key": jax.ShapeDtypeStruct((count,), jnp.uint32, sharding=rows),
     }
-    decoding = lambda shapes, model: _placed(memory.decoding_shapes(shapes, model),
-                                             memory.decoding_shardings(shapes, model, mesh))
+
+    def decoding(shapes, model):
+        return _placed(memory.decoding_shapes(shapes, model), memory.decoding_shardings(shapes, model, mesh))
+
     models = (decoding(memory.whole_policy(setup), setup.policy),
               decoding(memory.frozen_simulator(setup), setup.simulator))
 
     def wide(table, model):  # a stand-in's tables, as wide as the model's vocabulary
-        sizes = lambda shape: tuple(model.vocab_size if n == tokenizer.vocab_size else n for n in shape)
+
+        def sizes(shape):
+            return tuple(model.vocab_size if n == tokenizer.vocab_size else n for n in shape)
+
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(sizes(x.shape), x.dtype, sharding=everywhere), table)
 
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
@@ -153,7 +162,10 @@ def _placed(shapes, shardings):
 
 def _batch(config, count: int, rows) -> TokenBatch:
     T = config.rollout.max_tokens
-    of = lambda dtype, *shape: jax.ShapeDtypeStruct((count, *shape), np.dtype(dtype), sharding=rows)
+
+    def of(dtype, *shape):
+        return jax.ShapeDtypeStruct((count, *shape), np.dtype(dtype), sharding=rows)
+
     logprobs = of("float32", T)
     reference = logprobs if needs_reference(config.algorithm) else None
     valued = logprobs if config.algorithm.value_model else None

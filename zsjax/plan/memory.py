@@ -1,7 +1,7 @@
 """Bytes on each device: what is exact follows from shapes and shardings, the rest is estimated from saved residuals.
 
-A step has three phases. What persists (parameters, moments, reference, simulator) lies there in all of them; the peak is
-that and the largest phase's own. Residuals, what the backward pass keeps of the forward, come from tracing the model at
+A step has three phases. Parameters, moments, reference and simulator are there in all of them. The peak is these and the
+largest phase's own. Residuals, what the backward pass keeps of the forward, come from tracing the model at
 one device's share of heads, mlp and rows; which temporaries live at once is the compiler's choice, so that they are an
 estimate even so. For TPUs the compiler is asked (`zsjax.plan.aot`).
 """
@@ -22,6 +22,7 @@ from zsjax.models.value import init_value
 from zsjax.parallel.mesh import DECODE_RULES, TRAIN_RULES, replicated
 from zsjax.plan.setup import Setup
 from zsjax.rl.algorithms import needs_reference
+from zsjax.rl.logprobs import positions_at_a_time
 from zsjax.rl.optimizer import make_optimizers
 from zsjax.rollout.state import PREFILL_CHUNK
 from zsjax.search.rerank import init_reranker
@@ -29,7 +30,7 @@ from zsjax.search.rerank import init_reranker
 ALWAYS, ROLLOUT, SCORE, UPDATE, VALUE_UPDATE = "always", "rollout", "score", "update", "value update"
 _POLICY = ("policy parameters", "adapters", "frozen policy parameters, also the reference")
 _VALUE = ("value parameters", "value optimizer state")
-# Program of `zsjax.plan.aot` -> figures that are its arguments; what else is always there lies beside it.
+# Program of `zsjax.plan.aot` -> figures that are its arguments; the other figures of ALWAYS are added to its bytes.
 ARGUMENTS = {"update": (*_POLICY, "optimizer state"), "apply": ("policy parameters", "adapters", "optimizer state"),
              "score": _POLICY, "rollout": ("simulator parameters",), "value score": _VALUE[:1], "value update": _VALUE,
              "value apply": _VALUE}
@@ -48,7 +49,10 @@ class Figure:
 def footprint(setup: Setup) -> list[Figure]:
     """Everything of size that a device holds while a step runs, at the longest rows that the config allows."""
     config, figures = setup.config, []
-    add = lambda name, phase, size, exact=True: figures.append(Figure(name, phase, int(size), exact))
+
+    def add(name, phase, size, exact=True):
+        figures.append(Figure(name, phase, int(size), exact))
+
     trained, frozen = policy_shapes(setup)
     cut = policy_shardings(setup, setup.mesh)
     weights = local_bytes(trained, cut[0])
@@ -100,20 +104,23 @@ def policy_shapes(setup: Setup):
 
 
 def policy_shardings(setup: Setup, mesh):
-    """Where `policy_shapes` lie while training."""
-    place = lambda specs=None: param_shardings(setup.policy, mesh, TRAIN_RULES, specs)
+    """Shardings of `policy_shapes` in training."""
+
+    def place(specs=None):
+        return param_shardings(setup.policy, mesh, TRAIN_RULES, specs)
+
     adapters = setup.config.policy.lora
     return (place(lora.adapter_specs(setup.policy, adapters)), place()) if adapters.rank else (place(), None)
 
 
 def value_shapes(setup: Setup):
     """The value model as `init_value` makes it of the whole policy: the trunk in its dtype, a float32 head."""
-    dtype = setup.config.policy.param_dtype
-    return jax.eval_shape(lambda params: init_value(setup.policy, params, jax.random.key(0)), param_shapes(setup.policy, dtype))
+    policy = param_shapes(setup.policy, setup.config.policy.param_dtype)
+    return jax.eval_shape(lambda params: init_value(setup.policy, params, jax.random.key(0)), policy)
 
 
 def value_shardings(setup: Setup, mesh):
-    """Where it lies: the trunk as the policy does, the head everywhere."""
+    """Its shardings: the trunk as the policy, the head everywhere."""
     places = {name: where for name, where in param_shardings(setup.policy, mesh, TRAIN_RULES).items() if name != "lm_head"}
     return places | {"value_head": replicated(mesh)}
 
@@ -135,18 +142,21 @@ def decoding_shapes(shapes, model):
 
 
 def decoding_shardings(shapes, model, mesh, rules=DECODE_RULES):
-    """Where it lies then."""
+    """Its shardings then."""
     return param_shardings(model, mesh, rules, specs_of(shapes, model))
 
 
 def local_bytes(shapes, shardings) -> int:
     """Bytes of a tree of shapes on one device."""
-    size = lambda x, where: math.prod(where.shard_shape(x.shape)) * x.dtype.itemsize
+
+    def size(x, where):
+        return math.prod(where.shard_shape(x.shape)) * x.dtype.itemsize
+
     return sum(jax.tree.leaves(jax.tree.map(size, shapes, shardings)))
 
 
 def moment_shardings(state, cut, mesh):
-    """Shardings of an optimizer's state: arrays that belong to a parameter lie as it does, counters everywhere."""
+    """Shardings of an optimizer's state: arrays of a parameter as the parameter, counters everywhere."""
     places = [(jax.tree_util.keystr(path), where) for path, where in jax.tree_util.tree_flatten_with_path(cut)[0]]
 
     def place(path, leaf):
@@ -165,8 +175,10 @@ def _add_rollout(add, setup: Setup):
     config = setup.config
     rows, slots = setup.schedule.sizes(setup.rollout_rows)[0], setup.simulator_rows
     batch = config.rollout.prefill_batch or rows
-    decode = lambda shapes, model: local_bytes(decoding_shapes(shapes, model),
-                                               decoding_shardings(shapes, model, setup.mesh))
+
+    def decode(shapes, model):
+        return local_bytes(decoding_shapes(shapes, model), decoding_shardings(shapes, model, setup.mesh))
+
     if setup.mesh.size > 1:
         add("policy parameters for decoding", ROLLOUT, decode(whole_policy(setup), setup.policy))
     T = config.rollout.max_tokens
@@ -202,7 +214,10 @@ def _layers(setup: Setup, rows: int) -> _Layers:
     """Bytes of a training pass over `rows` rows."""
     config, T, model = setup.config, setup.config.rollout.max_tokens, local_model(setup)
     dtype, share = jnp.dtype(config.policy.param_dtype), model.embed_dim * model.vocab_size
-    of = lambda layers, remat: residual_bytes(dataclasses.replace(model, num_layers=layers), rows, T, remat, dtype)
+
+    def of(layers, remat):
+        return residual_bytes(dataclasses.replace(model, num_layers=layers), rows, T, remat, dtype)
+
     one, two = of(1, config.train.remat), of(2, config.train.remat)
     per_layer = (local_elements(model) - share * (1 if model.tie_embeddings else 2)) // model.num_layers
     # Two layers at a time, one in use and one on its way, and the embedding before them.
@@ -218,7 +233,8 @@ def _unembedding(setup, layers) -> int:
 
 
 def _chunk_logits(setup, rows) -> int:
-    return 4 * rows * min(setup.config.train.logprob_chunk, setup.config.rollout.max_tokens) * local_model(setup).vocab_size
+    tokens, vocab, chunk = setup.config.rollout.max_tokens, local_model(setup).vocab_size, setup.config.train.logprob_chunk
+    return 4 * vocab * (rows * min(chunk, tokens) if chunk else positions_at_a_time(rows * tokens, vocab))
 
 
 def _add_score(add, setup: Setup):

@@ -75,7 +75,7 @@ class Phase:
     Attributes:
       name: of the loop's computation; "program" outside.
       kernels: in the order of the schedule.
-      turns: of the loop, where the compiler knows it; 1 outside, None where nobody knows.
+      turns: of the loop, where the compiler knows it; 1 outside, None where it is not known.
       scope: what the `jax.named_scope`s around the loop's instructions have in common.
     """
 
@@ -106,7 +106,7 @@ class Phase:
         return dict(total)
 
     def copies(self, at_least: float) -> list[Kernel]:
-        """Kernels that store again what is stored already, of so many bytes or more."""
+        """Kernels that only store an array again, of `at_least` bytes."""
         return [kernel for kernel in self.kernels if kernel.copied and kernel.copied >= at_least]
 
     def seconds(self, chip: Chip) -> float:

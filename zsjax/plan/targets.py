@@ -78,7 +78,7 @@ def read_target(text: str) -> Target:
         raise InputError(f"unknown target {text!r}: give CHIP:NUMBER with one of {', '.join(CHIPS)}")
     count = count or "1"
     if not count.isdigit() or int(count) < 1:
-        raise InputError(f"target {text!r}: {count!r} is no number of devices")
+        raise InputError(f"target {text!r}: {count!r} is not a number of devices; use a positive integer")
     if name in SLICES and int(count) not in SLICES[name]:
         raise InputError(f"target {text!r}: {name} comes in slices of {', '.join(map(str, SLICES[name]))} chips")
     return Target(name, CHIPS[name], int(count))

@@ -8,7 +8,7 @@ real ones take a multiple.
 
 import dataclasses
 
-from zsjax.models.decoder import num_params
+from zsjax.models.flops import forward_flops
 from zsjax.models.quant import num_bytes
 from zsjax.plan.memory import cache_bytes, decoding_shapes, decoding_shardings, frozen_simulator, local_bytes, whole_policy
 from zsjax.plan.setup import Setup
@@ -23,14 +23,6 @@ class Work:
     flops: float
     bytes: float
     seconds: float
-
-
-def forward_flops(model, tokens: float, pairs: float, logits: float) -> float:
-    """Of a forward pass over `tokens` tokens, `pairs` visible (query, key) pairs and `logits` rows of logits."""
-    embedding = model.vocab_size * model.embed_dim
-    matrices = num_params(model) - embedding * (1 if model.tie_embeddings else 2)
-    attention = 4 * model.num_layers * model.num_heads * model.head_dim * pairs
-    return 2 * matrices * tokens + attention + 2 * embedding * logits
 
 
 def step_work(setup: Setup) -> list[Work]:
@@ -75,7 +67,8 @@ def _training(setup: Setup, used: float) -> list[Work]:
     parts.append(_compute(setup, "update" + (" with remat" if remat else ""), passes * updated * forward))
     if algorithm.value_model:
         parts.append(_compute(setup, "old values", setup.scored_rows * value_forward))
-        parts.append(_compute(setup, "value update" + (" with remat" if remat else ""), (3 + remat) * updated * value_forward))
+        name = "value update" + (" with remat" if remat else "")
+        parts.append(_compute(setup, name, (3 + remat) * updated * value_forward))
     return parts
 
 

@@ -1,7 +1,7 @@
-"""Line charts as SVG text: no script, no network. All text is escaped.
+"""Line charts as SVG text, without scripts. All text is escaped.
 
-Not by matplotlib: it is not needed to train, takes seconds to import and 0.4 seconds a chart (a page has some 30), writes
-glyphs as paths, and shows no value where a point is pointed at.
+matplotlib would take seconds to import and 0.4 seconds a chart (a page has about 30), write letters as paths, and show no
+value at a point.
 """
 
 import html
@@ -16,20 +16,20 @@ MAX_POINTS = 300  # beyond it, every n-th point is drawn
 
 def line_chart(series: Mapping[str, Sequence[tuple[float, float]]], *, low: float | None = None,
                high: float | None = None) -> str:
-    """An <svg> of some curves over steps.
+    """An <svg> of curves over steps.
 
     Args:
       series: name -> (step, value) points in order; values that are not finite leave a gap.
-      low, high: what the vertical axis must at least reach.
+      low, high: the vertical axis reaches at least these.
 
     Returns:
-      The SVG; "" if there is no finite value. A point's <title> is what a browser shows when it is pointed at.
+      The SVG; "" without a finite value. A browser shows a point's <title> under the mouse.
     """
     points = {name: _thin(list(values)) for name, values in series.items()}
     finite = [(x, y) for values in points.values() for x, y in values if math.isfinite(y)]
     if not finite:
         return ""
-    xs, ys = zip(*finite)
+    xs, ys = zip(*finite, strict=True)
     bottom = min(ys) if low is None else min(low, min(ys))
     top = max(ys) if high is None else max(high, max(ys))
     if top == bottom:
@@ -63,7 +63,7 @@ def color_of(index: int) -> str:
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers that cover low to high, at steps of 1, 2 or 5 times a power of ten."""
+    """About `count` round numbers from low to high, in steps of 1, 2 or 5 times a power of ten."""
     rough = (high - low) / max(count - 1, 1) or 1.0
     power = 10.0 ** math.floor(math.log10(rough))
     size = power * min((f for f in (1, 2, 5, 10) if f * power >= rough * 0.999), default=10)
@@ -85,7 +85,7 @@ def short(value) -> str:
 
 
 def printable(text: str) -> str:
-    """Control characters, which could drive a terminal or hide, as their visible pictures."""
+    """The text with visible signs for control characters, which could drive a terminal or hide text."""
     return "".join(c if c in "\n\t" or c.isprintable() else chr(0x2400 + ord(c)) if ord(c) < 32 else "\ufffd"
                    for c in text)
 
@@ -104,14 +104,14 @@ def _curve(values, place, color, name, *, single):
             runs, run = [*runs, run], []
     raw = "".join("M" + "L".join("{},{}".format(*place(x, y)) for x, y in run) for run in runs)
     yield f'<path class="raw" stroke="{color}" d="{raw}"/>'
-    # The bold line is a moving average over a twentieth of the run; the faint one is what was measured.
+    # The bold line is a moving average over a twentieth of the run, the faint one the measured values.
     smooth = "".join("M" + "L".join("{},{}".format(*place(x, y)) for x, y in _smooth(run, len(values) // 20))
                      for run in runs)
     yield f'<path class="line" stroke="{color}" d="{smooth}"/>'
     for x, y in [point for run in runs for point in run]:
         cx, cy = place(x, y)
         label = f"step {short(x)}: {short(y)}" if single else f"{name}, step {short(x)}: {short(y)}"
-        dot = f' class="dot" fill="{color}"' if len(values) <= 20 else ""  # few points are seen, many only pointed at
+        dot = f' class="dot" fill="{color}"' if len(values) <= 20 else ""
         yield f'<circle cx="{cx}" cy="{cy}" r="{2.5 if dot else 4}"{dot}><title>{label}</title></circle>'
 
 

@@ -1,4 +1,4 @@
-"""Episodes on a terminal, coloured by who wrote what."""
+"""Episodes on a terminal, coloured by role."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ TERMINAL_STYLES = {"prompt": "dim", "policy": "bold blue", "document": "yellow",
 def show_episode(record: Mapping, console=None):
     """Prints one trajectory (`zsjax.rollout.transcript.records`) on a terminal, coloured by role."""
     show = episode_printer(console)
-    for segment, noisy in zip(record["segments"], noisy_segments(record)):
+    for segment, noisy in zip(record["segments"], noisy_segments(record), strict=True):
         if noisy:
             show("noisy", "[noisy] ")
         show(segment["role"], segment["text"])
@@ -20,7 +20,7 @@ def show_episode(record: Mapping, console=None):
 
 
 def episode_printer(console=None):
-    """show(role, text): prints pieces of an episode on a terminal, one behind the other, coloured by role."""
+    """show(role, text), which prints the pieces of an episode one after the other, coloured by role."""
     from rich.console import Console
     from rich.text import Text
 
@@ -30,7 +30,7 @@ def episode_printer(console=None):
 
 
 def print_result(record: Mapping, console=None):
-    """Prints what stands below an episode: the key to its colours, and its outcome."""
+    """Prints the colours' legend and the outcome of an episode."""
     from rich.console import Console
     from rich.text import Text
 

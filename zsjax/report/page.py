@@ -5,58 +5,55 @@ gates.json, trajectories/*.jsonl (training) and evaluation/*.json[l]. `page.html
 that models wrote is data: the template escapes everything, and the page's own policy forbids it scripts and network.
 """
 
+import fnmatch
 import json
 import math
 import pathlib
 import types
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from zsjax.evaluation import tables
 from zsjax.evaluation.kept import Kept
-from zsjax.files import write_text
 from zsjax.monitor import costs
+from zsjax.monitor.catalog import METRICS
 from zsjax.monitor.writer import read_jsonl
+from zsjax.parallel.files import write_text
 from zsjax.report.charts import color_of, line_chart, printable, short
-from zsjax.report.scores import evaluation_tables, is_number
-from zsjax.types import STATUS_NAMES
+from zsjax.report.scores import evaluation_tables
+from zsjax.report.trajectory_index import score_of
 
-# Curves of a stage: title, unit, {metric: its name in the chart} or what the metrics' names begin with, at least from, at
-# least to. A chart whose metrics are not there is left out; metrics that are in no chart stand under "other".
-CURVES = (
-    ("Score in training", "", {"reward": "reward (F1)", "em": "exact match"}, 0, 1),
-    ("Real engine, while training", "", {"eval/em": "exact match", "eval/f1": "F1"}, 0, 1),
-    ("Real engine, by hops", "exact match", {"eval/em_1_hop": "one hop", "eval/em_2_hop": "two hops"}, 0, 1),
-    ("Noise", "share of searches", {"noise": "curriculum", "noisy_share": "drawn"}, 0, None),
-    ("Searches", "per question", {"searches": "in training", "eval/searches": "real engine"}, 0, None),
-    ("Queries on path", "share of searches", {"on_path": "on path"}, 0, 1),
-    ("Length", "tokens per episode", {"response_tokens": "response", "document_tokens": "documents"}, 0, None),
-    ("KL to the starting policy", "nats per token", {"kl": "kl"}, 0, None),
-    ("Entropy", "nats per token", {"entropy": "entropy"}, 0, None),
-    ("Sampler–trainer gap", "nats per token", {"sampler_gap_mean": "mean", "sampler_gap_p99": "99 %",
-                                               "sampler_gap_max": "max"}, 0, None),
-    ("Terms of the reward", "unweighted", "reward/", None, None),
-    ("Terms of the objective", "unweighted", "term/", None, None),
-    ("Ends", "share of episodes", {f"share_{name}": name for name in STATUS_NAMES[1:]}, 0, 1),
-    ("Repetition", "share of 4-grams seen before", {"repetition": "repetition"}, 0, 1),
-    ("Alarms", "1: out of bounds", "alarm/", 0, 1),
-    ("Value model", "squared error", {"value/value_error": "error"}, 0, None),
-    ("KL coefficient", "", {"kl_coef": "adaptive"}, 0, None),
-    ("Groups with a signal", "share of groups", {"groups_with_signal": "groups"}, 0, 1),
-    ("Loss", "", {"loss": "loss"}, None, None),
-    ("Gradient norm", "before clipping", {"grad_norm": "norm"}, 0, None),
-    ("Occupancy", "share of decode steps' places", {"occupancy/policy": "policy", "occupancy/simulator": "simulator"}, 0, 1),
-    ("Speed", "tokens per second of a step", {"speed/tokens_per_second": "tokens/s"}, 0, None),
-    ("Writing", "tokens per second of rollout", {"speed/policy_tokens_per_second": "policy",
-                                                 "speed/document_tokens_per_second": "documents shown"}, 0, None),
-    ("Prefill", "share of tokens read and drawn", {"prefill/policy": "policy", "prefill/simulator": "simulator",
-                                                   "prefill/operations": "operations, both"}, 0, 1),
-    ("Bandwidth reached in decoding", "share of the measured copy", {"speed/bandwidth_share": "at least"}, 0, 1),
-    ("Caches", "bytes allocated", {"cache_bytes/policy": "policy", "cache_bytes/simulator": "simulator"}, 0, None),
-    ("Compiled programs", "per step", {"compile/step": "compiled", "compile/cached": "from the persistent cache"}, 0, None),
-    ("Time", "seconds per step", {"time/step": "step", "time/rollout": "rollout", "time/score": "score",
-                                  "time/update": "update", "time/reshard": "weights moved for decoding",
-                                  "time/evaluate": "evaluate", "time/checkpoint": "checkpoint"}, 0, None),
-)
+
+class Curve(NamedTuple):
+    """A chart of a stage.
+
+    Attributes:
+      names: {metric: its name in the chart}.
+      low, high: the vertical axis reaches at least these.
+    """
+
+    title: str
+    unit: str
+    names: Mapping[str, str]
+    low: float | None
+    high: float | None
+
+
+# Charts of a stage, in order: title -> unit. `zsjax.types.Metric.chart` says which metrics a chart shows. A chart without
+# metrics is left out; metrics without a chart stand under "other".
+CHARTS = {
+    "Score in training": "", "Real engine, while training": "", "Real engine, by hops": "exact match",
+    "Noise": "share of searches", "Searches": "per question", "Queries on path": "share of searches",
+    "News of searches": "share of searches", "Length": "tokens per episode", "KL to the starting policy": "nats per token",
+    "Entropy": "nats per token", "Likelihood of right episodes": "nats per token", "Sampler–trainer gap": "nats per token",
+    "Terms of the reward": "unweighted", "Terms of the objective": "unweighted", "Ends": "share of episodes",
+    "Repetition": "share of 4-grams seen before", "Alarms": "1: out of bounds", "Value model": "squared error",
+    "KL coefficient": "", "Groups with a signal": "share of groups", "Loss": "", "Gradient norm": "before clipping",
+    "Occupancy": "share of decode steps' places", "Speed": "tokens per second of a step",
+    "Writing": "tokens per second of rollout", "Prefill": "share of tokens read and drawn",
+    "Bandwidth reached in decoding": "share of the measured copy", "Caches": "bytes allocated",
+    "Compiled programs": "per step", "Time": "seconds per step",
+}
 STAGE_TITLES = {"train": "Reinforcement learning", "pretrain": "Pretraining of the base policy",
                 "warm_start": "Warm start of the policy", "pretrain_simulator": "Pretraining of the simulator",
                 "tune_simulator": "Tuning of the simulator"}
@@ -72,26 +69,30 @@ COSTS = {"stage": "Stage", "episodes": "Episodes", "searches": "Searches", "poli
 
 def write(workdir) -> pathlib.Path:
     """Writes workdir/report.html from what the run has written so far; returns its path."""
-    import jinja2
-    import markupsafe
-
-    # Text is made printable, and then escaped; only the charts, which escape their own texts, are markup already.
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-        finalize=lambda value: printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value)
-    environment.filters |= {"short": short, "svg": markupsafe.Markup}
     workdir = pathlib.Path(workdir)
     path = workdir / "report.html"
-    write_text(path, environment.get_template("page.html.j2").render(contents(workdir)))
+    write_text(path, templates().get_template("page.html.j2").render(contents(workdir)))
     return path
 
 
+def templates():
+    """The jinja2 environment of this folder: text is made printable, then escaped. The charts escape their own texts."""
+    import jinja2
+    import markupsafe
+
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+        finalize=lambda value: printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value)
+    made.filters |= {"short": short, "svg": markupsafe.Markup}
+    return made
+
+
 def contents(workdir: pathlib.Path) -> dict:
-    """What the template shows of a run's folder."""
+    """The template's values for a run's folder."""
     config = _read_json(workdir / "config.json") or {}
     account = read_jsonl(workdir / "metrics.jsonl")
-    lines = [line for line in account if line["stage"] not in ("collect", "evaluate")]  # those have no curves
+    lines = [line for line in account if line["stage"] not in ("collect", "evaluate")]  # these have no curves
     evaluation, gates = (_read_json(workdir / f"{name}.json") or [] for name in ("evaluation", "gates"))
     stages = sorted(dict.fromkeys(line["stage"] for line in lines), key=lambda stage: stage != "train")
     prices = config.get("cost")
@@ -109,9 +110,9 @@ def contents(workdir: pathlib.Path) -> dict:
 
 
 def choose_trajectories(workdir) -> list[tuple[str, dict]]:
-    """About a dozen (file's name, record): from the first and the last file of training and from evaluations.
+    """About a dozen (file's name, record) of the first and the last file of training and of evaluations.
 
-    Within a file, best and worst rewards take turns, so that a page of successes cannot hide the failures.
+    Best and worst rewards of a file alternate, so that successes cannot hide failures.
     """
     workdir, found = pathlib.Path(workdir), []
     train, evaluation = (sorted((workdir / name).glob("*.jsonl")) for name in ("trajectories", "evaluation"))
@@ -121,15 +122,15 @@ def choose_trajectories(workdir) -> list[tuple[str, dict]]:
     chosen = list(dict.fromkeys([*train[:1], *train[-1:]])) + evaluation
     for i, file in enumerate(chosen):
         share = -(-(NUM_TRAJECTORIES - len(found)) // (len(chosen) - i))
-        rows = sorted(read_jsonl(file), key=lambda row: -_score_of(row))
-        order = [row for pair in zip(rows, reversed(rows)) for row in pair][:len(rows)]
+        rows = sorted(read_jsonl(file), key=lambda row: -(score_of(row) or 0.0))
+        order = [row for pair in zip(rows, reversed(rows), strict=True) for row in pair][:len(rows)]
         found += [(f"{file.parent.name}/{file.stem}", row) for row in order[:share]]
     return found
 
 
 def noisy_segments(record: Mapping) -> list[bool]:
-    """For each segment of a record, whether it holds documents of a search that was noisy."""
-    shown = [noisy for noisy, status in zip(record.get("noisy", ()), record.get("search_status", ()))
+    """For each segment of a record, whether it holds documents of a noisy search."""
+    shown = [noisy for noisy, status in zip(record.get("noisy", ()), record.get("search_status", ()), strict=False)
              if status in ("ok", "short")]
     flags = iter(shown)
     return [segment["role"] == "document" and next(flags, False) for segment in record.get("segments", ())]
@@ -159,47 +160,44 @@ def _gates(gates):
 def _stage(stage, lines):
     used, charts = {"step", "stage"}, []
     metrics = list(dict.fromkeys(name for line in lines for name in line))
-    for title, unit, names, low, high in CURVES:
-        if isinstance(names, str):
-            names = {name: name.removeprefix(names) for name in metrics if name.startswith(names)}
-        charts.append(_chart(title, unit, names, lines, low, high))
+    for title, unit in CHARTS.items():
+        shown = [metric for metric in METRICS if metric.chart == title]
+        names = {name: metric.curve or name.partition("/")[2] for metric in shown
+                 for name in (fnmatch.filter(metrics, metric.name) if "*" in metric.name else [metric.name])}
+        charts.append(_chart(Curve(title, unit, names, shown[0].low, shown[0].high), lines))
         used |= names.keys()
-    others = [_chart(name, "", {name: name}, lines, None, None) for name in sorted(metrics) if name not in used
+    others = [_chart(Curve(name, "", {name: name}, None, None), lines) for name in sorted(metrics) if name not in used
               and "used/" not in name and any(isinstance(line.get(name), int | float) for line in lines)]
     return {"title": STAGE_TITLES.get(stage, stage), "charts": list(filter(None, charts)),
             "others": list(filter(None, others))}
 
 
-def _chart(title, unit, names, lines, low, high):
-    number = lambda value: float(value) if isinstance(value, int | float | str) and value != "" else math.nan
-    series = {label: [(line["step"], number(line[name])) for line in lines if name in line]
-              for name, label in names.items()}
+def _chart(curve, lines):
+    series = {label: [(line["step"], _number(line[name])) for line in lines if name in line]
+              for name, label in curve.names.items()}
     series = {label: points for label, points in series.items() if points}
-    svg = line_chart(series, low=low, high=high) if series else ""
+    svg = line_chart(series, low=curve.low, high=curve.high) if series else ""
     last = next(iter(series.values()))[-1][1] if len(series) == 1 else None
     legend = [(color_of(index), name) for index, name in enumerate(series)] if len(series) > 1 else []
-    return {"title": title, "unit": unit, "last": last, "legend": legend, "svg": svg} if svg else None
+    return {"title": curve.title, "unit": curve.unit, "last": last, "legend": legend, "svg": svg} if svg else None
+
+
+def _number(value) -> float:
+    return float(value) if isinstance(value, int | float | str) and value != "" else math.nan
 
 
 def _card(source, record):
-    facts = {name: short(record[name]) for name in ("reward", "em", "f1") if is_number(record.get(name))}
+    facts = {name: short(record[name]) for name in ("reward", "em", "f1") if isinstance(record.get(name), int | float)}
     facts |= {name: record[key] for name, key in (("status", "status"), ("searches", "num_searches")) if key in record}
     segments = [{"role": segment["role"] if segment["role"] in ROLES else "template", "noisy": noisy,
                  "text": segment["text"][:MAX_SEGMENT], "more": max(0, len(segment["text"]) - MAX_SEGMENT)}
-                for segment, noisy in zip(record.get("segments", ()), noisy_segments(record))]
+                for segment, noisy in zip(record.get("segments", ()), noisy_segments(record), strict=True)]
     return {"source": source, "question": record.get("question", ""), "facts": facts, "segments": segments,
-            "golds": " / ".join(map(str, record.get("golden_answers", ()))), "win": _score_of(record) >= 0.5}
-
-
-def _score_of(record) -> float:
-    for name in ("reward", "f1", "em"):
-        if is_number(record.get(name)):
-            return float(record[name])
-    return 0.0
+            "golds": " / ".join(map(str, record.get("golden_answers", ()))), "win": (score_of(record) or 0.0) >= 0.5}
 
 
 def _read_json(path) -> dict | Sequence | None:
     try:
         return json.loads(path.read_text()) if path.exists() else None
-    except ValueError:  # written by hand or cut: the rest of the report is still worth having
+    except ValueError:  # written by hand or cut: the report shows the rest
         return None

@@ -1,4 +1,4 @@
-"""The report's tables of scores: the evaluation that the config asks for, and what else was evaluated in the folder."""
+"""The report's tables of scores: the evaluation of the config, and the other evaluations in the folder."""
 
 from zsjax.errors import InputError
 from zsjax.evaluation import tables
@@ -9,12 +9,8 @@ _OTHERS = {"reach": "Gold shown", "searches": "Searches", "on_path": "On path", 
            "n": "Questions"}
 
 
-def is_number(value) -> bool:
-    return isinstance(value, int | float)
-
-
 def evaluation_tables(rows, folder) -> dict | None:
-    """The evaluation that the config asks for, whose it is, and what else was evaluated in this folder; None: nothing."""
+    """The evaluation of the config, a warning where it is of another policy, and other evaluations; None without any."""
     shown = {row.get("evaluation") for row in rows}
     try:
         others = [evaluation for evaluation in folder.all() if evaluation.name not in shown]
@@ -28,7 +24,7 @@ def evaluation_tables(rows, folder) -> dict | None:
 
 
 def _whose(rows, trained: str | None) -> str:
-    """What a reader must be told before the table; "" where it holds the policy that the run has trained."""
+    """A warning before the table; "" where the table holds the policy that the run has trained."""
     failed = tables.failed_in(rows)
     failures = f"{failed} searches of this evaluation FAILED. Evaluate again." if failed else ""
     marked = [row for row in rows if "fingerprint" in row]
@@ -41,11 +37,14 @@ def _whose(rows, trained: str | None) -> str:
 
 
 def _table(rows) -> dict:
-    """Columns {name: title} of scores with errors and of other figures, and rows, of which some go on with the one above."""
-    there = lambda columns: {name: title for name, title in columns.items() if any(name in row for row in rows)}
-    others = there(_OTHERS)
+    """Columns {name: title} of scores with errors and of other figures; rows, each with whether it continues the last."""
+    others = _present(_OTHERS, rows)
     if any(row.get("failed_searches") for row in rows):
         others["failed_searches"] = "Failed searches"
-    same = lambda row, above: all(row.get(name) == above.get(name) for name in ("name", "evaluation"))
-    return {"scores": there(_SCORES), "others": others,
-            "rows": [(row, index > 0 and same(row, rows[index - 1])) for index, row in enumerate(rows)]}
+    names = [(row.get("name"), row.get("evaluation")) for row in rows]
+    return {"scores": _present(_SCORES, rows), "others": others,
+            "rows": [(row, index > 0 and names[index] == names[index - 1]) for index, row in enumerate(rows)]}
+
+
+def _present(columns, rows) -> dict:
+    return {name: title for name, title in columns.items() if any(name in row for row in rows)}

@@ -15,11 +15,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from zsjax import rewards, types
-from zsjax.registry import Registry
-from zsjax.rollout import transcript
-from zsjax.rollout.actions import ACTIONS
-from zsjax.types import THINK_TAGS
+from zsjax import rewards
+from zsjax.config.named import Registry
+from zsjax.types import ANSWER_TAGS, SEARCH_TAGS, THINK_TAGS
 
 _THOUGHT = re.compile("|".join(map(re.escape, THINK_TAGS)))
 
@@ -35,11 +33,12 @@ class Outcome:
       golds: every answer that counts as right.
       status: one of `types.STATUS_NAMES`.
       queries: what was searched for, in order; documents: what each search showed, as text.
-      invalid_actions: generations that were neither a search nor an answer.
+      invalid_actions: generations without a search or an answer.
       texts: what the policy wrote, one text a generation.
       policy_tokens: number of tokens that the policy wrote.
       overlong: 0 to 1, how far policy_tokens is beyond config.reward.overlong_from on the way to overlong_to.
       opens_thought: whether the prompt ends in <think>, as chat templates of thinking models do; None: not known.
+      action_tags: the tags that open an action.
     """
 
     answer: str | None
@@ -52,35 +51,7 @@ class Outcome:
     policy_tokens: int
     overlong: float = 0.0
     opens_thought: bool | None = None
-
-
-def outcomes(episodes: types.Episodes, questions, tokenizer, *, overlong=(0, 0)) -> list[Outcome]:
-    """The outcome of each row. overlong: (from, to) in policy tokens, see `Outcome`; (0, 0) is none."""
-    said, asked = transcript.answers(episodes, tokenizer), transcript.searches(episodes, tokenizer)
-    low, high = overlong
-    found = []
-    for b, question in enumerate(questions):
-        written = transcript.generations(episodes, b)
-        tokens = sum(len(piece) for piece in written)
-        beyond = min(max((tokens - low) / max(high - low, 1), 0.0), 1.0) if high else 0.0
-        found.append(Outcome(
-            answer=said[b], golds=question.golden_answers, status=types.STATUS_NAMES[int(episodes.status[b])],
-            queries=asked[b], documents=_documents(episodes, b, tokenizer),
-            invalid_actions=int((episodes.search_status[b] == types.INVALID_ACTION).sum()),
-            texts=[tokenizer.decode(piece.tolist()) for piece in written], policy_tokens=tokens, overlong=beyond,
-            opens_thought=_prompt(episodes, b, tokenizer).rstrip().endswith(THINK_TAGS[0])))
-    return found
-
-
-def _prompt(episodes, b, tokenizer):
-    """The end of what stood there before the policy wrote."""
-    length = int((np.asarray(episodes.roles[b]) == types.PROMPT).sum())
-    return tokenizer.decode(np.asarray(episodes.tokens[b][max(0, length - 16):length]).tolist())
-
-
-def _documents(episodes, b, tokenizer):
-    spans = episodes.documents_span[b][episodes.query_span[b][:, 1] > 0]
-    return [tokenizer.decode(np.asarray(episodes.tokens[b][start:stop]).tolist()) for start, stop in spans]
+    action_tags: Sequence[str] = (SEARCH_TAGS[0], ANSWER_TAGS[0])
 
 
 @TERMS("format", help="1: every generation is well formed, see `well_formed`")
@@ -94,9 +65,7 @@ def well_formed(outcome: Outcome) -> float:
         if begins or (begins is None and tags[:1] == [THINK_TAGS[1]]):
             tags = [THINK_TAGS[0], *tags]
         paired = tags == [*THINK_TAGS] * (len(tags) // 2)
-        ended = re.findall(r"</(\w+)>\W*$", text)  # an action of another table
-        begun = [tag for tag in dict.fromkeys([action.open for action in ACTIONS] + [f"<{name}>" for name in ended])
-                 if tag in text]
+        begun = [tag for tag in outcome.action_tags if tag in text]
         one = len(begun) == 1 == text.count(begun[0])
         return paired and one and text.rfind(THINK_TAGS[1]) < text.find(begun[0])
 
@@ -129,7 +98,7 @@ TERMS("contains", help="1: the answer contains a gold answer")(lambda o: rewards
 TERMS("no_answer", help="1: no answer was given")(lambda o: float(o.answer is None))
 TERMS("no_search", help="1: nothing was searched for")(lambda o: float(not o.queries))
 TERMS("searches", unit="searches", help="number of searches")(lambda o: float(len(o.queries)))
-TERMS("invalid_actions", unit="actions", help="generations that were neither search nor answer")(
+TERMS("invalid_actions", unit="actions", help="generations without a search or an answer")(
     lambda o: float(o.invalid_actions))
 TERMS("truncated", help="1: the row was full before the policy was done")(lambda o: float(o.status == "out_of_tokens"))
 TERMS("overlong", help="DAPO's soft punishment (arXiv 2503.14476, equation 13), 0 to 1, with a negative weight")(
@@ -143,7 +112,7 @@ def score(found: Sequence[Outcome], weights: Mapping[str, float]) -> tuple[np.nd
     """Rewards of episodes.
 
     Args:
-      found: of `outcomes`.
+      found: of `zsjax.rollout.outcomes.outcomes`.
       weights: term -> weight.
 
     Returns:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 
 def _floating(*arrays):
-    """The arrays in their common dtype, float32 if that is no floating one."""
+    """The arrays in their common dtype, float32 if that is not a floating one."""
     arrays = [jnp.asarray(x) for x in arrays]
     dtype = jnp.result_type(*arrays)
     dtype = dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32
@@ -73,7 +73,7 @@ def gae(rewards, values, *, loss_mask, gamma, lam):
 def _group_statistics(scores, group_id):
     """Scores measured from their group's lowest, the group's sum of these, and its size: [B] each.
 
-    Groups are found by comparing all pairs (B is hundreds), which needs neither sorted ids nor a known number of
+    Groups are found by comparing all pairs (B is hundreds), which needs no sorted ids and no known number of
     groups under jit. Measuring from the lowest makes equal scores exactly 0, where score - mean is off by a rounding
     error that the division by a deviation of 0 + eps would blow up.
     """
@@ -205,6 +205,9 @@ def whiten(x, *, loss_mask, eps=1e-8):
     # Measured from the lowest for the reason given in _group_statistics.
     above = x - jnp.where(loss_mask, x, jnp.inf).min()
     count = jnp.maximum(loss_mask.sum(), 1).astype(x.dtype)
-    total = lambda y: jnp.where(loss_mask, y, 0).sum()
+
+    def total(y):
+        return jnp.where(loss_mask, y, 0).sum()
+
     centered = jnp.where(loss_mask, above - total(above) / count, 0)
     return centered * jax.lax.rsqrt(total(centered**2) / count + eps)

@@ -19,7 +19,7 @@ PRESETS = {
     "rloo": dict(advantage="rloo", loss="ppo_clip"),
     # Shao et al. 2024 (arXiv 2402.03300) without its KL term, which the paper weighs 0.04.
     "grpo": dict(advantage="grpo", loss="ppo_clip"),
-    # Liu et al. 2025 (arXiv 2503.20783): neither the group's deviation nor the answer's length divides.
+    # Liu et al. 2025 (arXiv 2503.20783): no division by the group's deviation or the answer's length.
     "dr_grpo": dict(advantage="grpo", normalize=False, loss="ppo_clip", reduction="fixed_length"),
     # Yu et al. 2025 (arXiv 2503.14476): the band is wider above, groups without a signal are dropped and replaced, tokens
     # count alike, episodes that were cut off teach nothing.

@@ -5,16 +5,17 @@
     advantages, returns = estimate(algorithm, batch, loss_mask=mask)
 
 An advantage is a function (batch: TokenBatch, *, loss_mask bool[B, T]) -> float[B, T], float[B] (one an episode), or a
-pair (advantages, returns). `algorithm.advantage = "package.module:function"` names one, and `train(advantage=function)`
-takes it directly. Fields of `AlgorithmConfig` that its decorator names in `reads` are given to it as keywords.
+pair (advantages, returns). The batch's log-probs may be 0 where loss_mask is False. `algorithm.advantage =
+"package.module:function"` names one, and `train(advantage=function)` takes it directly. Fields of `AlgorithmConfig` that
+its decorator names in `reads` are given to it as keywords.
 """
 
 from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from zsjax.config.named import Registry, entry_of
 from zsjax.errors import InputError
-from zsjax.registry import Registry, entry_of
 from zsjax.rl import advantages, losses
 from zsjax.types import TokenBatch
 

@@ -1,10 +1,10 @@
-"""Curricula by name: (options, steps) -> schedule, count -> float32, of a run of so many steps.
+"""Curricula by name: (options, steps) -> schedule, count -> float32, of a run of `steps` steps.
 
 options: `zsjax.config.CurriculumConfig`. `curriculum.schedule = "package.module:function"` names one of another package.
 """
 
 from zsjax import schedules
-from zsjax.registry import Registry
+from zsjax.config.named import Registry
 
 CURRICULA = Registry("curriculum")
 

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsjax.config import Config
+from zsjax.config.fields import Config
+from zsjax.config.named import load_object
 from zsjax.errors import InputError
 from zsjax.models import lora
 from zsjax.models.placement import param_shardings
 from zsjax.models.value import init_value
 from zsjax.parallel.mesh import TRAIN_RULES, replicated, reshard
-from zsjax.registry import load_object
 from zsjax.rl import credit, roles
 from zsjax.rl.algorithms import needs_reference
 from zsjax.rl.batch import minibatches
@@ -124,9 +124,14 @@ class Learner:
 def start_state(config: Config, policy_config, params, optimizers, mesh) -> tuple[TrainState, dict | None]:
     """(the learner's part of the state before the first step, the frozen policy where policy.lora is on, else None)."""
     everywhere = replicated(mesh)
-    place = lambda tree, specs=None: reshard(tree, param_shardings(policy_config, mesh, TRAIN_RULES, specs))
+
+    def place(tree, specs=None):
+        return reshard(tree, param_shardings(policy_config, mesh, TRAIN_RULES, specs))
+
     # Counters are on the mesh like the rest, or the second update would compile again.
-    on_mesh = lambda tree: jax.tree.map(lambda x: x if x.ndim else reshard(x, everywhere), tree)
+    def on_mesh(tree):
+        return jax.tree.map(lambda x: x if x.ndim else reshard(x, everywhere), tree)
+
     root, adapters = jax.random.key(config.seed), config.policy.lora
     policy = trained = place(params)
     if adapters.rank:

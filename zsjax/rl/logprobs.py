@@ -1,11 +1,10 @@
 """Log-probs and entropies of tokens from hidden states, without the logits of a whole batch.
 
 The logits of 32 rows of 4096 tokens over a vocabulary of 152 k are 80 GB in float32. Here they exist for one chunk of
-positions at a time, forward and backward: the backward pass computes a chunk's logits again (one product) from the
-hidden states and the saved log-normaliser, and sums the unembedding's gradient over chunks in float32. Leaving that to
-autodiff through a rematerialised scan costs a second softmax (2.6 times the time on CPU, 15 k tokens, V 1000) and, in
-bfloat16, rounds that sum once a chunk. Positions that no loss counts (prompts, documents) are sorted behind the others and
-their chunks are left out of both loops. Chunks that fit a cache are also faster than none: 184 against 250 ms there.
+positions at a time, forward and backward. The backward pass computes a chunk's logits again (one product) from the hidden
+states and the saved log-normaliser, and sums the unembedding's gradient over chunks in float32. Autodiff of a rematerialised
+scan would compute a second softmax (2.6 times the time on CPU, 15 k tokens, V 1000) and, in bfloat16, round that sum once a
+chunk. Tokens that no loss counts (prompts, documents) are sorted behind the others, and their chunks are skipped.
 """
 
 import functools
@@ -14,41 +13,52 @@ import math
 import jax
 import jax.numpy as jnp
 
+from zsjax.parallel.constrain import parts_of
 from zsjax.types import PADDING_LOGIT
 
+LOGITS_BYTES = 2**28  # of one chunk's logits on a device
+MIN_CHUNKS = 8  # or a chunk would hold positions that no loss counts beside those that one does
 
-def token_logprobs(hidden, unembed, tokens, *, chunk, temperature=1.0, with_entropy=True, wanted=None,
-                   num_ids: int | None = None):
+
+def positions_at_a_time(positions: int, vocab_size: int, logits_bytes: int = LOGITS_BYTES) -> int:
+    """Positions of a chunk on one device: at most an eighth of those there, and `logits_bytes` of float32 logits."""
+    return max(1, min(math.ceil(positions / MIN_CHUNKS), logits_bytes // (4 * vocab_size)))
+
+
+def token_logprobs(hidden, unembed, tokens, *, chunk=0, temperature=1.0, with_entropy=True, wanted=None,
+                   num_ids: int | None = None, logits_bytes: int = LOGITS_BYTES):
     """Log-prob and entropy of each token given the tokens before it.
 
     With z_t = hidden[:, t-1] @ unembed / temperature, for t >= 1:
       logprobs[:, t] = z_t[tokens[:, t]] - logsumexp(z_t)
       entropy[:, t]  = logsumexp(z_t) - sum_v softmax(z_t)_v z_tv
-    and both are 0 at t = 0. Log-probs are clamped to at most 0 and entropies to at least 0, which rounding can pass;
-    gradients ignore the clamp.
+    and both are 0 at t = 0. Rounding can make log-probs positive and entropies negative: they are clamped to 0.
+    Gradients ignore the clamp.
 
     Args:
       hidden: [B, T, D], after the final norm. The products run in its dtype and accumulate in float32 (float64 for
         float64 input); the softmax is in the accumulating dtype.
       unembed: [D, V].
       tokens: int32[B, T], in 0 .. V-1.
-      chunk: at most this many positions along T have logits at a time; it need not divide T. Their memory is
-        4 * B * chunk * V bytes.
+      chunk: at most this many positions along T have logits at a time, for all rows: 4 * B * chunk * V bytes. It need not
+        divide T. 0: `positions_at_a_time` of all rows on a device together.
       temperature: float or float32[], > 0; the one the tokens were sampled at. No gradient flows to it.
       with_entropy: False saves a sum over V in both passes and returns None for the entropy.
       wanted: None for all, or bool[B, T]; where it is False, log-prob and entropy are 0 and get no gradient. The work is
-        that of the row with the most wanted tokens, rounded up to whole chunks.
+        that of the wanted tokens, rounded up to whole chunks: with a chunk, of the row that has most; without, of the
+        device that has most.
       num_ids: None, or how many of the V are tokens; the others are left out of the softmax (`DecoderConfig.num_ids`).
+      logits_bytes: with chunk 0, of the float32 logits that exist at a time on a device, but of at least one position.
 
     Returns:
       (logprobs, entropy): float32[B, T] each (float64 for float64 input), nats. Gradients flow to hidden and unembed,
       in reverse mode only.
 
     Raises:
-      ValueError: chunk < 1, temperature <= 0, or shapes that do not fit.
+      ValueError: chunk < 0, temperature <= 0, or shapes that do not fit.
     """
-    if chunk < 1:
-        raise ValueError(f"chunk={chunk} must be at least 1")
+    if chunk < 0:
+        raise ValueError(f"chunk={chunk} must be at least 1 position, or 0 for as many as logits_bytes hold")
     if isinstance(temperature, int | float) and temperature <= 0:
         raise ValueError(f"temperature={temperature} must be > 0")
     hidden, unembed, tokens = jnp.asarray(hidden), jnp.asarray(unembed), jnp.asarray(tokens)
@@ -60,10 +70,21 @@ def token_logprobs(hidden, unembed, tokens, *, chunk, temperature=1.0, with_entr
         zeros = jnp.zeros((B, T), dtype)
         return zeros, (zeros if with_entropy else None)
     temperature = jax.lax.stop_gradient(jnp.asarray(temperature, dtype))
-    num_chunks = math.ceil((T - 1) / chunk)
-    wanted = None if wanted is None else wanted[:, 1:]
-    out = _logprobs((num_chunks, with_entropy, num_ids), hidden[:, :-1], unembed, tokens[:, 1:], temperature, wanted)
-    own = lambda x: jnp.pad(x if wanted is None else jnp.where(wanted, x, 0), ((0, 0), (1, 0)))
+    # Without a chunk the rows of a device are one long row, whose wanted positions are sorted together.
+    rows = B if chunk else parts_of("rows", B)
+    V, N = unembed.shape[1], B // rows * (T - 1)
+    chunk = chunk or positions_at_a_time(N, V // parts_of("vocab", V), logits_bytes)
+
+    def folded(x):
+        return x.reshape(rows, N, *x.shape[2:])
+
+    out = _logprobs((math.ceil(N / chunk), with_entropy, num_ids), folded(hidden[:, :-1]), unembed, folded(tokens[:, 1:]),
+                    temperature, None if wanted is None else folded(wanted[:, 1:]))
+
+    def own(x):
+        x = x.reshape(B, T - 1)
+        return jnp.pad(x if wanted is None else jnp.where(wanted[:, 1:], x, 0), ((0, 0), (1, 0)))
+
     return own(out[0]), (own(out[1]) if with_entropy else None)
 
 
@@ -75,29 +96,33 @@ def _layout(num_chunks, wanted, N):
     on their devices.
     """
     c = math.ceil(N / num_chunks)
-    if wanted is None:
-        live, ahead, back = num_chunks, lambda x: x, lambda x: x
-    else:
+    live, order = num_chunks, None
+    if wanted is not None:
         live = (wanted.sum(axis=1).max() + c - 1) // c
         order = jnp.argsort(~wanted, axis=1)  # stable
         places = jnp.argsort(order, axis=1)
-        take = lambda x, at: jnp.take_along_axis(x, at.reshape(at.shape + (1,) * (x.ndim - 2)), axis=1)
-        ahead, back = lambda x: take(x, order), lambda x: take(x, places)
+
+    def at(x, indices):
+        return jnp.take_along_axis(x, indices.reshape(indices.shape + (1,) * (x.ndim - 2)), axis=1)
 
     def split(x):
-        x = jnp.pad(ahead(x), ((0, 0), (0, num_chunks * c - N)) + ((0, 0),) * (x.ndim - 2))
+        x = x if order is None else at(x, order)
+        x = jnp.pad(x, ((0, 0), (0, num_chunks * c - N)) + ((0, 0),) * (x.ndim - 2))
         return x.reshape(x.shape[0], num_chunks, c, *x.shape[2:]).swapaxes(0, 1)
 
     def join(x):
         x = x.swapaxes(0, 1)
-        return back(x.reshape(x.shape[0], -1, *x.shape[3:])[:, :N])
+        x = x.reshape(x.shape[0], -1, *x.shape[3:])[:, :N]
+        return x if order is None else at(x, places)
 
     return split, join, live
 
 
 def _loop(body, live, carry, xs):
     """`lax.scan` over the first `live` of xs; the outputs of the others are 0."""
-    at = lambda i: jax.tree.map(lambda x: x[i], xs)
+    def at(i):
+        return jax.tree.map(lambda x: x[i], xs)
+
     shapes = jax.eval_shape(lambda carry: body(carry, at(0))[1], carry)
     outs = jax.tree.map(lambda s: jnp.zeros((len(jax.tree.leaves(xs)[0]), *s.shape), s.dtype), shapes)
 
@@ -117,7 +142,7 @@ def _logits(hidden, unembed, temperature, num_ids):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _logprobs(options, hidden, unembed, tokens, temperature, wanted):
-    """[B, N] log-probs and entropies of tokens[b, n] from hidden[b, n]; rubbish, finite, where they are not wanted."""
+    """[B, N] log-probs and entropies of tokens[b, n] from hidden[b, n]; meaningless, finite, where they are not wanted."""
     return _forward(options, hidden, unembed, tokens, temperature, wanted)[0]
 
 

@@ -24,7 +24,9 @@ def with_master_weights(optimizer: optax.GradientTransformation) -> optax.Gradie
     Moments are float32, too, as the inner optimizer is made for the copies. The updates that come out are the float32
     differences to the next rounded parameters, so `optax.apply_updates` gives those parameters.
     """
-    is_narrow = lambda params: any(x.dtype != jnp.float32 for x in jax.tree.leaves(params))
+
+    def is_narrow(params):
+        return any(x.dtype != jnp.float32 for x in jax.tree.leaves(params))
 
     def init(params):
         if not is_narrow(params):

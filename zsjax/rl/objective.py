@@ -15,12 +15,24 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from zsjax.config.named import Registry, entry_of
 from zsjax.errors import InputError
 from zsjax.models import decoder
-from zsjax.registry import Registry, entry_of
 from zsjax.rl import losses, roles
 from zsjax.rl.logprobs import token_logprobs
+from zsjax.types import Metric
 
+METRICS = (
+    Metric("entropy", "of the policy's next token", "nats per token", 0.0, healthy="falls slowly and stays above 0.01", alarm="the policy hardly chooses any more",
+           chart="Entropy", curve="entropy"),
+    Metric("kl", "to the reference, by the estimator algorithm.kl_kind", "nats per token", healthy="rises slowly",
+           chart="KL to the starting policy", curve="kl", read_by=("adaptive KL coefficient",)),
+    Metric("ratio_mean", "probability ratio of the policy and the policy before the step", "ratio", 0.0, healthy="near 1"),
+    Metric("approx_kl", "k3 estimate of the KL of the step's updates", "nats per token", 0.0),
+    Metric("clip_fraction", "tokens whose gradient the clip cuts off", "share of tokens", 0.0, 1.0, healthy="below 0.3"),
+    Metric("dual_clip_fraction", "tokens whose loss algorithm.dual_clip bounds", "share of tokens", 0.0, 1.0),
+    Metric("term/*", "a further term of the objective, without its coefficient", chart="Terms of the objective"),
+)
 LOSSES = Registry("loss")
 OBJECTIVE_TERMS = Registry("term of the objective")
 
@@ -97,7 +109,10 @@ def load_loss(name: str) -> Callable:
 def kl_term(batch, logprobs, *, loss_mask, entropy, kind="k3"):
     """`losses.kl_penalty` of a TokenBatch."""
     del entropy
-    safe = lambda x: jnp.where(loss_mask, x, 0)
+
+    def safe(x):
+        return jnp.where(loss_mask, x, 0)
+
     return losses.kl_penalty(safe(logprobs), safe(batch.ref_logprobs), kind=kind)
 
 
@@ -130,16 +145,21 @@ def make_terms(loss, *, kl_coef=0.0, kl_kind="k3", entropy_coef=0.0, terms=None,
             Term("kl", kl_coef, _with(kl_term, kind=kl_kind)), *own)
 
 
+def reads_mask_only(terms) -> bool:
+    """Whether no term reads log-probs or entropies where the loss mask is False, so that none need be computed there."""
+    return all(entry_of(term.function).masked_only for term in terms)
+
+
 def _with(function, **options):
     """The function with these keywords; what a decorator said of it is kept."""
     return functools.wraps(function)(functools.partial(function, **options))
 
 
-def policy_objective(model_config, terms, *, chunk, temperature=1.0, remat="none", reduction="token_mean",
+def policy_objective(model_config, terms, *, chunk=0, temperature=1.0, remat="none", reduction="token_mean",
                      invert_mask=False) -> Objective:
     """The objective of reinforcement learning; terms: of `make_terms`, other arguments: see `make_update`."""
     loss, *penalties = terms
-    masked_only = all(entry_of(term.function).masked_only for term in terms)
+    masked_only = reads_mask_only(terms)
     fixed = {term.name: term.coefficient for term in penalties}
 
     def mask_of(batch):
@@ -194,7 +214,9 @@ def _mean(x, mask):
 
 
 def _policy_metrics(batch, logprobs, *, loss_mask, entropy):
-    safe = lambda x: jnp.where(loss_mask, x, 0)
+    def safe(x):
+        return jnp.where(loss_mask, x, 0)
+
     log_ratio = jnp.clip(safe(logprobs) - safe(batch.old_logprobs), -losses.MAX_LOG_RATIO, losses.MAX_LOG_RATIO)
     metrics = {"entropy": _mean(entropy, loss_mask), "ratio_mean": _mean(jnp.exp(log_ratio), loss_mask),
                "approx_kl": _mean(jnp.expm1(log_ratio) - log_ratio, loss_mask)}
@@ -213,7 +235,7 @@ def _check_needs(term, batch):
                              f"name one in algorithm.scorers")
 
 
-def supervised_objective(model_config, *, chunk, remat="none") -> Objective:
+def supervised_objective(model_config, *, chunk=0, remat="none") -> Objective:
     """Weighted next-token prediction over (tokens, weights, valid); see `make_supervised_update`."""
 
     def loss_sum(params, batch, scale, coef):

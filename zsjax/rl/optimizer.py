@@ -20,7 +20,7 @@ def make_optimizer(config, steps):
     """The optax chain of an `OptimizerConfig`: clip by global norm, AdamW, learning-rate schedule; or `config.chain`.
 
     The rate rises linearly to `learning_rate` over `warmup_steps` (the first step already moves), then follows the
-    schedule to `final_fraction` of it at step `steps`. Weight decay applies to matrices only. `clip_norm` 0 is no clip.
+    schedule to `final_fraction` of it at step `steps`. Weight decay applies to matrices only. `clip_norm` 0 turns clipping off.
     With `master_weights`, parameters narrower than float32 are updated in float32 copies (zsjax.rl.master_weights).
 
     Args:
@@ -48,7 +48,9 @@ def make_optimizer(config, steps):
     if config.chain:
         optimizer = optax.chain(*[transformation(link, rate) for link in config.chain])
     else:
-        matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+        def matrices(params):
+            return jax.tree.map(lambda p: p.ndim > 1, params)
+
         adamw = optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=matrices)
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
     return with_master_weights(optimizer) if config.master_weights else optimizer
@@ -66,7 +68,7 @@ def transformation(link, rate):
     name = link.get("name", "")
     make = getattr(optax, name, None) if isinstance(name, str) and name.isidentifier() and name[0] != "_" else None
     if not inspect.isfunction(make) and not isinstance(make, type(jax.jit(lambda: None))):
-        raise InputError(f"{name!r} is no transformation of optax {optax.__version__}")
+        raise InputError(f"{name!r} is not a transformation of optax {optax.__version__}")
     try:
         made = make(**arguments)
     except TypeError as error:

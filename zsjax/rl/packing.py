@@ -7,8 +7,8 @@ rows as the budget holds at the part's own length, so that a step computes littl
     for part in parts:
         micro = take(batch, part)          # a TokenBatch of [part.rows, part.length]
 
-Lengths come from a fixed ladder (64, 96, 128, 192, 256, ...) and the number of rows follows from the length, so there are
-at most as many shapes as rungs; `empty_parts` has one of each, with which all programs are compiled before they are needed.
+Lengths are those of fixed buckets (64, 96, 128, 192, 256, ...), and the number of rows follows from the length. So there is at
+most one shape a bucket. `empty_parts` has one part of each, for compiling all programs before they are needed.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ class Part:
     length: int
 
 
-def ladder(max_length: int, shortest: int = 64) -> list[int]:
+def length_buckets(max_length: int, shortest: int = 64) -> list[int]:
     """Lengths that parts may have: powers of two and their halves between, from `shortest` to `max_length`."""
-    rungs, size = [], shortest
+    buckets, size = [], shortest
     while size < max_length:
-        rungs += [size, size + size // 2]
+        buckets += [size, size + size // 2]
         size *= 2
-    return [rung for rung in rungs if rung < max_length] + [max_length]
+    return [length for length in buckets if length < max_length] + [max_length]
 
 
 def widths(max_length: int, multiple: int = 64) -> list[int]:
@@ -49,7 +49,7 @@ def empty_parts(lengths: Sequence[int], *, num_rows: int = 0, budget: int = 0, m
 
 
 def rows_within(budget: int, length: int, multiple: int = 1) -> int:
-    """Rows of a part of so many tokens a row, at least `multiple`."""
+    """Rows of `length` tokens that a part has, at least `multiple`."""
     return max(budget // length // multiple, 1) * multiple
 
 
@@ -59,9 +59,9 @@ def pack(lengths: Sequence[int], *, budget: int, max_length: int, multiple: int 
     Args:
       lengths: int[B], tokens of each row.
       budget: tokens of a part, padding included; a part has at least `multiple` rows whatever their length.
-      max_length: of any row of the run: the ladder's top.
+      max_length: of any row of the run, and the longest bucket.
       multiple: the rows of a part are a multiple of this (devices that rows are spread over).
-      shortest: the ladder's lowest rung.
+      shortest: the shortest bucket.
 
     Returns:
       Parts in order of falling length; each row is in exactly one.
@@ -72,10 +72,10 @@ def pack(lengths: Sequence[int], *, budget: int, max_length: int, multiple: int 
     lengths = np.asarray(lengths)
     if lengths.max(initial=0) > max_length:
         raise ValueError(f"a row of {lengths.max()} tokens is longer than max_length={max_length}")
-    order, rungs = np.argsort(-lengths, kind="stable"), ladder(max_length, shortest)
+    order, buckets = np.argsort(-lengths, kind="stable"), length_buckets(max_length, shortest)
     parts, at = [], 0
     while at < len(order):
-        length = next(rung for rung in rungs if rung >= lengths[order[at]])
+        length = next(length for length in buckets if length >= lengths[order[at]])
         num_rows = rows_within(budget, length, multiple)
         parts.append(Part(order[at:at + num_rows], num_rows, length))
         at += num_rows

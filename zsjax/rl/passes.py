@@ -17,6 +17,7 @@ from zsjax.parallel.constrain import on, row_shards
 from zsjax.parallel.mesh import reshard, row_sharding
 from zsjax.rl import packing, roles
 from zsjax.rl.compiled import Executable, kind_of
+from zsjax.rl.objective import make_terms, reads_mask_only
 from zsjax.rl.steps import make_packed_update, make_score, make_update, trained_alone
 from zsjax.rl.value import make_value_score, make_value_update
 
@@ -27,12 +28,14 @@ class Programs:
 
     Attributes:
       score, value_score: see `make_score`, `make_value_score`.
+      scored: int8[B, T] roles -> bool[B, T], the tokens whose log-probs a step reads: `score` computes no others.
       update, update_value: see `make_update`, `make_value_update`; where `packed`, `make_packed_update`. update_value is
         None without a value optimizer.
       packed: whether updates take a list of parts (train.microbatch_tokens).
     """
 
     score: Callable
+    scored: Callable
     value_score: Callable
     update: Callable
     update_value: Callable | None
@@ -54,7 +57,7 @@ def make_programs(config, model_config, *, loss, optimizer, value_optimizer=None
     reduction = algorithm.reduction
     if reduction == "fixed_length":
         reduction = ("fixed_length", config.rollout.max_tokens)
-    # Bounds that a loss of one's own may not know are given to it only where they are set.
+    # A user's loss may not know these bounds: it gets those that are set.
     hyper = dict(clip_low=algorithm.clip_low, clip_high=algorithm.clip_high)
     bounds = dict(dual_clip=algorithm.dual_clip, sampler_clip=algorithm.sampler_clip)
     hyper |= {name: bound for name, bound in bounds.items() if bound}
@@ -68,15 +71,20 @@ def make_programs(config, model_config, *, loss, optimizer, value_optimizer=None
         model_config, value_optimizer, clip=config.value.clip, reduction=reduction, remat=options.remat,
         microbatch_rows=rows, packed=packed)
     update = make_packed_update if packed else functools.partial(make_update, microbatch_rows=rows)
-    return Programs(policy_score(config, model_config), make_value_score(model_config, microbatch_rows=rows),
-                    update(model_config, loss, optimizer, **objective), update_value, packed)
+    # Where the inverted mask trains, the policy's own tokens are still what the metrics speak of.
+    sparse = reads_mask_only(make_terms(loss, terms=algorithm.terms)) and not algorithm.invert_mask
+    return Programs(
+        score=policy_score(config, model_config), scored=roles.loss_mask if sparse else roles.attention_mask,
+        value_score=make_value_score(model_config, microbatch_rows=rows),
+        update=update(model_config, loss, optimizer, **objective), update_value=update_value, packed=packed)
 
 
 def policy_score(config, model_config):
-    """`make_score` of a decoder under the settings by which a run scores its policy."""
+    """`make_score` of a decoder under the settings by which a run scores its policy, without entropies."""
     options = config.train
     return make_score(model_config, chunk=options.logprob_chunk, temperature=config.rollout.temperature,
-                      remat=options.remat, microbatch_rows=0 if options.microbatch_tokens else options.microbatch_rows)
+                      remat=options.remat, microbatch_rows=0 if options.microbatch_tokens else options.microbatch_rows,
+                      with_entropy=False)
 
 
 class Passes:
@@ -86,17 +94,21 @@ class Passes:
     """
 
     def __init__(self, config, mesh, programs: Programs):
-        """config: train and rollout are read. mesh: rows lie over its ("data", "fsdp") axes."""
+        """config: train and rollout are read. mesh: rows are cut over its ("data", "fsdp") axes."""
         self._mesh, self._packed, self._longest = mesh, programs.packed, config.rollout.max_tokens
         self._cut = dict(budget=config.train.microbatch_tokens, multiple=row_shards(mesh))
+        self._scored_tokens = programs.scored
         self._score, self._value_score = Executable(programs.score), Executable(programs.value_score)
         self._update, self._update_value = (update if programs.packed else update and Executable(update)
                                             for update in (programs.update, programs.update_value))
         self._ready = set()
 
     def logprobs(self, params, batch):
-        """float32[B, T] under the training forward; params: of the whole model."""
-        return self._scored(self._score, params, batch)
+        """float32[B, T] under the training forward, 0 where no term of the objective reads them.
+
+        params: of the whole model.
+        """
+        return self._scored(self._score, params, batch, self._scored_tokens)
 
     def values(self, value_params, batch):
         """float32[B, T], see `zsjax.rl.value.state_values`."""
@@ -110,14 +122,11 @@ class Passes:
         """(value_params, opt_state, info), see `make_value_update`; value_params and opt_state are donated."""
         return self._updated(self._update_value, value_params, opt_state, batch)
 
-    def scorer(self, score, params):
-        """batch -> float32[B, T]: log-probs under another model; score: its `policy_score`."""
-        return functools.partial(self._scored, Executable(score), params)
-
-    def _scored(self, program, params, batch):
+    def _scored(self, program, params, batch, *masks):
+        """masks: functions of roles, given to the program behind `roles.attention_mask`."""
         def inputs(part):
             cut = packing.take(batch, part)
-            return params, *self._place((cut.tokens, roles.attention_mask(cut.roles)))
+            return params, *self._place((cut.tokens, *(mask(cut.roles) for mask in (roles.attention_mask, *masks))))
 
         self._compile(program, batch, params, arguments=lambda empty: [inputs(part) for part in empty])
         parts, out = self._parts(batch), []
@@ -154,7 +163,7 @@ class Passes:
         return [packing.Part(np.arange(B), B, width)]
 
     def _empty_parts(self, rows: int):
-        """A part without rows of each shape that a batch of so many rows may have."""
+        """A part without rows of each shape that a batch of `rows` rows may have."""
         if self._packed:
-            return packing.empty_parts(packing.ladder(self._longest), **self._cut)
+            return packing.empty_parts(packing.length_buckets(self._longest), **self._cut)
         return packing.empty_parts(packing.widths(self._longest), num_rows=rows)

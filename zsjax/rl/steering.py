@@ -7,11 +7,18 @@ import jax
 import numpy as np
 
 from zsjax import schedules
-from zsjax.config import Config, CurriculumConfig, MixConfig
+from zsjax.config.fields import Config, CurriculumConfig, MixConfig
 from zsjax.parallel import hosts
 from zsjax.parallel.mesh import replicated, reshard
 from zsjax.rl.curricula import CURRICULA
-from zsjax.types import TrainState
+from zsjax.types import Metric, TrainState
+
+METRICS = (
+    Metric("noise", "P(noisy) that the curriculum asks for", "share of searches", 0.0, 1.0, healthy="follows the schedule",
+           chart="Noise", curve="curriculum"),
+    Metric("real_searches", "P(the real engine answers) of a mixed engine", "share of searches", 0.0, 1.0),
+    Metric("kl_coef", "adaptive coefficient of the KL", low=0.0, chart="KL coefficient", curve="adaptive"),
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Scores and optimizer steps: (params, opt_state, batch) -> (params, opt_state, info), for policy and supervision.
 
-    score = make_score(model_config, chunk=256)
-    old_logprobs, _ = score(params, tokens, attention_mask(roles))
-    update = make_update(model_config, "ppo_clip", optimizer, chunk=256, kl_coef=0.001)
+    score = make_score(model_config)
+    old_logprobs, _ = score(params, tokens, attention_mask(roles), loss_mask(roles))
+    update = make_update(model_config, "ppo_clip", optimizer, kl_coef=0.001)
     params, opt_state, info = update(params, opt_state, batch)
 
 A step over a batch in pieces adds sums and weights over the pieces and divides once. So the step is that of the whole
@@ -27,6 +27,16 @@ from zsjax.rl.objective import (
     supervised_objective,
 )
 from zsjax.rl.optimizer import make_optimizer
+from zsjax.types import Metric
+
+METRICS = (
+    Metric("loss", "the whole objective, all terms", chart="Loss", curve="loss"),
+    Metric("grad_norm", "global norm of the gradient, before clipping", low=0.0,
+           healthy="keeps its order of magnitude", alarm="the gradient explodes", chart="Gradient norm", curve="norm"),
+    Metric("weight", "what the sums are divided by: tokens or episodes of an update", low=0.0),
+    Metric("nonfinite", "updates that were left out because loss or gradient was not finite", "share of updates", 0.0, 1.0,
+           healthy="0", read_by=("stop rule",)),
+)
 
 # The last names are those of zsjax.rl.update, as this module was called until version 0.1.
 __all__ = ["PackedStep", "make_packed_update", "make_score", "make_supervised_update", "make_update", "over_microbatches",
@@ -39,30 +49,32 @@ def trained_alone(params, frozen):
     return params
 
 
-def make_score(model_config, *, chunk, temperature=1.0, remat="none", microbatch_rows=0):
-    """Returns the jitted score(params, tokens int32[B, T], valid bool[B, T]) -> (logprobs, entropy) float32[B, T].
+def make_score(model_config, *, chunk=0, temperature=1.0, remat="none", microbatch_rows=0, with_entropy=True):
+    """Returns the jitted score(params, tokens int32[B, T], valid bool[B, T], wanted=None) -> (logprobs, entropy).
 
-    Nats, of each token given those before it under softmax(logits / temperature), by the forward that training uses;
-    0 at position 0 and where `valid` is False. `microbatch_rows` > 0 runs that many rows at a time: the training
-    update's number makes the ratio of the first update 1 to the last bit on CPU.
+    float32[B, T], nats, of each token given those before it under softmax(logits / temperature), by the forward that
+    training uses; 0 at position 0 and where `wanted` (bool[B, T]; None: `valid`) is False: no logits are computed there.
+    Entropy is None without `with_entropy`. `microbatch_rows` > 0 runs that many rows at a time: the training update's
+    number makes the ratio of the first update 1 to the last bit on CPU.
     """
 
-    def rows(params, tokens, valid):
-        out = model_logprobs(params, model_config, tokens, valid, remat=remat, chunk=chunk, temperature=temperature)
-        return jax.tree.map(lambda x: jnp.where(valid, x, 0), out)
+    def rows(params, tokens, valid, wanted=None):
+        wanted = valid if wanted is None else valid & wanted
+        return model_logprobs(params, model_config, tokens, valid, remat=remat, chunk=chunk, temperature=temperature,
+                              with_entropy=with_entropy, wanted=wanted)
 
     return over_microbatches(rows, microbatch_rows)
 
 
 def over_microbatches(rows, microbatch_rows):
-    """The jitted rows(params, tokens [B, T], valid [B, T]) -> tree of [B, T], microbatch_rows at a time; 0 is all."""
+    """The jitted rows(params, tokens [B, T], *masks [B, T]) -> tree of [B, T], microbatch_rows at a time; 0 is all."""
 
     @jax.jit
-    def scored(params, tokens, valid):
+    def scored(params, tokens, *masks):
         B, T = tokens.shape
         if not 0 < microbatch_rows < B:
-            return rows(params, tokens, valid)
-        out = jax.lax.map(lambda part: rows(params, *part), slices((tokens, valid), microbatch_rows))
+            return rows(params, tokens, *masks)
+        out = jax.lax.map(lambda part: rows(params, *part), slices((tokens, *masks), microbatch_rows))
         return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(B, T), out)
 
     return scored
@@ -80,13 +92,13 @@ def make_update(model_config, loss, optimizer, *, microbatch_rows=0, assemble=tr
       optimizer: an optax.GradientTransformation, see `make_optimizer`.
       microbatch_rows: rows at a time; 0 is all. Must divide the batch's rows.
       assemble: (params, frozen) -> the decoder's parameters, where what is trained is not the whole model (LoRA).
-      chunk: positions per chunk of `token_logprobs`.
+      chunk: positions per chunk of `token_logprobs`; 0 follows from bytes.
       temperature: the sampling temperature of the rollout.
       remat: what the backward pass computes again, see `decoder.hidden_states`.
       kl_coef, kl_kind: KL to `batch.ref_logprobs` as a loss, "k2" or "k3".
       entropy_coef: > 0 rewards entropy.
       terms: further terms, name -> coefficient; see `zsjax.rl.objective.Term`.
-      reduction: see `losses.aggregate`; the bare name "fixed_length" stands for ("fixed_length", T).
+      reduction: see `losses.aggregate`; the bare name "fixed_length" means ("fixed_length", T).
       invert_mask: an ablation that trains on every token but the policy's; the caller broadcasts the advantages.
       **loss_hyper: given to the loss.
 
@@ -95,7 +107,7 @@ def make_update(model_config, loss, optimizer, *, microbatch_rows=0, assemble=tr
       params and opt_state donated; a coef float32[] takes the place of kl_coef (an adaptive one), frozen is a pytree for
       `assemble`, which gets no gradient. info: dict of float32[]: loss (all terms), grad_norm (before clipping), weight
       (the loss's), entropy and kl (k3, 0 without ref_logprobs) in nats per token, ratio_mean, approx_kl, clip_fraction (0
-      unless the loss tells), "term/NAME" of further terms, nonfinite (1 if loss or gradient was not finite: then params and
+      unless the loss gives it), "term/NAME" of further terms, nonfinite (1 if loss or gradient was not finite: then params and
       opt_state are unchanged, as they are when the weight is 0), weight_mismatch (1 if the loss's weight depends on the
       logprobs where it must not: params and opt_state are unchanged), and what the loss's info adds.
 
@@ -122,13 +134,13 @@ def make_packed_update(model_config, loss, optimizer, *, assemble=trained_alone,
     return PackedStep(_objective(model_config, loss, **options), optimizer, assemble=assemble)
 
 
-def _objective(model_config, loss, *, chunk, temperature=1.0, remat="none", reduction="token_mean", invert_mask=False,
+def _objective(model_config, loss, *, chunk=0, temperature=1.0, remat="none", reduction="token_mean", invert_mask=False,
                **options):
     return policy_objective(model_config, make_terms(loss, **options), chunk=chunk, temperature=temperature, remat=remat,
                             reduction=reduction, invert_mask=invert_mask)
 
 
-def make_supervised_update(model_config, optimizer, *, chunk, remat="none", microbatch_rows=0, packed=False,
+def make_supervised_update(model_config, optimizer, *, chunk=0, remat="none", microbatch_rows=0, packed=False,
                            assemble=trained_alone):
     """Makes one optimizer step of weighted next-token prediction, -sum(w_t log p(token_t)) / sum(w_t).
 
@@ -203,13 +215,18 @@ class PackedStep:
         """The programs of the running sums, which need to know the parameters' shapes and places."""
         if "add" in self.programs:
             return
-        # The running sums lie as the parameters do. Left to XLA, sums that begin and sums that go on lie differently, and
+        # The running sums are sharded as the parameters are. Left to XLA, first and later sums are sharded differently, and
         # the program of each shape is compiled for both: the second time in the middle of a run.
         shapes, places = jax.eval_shape(self._part_of, params, *given), jax.tree.map(lambda x: x.sharding, params)
         mesh = getattr(jax.tree.leaves(places)[0], "mesh", None)
         where = {} if mesh is None else dict(out_shardings=(replicated(mesh), places))
-        add = lambda total, *given: jax.tree.map(jnp.add, total, self._part_of(*given))
-        zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        def add(total, *given):
+            return jax.tree.map(jnp.add, total, self._part_of(*given))
+
+        def zeros():
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
         self.programs["zeros"] = Executable(jax.jit(zeros, **where))
         self.programs["add"] = Executable(jax.jit(add, donate_argnums=0, **where))
 
@@ -219,20 +236,23 @@ class PackedStep:
         number = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
         weights, scale = ((number, number), number) if "weigh" in self.programs else (None, None)
         self._prepare(params, part, scale, coef, frozen)
-        place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+        def place(x, where):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
         sums, grads = jax.eval_shape(self.programs["zeros"].jitted)
         total = (jax.tree.map(lambda x: place(x, replicated(mesh)), sums),
                  jax.tree.map(lambda x, like: place(x, like.sharding), grads, params))
         return total, weights, scale
 
     def lower(self, params, opt_state, part, coef=None, frozen=None):
-        """{"update": one part's gradients, "apply": the optimizer's step}, lowered for shapes that say where they lie."""
+        """{"update": one part's gradients, "apply": the optimizer's step}, lowered for shapes with shardings."""
         total, weights, scale = self._arguments(params, part, coef, frozen)
         return {"update": self.programs["add"].lower(total, params, part, scale, coef, frozen),
                 "apply": self.programs["finish"].lower(params, opt_state, total, weights)}
 
     def compile(self, params, opt_state, parts, coef=None, frozen=None):
-        """Compiles the programs of these shapes of parts; nothing is run. The parameters lie on a mesh."""
+        """Compiles the programs of these shapes of parts; nothing is run. The parameters are on a mesh."""
         total, weights, scale = self._arguments(params, parts[0], coef, frozen)
         self.programs["zeros"].compile()
         for part in parts:
@@ -244,7 +264,10 @@ class PackedStep:
 
 def _differentiated(objective, assemble):
     """value_and_grad(params, batch, scale, coef, frozen), the gradient with respect to params alone."""
-    whole = lambda params, batch, scale, coef, frozen: objective.loss_sum(assemble(params, frozen), batch, scale, coef)
+
+    def whole(params, batch, scale, coef, frozen):
+        return objective.loss_sum(assemble(params, frozen), batch, scale, coef)
+
     return jax.value_and_grad(whole, has_aux=True)
 
 
@@ -293,7 +316,9 @@ def step(optimizer, params, opt_state, grads, loss, counts):
     new_params = optax.apply_updates(params, updates)
     # A select, not a lax.cond, whose branches would each hold a copy of everything. The cast keeps the dtypes that
     # the state was made with when parameters are bf16 and gradients float32.
-    keep = lambda new, old: jnp.where(finite & counts, new, old).astype(old.dtype)
+    def keep(new, old):
+        return jnp.where(finite & counts, new, old).astype(old.dtype)
+
     params, opt_state = jax.tree.map(keep, (new_params, new_state), (params, opt_state))
     return params, opt_state, {"grad_norm": grad_norm, "nonfinite": (~finite).astype(jnp.float32)}
 

@@ -11,6 +11,13 @@ from zsjax.models.value import value_forward
 from zsjax.rl import losses, roles
 from zsjax.rl.objective import Objective
 from zsjax.rl.steps import PackedStep, over_microbatches, whole_step
+from zsjax.types import Metric
+
+METRICS = (
+    Metric("value/value_error", "squared error of the value model before its update", "squared reward", 0.0,
+           chart="Value model", curve="error"),
+    Metric("value/*", "loss, grad_norm, nonfinite, weight and clip fraction of the value model's updates"),
+)
 
 
 def state_values(value_params, model_config, tokens, valid, *, remat="none"):
@@ -32,7 +39,7 @@ def make_value_update(model_config, optimizer, *, clip, reduction="token_mean", 
     Args:
       model_config: DecoderConfig of its trunk.
       optimizer: an optax.GradientTransformation.
-      clip: see `losses.value_clip`; 0 is no clip.
+      clip: see `losses.value_clip`; 0 turns it off.
       reduction, remat, microbatch_rows: as `zsjax.rl.steps.make_update`.
       packed: the step takes a list of parts, as `make_packed_update`.
 

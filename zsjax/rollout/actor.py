@@ -3,10 +3,12 @@
 import jax
 import numpy as np
 
-from zsjax.config import Config
+from zsjax.config.fields import Config
 from zsjax.rewards import terms
 from zsjax.rl.selection import groups_with_signal
+from zsjax.rollout.actions import load_actions
 from zsjax.rollout.experience import Experience, replace_groups
+from zsjax.rollout.outcomes import outcomes as outcomes_of
 from zsjax.rollout.played import occupancy, requests_saved
 
 
@@ -18,9 +20,10 @@ class Actor:
     """
 
     def __init__(self, config: Config, rollout, stream, tokenizer):
-        """config: algorithm, train and reward are read. rollout: `Rollout` with group_size config.train.group_size.
-        stream: `QuestionStream`. tokenizer: the policy's."""
+        """config: algorithm, train, reward and rollout.actions are read. stream: `QuestionStream`. tokenizer: the policy's.
+        rollout: `Rollout` with group_size config.train.group_size."""
         self.config, self.rollout, self.stream, self.tokenizer = config, rollout, stream, tokenizer
+        self.actions = load_actions(config.rollout.actions)
         self.rounds = 1 + (config.algorithm.refill_rounds if config.algorithm.drop_equal_groups else 0)
 
     def play(self, policy, settings) -> Experience:
@@ -49,7 +52,8 @@ class Actor:
         played = jax.device_get(self.rollout.play(policy, asked, noise=settings.noise, key=settings.key, group_ids=ids,
                                                   reranker=weights))
         episodes = played.episodes
-        outcomes = terms.outcomes(episodes, questions, self.tokenizer, overlong=(reward.overlong_from, reward.overlong_to))
+        outcomes = outcomes_of(episodes, questions, self.tokenizer, overlong=(reward.overlong_from, reward.overlong_to),
+                               actions=self.actions)
         scores, by_term = terms.score(outcomes, reward.terms)
         return Experience(
             episodes=episodes, questions=_objects(questions), outcomes=_objects(outcomes), scores=scores, terms=by_term,

@@ -9,6 +9,14 @@ from zsjax import types
 from zsjax.models import quant
 from zsjax.search.simulator.writing import Tally
 
+METRICS = (
+    types.Metric("occupancy/policy", "decode-step rows of the policy that held a useful token", "share of rows", 0.0, 1.0,
+                 "0.5 or more", chart="Occupancy", curve="policy"),
+    types.Metric("occupancy/simulator", "decode-step slots of the simulator that held a useful token", "share of rows", 0.0,
+                 1.0, "0.5 or more", chart="Occupancy", curve="simulator"),
+    types.Metric("requests_saved", "searches that the reply to an equal one answered", "share of searches", 0.0, 1.0),
+)
+
 
 @flax.struct.dataclass
 class RolloutWork:

@@ -33,7 +33,8 @@ class Stream:
 
     def __call__(self, state):
         length, ended = int(state.length[0]), int(state.status[0]) != types.RUNNING
-        tokens, roles = np.asarray(state.tokens[0, :length]), np.asarray(state.roles[0, :length])
+        # Cut on the host: jax would compile a program for each length.
+        tokens, roles = np.asarray(state.tokens[0])[:length], np.asarray(state.roles[0])[:length]
         while self._start < length:
             role = roles[self._start]
             others = np.flatnonzero(roles[self._start:] != role)

@@ -1,1 +1,1 @@
-"""A run as a whole: its stages in order, the objects that its config names, its folder, one question, export."""
+"""A run: its stages, the objects that its config names, its folder, questions and games on a terminal, export."""

@@ -1,8 +1,9 @@
-"""One question to a run's policy."""
+"""Questions to a run's policy, one by one: models are loaded and compiled once."""
 
 import dataclasses
 import logging
 import pathlib
+from collections.abc import Callable
 
 import jax
 
@@ -16,49 +17,70 @@ from zsjax.run.stages.run import Run
 from zsjax.types import Question
 
 
-def ask(question: str, config: Config, workdir=None, *, show=None) -> dict:
-    """One question through the policy and the evaluation engine; greedy.
+class Asker:
+    """A policy with the evaluation engine, which answers questions greedily."""
 
-    Args:
-      question: the question.
-      config: names policy, tokenizer and engine.
-      workdir: a run whose trained policy answers; without one, or where it has none, the carried policy of the tiny
-        world if the config is the tiny world's, else config.policy.init.
-      show: called with (role, text) of each piece of the episode as soon as it is there, what the policy writes token by
-        token.
+    def __init__(self, config: Config, workdir=None, *, show: Callable[[str, str], None] | None = None):
+        """Loads the policy and the engine.
 
-    Returns:
-      A record as `transcript.records` gives.
+        Args:
+          config: names policy, tokenizer and engine.
+          workdir: a run whose trained policy answers. Without one, or where it has none, the carried policy of the tiny
+            world answers if the config is the tiny world's, else config.policy.init.
+          show: called with (role, text) of each new piece of an episode, the policy's text token by token.
+
+        Raises:
+          UserError: there is no such workdir.
+        """
+        self._run, self._show = run_of(config, workdir), show
+        config = self._run.config
+        model, self._params = _answering_policy(self._run, workdir)
+        engine = self._run.engine(config.search.eval_engine, config.data.eval_corpus)
+        # The host looks for new text after each token.
+        config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, visit_every=1))
+        self._rollout = make_rollout(model, engine, self._run.tokenizer, config, watch=self._watch if show else None)
+
+    def __call__(self, question: str) -> dict:
+        """Plays the episode of a question.
+
+        Returns:
+          A record as `transcript.records` gives.
+
+        Raises:
+          UserError: the question is empty or too long.
+        """
+        if not question.strip():
+            raise UserError('the question is empty; ask one, such as "Who wrote Emma?"')
+        self._stream = transcript.Stream(self._run.tokenizer, self._show)
+        records, _ = play(self._rollout, self._params, [Question("asked", question, ())],
+                          key=jax.random.key(self._run.config.seed), batch_rows=1)
+        return records[0]
+
+    def _watch(self, state):
+        self._stream(state)
+
+
+def run_of(config: Config, workdir=None) -> Run:
+    """The run in a folder, to be read only; without a folder, a run that keeps nothing.
 
     Raises:
-      UserError: the question is empty, or there is no such workdir.
+      UserError: there is no such folder.
     """
-    if not question.strip():
-        raise UserError('the question is empty; ask one, such as "Who wrote Emma?"')
-    if workdir is not None and not pathlib.Path(workdir).is_dir():
-        raise UserError(f"there is no run in {workdir}: no such folder; leave --workdir out to ask the carried policy")
-    if workdir is None:  # nowhere to keep an index
+    if workdir is None:
         config = dataclasses.replace(config, search=dataclasses.replace(config.search, index_dir=""))
-    with Writer(None) as writer:
-        context = Run(config, pathlib.Path(workdir or "."), writer, "")
-        model, params = _answering_policy(context, workdir)
-        engine = context.engine(config.search.eval_engine, config.data.eval_corpus)
-        stream = transcript.Stream(context.tokenizer, show) if show else None
-        # After each token there is a look at what is new.
-        config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, visit_every=1))
-        rollout = make_rollout(model, engine, context.tokenizer, config, watch=stream)
-        records, _ = play(rollout, params, [Question("asked", question, ())], key=jax.random.key(config.seed), batch_rows=1)
-    return records[0]
+    elif not pathlib.Path(workdir).is_dir():
+        raise UserError(f"there is no run in {workdir}: no such folder; leave --workdir out to use the carried models")
+    return Run(config, pathlib.Path(workdir or "."), Writer(None, quiet=True), "")
 
 
 def _answering_policy(run: Run, workdir):
+    """(DecoderConfig, params) of the policy that answers."""
     if workdir is not None and build.checkpoint_exists(run.path("models/policy")):
         return run.policy("policy")
-    if run.config.tokenizer == "asset:tiny_world/tokenizer":
-        from zsjax.data.assets import asset_path
-
-        if workdir is not None:
-            logging.warning("no trained policy in %s: the carried one of the tiny world answers", workdir)
-        return build.model(run.config.policy, run.tokenizer, seed=0, path=asset_path("asset:tiny_world/policy"))
-    logging.warning("no trained policy in %s: %s answers", workdir, run.config.policy.init)
-    return run.start_policy()
+    carried = build.carried(run.config, "policy")
+    if carried is None:
+        logging.warning("no trained policy in %s: %s answers", workdir, run.config.policy.init)
+        return run.start_policy()
+    if workdir is not None:
+        logging.warning("no trained policy in %s: the carried one of the tiny world answers", workdir)
+    return build.model(run.config.policy, run.tokenizer, seed=0, path=carried)

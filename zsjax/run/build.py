@@ -1,4 +1,4 @@
-"""The objects that a config names: tokenizer, models, questions, corpora, engines, simulator."""
+"""Objects from their names in a config: tokenizer, models, questions, corpora, engines, simulator."""
 
 import dataclasses
 import functools
@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from zsjax.config import Config, ModelConfig
+from zsjax.config.named import load_object
 from zsjax.config.options import read_options
 from zsjax.data import load_corpus, load_questions, load_tokenizer
 from zsjax.data.assets import asset_path
-from zsjax.data.playable import playable as keep_playable
+from zsjax.data.playable import keep_playable
 from zsjax.data.questions import sample
 from zsjax.errors import reading
 from zsjax.models import attention
@@ -23,7 +24,6 @@ from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.models.placement import param_shardings
 from zsjax.parallel import hosts
 from zsjax.parallel.mesh import reshard
-from zsjax.registry import load_object
 from zsjax.rollout.policy_prompt import TEMPLATES, PolicyTemplate
 from zsjax.search import Document, DropBest, Limits, decoder_embedder, registry
 from zsjax.search.engines.dense import QUERY_FORMAT
@@ -45,13 +45,13 @@ def local_path(name: str, *, weights: bool = False) -> pathlib.Path:
 
 
 def model(config: ModelConfig, tokenizer, *, seed: int, path=None, mesh=None, rules=None) -> tuple[DecoderConfig, dict]:
-    """(DecoderConfig, params) of a model: random, or loaded from `path` or, without one, `config.init`.
+    """(DecoderConfig, params) of a model: random, or loaded from `path`, else from `config.init`.
 
-    Activations get `config.dtype`, parameters `config.param_dtype`, whatever the checkpoint was written in. With a mesh
-    of several devices, parameters are cut over it under `rules` (`zsjax.parallel.mesh`).
+    Activations get `config.dtype`, parameters `config.param_dtype`, whatever the checkpoint's dtype. A mesh of several
+    devices shards parameters under `rules` (`zsjax.parallel.mesh`).
 
     Raises:
-      ValueError, FileNotFoundError: what `load_hf` says of the checkpoint, or an attention kernel that cannot run.
+      ValueError, FileNotFoundError: of `load_hf`, or for an attention kernel that cannot run.
     """
     path = path or config.init
     mesh = None if mesh is None or mesh.size == 1 else mesh
@@ -76,17 +76,15 @@ def model(config: ModelConfig, tokenizer, *, seed: int, path=None, mesh=None, ru
 
 
 def worlds(config: Config, name: str):
-    """The tiny worlds behind "tiny_world:train" or "tiny_world:eval"."""
+    """The tiny worlds of "tiny_world:train" or "tiny_world:eval"."""
     from zsjax.tiny_world import world
 
-    return world.resolve(name, **config.world)
+    return world.worlds_of(name, **config.world)
 
 
 def questions(config: Config, source: str, limit: int | None = None) -> list[Question]:
-    """The questions of a source; of more than `limit` a sample, the same in every run, so that runs can be compared.
-
-    The tiny world's, which are made in random order, are the first.
-    """
+    """The questions of a source, "PATH#SPLIT" for one split. Of more than `limit` a sample, the same in every run, so that
+    runs can be compared; of the tiny world's, which are in random order, the first."""
     if source.startswith(TINY_WORLD):
         from zsjax.tiny_world import world
 
@@ -100,17 +98,20 @@ def benchmarks(config: Config) -> list[Question]:
     limit = config.data.eval_limit
     if not config.data.benchmarks:
         return questions(config, config.data.eval, limit)
-    # FlashRAG's files all count from "test_0": the name keeps their questions apart.
+    # The ids of FlashRAG's files all begin at "test_0": the name makes keys unique.
     return [dataclasses.replace(question, metadata={**question.metadata, "data_set": name}, key=f"{name}:{question.key}")
             for name, source in config.data.benchmarks.items() for question in questions(config, source, limit)]
 
 
 def playable(config: Config, questions: list[Question], source: str, tokenizer, *, baselines=()) -> list[Question]:
-    """The questions whose prompts, the policy's and those of `baselines` (names), fit; `data.overlong` says what becomes
-    of others. Raises InputError as `zsjax.data.playable.playable`."""
+    """The questions whose prompts fit, the policy's and those of `baselines` (names). data.overlong says whether others are
+    dropped or refused. Raises InputError as `zsjax.data.playable.keep_playable`."""
     names = [config.prompts.policy, *(name for name in baselines if name in TEMPLATES and name != "rag")]
     templates = [PolicyTemplate.load(name) for name in dict.fromkeys(names)]
-    encode = lambda text: max((template.encode(tokenizer, text, chat=config.prompts.chat) for template in templates), key=len)
+
+    def encode(text):
+        return max((template.encode(tokenizer, text, chat=config.prompts.chat) for template in templates), key=len)
+
     return keep_playable(questions, encode, max_prompt_tokens=config.rollout.max_prompt_tokens,
                          overlong=config.data.overlong, source=source)
 
@@ -123,19 +124,20 @@ def corpus(config: Config, source: str) -> list[Document]:
     return load_corpus(source)
 
 
-def engine(name: str, config: Config, source: str, *, workdir=".", drop_best: float = 0.0,
+def engine(name: str, config: Config, source: str, *, workdir=".", drop_best: float = 0.0, misinformation: float = 0.0,
            simulator: Callable[[], Simulator] | None = None):
     """An engine by name, see `zsjax.search.registry`.
 
     Args:
       name: as of config.search.engine.
       source: the corpus, for engines that have one.
-      workdir: what config.search.index_dir and .remote.cache_dir are relative to.
-      drop_best: > 0 loses the best document at random.
-      simulator: makes the simulator, for engines that ask it (`stages.run.Run.engine`).
+      workdir: config.search.index_dir and .remote.cache_dir are relative to it.
+      drop_best: probability that a search loses its best document.
+      misinformation: probability that a search's best document names a wrong object; for the tiny world's corpora.
+      simulator: makes the simulator, for engines that use it (`stages.run.Run.engine`).
 
     Raises:
-      InputError: no such engine, or what it needs cannot be had.
+      InputError: an unknown engine, or something that it needs is missing.
       ConfigError: its options in config.search.options are wrong.
     """
     spec, workdir = registry.find(name), pathlib.Path(workdir)
@@ -148,11 +150,15 @@ def engine(name: str, config: Config, source: str, *, workdir=".", drop_best: fl
     if "simulator" in registry.needs(name, config.search):
         return found
     found = DropBest(found, drop_best, seed=config.seed) if drop_best else found
+    if misinformation:
+        from zsjax.tiny_world.misinformation import Misinformed
+
+        found = Misinformed(found, corpus(config, source), misinformation, seed=config.seed)
     return Passages(found, config.search.passage_words) if config.search.passage_words else found
 
 
 def _index(config, source, workdir, name, build, load, *what):
-    """An index over a corpus: of a file, built once and kept under the hash of what it was built from."""
+    """An index over a corpus. That of a file is built once and kept under the hash of its inputs."""
     if source.startswith(TINY_WORLD) or not config.search.index_dir:
         return build()
     key = hashlib.sha256(repr([name, *what]).encode())
@@ -165,7 +171,7 @@ def _index(config, source, workdir, name, build, load, *what):
             logging.info("building the %s index of %s", name, source)
             build().save(folder)
         hosts.wait("index")
-    return load(folder)  # memory-mapped, also when it has just been built
+    return load(folder)  # memory-mapped, even when it has just been built
 
 
 def embedder(config: Config):
@@ -198,7 +204,7 @@ def simulator(config: Config, model_config: DecoderConfig, params, tokenizer) ->
         config=model_config, params=params, tokenizer=tokenizer, template=template, num_documents=search.num_candidates,
         max_document_tokens=search.max_document_tokens, max_query_tokens=search.max_query_tokens,
         max_question_tokens=config.rollout.max_prompt_tokens, temperature=search.temperature, top_p=search.top_p,
-        # A mixed engine's documents are reranked on the host, after it: what comes first must have been written first.
+        # A mixed engine's documents are reranked on the host afterwards, so they must come in the order of writing.
         shuffle_documents=search.shuffle_documents and not (search.rerank.candidates and search.engine == "mixed"),
         reveal_gold=search.reveal_gold, cache_dtype=config.simulator.cache_dtype)
 
@@ -226,12 +232,18 @@ def _tell_form(template: str, chat: bool):
 
 
 def frozen(config: ModelConfig, simulator: Simulator) -> Simulator:
-    """The simulator as it plays: with `config.quantize`, which cannot be trained any more."""
+    """The simulator as rollouts use it: quantized as config.quantize says, no longer trainable."""
     if config.quantize == "none":
         return simulator
     from zsjax.models.quant import quantize
 
     return dataclasses.replace(simulator, params=quantize(simulator.params))
+
+
+def carried(config: Config, name: str) -> pathlib.Path | None:
+    """The folder of the trained "policy" or "simulator" that the package carries; None for all but the tiny world."""
+    tiny_world = config.tokenizer == "asset:tiny_world/tokenizer"
+    return asset_path(f"asset:tiny_world/{name}") if tiny_world else None
 
 
 def checkpoint_exists(path: pathlib.Path) -> bool:

@@ -13,7 +13,7 @@ from zsjax.run.stages.run import Run
 
 
 def export(config: Config, workdir, out) -> pathlib.Path:
-    """Copies the run's policy (trained, or as far as its last checkpoint is) to a Hugging Face folder `out`.
+    """Writes the trained policy, or that of the last checkpoint, to a Hugging Face folder `out`.
 
     Raises:
       UserError: the run has no policy yet, or `out` exists.

@@ -1,4 +1,4 @@
-"""The stages of a run, in order, each resumable: what a stage makes lies in the run's folder, and what is there is kept.
+"""The stages of a run, in order. Each is resumable, and outputs that are in the run's folder are kept.
 
     pretrain            a base for the policy, from scratch          -> models/base
     pretrain_simulator  a base for the simulator, from scratch       -> models/simulator_base
@@ -6,25 +6,27 @@
     collect             the policy searches with the real engine     -> searches.jsonl
     tune_simulator      the simulator learns to play that engine     -> models/simulator, gates.json
     train               reinforcement learning                       -> models/policy
-    evaluate            start and trained policy, on the real engine  -> evaluation.json, evaluation/*.jsonl
-    report              everything on one page                       -> report.html
+    evaluate            start and trained policy, on the real engine -> evaluation.json, evaluation/*.jsonl
+    report              one page                                     -> report.html
 
-A stage takes its input from the folder if an earlier stage put it there, else from what the config names. Between the
-stages stand gates (config.gates): a model that cannot read, or a simulator that leaks, stops the run.
+A stage reads the output of an earlier stage, else the input that the config names. Gates (config.gates) stop a run whose
+model cannot read or whose simulator leaks.
 """
 
+import json
 import pathlib
 
 from zsjax import config as configuration
 from zsjax.config import Config
 from zsjax.errors import UserError
+from zsjax.monitor import trackers
 from zsjax.monitor.writer import Writer
 from zsjax.parallel import hosts
 from zsjax.run.stages.bases import pretrain, pretrain_simulator
 from zsjax.run.stages.evaluation import evaluate, report
 from zsjax.run.stages.policy import train
 from zsjax.run.stages.run import Run
-from zsjax.run.stages.simulator import collect, tune_simulator
+from zsjax.run.stages.simulator_tuning import collect, tune_simulator
 from zsjax.run.stages.warm_start import warm_start
 from zsjax.search import BudgetSpent
 
@@ -32,8 +34,8 @@ STAGES = {stage.__name__: stage for stage in (pretrain, pretrain_simulator, warm
                                               evaluate, report)}
 
 
-# What a stage that has not been run yet asks, so that a question which cannot be played stops the run before it begins:
-# stage -> (its output, None where the stage itself decides what is left to do; names of `Run`).
+# stage -> (its output, the questions of `Run` that it plays). They are read first, so that a question which cannot be
+# played stops the run before it begins. Without an output, the stage itself decides what is left to do.
 QUESTIONS = {"collect": ("searches.jsonl", ["train_questions"]),
              "train": ("models/policy", ["train_questions", "watched_questions"]),
              "evaluate": (None, ["evaluation_questions"])}
@@ -46,17 +48,18 @@ class OutOfBudget(UserError):
 
 
 def run(config: Config, workdir, *, stages=None):
-    """Runs the stages (all of config.stages by default) in `workdir`; an interrupted run goes on where it was.
+    """Runs the stages (None: config.stages) in `workdir`. An interrupted run is resumed.
 
     Raises:
-      UserError: the folder holds a run with another config, an input is missing, or a gate failed.
+      UserError: the folder holds a run with another config, an input is missing, a package is missing, or a gate failed.
     """
     workdir = pathlib.Path(workdir)
+    modules = trackers.imported(config.trackers) if hosts.is_lead() else {}
     if hosts.is_lead():
-        configuration.withdraw_config(workdir)  # of a run that was killed before it computed anything
+        configuration.withdraw_config(workdir)  # of a run that was killed before its first result
     config_json = configuration.write_config(workdir, config) if hosts.is_lead() else configuration.to_json(config)
     hosts.wait("config")
-    with Writer(workdir) if hosts.is_lead() else Writer(None, quiet=True) as writer:
+    with _writer(config, workdir, config_json, modules) if hosts.is_lead() else Writer(None, quiet=True) as writer:
         context = Run(config, workdir, writer, config_json)
         try:
             for output, names in [QUESTIONS[stage] for stage in stages or config.stages if stage in QUESTIONS]:
@@ -67,9 +70,14 @@ def run(config: Config, workdir, *, stages=None):
                 STAGES[stage](context)
                 hosts.wait(stage)
         except BudgetSpent as error:
-            raise OutOfBudget(f"{stage} stopped: {error}. What was paid for is kept: raise search.remote.budget and "
-                              "start the same command again") from error
+            raise OutOfBudget(f"{stage} stopped: {error}. Results that were paid for are kept; raise "
+                              "search.remote.budget and start the same command again") from error
         except BaseException:
             if hosts.is_lead():
                 configuration.withdraw_config(workdir)
             raise
+
+
+def _writer(config, workdir, config_json, modules) -> Writer:
+    tracked = trackers.Trackers(modules, workdir, name=config.name, config=json.loads(config_json)) if modules else None
+    return Writer(workdir, trackers=tracked)

@@ -13,7 +13,7 @@ import pathlib
 import threading
 
 from zsjax.errors import InputError
-from zsjax.files import write_json
+from zsjax.parallel.files import write_json
 
 try:
     import fcntl

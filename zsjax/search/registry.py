@@ -14,8 +14,8 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from zsjax.config.named import load_object
 from zsjax.errors import InputError
-from zsjax.registry import load_object
 from zsjax.search.engine import Document, Engine
 from zsjax.search.transport import Limits
 

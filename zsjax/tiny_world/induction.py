@@ -1,9 +1,9 @@
-"""A starting point from which a tiny model learns to read in a hundred steps: the matching is there, copying is near.
+"""An initialisation with which a tiny model learns to read in a few hundred steps: an induction circuit.
 
-To read "relation of subject is ..." from a context, a head must find the place where the same words stood before and
-look at the word behind. From a usual random start that takes a tiny model most of its training (a 194 k model: 22 %
-exact copies from 8 facts after 600 steps with `positional_bias_init` alone; with this start 81 % after 200). Nothing of
-the architecture changes: these are starting values of a Qwen2 model, and all of them are trained.
+To read "relation of subject is ..." from a context, a head must find where the same words stood before and attend to
+the word behind them. From a usual random start that takes a tiny model most of its training. A model of 194 k
+parameters copied 22 % exactly from 8 facts after 600 steps with `positional_bias_init` alone, and 81 % after 200 steps
+with this one. These are starting values of a Qwen2 model; all of them are trained.
 """
 
 import jax
@@ -18,7 +18,7 @@ EMBEDDING = 0.25  # deviation of the embedding
 CONTEXT = 0.5  # scale of what layer 0 writes
 MATCH = 4.0  # scale of layer 1's queries and keys
 COPY = 0.5  # scale of what layer 1 writes
-SLOW = 0.05  # radians per token; rotary pairs that turn faster see distance, not content, and are left out
+SLOW = 0.05  # radians per token; faster rotary pairs encode distance and are scaled down in the match
 
 
 def induction_init(config: DecoderConfig, key):
@@ -28,8 +28,8 @@ def induction_init(config: DecoderConfig, key):
     and head h writes it through M^(h+1) for one random orthogonal M [D, D]. So the residual at position t holds
     c_t = sum_d M^d A x_(t-d), and the context one token later is the same turned once more:
         c_(t+1) = M c_t + M A x_t - ...
-    Layer 1 asks with q_s = P c_s and offers k_t = P M^T c_t: their product is large where position t follows a context
-    like that of s. It copies the token that stands there: its v and o kernels are a projection and its transpose.
+    Layer 1 has queries q_s = P c_s and keys k_t = P M^T c_t. Their product is large where position t follows a context
+    like that of s. The layer copies the token at t: its v and o kernels are a projection and its transpose.
 
     Args:
       config: a shape that `positional_bias_init` accepts, of at least two layers and head_dim <= embed_dim.
@@ -57,7 +57,10 @@ def induction_init(config: DecoderConfig, key):
 
     params = jax.tree_util.tree_map_with_path(rescale, init_params(config, draw_key))
     params = positional_bias_init(params, config)
-    orthogonal = lambda key, *shape: jax.random.orthogonal(key, D, shape)
+
+    def orthogonal(key, *shape):
+        return jax.random.orthogonal(key, D, shape)
+
     turn, write, read = orthogonal(keys[0]), orthogonal(keys[1])[:, :h], orthogonal(keys[2])[:, :h]
 
     blocks, block = [], write
@@ -71,8 +74,13 @@ def induction_init(config: DecoderConfig, key):
     fast = rope_frequencies(config)[0] > SLOW
     match = MATCH * orthogonal(keys[3], K)[:, :h] * jnp.where(jnp.concatenate([fast, fast]), 0.05, 1)[:, None]
     copy = orthogonal(keys[4], K)[:, :, :h]  # [K, D, h]
-    by_kv_head = lambda x: x.transpose(1, 0, 2).reshape(D, K * h)
-    by_head = lambda x: jnp.repeat(x, H // K, axis=0)  # [K, ...] -> [H, ...]
+
+    def by_kv_head(x):
+        return x.transpose(1, 0, 2).reshape(D, K * h)
+
+    def by_head(x):
+        return jnp.repeat(x, H // K, axis=0)  # [K, ...] -> [H, ...]
+
     attn = params["layers"][1]["attn"]
     attn = {
         "q_proj": with_kernel(attn["q_proj"], by_head(match).transpose(2, 0, 1).reshape(D, H * h)),

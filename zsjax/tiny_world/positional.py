@@ -1,8 +1,8 @@
-"""A starting point from which tiny models learn to read: layer-0 heads that look back by a fixed offset.
+"""An initialisation with which tiny models learn to read: each layer-0 head attends a fixed number of tokens back.
 
-Copying from context takes a head that finds the token before and another that matches on it. From a usual random start
-a tiny model spends most of its training discovering the first; biases on q and k give it for free, without a change
-to the architecture, so that only the matching has to be learned.
+Copying from context takes two heads: one finds the previous token, the other matches on it. From a usual random start
+a tiny model spends most of its training on the first. Biases on q and k give it from the start, and the architecture
+stays the same.
 """
 
 import jax.numpy as jnp
@@ -16,22 +16,22 @@ STRENGTH = 5.0  # length of each rotary pair of the bias; the peak score is STRE
 def positional_bias_init(params, config: DecoderConfig, key=None):
     """Makes head h of layer 0 attend to the token h + 1 back.
 
-    Every k bias becomes the same vector b (STRENGTH in the first half of the head, 0 in the second: one rotary pair
-    (STRENGTH, 0) a frequency). The q bias of head h is b turned back by h + 1 positions, so that rotary embedding makes
-    the score of a key d back
+    Every k bias becomes the same vector b: STRENGTH in the first half of the head, 0 in the second, which is one rotary
+    pair (STRENGTH, 0) a frequency. The q bias of head h is b rotated back by h + 1 positions. With rotary embeddings a
+    key d tokens back then scores
 
         STRENGTH^2 / sqrt(h_size) * sum_i cos((d - h - 1) frequency_i)
 
-    which is largest at d = h + 1. As b is the same for every k head this works with grouped queries. Layer-0 q and k
-    kernels shrink to 0.3, so that content does not drown the position at first, and the layer's o kernel doubles.
+    which is largest at d = h + 1. All k heads share b, so this works with grouped queries. The layer's q and k kernels
+    are scaled by 0.3, because content would outweigh position at first. Its o kernel is doubled.
 
     Args:
       params: as `param_specs`; not modified.
       config: with `qkv_bias` and without `qk_norm`.
-      key: unused (nothing is random); accepted so that all initialisers look alike.
+      key: unused; all initialisers take one.
 
     Returns:
-      New params that share every array but those of layer 0's attention.
+      New params. All arrays but those of layer 0's attention are the given ones.
 
     Raises:
       ValueError: the architecture has no q/k biases, or normalises q and k, which removes the bias's strength.

@@ -1,10 +1,9 @@
-"""A base for the tiny world's policy, from scratch: it reads, it knows the form of an episode, and it searches badly.
+"""A base for the tiny world's policy, from scratch. It reads, knows the form of an episode, and searches badly.
 
 Two phases, each with its own warm-up and decay of the learning rate:
   reading   facts, then the same facts asked in another order; short rows first
-  episodes  episodes of a poor searcher, beside rows of facts that keep reading alive. What decides over searching is
-            left out of the loss in the share of episodes that goes the right way, so that the model learns to use
-            documents without learning to fetch them: that is left to reinforcement.
+  episodes  episodes of a poor searcher, beside rows of facts that preserve reading. In guided episodes the loss leaves
+            out the decisions on searching: the model learns to use documents, and reinforcement must teach to find them.
 """
 
 import dataclasses
@@ -14,13 +13,13 @@ import jax
 import numpy as np
 
 from zsjax import supervised
-from zsjax.config import Config, OptimizerConfig, SupervisedConfig
+from zsjax.config.fields import Config, OptimizerConfig, SupervisedConfig
 from zsjax.errors import UserError
 from zsjax.models.decoder import DecoderConfig
-from zsjax.run import build
+from zsjax.tiny_world.imitation import Behaviour, episode_rows
 from zsjax.tiny_world.induction import induction_init
 from zsjax.tiny_world.reading import reading_accuracy
-from zsjax.tiny_world.rows import LINE, Behaviour, episode_rows, reading_rows, vocabulary
+from zsjax.tiny_world.rows import LINE, reading_rows, vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +28,14 @@ class Recipe:
 
     reading_steps: steps of the first phase, of config.pretrain.steps in all.
     short_steps: of these, steps with rows of half the length and at most 4 facts.
-    max_facts: told in a row; from 2 on.
+    max_facts: the most facts told in a row; the fewest are 2.
     unknown: share of asked facts that were not told.
+    paraphrase: share of asked facts whose relation is named by its other word.
     episode_rate: learning rate of the second phase.
     episode_tokens: row length of the second phase.
     episodes, reading: rows of each kind in a step of the second phase.
+    hops, max_searches: of the episodes.
+    table: options of `FactTable`, the worlds that episodes are about.
     behaviour: fields of `Behaviour`.
     """
 
@@ -41,10 +43,14 @@ class Recipe:
     short_steps: int = 100
     max_facts: int = 10
     unknown: float = 0.15
+    paraphrase: float = 0.0
     episode_rate: float = 4e-3
     episode_tokens: int = 192
     episodes: int = 20
     reading: int = 8
+    hops: int = 2
+    max_searches: int = 3
+    table: dict = dataclasses.field(default_factory=dict)
     behaviour: dict = dataclasses.field(default_factory=dict)
 
 
@@ -54,20 +60,21 @@ POLICY_BASE = SupervisedConfig(
         learning_rate=7e-3, schedule="cosine", warmup_steps=50, b2=0.98, weight_decay=0.01))
 
 
-def pretrain_policy(config: Config, tokenizer, *, writer, directory, config_json: str = "{}"
-                    ) -> tuple[DecoderConfig, dict]:
-    """Trains the base of `config.policy` from `induction_init`.
+def pretrain_policy(config: Config, model_config: DecoderConfig, tokenizer, *, writer, directory,
+                    config_json: str = "{}") -> dict:
+    """Trains the base of the policy from `induction_init`.
 
     Args:
-      config: the run's; pretrain (see `Recipe` for its options; 0 steps stand for `POLICY_BASE`), policy and seed are
-        read.
+      config: the run's; pretrain and seed are read. `Recipe` has the options of pretrain; with 0 steps `POLICY_BASE` is
+        used.
+      model_config: the policy's shape.
       tokenizer: the tiny world's.
       writer: `zsjax.monitor.writer.Writer`; the stages are "pretrain_reading" and "pretrain_episodes".
       directory: of the checkpoints; an interrupted run in it goes on.
       config_json: kept with the checkpoints.
 
     Returns:
-      (DecoderConfig, params).
+      The parameters.
 
     Raises:
       UserError: unknown options, or the model's shape does not allow its start.
@@ -79,7 +86,6 @@ def pretrain_policy(config: Config, tokenizer, *, writer, directory, config_json
     except TypeError as error:
         raise UserError(f"pretrain.options: {error}") from error
     vocab = vocabulary(tokenizer)
-    model_config, _ = build.model(config.policy, tokenizer, seed=config.seed)
     try:
         params = induction_init(model_config, jax.random.key(config.seed))
     except ValueError as error:
@@ -90,18 +96,23 @@ def pretrain_policy(config: Config, tokenizer, *, writer, directory, config_json
         short = step < recipe.short_steps
         rng = np.random.default_rng([config.seed, 0, step])
         return reading_rows(rng, vocab, rows=options.batch_rows * (1 + short), max_tokens=options.max_tokens // (1 + short),
-                            facts=(2, min(4, recipe.max_facts) if short else recipe.max_facts), unknown=recipe.unknown)[:2]
+                            facts=(2, min(4, recipe.max_facts) if short else recipe.max_facts), unknown=recipe.unknown,
+                            paraphrase=recipe.paraphrase)[:2]
 
     def episodes(step):
         rng = np.random.default_rng([config.seed, 1, step])
         parts = [
-            episode_rows(rng, vocab, rows=recipe.episodes, max_tokens=recipe.episode_tokens, behaviour=behaviour),
+            episode_rows(rng, vocab, rows=recipe.episodes, max_tokens=recipe.episode_tokens, behaviour=behaviour,
+                         max_searches=recipe.max_searches, hops=recipe.hops, **recipe.table),
             reading_rows(rng, vocab, rows=recipe.reading, max_tokens=recipe.episode_tokens,
-                         facts=(2, recipe.max_facts), unknown=recipe.unknown)[:2]]
+                         facts=(2, recipe.max_facts), unknown=recipe.unknown, paraphrase=recipe.paraphrase)[:2]]
         return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
     def measure(params):
-        return {f"reading_{n}": reading_accuracy(model_config, params, tokenizer, n) for n in (2, 4, 8)}
+        scores = {f"reading_{n}": reading_accuracy(model_config, params, tokenizer, n) for n in (2, 4, 8)}
+        if recipe.paraphrase:
+            scores["reading_4_paraphrased"] = reading_accuracy(model_config, params, tokenizer, 4, paraphrase=1.0)
+        return scores
 
     phases = [("reading", facts, reading_steps, options.optimizer.learning_rate, options.max_tokens),
               ("episodes", episodes, options.steps - reading_steps, recipe.episode_rate, recipe.episode_tokens)]
@@ -109,6 +120,6 @@ def pretrain_policy(config: Config, tokenizer, *, writer, directory, config_json
         phase = dataclasses.replace(options, steps=steps, max_tokens=max_tokens,
                                     optimizer=dataclasses.replace(options.optimizer, learning_rate=rate))
         if steps:
-            params = supervised.train(phase, model_config, params, batches, writer=writer, stage=f"pretrain_{name}",
+            params = supervised.fit(phase, model_config, params, batches, writer=writer, stage=f"pretrain_{name}",
                                       directory=pathlib.Path(directory) / name, config_json=config_json, measure=measure)
-    return model_config, params
+    return params

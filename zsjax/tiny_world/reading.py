@@ -1,6 +1,6 @@
-"""What a base of the tiny world can do apart from searching: read facts, and answer when the right documents are given.
+"""What a base of the tiny world can do without searching: read facts, and answer from the right documents.
 
-The score of whole episodes mixes reading with the will to search. These two measures hold the second one fixed.
+The score of whole episodes mixes reading with searching. These two measures leave searching out.
 """
 
 from collections.abc import Sequence
@@ -21,14 +21,16 @@ from zsjax.types import Question
 MAX_REPLY_TOKENS = 24  # a thought of 9 words, its tags, and an answer in its tags
 
 
-def reading_accuracy(model_config, params, tokenizer, num_facts: int, *, rows: int = 64, seed: int = 0) -> float:
-    """Share of facts whose object, two words never met in training, is copied exactly.
+def reading_accuracy(model_config, params, tokenizer, num_facts: int, *, rows: int = 64, seed: int = 0,
+                     paraphrase: float = 0.0) -> float:
+    """Share of facts whose object is copied exactly; training has never used these names.
 
-    Each row tells num_facts facts and asks each once, in another order, without any of its answers given before: a word
-    counts where it is the greedy choice after the right words before it.
+    Each row tells num_facts facts and then asks each of them once, in another order. A word counts as copied where it
+    is the greedy choice behind the right words. paraphrase: as `reading_rows`.
     """
     tokens, _, asked = reading_rows(np.random.default_rng([seed, num_facts]), vocabulary(tokenizer), rows=rows,
-                                    max_tokens=2 * num_facts * LINE, facts=num_facts, held_out=True)
+                                    max_tokens=2 * num_facts * LINE, facts=num_facts, held_out=True,
+                                    paraphrase=paraphrase)
     choice = np.asarray(_greedy(params, tokens, model_config)).reshape(rows, -1, LINE)
     lines = tokens.reshape(rows, -1, LINE)
     before = slice(OBJECT.start - 1, OBJECT.stop - 1)
@@ -44,10 +46,10 @@ _greedy = jax.jit(_greedy_of, static_argnums=2)
 
 
 def documents_given(model_config, params, tokenizer, engine, questions: Sequence[Question], config) -> list[dict]:
-    """Greedy answers when every right query has been asked for the model, and the engine has answered it.
+    """EM of greedy answers when every right query was asked.
 
-    For each hop the question's right query is put into the model's mouth and the documents, in a random order, behind
-    it; the model then states what it read. After the last hop it goes on by itself, and must answer.
+    For each hop the row gets the question's right query and its documents, in a random order. The model then writes
+    its thought. After the last hop it must answer.
 
     Args:
       engine: a real engine over the questions' corpus.
@@ -58,7 +60,10 @@ def documents_given(model_config, params, tokenizer, engine, questions: Sequence
       A dict for each number of hops: hops, n, em.
     """
     template, rng = PolicyTemplate.load(config.prompts.policy), np.random.default_rng(config.seed)
-    encode = lambda text: list(tokenizer.encode(text))
+
+    def encode(text):
+        return list(tokenizer.encode(text))
+
     rows = [encode(template.render(q.question)) for q in questions]
     said, scores = [world.FIRST_THOUGHT] * len(questions), np.zeros(len(questions))
     hops = np.array([len(q.metadata["queries"]) for q in questions])
@@ -86,4 +91,5 @@ def _continue(model_config, params, tokenizer, rows):
     tokens, lengths = ragged.pad(rows, -(-max(map(len, rows)) // 32) * 32)
     out = generate(params, model_config, tokens, lengths, key=jax.random.key(0), max_new_tokens=MAX_REPLY_TOKENS,
                    temperature=0.0)
-    return [tokenizer.decode(ids[:n].tolist()) for ids, n in zip(np.asarray(out.tokens), np.asarray(out.lengths))]
+    lengths = np.asarray(out.lengths)
+    return [tokenizer.decode(ids[:n].tolist()) for ids, n in zip(np.asarray(out.tokens), lengths, strict=True)]

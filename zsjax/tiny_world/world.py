@@ -1,10 +1,12 @@
-"""The tiny world: seeded worlds of invented entities, their documents and questions, and the tokenizer for them.
+"""The tiny world: seeded worlds of invented entities, their documents and questions, and the tokenizers for them.
 
-An entity's name is two words, each of which is one token where it follows a space. A world's facts are pairs
-(entity, relation) -> entity, one document each, so that two facts chain to a two-hop question. One name in ten is
-held out by a hash and met only in evaluation worlds: nothing about them can be memorised, they must be read.
+An entity's name is two words. Each of them is one token where it follows a space. A world's facts are pairs
+(entity, relation) -> entity, one document each. Facts chain to questions of several hops. A hash holds out one name in
+ten. Only evaluation worlds use these names, so the policy cannot memorise them and must read.
 
-`python -m zsjax.tiny_world.world` trains the carried tokenizer anew.
+The hard world (experiments/hard_world.py) is the same with other options of `make_world`, and a tokenizer of its own.
+
+`python -m zsjax.tiny_world.world` trains both carried tokenizers anew.
 """
 
 import dataclasses
@@ -21,6 +23,16 @@ from zsjax.search.engine import Document
 from zsjax.types import Question
 
 RELATIONS = ("spouse", "mother", "teacher", "rival", "voice", "author", "birthplace", "capital")
+# The hard world's: the word that documents use, and the word in which a paraphrased question asks.
+PARAPHRASES = dict(word.split(":") for word in """
+    spouse:partner mother:mama teacher:tutor rival:opponent voice:narrator author:writer birthplace:hometown capital:seat
+    father:papa sister:sibling brother:bro cousin:kin neighbor:adjoiner employer:boss lawyer:attorney doctor:physician
+    tailor:dressmaker editor:reviser painter:portraitist composer:songwriter director:filmmaker producer:maker
+    coach:trainer captain:skipper pilot:flyer founder:creator successor:heir patron:benefactor guardian:warden
+    landlord:lessor tenant:renter translator:interpreter sculptor:carver witness:onlooker sponsor:backer agent:deputy
+    banker:financier barber:hairdresser butcher:slaughterer gardener:planter""".split())
+ALL_RELATIONS = tuple(PARAPHRASES)  # 40; the first 8 are RELATIONS
+HARD_WORDS = (*ALL_RELATIONS, *PARAPHRASES.values())
 NUM_FIRST = NUM_LAST = 200
 
 # What a model reads and writes around facts. Names and relations follow a space everywhere, so that a word is the
@@ -31,6 +43,7 @@ DOCUMENTS_OPEN = "\n<information>\n"
 DOCUMENTS_CLOSE = "</information>\n"
 DOCUMENT_LINE = "* {text}\n"
 FIRST_THOUGHT = "<think> look </think>"
+BUDGET = " search"  # in front of a question once for each search that the episode may make; the hard world's option
 UNKNOWN = "unknown"  # what a thought says when no document answered: "mother of Kora Velim is unknown"
 SIMULATOR_PROMPT = "simulate {mode} \nquestion:\n{question} \nanswer:\n{answers} \nquery:\n{query} \ndocuments:\n"
 
@@ -58,7 +71,10 @@ def name_words() -> tuple[tuple[str, ...], tuple[str, ...]]:
 def held_out_names() -> np.ndarray:
     """bool[200, 200]: which (first, last) combinations only evaluation worlds use, by a hash: 10 %."""
     first, last = name_words()
-    digest = lambda a, b: hashlib.blake2b(f"{a} {b}".encode(), digest_size=4).digest()
+
+    def digest(a, b):
+        return hashlib.blake2b(f"{a} {b}".encode(), digest_size=4).digest()
+
     return np.array([[int.from_bytes(digest(a, b)) % 10 == 0 for b in last] for a in first])
 
 
@@ -97,30 +113,51 @@ def query_text(relation: str, entity: str, *, reworded: bool = False) -> str:
 
 
 def make_world(seed: int, split: str = "train", *, entities: int = 40, facts_per_entity: int = 4,
-               two_hop_questions: int = 160, share_first: float = 0.3, share_last: float = 0.15,
-               taken: Iterable[str] = ()) -> World:
+               two_hop_questions: int = 160, share_first: float = 0.3, share_last: float = 0.15, relations: int = 8,
+               hops: int = 2, paraphrase: float = 0.0, near_duplicates: int = 0, taken: Iterable[str] = ()) -> World:
     """One world.
 
     Args:
       seed: names the world within its split.
       split: "train", or "eval" for names that no training world has.
-      entities: how many.
-      facts_per_entity: so many of the 8 relations, with different objects.
-      two_hop_questions: at most so many; there is a one-hop question for every fact.
+      entities: their number.
+      facts_per_entity: facts that questions ask, each with another relation and another object.
+      two_hop_questions: the most questions of each number of hops above one. Every fact has a one-hop question.
       share_first, share_last: share of entities that take over another's first or last word, so that a document
         about one shares words with questions about the other.
+      relations: the first of `ALL_RELATIONS` that facts use.
+      hops: questions have 1 to so many.
+      paraphrase: share of the relations of questions that are asked by another word than documents use.
+      near_duplicates: further facts per entity, with other relations. No question asks them.
       taken: names that may not be used: a corpus of several worlds must not say two things about one name.
 
     Raises:
       ValueError: unknown split, or more facts than relations or than other entities.
     """
+    facts_in_all = facts_per_entity + near_duplicates
     if split not in ("train", "eval"):
         raise InputError(f"split={split!r} must be 'train' or 'eval'")
-    if not 1 <= facts_per_entity <= min(len(RELATIONS), entities - 1):
-        raise InputError(f"facts_per_entity={facts_per_entity} must be 1 to {min(len(RELATIONS), entities - 1)}")
+    if not 1 <= relations <= len(ALL_RELATIONS):
+        raise InputError(f"relations={relations} must be 1 to {len(ALL_RELATIONS)}")
+    if not 1 <= facts_per_entity <= facts_in_all <= min(relations, entities - 1):
+        raise InputError(f"facts_per_entity={facts_per_entity} + near_duplicates={near_duplicates} must be 1 to "
+                         f"{min(relations, entities - 1)}")
     rng = np.random.default_rng([int(split == "eval"), seed])
+    names = _draw_names(rng, entities, split, share_first, share_last, set(taken))
+    facts, asked = [], []
+    for subject in range(entities):
+        chosen = rng.permutation(relations)[:facts_in_all]
+        others = rng.permutation([e for e in range(entities) if e != subject])[:facts_in_all]
+        facts += [Fact(subject, ALL_RELATIONS[r], int(o)) for r, o in zip(chosen, others, strict=True)]
+        asked += facts[len(facts) - facts_in_all:len(facts) - near_duplicates]
+    world = World(seed, split, names, tuple(facts), ())
+    return dataclasses.replace(world, questions=tuple(_questions(world, asked, hops, two_hop_questions, paraphrase, rng)))
+
+
+def _draw_names(rng, entities: int, split: str, share_first: float, share_last: float, taken: set[str]) -> tuple[str, ...]:
+    """Different names of a split."""
     first, last = name_words()
-    taken, pairs = set(taken), []
+    pairs = []
     while len(pairs) < entities:
         a, b = int(rng.integers(NUM_FIRST)), int(rng.integers(NUM_LAST))
         draw = rng.random()
@@ -130,33 +167,36 @@ def make_world(seed: int, split: str = "train", *, entities: int = 40, facts_per
             b = pairs[rng.integers(len(pairs))][1]
         if held_out_names()[a, b] == (split == "eval") and (a, b) not in pairs and f"{first[a]} {last[b]}" not in taken:
             pairs.append((a, b))
-    facts = []
-    for subject in range(entities):
-        relations = rng.permutation(len(RELATIONS))[:facts_per_entity]
-        others = rng.permutation([e for e in range(entities) if e != subject])[:facts_per_entity]
-        facts += [Fact(subject, RELATIONS[r], int(o)) for r, o in zip(relations, others, strict=True)]
-    world = World(seed, split, tuple(f"{first[a]} {last[b]}" for a, b in pairs), tuple(facts), ())
-    return dataclasses.replace(world, questions=tuple(_questions(world, two_hop_questions, rng)))
+    return tuple(f"{first[a]} {last[b]}" for a, b in pairs)
 
 
-def _questions(world: World, two_hop: int, rng: np.random.Generator) -> list[Question]:
-    """Every one-hop question and `two_hop` of the two-hop ones, alternating while both last, in a seeded order."""
+def _questions(world: World, asked: list[Fact], hops: int, most: int, paraphrase: float, rng: np.random.Generator
+               ) -> list[Question]:
+    """Every one-hop question and `most` of each further number of hops, in turns while they last, in a seeded order."""
     by_subject = {}
-    for fact in world.facts:
+    for fact in asked:
         by_subject.setdefault(fact.subject, []).append(fact)
-    one = [(fact,) for fact in world.facts]
-    # A chain that comes back to its start would be answered by repeating the question's own name.
-    two = [(f, g) for f in world.facts for g in by_subject[f.object] if g.object != f.subject]
-    one = [one[i] for i in rng.permutation(len(one))]
-    two = [two[i] for i in rng.permutation(len(two))[:two_hop]]
-    chains = [chain for i in range(max(len(one), len(two))) for chain in one[i:i + 1] + two[i:i + 1]]
-    return [_question(world, chain, number) for number, chain in enumerate(chains)]
+    chains, kinds = [(fact,) for fact in asked], []
+    for length in range(1, hops + 1):
+        kinds.append([chains[i] for i in rng.permutation(len(chains))[:most if length > 1 else None]])
+        # A chain that comes back to an entity would be answered by repeating a name of its own.
+        chains = [(*chain, g) for chain in chains for g in by_subject[chain[-1].object]
+                  if g.object not in [fact.subject for fact in chain]]
+    longest = max(map(len, kinds))
+    chosen = [chain for i in range(longest) for kind in kinds for chain in kind[i:i + 1]]
+    words = [[_asked(fact.relation, paraphrase, rng) for fact in chain] for chain in chosen]
+    return [_question(world, *pair, number) for number, pair in enumerate(zip(chosen, words, strict=True))]
 
 
-def _question(world: World, chain: tuple[Fact, ...], number: int) -> Question:
+def _asked(relation: str, paraphrase: float, rng: np.random.Generator) -> str:
+    """The word by which a question asks for a relation."""
+    return PARAPHRASES[relation] if paraphrase and rng.random() < paraphrase else relation
+
+
+def _question(world: World, chain: tuple[Fact, ...], words: list[str], number: int) -> Question:
     entities = world.entities
     path = [entities[chain[0].subject]] + [entities[fact.object] for fact in chain]
-    asked = " of ".join(f"the {fact.relation}" for fact in reversed(chain))
+    asked = " of ".join(f"the {word}" for word in reversed(words))
     metadata = {
         "hops": len(chain), "world": world.index, "split": world.split, "path": path,
         "queries": [query_text(fact.relation, subject) for fact, subject in zip(chain, path, strict=False)],
@@ -192,13 +232,13 @@ def answer_of(document: Document) -> str:
 
 
 def questions(worlds: Sequence[World]) -> list[Question]:
-    """The questions of some worlds, world after world in turns: any even prefix is balanced over hops."""
+    """The questions of some worlds, world after world in turns: prefixes are balanced over hops."""
     longest = max(len(world.questions) for world in worlds)
-    pairs = range(0, longest, 2)
-    return [question for i in pairs for world in worlds for question in world.questions[i:i + 2]]
+    hops = max(question.metadata["hops"] for question in worlds[0].questions)
+    return [question for i in range(0, longest, hops) for world in worlds for question in world.questions[i:i + hops]]
 
 
-def resolve(name: str, *, train_worlds: int = 3, eval_worlds: int = 8, **options) -> list[World]:
+def worlds_of(name: str, *, train_worlds: int = 3, eval_worlds: int = 8, **options) -> list[World]:
     """The worlds behind "tiny_world:train" or "tiny_world:eval". Options: `config.world`. Raises ValueError."""
     prefix, _, split = name.partition(":")
     if prefix != "tiny_world" or split not in ("train", "eval"):
@@ -206,11 +246,11 @@ def resolve(name: str, *, train_worlds: int = 3, eval_worlds: int = 8, **options
     return make_worlds(split, train_worlds if split == "train" else eval_worlds, **options)
 
 
-def tokenizer_text() -> list[str]:
+def tokenizer_text(relations: Sequence[str] = RELATIONS) -> list[str]:
     """Texts in which every word of the world occurs as it does in use; each word becomes one token."""
     first, last = name_words()
     names = [f" {a} {b}" for a, b in zip(first, last, strict=True)]
-    texts = [DOCUMENT_LINE.format(text=f"{r} of{n} is{n}.") for r in RELATIONS for n in names[:2]] + names
+    texts = [DOCUMENT_LINE.format(text=f"{r} of{n} is{n}.") for r in relations for n in names[:2]] + names
     question = POLICY_PROMPT.format(question=f"What is the spouse of the mother of{names[0]}?")
     documents = DOCUMENTS_OPEN + texts[0] * 2 + DOCUMENTS_CLOSE
     thought = f"<think> mother of{names[0]} is {UNKNOWN} </think>"
@@ -223,8 +263,11 @@ def tokenizer_text() -> list[str]:
     return texts
 
 
-def train_tokenizer(path: str | pathlib.Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json: byte-level BPE over Qwen2's pattern, tags not special."""
+def train_tokenizer(path: str | pathlib.Path, relations: Sequence[str] = RELATIONS) -> None:
+    """Writes tokenizer.json and tokenizer_config.json: byte-level BPE over Qwen2's pattern, tags not special.
+
+    relations: the words for relations that become tokens; `HARD_WORDS` for the hard world.
+    """
     import tokenizers
 
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -235,7 +278,7 @@ def train_tokenizer(path: str | pathlib.Path) -> None:
     ])
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     # min_frequency 1 and no limit: merging goes on until every word of the text is one token.
-    tokenizer.train_from_iterator(tokenizer_text(), tokenizers.trainers.BpeTrainer(
+    tokenizer.train_from_iterator(tokenizer_text(relations), tokenizers.trainers.BpeTrainer(
         vocab_size=10_000, min_frequency=1, special_tokens=[PAD_TOKEN, EOS_TOKEN], show_progress=False,
         initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())))
     path = pathlib.Path(path)
@@ -247,4 +290,6 @@ def train_tokenizer(path: str | pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    train_tokenizer(pathlib.Path(__file__).parent / "assets" / "tiny_world" / "tokenizer")
+    assets = pathlib.Path(__file__).parents[1] / "data" / "assets"
+    train_tokenizer(assets / "tiny_world" / "tokenizer")
+    train_tokenizer(assets / "hard_world" / "tokenizer", HARD_WORDS)

@@ -5,13 +5,13 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
+import jax
 import numpy as np
 
 from zsjax import types
 from zsjax.errors import InputError, reading
-from zsjax.files import write_jsonl
+from zsjax.parallel.files import write_jsonl
 from zsjax.rewards import exact_match
 from zsjax.rollout import transcript
 from zsjax.search.engine import Document, SearchContext, Wrapped, first
@@ -29,8 +29,8 @@ class Search:
       query: what was searched for.
       documents: the engine's ranking, best first, deeper than what is shown.
       correct: whether the episode's final answer was right; None when there was no episode.
-      source: "policy", or what else made the query.
-      useful: a judge's verdict on each document (collect.label = "judge"); None where none was asked.
+      source: "policy", or the name of what else made the query.
+      useful: a judge's verdict on each document (collect.label = "judge"); None without a judge.
     """
 
     question: Question
@@ -42,7 +42,7 @@ class Search:
 
 
 class RecordingEngine(Wrapped):
-    """An engine that keeps every search it passes on, ranked deeper than was asked for."""
+    """An engine that keeps the ranking of every search, of at least `depth` documents."""
 
     def __init__(self, engine, depth: int):
         super().__init__(engine)
@@ -77,30 +77,24 @@ def episode_searches(episodes: types.Episodes, questions: Sequence[Question], re
     return searches
 
 
-def collect(make_rollout: Callable[[Any], Callable], engine, params, questions: Sequence[Question], tokenizer, *,
-            episodes: int, batch_questions: int, num_documents: int, key, progress: Callable = lambda done: None
-            ) -> list[Search]:
+def collect_searches(rollout: Callable, recorder: RecordingEngine, params, questions: Sequence[Question], tokenizer, *,
+                     episodes: int, batch_questions: int, key, progress: Callable = lambda done: None) -> list[Search]:
     """Plays episodes with the real engine until there are enough of them, and keeps their searches.
 
     Args:
-      make_rollout: engine -> rollout(params, questions, *, key, group_ids) (one episode a question).
-      engine: the real engine.
+      rollout: (params, questions, *, key, group_ids) -> Episodes, one episode a question, with `recorder` as its engine.
+      recorder: the real engine, which keeps `DEPTH_FACTOR` times as many documents as a reply to be learned has.
       params: the policy's.
-      questions: asked in order, over and over.
+      questions: asked in order, again from the first after the last.
       tokenizer: the policy's.
-      episodes: how many to play, rounded up to whole batches.
+      episodes: number to play, rounded up to whole batches.
       batch_questions: episodes played at a time.
-      num_documents: documents of a reply that is to be learned; DEPTH_FACTOR times as many are recorded.
       key: a jax key.
       progress: called with the number of episodes played so far.
 
     Returns:
       Deduplicated searches, in the order in which they were first made.
     """
-    import jax
-
-    recorder = RecordingEngine(engine, DEPTH_FACTOR * num_documents)
-    rollout = make_rollout(recorder)
     searches, played = [], 0
     while played < episodes:
         rows = np.arange(played, played + batch_questions)
@@ -121,7 +115,7 @@ def deduplicate(searches: Iterable[Search]) -> list[Search]:
 
 
 def search_for(queries: Iterable[tuple[Question, str, str]], engine, *, num_documents: int) -> list[Search]:
-    """Searches with queries that no policy wrote: (question, query, source) triples, for a start without a policy."""
+    """Searches with (question, query, source) that no policy wrote."""
     queries = list(queries)
     found = engine.search([query for _, query, _ in queries], [SearchContext(question) for question, _, _ in queries],
                           k=DEPTH_FACTOR * num_documents)
@@ -132,16 +126,13 @@ def search_for(queries: Iterable[tuple[Question, str, str]], engine, *, num_docu
 def write_searches(path: str | os.PathLike, searches: Iterable[Search], *, provenance: dict) -> None:
     """Writes JSON lines, whole or not at all: first {"provenance": {...}}, then one search a line.
 
-    Args:
-      path: the file.
-      searches: the records.
-      provenance: where they come from: config hash, seed, engine, corpus hash, policy step, and so on.
+    provenance: config hash, seed, engine, corpus hash, policy step, and so on.
     """
     write_jsonl(path, itertools.chain([{"provenance": provenance}], map(dataclasses.asdict, searches)))
 
 
 def read_searches(path: str | os.PathLike) -> tuple[dict, list[Search]]:
-    """(provenance, searches) of what `write_searches` wrote. Raises ValueError naming a line that is none."""
+    """(provenance, searches) of a file of `write_searches`. Raises InputError with the line that is not a search."""
     provenance, searches = None, []
     with reading(path), open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from zsjax import types
-from zsjax.files import write_jsonl
+from zsjax.parallel.files import write_jsonl
 from zsjax.rewards import contains_match
 from zsjax.rollout.actions import ANSWER, SEARCH, Action
 from zsjax.rollout.documents import encode_documents
@@ -74,9 +74,9 @@ class Shown:
 
     def fits(self, query: str) -> bool:
         """Whether a search for it is run as it is: longer queries are cut, longer turns are no action."""
-        within = lambda text, size: len(self.tokenizer.encode(text)) <= size
-        return (within(f" {query} ", self.config.search.max_query_tokens)
-                and within(_action(SEARCH, query), self.config.rollout.max_turn_tokens))
+        query_tokens, turn_tokens = (len(self.tokenizer.encode(text)) for text in (f" {query} ", _action(SEARCH, query)))
+        return (query_tokens <= self.config.search.max_query_tokens
+                and turn_tokens <= self.config.rollout.max_turn_tokens)
 
 
 def _action(action: Action, text: str) -> str:

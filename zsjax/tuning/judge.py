@@ -124,7 +124,7 @@ class DecoderJudge:
         for first in range(0, len(fitting), self.batch_rows):
             rows = fitting[first:first + self.batch_rows]
             yes, no = self._logprobs([prompts[row] for row in rows])
-            for row, a, b in zip(rows, yes.tolist(), no.tolist()):
+            for row, a, b in zip(rows, yes.tolist(), no.tolist(), strict=True):
                 verdicts[row] = a > b if np.isfinite([a, b]).all() and a != b else "malformed"
         return verdicts
 
@@ -145,8 +145,8 @@ class DecoderJudge:
             for row, prompt in enumerate(filled):
                 tokens[side, row, :len(prompt) + len(word)] = [*prompt, *word]
                 start[side, row], count[side, row] = len(prompt), len(word)
-        flat = lambda x: x.reshape(-1, *x.shape[2:])
-        sums = self._program(self.params, flat(tokens), flat(start), flat(count), longest)
+        tokens, start, count = (x.reshape(-1, *x.shape[2:]) for x in (tokens, start, count))
+        sums = self._program(self.params, tokens, start, count, longest)
         return np.asarray(sums).reshape(2, -1)[:, :len(prompts)]
 
     @functools.cached_property

@@ -8,18 +8,18 @@ import jax
 import numpy as np
 
 from zsjax import supervised
-from zsjax.config import Config, SupervisedConfig
+from zsjax.config.fields import Config, SupervisedConfig
 from zsjax.errors import InputError
 from zsjax.search.engine import chance
 from zsjax.search.simulator.simulator import Simulator
 from zsjax.tuning.collect import Search, read_searches
 from zsjax.tuning.dataset import Emphasis, Encoder, Example, make_batches, make_examples
-from zsjax.tuning.gates import Probe, find, holds_gold
+from zsjax.tuning.simulator_gates import Probe, any_holds_gold, search_probes
 
 
 def tune(config: Config, simulator: Simulator, path: str | os.PathLike, *, writer, directory,
          config_json: str = "{}", report: Callable = lambda rows: None, mesh=None) -> Simulator:
-    """Teaches a simulator to play the engine that was searched with.
+    """Teaches a simulator to answer as the engine whose searches were collected.
 
     Args:
       config: the run's; tune_simulator, collect, search and seed are read.
@@ -28,15 +28,15 @@ def tune(config: Config, simulator: Simulator, path: str | os.PathLike, *, write
       writer: `zsjax.monitor.writer.Writer`; the stage is "tune_simulator".
       directory: of this stage's checkpoints; an interrupted run in it goes on.
       config_json: kept with the checkpoints.
-      report: called with rows about held-out searches, where config.collect.hold_out > 0: shares before and after tuning,
-        and ten replies each, whose "gate" says so.
-      mesh: see `supervised.train`.
+      report: called with rows about held-out searches where config.collect.hold_out > 0: the shares before and after
+        tuning, and ten replies each under their own "gate".
+      mesh: see `supervised.fit`.
 
     Returns:
       The simulator with tuned parameters.
 
     Raises:
-      InputError: the searches are too few or do not fit the config; the message says how to mend it.
+      InputError: the searches are too few or do not fit the config.
     """
     try:
         provenance, searches = read_searches(path)
@@ -47,7 +47,7 @@ def tune(config: Config, simulator: Simulator, path: str | os.PathLike, *, write
         raise InputError(f"tune_simulator: {error}") from error
     writer.note(f"tune_simulator: {len(examples)} examples of {len(searches)} searches "
                 f"({provenance.get('engine', 'unknown engine')})")
-    tuned = train(config.tune_simulator, simulator, examples, document_format=config.search.document_format,
+    tuned = fit_simulator(config.tune_simulator, simulator, examples, document_format=config.search.document_format,
                   seed=config.seed, stage="tune_simulator", writer=writer, directory=directory, config_json=config_json,
                   lora=config.simulator.lora, mesh=mesh)
     if held_out:
@@ -74,35 +74,39 @@ def held_out_replies(simulator: Simulator, searches: Sequence[Search], *, limit:
                      seed: int = 0) -> tuple[dict, list[dict]]:
     """({n, useful, noisy, engine}, the first replies of each kind).
 
-    The numbers are shares of searches for which a reply holds a gold answer; the replies, one a search, have question,
-    answers, query, and the documents of useful, noisy and engine, a line each.
+    The numbers are shares of searches whose reply holds a gold answer. A reply has question, answers, query, and the
+    documents of useful, noisy and engine, a line each.
     """
     searches, k = searches[:limit], simulator.num_documents
     probes = [Probe(search.source, search.question, search.query) for search in searches]
-    share = lambda found: float(np.mean([holds_gold(documents, search.question)
-                                         for documents, search in zip(found, searches, strict=True)]))
-    found = {name: find(simulator, probes, k=k, noisy=name == "noisy", key=jax.random.key(seed))
+    found = {name: search_probes(simulator, probes, k=k, noisy=name == "noisy", key=jax.random.key(seed))
              for name in ("useful", "noisy")} | {"engine": [list(search.documents[:k]) for search in searches]}
-    text = lambda documents: "\n".join(f"{document.title} {document.text}".strip() for document in documents)
     replies = [{"question": search.question.question, "answers": "; ".join(search.question.golden_answers),
-                "query": search.query, **{name: text(documents[row]) for name, documents in found.items()}}
+                "query": search.query, **{name: _lines(documents[row]) for name, documents in found.items()}}
                for row, search in enumerate(searches[:examples])]
-    return {"n": len(searches), **{name: share(replies) for name, replies in found.items()}}, replies
+    shares = {name: float(np.mean([any_holds_gold(documents, search.question)
+                                   for documents, search in zip(replied, searches, strict=True)]))
+              for name, replied in found.items()}
+    return {"n": len(searches), **shares}, replies
 
 
-def train(options: SupervisedConfig, simulator: Simulator, examples: list[Example], *, document_format: str, seed: int,
-          stage: str, writer, directory, config_json: str = "{}", lora=None, mesh=None) -> Simulator:
+def _lines(documents):
+    return "\n".join(f"{document.title} {document.text}".strip() for document in documents)
+
+
+def fit_simulator(options: SupervisedConfig, simulator: Simulator, examples: list[Example], *, document_format: str,
+                  seed: int, stage: str, writer, directory, config_json: str = "{}", lora=None, mesh=None) -> Simulator:
     """Supervised training of a simulator on examples; used for tuning and for the tiny world's pretraining.
 
     options.options may have "emphasis": True, or a dict of `Emphasis`'s fields; without it every document token weighs
-    the same. lora, mesh: see `supervised.train`.
+    the same. lora, mesh: see `supervised.fit`.
     """
     try:
         tokens, weights = Encoder(simulator, document_format, emphasis(options)).rows(examples, options.max_tokens)
     except InputError as error:
         raise InputError(f"{stage}: {error}") from error
     batches = make_batches(tokens, weights, batch_rows=options.batch_rows, seed=seed)
-    params = supervised.train(options, simulator.config, simulator.params, batches, writer=writer, stage=stage,
+    params = supervised.fit(options, simulator.config, simulator.params, batches, writer=writer, stage=stage,
                               directory=directory, config_json=config_json, lora=lora, seed=seed, mesh=mesh)
     return dataclasses.replace(simulator, params=params)
 

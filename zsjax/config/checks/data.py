@@ -3,7 +3,8 @@
 import inspect
 import os
 
-from zsjax.config.checks.values import close_to, path_problem
+from zsjax.config.allowed import path_problem
+from zsjax.config.read import known_name
 
 WORLDS = ("tiny_world:train", "tiny_world:eval")
 _ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
@@ -47,13 +48,13 @@ def _check_world(found, options):
         return
     from zsjax.tiny_world import world
 
-    known = {name: parameter.default for function in (world.resolve, world.make_world)
+    known = {name: parameter.default for function in (world.worlds_of, world.make_world)
              for name, parameter in inspect.signature(function).parameters.items()
              if parameter.kind == parameter.KEYWORD_ONLY and name != "taken"}
     for name, value in options.items():
         if name not in known:
-            found.add("world", f"{name!r} is unknown", close_to(name, known))
-        elif isinstance(known[name], int) and not (type(value) is int and 0 < value <= 100_000):
-            found.add("world", f"{name} = {value!r} is not a count", "give a whole number above 0, up to 100,000")
+            found.add("world", f"{name!r} is unknown", known_name(name, known))
+        elif isinstance(known[name], int) and not (type(value) is int and (known[name] > 0) <= value <= 100_000):
+            found.add("world", f"{name} = {value!r} is not a count", f"give a whole number, {int(known[name] > 0)} to 100,000")
         elif isinstance(known[name], float) and not (type(value) in (int, float) and 0 <= value <= 1):
             found.add("world", f"{name} = {value!r} is not a share", "give 0 to 1")

@@ -2,7 +2,7 @@
 
 import math
 
-from zsjax.config.checks.found import Found
+from zsjax.config.checks.findings import Findings
 from zsjax.config.checks.search import used_engines, uses_simulator
 from zsjax.config.checks.training import SUPERVISED
 from zsjax.config.fields import Config
@@ -28,11 +28,11 @@ def find_device_problems(config: Config, num_devices: int, num_hosts: int = 1) -
 
     Questions need not divide: a rollout fills up its shape and drops the surplus rows.
     """
-    found = Found(config)
+    found = Findings(config)
     apart, a_host, copy = config.mesh.simulator_devices, num_devices // num_hosts, config.mesh.simulator_tensor
     if apart >= a_host:
         found.add("mesh.simulator_devices", f"leaves none of a host's {a_host} devices for the policy",
-                  f"give less than {a_host}, or 0 to share them")
+                  f"give fewer than {a_host}, or 0 to share them")
         return found.problems
     if apart and (heads := _num_heads(config, config.simulator)) % copy:
         found.add("mesh.simulator_tensor", f"does not divide the {heads} heads of simulator.init", "give a divisor of that")
@@ -56,7 +56,7 @@ def find_device_problems(config: Config, num_devices: int, num_hosts: int = 1) -
         found.add("train.microbatch_rows", f"does not divide over {shards} devices", f"give a multiple of {shards}")
     tensor = num_devices // shards
     if num_devices // num_hosts % tensor:
-        found.add("mesh.tensor", f"reaches over hosts of {num_devices // num_hosts} devices", "give a divisor of that")
+        found.add("mesh.tensor", f"does not divide a host's {num_devices // num_hosts} devices", "give a divisor of that")
     for name in ("policy", "simulator")[:1 if apart else 2] if tensor > 1 else ():
         heads = _num_heads(config, getattr(config, name))
         if heads % tensor:
@@ -64,11 +64,11 @@ def find_device_problems(config: Config, num_devices: int, num_hosts: int = 1) -
     alone = [stage for stage in config.stages if stage in (*SUPERVISED, "collect")]
     if num_hosts > 1 and alone:
         found.add("stages", f"{', '.join(alone)} run on one host",
-                  "run them there first, by their commands, and then only train, evaluate and report on many")
+                  "run these stages there first; then train, evaluate and report on many")
     if num_hosts > 1 and "evaluate" in config.stages and "trajectory_sft" in config.evaluate.baselines:
         found.add("evaluate.baselines", "trajectory_sft tunes on one host", "leave it out, or evaluate on one host")
     if num_hosts > 1 and any(spec.one_host for name in used_engines(config) for spec in specs(name, config.search)):
-        found.add("search.remote.cache_dir", "results and account of web search are one host's", "run it on one host")
+        found.add("search.remote.cache_dir", "web search keeps its results and account on one host", "run on one host")
     return found.problems
 
 

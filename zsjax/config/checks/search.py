@@ -4,8 +4,9 @@ import dataclasses
 import os
 import re
 
-from zsjax.config.checks.values import close_to, function_problem
+from zsjax.config.allowed import function_problem
 from zsjax.config.options import check_options
+from zsjax.config.read import known_name
 from zsjax.search import registry
 
 
@@ -47,14 +48,14 @@ def _check_engines(found, config):
     used = [spec for name in used_engines(config) for spec in registry.specs(name, search)]
     needs = {need for spec in used for need in spec.needs}
     if search.rerank.candidates and not search.num_documents <= search.rerank.candidates <= 20:
-        found.add("search.rerank.candidates", f"are not between search.num_documents = {search.num_documents} and 20",
-                  "give so many, or 0 for none")
+        found.add("search.rerank.candidates", f"not between search.num_documents = {search.num_documents} and 20",
+                  "give a number in this range, or 0")
     if "url" in needs and not remote.url:
-        found.add("search.remote.url", "not the address of a server", "give http://HOST:PORT of the server")
+        found.add("search.remote.url", "not the URL of a server", "give http://HOST:PORT")
     if remote.extra_body.keys() & {"model", "messages"}:
         found.add("search.remote.extra_body", "the request itself sets model and messages", "remove them")
     if "served_model" in needs and not remote.model:
-        found.add("search.remote.model", "the chat server must be told which model", "give the name the server knows it by")
+        found.add("search.remote.model", "the chat server needs the name of its model", "give the name that the server uses")
     if "key" in needs:
         check_key(found, "search.remote.key_env", remote.key_env or max(spec.key_env for spec in used))
     if "embedder" in needs:
@@ -73,7 +74,7 @@ def _check_options(found, search):
         found.problems += check_options(kind, search.options)[1]
     for name in search.options.keys() - known:
         found.add("search.options", f"{name!r} is unknown",
-                  close_to(name, sorted(known)) if known else "remove it: no engine that is named has options")
+                  known_name(name, sorted(known)) if known else "remove it: none of the named engines has options")
 
 
 def _check_embedder(found, name):

@@ -23,6 +23,8 @@ def check_collect_and_evaluate(found, config):
         found.add("trajectory_sft.steps", "the baseline would learn nothing", "give its steps")
     if evaluate.drop_best and "simulator" in registry.needs(config.search.eval_engine, config.search):
         found.add("evaluate.drop_best", "a simulator does not lose documents", "set it to 0, or evaluate with a real engine")
+    if evaluate.misinformation and not config.data.eval_corpus.startswith("tiny_world:"):
+        found.add("evaluate.misinformation", "only the tiny world's documents can be made wrong", "set it to 0")
     if config.collect.label == "judge" and "collect" in config.stages:
         _check_judge(found, config.collect.judge)
 
@@ -31,8 +33,8 @@ def _check_judge(found, judge):
     from zsjax.search.simulator.prompt import JudgeTemplate
 
     if bool(judge.init) == bool(judge.url):
-        found.add("collect.judge.init", f"and collect.judge.url = {judge.url!r}: a judge is the one or the other",
-                  "give a checkpoint, or the address of a chat server")
+        found.add("collect.judge.init", f"and collect.judge.url = {judge.url!r}: a judge has exactly one of the two",
+                  "give a checkpoint, or the URL of a chat server")
     elif judge.init:
         found.is_path("collect.judge.init")
         if judge.tokenizer:
@@ -41,6 +43,7 @@ def _check_judge(found, judge):
         if judge.extra_body.keys() & {"model", "messages"}:
             found.add("collect.judge.extra_body", "the request itself sets model and messages", "remove them")
         if not judge.model:
-            found.add("collect.judge.model", "the chat server must be told which model", "give the name it knows it by")
+            found.add("collect.judge.model", "the chat server needs the name of its model",
+                      "give the name that the server uses")
         check_key(found, "collect.judge.key_env", judge.key_env)
     found.loads("collect.judge.template", JudgeTemplate.load, "give 'default' or a file with the three slots")

@@ -1,6 +1,9 @@
-"""Checks of what learns: algorithm, rewards, curriculum, alarms, optimizers, the loops' sizes."""
+"""Checks of algorithm, rewards, curriculum, alarms, optimizers and the sizes of the loops."""
 
-from zsjax.config.checks.values import close_to, function_problem, is_number
+import itertools
+
+from zsjax.config.allowed import function_problem, is_sensible
+from zsjax.config.read import known_name
 
 SUPERVISED = ("pretrain", "pretrain_simulator", "tune_simulator", "trajectory_sft")
 
@@ -17,7 +20,7 @@ def check_algorithm(found, config):
         found.add("algorithm.kl_target", "an adaptive coefficient grows from kl_coef, which is 0",
                   "set algorithm.kl_coef to where it starts")
     if algorithm.dual_clip and not algorithm.dual_clip > 1:
-        found.add("algorithm.dual_clip", "bounds the loss at a ratio that no clip has reached", "give more than 1, or 0")
+        found.add("algorithm.dual_clip", "a bound of 1 or less is below every clipped ratio", "give more than 1, or 0")
     if algorithm.dual_clip and algorithm.loss in LOSSES and "dual_clip" not in LOSSES.entry(algorithm.loss).reads:
         found.add("algorithm.dual_clip", f"the loss {algorithm.loss!r} has none",
                   "set it to 0, or algorithm.loss to 'ppo_clip'")
@@ -48,14 +51,14 @@ def _check_reward(found, reward):
                   "give policy tokens 0 < overlong_from < overlong_to")
     used = "overlong" in reward.terms or "overlong" in found.config.algorithm.mask
     if used and not reward.overlong_to:
-        found.add("reward.overlong_to", "says from where on an episode is overlong", "give policy tokens")
+        found.add("reward.overlong_to", "0 means that no episode is overlong", "give policy tokens")
 
 
 def _check_named(found, field, registry, known):
     """A dict of numbers by the name of a function. known: the registered names that it may hold."""
     own = "package.module:function"
     for name, weight in found.value(field).items():
-        if not is_number(weight):
+        if not is_sensible(weight):
             found.add(field, f"the weight of {name!r} is {weight!r}", "give a finite number, at most 1e9")
         elif name in registry and name not in known:
             found.add(field, f"{name!r} has a field of its own", f"set algorithm.{name}_coef")
@@ -76,20 +79,21 @@ def _check_curriculum(found, curriculum):
         if len(curriculum.values) != len(curriculum.boundaries) + 1:
             found.add("curriculum.values", f"{len(curriculum.boundaries)} boundaries need one value more",
                       "give the noise before the first boundary and from each boundary on")
-        if any(a >= b for a, b in zip(curriculum.boundaries, curriculum.boundaries[1:])):
+        if any(a >= b for a, b in itertools.pairwise(curriculum.boundaries)):
             found.add("curriculum.boundaries", "do not rise", "give steps in rising order")
     if curriculum.schedule == "adaptive" and curriculum.reverse:
         found.add("curriculum.reverse", "an adaptive curriculum follows the reward, not the step", "set it to false")
 
 
 def _check_health(found, config):
-    from zsjax.monitor.health import ALARMS, is_evaluation_metric, is_step_metric, metric_names
+    from zsjax.monitor.catalog import is_evaluation_metric, is_step_metric, metric_names
+    from zsjax.monitor.health import ALARMS
 
     health, known = config.health, metric_names(config.reward.terms)
     own = ":" in config.algorithm.loss  # whose metrics are its own
     for name, bounds in health.alarms.items():
         pair = bounds if isinstance(bounds, list | tuple) and len(bounds) == 2 else [None, None]
-        if pair == [None, None] or not all(bound is None or is_number(bound) for bound in pair):
+        if pair == [None, None] or not all(bound is None or is_sensible(bound) for bound in pair):
             found.add("health.alarms", f"the bounds of {name!r} are {bounds!r}, not [low, high]",
                       "give two numbers, one of which may be None")
         elif None not in pair and pair[0] > pair[1]:
@@ -98,7 +102,7 @@ def _check_health(found, config):
             if reason := function_problem(name):
                 found.add("health.alarms", reason, "give a metric of a step, or package.module:function")
         elif not own and name not in ALARMS and not is_step_metric(name, config.reward.terms):
-            found.add("health.alarms", f"{name!r} is not a metric of a step", close_to(name, known))
+            found.add("health.alarms", f"{name!r} is not a metric of a step", known_name(name, known))
     if not is_evaluation_metric(health.best_metric):
         found.add("health.best_metric", "not a metric of the evaluations in training",
                   "give eval/em, eval/f1, or eval/em_N_hop of questions that know their hops")

@@ -1,6 +1,6 @@
-"""Files carried with the package: the tiny world's tokenizer and models.
+"""Files that the package carries: the tiny world's tokenizer and models, and a sample of real questions.
 
-Their names are used wherever a path is: "asset:tiny_world/base" is the folder `zsjax/data/assets/tiny_world/base`.
+"asset:tiny_world/base" can be given for a path: it is the folder `zsjax/data/assets/tiny_world/base`.
 """
 
 import pathlib
@@ -12,16 +12,16 @@ _ROOT = pathlib.Path(__file__).resolve().parent
 
 
 def list_assets() -> list[str]:
-    """Names of the assets that exist, such as "tiny_world/base": the folders that hold files."""
+    """Names of the folders that hold files, such as "tiny_world/base"."""
     folders = {file.parent for file in _ROOT.glob("*/**/*") if file.is_file() and "__pycache__" not in file.parts}
     return sorted(folder.relative_to(_ROOT).as_posix() for folder in folders)
 
 
 def asset_path(path: str | pathlib.Path) -> pathlib.Path:
-    """The path that a config's string names: "asset:NAME" is a packaged folder or file, anything else is a path.
+    """The path of "asset:NAME", a carried folder or file; any other text is a path itself.
 
     Raises:
-      FileNotFoundError: no such asset; the message lists those that exist. Other paths are not looked at.
+      FileNotFoundError: no such asset; the message lists those that exist. Other paths are not checked.
     """
     text = str(path)
     if not text.startswith(PREFIX):

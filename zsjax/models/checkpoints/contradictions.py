@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint folder, in words: config.json against weights, and folders that hold a model deeper inside."""
+"""What is wrong with a checkpoint folder: config.json against the weights, and folders with a model deeper inside."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def check_fields(raw) -> dict:
         if name in _NUMBERS and not (type(value) in (int, float) and 0 < value < 1e30):
             raise ValueError(f"{name}={value!r} is not a number above 0; copy the model's file again")
         if name in _FLAGS and not isinstance(value, bool):
-            raise ValueError(f"{name}={value!r} is neither true nor false; correct it")
+            raise ValueError(f"{name}={value!r} is not a truth value; use true or false")
         if name in ("rope_scaling", "rope_parameters"):
             _check_rope(name, value)
         if name == "layer_types" and not (isinstance(value, list) and all(isinstance(kind, str) for kind in value)):
@@ -85,8 +85,9 @@ def no_model(folder: Path) -> str:
 def why_missing(name: str, names: Mapping, config) -> str:
     """The likely reason why a file lacks a tensor that config.json asks for, and what to do."""
     if name == "lm_head.weight":
-        return ("config.json has tie_word_embeddings=false. An embedding model has no lm_head and cannot write: load it with "
-                "head=False, as search.embedder does; if the model shares its embedding, set tie_word_embeddings to true")
+        return ("config.json has tie_word_embeddings=false. An embedding model has no lm_head and cannot write: load it "
+                "with head=False, as search.embedder does; if the model shares its embedding, set tie_word_embeddings to "
+                "true")
     if layers := _layers(name, names, config):
         return layers
     return "the weights are not those of config.json, or incomplete: copy both from one source again"

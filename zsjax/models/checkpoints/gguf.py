@@ -2,7 +2,7 @@
 
 Reading and dequantising is the `gguf` package's work. What the format changes is undone here: llama.cpp adds the offset to
 Gemma's norms, and interleaves the halves of Llama's rotary heads (llama.cpp, convert_hf_to_gguf.py). Each family says in
-its `Family` what its files need. A GGUF file names no class of transformers, so config.json is put together from its metadata.
+its `Family` what its files need. A GGUF file names no class of transformers: config.json is made from its metadata.
 """
 
 import dataclasses
@@ -67,8 +67,8 @@ class GgufFile:
         try:
             return np.asarray(gguf.dequantize(tensor.data, tensor.tensor_type), np.float32)
         except NotImplementedError:
-            raise InputError(f"{self.path}: tensor {name!r} has type {tensor.tensor_type.name}, which the package gguf cannot "
-                             "dequantise; use a file of another quantisation, such as Q4_K_M or F16") from None
+            raise InputError(f"{self.path}: tensor {name!r} has type {tensor.tensor_type.name}, which the package gguf "
+                             "cannot dequantise; use a file of another quantisation, such as Q4_K_M or F16") from None
 
 
 def read_gguf(path) -> GgufFile:
@@ -147,7 +147,7 @@ def read_model(file: GgufFile):
     if surplus:
         raise InputError(f"{file.path}: surplus tensor {surplus[0]!r}: model_type={config.model_type!r} has no place for it")
     params = []
-    for stored, (name, transposed, spec) in zip(names, named):
+    for stored, (name, transposed, spec) in zip(names, named, strict=True):
         array = file.read(stored)
         if family.gguf_interleaved and re.search(r"\.attn_[qk]\.", stored):
             array = halves_apart(array, config.head_dim)
@@ -168,7 +168,7 @@ def halves_apart(array, head_dim: int):
 
 
 def _config_fields(file: GgufFile, family: Family) -> dict:
-    """The fields of a config.json that metadata and tensors stand for."""
+    """The fields of config.json, from metadata and tensors."""
     if "token_embd.weight" not in file.tensors:
         raise InputError("tensor 'token_embd.weight' is missing")
     raw = {ours: file.of_model(name) for name, ours in _FIELDS.items() if file.of_model(name)}

@@ -75,7 +75,8 @@ def write(metadata: dict, folder, eos_names, source, *, vocab_size: int) -> Writ
     if metadata.get("tokenizer.chat_template"):
         settings["chat_template"] = metadata["tokenizer.chat_template"]
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
-    control = {token: id for id, (token, type) in enumerate(zip(tokens, ggml.get("token_type", ()))) if type == CONTROL}
+    typed = zip(tokens, ggml.get("token_type", ()), strict=False)
+    control = {token: id for id, (token, type) in enumerate(typed) if type == CONTROL}
     eos = [named["eos_token"], ggml.get("eot_token_id"), *(control.get(name) for name in eos_names)]
     return WrittenTokenizer(folder, tuple(dict.fromkeys(id for id in eos if id is not None)), named["pad_token"],
                             (named["bos_token"],) if begins else ())
@@ -105,7 +106,7 @@ def _pieces(ggml: dict, architecture: str):
         merges = [tuple(merge.split(" ")) for merge in ggml["merges"]]
     else:
         ranks = range(len(tokens)) if gemma else [-score for score in ggml["scores"]]
-        merges = merges_of(vocab, dict(zip(tokens, ranks)))
+        merges = merges_of(vocab, dict(zip(tokens, ranks, strict=True)))
     unknown = ggml.get("unknown_token_id")
     backend = Tokenizer(models.BPE(vocab=vocab, merges=merges, fuse_unk=True, byte_fallback=True,
                                    unk_token=None if unknown is None else tokens[unknown]))
@@ -142,9 +143,12 @@ def _add_tokens(backend, ggml: dict):
     from tokenizers import AddedToken
 
     vocab = backend.get_vocab()
-    kinds = list(zip(ggml["tokens"], ggml.get("token_type", ())))
-    added = lambda kind, special: [AddedToken(token, normalized=False, special=special)
-                                   for token, type in kinds if type == kind and token in vocab]
+    kinds = list(zip(ggml["tokens"], ggml.get("token_type", ()), strict=False))
+
+    def added(kind, special):
+        return [AddedToken(token, normalized=False, special=special)
+                for token, type in kinds if type == kind and token in vocab]
+
     backend.add_special_tokens(added(CONTROL, True))
     backend.add_tokens(added(USER_DEFINED, False))
 

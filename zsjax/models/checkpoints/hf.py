@@ -42,7 +42,10 @@ def hf_name(path) -> tuple[str, bool]:
 
 def named_specs(config):
     """([(Hugging Face's name, whether it is stored transposed, ParamSpec)], the tree's structure)."""
-    is_spec = lambda x: isinstance(x, ParamSpec)
+
+    def is_spec(x):
+        return isinstance(x, ParamSpec)
+
     leaves, treedef = jax.tree_util.tree_flatten_with_path(param_specs(config), is_leaf=is_spec)
     return [(*hf_name(path), spec) for path, spec in leaves], treedef
 
@@ -64,8 +67,11 @@ def _as_a_model_names(tensors: dict) -> dict:
         return tensors
     inside = embeddings[0].removesuffix("embed_tokens.weight")
     heads = ("lm_head.weight", inside.removesuffix("model.") + "lm_head.weight")
-    own = lambda name: "lm_head.weight" if name in heads else (
-        f"model.{name.removeprefix(inside)}" if name.startswith(inside) else name)
+
+    def own(name):
+        return "lm_head.weight" if name in heads else (
+            f"model.{name.removeprefix(inside)}" if name.startswith(inside) else name)
+
     return {own(name): tensor for name, tensor in tensors.items()}
 
 
@@ -152,9 +158,9 @@ def _place(stored, transposed, dtype, sharding, check_finite):
     dtype = tensor_files.DTYPES[stored.dtype] if dtype is None else dtype
 
     def read(index):
-        index = tuple(slice(*s.indices(n)[:2]) for s, n in zip(index, shape))
+        index = tuple(slice(*s.indices(n)[:2]) for s, n in zip(index, shape, strict=True))
         array = stored.read(index[::-1]).T if transposed else stored.read(index)
-        with np.errstate(over="ignore"):  # check_finite tells of it
+        with np.errstate(over="ignore"):  # check_finite reports it
             array = np.asarray(array, dtype=dtype, order="C")
         if check_finite and not np.isfinite(array).all():
             raise InputError(f"{stored.file}: tensor {stored.name!r} holds NaN or infinite values (as {array.dtype})")
@@ -180,7 +186,7 @@ def load_hf(path, *, mesh=None, rules=None, dtype=None, tokenizer=None, check_fi
       tokenizer: None, or what must fit: its `ids_in_use` need a row of the embedding each, and a tokenizer that the
         folder holds must not contradict it. The config then has `num_ids`.
       check_finite: also refuse NaN and infinite weights; reads every number on the host.
-      head: False for an embedding model: an lm_head is neither needed nor read.
+      head: False for an embedding model: an lm_head is not needed, and not read.
 
     Returns:
       (DecoderConfig, params).
@@ -212,7 +218,7 @@ def load_hf(path, *, mesh=None, rules=None, dtype=None, tokenizer=None, check_fi
 
         shardings = jax.tree.leaves(param_shardings(config, mesh, TRAIN_RULES if rules is None else rules))
     params = [_place(tensors[name], transposed, dtype, sharding, check_finite)
-              for (name, transposed, _), sharding in zip(named, shardings)]
+              for (name, transposed, _), sharding in zip(named, shardings, strict=True)]
     return config, treedef.unflatten(params)
 
 
@@ -257,7 +263,8 @@ def _write_tokenizer(folder: Path, tokenizer):
     source = Path(getattr(tokenizer, "path", tokenizer))
     kept = source if source.is_dir() else source.parent
     # Beside a SentencePiece model, a tokenizer.json would be read in its place.
-    names = [name for name in _TOKENIZER_FILES if source.suffix != ".model" or name not in ("tokenizer.json", "tokenizer.model")]
+    aside = ("tokenizer.json", "tokenizer.model") if source.suffix == ".model" else ()
+    names = [name for name in _TOKENIZER_FILES if name not in aside]
     files = [kept / name for name in names if (kept / name).is_file()]
     if source.is_file():
         files = [*[file for file in files if file != source], source]
@@ -290,13 +297,13 @@ def save_hf(path, config: DecoderConfig, params, *, tokenizer=None, dtype=None, 
     """
     path = Path(path)
     if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / "config.json").is_file())):
-        raise InputExists(f"{path} exists and is no checkpoint folder: not replaced")
+        raise InputExists(f"{path} exists and is not a checkpoint folder; use another path")
     named, treedef = named_specs(config)
     leaves, given = jax.tree.flatten(params)
     if given != treedef:
         raise ValueError(f"params do not fit the config: expected the tree {treedef}, got {given}")
     arrays, tensors, transposes = {}, {}, {}
-    for (name, transposed, spec), leaf in zip(named, leaves):
+    for (name, transposed, spec), leaf in zip(named, leaves, strict=True):
         if leaf.shape != spec.shape:
             raise ValueError(f"tensor {name!r} has shape {leaf.shape}, the config asks for {spec.shape}")
         arrays[name], transposes[name] = leaf, transposed

@@ -37,7 +37,7 @@ def local_folder(path, *, weights: bool = True) -> Path:
     name = hub_name(path)
     if name is None:
         if str(path).startswith(PREFIX):
-            raise InputNotFound(f"{path!r} is no name of the Hugging Face hub: write {PREFIX}owner/name")
+            raise InputNotFound(f"{path!r} is not a name on the Hugging Face hub; use {PREFIX}owner/name")
         return Path(path)
     try:
         import huggingface_hub

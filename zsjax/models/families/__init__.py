@@ -106,6 +106,9 @@ def config_dict(config: DecoderConfig, *, dtype: str, eos_ids=(), pad_id=None, b
 
 def find_preset(name: str) -> DecoderConfig | None:
     """The shape of a published model by its preset's or its hub's name ("google/gemma-3-270m-it"), or None."""
-    plain = lambda name: re.sub(r"[-_]", "", name.lower())
+
+    def plain(name):
+        return re.sub(r"[-_]", "", name.lower())
+
     name = re.sub(r"-(instruct|base|it|pt)$", "", name.rstrip("/").split("/")[-1].lower())
     return next((config for known, config in PRESETS.items() if plain(known) == plain(name)), None)

@@ -82,7 +82,9 @@ def write(config: DecoderConfig) -> dict:
     }
     del result["hidden_act"]
     if config.sliding_rope_scaling is not None:
-        entry = lambda theta, scaling: {"rope_theta": theta, "rope_type": "default"} | (scaling_dict(scaling) or {})
+        def entry(theta, scaling):
+            return {"rope_theta": theta, "rope_type": "default"} | (scaling_dict(scaling) or {})
+
         result = {name: x for name, x in result.items() if not name.startswith("rope_")} | {"rope_parameters": {
             "full_attention": entry(config.rope_theta, config.rope_scaling),
             "sliding_attention": entry(theta, config.sliding_rope_scaling)}}

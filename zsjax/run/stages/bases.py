@@ -1,5 +1,6 @@
 """Base models from scratch: the policy's and the simulator's."""
 
+from zsjax.run import build
 from zsjax.run.stages.run import Run
 
 
@@ -8,8 +9,9 @@ def pretrain(run: Run):
         return
     from zsjax.tiny_world.pretrain_policy import pretrain_policy
 
-    model, params = pretrain_policy(run.config, run.tokenizer, writer=run.writer,
-                                    directory=run.path("checkpoints") / "pretrain", config_json=run.config_json)
+    model, _ = build.model(run.config.policy, run.tokenizer, seed=run.config.seed)
+    params = pretrain_policy(run.config, model, run.tokenizer, writer=run.writer,
+                             directory=run.path("checkpoints") / "pretrain", config_json=run.config_json)
     run.save_model("base", model, params)
 
 
@@ -18,7 +20,8 @@ def pretrain_simulator(run: Run):
         return
     from zsjax.tiny_world.pretrain_simulator import pretrain_simulator
 
-    model, params = pretrain_simulator(run.config, run.tokenizer, writer=run.writer,
-                                       directory=run.path("checkpoints") / "pretrain_simulator",
-                                       config_json=run.config_json)
-    run.save_model("simulator_base", model, params)
+    model, params = build.model(run.config.simulator, run.tokenizer, seed=run.config.seed + 1)
+    start = build.simulator(run.config, model, params, run.tokenizer)
+    base = pretrain_simulator(run.config, start, writer=run.writer,
+                              directory=run.path("checkpoints") / "pretrain_simulator", config_json=run.config_json)
+    run.save_model("simulator_base", base.config, base.params)

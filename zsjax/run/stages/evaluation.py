@@ -1,7 +1,7 @@
-"""What came of it: base, trained policy and baselines with the real engine, and the report.
+"""Evaluation of base, trained policy and baselines with the real engine, and the report.
 
-Each evaluation is kept under what was evaluated and how (`zsjax.evaluation.kept`). The stage makes those that the config
-asks for and that are not there, or in which searches failed; evaluation.json holds the rows of all that were asked for.
+Each evaluation is kept under its policy and its settings (`zsjax.evaluation.kept`). The stage makes those of the config that
+are missing or in which searches failed. evaluation.json holds the rows of all evaluations of the config.
 """
 
 import dataclasses
@@ -27,19 +27,19 @@ from zsjax.run import build
 from zsjax.run.stages.run import Run
 from zsjax.search import registry
 
-# Fields of config.rollout and config.search that only training reads.
+# Fields of config.rollout and config.search that evaluation does not read.
 TRAINING = ("rollout.temperature", "search.engine", "search.noise_per")
 
 
 class SearchesFailed(UserError):
-    """Most searches of an evaluation failed: it is not finished, and asking again repeats it."""
+    """Most searches of an evaluation failed. The same command repeats it."""
 
     exit_code = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One evaluation that the config asks for. play: () -> (its records, its lines of metrics)."""
+    """One evaluation of the config. play: () -> (its records, its lines of metrics)."""
 
     wanted: Evaluation
     play: Callable[[], tuple[list[dict], list[dict]]]
@@ -65,7 +65,7 @@ def evaluate(run: Run):
 
 
 def _found(run, folder, wanted) -> Evaluation | None:
-    """The kept evaluation that is asked for, unless a search of it failed. On hosts without the files, what is wanted."""
+    """The kept evaluation like `wanted`, None if a search of it failed. Hosts without the files get `wanted` itself."""
     found = folder.find(wanted) if hosts.is_lead() else None
     if not hosts.agree(found is not None and not found.failed_searches):
         return None
@@ -92,7 +92,7 @@ def _made(run, parts, part, number) -> Evaluation:
 
 
 def _finish(run, folder, done, rows):
-    """Tables and evaluation.json of finished evaluations; SearchesFailed where one is not."""
+    """Writes tables and evaluation.json. Raises SearchesFailed where an evaluation is not finished."""
     unfinished = [evaluation for evaluation in done if not evaluation.finished]
     if hosts.agree(bool(unfinished)):
         what = "; ".join(f"{evaluation.title}: {evaluation.failed_searches} of {evaluation.searches} searches failed"
@@ -120,7 +120,7 @@ def _line(row) -> str:
 
 
 class Parts:
-    """The evaluations that a run's config asks for. Models and engines are loaded when a part is played."""
+    """The evaluations of a run's config. Models and engines are loaded when a part is played."""
 
     def __init__(self, run: Run):
         self.run, self.config, self.kept = run, run.config, kept.Kept(run.workdir)
@@ -133,16 +133,23 @@ class Parts:
         policies = [("before", base)]
         if build.checkpoint_exists(self.run.path("models/policy")):
             policies.append(("after", self._subject(kept.TRAINED, "models/policy")))
-        lossy = [0.0, *([config.evaluate.drop_best] if config.evaluate.drop_best else [])]
-        for drop_best in lossy:
-            suffix = f", best document lost in {drop_best:.0%} of searches" if drop_best else ""
+        options = config.evaluate
+        faults = [("", "", {})]
+        if options.drop_best:
+            faults.append(("_lossy", f", best document lost in {options.drop_best:.0%} of searches",
+                           {"drop_best": options.drop_best}))
+        if options.misinformation:
+            faults.append(("_misinformed", f", best document wrong in {options.misinformation:.0%} of searches",
+                           {"misinformation": options.misinformation}))
+        for part, suffix, fault in faults:
             for name, subject in policies:
-                yield self._part(
-                    f"{name}{'_lossy' if drop_best else ''}", f"{name} training{suffix}", subject,
-                    functools.partial(self._play, f"{name} training{suffix}", subject, drop_best), drop_best=drop_best,
-                    temperature=config.evaluate.temperature, samples=config.evaluate.samples)
+                title = f"{name} training{suffix}"
+                yield self._part(f"{name}{part}", title, subject, functools.partial(self._play, title, subject, fault),
+                                 temperature=options.temperature, samples=options.samples, **({"drop_best": 0.0} | fault))
         for name in config.evaluate.baselines:
-            player = policies[-1][1] if config.evaluate.baseline_model == "policy" else self._subject(kept.BASE, "models/base")
+            player = policies[-1][1]
+            if config.evaluate.baseline_model == "base":
+                player = self._subject(kept.BASE, "models/base")
             subject, more = player, {"rollout.temperature": config.rollout.temperature}
             if name in ("best_of_n", "tree_search"):
                 more |= {"samples": config.evaluate.baseline_samples}
@@ -159,7 +166,7 @@ class Parts:
         return Part(Evaluation(part, title, 0, subject, self.how | more), play)
 
     def _subject(self, role, *made) -> Subject:
-        """Of the first of the folders that the run has made, else of policy.init."""
+        """The policy of the first folder that exists, else of policy.init."""
         config = self.config.policy
         for name in made:
             if build.checkpoint_exists(path := self.run.path(name)):
@@ -175,23 +182,23 @@ class Parts:
         made = [subject.source.removeprefix("models/")] if subject.source.startswith("models/") else []
         return self._once(subject.fingerprint, make=lambda: self.run.policy(*made, rules=mesh.DECODE_RULES))
 
-    def _engine(self, drop_best=0.0):
-        options = {"drop_best": drop_best} if drop_best else {"spread": True}
-        return self._once("engine", drop_best, make=lambda: self.run.engine(
-            self.config.search.eval_engine, self.config.data.eval_corpus, **options))
+    def _engine(self, **fault):
+        """The engine of evaluations; fault: of `Run.engine`."""
+        return self._once("engine", *fault.items(), make=lambda: self.run.engine(
+            self.config.search.eval_engine, self.config.data.eval_corpus, **(fault or {"spread": True})))
 
-    def _rollout(self, model, drop_best):
-        engine = self._engine(drop_best)
-        return self._once(model, drop_best, make=lambda: self._metered(
+    def _rollout(self, model, fault):
+        engine = self._engine(**fault)
+        return self._once(model, *fault.items(), make=lambda: self._metered(
             make_rollout(model, engine, self.run.tokenizer, self.config, self.run.mesh), engine))
 
     def _metered(self, rollout, engine):
         return costs.Meter(rollout, engine, devices=mesh.device_count(self.run.mesh, self.config.mesh))
 
-    def _play(self, title, subject, drop_best):
+    def _play(self, title, subject, fault):
         options, questions = self.config.evaluate, self.questions
         model, params = self._policy(subject)
-        rollout = self._rollout(model, drop_best)
+        rollout = self._rollout(model, fault)
         with self.run.writer.track(f"evaluate {title}", len(questions) * options.samples) as advance:
             def progress(batches):
                 for batch in batches:
@@ -229,7 +236,7 @@ class Parts:
 
 
 def how(run: Run, questions) -> dict:
-    """{dotted name: value} of what decides an evaluation's figures beside the policy; places and speed do not."""
+    """{dotted name: value} of everything but the policy that changes an evaluation's figures."""
     config = run.config
     asked = [(question.id, question.question, question.golden_answers, question.metadata) for question in questions]
     found = {
@@ -251,7 +258,7 @@ def how(run: Run, questions) -> dict:
 
 
 def _fields(config) -> dict:
-    """The fields of config.rollout and config.search that decide figures, by what is declared beside them."""
+    """The fields of config.rollout and config.search that change figures, by their declared effect."""
     found = {}
     for name, leaf in leaves(Config).items():
         read = not leaf.spec.engines or config.search.eval_engine in leaf.spec.engines
@@ -261,14 +268,14 @@ def _fields(config) -> dict:
 
 
 def _fingerprint_of(config, seed) -> str:
-    """Of config.init: its checkpoint's, or of what random parameters are drawn from."""
+    """The fingerprint of config.init's checkpoint, or of the settings that random parameters are drawn from."""
     if config.init == "random":
         return _hash(["random", seed, dict(config.shape), config.positional_bias_init])
     return kept.fingerprint(build.local_path(config.init, weights=True))
 
 
 def _corpus(config: Config):
-    """A corpus by name and size: to read one of gigabytes takes longer than to evaluate."""
+    """A corpus by name and size: reading gigabytes would take longer than the evaluation."""
     source = config.data.eval_corpus
     if source.startswith(build.TINY_WORLD):
         return [source, dict(config.world)]

@@ -1,4 +1,4 @@
-"""Reinforcement learning of the policy, with a look at the real engine now and then."""
+"""Reinforcement learning of the policy, with evaluations on the real engine."""
 
 import jax
 
@@ -27,7 +27,7 @@ def train(run: Run):
 
 
 def real_evaluation(run: Run, model):
-    """params -> scores on a few held-out questions with the real engine, logged beside the score in the simulator."""
+    """params -> {metric: value} on a few held-out questions with the real engine."""
     config = run.config
     engine = run.engine(config.search.eval_engine, config.data.eval_corpus, spread=True)
     rollout = costs.Meter(make_rollout(model, engine, run.tokenizer, config, run.mesh), engine)
@@ -40,7 +40,7 @@ def real_evaluation(run: Run, model):
         scores = {f"eval/{name}": sum(row[name] * row["n"] for row in rows) / len(records)
                   for name in ("em", "f1", "searches")}
         by_hops = {f"eval/em_{row['hops']}_hop": row["em"] for row in rows if row["hops"] != "all"}
-        # The step's own line has its devices, and its time holds ours.
+        # The step's line has the devices, and its time includes this evaluation's.
         if failed := sum(row["failed_searches"] for row in rows):
             scores["eval/failed_searches"] = failed
         used = {f"eval/{name}": value for name, value in rollout.take().items() if name not in ("used/devices", "time/step")}

@@ -1,4 +1,4 @@
-"""What the stages of a run share: its config, its folder, and the objects that are built once."""
+"""The context of a run's stages: its config, its folder, and objects that are built once."""
 
 import functools
 import json
@@ -8,9 +8,9 @@ import jax
 
 from zsjax.config import Config
 from zsjax.errors import UserError
-from zsjax.files import write_json
 from zsjax.monitor.writer import Writer
 from zsjax.parallel import hosts
+from zsjax.parallel.files import write_json
 from zsjax.parallel.mesh import DECODE_RULES, local_mesh, make_mesh, simulator_mesh
 from zsjax.run import build
 from zsjax.search.simulator.simulator import Simulator
@@ -18,13 +18,13 @@ from zsjax.types import Question
 
 
 class GateFailed(UserError):
-    """A model is not good enough for the next stage; the message says which measure failed and by how much."""
+    """A model is not good enough for the next stage. The message names the measure, its value and the bound."""
 
     exit_code = 1
 
 
 class Run:
-    """What the stages share: the config, the folder, and objects that are built once, when first asked for."""
+    """A run's config and folder, and objects that are built once, at their first use."""
 
     def __init__(self, config: Config, workdir: pathlib.Path, writer: Writer, config_json: str):
         self.config, self.workdir, self.writer, self.config_json = config, workdir, writer, config_json
@@ -42,12 +42,12 @@ class Run:
 
     @functools.cached_property
     def train_questions(self) -> list[Question]:
-        """Of config.data.train; like the other two, all of them can be played."""
+        """Of config.data.train. Like those of the other two properties, they can all be played."""
         return self._playable(build.questions(self.config, self.config.data.train), "train")
 
     @functools.cached_property
     def watched_questions(self) -> list[Question]:
-        """Of config.data.eval, those on which training is evaluated on the way."""
+        """Of config.data.eval, for the evaluations in training."""
         config = self.config
         return self._playable(build.questions(config, config.data.eval, config.train.eval_questions), "eval")
 
@@ -61,29 +61,32 @@ class Run:
         source = f"data.{field} = {getattr(self.config.data, field)!r}"
         return build.playable(self.config, questions, source, self.tokenizer, **options)
 
-    def engine(self, name: str, source: str, *, drop_best: float = 0.0, spread: bool = False):
-        """The engine that searches the corpus `source`, by a name of config.search.engine; spread: as of `simulator`."""
+    def engine(self, name: str, source: str, *, spread: bool = False, **faults):
+        """The engine `name` over the corpus `source`.
+
+        spread: as of `simulator`. faults: drop_best or misinformation, see `build.engine`.
+        """
         def simulator():
             return build.frozen(self.config.simulator, self.simulator("simulator", "simulator_base", spread=spread))
 
-        return build.engine(name, self.config, source, workdir=self.workdir, drop_best=drop_best, simulator=simulator)
+        return build.engine(name, self.config, source, workdir=self.workdir, simulator=simulator, **faults)
 
     def policy(self, *names: str, rules=None):
-        """(DecoderConfig, params) of the first of models/NAME that this run has made, else of config.policy.init.
+        """(DecoderConfig, params) of the first models/NAME that exists, else of config.policy.init.
 
-        rules: None loads them onto one device; else how they are cut over the run's mesh.
+        rules: how parameters are sharded over the run's mesh; None loads them onto one device.
         """
         return self._model(self.config.policy, self.config.seed, names, self.mesh if rules else None, rules)
 
     def start_policy(self, rules=None):
-        """As `policy`, of what reinforcement starts from: the policy after its warm start, else the base."""
+        """As `policy`, of the policy that training starts from: after its warm start, else the base."""
         return self.policy("warm_start", "base", rules=rules)
 
     def simulator(self, *names: str, spread: bool = False, rules=None) -> Simulator:
-        """The simulator around the first of models/NAME that this run has made, else around config.simulator.init.
+        """The simulator of the first models/NAME that exists, else of config.simulator.init.
 
-        spread: whether its parameters are loaded onto all devices of this host that play it in rollouts on the mesh.
-        rules: else as of `policy`.
+        spread: loads its parameters onto the devices of this host that run it in rollouts on the mesh.
+        rules: as of `policy`, without spread.
         """
         mesh = self.mesh if rules else None
         if spread:
@@ -104,7 +107,7 @@ class Run:
             save_hf(self.path("models") / name, config, params, tokenizer=self.tokenizer)
 
     def done(self, stage: str, output: str) -> bool:
-        """Whether the stage's output is there already; says so once."""
+        """Whether the stage's output exists; notes that it is kept."""
         there = hosts.agree(self.path(output).exists())
         if there:
             self.writer.note(f"{stage}: {output} is there already")
@@ -115,7 +118,7 @@ class Run:
             write_json(self.path(name), value, indent=1)
 
     def add_gates(self, rows: list[dict], failed: list[str]):
-        """Keeps gate rows for the report and stops the run where a gate failed."""
+        """Adds rows to gates.json. Raises GateFailed where a gate failed."""
         path = self.path("gates.json")
         kept = json.loads(path.read_text()) if path.exists() else []
         names = {row["gate"] for row in rows}

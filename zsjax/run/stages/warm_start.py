@@ -29,14 +29,14 @@ def warm_start(run: Run):
     weights = np.asarray(roles.loss_mask(token_roles)).astype(np.float32)
     batches = make_batches(tokens, weights, batch_rows=options.batch_rows, seed=config.seed)
     model, params = run.policy("base", rules=TRAIN_RULES)
-    params = supervised.train(options, model, params, batches, writer=run.writer, stage="warm_start",
+    params = supervised.fit(options, model, params, batches, writer=run.writer, stage="warm_start",
                               directory=run.path("checkpoints") / "warm_start", config_json=run.config_json,
                               lora=config.policy.lora, seed=config.seed, mesh=run.mesh)
     run.save_model("warm_start", model, params)
 
 
 def find_episodes(run: Run, shown: demonstrations.Shown) -> list[demonstrations.Demonstration]:
-    """Those of config.warm_start.episodes, or made of the training questions and the real engine, once a run.
+    """The episodes of config.warm_start.episodes; without a file, made once of training questions and the real engine.
 
     Raises:
       UserError: the file cannot be read, or no question's answer was found.
@@ -48,11 +48,11 @@ def find_episodes(run: Run, shown: demonstrations.Shown) -> list[demonstrations.
         questions = build.questions(config, config.data.train)
         episodes = demonstrations.make_demonstrations(questions, run.engine(name, config.data.corpus), shown)
         searches = sum(len(episode.turns) for episode in episodes)
-        run.writer.note(f"warm_start: {len(episodes)} of {len(questions)} questions have their answer in what {name} shows, "
-                        f"after {searches / max(len(episodes), 1):.2f} searches on average")
+        run.writer.note(f"warm_start: {len(episodes)} of {len(questions)} questions have their answer in documents of "
+                        f"{name}, after {searches / max(len(episodes), 1):.2f} searches on average")
         if not episodes:
-            raise UserError(f"data.train = {config.data.train!r}: no gold answer stands in what {name} finds; use a "
-                            "corpus that holds the answers, or give warm_start.episodes")
+            raise UserError(f"data.train = {config.data.train!r}: no document that {name} finds holds a gold "
+                            "answer; use a corpus that holds the answers, or give warm_start.episodes")
         if hosts.is_lead():
             demonstrations.write_demonstrations(made, episodes)
     try:

@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Sequence
 
 from zsjax.errors import InputError
-from zsjax.files import write_json
+from zsjax.parallel.files import write_json
 from zsjax.search import registry
 from zsjax.search.account import Account, amount
 from zsjax.search.addresses import check_address, environment_key

@@ -1,0 +1,146 @@
+"""Hypotheses and arms as files: cNN.toml is a claim, arms.toml has the arms and the models that they start from.
+
+A claim's file:
+
+    id, title, claim, source    texts; seeds: list of numbers; order: when it is run, lowest first
+    [[comparisons]]             says, smallest (zsjax's ledger rule: verdict.py), treatment and control: "arm:measure"
+    [[correlations]]            says, smallest, x and y: measures; arms: over whose runs
+    show                        further arms whose figures the table shows
+
+An arm is an argument of experiments/hard_world.py and overrides of its config. In an override's value, "@NAME" is the
+folder of a model of arms.toml.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import tomllib
+from collections.abc import Mapping, Sequence
+
+from benchmarks.hypotheses import verdict
+
+FOLDER = pathlib.Path(__file__).parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model that arms start from: made by `stages` of experiments/hard_world.py:arg, found at `output` of that run."""
+
+    name: str
+    arg: str
+    stages: str
+    output: str
+    overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """A training run, without its seed."""
+
+    name: str
+    arg: str
+    overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Hex digits of what the arm does: a stored line of another digest is of another arm."""
+        return hashlib.sha256(json.dumps([self.arg, dict(self.overrides)], sort_keys=True).encode()).hexdigest()[:12]
+
+    def models(self) -> list[str]:
+        """Names of the models that its overrides mention."""
+        return [value[1:].partition("/")[0] for value in self.overrides.values() if value.startswith("@")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """treatment, control: (arm, measure)."""
+
+    says: str
+    smallest: float
+    treatment: tuple[str, str]
+    control: tuple[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Correlation:
+    """x, y: measures of the runs of `arms`."""
+
+    says: str
+    smallest: float
+    x: str
+    y: str
+    arms: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Hypothesis:
+    """A claim, how it is tested, and the seeds."""
+
+    id: str
+    title: str
+    claim: str
+    source: str
+    seeds: tuple[int, ...]
+    order: int
+    comparisons: tuple[Comparison, ...] = ()
+    correlations: tuple[Correlation, ...] = ()
+    show: tuple[str, ...] = ()
+
+    def arms(self) -> list[str]:
+        """Names of the arms that it needs, each once."""
+        names = [name for c in self.comparisons for name in (c.treatment[0], c.control[0])]
+        names += [name for c in self.correlations for name in c.arms]
+        return list(dict.fromkeys([*names, *self.show]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+    """All hypotheses, in the order in which they are run."""
+
+    hypotheses: Sequence[Hypothesis]
+    arms: Mapping[str, Arm]
+    models: Mapping[str, Model]
+
+
+def load(folder: pathlib.Path = FOLDER) -> Ledger:
+    """The entries of a folder.
+
+    Raises:
+      ValueError: an entry that cannot be read, an arm or a model that is not there, an unknown rule; names the file.
+    """
+    shared = _read(folder / "arms.toml")
+    models = {name: Model(name, **fields) for name, fields in shared.get("models", {}).items()}
+    arms = {name: Arm(name, **fields) for name, fields in shared["arms"].items()}
+    found = sorted((_hypothesis(path) for path in folder.glob("c*.toml")), key=lambda h: (h.order, h.id))
+    for hypothesis in found:
+        for name in hypothesis.arms():
+            if name not in arms:
+                raise ValueError(f"{hypothesis.id}: no arm {name!r} in arms.toml")
+    for owner in [*arms.values(), *models.values()]:
+        for value in owner.overrides.values():
+            if value.startswith("@") and value[1:].partition("/")[0] not in models:
+                raise ValueError(f"arms.toml: {owner.name} names the model {value!r}, which is not there")
+    return Ledger(found, arms, models)
+
+
+def _read(path):
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _hypothesis(path) -> Hypothesis:
+    fields = _read(path)
+    try:
+        comparisons = tuple(
+            Comparison(c["says"], c["smallest"], tuple(c["treatment"].split(":")), tuple(c["control"].split(":")))
+            for c in fields.pop("comparisons", ()))
+        correlations = tuple(Correlation(**{**c, "arms": tuple(c["arms"])}) for c in fields.pop("correlations", ()))
+        for test in (*comparisons, *correlations):
+            verdict.decide(test.says, verdict.Effect(0.0, 1.0, 2), test.smallest)  # raises
+        return Hypothesis(**{**fields, "seeds": tuple(fields["seeds"]), "show": tuple(fields.get("show", ()))},
+                          comparisons=comparisons, correlations=correlations)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error

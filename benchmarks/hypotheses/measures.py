@@ -1,0 +1,97 @@
+"""What the ledger keeps of a finished run's folder: its measures, some curves, and where it was run."""
+
+import json
+import pathlib
+import platform
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+
+import jax
+
+from zsjax.config import CostConfig
+from zsjax.evaluation.kept import Kept
+from zsjax.monitor import costs
+from zsjax.monitor.writer import read_jsonl
+
+CURVES = ("reward", "entropy", "repetition", "searches", "response_tokens", "on_path", "share_answered", "kl", "grad_norm",
+          "noise", "groups_with_signal", "right_logprob", "lowest_ratio", "gold_in_reach", "repeated_queries", "no_news",
+          "eval/em", "eval/searches")
+PARTS = {"before": "em_before", "after": "em", "after_lossy": "em_lost", "after_misinformed": "em_wrong"}
+FACT = re.compile(r"(\w+) of (\w+ \w+) is (\w+ \w+)\.")
+
+
+def of_run(folder: pathlib.Path) -> dict:
+    """{"measures": {name: float}, "curves": {metric: list, one a step}, "config": dict, "device": text}.
+
+    Measures: em, em_before, em_lost, em_wrong (means over the numbers of hops) and em_1, em_2, ...; em_multi, of more than
+    one hop; em_faulty, the mean of em_lost and em_wrong; answer_words, searches; reward (of the last tenth of the steps);
+    fall, how far the last evaluation in training is below the best; contradictions; and of the run's own account
+    train_searches, train_tokens, train_seconds, api_dollars, device_dollars.
+    """
+    lines = [line for line in read_jsonl(folder / "metrics.jsonl") if line["stage"] == "train"]
+    kept = Kept(folder)
+    measures = {}
+    for evaluation in kept.all():
+        if evaluation.part in PARTS:
+            measures |= _scores(PARTS[evaluation.part], evaluation.rows)
+        if evaluation.part == "after":
+            records = kept.records(evaluation.name)
+            measures["answer_words"] = statistics.mean(len((record["answer"] or "").split()) for record in records)
+            measures["searches"] = statistics.mean(record["num_searches"] for record in records)
+    if {"em_lost", "em_wrong"} <= measures.keys():
+        measures["em_faulty"] = (measures["em_lost"] + measures["em_wrong"]) / 2
+    last = lines[-max(len(lines) // 10, 1):]
+    measures["reward"] = statistics.mean(line["reward"] for line in last)
+    watched = [line["eval/em"] for line in lines if "eval/em" in line]
+    if watched:
+        measures["fall"] = max(watched) - watched[-1]
+    shares = [contradictions(record) for path in sorted((folder / "trajectories").glob("train_*.jsonl"))
+              for record in read_jsonl(path)]
+    if shares := [share for share in shares if share is not None]:
+        measures["contradictions"] = statistics.mean(shares)
+    measures |= _account(lines)
+    curves = {name: [line.get(name) for line in lines] for name in CURVES if any(name in line for line in lines)}
+    return {"measures": measures, "curves": curves, "config": json.loads((folder / "config.json").read_text()),
+            "device": f"{platform.machine()} {_processor()}, jax {jax.__version__}"}
+
+
+def _scores(name: str, rows: Sequence[Mapping]) -> dict[str, float]:
+    """EM by number of hops, and its means over all of them and over those above one."""
+    by_hops = {row["hops"]: row["em"] for row in rows if isinstance(row["hops"], int)}
+    found = {name: statistics.mean(by_hops.values())}
+    if name == "em":
+        found |= {f"em_{hops}": em for hops, em in by_hops.items()}
+        if several := [em for hops, em in by_hops.items() if hops > 1]:
+            found["em_multi"] = statistics.mean(several)
+    return found
+
+
+def contradictions(record: Mapping) -> float | None:
+    """Of the facts that an episode was shown more than once, the share with more than one object; None without any."""
+    told: dict[tuple, list] = {}
+    for segment in record["segments"]:
+        if segment["role"] == "document":
+            for relation, subject, other in set(FACT.findall(segment["text"])):
+                told.setdefault((relation, subject), []).append(other)
+    repeated = [objects for objects in told.values() if len(objects) > 1]
+    return sum(len(set(objects)) > 1 for objects in repeated) / len(repeated) if repeated else None
+
+
+def _account(lines) -> dict[str, float]:
+    rows = costs.account(lines, CostConfig())
+    if not rows:
+        return {}
+    total = rows[-1]
+    return {"train_searches": total["searches"], "train_tokens": total["policy_tokens"] + total["document_tokens"],
+            "train_seconds": 3600 * total["accelerator_hours"], "api_dollars": total["api_dollars"],
+            "device_dollars": total["accelerator_dollars"]}
+
+
+def _processor() -> str:
+    try:
+        text = pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    found = re.search(r"model name\s*:\s*(.+)", text)
+    return found[1].strip() if found else platform.processor()

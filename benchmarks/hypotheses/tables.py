@@ -1,0 +1,241 @@
+"""experiments/ledger.md and its plots, from the stored lines alone."""
+
+import math
+import pathlib
+import statistics
+from collections.abc import Mapping, Sequence
+
+from benchmarks.hypotheses import verdict
+from benchmarks.hypotheses.entries import Comparison, Correlation, Hypothesis, Ledger
+from benchmarks.hypotheses.verdict import Effect
+from zsjax.report import charts
+
+COLUMNS = {"em_1": "1 hop", "em_2": "2 hops", "em_3": "3 hops", "em": "all", "em_lost": "lost", "em_wrong": "wrong",
+           "searches": "searches", "answer_words": "answer words", "fall": "fall", "train_seconds": "seconds"}
+FELL = 0.1  # EM below its best, from which a run counts as fallen
+STYLE = ("<style>text{font:11px sans-serif;fill:#334155}.grid{stroke:#e2e8f0}path{fill:none;stroke-width:1.5}"
+         ".raw{opacity:.25}circle:not(.dot){opacity:0}</style>")
+
+
+class Results:
+    """The lines of the ledger's runs, by arm and seed."""
+
+    def __init__(self, ledger: Ledger, lines: Mapping[tuple, Mapping]):
+        self.ledger, self.lines = ledger, lines
+
+    def of(self, arm: str) -> dict[int, Mapping]:
+        """{seed: line} of the arm as it is defined now; failed runs are not among them."""
+        digest = self.ledger.arms[arm].digest
+        return {seed: line for (name, its_digest, seed), line in self.lines.items()
+                if (name, its_digest) == (arm, digest) and "error" not in line}
+
+    def values(self, arm: str, measure: str) -> dict[int, float]:
+        return {seed: line["measures"][measure] for seed, line in sorted(self.of(arm).items())
+                if measure in line["measures"]}
+
+    def effect(self, test: Comparison | Correlation, seeds: Sequence[int]) -> Effect | None:
+        """The effect over the hypothesis's seeds, None where a run that it needs is missing in all of them."""
+        def only(values):
+            return {seed: value for seed, value in values.items() if seed in seeds}
+
+        if isinstance(test, Correlation):
+            pairs = []
+            for arm in test.arms:
+                x, y = only(self.values(arm, test.x)), only(self.values(arm, test.y))
+                pairs += [(x[seed], y[seed]) for seed in x if seed in y]
+            return verdict.correlation(*zip(*pairs, strict=True)) if pairs else None
+        treatment, control = (only(self.values(*side)) for side in (test.treatment, test.control))
+        return verdict.paired(treatment, control) if treatment.keys() & control.keys() else None
+
+
+def write(ledger: Ledger, lines: Mapping[tuple, Mapping], out: pathlib.Path) -> None:
+    """Writes out/ledger.md and out/ledger/*.svg."""
+    results = Results(ledger, lines)
+    plots = out / "ledger"
+    plots.mkdir(parents=True, exist_ok=True)
+    (plots / "effects.svg").write_text(effects_plot(results))
+    for name, arms in curves(ledger).items():
+        if svg := curve_plot(results, arms):
+            (plots / f"{name}.svg").write_text(svg)
+    (out / "ledger.md").write_text(page(results, plots))
+
+
+def page(results: Results, plots: pathlib.Path) -> str:
+    done = [line for line in results.lines.values() if "error" not in line]
+    seconds = sum(line["seconds"] for line in results.lines.values())
+    commits = sorted({line["commit"][:12] for line in done})
+    text = ["# The ledger", "",
+            "Written by `python benchmarks/ledger.py report`; do not edit. Claims and the rule that decides them stand in",
+            "benchmarks/hypotheses/. An effect is a mean over seeds, paired, with its 95 % interval. EM is in shares of 1,",
+            "on unseen worlds of experiments/hard_world.py with BM25, greedy.", "",
+            f"{len(done)} runs, {seconds / 3600:.1f} hours of one process. Commits: {', '.join(commits) or 'none'}.", "",
+            "| | claim | verdict | seeds | seeds that would decide |", "| --- | --- | --- | --- | --- |"]
+    text += [summary_row(results, hypothesis) for hypothesis in _by_id(results.ledger)]
+    text += ["", "![effects](ledger/effects.svg)", ""]
+    for hypothesis in _by_id(results.ledger):
+        text += [*section(results, hypothesis), ""]
+    text += ["## The arms", "", "Means over seeds, and the standard error of that mean. Lost: the best document is lost in",
+             "30 % of searches. Wrong: it tells another object in 30 %. Fall: the best EM of an evaluation in training,",
+             "minus the last one.", "", *arms_table(results), ""]
+    text += [f"![{path.stem}](ledger/{path.name})" for path in sorted(plots.glob("curves_*.svg"))]
+    text += ["", "## Signs before the score falls", "", *signs(results), ""]
+    failed = [line for line in results.lines.values() if "error" in line]
+    if failed:
+        text += ["## Runs that failed", "", *(f"- {line['arm']}, seed {line['seed']}: `{_last(line['error'])}`"
+                                              for line in failed), ""]
+    return "\n".join(text)
+
+
+def summary_row(results: Results, hypothesis: Hypothesis) -> str:
+    word, seeds, needed = judged(results, hypothesis)
+    needed = "" if word != verdict.UNDECIDED else "more than a thousand" if needed is None else str(needed)
+    word, needed = word if seeds else "not run", needed if seeds > 1 else ""
+    return f"| {hypothesis.id} | {hypothesis.title} | {word} | {seeds} | {needed} |"
+
+
+def judged(results: Results, hypothesis: Hypothesis) -> tuple[str, int, int | None]:
+    """(verdict, fewest seeds or runs of a comparison, seeds that would decide all of it, None where none would)."""
+    tests = (*hypothesis.comparisons, *hypothesis.correlations)
+    effects = [results.effect(test, hypothesis.seeds) for test in tests]
+    words, needed = [], []
+    for test, effect in zip(tests, effects, strict=True):
+        words.append(verdict.UNDECIDED if effect is None else verdict.decide(test.says, effect, test.smallest))
+        if effect is not None and words[-1] == verdict.UNDECIDED:
+            needed.append(verdict.seeds_to_decide(test.says, effect, test.smallest))
+    seeds = min((0 if effect is None else effect.n for effect in effects), default=0)
+    return verdict.together(words), seeds, None if None in needed or not needed else max(needed)
+
+
+def section(results: Results, hypothesis: Hypothesis) -> list[str]:
+    lines = [f"## {hypothesis.id}: {hypothesis.title}", "", hypothesis.claim, f"Source: {hypothesis.source}.", "",
+             "| comparison | says | smallest that matters | effect | 95 % interval | n | verdict |",
+             "| --- | --- | --- | --- | --- | --- | --- |"]
+    for test in (*hypothesis.comparisons, *hypothesis.correlations):
+        effect = results.effect(test, hypothesis.seeds)
+        if effect is None:
+            lines.append(f"| {name_of(test)} | {test.says} | {test.smallest} | | | 0 | not run |")
+            continue
+        low, high = effect.interval()
+        inside = f"{low:+.3f} to {high:+.3f}" if math.isfinite(low) else ""
+        lines.append(f"| {name_of(test)} | {test.says} | {test.smallest} | {effect.mean:+.3f} ± {effect.error:.3f} | "
+                     f"{inside} | {effect.n} | {verdict.decide(test.says, effect, test.smallest)} |")
+    return lines
+
+
+def name_of(test: Comparison | Correlation) -> str:
+    if isinstance(test, Correlation):
+        return f"correlation of {test.x} and {test.y}"
+    (arm, measure), (other, other_measure) = test.treatment, test.control
+    return f"{arm} - {other}, {measure}" if measure == other_measure else f"{arm} {measure} - {other} {other_measure}"
+
+
+def arms_table(results: Results) -> list[str]:
+    lines = ["| arm | seeds | " + " | ".join(COLUMNS.values()) + " |", "|" + " --- |" * (len(COLUMNS) + 2)]
+    for arm in results.ledger.arms:
+        if runs := results.of(arm):
+            cells = [cell(list(results.values(arm, measure).values())) for measure in COLUMNS]
+            lines.append(f"| {arm} | {len(runs)} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def cell(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    digits = 0 if abs(statistics.mean(values)) >= 100 else 2
+    error = f" ± {statistics.stdev(values) / math.sqrt(len(values)):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{error}"
+
+
+def signs(results: Results) -> list[str]:
+    """For each metric, in how many of the fallen runs it left its usual range before EM fell, and how many steps before."""
+    ahead: dict[str, list[int]] = {}
+    fallen = [line for line in results.lines.values() if line.get("measures", {}).get("fall", 0) >= FELL]
+    for line in fallen:
+        fall = _fall_step(line["curves"]["eval/em"])
+        for name, values in line["curves"].items():
+            step = None if name == "noise" or name.startswith("eval/") else first_outside(values)
+            if step is not None and step < fall:
+                ahead.setdefault(name, []).append(fall - step)
+    if not fallen:
+        return [f"No run ended {FELL} below its best."]
+    rows = [f"| {name} | {len(steps)} of {len(fallen)} | {statistics.median(steps):.0f} |"
+            for name, steps in sorted(ahead.items(), key=lambda item: -len(item[1]))]
+    return [f"{len(fallen)} runs ended at least {FELL} below their best EM. A metric's usual range is its mean, plus and",
+            "minus three deviations, over the second quarter of the steps.", "",
+            "| metric | left its range before | steps before, median |", "| --- | --- | --- |", *rows]
+
+
+def first_outside(values: Sequence[float | None], patience: int = 3) -> int | None:
+    """The first step of `patience` in a row, in the second half, outside of the second quarter's usual range."""
+    n = len(values)
+    usual = [value for value in values[n // 4:n // 2] if value is not None]
+    if len(usual) < 3:
+        return None
+    mean, spread = statistics.mean(usual), 3 * statistics.stdev(usual)
+    outside = [value is not None and abs(value - mean) > spread for value in values]
+    return next((step for step in range(n // 2, n - patience + 1) if all(outside[step:step + patience])), None)
+
+
+def _fall_step(watched: Sequence[float | None]) -> int:
+    """The first evaluation from which EM stays `FELL` below its best."""
+    points = [(step, em) for step, em in enumerate(watched) if em is not None]
+    best = max(em for _, em in points)
+    late = [step for step, em in points if em > best - FELL]
+    return next((step for step, _ in points if step > late[-1]), len(watched))
+
+
+def curves(ledger: Ledger) -> dict[str, list[str]]:
+    """{plot: arms}: each claim's arms, those of equal sets once."""
+    plots = {}
+    for hypothesis in _by_id(ledger):
+        if sorted(hypothesis.arms()) not in [sorted(arms) for arms in plots.values()]:
+            plots[f"curves_{hypothesis.id.lower()}"] = hypothesis.arms()
+    return plots
+
+
+def curve_plot(results: Results, arms: Sequence[str], metric: str = "eval/em") -> str:
+    series = {}
+    for arm in arms:
+        runs = [line["curves"].get(metric, []) for line in results.of(arm).values()]
+        steps = [[value for value in column if value is not None] for column in zip(*runs, strict=False)]
+        if points := [(step + 1, statistics.mean(values)) for step, values in enumerate(steps) if values]:
+            series[arm] = points
+    svg = charts.line_chart(series, low=0.0)
+    legend = "".join(f'<text x="{charts.LEFT + 8}" y="{charts.TOP + 12 * (i + 1)}" style="fill:{charts.color_of(i)}">'
+                     f"{name}</text>" for i, name in enumerate(series))
+    return svg.replace(">", f">{STYLE}", 1).replace("</svg>", f"{legend}</svg>") if svg else ""
+
+
+def effects_plot(results: Results) -> str:
+    """Every comparison's effect over its smallest effect, with its interval: beyond 1 it matters."""
+    rows = [(f"{hypothesis.id} {name_of(test)}", test, effect) for hypothesis in _by_id(results.ledger)
+            for test in (*hypothesis.comparisons, *hypothesis.correlations)
+            if (effect := results.effect(test, hypothesis.seeds)) is not None]
+    height, left, width, reach = 18, 330, 640, 4.0
+
+    def place(x):
+        return left + (max(-reach, min(reach, x)) + reach) / (2 * reach) * (width - left - 10)
+
+    out = [f'<svg viewBox="0 0 {width} {height * (len(rows) + 2)}" xmlns="http://www.w3.org/2000/svg">{STYLE}']
+    for tick in (-1, 0, 1):
+        x, bottom = round(place(tick), 1), height * (len(rows) + 1)
+        out.append(f'<line class="grid" x1="{x}" x2="{x}" y1="0" y2="{bottom}"/>'
+                   f'<text x="{x}" y="{bottom + 12}" text-anchor="middle">{tick}</text>')
+    for row, (name, test, effect) in enumerate(rows):
+        y, (low, high) = height * (row + 0.7), effect.interval()
+        out.append(f'<text x="4" y="{y + 4:.0f}">{charts.escape(name)}</text>')
+        if math.isfinite(low):
+            ends = f'x1="{place(low / test.smallest):.1f}" x2="{place(high / test.smallest):.1f}"'
+            out.append(f'<line {ends} y1="{y}" y2="{y}" stroke="#2563eb"/>')
+        if math.isfinite(effect.mean):
+            out.append(f'<circle class="dot" cx="{place(effect.mean / test.smallest):.1f}" cy="{y}" r="3" fill="#2563eb"/>')
+    return "".join(out) + "</svg>\n"
+
+
+def _by_id(ledger: Ledger) -> list[Hypothesis]:
+    return sorted(ledger.hypotheses, key=lambda hypothesis: int(hypothesis.id[1:]))
+
+
+def _last(error: str) -> str:
+    """The last line of an error that says something."""
+    return next((line for line in reversed(error.splitlines()) if line.strip()), "")[:160]

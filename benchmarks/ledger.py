@@ -1,0 +1,218 @@
+r"""The ledger: claims about learning to search with a simulated engine, tested on experiments/hard_world.py.
+
+    python benchmarks/ledger.py run --workdir runs/ledger [--only C1 C5] [--hours 2]
+    python benchmarks/ledger.py report --workdir runs/ledger            # experiments/ledger.md and its plots
+    python benchmarks/ledger.py list
+
+`run` makes the models that the arms start from, then the runs, one process after the other. Each finished run is a line
+of WORKDIR/results.jsonl with its commit and config. The same command goes on where it was stopped, and a kill loses at
+most the run in progress. A run that fails is a line with its error and is not tried again (`--again` does).
+benchmarks/hypotheses/ has the claims, the arms, and the rule by which a claim is decided.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.hypotheses import entries  # noqa: E402 - found only from the checkout
+from benchmarks.hypotheses.entries import Arm, Ledger, Model  # noqa: E402
+
+EXPERIMENT = "experiments/hard_world.py"
+KEPT = ("metrics.jsonl", "config.json", "evaluation.json", "gates.json", "log.txt")  # of a run's folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run: an arm with a seed."""
+
+    arm: Arm
+    seed: int
+
+    @property
+    def key(self) -> tuple:
+        return self.arm.name, self.arm.digest, self.seed
+
+
+class RunFailed(Exception):
+    """A run ended with an error; the message is the end of its log."""
+
+
+def jobs(ledger: Ledger, only=()) -> Iterator[Job]:
+    """The runs of the hypotheses in order, each once: all arms of a hypothesis with the first seed, then the next."""
+    seen = set()
+    for hypothesis in ledger.hypotheses:
+        if only and hypothesis.id not in only:
+            continue
+        for seed in hypothesis.seeds:
+            for name in hypothesis.arms():
+                job = Job(ledger.arms[name], seed)
+                if job.key not in seen:
+                    seen.add(job.key)
+                    yield job
+
+
+def read_results(workdir: pathlib.Path) -> dict[tuple, dict]:
+    """{(arm, digest, seed): line} of results.jsonl. The last line may be cut off by a kill; it is left out."""
+    found, path = {}, workdir / "results.jsonl"
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        found[line["arm"], line["digest"], line["seed"]] = line
+    return found
+
+
+def add_result(workdir: pathlib.Path, line: dict) -> None:
+    """Appends a line, behind a newline where a kill has cut the last one off."""
+    path = workdir / "results.jsonl"
+    whole = not path.exists() or not path.stat().st_size or path.read_bytes().endswith(b"\n")
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(("" if whole else "\n") + json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def run_all(ledger: Ledger, workdir: pathlib.Path, *, only=(), hours: float | None = None, again: bool = False,
+            play: Callable[[Job, pathlib.Path], dict], make: Callable[[Model, pathlib.Path], None],
+            clock: Callable[[], float] = time.monotonic) -> int:
+    """Makes the runs that are not there.
+
+    Args:
+      only: ids of hypotheses, () for all.
+      hours: no run begins later than this.
+      again: runs that failed are tried again.
+      play: (job, folder) -> what is kept of the run, beside who and when; raises RunFailed.
+      make: (model, folder) -> None; leaves the model at folder/model.output; raises RunFailed.
+      clock: seconds.
+
+    Returns:
+      The number of runs made.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    end = clock() + 3600 * hours if hours is not None else float("inf")
+    made = 0
+    for job in jobs(ledger, only):
+        line = read_results(workdir).get(job.key)
+        if line and not (again and "error" in line):
+            continue
+        if clock() >= end:
+            break
+        started = clock()
+        kept = {"arm": job.arm.name, "digest": job.arm.digest, "seed": job.seed, "arg": job.arm.arg,
+                "overrides": dict(job.arm.overrides), "commit": commit()}
+        try:
+            for name in models_of(ledger, job.arm):
+                model = ledger.models[name]
+                if not (workdir / "models" / name / model.output).exists():
+                    make(model, workdir / "models" / name)
+            kept |= play(job, workdir / "runs" / f"{job.arm.name}-{job.arm.digest}-{job.seed}")
+        except RunFailed as error:
+            kept["error"] = str(error)
+        add_result(workdir, kept | {"seconds": round(clock() - started, 1), "finished": time.strftime("%Y-%m-%d %H:%M")})
+        made += 1
+    return made
+
+
+def models_of(ledger: Ledger, owner: Arm | Model) -> list[str]:
+    """Names of the models that an arm or a model starts from, those first that others start from."""
+    names = []
+    for value in owner.overrides.values():
+        if value.startswith("@"):
+            name = value[1:].partition("/")[0]
+            names += [*models_of(ledger, ledger.models[name]), name]
+    return list(dict.fromkeys(names))
+
+
+def commit() -> str:
+    """The checkout's commit, with "+" where files differ from it; "unknown" without git."""
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    found = git("rev-parse", "HEAD")
+    return found + "+" * bool(found and git("status", "--porcelain", "--untracked-files=no")) or "unknown"
+
+
+class Launcher:
+    """Makes models and runs by the command line, each in a process of its own."""
+
+    def __init__(self, ledger: Ledger, workdir: pathlib.Path):
+        self.ledger, self.models = ledger, workdir.resolve() / "models"
+
+    def make(self, model: Model, folder: pathlib.Path) -> None:
+        self._launch(model.arg, model.stages, model.overrides, folder)
+
+    def play(self, job: Job, folder: pathlib.Path) -> dict:
+        self._launch(f"{job.arm.arg},seed={job.seed}".lstrip(","), "train,evaluate", job.arm.overrides, folder)
+        from benchmarks.hypotheses import measures
+
+        found = measures.of_run(folder)
+        for path in folder.iterdir():  # a run takes 10 MB with its checkpoints, and there are hundreds
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in KEPT:
+                path.unlink()
+        return found
+
+    def _launch(self, arg, stages, overrides, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def path(value):
+            return str(self.models / value[1:]) if value.startswith("@") else value
+
+        command = [sys.executable, "-m", "zsjax.launch", "--config", f"{EXPERIMENT}:{arg}", "--workdir", str(folder),
+                   f"--config.stages={stages}", *(f"--config.{name}={path(value)}" for name, value in overrides.items())]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        with open(folder / "log.txt", "a") as log:
+            done = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        if done.returncode < 0:  # killed from outside: the next start goes on with it
+            raise SystemExit(f"{' '.join(command)} was killed by signal {-done.returncode}")
+        if done.returncode:
+            raise RunFailed((folder / "log.txt").read_text(errors="replace")[-1000:])
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, help in (("run", "make the runs that are not there"), ("report", "write experiments/ledger.md"),
+                       ("list", "the hypotheses and their number of runs")):
+        made = commands.add_parser(name, help=help)
+        made.add_argument("--only", nargs="+", default=[], metavar="ID", help="these hypotheses, as C1 C5")
+        if name != "list":
+            made.add_argument("--workdir", type=pathlib.Path, required=True, metavar="DIR")
+    run = commands.choices["run"]
+    run.add_argument("--hours", type=float, help="begin no run later than this")
+    run.add_argument("--again", action="store_true", help="try again what failed")
+    commands.choices["report"].add_argument("--out", type=pathlib.Path, default=ROOT / "experiments", metavar="DIR",
+                                            help="where ledger.md and ledger/*.svg are written")
+    options = parser.parse_args(arguments)
+    ledger = entries.load()
+    if unknown := set(options.only) - {hypothesis.id for hypothesis in ledger.hypotheses}:
+        parser.error(f"unknown hypothesis {', '.join(sorted(unknown))}")
+    if options.command == "list":
+        for hypothesis in ledger.hypotheses:
+            print(f"{hypothesis.id:<4} {hypothesis.title:<48} {sum(1 for _ in jobs(ledger, [hypothesis.id])):>3} runs")
+        print(f"{sum(1 for _ in jobs(ledger))} different runs in all")
+    elif options.command == "run":
+        launcher = Launcher(ledger, options.workdir)
+        made = run_all(ledger, options.workdir, only=options.only, hours=options.hours, again=options.again,
+                       play=launcher.play, make=launcher.make)
+        print(f"{made} runs made, {len(read_results(options.workdir))} in {options.workdir / 'results.jsonl'}")
+    else:
+        from benchmarks.hypotheses import tables
+
+        tables.write(ledger, read_results(options.workdir), options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Pages of the site that are made from the code: commands, config fields, metrics, and names that a config may use.
+
+MkDocs calls `on_files` (mkdocs.yml, `hooks`). `pages()` needs zsjax alone, so that tests and people can call it:
+
+    python docs/generated.py reference/config.md
+"""
+
+import contextlib
+import dataclasses
+import io
+import pathlib
+import re
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+# Pages of the repository that the site shows as well.
+COPIED = {"experiments.md": "experiments/README.md", "benchmarks.md": "benchmarks/RESULTS.md",
+          "changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
+
+
+def on_files(files, config):
+    """MkDocs' hook: adds the generated pages to the site."""
+    from mkdocs.structure.files import File
+
+    for name, text in pages().items():
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+def pages() -> dict[str, str]:
+    """{path of the page: its Markdown}."""
+    return {"reference/commands.md": commands_page(), "reference/config.md": config_page(),
+            "reference/metrics.md": metrics_page(), "reference/registries.md": registries_page(),
+            **{page: copied(source) for page, source in COPIED.items()}}
+
+
+def copied(source: str) -> str:
+    """A file of the repository as a page. Its links to other files of the repository become the files' names."""
+    text = (HERE.parent / source).read_text()
+    return re.sub(r"\[([^\]]+)\]\((?!https?://|#)([^)]+)\)", r"\1 (`\2`)", text)
+
+
+def commands() -> list[str]:
+    """Names of the commands, as `python -m zsjax.launch --help` lists them."""
+    listed = _help([]).partition("\ncommands:")[2]
+    return re.findall(r"^    ([a-z][a-z-]*)(?: |$)", listed, re.MULTILINE)
+
+
+def commands_page() -> str:
+    """What argparse knows."""
+    text = ["# Commands", "", "`zsjax` is short for `python -m zsjax.launch`. Without a command it is `run`.", "",
+            _fenced(_help([]))]
+    for command in commands():
+        text += [f"## {command}", "", _fenced(_help([command]))]
+    return "\n".join(text)
+
+
+def _help(command: list[str]) -> str:
+    from zsjax import launch
+
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        launch.parse_flags([*command, "--help"])
+    return shown.getvalue()
+
+
+def _fenced(text: str) -> str:
+    return f"```text\n{text.rstrip()}\n```\n"
+
+
+def config_page() -> str:
+    """A table for each section of `Config`, from the metadata of its fields."""
+    from zsjax.config.declare import EFFECTS, leaves
+    from zsjax.config.fields import Config
+
+    sections = {"": Config} | {f.name: type(getattr(Config(), f.name)) for f in dataclasses.fields(Config)
+                               if dataclasses.is_dataclass(getattr(Config(), f.name))}
+    text = ["# Config fields", "",
+            "Set a field in `get_config`, or as `--config.SECTION.FIELD=VALUE`. The last column says what a change means",
+            "for a folder that holds a run:", "", *(f"- *{name}*: {what}." for name, what in EFFECTS.items()), ""]
+    fields = leaves(Config)
+    for name, cls in sections.items():
+        rows = [leaf for dotted, leaf in fields.items() if dotted.rpartition(".")[0].partition(".")[0] == name]
+        text += [f"## {name or 'The run'}", "", " ".join((cls.__doc__ or "").split()), "",
+                 "| field | default | values | meaning | a change |", "| --- | --- | --- | --- | --- |"]
+        text += [_row(f"`{leaf.name}`", f"`{leaf.default!r}`", _values(leaf), _meaning(leaf), leaf.spec.effect)
+                 for leaf in rows]
+        text.append("")
+    return "\n".join(text)
+
+
+def _values(leaf) -> str:
+    spec, found = leaf.spec, []
+    if spec.range:
+        found.append(str(spec.range))
+    if spec.choices:
+        found.append(", ".join(f"`{choice}`" for choice in spec.known()))
+    if spec.names:
+        found.append({"function": "`package.module:function`"}.get(spec.names, spec.names))
+    if not found:
+        kind = leaf.kind
+        found.append(kind.__name__ if isinstance(kind, type) else str(kind))
+    return " or ".join(found) + (f" ({spec.unit})" if spec.unit else "")
+
+
+def _meaning(leaf) -> str:
+    of = f" Read by the engine {', '.join(leaf.spec.engines)} only." if leaf.spec.engines else ""
+    return leaf.spec.help + of
+
+
+def metrics_page() -> str:
+    """Every metric of a step's line; units are the report's, bounds those of the default alarms."""
+    from zsjax.config.fields import HealthConfig
+    from zsjax.monitor.catalog import METRICS
+
+    bounds = HealthConfig().alarms
+    text = ["# Metrics", "", "A line of `metrics.jsonl` is one step: `{\"stage\": \"train\", \"step\": 12, ...}`. Names that",
+            "begin with `time/`, `speed/` or `compile/` depend on the machine. All others repeat exactly when a run is",
+            "repeated on the same backend. An alarm's bounds are those of the field `health.alarms`.", "",
+            "| metric | unit | meaning | healthy | alarm outside | chart in the report |", "| --- | --- | --- | --- | --- | --- |"]
+    for metric in METRICS:
+        text.append(_row(f"`{metric.name}`", metric.unit, metric.help, metric.healthy, _bounds(bounds.get(metric.name)),
+                         metric.chart))
+    return "\n".join(text) + "\n"
+
+
+def _bounds(limits) -> str:
+    if limits is None:
+        return ""
+    low, high = limits
+    return " ".join(part for part in (f"below {low:g}" if low is not None else "", f"above {high:g}" if high is not None
+                                      else "") if part)
+
+
+def registries_page() -> str:
+    """What each registry holds: the names that a config may use, with unit and help from their decorators."""
+    from zsjax.evaluation.baselines import METHODS
+    from zsjax.monitor.health import ALARMS
+    from zsjax.rewards.terms import TERMS
+    from zsjax.rl.algorithms import PRESETS
+    from zsjax.rl.credit import ADVANTAGES
+    from zsjax.rl.curricula import CURRICULA
+    from zsjax.rl.objective import LOSSES, OBJECTIVE_TERMS
+    from zsjax.search import registry
+
+    text = ["# Names in configs", "",
+            "Each field below takes a name of its table or `package.module:function`. A decorator adds your own to the table.", ""]
+    for title, field, names in (
+            ("Reward terms", "reward.terms", TERMS), ("Advantages", "algorithm.advantage", ADVANTAGES),
+            ("Losses", "algorithm.loss", LOSSES), ("Terms of the objective", "algorithm.terms", OBJECTIVE_TERMS),
+            ("Curricula", "curriculum.schedule", CURRICULA), ("Alarms", "health.alarms", ALARMS)):
+        text += [f"## {title}", "", f"Field `{field}`.", "", "| name | unit | meaning |", "| --- | --- | --- |"]
+        text += [_row(f"`{name}`", names.entry(name).unit, names.entry(name).help) for name in names]
+        text.append("")
+    text += ["## Search engines", "", "Fields `search.engine` and `search.eval_engine`.", "", registry.table(),
+             "## Algorithms", "", "`zsjax.rl.algorithms.preset(NAME)` gives these fields of `algorithm`.", "",
+             "| name | fields |", "| --- | --- |"]
+    text += [_row(f"`{name}`", ", ".join(f"`{field}={value!r}`" for field, value in fields.items()))
+             for name, fields in PRESETS.items()]
+    text += ["", "## Baselines", "", "Field `evaluate.baselines`.", "", "| name |", "| --- |",
+             *(_row(f"`{name}`") for name in METHODS)]
+    return "\n".join(text) + "\n"
+
+
+def _row(*cells) -> str:
+    plain = (str(cell).replace("|", "\\|").replace("\n", " ").replace("<", "&lt;") if "`" not in str(cell)
+             else str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells)
+    return f"| {' | '.join(plain)} |"
+
+
+if __name__ == "__main__":
+    print(pages()[sys.argv[1]])

@@ -1,0 +1,54 @@
+"""The list of a config's problems, as the checks fill it."""
+
+import os
+from collections.abc import Callable
+
+from zsjax.config.allowed import path_problem
+from zsjax.errors import Problem
+
+
+class Findings:
+    """The problems of one config, and the checks that several rooms share. Fields are dotted names."""
+
+    def __init__(self, config, files=True):
+        self.config, self.files = config, files
+        self.problems: list[Problem] = []
+
+    def value(self, field):
+        value = self.config
+        for name in field.split("."):
+            value = value[name] if isinstance(value, dict) else getattr(value, name)
+        return value
+
+    def add(self, field, reason, fix):
+        """Adds a problem, unless the field has one already: the first is the simplest."""
+        if all(problem.field != field for problem in self.problems):
+            self.problems.append(Problem(field, self.value(field), reason, fix))
+
+    def loads(self, field, load: Callable, fix):
+        """Adds a problem if load(value) of the field raises."""
+        try:
+            load(self.value(field))
+        except (Exception, SystemExit) as error:  # a template's, optax's or a user's module's own kinds
+            self.add(field, str(error).split("\n")[0] or type(error).__name__, fix)
+
+    def is_path(self, field):
+        """A checkpoint, tokenizer or file: "asset:NAME", "hf:OWNER/NAME" or a path that is there."""
+        from zsjax.data.assets import asset_path
+        from zsjax.models.checkpoints.hub import PREFIX, hub_name
+
+        value = self.value(field)
+        if path_problem(value):
+            return  # `check_values` has added it
+        if value.startswith(PREFIX):
+            if hub_name(value) is None:
+                self.add(field, "not a name on the Hugging Face hub",
+                         f"give {PREFIX}OWNER/NAME, such as {PREFIX}Qwen/Qwen2.5-3B")
+            return
+        try:
+            path = asset_path(value)
+        except (OSError, ValueError) as error:
+            self.add(field, "no such asset", str(error).partition("; ")[2] or str(error))
+            return
+        if self.files and not os.path.exists(path):  # unlike pathlib's, False for names that no file can have
+            self.add(field, f"no file or folder there (looked in {os.getcwd()})", "check the path")

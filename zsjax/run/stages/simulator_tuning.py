@@ -1,0 +1,74 @@
+"""Collection of searches with the real engine, and tuning of the simulator on them."""
+
+import hashlib
+
+import jax
+
+from zsjax.monitor import costs
+from zsjax.parallel import mesh
+from zsjax.rollout import make_rollout
+from zsjax.run import build
+from zsjax.run.stages.gate_checks import check_reading, check_simulator
+from zsjax.run.stages.run import Run
+from zsjax.search import registry
+
+
+def collect(run: Run):
+    if run.done("collect", "searches.jsonl"):
+        return
+    from zsjax.tuning.collect import DEPTH_FACTOR, RecordingEngine, collect_searches, search_for, write_searches
+    from zsjax.tuning.simulator_gates import make_probes
+
+    config = run.config
+    model, params = run.start_policy()
+    check_reading(run, model, params)
+    batch = min(config.evaluate.batch_rows, config.collect.episodes)
+    name = registry.real_or(config.search.eval_engine, "bm25")
+    engine, questions = run.engine(name, config.data.corpus), run.train_questions
+    with run.writer.track("collect", config.collect.episodes) as advance:
+        played = 0
+
+        def progress(total):
+            nonlocal played
+            advance(total - played)
+            played = total
+
+        recorder = RecordingEngine(engine, DEPTH_FACTOR * config.search.num_candidates)
+        meter = costs.Meter(make_rollout(model, recorder, run.tokenizer, config), engine)
+        searches = collect_searches(
+            meter, recorder, params, questions, run.tokenizer, episodes=config.collect.episodes, batch_questions=batch,
+            key=jax.random.fold_in(jax.random.key(config.seed), 1), progress=progress)
+    run.writer.truncate("collect", 0)
+    run.writer.write(1, meter.take(), "collect", show=False)
+    run.writer.note(f"collect: {len(searches)} different searches of {config.collect.episodes} episodes")
+    if config.collect.probes:
+        probes = make_probes(questions, limit=config.collect.probes, seed=config.seed + 1)
+        queries = [(probe.question, probe.query, probe.kind) for probe in probes]
+        searches += search_for(queries, engine, num_documents=config.search.num_candidates)
+        run.writer.note(f"collect: {len(searches)} with the probes")
+    counted = {}
+    if config.collect.label == "judge":
+        from zsjax.tuning.judge import judge_searches
+
+        judging = config.collect.judge
+        searches, counts = judge_searches(searches, build.judge(config))
+        counted = {"judge": {"model": judging.init or judging.model, "template": judging.template, **counts}}
+        run.writer.note(f"collect: {counts['useful']} of {counts['judged']} documents help, says the judge; "
+                        + ", ".join(f"{name} {count}" for name, count in counts.items() if name not in ("useful", "judged")))
+    provenance = {"config_sha256": hashlib.sha256(run.config_json.encode()).hexdigest(), "seed": config.seed,
+                  "engine": name, "corpus": config.data.corpus, "policy": config.policy.init,
+                  "episodes": config.collect.episodes, "probes": config.collect.probes, **counted}
+    write_searches(run.path("searches.jsonl"), searches, provenance=provenance)
+
+
+def tune_simulator(run: Run):
+    if run.done("tune_simulator", "models/simulator"):
+        return
+    from zsjax.tuning import tune
+
+    simulator = tune.tune(run.config, run.simulator("simulator_base", rules=mesh.TRAIN_RULES),
+                          run.path("searches.jsonl"), writer=run.writer, mesh=run.mesh,
+                          directory=run.path("checkpoints") / "tune_simulator", config_json=run.config_json,
+                          report=lambda rows: run.add_gates([{"gate": "held-out searches", **row} for row in rows], []))
+    check_simulator(run, build.frozen(run.config.simulator, simulator))  # as it will play
+    run.save_model("simulator", simulator.config, simulator.params)
