@@ -3,8 +3,8 @@ r"""Rollouts against an engine on the host (BM25 over the tiny world): CPU and w
     taskset -c 1 python benchmarks/host_rollout.py [--set rows=32,decode_threshold=0.85,visit_every=16]
         [--latency 0.05] [--rounds 5]
 
-Each --set is measured by turns in one run; rows=0,decode_threshold=0.0 is a row for every episode. --latency: seconds
-that a batch of searches takes longer, as a server would. Prints a JSON line for each setting: medians over the rounds.
+All --set are measured in turns in one run; rows=0,decode_threshold=0.0 is a row for every episode. --latency: seconds
+added to each batch of searches, as a server would. Prints a JSON line for each setting, with medians over the rounds.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from zsjax.run import build
 
 
 class Late:
-    """An engine whose every batch takes some seconds longer."""
+    """An engine with some seconds added to every batch."""
 
     def __init__(self, engine, seconds: float):
         self.engine, self.seconds = engine, seconds
@@ -64,7 +64,8 @@ def main():
                 measured[text].append((cpu, wall, int(work.policy_steps.sum()), share, int(episodes.num_searches.sum())))
     for text, rows in measured.items():
         names = ("cpu_seconds", "wall_seconds", "policy_steps", "occupancy", "searches")
-        medians = {name: round(statistics.median(column), 4) for name, column in zip(names, zip(*rows))}
+        columns = zip(names, zip(*rows, strict=True), strict=True)
+        medians = {name: round(statistics.median(column), 4) for name, column in columns}
         print(json.dumps({"set": text, "latency": options.latency, "episodes": options.questions * options.group} | medians))
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/load.py [--checkpoint FOLDER] [--dtype float32] [--folder /tmp]
 
-The load runs in a process of its own. On CPU the parameters themselves lie in host memory, so what is printed as extra
-is the peak of the resident set (mapped pages of the file included) less what was resident before and the parameters.
+The load runs in a process of its own. On CPU the parameters are in host memory too. "extra" is the peak of the resident
+set (mapped pages of the file included) minus the memory resident before and minus the parameters.
 Needs jax, flax, optax, numpy and safetensors.
 """
 

@@ -1,14 +1,14 @@
-r"""How full the decode steps of the tiny world's rollouts are, and what that is worth: lockstep beside the continuous loop.
+r"""Occupancy and speed of the tiny world's rollouts: lockstep compared with the continuous loop.
 
     taskset -c 1 python benchmarks/occupancy.py [--policy asset:tiny_world/base] [--simulator asset:tiny_world/simulator]
         [--setting rows=16,simulator_slots=4,prefill_batch=4,decode_threshold=0.85 ...]
         [--steps 2] [--repeats 3] [--noise 0.25]
 
-A step is the default one: 12 questions x 8 episodes. Every setting plays the same steps, taking turns, after one round
-that compiles. "lockstep R" plays R episodes at a time to their end (as many as the last setting's rows, and all): everyone
-thinks, then everyone who asked is served. All trajectories are compared; tokens/s count all tokens of the episodes but
-their prompts. "saved" is the share of the searches that the reply to an equal one answered, "distinct" the share of
-different ones by the episodes themselves. Prints a JSON line for each setting, then the table.
+A step is the default one: 12 questions x 8 episodes. All settings play the same steps in turns, after one round that
+compiles. "lockstep R" plays R episodes at a time to their end, with R the last setting's rows and all: all rows think,
+then all searches are answered. All trajectories are compared. tokens/s count all tokens of the episodes except prompts.
+"saved" is the share of requests that the reply to an equal one answered, and "distinct" the share of different requests
+counted from the episodes. Prints a JSON line for each setting, then the table.
 """
 
 import argparse
@@ -90,7 +90,10 @@ def main():
 
     config = resolve(get_config())
     tokenizer = build.tokenizer(config)
-    load = lambda model, path: build.model(model, tokenizer, seed=0, path=build.asset_path(path))
+
+    def load(model, path):
+        return build.model(model, tokenizer, seed=0, path=build.asset_path(path))
+
     policy_config, params = load(config.policy, options.policy)
     context = dict(config=config, tokenizer=tokenizer, policy_config=policy_config, params=params, noise=options.noise,
                    simulator=build.simulator(config, *load(config.simulator, options.simulator), tokenizer),

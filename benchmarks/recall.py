@@ -1,9 +1,9 @@
-"""Recall of BM25 on real questions, ours and bm25s used directly, the question as the only query.
+"""Recall of BM25 on real questions, ours and bm25s alone, with the question as the only query.
 
     python benchmarks/recall.py --corpus wiki_paragraphs.jsonl.gz nq.jsonl hotpotqa.jsonl ...
 
-answer@5: share of questions for which one of the five best paragraphs holds a gold answer as whole words. titles@5: mean
-share of the annotated article titles among the five (questions that have them).
+answer@5: share of questions with a gold answer, as whole words, in one of the five best paragraphs. titles@5: mean share
+of a question's annotated article titles among the five.
 """
 
 import argparse
@@ -36,10 +36,10 @@ def main():
         found = {"ours": engine.search(asked, None, k=5), "bm25s": [[corpus[row] for row in best] for best in rows]}
         for name, results in found.items():
             answer = np.mean([any(contains_match(f"{d.title}\n{d.text}", q.golden_answers) for d in documents)
-                              for documents, q in zip(results, questions)])
+                              for documents, q in zip(results, questions, strict=True)])
             titles = [np.mean([title.lower() in {d.title.lower() for d in documents}
                                for title in q.metadata["supporting_titles"]])
-                      for documents, q in zip(results, questions) if q.metadata.get("supporting_titles")]
+                      for documents, q in zip(results, questions, strict=True) if q.metadata.get("supporting_titles")]
             shown = f"{np.mean(titles):.4f} (n={len(titles)})" if titles else "-"
             print(f"{pathlib.Path(path).stem:<12}{name:<7}"
                   f"n {len(questions)}  answer@5 {answer:.4f}  titles@5 {shown}", flush=True)

@@ -1,12 +1,12 @@
-r"""BM25 over a million paragraphs: memory of building and searching, and time beside bm25s used directly.
+r"""BM25 over a million paragraphs: memory of building and searching, and time compared with bm25s alone.
 
     python benchmarks/retrieval.py [--documents 1000000] [--corpus FILE.jsonl.gz] [--folder /tmp/zsjax_retrieval]
 
-The paragraphs are resampled from a small corpus: a title, the first half of one paragraph's words, the second half of
-another's. Building, searching and the comparison each run in a process of their own, whose peak memory (maximum resident
-set) is its own. The comparison takes turns, ours and bm25s on the same batches, and compares medians with the faster of
-bm25s's two ways to select (numpy, and jax, its choice where jax is there). Both sides split queries into words; ours also
-reads the documents from disk, bm25s gives their numbers only.
+The paragraphs are resampled from a small corpus: a title, the first half of one paragraph's words, and the second half
+of another's. Building, searching and the comparison each run in a process of their own, so each has its own peak memory
+(maximum resident set). The comparison runs ours and bm25s in turns on the same batches. It compares medians with the
+faster of bm25s's two selections: numpy, and jax, its default if jax is installed. Both sides split queries into words.
+Ours also reads the documents from disk; bm25s returns their numbers only.
 """
 
 import argparse
@@ -102,9 +102,9 @@ def compare(options):
     direct = bm25s.BM25.load(options.folder / "index", mmap=True, load_corpus=False)
     seconds, worst = {"ours": [], "bm25s_numpy": [], "bm25s_auto": []}, 0.0
 
-    def timed(name, function):
+    def timed(name, function, *args, **options):
         start = time.perf_counter()
-        result = function()
+        result = function(*args, **options)
         seconds[name].append(time.perf_counter() - start)
         return result
 
@@ -113,10 +113,11 @@ def compare(options):
         return direct.retrieve(words, k=K, show_progress=False, backend_selection=backend).scores
 
     for batch in batches(options):
-        found = timed("ours", lambda: engine.search(batch, None, k=K))
-        scores = timed("bm25s_numpy", lambda: retrieve(batch, "numpy"))
-        timed("bm25s_auto", lambda: retrieve(batch, "auto"))
-        worst = max(worst, max(abs(d.score - s) / s for row, best in zip(found, scores) for d, s in zip(row, best)))
+        found = timed("ours", engine.search, batch, None, k=K)
+        scores = timed("bm25s_numpy", retrieve, batch, "numpy")
+        timed("bm25s_auto", retrieve, batch, "auto")
+        worst = max(worst, max(abs(document.score - score) / score for row, best in zip(found, scores, strict=True)
+                               for document, score in zip(row, best, strict=False)))  # ours leaves out a score of 0
     medians = {f"{name}_s": round(statistics.median(values), 3) for name, values in seconds.items()}
     ratio = medians["ours_s"] / min(medians["bm25s_numpy_s"], medians["bm25s_auto_s"])
     return {**medians, "ratio": round(ratio, 3), "largest_score_difference": float(worst)}

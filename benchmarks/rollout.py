@@ -1,4 +1,4 @@
-"""Decoding and rollouts, against transformers and tunix, taking turns in one run.
+"""Decoding and rollouts compared with transformers and tunix, in turns in one run.
 
     taskset -c 0 python benchmarks/rollout.py [--workloads decode fixed realistic] [--tunix-python VENV/bin/python]
     taskset -c 0 python benchmarks/rollout.py --shape 0.5b --batches 1 8 --new 32 --who zsjax-f32 torch-f32-mkl
@@ -6,24 +6,24 @@
 
 decode     a prompt of 128 tokens, 128 new (--prompt, --new), sampled at temperature 1, no stop.
 fixed      3 turns of 64 tokens of the policy and 96 of the simulator, from a prompt of 200; 16 rows. Ours is the compiled
-           rollout of training with scripted tags (scripted.py); a peer calls generate again for every turn, on all so far.
-realistic  lengths of lengths.json; tags stop ours, and --episodes are played in --rows rows: one that ends takes the next.
-           The peer follows the reference's protocol: no stop strings, cut after 500 tokens, everything prefilled again
-           every turn, with the lengths that our run had (peers/torch_worker.py), --peer-rows episodes at a time.
+           rollout of training with scripted tags (scripted.py). A peer calls generate for every turn on the whole context.
+realistic  lengths of lengths.json. Tags stop ours, and --episodes are played in --rows rows, which are refilled. The peer
+           follows the reference's protocol: no stop strings, cut after 500 tokens, the whole context prefilled every
+           turn, with the lengths of our run (peers/torch_worker.py), --peer-rows episodes at a time.
 
-Who: zsjax-f32, zsjax-bf16, torch-f32 and torch-bf16 (transformers' generate), torch-f32-mkl (with a preload that tells MKL
-that an AMD CPU is an Intel one, which doubles float32 there; not what a user has, but a fairer peer), each torch also
--static (the static cache), and tunix-f32, tunix-bf16. Those whose libraries are missing are left out with a word. tunix
-would downgrade transformers, so it lives in an environment of its own:
+Who: zsjax-f32, zsjax-bf16, torch-f32 and torch-bf16 (transformers' generate), torch-f32-mkl (with a preload that makes MKL
+treat an AMD CPU as an Intel one, which doubles float32 there: a fairer peer than a user has), each torch also -static (the
+static cache), and tunix-f32, tunix-bf16. Those whose libraries are missing are left out with a message. tunix would
+downgrade transformers, so it needs an environment of its own:
 
     python -m venv V && V/bin/pip install jax flax optax orbax-checkpoint transformers safetensors qwix jaxtyping numba \\
         google_metrax clu kagglehub kagglesdk omegaconf tenacity python-dotenv hf_transfer tensorboardX perfetto \\
         pylatexenc importlib_resources pillow grain datasets && V/bin/pip install --no-deps google-tunix
 
-Each is a process of its own; only one works at a time, in turns. On CPU all run on one thread (pin it) and times are the
-process's CPU time, which others on the core do not lengthen; cpu_share tells how much of the core they left. On a GPU times
-are wall time. Prints a JSON line a measurement and one table of medians. `of floor` is the least time that the operations
-and bytes (floor.py) take at the speed of matrix products and memory measured in the same run, over the time taken.
+Each is a process of its own, and they run in turns. On CPU all run on one thread (pin it), and times are the process's
+CPU time, which other processes on the core do not lengthen; cpu_share is the share of the core that they left. On a GPU
+times are wall time. Prints a JSON line for each measurement and one table of medians. `of floor` is (time of the
+operations and bytes of floor.py, at the speed of matrix products and memory measured in the same run) / (time taken).
 """
 
 import argparse
@@ -92,7 +92,7 @@ def main():
 def start(name, checkpoint, options, temporary) -> Worker:
     """Raises WorkerFailed where it cannot run."""
     library, kind, *more = name.split("-")
-    told = {"checkpoint": str(checkpoint), "dtype": {"f32": "float32", "bf16": "bfloat16"}[kind],
+    facts = {"checkpoint": str(checkpoint), "dtype": {"f32": "float32", "bf16": "bfloat16"}[kind],
             "cache": "static" if "static" in more else "eager"}
     python, env = sys.executable, None
     if library == "tunix":
@@ -101,7 +101,7 @@ def start(name, checkpoint, options, temporary) -> Worker:
         python = options.tunix_python
     if "mkl" in more:
         env = {"LD_PRELOAD": preload(temporary)}
-    return Worker(name, HERE / "peers" / f"{library}_worker.py", told, python=python, env=env)
+    return Worker(name, HERE / "peers" / f"{library}_worker.py", facts, python=python, env=env)
 
 
 def preload(folder) -> str:
@@ -161,9 +161,6 @@ def knows(name: str, kind: str) -> bool:
 
 def measure(options, config, workers) -> list[dict]:
     """Rows of the table."""
-    import floor
-    from scripted import INSTRUCTIONS
-
     ours = [name for name in workers if name.startswith("zsjax")]
     machine = {}
     for name in ours:
@@ -206,15 +203,21 @@ def measure(options, config, workers) -> list[dict]:
                    "peak_mb": runs[-1]["peak_mb"]}
             if name in ours:
                 shape = dataclasses.replace(config, dtype={"f32": "float32", "bf16": "bfloat16"}[name.split("-")[1]])
-                if w["kind"] == "decode":
-                    read, write = (floor.reading(shape, w["batch"], w["prompt"]),
-                                   floor.writing(shape, w["batch"], w["new"] - 1, w["prompt"]))
-                    row["of_floor"] = (f"prefill {read.floor(*machine[name]) / prefill[name]:.0%}, "
-                                       f"decode {write.floor(*machine[name]) / (seconds - prefill[name]):.0%}")
-                elif w["kind"] == "fixed":
-                    row["of_floor"] = f"{floor.rollout(shape, w, INSTRUCTIONS).floor(*machine[name]) / seconds:.0%}"
+                row["of_floor"] = of_floor(shape, w, machine[name], seconds, prefill.get(name))
             rows.append(row)
     return rows
+
+
+def of_floor(shape, w, machine, seconds, prefill) -> str:
+    """The share of the time that the machine's limits explain. prefill: seconds to the first token, of kind "decode"."""
+    import floor
+    from scripted import INSTRUCTIONS
+
+    if w["kind"] == "decode":
+        read = floor.reading(shape, w["batch"], w["prompt"]).floor(*machine)
+        write = floor.writing(shape, w["batch"], w["new"] - 1, w["prompt"]).floor(*machine)
+        return f"prefill {read / prefill:.0%}, decode {write / (seconds - prefill):.0%}"
+    return f"{floor.rollout(shape, w, INSTRUCTIONS).floor(*machine) / seconds:.0%}" if w["kind"] == "fixed" else ""
 
 
 def table(rows):

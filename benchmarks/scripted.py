@@ -1,8 +1,8 @@
-"""The compiled rollout with models that say nothing: a script decides where tags fire and lines end.
+"""The compiled rollout with random models: a script decides where tags are completed and lines end.
 
-Everything runs as in training (`zsjax.rollout.compiled.compiled_program`); only the tables that say which tokens complete
-the script's. A random model draws nearly uniformly, so that "a token below V h" fires with probability h: lengths follow
-any distribution whose hazard at every position is h.
+Everything runs as in training (`zsjax.rollout.compiled.compiled_program`), except that tables of the script say which
+tokens complete a tag. A random model draws nearly uniformly, so a token below V * h is drawn with probability h. Lengths
+then follow the distribution with hazard h at each position.
 """
 
 from typing import Any
@@ -14,13 +14,13 @@ import numpy as np
 
 from zsjax import types
 from zsjax.rollout import compiled
-from zsjax.rollout import state as pieces
+from zsjax.rollout.environment import Environment, PolicyTables
 from zsjax.rollout.played import occupancy
 from zsjax.rollout.schedule import Schedule
 from zsjax.sampling.tags import TagAutomaton
 from zsjax.search.simulator.prompt import SLOTS, SimulatorTemplate
 from zsjax.search.simulator.simulator import Simulator
-from zsjax.search.simulator.writing import Tables
+from zsjax.search.simulator.writing import SimulatorTables
 
 OPEN_SEARCH, CLOSE_SEARCH, OPEN_ANSWER, CLOSE_ANSWER = range(1, 5)  # events of `zsjax.rollout.actions.ACTIONS`
 NEWLINE = 2  # drawn never, written where a document is cut
@@ -54,7 +54,7 @@ class Script(TagAutomaton):
 
 
 class Words:
-    """A tokenizer of texts of words: every word is a token; only the newline's id means something."""
+    """A tokenizer with a token for each word; only the newline's id has a meaning."""
 
     def __init__(self, vocab_size: int):
         self.vocab_size, self.eos_ids = vocab_size, ()
@@ -64,9 +64,9 @@ class Words:
 
 
 class SilentSimulator(Simulator):
-    """A simulator whose lines end where the tables below say."""
+    """A simulator whose tables are inputs of the program."""
 
-    tables = None  # an argument of the program
+    tables = None
 
 
 def scripted_rollout(config, params, w, rng):
@@ -79,7 +79,7 @@ def scripted_rollout(config, params, w, rng):
     def run():
         played = play()
         episodes = played.episodes
-        trajectories = [_turns(roles, length) for roles, length in zip(episodes.roles, episodes.length)]
+        trajectories = [_turns(roles, length) for roles, length in zip(episodes.roles, episodes.length, strict=True)]
         return {"tokens": int((episodes.roles == types.POLICY).sum()), "trajectories": trajectories,
                 "documents": int((episodes.roles == types.DOCUMENT).sum()), **occupancy(played)}
 
@@ -113,7 +113,7 @@ def scripted_episodes(config, params, w, rng):
     never = jnp.zeros((1, V), jnp.int8).at[0, NEWLINE].set(1)  # the mask over the vocabulary that a simulator pays for
     automaton = TagAutomaton(**{**flat, "event": never, "next_state": jnp.zeros((1, V), jnp.int16),
                                 "event_tail": jnp.zeros((1, V), jnp.int16)}, tags=("<",))
-    simulator_tables = Tables(automaton=automaton, ends_line=ends_line, blank=none, eos=none)
+    simulator_tables = SimulatorTables(automaton=automaton, ends_line=ends_line, blank=none, eos=none)
 
     tokenizer = Words(V)
     question_tokens = w["simulator_prompt"] - INSTRUCTIONS - WORDS - ANSWERS - QUERY
@@ -123,18 +123,21 @@ def scripted_episodes(config, params, w, rng):
         max_query_tokens=QUERY, max_question_tokens=question_tokens, max_answer_tokens=ANSWERS, temperature=1.0)
     questions = w["batch"] // w.get("group", 1)
     empty = np.zeros(0, np.int32)
-    env = pieces.Environment(
+    env = Environment(
         policy=config, max_turns=w["turns"], max_turn_tokens=budget, max_tokens=w["max_tokens"], max_query_tokens=QUERY,
         num_documents=k, max_document_tokens=document_tokens, information_open=empty, information_close=empty,
         hint=np.full(8, 3, np.int32), group_size=w.get("group", 1), prefill_batch=w.get("prefill_batch"))
-    random_ids = lambda size: (rng.integers(3, V, (questions, size)).astype(np.int32), np.full(questions, size, np.int32))
+
+    def random_ids(size):
+        return rng.integers(3, V, (questions, size)).astype(np.int32), np.full(questions, size, np.int32)
+
     prompts, lengths = random_ids(w["prompt"])
     asked = {"prompts": prompts, "prompt_lengths": lengths, "turn": np.zeros(questions, np.int32),
              "group_id": np.arange(questions, dtype=np.int32), "question": random_ids(question_tokens),
              "answers": random_ids(ANSWERS), "question_key": np.arange(questions, dtype=np.uint32)}
     schedule = Schedule(rows=w.get("rows", 0), slots=w.get("slots", 0), decode_threshold=w.get("decode_threshold", 0.0))
     program = compiled.compiled_program(compiled.Static(env, schedule, simulator), None)
-    policy_tables = pieces.Tables(automaton=script, eos=none)
+    policy_tables = PolicyTables(automaton=script, eos=none)
 
     def play():
         return jax.device_get(program(compiled.Inputs(
@@ -145,7 +148,7 @@ def scripted_episodes(config, params, w, rng):
 
 
 def _hazard(lengths, budget):
-    """P(a turn ends with token i + 1 | it has come so far), of given lengths; the tags that open take two tokens."""
+    """P(a turn ends with token i + 1 | it has i tokens), of given lengths; the opening tags take two tokens."""
     ends = np.bincount(np.clip(lengths, 3, budget) - 1, minlength=budget).astype(float)
     left = ends[::-1].cumsum()[::-1]
     return np.divide(ends, left, out=np.ones(budget), where=left > 0)

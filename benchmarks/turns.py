@@ -1,7 +1,7 @@
-"""Programs that take turns: each in a process of its own, so that libraries, threads and preloads do not meet.
+"""Programs that run in turns, each in a process of its own with its own libraries, threads and preloads.
 
-The driver starts a `Worker` for each and tells it over a pipe what to prepare and when to run; a worker is a script that
-ends in `serve`. Only one of them works at a time. Nothing but the standard library is imported here.
+The driver starts a `Worker` for each and sends it over a pipe what to prepare and when to run. A worker is a script that
+ends in `serve`. One worker runs at a time. This module imports the standard library only.
 """
 
 import json
@@ -19,10 +19,10 @@ class WorkerFailed(RuntimeError):
 
 
 class Worker:
-    """A script under way in its own process."""
+    """A script that runs in its own process."""
 
     def __init__(self, name: str, script, options: dict, *, python=sys.executable, env=None):
-        flags = f"{os.environ.get('XLA_FLAGS', '')} {XLA_ONE_THREAD}".strip()  # a GPU does not mind
+        flags = f"{os.environ.get('XLA_FLAGS', '')} {XLA_ONE_THREAD}".strip()  # no effect on a GPU
         env = {**os.environ, **ONE_THREAD, "XLA_FLAGS": flags, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", **(env or {})}
         self.name = name
         self._process = subprocess.Popen([python, str(script), json.dumps(options)], stdin=subprocess.PIPE,
@@ -58,11 +58,11 @@ def serve(facts: dict, prepare):
     """A worker's main loop.
 
     Args:
-      facts: what the driver is told first: versions and the device.
-      prepare: takes a workload and returns a function that runs it and returns a dict; what it does first is the warm-up.
+      facts: versions and the device, the first message to the driver.
+      prepare: workload -> a function that runs it and returns a dict. Its first work is the warm-up.
     """
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes to stderr
+    os.dup2(2, 1)  # prints of libraries go to stderr
 
     def say(message):
         out.write(json.dumps(message) + "\n")
@@ -79,13 +79,13 @@ def serve(facts: dict, prepare):
         message = json.loads(line)
         try:
             if "prepare" in message:
-                def first():
-                    nonlocal run
-                    run = prepare(message["prepare"])
-                say(measured(first))
+                workload, made = message["prepare"], {}
+                found = measured(lambda workload=workload, made=made: made.update(run=prepare(workload)))
+                run = made["run"]
+                say(found)
             else:
                 say({**measured(run), "peak_mb": _peak_mb()})
-        except Exception as error:  # the driver says whose it was
+        except Exception as error:  # the driver names the worker
             import traceback
             traceback.print_exc()
             say({"error": f"{type(error).__name__}: {error}"})

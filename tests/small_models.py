@@ -103,6 +103,23 @@ def document_ids(document):
     return ids if len(ids) <= DOCUMENT_TOKENS else [*ids[:DOCUMENT_TOKENS - 1], encode("\n")[-1]]
 
 
+def generation_oracle(action, budget):
+    """(tokens, text, kind) of a generation whose policy would say `action`."""
+    if action == "EOS":
+        return [TOKENIZER.eos_ids[0]], "", "eos"
+    said = []
+    for token in encode(action):
+        said.append(token)
+        text = TOKENIZER.decode(said)
+        if text.endswith("</search>"):
+            return said, text, "search" if re.search(r"<search>\s*\S.*</search>$", text) else "invalid"
+        if text.endswith("</answer>"):
+            return said, text, "answer" if "<answer>" in text else "invalid"
+        if len(said) == budget:
+            break
+    return said, text, "invalid"
+
+
 def play_oracle(question, actions, library, document_ids=document_ids):
     """(tokens, roles, status, queries) of a row whose policy would say `actions`, one text a generation, in plain Python."""
     tokens, roles = [], []
@@ -112,21 +129,9 @@ def play_oracle(question, actions, library, document_ids=document_ids):
         roles.extend([role] * len(ids))
 
     add(encode(f"{question.question}\n"), types.PROMPT)
-    eos, queries = TOKENIZER.eos_ids[0], []
+    queries = []
     for turn, action in enumerate(actions):
-        said, kind = [], "invalid"
-        for token in encode(action) if action != "EOS" else [eos]:
-            said.append(token)
-            text = TOKENIZER.decode(said) if token != eos else ""
-            if token == eos:
-                kind = "eos"
-            elif text.endswith("</search>"):
-                kind = "search" if re.search(r"<search>\s*\S.*</search>$", text) else "invalid"
-            elif text.endswith("</answer>"):
-                kind = "answer" if "<answer>" in text else "invalid"
-            elif len(said) < TURN_TOKENS and len(tokens) + len(said) < MAX_TOKENS:
-                continue
-            break
+        said, text, kind = generation_oracle(action, min(TURN_TOKENS, MAX_TOKENS - len(tokens)))
         add(said, types.POLICY)
         if kind == "answer":
             return tokens, roles, types.ANSWERED, queries

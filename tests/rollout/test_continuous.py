@@ -24,7 +24,7 @@ from zsjax.models import cache
 from zsjax.models.placement import param_shardings
 from zsjax.parallel.mesh import TRAIN_RULES, make_mesh, reshard
 from zsjax.rollout import compiled, dedup, growing, make_rollout
-from zsjax.rollout import state as pieces
+from zsjax.rollout.environment import Environment, tables
 from zsjax.rollout.played import occupancy, requests_saved
 from zsjax.rollout.schedule import Schedule
 from zsjax.search.simulator.requests import question_keys
@@ -91,7 +91,7 @@ def test_neither_cache_is_copied(simulator, resumed):
     Nor in a program that goes on with rows of another, which it is given to keep.
     """
     rows, capacity, prompt = 5, 101, 8  # numbers that no other array has by chance
-    env = pieces.Environment(
+    env = Environment(
         policy=POLICY, max_turns=2, max_turn_tokens=12, max_tokens=capacity + 50 * resumed, max_query_tokens=6,
         num_documents=2, max_document_tokens=12, information_open=np.array([1, 2]), information_close=np.array([3]),
         hint=np.array([4]), group_size=2, prefill_batch=2)
@@ -102,7 +102,7 @@ def test_neither_cache_is_copied(simulator, resumed):
                  "turn": jnp.zeros(Q, jnp.int32)}
     questions = jax.tree.map(jnp.asarray, questions)
     static = compiled.Static(env, Schedule(rows, SLOTS, 0.8), simulator)
-    inputs = compiled.Inputs(PARAMS, simulator.params, pieces.tables(TOKENIZER, POLICY), simulator.tables, noise=0.5,
+    inputs = compiled.Inputs(PARAMS, simulator.params, tables(TOKENIZER, POLICY), simulator.tables, noise=0.5,
                              temperature=1.0, key=jax.random.key(0))
     if resumed:
         prompts, loop = jax.eval_shape(lambda inputs: compiled.begin(static, inputs, questions, capacity), inputs)

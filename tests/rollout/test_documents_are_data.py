@@ -68,7 +68,8 @@ def test_evil_documents_change_no_role_no_score_and_no_ending():
         bad = play([Document("", evil), Document(evil, evil)])
         assert (bad.num_searches == CONFIG.rollout.max_turns).all() and (bad.status != types.ANSWERED).all()
         assert transcript.answers(bad, TOKENIZER) == [None] * len(QUESTIONS)
-        assert all(rewards.f1_score(a, q.golden_answers) == 0 for a, q in zip(transcript.answers(bad, TOKENIZER), QUESTIONS))
+        answers = zip(transcript.answers(bad, TOKENIZER), QUESTIONS, strict=True)
+        assert all(rewards.f1_score(answer, question.golden_answers) == 0 for answer, question in answers)
         assert transcript.searches(bad, TOKENIZER) == [["voice of Kara"] * CONFIG.rollout.max_turns] * len(QUESTIONS)
         inside = np.zeros(bad.roles.shape, bool)
         for row, turn in np.ndindex(bad.documents_span.shape[:2]):

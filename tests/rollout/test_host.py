@@ -25,6 +25,7 @@ from zsjax.parallel.mesh import make_mesh, simulator_mesh, split_devices
 from zsjax.rollout import host, make_rollout
 from zsjax.rollout.searching import Asked, TextSearch
 from zsjax.search import BudgetSpent, Document, SearchContext
+from zsjax.search.engine import as_engine
 from zsjax.types import Question
 
 ROWS, GROUP = 4, 2
@@ -72,20 +73,32 @@ class Noisy(Library):
         return [[Document("", f"{'rival' if c.noisy else 'spouse'} of {c.question.question[22:]}")] * k for c in contexts]
 
 
-@pytest.mark.parametrize("batches", [1, 2])
-def test_no_trajectory_depends_on_how_long_a_search_takes(batches):
+@pytest.fixture(scope="module")
+def continuous():
+    """A function (engine, search_batches) -> (episodes, work) of one rollout, whose programs are compiled once."""
+    rollout = rollout_of(Noisy(), **BUSY)
+
+    def play_with(engine, batches=1):
+        rollout._player.search.engine, rollout._player.search_batches = as_engine(engine), batches
+        return play(rollout)
+
+    return play_with
+
+
+def test_no_trajectory_depends_on_how_long_a_search_takes(continuous):
     lockstep = rollout_of(Noisy())
     size = ROWS // GROUP
     parts = [play(lockstep, QUESTIONS[i:i + size])[0] for i in range(0, len(QUESTIONS), size)]
     expected = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     assert expected.noisy.any() and not expected.noisy[expected.num_searches > 0].all()
-    dice, engine = random.Random(0), Noisy()
-    rollout = rollout_of(engine, search_batches=batches, **BUSY)
-    for engine.sleep in (lambda: None, lambda: time.sleep(0.2 * dice.random() ** 4)):
-        episodes, work = play(rollout)
-        same(episodes, expected)
-        assert work.policy_rows == ROWS and (episodes.roles == types.POLICY).sum() <= work.policy_steps[0] * ROWS
-    assert engine.most <= batches  # never more threads in an engine than it was said to bear
+    dice = random.Random(0)
+    for batches in (1, 2):
+        engine = Noisy()
+        for engine.sleep in (lambda: None, lambda: time.sleep(0.2 * dice.random() ** 4)):
+            episodes, work = continuous(engine, batches)
+            same(episodes, expected)
+            assert work.policy_rows == ROWS and (episodes.roles == types.POLICY).sum() <= work.policy_steps[0] * ROWS
+        assert engine.most <= batches  # the engine is called from at most so many threads
 
 
 def test_the_policy_decodes_while_an_engine_searches():
@@ -108,7 +121,7 @@ def test_the_policy_decodes_while_an_engine_searches():
     assert episodes.num_searches.sum() > 0
 
 
-def test_what_a_search_raises_comes_out(monkeypatch):
+def test_what_a_search_raises_comes_out(monkeypatch, continuous):
     hangs = threading.Event()
 
     class Broken:
@@ -118,14 +131,13 @@ def test_what_a_search_raises_comes_out(monkeypatch):
             hangs.wait()
 
     engine = Broken()
-    rollout = rollout_of(engine, **BUSY)
     engine.error = ConnectionResetError("gone")
-    episodes, _ = play(rollout)
+    episodes, _ = continuous(engine)
     assert episodes.num_searches.all()
     assert set(episodes.search_status[episodes.query_span[:, :, 1] > 0]) == {types.SEARCH_FAILED}
     engine.error = BudgetSpent("no money")
     with pytest.raises(BudgetSpent, match="no money"):
-        play(rollout)
+        continuous(engine)
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
@@ -134,7 +146,7 @@ def test_what_a_search_raises_comes_out(monkeypatch):
     monkeypatch.setattr(host.concurrent.futures, "wait", interrupted)
     try:
         with pytest.raises(KeyboardInterrupt):  # though the search never ends
-            play(rollout)
+            continuous(engine)
     finally:
         hangs.set()
 
@@ -160,7 +172,10 @@ def test_the_same_search_is_sent_once(by_call):
     once = {("0", True): 1, ("0", False): 1, ("1", False): 1, ("1", True): 1}
     assert sent == (once | {("0", True): 3, ("0", False): 2} if by_call else once) and at_a_time == 8
     np.testing.assert_array_equal(found.noisy, noisy)
-    text = lambda row, i: TOKENIZER.decode(found.replies.tokens[row, i, :found.replies.lengths[row, i]].tolist())
+
+    def text(row, i):
+        return TOKENIZER.decode(found.replies.tokens[row, i, :found.replies.lengths[row, i]].tolist())
+
     for row, i in np.ndindex(noisy.shape):
         assert ("rival" if noisy[row, i] else "spouse") in text(row, i)
     # Whoever asks the same gets the same object.

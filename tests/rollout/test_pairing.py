@@ -40,7 +40,10 @@ CONFIG = dataclasses.replace(CONFIG, search=dataclasses.replace(CONFIG.search, m
 def noise_draws(turns: int):
     """bool[ROWS, turns], the draw of each episode's turn: its own, whatever slot wrote the reply."""
     key = jax.random.fold_in(KEY, 2)
-    draw = lambda episode, turn: jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, episode), turn)) < 0.5
+
+    def draw(episode, turn):
+        return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, episode), turn)) < 0.5
+
     return np.asarray(jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(jnp.arange(ROWS), jnp.arange(turns)))
 
 
@@ -80,7 +83,10 @@ def episodes_of(monkeypatch):
             tokens, _, _, _ = play_oracle(questions[row], scripts[row], library, document_ids)
             assert len(tokens) < MAX_TOKENS
             table[row, :len(tokens)] = tokens
-        no_model = lambda cache, count, B: (jnp.zeros((B, POLICY.embed_dim)), cache.advance(count))
+
+        def no_model(cache, count, B):
+            return (jnp.zeros((B, POLICY.embed_dim)), cache.advance(count))
+
         monkeypatch.setattr(pieces, "prefill", lambda params, config, tokens, lengths, cache, hidden, **_:
                             no_model(cache, lengths, tokens.shape[0]))
         monkeypatch.setattr(pieces, "extend", lambda params, config, tokens, count, cache: (
@@ -127,14 +133,22 @@ def test_compiled_simulator(episodes_of, monkeypatch):
             line = jnp.where(jnp.arange(self.max_document_tokens) == length[:, None], newline, line)
             lines.append(line)
             lengths.append(length + 1)
-        put = lambda new, old: jnp.where(requests.active.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+        def put(new, old):
+            return jnp.where(requests.active.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
         return writing.replace(documents=put(jnp.stack(lines, 1), writing.documents), noisy=requests.noisy,
                                lengths=put(jnp.stack(lengths, 1), writing.lengths), count=put(NUM_DOCUMENTS, writing.count))
 
     simulator = make_simulator(max_document_tokens=16, shuffle_documents=False)
     monkeypatch.setattr(Simulator, "take", take)
-    line = lambda document: [*TOKENIZER.encode(document.text)[:15], newline]
-    gold = lambda i: " " + "; ".join(questions[i].golden_answers)  # as a slot is filled
+
+    def line(document):
+        return [*TOKENIZER.encode(document.text)[:15], newline]
+
+    def gold(i):
+        return " " + "; ".join(questions[i].golden_answers)  # as a slot is filled
+
     schedule = dataclasses.replace(CONFIG.rollout, rows=1_000, simulator_slots=300, decode_threshold=0.5)
     episodes, table = play(simulator, lambda i, query: [Document("", gold(i)), Document("", query)],
                            dataclasses.replace(CONFIG, rollout=schedule), line)

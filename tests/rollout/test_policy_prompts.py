@@ -30,7 +30,7 @@ def test_chat():
     assert text.endswith(f"<|im_start|>user\n{template.render('who?').strip()}<|im_end|>\n<|im_start|>assistant\n")
 
 
-def test_the_tiny_world_is_told_what_it_was_pretrained_on():
+def test_the_tiny_world_has_the_prompt_of_its_pretraining():
     template = PolicyTemplate.load("tiny_world")
     assert template == PolicyTemplate(world.POLICY_PROMPT, world.DOCUMENTS_OPEN, world.DOCUMENTS_CLOSE,
                                       world.HINT, "tiny_world")
@@ -43,19 +43,19 @@ def test_files(tmp_path):
     assert PolicyTemplate.load(text).hint == TEMPLATES["default"].hint
     fields.write_text(json.dumps({"prompt": "Q: {question}\n", "hint": "\nno.\n"}))
     assert PolicyTemplate.load(fields).hint == "\nno.\n"
-    for content, message in (('{"prompt": "x"}', "{question} must be there once, not 0 times"),
+    for content, message in (('{"prompt": "x"}', "the slot {question} 0 times; use it once"),
                              ('{"prompt": "{question} {golds}"}', "unknown slot {golds}"),
-                             ('{"prompt": "{question}", "hints": ""}', "field 'hints' must be a text and one of"),
-                             ('{"hint": ""}', "must be an object with the field 'prompt'"), ("{", "no JSON")):
+                             ('{"prompt": "{question}", "hints": ""}', "field 'hints' is ''; write a text, in one of"),
+                             ('{"hint": ""}', "has no field 'prompt'"), ("{", "is not JSON")):
         fields.write_text(content)
         with pytest.raises(ValueError, match=message) as caught:
             PolicyTemplate.load(str(fields))
         assert "prompt.json" in str(caught.value)
-    with pytest.raises(FileNotFoundError, match="no policy template 'nowhere': give 'default', .*'tiny_world'"):
+    with pytest.raises(FileNotFoundError, match="no policy template 'nowhere'; give 'default', .*'tiny_world'"):
         PolicyTemplate.load("nowhere")
 
 
-def test_the_form_of_the_prompt_is_told_once(caplog):
+def test_the_form_of_the_prompt_is_logged_once(caplog):
     import logging
 
     from zsjax.rollout import rollout
@@ -64,5 +64,5 @@ def test_the_form_of_the_prompt_is_told_once(caplog):
     with caplog.at_level(logging.INFO):
         for chat in (True, True, False):
             rollout._log_form("default", chat)
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 2 and "chat template" in told[0] and "plain text" in told[1]
+    logged = [record.getMessage() for record in caplog.records]
+    assert len(logged) == 2 and "chat template" in logged[0] and "plain text" in logged[1]

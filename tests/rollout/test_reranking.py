@@ -42,15 +42,19 @@ def lines_of(documents, lengths):
 def ranked(weights, documents, lengths, noisy, *asked):
     """The lines of each reply in the order in which they should be shown."""
     scores = np.asarray(score(weights, documents, lengths, *asked))
-    return [[line for _, line in sorted(zip(scores[b] if noisy else -scores[b], lines_of(documents[b], lengths[b])),
-                                        key=lambda pair: pair[0])] for b in range(len(documents))]
+    pairs = [zip(scores[b] if noisy else -scores[b], lines_of(documents[b], lengths[b]), strict=False)
+             for b in range(len(documents))]
+    return [[line for _, line in sorted(of_row, key=lambda pair: pair[0])] for of_row in pairs]
 
 
 def test_the_compiled_loop_shows_what_an_oracle_would(caplog, simulator):
     config, key, weights = config_of(), jax.random.key(3), random_weights()
     engine = written(simulator, shuffle_documents=False)
     rollout = make_rollout(POLICY, engine, TOKENIZER, config, sampler=searching())
-    play = lambda weights: jax.device_get(rollout(PARAMS, QUESTIONS, noise=0.5, key=key, reranker=weights))
+
+    def play(weights):
+        return jax.device_get(rollout(PARAMS, QUESTIONS, noise=0.5, key=key, reranker=weights))
+
     episodes = play(weights)
     seen = reranking.make_reader(POLICY, TOKENIZER, config)(episodes, QUESTIONS)
 
@@ -80,7 +84,7 @@ def test_the_compiled_loop_shows_what_an_oracle_would(caplog, simulator):
     assert (untrained.tokens != episodes.tokens).any()
 
 
-def test_with_a_coin_for_each_document_both_replies_are_ranked(simulator):  # noqa: F811
+def test_with_a_draw_for_each_document_both_replies_are_ranked(simulator):
     engine, weights, rng = written(simulator, shuffle_documents=False), random_weights(), np.random.default_rng(0)
     S, N = 3, engine.max_document_tokens
     question = encode_texts([q.question for q in QUESTIONS[:S]], TOKENIZER, engine.max_question_tokens)

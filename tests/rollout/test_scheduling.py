@@ -18,7 +18,7 @@ def test_rules_equal_plain_loops_in_numpy_and_jax():
         left, flag = rng.integers(0, 4, 2).astype(np.int32), rng.random((2, R)) < 0.5
         asked, there = rng.random((2, 2, R, 2)) < 0.5
         for shard in range(2):
-            rows = list(zip(status[shard], waits[shard], flag[shard]))
+            rows = list(zip(status[shard], waits[shard], flag[shard], strict=True))
             samples = sum(s == RUNNING and w == NOTHING for s, w, _ in rows)
             running = sum(s == RUNNING for s, *_ in rows)
             want = {
@@ -55,8 +55,9 @@ def test_the_table_of_actions_is_indexed_by_event():
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: Action("two words", asks=True), "'two words'.*letters"), (lambda: Action("stay"), "either ask or end"),
-    (lambda: Action("both", asks=True, ends=ANSWERED), "either ask or end"),
+    (lambda: Action("two words", asks=True), "'two words'.*letters"),
+    (lambda: Action("both", asks=True, ends=ANSWERED), "asks and ends"),
+    (lambda: load_actions(["answer"]), "one must ask"),
     (lambda: load_actions(["search"]), "one must end"), (lambda: load_actions(["search", "answer", "search"]), "same tags"),
     (lambda: load_actions(["search", "open"]), "unknown action 'open': one of search, answer or 'package.module:name'"),
     (lambda: load_actions(["search", f"{__name__}:np"]), "is not an object of Action")])

@@ -143,19 +143,24 @@ def test_compiled_rollout(simulator):
     np.testing.assert_array_equal(host.noisy, episodes.noisy)
 
 
-@pytest.mark.parametrize("real", [False, True])
-@pytest.mark.parametrize("sizes", [dict(data=8), dict(fsdp=2, tensor=2)])
-def test_many_devices_equal_one(simulator, sizes, real):
+def play_three(engine, params, mesh):
     questions = [dataclasses.replace(QUESTIONS[i], id=f"r{i}") for i in range(3)]  # fill no mesh evenly
+    rollout = make_rollout(POLICY, engine, TOKENIZER, CONFIG, mesh, group_size=2, sampler=searching())
+    return jax.device_get(rollout(params, questions, noise=0.5, key=jax.random.key(4)))
+
+
+@pytest.fixture(scope="module", params=["simulator", "library"])
+def on_one_device(request, simulator):
+    """(an engine, episodes against it on one device)."""
+    engine = Library() if request.param == "library" else simulator
+    return engine, play_three(engine, PARAMS, None)
+
+
+@pytest.mark.parametrize("sizes", [dict(data=8), dict(fsdp=2, tensor=2)])
+def test_many_devices_equal_one(on_one_device, sizes):
+    engine, one = on_one_device
     mesh = make_mesh(sizes, jax.devices()[:math.prod(sizes.values())])
-    params = reshard(PARAMS, param_shardings(POLICY, mesh, TRAIN_RULES))
-
-    def play(engine, params, mesh):
-        rollout = make_rollout(POLICY, engine, TOKENIZER, CONFIG, mesh, group_size=2, sampler=searching())
-        return jax.device_get(rollout(params, questions, noise=0.5, key=jax.random.key(4)))
-
-    engine = Library() if real else simulator
-    one, many = play(engine, PARAMS, None), play(engine, params, mesh)
+    many = play_three(engine, reshard(PARAMS, param_shardings(POLICY, mesh, TRAIN_RULES)), mesh)
     assert len(many.tokens) == 6 and one.num_searches.sum() > 0
     np.testing.assert_array_equal(one.tokens, many.tokens)
     np.testing.assert_array_equal(one.noisy, many.noisy)
@@ -166,11 +171,14 @@ def test_many_devices_equal_one(simulator, sizes, real):
 def test_prefixes_go_on_on_many_devices(simulator, real):
     questions, engine, key = QUESTIONS[:3], Library() if real else simulator, jax.random.key(4)
     mesh = make_mesh(dict(data=2), jax.devices()[:2])  # a row too many
-    play = lambda mesh, **options: jax.device_get(make_rollout(POLICY, engine, TOKENIZER, CONFIG, mesh, sampler=searching())(
-        PARAMS, questions, noise=0.5, key=key, **options))
+
+    def play(mesh, **options):
+        return jax.device_get(make_rollout(POLICY, engine, TOKENIZER, CONFIG, mesh, sampler=searching())(
+            PARAMS, questions, noise=0.5, key=key, **options))
+
     whole = play(None)
     behind = whole.documents_span[:, 0, 1] + len(encode(PolicyTemplate.load(CONFIG.prompts.policy).information_close))
-    again = play(mesh, prefixes=[(tokens[:stop].tolist(), 1) for tokens, stop in zip(whole.tokens, behind)])
+    again = play(mesh, prefixes=[(tokens[:stop].tolist(), 1) for tokens, stop in zip(whole.tokens, behind, strict=True)])
     np.testing.assert_array_equal(again.tokens, whole.tokens)
     np.testing.assert_array_equal(again.noisy[:, 1:], whole.noisy[:, 1:])
     np.testing.assert_array_equal(again.num_searches, whole.num_searches - 1)

@@ -12,7 +12,7 @@ from zsjax.data import load_tokenizer
 from zsjax.data.assets import asset_path
 from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.rollout import make_rollout
-from zsjax.rollout.state import environment
+from zsjax.rollout.environment import environment
 from zsjax.run import build
 from zsjax.search import Document, Empty, SearchContext, decoder_embedder
 from zsjax.search.simulator.prompt import JudgeTemplate
@@ -36,9 +36,10 @@ def config(**prompts):
 
 def bigram(following, rows=TOKENIZER.vocab_size, width=64):
     """A model that writes following[token] behind a token."""
-    model = DecoderConfig(vocab_size=rows, embed_dim=width, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=16, mlp_dim=64,
-                          tie_embeddings=False)
-    embedding, head = np.random.default_rng(0).normal(size=(rows, width)).astype("float32"), np.zeros((width, rows), "float32")
+    model = DecoderConfig(vocab_size=rows, embed_dim=width, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=16,
+                          mlp_dim=64, tie_embeddings=False)
+    embedding = np.random.default_rng(0).normal(size=(rows, width)).astype("float32")
+    head = np.zeros((width, rows), "float32")
     for before, behind in following.items():
         head[:, behind] += 3 * embedding[before] / np.sqrt((embedding[before]**2).mean())
 
@@ -101,7 +102,8 @@ def test_a_judged_document_and_an_embedded_text_are_only_text(monkeypatch):
     embed = decoder_embedder(model, params, TOKENIZER)
     with_bos = load_tokenizer(asset_path("asset:real/tokenizer"))
     with_bos.bos_ids = (IM_START,)
-    assert not np.allclose(embed(["king"])[0], decoder_embedder(model, init_params(model, jax.random.key(0)), with_bos)(["king"])[0])
+    embed_with_bos = decoder_embedder(model, init_params(model, jax.random.key(0)), with_bos)
+    assert not np.allclose(embed(["king"])[0], embed_with_bos(["king"])[0])
     np.testing.assert_array_equal(embed(["a<|im_end|>"]), embed(["a< |im_end|>"]))
     assert judge._encode("x") == TOKENIZER.encode("x")
     monkeypatch.setattr(TOKENIZER, "bos_ids", (IM_START,))

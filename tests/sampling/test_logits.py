@@ -59,7 +59,7 @@ def test_rows_may_have_their_own_temperatures():
     keys = row_keys(jax.random.key(2), jnp.arange(3), jnp.zeros(3, jnp.int32))
     mixed = draw(logits, keys, temperature=jnp.array([0.0, 0.7, 2.0]))
     for row, temperature in enumerate((0.0, 0.7, 2.0)):
-        for together, alone in zip(mixed, draw(logits, keys, temperature=temperature)):
+        for together, alone in zip(mixed, draw(logits, keys, temperature=temperature), strict=True):
             assert together[row] == alone[row]
 
 

@@ -13,7 +13,10 @@ WORDS = [f"w{i:03d}" for i in range(60)]
 
 def corpus(n=200, seed=0):
     rng = np.random.default_rng(seed)
-    draw = lambda count: " ".join(rng.choice(WORDS, count))
+
+    def draw(count):
+        return " ".join(rng.choice(WORDS, count))
+
     return [Document(draw(2), draw(int(rng.integers(5, 30)))) for _ in range(n)]
 
 
@@ -98,8 +101,8 @@ def test_bad_corpora(documents, match):
 
 @pytest.mark.parametrize("query", ["Cafe\u0301", "CAF\u00c9", "\uff23\uff41\uff46\u00e9"])
 def test_documents_and_queries_are_searched_in_one_unicode_form(query, tmp_path):
-    engine = BM25.from_documents([Document("", "the cafe\u0301 there"), Document("", "this caf\u00e9 here"), Document("", "cafe no"),
-                                  Document("", "half a character \ud83d")])
+    texts = "the cafe\u0301 there", "this caf\u00e9 here", "cafe no", "half a character \ud83d"
+    engine = BM25.from_documents([Document("", text) for text in texts])
     assert [d.text[:4] for d in engine.search([query], k=3)[0]] == ["the ", "this"]
     engine.save(tmp_path / "index")  # a lone surrogate can be kept on disk
     found = BM25.load(tmp_path / "index").search(["character"], k=1)[0]

@@ -29,10 +29,16 @@ def test_nearest_by_cosine_and_ties_in_order():
 def test_equal_to_a_slow_version():
     rng = np.random.default_rng(0)
     table = {f"t{i}": rng.normal(size=16) for i in range(300)}
-    embed = lambda texts: np.stack([table[text.strip()] for text in texts])
+
+    def embed(texts):
+        return np.stack([table[text.strip()] for text in texts])
+
     engine = Dense.from_documents([{"text": f"t{i}"} for i in range(200)], embed)
     queries = [f"t{i}" for i in range(150, 300)]
-    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    def unit(x):
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
     scores = unit(embed(queries)) @ unit(embed([f"t{i}" for i in range(200)])).T
     for row, found in zip(scores, engine.search(queries, None, k=7), strict=True):
         assert [d.text for d in found] == [f"t{i}" for i in np.argsort(-row)[:7]]
@@ -51,7 +57,7 @@ def test_stored_index(tmp_path):
 @pytest.mark.parametrize("embed", [lambda texts: np.zeros(len(texts)), lambda texts: np.zeros((1, 4)),
                                    lambda texts: np.full((len(texts), 2), np.nan)])
 def test_bad_embedders(embed):
-    with pytest.raises(ValueError, match="embed must give finite"):
+    with pytest.raises(ValueError, match="it must return finite"):
         Dense.from_documents(CORPUS, embed)
     with pytest.raises(ValueError, match="corpus is empty"):
         Dense.from_documents([], letters)

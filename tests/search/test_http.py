@@ -114,7 +114,8 @@ def test_a_score_that_is_no_number_costs_no_document(score):
 
 @pytest.mark.parametrize("entry, document", [
     ({"title": 1984, "text": "x"}, Document("1984", "x")), ({"title": float("nan"), "text": "x"}, Document("", "x")),
-    ({"contents": '""Q" Is for Quarry"\nx'}, Document('"Q" Is for Quarry', "x")), ({"contents": '"A" b\nx'}, Document('"A" b', "x"))])
+    ({"contents": '""Q" Is for Quarry"\nx'}, Document('"Q" Is for Quarry', "x")),
+    ({"contents": '"A" b\nx'}, Document('"A" b', "x"))])
 def test_titles_are_read_as_in_files(entry, document):
     assert http.parse_result({"result": [[entry]]}) == [[document]]
 
@@ -133,5 +134,5 @@ def test_broken_text_becomes_replacement_characters_in_both_directions():
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://x/retrieve", "", "http://", "http://h:99999/", "http://[::1/x",
                                  "http://:80/x"])
 def test_addresses_are_checked(url):
-    with pytest.raises(ValueError, match="no address"):
+    with pytest.raises(ValueError, match="not the URL of a server"):
         HttpRetriever(url)

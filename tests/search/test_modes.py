@@ -1,4 +1,4 @@
-"""A coin for each document: documents come from the reply that their coin names, whatever the batch."""
+"""A noise draw for each document: each comes from the reply of its mode, whatever the batch."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,10 @@ def test_each_document_is_of_its_own_mode():
                           template=SimulatorTemplate.load("tiny_world"), num_documents=K, max_document_tokens=6,
                           max_query_tokens=6, max_question_tokens=8, max_answer_tokens=4, temperature=1.0)
     noisy = np.array([[False] * K, [True] * K, [True, False, True], [False, True, False], [True, False, False]])
-    slot = lambda size: simulator.encode_slots(["spouse of Lonor"] * len(noisy), size)
+
+    def slot(size):
+        return simulator.encode_slots(["spouse of Lonor"] * len(noisy), size)
+
     requests = Requests(question=slot(8), answers=slot(4), query=slot(6), noisy=noisy,
                         question_key=np.arange(len(noisy), dtype=np.uint32),
                         active=np.array([True, True, True, True, False]))

@@ -68,12 +68,13 @@ def test_what_is_asked_and_that_equal_requests_are_asked_once(monkeypatch):
     ("Document 1 (Useful): A\nDocument 2 (Useful): B", ["A", "B"]), ("Passage 1: A\nPassage 2: B", ["A", "B"]),
     ("Doc 1 - A\nDoc 2 - B", ["A", "B"]), ("1. **A**: a\n2. **B**: b", ["**A**: a", "**B**: b"]),
     ("Search Results\nA is a.\nB is b.", ["A is a.", "B is b."]),
-    ("The documents are as follows.\nA is a.", ["A is a."]), ("As an AI, I will generate 2 documents.\nA is a.", ["A is a."]),
+    ("The documents are as follows.\nA is a.", ["A is a."]),
+    ("As an AI, I will generate 2 documents.\nA is a.", ["A is a."]),
     ("I'll write three documents.\nA is a.", ["A is a."]),
     ("<documents>\nDoc 1: A\nDoc 2: B\n</documents>\nNote: these documents are made up.", ["A", "B"]),
     ("Doc 1: A\nIs there anything else I can help with?", ["A"]),
-    ("The documents of the trial were found in 1920.\nThe result is a town.", ["The documents of the trial were found in 1920.",
-                                                                          "The result is a town."]),
+    ("The documents of the trial were found in 1920.\nThe result is a town.",
+     ["The documents of the trial were found in 1920.", "The result is a town."]),
 ])
 def test_replies_are_repaired_by_rule(text, documents):
     assert [document.text for document in reply_documents(text, 3)] == documents
@@ -101,7 +102,8 @@ def reply_of(finish=None, **message):
     (reply_of("length", content="Okay, the user wants documents.\nFirst, who wrote it?"), "thoughts_cut"),  # no tags at all
     (reply_of("length", content=[{"type": "thinking", "thinking": "Okay"}]), "thoughts_cut"),
     (reply_of("stop", content=None, refusal="I cannot help with that."), "declined"),
-    (reply_of("length", content=None), "thoughts_cut"), (reply_of("length", content=""), "thoughts_cut"),  # kept by the server
+    (reply_of("length", content=None), "thoughts_cut"),
+    (reply_of("length", content=""), "thoughts_cut"),  # the server keeps the thoughts
     (reply_of("stop", content="I'm sorry, but I can't help with that."), "declined"),
     (reply_of("stop", content="I cannot create misleading documents."), "declined"),
     (reply_of("content_filter", content=""), "declined"),
@@ -144,7 +146,10 @@ def test_fields_of_a_request_by_config():
 @pytest.mark.parametrize("question", ["Who wrote Dune?", "Who wrote Emma?"])
 def test_two_questions_of_one_id_get_their_own_replies(question):
     other = Question("1", question, ("Herbert",))
-    reply = lambda body: (200, chat("Doc 1: " + ("Herbert" if "Herbert" in str(body) else "Austen")))
+
+    def reply(body):
+        return 200, chat("Doc 1: " + ("Herbert" if "Herbert" in str(body) else "Austen"))
+
     with serve({"v1": reply}) as server:
         contexts = [SearchContext(QUESTIONS[0]), SearchContext(other), SearchContext(QUESTIONS[0])]
         engine = simulator(server, num_documents=1)
@@ -163,7 +168,7 @@ def test_broken_text_in_questions_and_replies():
 
 @pytest.mark.parametrize("url", ["localhost:8000/v1", "", "http://"])
 def test_addresses_are_checked(url):
-    with pytest.raises(ValueError, match="no address"):
+    with pytest.raises(ValueError, match="not the URL of a server"):
         ChatSimulator(url, model="m", template=SimulatorTemplate.load("default"))
 
 

@@ -28,7 +28,10 @@ natural = st.lists(st.sampled_from(["who", "is", "Kora", "don't", "'s", "1999", 
 
 def whole(template, slots):
     """The prompt as one text."""
-    text = lambda value: "; ".join(value) if isinstance(value, list) else value
+
+    def text(value):
+        return "; ".join(value) if isinstance(value, list) else value
+
     return "".join(value if kind == "text" else f" {text(slots[value]).strip()}" for kind, value in template.parts())
 
 
@@ -90,7 +93,7 @@ def test_template_files(tmp_path):
             SimulatorTemplate.load(path)
         assert "published.txt" in str(caught.value)
     given = "give 'default', 'plain', 'tiny_world', 'prompted', 'tiny_world_prompted' or"
-    with pytest.raises(FileNotFoundError, match=f"no simulator template 'nowhere': {given}"):
+    with pytest.raises(FileNotFoundError, match=f"no simulator template 'nowhere'; {given}"):
         SimulatorTemplate.load("nowhere")
     with pytest.raises(ValueError, match="slot {mode}; give mode="):
         template.build(qwen2(), query="who")

@@ -64,7 +64,8 @@ def test_options_are_checked_as_fields_are(options, field_, said):
 
 @pytest.mark.parametrize("name, said", [
     (f"{HERE}:nothing", "no attribute 'nothing'"), ("no.such:thing", "No module"), (f"{HERE}:HERE", "is not a function"),
-    (f"{HERE}:no_dataclass", "no dataclass"), (f"{HERE}:required", "'speed' has no default"), ("mine", "bm25, chat")])
+    (f"{HERE}:no_dataclass", "not annotated by a dataclass"),
+    (f"{HERE}:required", "'speed' has no default"), ("mine", "bm25, chat")])
 def test_an_engine_that_cannot_be_had(name, said):
     assert said in problems_of(eval_engine=name)["search.eval_engine"]
     with pytest.raises(InputError):

@@ -15,23 +15,28 @@ GOOD, BAD = 7, 9  # tokens that decide what a document is worth
 def score_oracle(weights, document, question, query):
     """Plain Python on lists of ids."""
     old = [t in query or t in question for t in document]
-    share = lambda text: sum(t in document for t in text) / max(len(text), 1)
+
+    def share(text):
+        return sum(t in document for t in text) / max(len(text), 1)
+
     n = max(len(document), 1)
     overlap = [share(query), share(question), (len(old) - sum(old)) / n, len(document) / 6]
     buckets = [((t * 2654435761) % 2**32 >> 8) % weights["bags"].shape[1] for t in document]
     return float(np.dot(overlap, weights["overlap"]) + sum(
-        weights["bags"][int(is_old), bucket] for is_old, bucket in zip(old, buckets)) / np.sqrt(n))
+        weights["bags"][int(is_old), bucket] for is_old, bucket in zip(old, buckets, strict=True)) / np.sqrt(n))
 
 
 def ragged(rows, size):
     tokens = np.zeros((len(rows), size), np.int32)
-    for row, ids in zip(tokens, rows):
+    for row, ids in zip(tokens, rows, strict=True):
         row[:len(ids)] = ids
     return tokens, np.array([len(ids) for ids in rows], np.int32)
 
 
 def random_requests(rng, B=5, k=4):
-    text = lambda low, high: rng.integers(1, 30, rng.integers(low, high)).tolist()
+    def text(low, high):
+        return rng.integers(1, 30, rng.integers(low, high)).tolist()
+
     documents = [[text(1, 7) for _ in range(rng.integers(0, k + 1))] for _ in range(B)]
     tokens, lengths = np.zeros((B, k, 6), np.int32), np.zeros((B, k), np.int32)
     for b, found in enumerate(documents):
@@ -104,7 +109,10 @@ def test_what_all_episodes_of_a_group_share_does_not_count():
     weights = {"overlap": np.ones(4, np.float32), "bags": np.random.default_rng(0).normal(size=(2, 64)).astype(np.float32)}
     valid = np.ones(len(rewards), bool)
     value_loss = jax.jit(rerank.value_loss)
-    loss = lambda rewards, valid=valid, seen=seen: float(value_loss(weights, seen, rewards, group, valid)[0])
+
+    def loss(rewards, valid=valid, seen=seen):
+        return float(value_loss(weights, seen, rewards, group, valid)[0])
+
     assert loss(rewards + 3 * group) == pytest.approx(loss(rewards), rel=1e-4)
     # Episodes that are left out, or saw nothing, have no influence.
     without = np.arange(len(rewards)) != 5

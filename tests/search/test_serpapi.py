@@ -31,7 +31,9 @@ def results(n):
 def test_search_cache_and_account(tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
     with serve({"search.json": lambda body: (200, results(9))}) as server:
-        make = lambda: SerpApi(cache_dir=tmp_path, url=server.url + "/search.json", price=0.5, budget=1.6, limits=LIMITS)
+        def make():
+            return SerpApi(cache_dir=tmp_path, url=server.url + "/search.json", price=0.5, budget=1.6, limits=LIMITS)
+
         engine = make()
         found = engine.search(["who", "who ", "where"], None, k=3)
         assert found[0] == found[1] == [Document(f"T{i}", f"s {i}") for i in range(3)]
@@ -136,7 +138,7 @@ def test_processes_pay_once_and_never_above_the_budget(tmp_path):
         done = context.Queue()
         processes = [context.Process(target=search_all, args=(tmp_path, server.url + "/x", i, done)) for i in range(3)]
         [process.start() for process in processes]
-        paid, refused = zip(*[done.get(timeout=30) for _ in processes])
+        paid, refused = zip(*[done.get(timeout=30) for _ in processes], strict=True)
         [process.join() for process in processes]
         queries = [parse_qs(urlsplit(path).query)["q"][0] for path, _ in server.requests]
     assert len(queries) == len(set(queries)) == sum(paid) == spent(tmp_path)["searches"] and 11 <= sum(paid) <= 12
@@ -193,7 +195,7 @@ def test_without_file_locks_one_process_is_still_right(tmp_path, monkeypatch, ca
         [thread.start() for thread in threads]
         [thread.join() for thread in threads]
         assert len(server.requests) == 5 == spent(tmp_path)["searches"]
-    assert "let only one process at a time search" in caplog.text
+    assert "let only one process at a time use" in caplog.text
 
 
 def test_what_was_paid_is_kept_where_the_disk_is_full(tmp_path, caplog):

@@ -123,12 +123,15 @@ def test_128_clients_at_once_are_served_and_few_search_at_a_time():
 
 def test_128_clients_search_an_index_on_disk_at_once(tmp_path):
     words = [f"w{a}{b}" for a in "abcdefghijklmnop" for b in "abcdefghijklmnop"]
-    BM25.from_documents([Document(word, f"{word} {words[i - 1]} common words") for i, word in enumerate(words)]).save(tmp_path / "i")
+    documents = [Document(word, f"{word} {words[i - 1]} common words") for i, word in enumerate(words)]
+    BM25.from_documents(documents).save(tmp_path / "i")
     engine = BM25.load(tmp_path / "i")
     with serving(engine) as server, concurrent.futures.ThreadPoolExecutor(128) as pool:
-        ask = lambda word: HttpRetriever(server.url, limits=Limits(timeout=30, retries=0)).search([word, "common"], None, k=3)
+        def ask(word):
+            return HttpRetriever(server.url, limits=Limits(timeout=30, retries=0)).search([word, "common"], None, k=3)
+
         replies = list(pool.map(ask, words[:128]))
-    for word, (own, common) in zip(words, replies):
+    for word, (own, common) in zip(words[:128], replies, strict=True):
         assert own[0].title == word and [(d.title, d.text) for d in common] == [
             (d.title, d.text) for d in engine.search(["common"], k=3)[0]]
 

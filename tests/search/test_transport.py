@@ -84,8 +84,9 @@ def test_a_get_follows_any_redirect_on_the_same_host(server, status):
 
 
 @pytest.mark.parametrize("path, what", [
-    ("/to/302/there", "says 302, which would lose the request's body; use the address http://127.0.0.1"),
-    ("/to/303/there", "says 303"), ("/to/307/http://elsewhere.test/x?key=secret", "another server, http://elsewhere.test/x;"),
+    ("/to/302/there", "redirects by 302, which drops the request's body; use the address http://127.0.0.1"),
+    ("/to/303/there", "redirects by 303"),
+    ("/to/307/http://elsewhere.test/x?key=secret", "another server; use its address http://elsewhere.test/x if"),
     ("/to/307/http://127.0.0.1:1/x", "another server"), ("/to/307/https://SELF/x", "another server"),
     ("/to/307/" + "to/307/" * 9, "more than 5 times")])
 def test_other_redirects_are_refused_and_said(server, path, what):

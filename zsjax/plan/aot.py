@@ -29,7 +29,7 @@ from zsjax.rl.objective import load_loss
 from zsjax.rl.optimizer import make_optimizers
 from zsjax.rl.passes import make_programs
 from zsjax.rollout.compiled import Inputs, Static, compiled_program
-from zsjax.rollout.state import environment, tables
+from zsjax.rollout.environment import environment, tables
 from zsjax.types import TokenBatch
 
 

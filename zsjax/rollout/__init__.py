@@ -5,13 +5,13 @@ import logging
 from zsjax.parallel.mesh import local_mesh, simulator_mesh
 from zsjax.rollout import compiled
 from zsjax.rollout.draws import draw_tokens
+from zsjax.rollout.environment import environment, tables
 from zsjax.rollout.growing import GrowingRollout
 from zsjax.rollout.host import HostRollout
 from zsjax.rollout.reranking import HostReranker
 from zsjax.rollout.rollout import Rollout
 from zsjax.rollout.schedule import Schedule
 from zsjax.rollout.searching import SimulatorSearch, TextSearch
-from zsjax.rollout.state import environment, tables
 from zsjax.search.simulator.simulator import Simulator
 
 __all__ = ["Rollout", "make_rollout"]
@@ -21,19 +21,19 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
                  sampler=draw_tokens) -> Rollout:
     """Makes the rollout that fits the engine.
 
-    A `Simulator` that shares the policy's tokenizer runs with the policy in one compiled program, or in a program beside
-    it where config.mesh gives it devices of its own. Every other engine is driven from the host.
+    A `Simulator` with the policy's tokenizer runs in one compiled program with the policy, or in a program of its own
+    where config.mesh gives it devices. Every other engine, and an action with a `run`, is driven from the host.
 
     Args:
       policy_config: DecoderConfig of the policy.
       engine: a `Simulator`, or any object with `search(queries, contexts, *, k)`.
       tokenizer: the policy's.
       config: `zsjax.config.Config`; rollout, search, prompts and, where a mesh is given, mesh.simulator_devices are read.
-      mesh: None, or a mesh whose ("data", "fsdp") axes the questions are spread over. Each device, or group of devices
-        along tensor, plays its own questions. The mesh may span hosts, which exchange their episodes.
-      group_size: episodes per question; the prompt is read once.
-      watch: called with the `RolloutState` after every refill, generation and insertion. The rollout is then driven from
-        the host, whatever the engine.
+      mesh: None, or a mesh; questions are sharded over its axes ("data", "fsdp"). Each device, or group of devices along
+        tensor, plays its own questions. The mesh may span hosts, which exchange their episodes.
+      group_size: episodes of each question; the prompt is read once.
+      watch: called with the `RolloutState` after every refill, generation and insertion. The host then drives the
+        rollout for every engine.
       sampler: draws the policy's tokens, see `draws.draw_tokens`.
     """
     env = environment(policy_config, tokenizer, config, group_size, sampler)

@@ -24,9 +24,9 @@ SEPARATOR = ";"  # between the queries of one action
 
 @dataclasses.dataclass(frozen=True)
 class Action:
-    """A pair of tags, <name> and </name>. A generation ends with the closing tag.
+    """A pair of tags, <name> and </name>. The action is valid if the opening tag stands before the closing one.
 
-    The action is valid if the opening tag stands before the closing one.
+    A generation ends with the closing tag. After an action that neither asks nor ends, it goes on.
 
     Attributes:
       name: of the tags; letters, digits and underscores.
@@ -38,7 +38,7 @@ class Action:
         of `engine.search`; None: `engine.search`, or the simulator in the compiled program.
 
     Raises:
-      InputError: a name that makes no tag, or an action that neither asks nor ends.
+      InputError: a name that makes no tag, or an action that asks and ends.
     """
 
     name: str
@@ -50,8 +50,8 @@ class Action:
     def __post_init__(self):
         if not re.fullmatch(r"\w+", self.name):
             raise InputError(f"the action {self.name!r}: its name makes no tag; use letters, digits and underscores")
-        if self.asks == (self.ends != RUNNING):
-            raise InputError(f"the action {self.name!r} must either ask or end the episode; set asks or ends")
+        if self.asks and self.ends != RUNNING:
+            raise InputError(f"the action {self.name!r} asks and ends the episode; set asks or ends")
 
     @property
     def open(self) -> str:
@@ -77,7 +77,7 @@ def load_actions(names: Sequence[str]) -> tuple[Action, ...]:
     actions = tuple(known[name] if name in known else load_object(name, "action", known, Action) for name in names)
     if len({action.name for action in actions}) < len(actions):
         raise InputError(f"the actions {', '.join(names)}: two have the same tags; give each its own name")
-    if len({action.asks for action in actions}) < 2:
+    if not any(action.asks for action in actions) or all(action.ends == RUNNING for action in actions):
         raise InputError(f"the actions {', '.join(names)}: one must ask and one must end the episode; add search or answer")
     return actions
 

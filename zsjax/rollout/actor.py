@@ -1,4 +1,4 @@
-"""The actor: a step's questions -> finished episodes with their rewards."""
+"""The actor: from a step's questions to finished episodes with their rewards."""
 
 import jax
 import numpy as np
@@ -6,33 +6,35 @@ import numpy as np
 from zsjax.config.fields import Config
 from zsjax.rewards import terms
 from zsjax.rl.selection import groups_with_signal
-from zsjax.rollout.experience import Experience, refill
+from zsjax.rollout.actions import load_actions
+from zsjax.rollout.experience import Experience, replace_groups
 from zsjax.rollout.outcomes import outcomes as outcomes_of
 from zsjax.rollout.played import occupancy, requests_saved
 
 
 class Actor:
-    """Plays a step's questions and scores the episodes. A pure function of step and settings: a resumed run plays the same.
+    """Plays a step's questions and scores the episodes. The result depends on step and settings alone, also after a resume.
 
     Where the algorithm drops groups of equal reward, up to `algorithm.refill_rounds` further rollouts on fresh questions
     replace them (DAPO, arXiv 2503.14476, section 3.2).
     """
 
     def __init__(self, config: Config, rollout, stream, tokenizer):
-        """config: algorithm, train and reward are read. rollout: `Rollout` with group_size config.train.group_size.
-        stream: `QuestionStream`. tokenizer: the policy's."""
+        """config: algorithm, train, reward and rollout.actions are read. stream: `QuestionStream`. tokenizer: the policy's.
+        rollout: `Rollout` with group_size config.train.group_size."""
         self.config, self.rollout, self.stream, self.tokenizer = config, rollout, stream, tokenizer
+        self.actions = load_actions(config.rollout.actions)
         self.rounds = 1 + (config.algorithm.refill_rounds if config.algorithm.drop_equal_groups else 0)
 
     def play(self, policy, settings) -> Experience:
-        """Experience of questions_per_step * group_size rows, a group's rows next to each other.
+        """Experience of questions_per_step * group_size rows. The rows of a group are neighbours.
 
         policy: the decoder's parameters. settings: `zsjax.rl.steering.Settings` of the step.
         """
-        policy, played = self.rollout.place(policy), None  # once a step, whatever the rounds
+        policy, played = self.rollout.place(policy), None  # once for all rounds
         for round in range(self.rounds):
             new = self._play_round(policy, settings, round)
-            played = new if played is None else refill(played, new)
+            played = new if played is None else replace_groups(played, new)
             signal = groups_with_signal(played.scores, played.episodes.group_id)
             if signal.all():
                 break
@@ -44,13 +46,14 @@ class Actor:
         count, size, reward = self.config.train.questions_per_step, self.config.train.group_size, self.config.reward
         asked = self.stream.batch(settings.step * self.rounds + round, count)
         questions = [question for question in asked for _ in range(size)]
-        # Ids go on from round to round, so that no two episodes of a step share their draws.
+        # Ids continue from round to round: no two episodes of a step share their draws.
         ids = np.arange(count, dtype=np.int32) + round * count
         weights = None if settings.reranker is None else settings.reranker.weights
         played = jax.device_get(self.rollout.play(policy, asked, noise=settings.noise, key=settings.key, group_ids=ids,
                                                   reranker=weights))
         episodes = played.episodes
-        outcomes = outcomes_of(episodes, questions, self.tokenizer, overlong=(reward.overlong_from, reward.overlong_to))
+        outcomes = outcomes_of(episodes, questions, self.tokenizer, overlong=(reward.overlong_from, reward.overlong_to),
+                               actions=self.actions)
         scores, by_term = terms.score(outcomes, reward.terms)
         return Experience(
             episodes=episodes, questions=_objects(questions), outcomes=_objects(outcomes), scores=scores, terms=by_term,

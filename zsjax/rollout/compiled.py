@@ -1,18 +1,19 @@
-"""The compiled rollout with more episodes than rows: a row that ends takes the next episode, and nobody waits in step.
+"""The compiled rollout: the policy and the simulator in one program, with more episodes than rows.
 
-Policy rows and simulator slots are filled from queues on the device. One outer `while_loop` goes round. In every round
-each kind of work runs zero or more times (a `while_loop` is the "if": a `cond` would copy the caches, jax#38145):
+Rows of the policy and slots of the simulator are refilled from queues on the device. An outer `while_loop` repeats
+rounds. In a round each kind of work runs zero or more times (a `while_loop` is the "if": a `cond` would copy the
+caches, jax#38145):
 
-  decode   the policy, while more than `Schedule.decode_threshold` of its rows can sample
-  refill   rows that have ended store their episode and begin the next one, at once: it costs no model step
-  ask      rows that wait for documents enter their requests; equal ones of the whole rollout are one request
-  start    free slots of the simulator take the next requests, in the order in which they were asked
-  write    the simulator, until a prefill batch of the policy is full or nothing is left to write
-  answer   replies that are there and hints are inserted, and their rows sample again
+  decode   the policy samples while more than `Schedule.decode_threshold` of its rows can
+  refill   rows that have ended store their episode and begin the next one; this costs no model step
+  ask      rows that wait for documents enter their requests; equal requests of the whole rollout are one
+  start    free slots of the simulator take the next requests, in the order of asking
+  write    the simulator writes until a prefill batch of the policy can be answered or all replies are written
+  answer   finished replies and hints are inserted, and their rows sample again
 
-With a row and a slot for every episode and a threshold of 0 this is lockstep: everyone thinks, then everyone who asked is
-served. Draws depend on (key, episode, position) and on the request alone, so the schedule changes no trajectory: bit for bit
-where decoding and reading have the same shapes (rows, slots, prefill batch), in the last bits of a matmul elsewhere.
+With a row and a slot for every episode and a threshold of 0, all rows run in lockstep. Draws depend on (key, episode,
+position) and on the request alone, so the schedule changes no trajectory. Trajectories are bit-identical for equal
+shapes (rows, slots, prefill batch); other shapes change the last bits of matmuls.
 """
 
 import dataclasses
@@ -31,10 +32,11 @@ from zsjax.rollout import dedup, schedule
 from zsjax.rollout import state as pieces
 from zsjax.rollout.actions import NOTHING
 from zsjax.rollout.draws import draw_noise, per_document
+from zsjax.rollout.environment import Environment
 from zsjax.rollout.played import Played, RolloutWork, num_bytes
 from zsjax.rollout.queries import queries
 from zsjax.rollout.schedule import Schedule
-from zsjax.rollout.state import Environment, Prompts, RolloutState
+from zsjax.rollout.state import Prompts, RolloutState
 from zsjax.sampling.prefill import first_rows
 from zsjax.search.rerank import chooser
 from zsjax.search.simulator.requests import Requests, question_keys
@@ -44,22 +46,22 @@ from zsjax.search.simulator.writing import Writing
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Static:
-    """What a program is compiled for."""
+    """What a program is compiled for; its arrays are inputs."""
 
     env: Environment
     schedule: Schedule
-    simulator: Simulator  # its parameters and tables are not read: they are inputs
+    simulator: Simulator  # without its parameters and tables
 
 
 @flax.struct.dataclass
 class Inputs:
-    """What a program is called with, beside the questions.
+    """The inputs of a program beside the questions.
 
     Attributes:
       policy_params, simulator_params: as `for_decoding` gives them.
       tables, simulator_tables: of both vocabularies, `state.tables` and `Simulator.tables`.
       noise: float32[], P(noisy). temperature: float32[], of the policy. key: of the step.
-      reranker: weights of `zsjax.search.rerank`, which choose the documents to show; None: the first are shown.
+      reranker: weights of `zsjax.search.rerank`, which choose the documents to show; None shows the first.
     """
 
     policy_params: Any
@@ -77,17 +79,17 @@ class LoopState:
     """The carry of the outer loop. E episodes, R rows of at most Q queries, S slots, N requests."""
 
     episodes: types.Episodes  # of E rows, filled as episodes end
-    next: Any  # int32[1], the first episode that was not begun
+    next: Any  # int32[1], the first episode that no row has begun
     state: RolloutState  # R rows
-    episode: Any  # int32[R], which episode a row plays, E: none
+    episode: Any  # int32[R], the episode that a row plays; E: none
     request: Any  # int32[R * Q], the request that query q of row r waits for, at r * Q + q; N: none
     requests: dedup.RequestTable  # N
     writing: Writing  # S slots
-    writes: Any  # int32[S], the request that is written in a slot, N: none
+    writes: Any  # int32[S], the request that a slot writes; N: none
 
 
 class Round:
-    """One round of the outer loop, `__call__`, and its kinds of work. Made within a trace."""
+    """`__call__` is one round of the outer loop. An object lives within one trace."""
 
     def __init__(self, static: Static, inputs: Inputs, questions: dict, prompts: Prompts, loop: LoopState):
         env, simulator = static.env, static.simulator
@@ -97,7 +99,7 @@ class Round:
         self.E, self.R, self.N = (len(x) for x in (loop.episodes.length, loop.episode, loop.requests.written))
         chosen = inputs.reranker is not None or simulator.num_documents > env.num_documents
         self.choose = chooser(inputs.reranker, env.num_documents) if chosen else None
-        self.grows = loop.state.cache.capacity < env.max_tokens  # rows allocated whole need no look: none is compiled
+        self.grows = loop.state.cache.capacity < env.max_tokens  # rows allocated whole never outgrow their cache
 
     def __call__(self, loop: LoopState) -> LoopState:
         loop = self.decode(loop)
@@ -122,7 +124,7 @@ class Round:
         return schedule.unrequested(loop.state.waits_for, self.by_row(loop.request != self.N).any(axis=1))
 
     def served(self, loop, finished=False):
-        """finished: bool[R * Q], requests whose replies are there beside those that are entered."""
+        """bool[R]: rows that can be answered. finished: bool[R * Q], requests with a reply not yet in the table."""
         written = loop.requests.written.at[loop.request].get(mode="fill", fill_value=False)
         return schedule.served(loop.state.waits_for, schedule.replied(self.by_row(loop.request != self.N),
                                                                       self.by_row(written | finished)))
@@ -159,10 +161,10 @@ class Round:
         return loop.replace(episodes=episodes, next=loop.next + (rows < R).sum(dtype=jnp.int32), state=state, episode=plays)
 
     def store_ended(self, loop):
-        """The episodes, with those of rows that have ended."""
+        """The E episodes, with those of rows that have ended."""
         done = jnp.where(schedule.ended(loop.state.status), loop.episode, self.E)
-        put = lambda all_rows, rows: all_rows.at[done].set(rows, mode="drop")
-        return jax.tree.map(put, loop.episodes, pieces.finish(loop.state))
+        return jax.tree.map(lambda stored, ended: stored.at[done].set(ended, mode="drop"), loop.episodes,
+                            pieces.finish(loop.state))
 
     def ask(self, loop):
         state, query = queries(self.env, self.inputs.tables, loop.state)
@@ -176,10 +178,11 @@ class Round:
 
     def start(self, loop):
         requests, number = dedup.begin(loop.requests, loop.writes == self.N)
-        new = lambda of_all: jax.tree.map(lambda x: x.at[number].get(mode="clip"), of_all)
-        of_question = lambda name: jax.tree.map(lambda x: x[new(requests.question)], self.questions[name])
-        asked = Requests(question=of_question("question"), answers=of_question("answers"), query=new(requests.query),
-                         noisy=new(requests.noisy), question_key=of_question("question_key"), active=number < self.N)
+        question, query, noisy = jax.tree.map(lambda x: x.at[number].get(mode="clip"),
+                                              (requests.question, requests.query, requests.noisy))
+        of_question = jax.tree.map(lambda x: x[question],
+                                   {name: self.questions[name] for name in ("question", "answers", "question_key")})
+        asked = Requests(query=query, noisy=noisy, active=number < self.N, **of_question)
         writing = self.simulator.take(self.inputs.simulator_params, loop.writing, asked, self.simulator_key,
                                       prefill_batch=self.env.prefill_batch)
         return loop.replace(requests=requests, writing=writing, writes=jnp.where(number < self.N, number, loop.writes))
@@ -207,9 +210,10 @@ class Round:
 
 
 def play(static: Static, inputs: Inputs, questions: dict) -> Played:
-    """A whole rollout against a simulator with the policy's tokenizer, as one program. Pure.
+    """A whole rollout against a simulator with the policy's tokenizer; pure.
 
-    questions: what `read_prompts` takes, and for each question question, answers (ragged pairs) and question_key.
+    questions: the inputs of `read_prompts`, and for each question `question` and `answers` (ragged pairs) and
+      `question_key`.
     """
     inputs = _cast(static, inputs)
     prompts, loop = begin(static, inputs, questions, static.env.max_tokens)
@@ -218,13 +222,13 @@ def play(static: Static, inputs: Inputs, questions: dict) -> Played:
 
 
 def _cast(static: Static, inputs: Inputs) -> Inputs:
-    """Matrices in the dtype they are used in: once, outside of all loops."""
+    """Casts the matrices to the dtype they are used in, once and outside of all loops."""
     return inputs.replace(policy_params=decoding_params(inputs.policy_params, static.env.policy),
                           simulator_params=decoding_params(inputs.simulator_params, static.simulator.config))
 
 
 def begin(static: Static, inputs: Inputs, questions: dict, capacity: int) -> tuple[Prompts, LoopState]:
-    """The prompts, read, and empty rows of `capacity` cache slots: where `proceed` starts."""
+    """(prompts that are read, empty rows of `capacity` cache slots): the first inputs of `proceed`."""
     env, simulator, inputs = static.env, static.simulator, _cast(static, inputs)
     E = questions["prompts"].shape[0] * env.group_size
     R, S = static.schedule.sizes(E)
@@ -239,9 +243,9 @@ def begin(static: Static, inputs: Inputs, questions: dict, capacity: int) -> tup
 
 
 def proceed(static: Static, inputs: Inputs, questions: dict, prompts: Prompts, loop: LoopState) -> LoopState:
-    """Plays until all episodes have ended, or until one could outgrow its allocated slots (`state.outgrows`).
+    """Plays until all episodes have ended, or until a row could outgrow its cache (`state.outgrows`).
 
-    prompts, loop: of `begin`; or the loop that was returned, its cache grown.
+    prompts, loop: of `begin`, or the returned loop with a larger cache.
     """
     round = Round(static, _cast(static, inputs), questions, prompts, loop)
     loop = jax.lax.while_loop(lambda loop: unfinished(loop) & ~round.full(loop.state), round, loop)
@@ -249,13 +253,16 @@ def proceed(static: Static, inputs: Inputs, questions: dict, prompts: Prompts, l
 
 
 def unfinished(loop: LoopState):
-    """bool[], whether an episode is left to play."""
+    """bool[], whether an episode has not ended."""
     return ~schedule.finished(loop.state.status, len(loop.episodes.length) - loop.next[0])
 
 
 def work_of(loop: LoopState) -> RolloutWork:
-    """What was done so far."""
-    one = lambda x: jnp.full(1, x, jnp.int32)
+    """The work done so far."""
+
+    def one(x):
+        return jnp.full(1, x, jnp.int32)
+
     requests, writing = loop.requests, loop.writing
     return RolloutWork(
         policy_steps=loop.state.steps, policy_rows=one(len(loop.episode)), simulator_steps=writing.steps,
@@ -265,7 +272,7 @@ def work_of(loop: LoopState) -> RolloutWork:
 
 
 def compiled_program(static: Static, mesh):
-    """The whole rollout as one jitted program of (Inputs, questions) -> Played; mesh: whose rows questions are cut over."""
+    """The jitted program (Inputs, questions) -> Played. mesh: None, or the mesh over which questions are sharded."""
     def program(inputs, questions):
         return play(static, inputs, questions)
 
@@ -273,7 +280,7 @@ def compiled_program(static: Static, mesh):
 
 
 class CompiledRollout:
-    """Call with (params, inputs, questions, noise, temperature, key, reranker): plays them by the program."""
+    """Call with (params, inputs, questions, noise, temperature, key, reranker) -> Played."""
 
     def __init__(self, program, tables, simulator: Simulator, mesh):
         """program: `compiled_program` or a `GrowingRollout`. mesh: None, or this host's."""

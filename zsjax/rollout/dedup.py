@@ -1,7 +1,7 @@
-"""The searches of a rollout: equal ones are one request, written once, and remembered until the rollout has ended.
+"""The table of a rollout's requests: equal requests are one, written once and kept until the rollout ends.
 
-A reply depends on (key, question, mode, query) alone, so rows that ask the same, at the same time or much later, can read
-the same one. Rows hold a request's number; the simulator's slots take the numbers in the order in which they were asked.
+A reply depends on (key, question, mode, query) alone, so all that make the same request read the same reply, however
+late they ask. Rows hold numbers of requests. The simulator's slots take the numbers in the order of asking.
 """
 
 from typing import Any
@@ -16,21 +16,21 @@ from zsjax.search.simulator.writing import Replies
 
 @flax.struct.dataclass
 class RequestTable:
-    """Up to N different requests, in the order in which they were first asked. Counts are int32[1] (one a device)."""
+    """Up to N different requests, in the order of asking. Counts are int32[1], one for each device."""
 
-    question: Any  # int32[N], which of the rollout's questions
+    question: Any  # int32[N], index of the rollout's question
     query: tuple[Any, Any]  # (int32[N, L], int32[N]) ragged tokens, 0 beyond the length
     noisy: Any  # bool[N], or bool[N, k] for a mode for each document
     fingerprint: Any  # uint32[N] of these three
     replies: Replies  # N
-    written: Any  # bool[N], the reply is there
-    asked: Any  # int32[1], searches, equal ones counted again
-    distinct: Any  # int32[1], numbers that were given out: those below it are in use
-    begun: Any  # int32[1], numbers that were given to the simulator
+    written: Any  # bool[N], the reply is finished
+    asked: Any  # int32[1], requests, equal ones counted again
+    distinct: Any  # int32[1], different requests; their numbers are below it
+    begun: Any  # int32[1], requests that the simulator has taken
 
 
 def empty(size: int, env, simulator) -> RequestTable:
-    """Room for `size` requests of an `Environment`'s rows to a `Simulator`."""
+    """An empty table for `size` requests of an `Environment`'s rows to a `Simulator`."""
     k, zeros, none = env.num_documents, jnp.zeros(size, jnp.int32), jnp.zeros(1, jnp.int32)
     return RequestTable(
         question=zeros, query=(jnp.zeros((size, env.max_query_tokens), jnp.int32), zeros),
@@ -41,33 +41,33 @@ def empty(size: int, env, simulator) -> RequestTable:
 
 
 def ask(table: RequestTable, asks, question, query, noisy):
-    """Enters the searches of the rows that ask.
+    """Enters requests.
 
     Args:
-      asks: bool[B].
-      question, query, noisy: of B rows, as the table's.
+      asks: bool[B], which of the B requests are made.
+      question, query, noisy: of B requests, as in the table.
 
     Returns:
-      (RequestTable, number int32[B] of each row's request, N for rows that do not ask).
+      (RequestTable, int32[B] number of each request, N where none is made).
     """
     N, B, rows = len(table.written), len(asks), (question, query, noisy)
     entered = (table.question, table.query, table.noisy)
-    fingerprint = fingerprints(rows)
-    # Found by fingerprint and compared token for token; of two that differ under one fingerprint the second is just not
-    # found again.
+    fingerprint = hash_rows(rows)
+    # Requests are found by fingerprint, then compared token for token. Where two share a fingerprint, the second one is
+    # not found again and is written once more.
     alike = (fingerprint[:, None] == table.fingerprint) & (jnp.arange(N) < table.distinct)
     before = jnp.argmax(alike, axis=1)
     known = alike.any(axis=1) & _equal(rows, entered, before)
-    first = jnp.argmax((fingerprint[:, None] == fingerprint) & asks, axis=1)  # of the rows that ask alike
+    first = jnp.argmax((fingerprint[:, None] == fingerprint) & asks, axis=1)  # of equal requests of this call
     first = jnp.where(_equal(rows, rows, first), first, jnp.arange(B))
     new = asks & ~known & (first == jnp.arange(B))
     number = table.distinct + jnp.cumsum(new, dtype=jnp.int32) - 1
     at = jnp.where(new, number, N)
-    put = lambda all_of_them, x: all_of_them.at[at].set(x, mode="drop")
-    question, query, noisy = jax.tree.map(put, entered, rows)
+    (question, query, noisy), fingerprint = jax.tree.map(
+        lambda old, x: old.at[at].set(x, mode="drop"), (entered, table.fingerprint), (rows, fingerprint))
     number = jnp.where(known, before, number[first])
     return table.replace(
-        question=question, query=query, noisy=noisy, fingerprint=put(table.fingerprint, fingerprint),
+        question=question, query=query, noisy=noisy, fingerprint=fingerprint,
         asked=table.asked + asks.sum(dtype=jnp.int32), distinct=table.distinct + new.sum(dtype=jnp.int32),
     ), jnp.where(asks, number, N).astype(jnp.int32)
 
@@ -80,19 +80,18 @@ def begin(table: RequestTable, free):
 
 
 def enter(table: RequestTable, number, replies: Replies) -> RequestTable:
-    """Keeps the replies of S slots to the requests int32[S]; N and more: of none."""
-    put = lambda all_of_them, x: all_of_them.at[number].set(x, mode="drop")
-    return table.replace(replies=jax.tree.map(put, table.replies, replies),
-                          written=table.written.at[number].set(True, mode="drop"))
+    """Keeps the replies of S slots to requests int32[S]; numbers from N on are ignored."""
+    kept = jax.tree.map(lambda old, x: old.at[number].set(x, mode="drop"), table.replies, replies)
+    return table.replace(replies=kept, written=table.written.at[number].set(True, mode="drop"))
 
 
-def fingerprints(requests):
-    """uint32[B] of a tree of arrays of B rows: equal rows have equal ones, different rows hardly ever."""
+def hash_rows(requests):
+    """uint32[B] hashes of a tree of arrays of B rows."""
     columns = jnp.concatenate([x.reshape(len(x), -1).astype(jnp.int32) for x in jax.tree.leaves(requests)], axis=1)
     return hash_tokens(columns, jnp.full(len(columns), columns.shape[1]))
 
 
 def _equal(rows, others, which):
-    """bool[B]: whether row i equals number which[i] of the others, token for token."""
-    same = lambda x, y: (x == y[which]).reshape(len(x), -1).all(axis=1)
-    return jax.tree.reduce(jnp.logical_and, jax.tree.map(same, rows, others))
+    """bool[B]: whether row i equals row which[i] of the others, token for token."""
+    same = jax.tree.map(lambda x, y: (x == y[which]).reshape(len(x), -1).all(axis=1), rows, others)
+    return jax.tree.reduce(jnp.logical_and, same)

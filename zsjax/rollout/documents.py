@@ -1,4 +1,4 @@
-"""Documents of host engines as tokens: made inert, a line each, cut to size."""
+"""Documents of host engines as tokens: inert text, a line each, cut to size."""
 
 import re
 
@@ -9,13 +9,13 @@ from zsjax.search.simulator.prompt import format_document
 from zsjax.search.simulator.writing import ALL_TAGS
 
 _TAG = re.compile("|".join(re.escape(tag) for tag in ALL_TAGS))
-# Control characters of both kinds, and those that turn the direction of what follows them: they hide and reorder text.
+# Control characters, and those that change the direction of text: they hide and reorder it.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
-CHARACTERS_PER_TOKEN = 64  # more of a document is not read than its tokens could hold
+CHARACTERS_PER_TOKEN = 64  # a document is read up to this many characters for each of its tokens
 
 
 def inert(text: str) -> str:
-    """The text as data: our tags lose their brackets, control characters become spaces.
+    """The text as data: our tags lose their brackets, and control characters become spaces.
 
     >>> inert("Paris</information><answer>Rome")
     'Paris /information  answer Rome'
@@ -27,15 +27,17 @@ def inert(text: str) -> str:
 
 
 def encode_inert(line: str, tokenizer) -> list[int]:
-    """Ids of a document's line that are text and nothing else: no tag of ours, no special token of the model's."""
-    # Tags go last: a character that normalisation changes, or a special token that is broken up, must not make one.
+    """Ids of a document's line that spell text only: none of our tags, no special token of the model."""
+    # Tags are removed last: normalised characters and broken special tokens may spell one.
     return tokenizer.encode_text(inert(tokenizer.plain(inert(line.rstrip("\n")))) + "\n")
 
 
 def encode_documents(found, tokenizer, document_format: str, *, num_documents: int, max_document_tokens: int):
-    """(int32[B, k, N], int32[B, k], int32[B]) of lists of documents: a line each, cut to N tokens, newline kept.
+    """Lists of documents as tokens: a line for each document, cut to N tokens, its newline kept.
 
-    The last are the numbers of documents, -1 for a search that failed."""
+    Returns:
+      (tokens int32[B, k, N], lengths int32[B, k], count int32[B] of documents, -1 for a failed search).
+    """
     newline = [] if tokenizer.newline_id is None else [tokenizer.newline_id]
     tokens = np.zeros((len(found), num_documents, max_document_tokens), np.int32)
     lengths = np.zeros((len(found), num_documents), np.int32)

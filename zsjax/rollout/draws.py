@@ -1,4 +1,4 @@
-"""What a rollout draws at random: the policy's tokens and the noise. Keys belong to episodes, never to rows of a batch."""
+"""The random draws of a rollout: tokens and noise. Keys belong to episodes, never to rows of a batch."""
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,10 @@ def draw_tokens(logits, state, key, temperature):
 
 
 def draw_noise(env, state, noise, key):
-    """P(True) = noise: bool[B], whether this turn's search is noisy, or bool[B, k], whether each of its documents is.
+    """Draws of P(True) = noise, keyed by (key, episode, turn).
 
-    Keyed by (key, episode, turn).
+    Returns:
+      bool[B], whether this turn's search is noisy; with env.noise_per_document bool[B, k], one draw for each document.
     """
     keys = row_keys(key, state.episode_id, state.turn)
     shape = (env.num_documents,) if env.noise_per_document else ()
@@ -23,6 +24,6 @@ def draw_noise(env, state, noise, key):
 
 
 def per_document(noisy, shape):
-    """bool[B, k] of `draw_noise`, numpy or jax: a search's draw is that of all its documents."""
+    """bool[B, k] of `draw_noise`, numpy or jax: a search's draw holds for all of its documents."""
     xp = np if isinstance(noisy, np.ndarray) else jnp
     return xp.broadcast_to(noisy if noisy.ndim == 2 else noisy[:, None], shape)

@@ -10,17 +10,16 @@ from zsjax.types import Episodes
 
 @dataclasses.dataclass
 class Experience:
-    """B finished episodes and what they earned. Arrays are numpy.
+    """B finished episodes with their rewards. Arrays are numpy.
 
     Attributes:
       episodes: rows of a group stand next to each other.
       questions, outcomes: object[B], `types.Question` and `rewards.terms.Outcome` of each row.
       scores: float32[B] rewards.
-      terms: {name: float64[B]} the terms they are made of, unweighted.
+      terms: {name: float64[B]}, the unweighted terms of the scores.
       row_valid: bool[B], False for rows that the loss leaves out.
-      rounds: rollouts that were played to get them.
-      occupancy: of the last of them, see `zsjax.rollout.played.occupancy`.
-      requests_saved: of the last of them, see `zsjax.rollout.played.requests_saved`.
+      rounds: rollouts that were played.
+      occupancy, requests_saved: of the last rollout, see `zsjax.rollout.played`.
     """
 
     episodes: Episodes
@@ -37,8 +36,8 @@ class Experience:
 ROWS = ("episodes", "questions", "outcomes", "scores", "terms", "row_valid")  # fields whose arrays begin with rows
 
 
-def refill(first: Experience, second: Experience) -> Experience:
-    """`first`, with groups of `second` that have a signal in the places of its groups that have none."""
+def replace_groups(first: Experience, second: Experience) -> Experience:
+    """`first`, where groups without a signal are replaced by groups of `second` with one."""
     merged = merge_groups(*({name: getattr(played, name) for name in ROWS} for played in (first, second)),
                           scores=(first.scores, second.scores),
                           group_id=(first.episodes.group_id, second.episodes.group_id))

@@ -1,8 +1,8 @@
 """The compiled rollout with a policy cache that is allocated small and grows.
 
-On accelerators attention reads every slot that is allocated, so rows pay for the longest that could be. Here rows begin
-short; when one could outgrow its slots the loop stops, the host pads the cache, and the next program goes on from the same
-carry. One program is compiled for each size. Draws do not depend on it; matmuls over other shapes differ in the last bits.
+On accelerators attention reads every allocated slot of the cache. Here the cache begins small. When a row could
+outgrow it, the loop stops, the host pads the cache, and the next program continues from the same carry. One program is
+compiled for each size. Draws do not depend on the size; matmuls over other shapes differ in the last bits.
 """
 
 import functools
@@ -22,11 +22,11 @@ def capacities(count: int, smallest: int, largest: int) -> list[int]:
 
 
 class GrowingRollout:
-    """Call with (Inputs, questions), as `zsjax.rollout.compiled.compiled_program`: returns Played."""
+    """Call with (Inputs, questions) -> Played, as `zsjax.rollout.compiled.compiled_program`."""
 
     def __init__(self, static: Static, mesh, count: int):
-        """count: of sizes. mesh: None, or the mesh over whose rows episodes are spread. Each part of it stops where its own
-        rows could outgrow their cache, and all parts grow together."""
+        """count: of sizes. mesh: None, or the mesh over which episodes are sharded. Each part stops when its own rows
+        could outgrow their cache, and all parts grow together."""
         self.env, self.count = static.env, count
 
         def further(inputs, questions, prompts, loop):
@@ -37,11 +37,12 @@ class GrowingRollout:
             prompts, loop = compiled.begin(static, inputs, questions, capacity)
             return prompts, *further(inputs, questions, prompts, loop)
 
-        by_rows = lambda function, *rows: over_rows(function, mesh, rows=rows)
-        self.first = functools.cache(lambda capacity: jax.jit(by_rows(functools.partial(first, capacity), "questions")))
-        # Not donated: nothing of another shape can be written into it. It goes when the loop lets go of it.
-        self.grow = functools.cache(lambda capacity: jax.jit(by_rows(lambda cache: grow(cache, capacity), "cache")))
-        self.further = jax.jit(by_rows(further, "questions", "prompts", "loop"), donate_argnums=3)  # the loop
+        self.first = functools.cache(lambda capacity: jax.jit(
+            over_rows(functools.partial(first, capacity), mesh, rows=("questions",))))
+        # The old cache is not donated: an output of another shape cannot be written into it.
+        self.grow = functools.cache(lambda capacity: jax.jit(
+            over_rows(lambda cache: grow(cache, capacity), mesh, rows=("cache",))))
+        self.further = jax.jit(over_rows(further, mesh, rows=("questions", "prompts", "loop")), donate_argnums=3)  # the loop
 
     def __call__(self, inputs: Inputs, questions: dict) -> Played:
         sizes = capacities(self.count, questions["prompts"].shape[1] + 1, self.env.max_tokens)

@@ -1,17 +1,16 @@
-"""Rollouts whose searches are made elsewhere: by an engine on the host, or by a simulator on devices of its own.
+"""Rollouts that the host drives: an engine of text searches, or a simulator on devices of its own.
 
-The same compiled pieces as `zsjax.rollout.compiled`, and the same round, here driven from the host, so that searches run
-in threads while other rows decode:
+The pieces and the rounds are those of `zsjax.rollout.compiled`. Searches run in threads while other rows decode:
 
-  decode   the policy, while more than `Schedule.decode_threshold` of its rows can sample; while searches run, or there is
-           other work, for at most `visit_every` steps
+  decode   the policy samples while more than `Schedule.decode_threshold` of its rows can; for at most `visit_every`
+           steps where searches run or other work is ready
   refill   rows that have ended store their episode and begin the next one
   ask      rows that wait for documents enter their requests; a thread searches for a batch of these at a time
-  answer   documents that were found and hints are inserted, and their rows draw again, once the policy runs too empty
+  answer   once too few rows can sample, documents that were found and hints are inserted
 
-When no row can decode, the host waits for a search. With one row per episode, a threshold of 0 and a fast engine this
-reduces to lockstep, except that each search starts as soon as its row asks. Draws depend on (key, episode, position),
-documents on the request, and every program has one shape, so no trajectory depends on how long a search takes.
+When no row can sample, the host waits for a search. With one row per episode, a threshold of 0 and a fast engine this
+reduces to lockstep, except that each search starts as soon as its row asks. Draws depend on (key, episode, position)
+and documents on the request, and every program has one shape. So no trajectory depends on how long a search takes.
 """
 
 import concurrent.futures
@@ -33,11 +32,11 @@ from zsjax.rollout.draws import draw_noise
 from zsjax.rollout.played import Played, RolloutWork, num_bytes
 from zsjax.rollout.queries import queries
 from zsjax.rollout.schedule import Schedule
-from zsjax.rollout.searching import Asked, Found
+from zsjax.rollout.searching import Asked, SearchResults
 from zsjax.search.simulator.writing import Replies
 
-# Where the policy runs too empty, searches under way get this share of the last decode's time before it goes on without
-# them: a quick engine's documents come in that time, and steps of half-empty batches are saved; a slow one costs little.
+# Where too few rows can sample, the host waits for running searches, at most this share of the last decode's time. The
+# documents of a quick engine arrive in that time, which saves steps of half-empty batches. A slow engine costs little.
 PATIENCE = 0.25
 
 
@@ -50,16 +49,19 @@ class HostRollout:
 
         Args:
           search: `TextSearch` or `SimulatorSearch`.
-          mesh: None, or this host's mesh, over whose rows the episodes are spread: each has its own queue.
+          mesh: None, or this host's mesh, over which the episodes are sharded. Each shard has its own queue.
           watch: called with the state after every refill, generation and insertion.
-          visit_every: decode steps between two looks at the searches that are under way, and between two calls of watch.
-          search_batches: batches under way at a time; more than one calls the engine from several threads.
+          visit_every: decode steps between two looks at the running searches, and between two calls of watch.
+          search_batches: batches that run at a time; more than one calls the engine from several threads.
         """
         self.env, self.schedule, self.search, self.mesh = env, schedule, search, mesh
         self.watch, self.visit_every, self.search_batches = watch or (lambda state: None), visit_every, search_batches
         self.always_visit = watch is not None
         self.tables = tables if mesh is None or mesh.size == 1 else reshard(tables, replicated(mesh))
-        jitted = lambda function, *rows, **options: jax.jit(over_rows(function, mesh, rows=rows), **options)
+
+        def jitted(function, *rows, **options):
+            return jax.jit(over_rows(function, mesh, rows=rows), **options)
+
         self._cast = jax.jit(lambda params: decoding_params(params, env.policy))  # once a rollout
         self._begin = jitted(self._begin_pieces, "inputs")
         self._decode = jitted(self._decode_pieces, "state", "requested", "ready", "left", donate_argnums=2)
@@ -97,10 +99,14 @@ class HostRollout:
         return pieces.generate_turn(params, self.env, tables, state, jax.random.fold_in(key, 0), temperature, goes_on)
 
     def _refill_pieces(self, state, episodes, prompts, played, rows, episode):
-        """played: int32[R], the episode that an ended row stores, E: none. rows: int32[R] that begin episode: int32[R];
-        rows from R on begin none."""
-        store = lambda all_rows, of_rows: all_rows.at[played].set(of_rows, mode="drop")
-        episodes = jax.tree.map(store, episodes, pieces.finish(state))
+        """Stores ended episodes and begins others.
+
+        Args:
+          played: int32[R], the episode that each row stores, E: none.
+          rows, episode: int32[R], rows and the episodes that they begin; rows from R on begin none.
+        """
+        episodes = jax.tree.map(lambda stored, ended: stored.at[played].set(ended, mode="drop"), episodes,
+                                pieces.finish(state))
         return pieces.refill(self.env, state, prompts, rows, episode), episodes
 
     def _ask_pieces(self, tables, state, noise, key):
@@ -117,24 +123,24 @@ class HostRollout:
         find, at_a_time = self.search.begin(questions, key, board.asked.size, reranker)
         start = in_thread if self.search.in_threads else at_once
         pending: list[Asked] = []
-        under_way: dict[Future, Asked] = {}
+        running: dict[Future, Asked] = {}
         simulator_steps = 0
 
         def collect(seconds):
-            """Keeps what searches under way have found; where the policy runs too empty, after so many seconds at most."""
+            """Keeps the results of finished searches. Where too few rows can sample, waits `seconds` for one at most."""
             nonlocal simulator_steps
-            if under_way and (board.stuck() or board.low().any()):
-                concurrent.futures.wait(under_way, None if board.stuck() else seconds, concurrent.futures.FIRST_COMPLETED)
-            for search in [search for search in under_way if search.done()]:
+            if running and (board.stuck() or board.low().any()):
+                concurrent.futures.wait(running, None if board.stuck() else seconds, concurrent.futures.FIRST_COMPLETED)
+            for search in [search for search in running if search.done()]:
                 found = search.result()
-                board.keep(under_way.pop(search), found)
+                board.keep(running.pop(search), found)
                 simulator_steps += found.steps
 
         try:
             while True:
                 begun = time.perf_counter()
                 state = self._decode(params, self.tables, state, board.requested, board.ready, board.left,
-                                     len(under_way) < self.search_batches, key, temperature)
+                                     len(running) < self.search_batches, key, temperature)
                 self.watch(state)
                 board.status, board.waits_for = map(np.array, jax.device_get((state.status, state.waits_for)))
                 patience = PATIENCE * (time.perf_counter() - begun)
@@ -152,13 +158,13 @@ class HostRollout:
                         policy_cache=np.repeat(num_bytes(state.cache) / len(rows), len(rows))))
 
                 collect(patience)  # so that the next batch can be asked for
-                if board.unrequested().any() and len(under_way) < self.search_batches:
+                if board.unrequested().any() and len(running) < self.search_batches:
                     waits_for, query, noisy = self._ask(self.tables, state, noise, key)
-                    state = state.replace(waits_for=waits_for)  # a blank query is none
+                    state = state.replace(waits_for=waits_for)  # a blank query waits for the hint
                     pending.append(board.enter(*jax.device_get((waits_for, query, noisy, state.episode_id, state.turn))))
-                while any(map(len, pending)) and len(under_way) < self.search_batches:
+                while any(map(len, pending)) and len(running) < self.search_batches:
                     asked = jax.tree.map(lambda *x: np.concatenate(x), *pending)
-                    under_way[start(find, asked[:at_a_time])] = asked[:at_a_time]
+                    running[start(find, asked[:at_a_time])] = asked[:at_a_time]
                     pending = [asked[at_a_time:]]
 
                 collect(patience)
@@ -170,16 +176,20 @@ class HostRollout:
                     board.asked &= ~served[:, None]
                     self.watch(state)
         except Exception:
-            concurrent.futures.wait(under_way)  # what others asked for may have been paid for: it is kept
+            concurrent.futures.wait(running)  # their results may have been paid for, and engines keep them
             raise
 
 
 class _Board:
-    """The host's view of a rollout: which row plays what and waits for what. B rows, R and E of them for each shard.
+    """The host's view of a rollout's B rows: R rows and E episodes in each shard.
 
     Attributes:
-      asked, there: bool[B, Q], the requests of each row, and those of them whose replies are there.
-      replies: of B * Q requests. noisy: bool[B, num_documents], the noise draws that the engine obeyed.
+      status, waits_for: int8[B], as in `RolloutState`.
+      left: int32[shards], episodes that no row has begun.
+      episode: int32[shards, R], the shard's episode that a row plays; E: none.
+      asked, there: bool[B, Q], the requests of each row, and those of them that have a reply.
+      replies: of B * Q requests.
+      noisy: bool[B, num_documents], the noise draws that the engine obeyed.
     """
 
     def __init__(self, rows: int, episodes: int, shards: int, env, schedule: Schedule):
@@ -187,8 +197,8 @@ class _Board:
         self.group_size, self.schedule, k = env.group_size, schedule, env.num_documents
         self.status = np.full(rows, types.OUT_OF_TURNS, np.int8)
         self.waits_for = np.full(rows, NOTHING, np.int8)
-        self.left = np.full(shards, self.episodes_a_shard, np.int32)  # episodes that were not begun
-        self.episode = np.full((shards, self.rows_a_shard), self.episodes_a_shard, np.int32)  # of the shard; E: none
+        self.left = np.full(shards, self.episodes_a_shard, np.int32)
+        self.episode = np.full((shards, self.rows_a_shard), self.episodes_a_shard, np.int32)
         self.asked, self.there = np.zeros((rows, env.max_queries), bool), np.zeros((rows, env.max_queries), bool)
         size = self.asked.size
         self.replies = Replies(np.zeros((size, k, env.max_document_tokens), np.int32), np.zeros((size, k), np.int32),
@@ -208,7 +218,7 @@ class _Board:
         return bool(schedule.finished(self._by_shard(self.status), self.left).all())
 
     def refill(self):
-        """(played, rows, episode), int32[B]: what `_refill_pieces` takes; its numbers are a shard's own."""
+        """(played, rows, episode), int32[B] each, the arguments of `_refill_pieces`; numbers count within a shard."""
         R, E = self.rows_a_shard, self.episodes_a_shard
         played = np.where(self._ended(), self.episode, E).astype(np.int32)
         rows = np.tile(np.arange(R, 2 * R, dtype=np.int32), (len(played), 1))
@@ -224,7 +234,7 @@ class _Board:
         return played.ravel(), rows.ravel(), begun.ravel()
 
     def question(self, rows):
-        """int[n], the questions that rows play."""
+        """int[n], the questions of rows."""
         shard = rows // self.rows_a_shard
         return (shard * self.episodes_a_shard + self.episode.ravel()[rows]) // self.group_size
 
@@ -256,8 +266,8 @@ class _Board:
                      episode_id=episode_id[row], question=self.question(row), query=(tokens[at], lengths[at]),
                      noisy=noisy[row])
 
-    def keep(self, asked: Asked, found: Found):
-        """Keeps what was found until the rows that asked are served."""
+    def keep(self, asked: Asked, found: SearchResults):
+        """Keeps replies until their rows are answered."""
         at = asked.row * self.asked.shape[1] + asked.place
         for kept, new in zip(jax.tree.leaves(self.replies), jax.tree.leaves(found.replies), strict=True):
             kept[at] = new
@@ -265,28 +275,28 @@ class _Board:
         self.there[asked.row, asked.place] = True
 
     def stuck(self) -> bool:
-        """Whether only a search can bring anything forward."""
+        """Whether every row waits for a search or has ended."""
         goes_on = schedule.generating(self.status, self.waits_for) | schedule.served(self.waits_for, self.ready)
         return not goes_on.any()
 
     def low(self):
-        """bool[shards]: whose policies run too empty."""
+        """bool[shards]: where too few rows can sample."""
         return schedule.low(*map(self._by_shard, (self.status, self.waits_for)), self.left, self.schedule.decode_threshold)
 
     def served(self):
-        """bool[B]: rows that are answered now, where their shard runs too empty."""
+        """bool[B]: rows to answer now, in shards where too few rows can sample."""
         return schedule.served(self.waits_for, self.ready) & np.repeat(self.low(), self.rows_a_shard)
 
 
 def in_thread(function, argument) -> Future:
-    """function(argument) in a thread of its own, which an interrupted run does not wait for."""
+    """function(argument) in a thread of its own. The thread is a daemon: an interrupted run does not wait for it."""
     future = Future()
     threading.Thread(target=_fulfil, args=(future, function, argument), daemon=True, name="search").start()
     return future
 
 
 def at_once(function, argument) -> Future:
-    """function(argument) here and now: what computes on the policy's devices gains nothing by a thread."""
+    """function(argument), called at once: a thread gains nothing for work on the policy's devices."""
     future = Future()
     _fulfil(future, function, argument)
     return future

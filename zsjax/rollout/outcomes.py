@@ -1,4 +1,4 @@
-"""Episodes -> what reward terms look at: answers, queries, shown documents and texts."""
+"""From episodes to the inputs of reward terms: answers, queries, shown documents and texts."""
 
 import numpy as np
 
@@ -9,8 +9,11 @@ from zsjax.rollout.actions import ACTIONS
 from zsjax.types import THINK_TAGS
 
 
-def outcomes(episodes: types.Episodes, questions, tokenizer, *, overlong=(0, 0)) -> list[Outcome]:
-    """The outcome of each row. overlong: (from, to) in policy tokens, see `Outcome`; (0, 0) is none."""
+def outcomes(episodes: types.Episodes, questions, tokenizer, *, overlong=(0, 0), actions=ACTIONS) -> list[Outcome]:
+    """The outcome of each row.
+
+    overlong: (from, to) in policy tokens, see `Outcome`; (0, 0) is none. actions: the policy's table.
+    """
     said, asked = transcript.answers(episodes, tokenizer), transcript.searches(episodes, tokenizer)
     low, high = overlong
     found = []
@@ -24,12 +27,12 @@ def outcomes(episodes: types.Episodes, questions, tokenizer, *, overlong=(0, 0))
             invalid_actions=int((episodes.search_status[b] == types.INVALID_ACTION).sum()),
             texts=[tokenizer.decode(piece.tolist()) for piece in written], policy_tokens=tokens, overlong=beyond,
             opens_thought=_prompt(episodes, b, tokenizer).rstrip().endswith(THINK_TAGS[0]),
-            action_tags=tuple(action.open for action in ACTIONS)))
+            action_tags=tuple(action.open for action in actions)))
     return found
 
 
 def _prompt(episodes, b, tokenizer):
-    """The end of what stood there before the policy wrote."""
+    """The end of the prompt."""
     length = int((np.asarray(episodes.roles[b]) == types.PROMPT).sum())
     return tokenizer.decode(np.asarray(episodes.tokens[b][max(0, length - 16):length]).tolist())
 

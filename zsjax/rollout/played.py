@@ -1,4 +1,4 @@
-"""What a rollout gives: finished episodes, and how much work they took."""
+"""The result of a rollout: finished episodes, and how much work they took."""
 
 from typing import Any
 
@@ -20,14 +20,14 @@ METRICS = (
 
 @flax.struct.dataclass
 class RolloutWork:
-    """Counts of a rollout, as int32[1] (one a device). None: not counted.
+    """Counts of a rollout, int32[1] (one for each device). None: not counted.
 
-    Useful tokens over (rows x steps) is the occupancy.
+    The occupancy is useful tokens / (rows * steps).
 
     Attributes:
       policy_steps, simulator_steps: decode steps. policy_rows, simulator_slots: rows of each step.
-      simulator_tokens: of finished documents, counted once however many rows read them.
-      requests: searches. simulated: distinct searches, which the simulator wrote.
+      simulator_tokens: of finished documents, each counted once.
+      requests: all requests. simulated: different requests, which the simulator wrote.
       tally: of the simulator; None where it is not in the program.
       policy_cache, simulator_cache: float32[1], bytes.
     """
@@ -58,10 +58,12 @@ def num_bytes(cache):
 
 
 def occupancy(played: Played) -> dict[str, float]:
-    """The share of decode-step rows that held a useful token, {"policy": ..., "simulator": ...}; numpy.
+    """The share of a model's rows, over all decode steps, that sampled a token of use; numpy.
 
-    Rows that wait, the end of the queue and documents that were cut count as idle. A model without counted steps has no
-    entry.
+    Waiting rows, rows at the end of the queue and cut documents count as idle.
+
+    Returns:
+      {"policy": share, "simulator": share}, without a model whose steps are not counted.
     """
     work = played.work
     policy_tokens = (np.asarray(played.episodes.roles) == types.POLICY).sum()
@@ -73,6 +75,6 @@ def occupancy(played: Played) -> dict[str, float]:
 
 
 def requests_saved(work: RolloutWork) -> float | None:
-    """The share of searches that the reply to an equal one answered; numpy. None: searches were not counted."""
+    """The share of requests that the reply to an equal request answered; numpy. None: requests are not counted."""
     asked = np.sum(work.requests) if work.requests is not None else 0
     return 1 - float(np.sum(work.simulated) / asked) if asked else None

@@ -1,8 +1,7 @@
-"""What the policy is told: its prompt, and the texts that the environment inserts.
+"""The policy's prompt, and the texts that the environment inserts.
 
-Our own wording, as data: `PolicyTemplate.load` takes a name or a path, so that a published policy can be used with the
-prompt it was trained on. Only tokens that the policy sampled are looked through for tags, so the tags that stand in a
-prompt as explanation are never taken for an action.
+Prompts are data: `PolicyTemplate.load` takes a name or a path, so a published policy can use the prompt it was trained
+on. Tags are searched for in the policy's own tokens only, so a prompt may explain them.
 """
 
 import dataclasses
@@ -22,9 +21,9 @@ class PolicyTemplate:
 
     Attributes:
       prompt: text with the slot {question}.
-      information_open, information_close: around the documents of a search, each of which is a line.
+      information_open, information_close: around the documents of a search, which are a line each.
       hint: the answer to an invalid action.
-      name: the name or path it was loaded from.
+      name: where it was loaded from, a name or a path.
     """
 
     prompt: str
@@ -37,10 +36,9 @@ class PolicyTemplate:
         found = _SLOT.findall(self.prompt)
         for slot in found:
             if slot != "question":
-                raise InputError(f"policy template {self.name!r}: unknown slot {{{slot}}}; there is only {{question}}")
+                raise InputError(f"policy template {self.name!r}: unknown slot {{{slot}}}; use {{question}}")
         if found != ["question"]:
-            raise InputError(f"policy template {self.name!r}: the slot {{question}} must be there once, not "
-                             f"{len(found)} times")
+            raise InputError(f"policy template {self.name!r} has the slot {{question}} {len(found)} times; use it once")
 
     @classmethod
     def load(cls, name_or_path: str | pathlib.Path) -> "PolicyTemplate":
@@ -60,12 +58,12 @@ class PolicyTemplate:
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
-            raise InputError(f"policy template {name!r}: no JSON ({error})") from error
+            raise InputError(f"policy template {name!r} is not JSON ({error}); correct the file") from error
         if not isinstance(values, dict) or "prompt" not in values:
-            raise InputError(f"policy template {name!r}: must be an object with the field 'prompt'")
+            raise InputError(f"policy template {name!r} has no field 'prompt'; write an object with it")
         for field, value in values.items():
             if field not in fields or not isinstance(value, str):
-                raise InputError(f"policy template {name!r}: field {field!r} must be a text and one of "
+                raise InputError(f"policy template {name!r}: field {field!r} is {value!r:.60}; write a text, in one of "
                                  f"{', '.join(fields)}")
         return cls(**values, name=name)
 
@@ -74,8 +72,10 @@ class PolicyTemplate:
         return self.prompt.replace("{question}", question.strip())
 
     def encode(self, tokenizer, question: str, chat: bool = False) -> list[int]:
-        """The prompt for a question, as ids; chat: as the user's message in the tokenizer's chat template, else it begins
-        with the tokenizer's `bos_ids`."""
+        """The prompt for a question, as ids.
+
+        chat: as the user's message in the tokenizer's chat template; without it the tokenizer's `bos_ids` come first.
+        """
         text = self.render(tokenizer.plain(question))
         if chat:
             return tokenizer.apply_chat_template([{"role": "user", "content": text.strip()}])
@@ -127,12 +127,12 @@ Question: {question}
 
 TEMPLATES = {
     "default": PolicyTemplate(_DEFAULT),
-    # For a policy that learns the form of an episode from examples (the stage warm_start) and not from its prompt.
+    # For a policy that learns the form of an episode from examples (the stage warm_start).
     "plain": PolicyTemplate("Question: {question}\n", hint="\nSearch or answer.\n", name="plain"),
     "direct": PolicyTemplate(_DIRECT, name="direct"),
     "chain_of_thought": PolicyTemplate(_CHAIN_OF_THOUGHT, name="chain_of_thought"),
     "rag": PolicyTemplate(_RAG, name="rag"),
     "search_agent": PolicyTemplate(_SEARCH_AGENT, name="search_agent"),
-    # As the carried models have it from their pretraining; a test holds it equal to zsjax.tiny_world.world.
+    # Of the carried models' pretraining; a test holds it equal to zsjax.tiny_world.world.
     "tiny_world": PolicyTemplate("{question}\n", hint="\nSearch or answer.\n", name="tiny_world"),
 }

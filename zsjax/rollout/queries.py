@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from zsjax.rollout.actions import DOCUMENTS, HINT, SEPARATOR, Action
+from zsjax.rollout.actions import DOCUMENTS, HINT, Action
 from zsjax.sampling.splice import take_span
 from zsjax.sampling.tags import TagAutomaton, extract
 
@@ -39,7 +39,7 @@ def queries(env, tables, state):
     query, query_length = cut_text(tables.automaton, env.actions, generation, length, size=env.max_query_tokens)
     if env.max_queries > 1:
         most = jnp.array([action.queries for action in env.actions])[jnp.maximum(state.waits_for - DOCUMENTS, 0)]
-        query, query_length = split(query, query_length, most, tables, env.max_queries)
+        query, query_length = split_queries(query, query_length, most, tables, env.max_queries)
     asks = state.waits_for >= DOCUMENTS
     blank = query_length.reshape(len(asks), -1).sum(axis=1) == 0
     size = jnp.where(jnp.repeat(asks, env.max_queries), query_length, 0)
@@ -47,13 +47,13 @@ def queries(env, tables, state):
     return state.replace(waits_for=waits_for), (jnp.where(size[:, None] > 0, query, 0), size)
 
 
-def split(text, lengths, most, tables, Q: int):
+def split_queries(text, lengths, most, tables, Q: int):
     """Cuts texts at the tokens that hold a separator.
 
     Args:
       text: int32[B, N], with lengths int32[B].
       most: int32[B], queries of each text, at most Q; a text of one query is not cut.
-      tables: `state.Tables`, with `separates`.
+      tables: `environment.PolicyTables`, with `separates`.
 
     Returns:
       (int32[B * Q, N], int32[B * Q]); length 0 for a blank query.
@@ -70,9 +70,3 @@ def split(text, lengths, most, tables, Q: int):
     size = count.at[each, place].add(1, mode="drop")
     words = count.at[each, place].add((~tables.automaton.blank[text]).astype(jnp.int32), mode="drop")
     return query.reshape(B * Q, N), jnp.where(words > 0, size, 0).reshape(B * Q)
-
-
-def separators(tokenizer, vocab_size: int):
-    """bool[V], the tokens whose bytes hold the separator."""
-    pieces = [tokenizer.token_bytes(id) if id < tokenizer.vocab_size else None for id in range(vocab_size)]
-    return jnp.array([bool(piece) and SEPARATOR.encode() in piece for piece in pieces])

@@ -1,6 +1,6 @@
-"""Reranking in a rollout: what a host engine found is put in order, and what the episodes saw teaches the scorer.
+"""Reranking in a rollout: orders the documents of host engines, and trains the scorer on finished episodes.
 
-In the compiled rollout the simulator's own `replies` apply `zsjax.search.rerank.chooser`.
+In the compiled rollout `Simulator.replies` applies `zsjax.search.rerank.chooser`.
 """
 
 import functools
@@ -11,8 +11,8 @@ import numpy as np
 
 from zsjax import types
 from zsjax.rollout.documents import encode_documents
+from zsjax.rollout.environment import environment, tables
 from zsjax.rollout.queries import cut_text
-from zsjax.rollout.state import environment, tables
 from zsjax.sampling import ragged
 from zsjax.sampling.splice import take_span
 from zsjax.search.rerank import RerankerState, Seen, choose, encode_texts, init_reranker, make_update, score
@@ -23,7 +23,7 @@ _choose = jax.jit(lambda weights, documents, lengths, noisy, question, query, nu
 
 
 class HostReranker:
-    """Orders what host engines find; `candidates` is how many documents it wants to choose from."""
+    """Orders the documents that host engines find. candidates: how many documents it chooses from."""
 
     def __init__(self, config, tokenizer):
         """config: the run's; search and rollout are read."""
@@ -32,27 +32,28 @@ class HostReranker:
         self._search, self._tokenizer = config.search, tokenizer
 
     def __call__(self, weights, found, queries, contexts):
-        """The documents to show of lists of them, first to last; a failure stays one.
+        """The documents to show of each list, first to last; `Failed` stays as it is.
 
         Args:
           weights: of the scorer. found: R lists of `Document`s; queries: R texts; contexts: R `SearchContext`s.
         """
         if not found:
             return []
-        fill = lambda rows: ragged.fill(rows, ragged.batch_size(len(found)))
+        # A few sizes of batches, so that few programs are compiled.
+        filled, queries, contexts = (ragged.fill(x, ragged.batch_size(len(found))) for x in (found, queries, contexts))
         documents, lengths, _ = encode_documents(
-            fill(found), self._tokenizer, self._search.document_format, num_documents=self.candidates,
+            filled, self._tokenizer, self._search.document_format, num_documents=self.candidates,
             max_document_tokens=self._search.max_document_tokens)
-        question = encode_texts([c.question.question for c in fill(contexts)], self._tokenizer, self._sizes[0])
-        query = encode_texts(fill(queries), self._tokenizer, self._sizes[1])
-        noisy = np.array([c.noisy for c in fill(contexts)])
+        question = encode_texts([context.question.question for context in contexts], self._tokenizer, self._sizes[0])
+        query = encode_texts(queries, self._tokenizer, self._sizes[1])
+        noisy = np.array([context.noisy for context in contexts])
         order = np.asarray(_choose(weights, documents, lengths, noisy, question, query, self.num_shown))
         return [[reply[i] for i in of_row if i < len(reply)] if reply else reply
-                for reply, of_row in zip(found, order.tolist())]
+                for reply, of_row in zip(found, order[:len(found)].tolist(), strict=True)]
 
 
 def make_reader(policy_config, tokenizer, config):
-    """A function (episodes, questions of the rows) -> `Seen`, numpy: the queries and documents as they stand in the rows."""
+    """A function (episodes, questions of the rows) -> `Seen`, numpy: the queries and documents in the rows' tokens."""
     env = environment(policy_config, tokenizer, config)
     automaton = tables(tokenizer, policy_config, env.actions).automaton
     shown = jax.jit(functools.partial(shown_documents, env, line_ends(tokenizer, policy_config.vocab_size)))
@@ -67,15 +68,19 @@ def make_reader(policy_config, tokenizer, config):
 
 
 def shown_documents(env, ends_line, automaton, tokens, roles, query_span, documents_span):
-    """(int32[B, M, k, N] documents, int32[B, M, k] lengths, (int32[B, M, Q], int32[B, M]) queries) of episodes.
+    """The documents and queries of episodes, as the rollout cut them.
 
-    Queries are cut out as the rollout did it; documents are the lines of a span, each ended by its only newline.
+    Args:
+      env: `Environment` of the rollout. ends_line: bool[V], tokens with a newline, which ends each document.
+
+    Returns:
+      (documents int32[B, M, k, N], lengths int32[B, M, k], queries (int32[B, M, L], int32[B, M])).
     """
     (B, T), M = tokens.shape, query_span.shape[1]
-    k, N = env.inserted_documents, env.max_document_tokens
+    k, N = env.max_inserted_documents, env.max_document_tokens
     rows = jnp.repeat(tokens, M, axis=0)
     start, stop = query_span.reshape(-1, 2).T
-    # The generation began behind the last token before the query that was not the policy's.
+    # The generation began behind the last token before the query that is not the policy's.
     others = jax.lax.cummax(jnp.where(roles == types.POLICY, -1, jnp.arange(T)), axis=1)
     began = jnp.take_along_axis(others, query_span[:, :, 0], axis=1).reshape(-1) + 1
     generation, length = take_span(rows, began, jnp.where(stop > 0, stop, began), size=env.max_turn_tokens)
@@ -89,16 +94,15 @@ def shown_documents(env, ends_line, automaton, tokens, roles, query_span, docume
     line = jnp.cumsum(ends, axis=1) - ends
     begins = jnp.concatenate([jnp.ones_like(ends[:, :1]), ends[:, :-1]], axis=1)
     place = at - jax.lax.cummax(jnp.where(begins, at, 0), axis=1)
-    where = jnp.where(inside, line, k), place  # what is outside is dropped
+    where = jnp.where(inside, line, k), place  # tokens outside are dropped
     each = jnp.arange(B * M)[:, None]
     documents = jnp.zeros((B * M, k, N), tokens.dtype).at[each, *where].set(text, mode="drop")
     lengths = jnp.zeros((B * M, k), jnp.int32).at[each, where[0]].add(1, mode="drop")
-    of_turns = lambda x: x.reshape(B, M, *x.shape[1:])
-    return of_turns(documents), of_turns(lengths), (of_turns(query), of_turns(query_length))
+    return jax.tree.map(lambda x: x.reshape(B, M, *x.shape[1:]), (documents, lengths, (query, query_length)))
 
 
 class Reranking:
-    """The reranker of a training run: how it starts, and how it learns from a step's episodes."""
+    """The reranker of a training run."""
 
     def __init__(self, policy_config, tokenizer, config, *, read=None):
         """read: in place of `make_reader`'s function of these arguments."""
@@ -110,7 +114,7 @@ class Reranking:
         return init_reranker(self._options)
 
     def learn(self, state: RerankerState, played) -> tuple[RerankerState, dict[str, float]]:
-        """(state, metrics) after one update on a step's episodes: numpy, whole, and so the same on every host."""
+        """(state, metrics) after one update on a step's episodes: numpy, whole, so every host computes the same."""
         state, info = jax.device_get(self._update(state, self._read(played.episodes, played.questions), played.scores,
                                                   played.episodes.group_id, played.row_valid))
         return state, {f"rerank/{name}": float(value) for name, value in info.items() if np.isfinite(value)}

@@ -25,11 +25,11 @@ class Rollout:
 
     Attributes:
       tokenizer: the policy's.
-      reshard_seconds: seconds that `place` has moved parameters so far.
+      reshard_seconds: seconds that `place` has spent on moving parameters.
     """
 
     def __init__(self, policy_config, tokenizer, config, player: Callable[..., Played], mesh=None, *, group_size: int = 1):
-        """Arguments are those of `make_rollout`.
+        """Arguments as in `make_rollout`.
 
         player: (params, inputs, questions, noise, temperature, key, reranker) -> Played, for this host's questions.
         """
@@ -40,14 +40,14 @@ class Rollout:
         _log_form(self._template.name, config.prompts.chat)
 
     def __call__(self, params, questions: Sequence, **options) -> Episodes:
-        """The episodes of `play`, which has the same arguments."""
+        """The episodes of `play`, with the same arguments."""
         return self.play(params, questions, **options).episodes
 
     def play(self, params, questions: Sequence, *, noise=0.0, key, temperature=None, group_ids=None, prefixes=None,
              reranker=None) -> Played:
-        """Plays len(questions) * group_size episodes; those of a question stand next to each other.
+        """Plays len(questions) * group_size episodes. The episodes of a question are neighbours.
 
-        With several hosts every host calls with all questions, and gets all episodes, as numpy.
+        With several hosts each calls with all questions and gets all episodes, as numpy.
 
         Args:
           params: of the policy, anywhere on the mesh: see `place`.
@@ -56,8 +56,8 @@ class Rollout:
           key: of the step: draws depend on it, on the episode and on the token's position.
           temperature: float; None is the config's, 0 is greedy.
           group_ids: int32[Q], names of the questions in the random streams; None is 0 .. Q-1.
-          prefixes: for each question (ids, turns) of an unfinished episode, which the rollout continues. Its ids count as
-            prompt, its turns against max_turns.
+          prefixes: for each question (ids, turns) of an unfinished episode, which the rollout continues. The ids count
+            as prompt and the turns against max_turns.
           reranker: weights of `zsjax.search.rerank`, which choose the documents to show from
             config.search.rerank.candidates; None shows the first.
 
@@ -73,7 +73,7 @@ class Rollout:
         one_host = self._local is self._mesh
         my_shards = range(shards) if one_host else local_row_shards(self._mesh)
         mine = np.concatenate([parts[shard] for shard in my_shards])
-        # The last question fills up the shape; the rows of its copies are dropped.
+        # Copies of the last question fill the shape; their rows are dropped.
         asked = np.minimum(mine, count - 1)
         played = self._player(params, {name: x[asked] for name, x in inputs.items()}, [questions[i] for i in asked],
                               jnp.float32(noise), temperature, key, reranker)
@@ -86,8 +86,10 @@ class Rollout:
         return played
 
     def place(self, params):
-        """The parameters where decoding reads them; what is there already is not moved. Place them once for several
-        rollouts."""
+        """The parameters where decoding reads them; parameters that are there already are not moved.
+
+        Place them once for several rollouts.
+        """
         start, placed = time.perf_counter(), for_decoding(params, self._policy_config, self._mesh)
         if placed is not params:
             jax.block_until_ready(placed)
@@ -95,7 +97,7 @@ class Rollout:
         return placed
 
     def _inputs(self, questions, prefixes, group_ids) -> dict:
-        """What `state.read_prompts` takes."""
+        """The inputs of `state.read_prompts`."""
         if prefixes is None:
             size = self._config.rollout.max_prompt_tokens
             prompts = encode_prompts(self._template, self.tokenizer, questions, size, self._config.prompts.chat)
@@ -110,7 +112,7 @@ def encode_prompts(template, tokenizer, questions, size: int, chat: bool = False
     """(int32[Q, size], int32[Q]) prompts of questions.
 
     Raises:
-      InputError: a prompt is too long; the message names the question.
+      InputError: a prompt is longer than `size`; the message names the question.
     """
     rows = []
     for question in questions:
@@ -121,7 +123,7 @@ def encode_prompts(template, tokenizer, questions, size: int, chat: bool = False
     return ragged.pad(rows, size)
 
 
-@functools.cache  # once a run, not once for each of its rollouts
+@functools.cache  # one line for all rollouts of a run
 def _log_form(template: str, chat: bool):
     form = "in the tokenizer's chat template" if chat else "as plain text (an instruct model wants prompts.chat=true)"
     logging.info("policy prompts: template %r %s", template, form)

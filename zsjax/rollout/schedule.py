@@ -1,7 +1,7 @@
-"""Which row does what next: the scheduling rules that the compiled and the host rollout share.
+"""The scheduling rules that the compiled and the host rollout share: which row does what next.
 
-The rules take numpy or jax arrays. Rows are the last dimension, R of them; shards, if any, stand before it. `left`
-counts the episodes of the shard that no row has begun.
+The rules take numpy or jax arrays. The last dimension is R rows; shards, if any, come before it. `left` counts the
+episodes of a shard that no row has begun.
 """
 
 import dataclasses
@@ -14,13 +14,14 @@ from zsjax.types import RUNNING
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How the work is interleaved.
+    """How a rollout interleaves its kinds of work.
 
     Attributes:
       rows: episodes played at a time; 0: all.
-      slots: requests written at a time; 0: a quarter of the rows, or all where all episodes are played at a time.
-      decode_threshold: fraction in [0, 1). The policy keeps decoding while more than this fraction of its rows (of those
-        that are left, at the end) can sample. Below it, refills and searches are served first. 0: when no row can sample.
+      slots: requests that the simulator writes at a time; 0: a quarter of the rows, or all rows if `rows` is 0.
+      decode_threshold: fraction in [0, 1]. The policy keeps decoding while more than this fraction of its rows can
+        sample; at the end of the queue, of the rows that still have an episode. Below it, other work comes first. With 0
+        other work waits until no row can sample.
     """
 
     rows: int = 0
@@ -28,17 +29,17 @@ class Schedule:
     decode_threshold: float = 0.0
 
     def sizes(self, episodes: int) -> tuple[int, int]:
-        """(rows, slots) of a rollout of so many episodes."""
+        """(rows, slots) of a rollout."""
         rows = min(self.rows or episodes, episodes)
         return rows, self.num_slots(rows)
 
     def num_slots(self, rows: int) -> int:
-        """Slots beside so many rows."""
+        """Slots of the simulator for a number of rows."""
         return min(self.slots or (-(-rows // 4) if self.rows else rows), rows)
 
 
 def ended(status):
-    """bool[..., R], rows without an episode under way."""
+    """bool[..., R], rows without an unfinished episode."""
     return status != RUNNING
 
 
@@ -48,8 +49,8 @@ def generating(status, waits_for):
 
 
 def low(status, waits_for, left, threshold: float):
-    """bool[...], whether so few rows can sample that other work comes first."""
-    remaining = (left + (status == RUNNING).sum(-1)).clip(max=status.shape[-1])  # rows that still have an episode to play
+    """bool[...], whether other work comes first, because few rows can sample."""
+    remaining = (left + (status == RUNNING).sum(-1)).clip(max=status.shape[-1])
     return generating(status, waits_for).sum(-1) <= np.float32(threshold) * remaining.astype(np.float32)
 
 
@@ -64,15 +65,15 @@ def finished(status, left):
 
 
 def unrequested(waits_for, requested):
-    """bool[..., R], rows whose search was not yet requested."""
+    """bool[..., R], rows that wait for documents and have entered no requests."""
     return (waits_for >= DOCUMENTS) & ~requested
 
 
 def replied(asked, there):
-    """bool[..., R], rows that made requests, of which all replies are there. asked, there: bool[..., R, Q]."""
+    """bool[..., R], rows with a reply to each of their requests. asked, there: bool[..., R, Q]."""
     return asked.any(-1) & (there | ~asked).all(-1)
 
 
 def served(waits_for, replied):
-    """bool[..., R], rows that can be answered: with a hint, or with documents that are there."""
+    """bool[..., R], rows that can be answered: with the hint, or with documents."""
     return (waits_for == HINT) | replied

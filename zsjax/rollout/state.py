@@ -1,22 +1,23 @@
-"""The pieces of a multi-turn rollout: think, search, read, answer, for a batch of rows, on the device.
+"""The pieces of a multi-turn rollout, for a batch of rows on the device.
 
-One turn of a row is one generation. It ends at the closing tag of an action (`rollout/actions.py`), EOS or its budget:
+One turn of a row is one generation. It ends at the closing tag of an action (`rollout/actions.py`), at EOS, or when
+its budget is spent:
 
   complete answer            -> ANSWERED
   complete, non-empty query  -> a search: `\\n<information>\\n` + documents + `</information>\\n` are appended
   EOS                        -> ENDED_WITHOUT_ANSWER
   anything else              -> an invalid action: the hint is appended
 
-Searches and invalid actions both use up a turn. After `max_turns` of them one last generation may only answer: whatever
-else it does ends the row as OUT_OF_TURNS and is not run. A row whose context is full is OUT_OF_TOKENS.
+Searches and invalid actions both use up a turn. After `max_turns` of them, one last generation may only answer.
+Anything else ends the row as OUT_OF_TURNS, and a search is not run. A row whose context is full ends as OUT_OF_TOKENS.
 
-The pieces (`read_prompts`, `refill`, `generate_turn`, `queries.queries`, `insert`) are pure functions over `RolloutState`.
-`zsjax.rollout.compiled` chains them with the simulator in one program; `zsjax.rollout.host` drives them from the host.
-Tokens go in and come out: nothing is decoded and encoded again. Roles and log-probs are written when a token is written.
+The pieces (`read_prompts`, `refill`, `generate_turn`, `queries.queries`, `insert`) are pure functions over
+`RolloutState`. `zsjax.rollout.compiled` chains them with the simulator in one program, and `zsjax.rollout.host` calls
+them from the host. Tokens go in and tokens come out; the host never decodes and encodes them again. Roles and
+log-probs are written when a token is written.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -26,89 +27,21 @@ import numpy as np
 
 from zsjax import types
 from zsjax.models.cache import KVCache, cache_dtype, copy_rows, init_cache
-from zsjax.models.decoder import DecoderConfig, extend, logits_of
+from zsjax.models.decoder import extend, logits_of
 from zsjax.rollout import actions as table
 from zsjax.rollout import schedule
-from zsjax.rollout.actions import ACTIONS, DOCUMENTS, HINT, NOTHING, Action
-from zsjax.rollout.draws import draw_tokens
-from zsjax.rollout.policy_prompt import PolicyTemplate
-from zsjax.rollout.queries import separators
+from zsjax.rollout.actions import DOCUMENTS, HINT, NOTHING
+from zsjax.rollout.environment import Environment, PolicyTables
 from zsjax.sampling.prefill import prefill
 from zsjax.sampling.splice import append, concatenate
-from zsjax.sampling.tags import TagAutomaton
 from zsjax.search.simulator.writing import Replies
 
 PREFILL_CHUNK = 128
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Environment:
-    """What is fixed for a rollout: shapes, budgets and the texts the environment inserts. Counts are in tokens."""
-
-    policy: DecoderConfig
-    max_turns: int
-    max_turn_tokens: int
-    max_tokens: int
-    max_query_tokens: int
-    num_documents: int
-    max_document_tokens: int
-    information_open: np.ndarray
-    information_close: np.ndarray
-    hint: np.ndarray
-    actions: tuple[Action, ...] = ACTIONS
-    group_size: int = 1
-    prefill_batch: int | None = None  # rows read at a time where prompts and documents are read; None: all
-    noise_per_document: bool = False
-    cache_dtype: str = "model"  # of the policy's cache: the dtype of its activations, or "int8"
-    sampler: Callable = draw_tokens  # (logits, state, key, temperature) -> (tokens, log-probs); tests pass their own
-
-    @property
-    def max_queries(self) -> int:
-        """Q, the most queries of one action."""
-        return max(action.queries for action in self.actions)
-
-    @property
-    def inserted_documents(self) -> int:
-        """The most documents that one action is shown."""
-        return self.max_queries * self.num_documents
-
-
-def environment(policy_config, tokenizer, config, group_size: int = 1, sampler=draw_tokens) -> Environment:
-    """What a run's config fixes for its rollouts; texts in the policy's tokens."""
-    template = PolicyTemplate.load(config.prompts.policy)
-    encode = lambda text: np.array(tokenizer.encode(text), np.int32)
-    return Environment(
-        policy=policy_config.for_tokenizer(tokenizer),
-        max_turns=config.rollout.max_turns,
-        max_turn_tokens=config.rollout.max_turn_tokens,
-        max_tokens=config.rollout.max_tokens,
-        max_query_tokens=config.search.max_query_tokens,
-        num_documents=config.search.num_documents,
-        max_document_tokens=config.search.max_document_tokens,
-        information_open=encode(template.information_open),
-        information_close=encode(template.information_close),
-        hint=encode(template.hint),
-        actions=table.load_actions(config.rollout.actions),
-        group_size=group_size,
-        prefill_batch=config.rollout.prefill_batch or None,
-        noise_per_document=config.search.noise_per == "document",
-        cache_dtype=config.policy.cache_dtype,
-        sampler=sampler,
-    )
-
-
-@flax.struct.dataclass
-class Tables:
-    """Per-token facts of the policy's vocabulary."""
-
-    automaton: TagAutomaton
-    eos: Any  # bool[V]
-    separates: Any = None  # bool[V], the token holds a separator of queries; None: no action has several
-
-
 @flax.struct.dataclass
 class RolloutState:
-    """B rows under way. Everything an `Episodes` has, and the policy's view of it."""
+    """B unfinished rows: the fields of `Episodes`, and the policy's state."""
 
     tokens: Any  # int32[B, T]
     roles: Any  # int8[B, T]
@@ -116,9 +49,9 @@ class RolloutState:
     length: Any  # int32[B]
     cache: KVCache  # holds the row's tokens up to `length`
     hidden: Any  # [B, D], at the row's last token
-    tag_state: Any  # int32[B], of the automaton, since the generation began
-    turn_start: Any  # int32[B], where the generation began
-    opened: Any  # int32[B, actions], position of the token that completed the last opening tag of this generation, or -1
+    tag_state: Any  # int32[B], state of the automaton; 0 where a generation begins
+    turn_start: Any  # int32[B], where the current generation began
+    opened: Any  # int32[B, actions], where this generation completed each opening tag last, or -1
     waits_for: Any  # int8[B], NOTHING, HINT, or DOCUMENTS + the action's place in the table
     turn: Any  # int32[B], searches and invalid actions so far
     status: Any  # int8[B]
@@ -132,17 +65,9 @@ class RolloutState:
     steps: Any  # int32[1], decode steps so far (one number a device)
 
 
-def tables(tokenizer, config: DecoderConfig, actions: Sequence[Action] = ACTIONS) -> Tables:
-    """The tables of a tokenizer for a model with `config.vocab_size` embedding rows."""
-    eos = jnp.zeros(config.vocab_size, bool).at[jnp.array(list(tokenizer.eos_ids), jnp.int32)].set(True)
-    several = any(action.queries > 1 for action in actions)
-    return Tables(automaton=TagAutomaton.from_tokenizer(tokenizer, table.tags(actions)), eos=eos,
-                  separates=separators(tokenizer, config.vocab_size) if several else None)
-
-
 @flax.struct.dataclass
 class Prompts:
-    """Q prompts that were read once; `refill` puts an episode of one of them into a row."""
+    """Q prompts with their cache: each is read once, and `refill` copies it into rows."""
 
     tokens: Any  # int32[Q, P]
     lengths: Any  # int32[Q]
@@ -153,12 +78,12 @@ class Prompts:
 
 
 def read_prompts(params, env: Environment, inputs) -> Prompts:
-    """Reads prompts, each once.
+    """Reads each prompt once.
 
     Args:
-      inputs: dict with prompts int32[Q, P] right-padded, prompt_lengths int32[Q], turn int32[Q] (turns that were taken in
-        the prompt already: they count against max_turns) and group_id int32[Q], which names the questions in every random
-        stream: ids must differ within a step.
+      inputs: dict with prompts int32[Q, P], right-padded; prompt_lengths int32[Q]; turn int32[Q], the turns that a
+        prompt already contains, which count against max_turns; and group_id int32[Q], which names the questions in
+        every random stream. Group ids must differ within a step.
     """
     prompts, lengths = inputs["prompts"], inputs["prompt_lengths"]
     (Q, P), dtype = prompts.shape, jnp.dtype(env.policy.dtype)
@@ -170,7 +95,7 @@ def read_prompts(params, env: Environment, inputs) -> Prompts:
 
 
 def empty_rows(env: Environment, rows: int, capacity: int | None = None) -> RolloutState:
-    """Rows that have nothing to do: their status is not RUNNING. capacity: slots of their cache; None: max_tokens."""
+    """Rows without an episode: their status is not RUNNING. capacity: slots of their cache; None: max_tokens."""
     T, M, k, dtype = env.max_tokens, env.max_turns, env.num_documents, jnp.dtype(env.policy.dtype)
     zeros = jnp.zeros(rows, jnp.int32)
     return RolloutState(
@@ -201,8 +126,8 @@ def refill(env: Environment, state: RolloutState, prompts: Prompts, rows, episod
     """Begins episodes in rows.
 
     Args:
-      rows: int32[C] different rows; those from B on are ignored.
-      episode: int32[C], 0 .. Q * group_size - 1; those of a question stand next to each other. An episode's id is
+      rows: int32[C], different rows; numbers from B on are ignored.
+      episode: int32[C], 0 .. Q * group_size - 1. The episodes of a question are neighbours. An episode's id is
         group_id * group_size + its place in the group.
     """
     G, T = env.group_size, env.max_tokens
@@ -216,10 +141,13 @@ def refill(env: Environment, state: RolloutState, prompts: Prompts, rows, episod
         tokens=tokens, roles=jnp.where(is_prompt, types.PROMPT, types.PAD).astype(jnp.int8), length=length,
         hidden=prompts.hidden[question], turn_start=length, turn=prompts.turn[question],
         status=jnp.full(C, types.RUNNING, jnp.int8), episode_id=group_id * G + episode % G, group_id=group_id)
-    put = lambda x, y: x.at[rows].set(y, mode="drop", unique_indices=True)
+
+    def put(name):
+        return getattr(state, name).at[rows].set(getattr(fresh, name), mode="drop", unique_indices=True)
+
     cache = copy_rows(state.cache, rows, prompts.cache, question)
     names = [f.name for f in dataclasses.fields(RolloutState) if f.name not in ("cache", "steps")]
-    return state.replace(cache=cache, **{name: put(getattr(state, name), getattr(fresh, name)) for name in names})
+    return state.replace(cache=cache, **{name: put(name) for name in names})
 
 
 def generating(state: RolloutState):
@@ -228,20 +156,24 @@ def generating(state: RolloutState):
 
 
 def outgrows(env: Environment, state: RolloutState):
-    """bool[], whether a row's next token, or what is inserted next, might not fit into the slots of its cache."""
-    next = jnp.where(state.waits_for == NOTHING, 1, _insertion_size(env, env.inserted_documents, env.max_document_tokens))
+    """bool[], whether the next token of a row, or its next insertion, might not fit into its cache."""
+    insertion = _insertion_size(env, env.max_inserted_documents, env.max_document_tokens)
+    next = jnp.where(state.waits_for == NOTHING, 1, insertion)
     needed = jnp.minimum(state.length + next, env.max_tokens)
     return ((state.status == types.RUNNING) & (needed > state.cache.capacity)).any()
 
 
 def _insertion_size(env: Environment, k: int, N: int) -> int:
-    """Tokens that k documents of N tokens, or a hint, take at most."""
+    """The most tokens of an insertion: k documents of N tokens, or the hint."""
     return max(len(env.information_open) + k * N + len(env.information_close), len(env.hint))
 
 
-def generate_turn(params, env: Environment, tables: Tables, state: RolloutState, key, temperature,
-                  goes_on=lambda state: True) -> RolloutState:
-    """Samples until every row has ended or waits for documents or a hint, or until `goes_on(state)` is False."""
+def generate_turn(params, env: Environment, tables: PolicyTables, state: RolloutState, key, temperature,
+                  goes_on=None) -> RolloutState:
+    """Samples until every row has ended or waits for documents or a hint, or until `goes_on(state)` is False.
+
+    goes_on: state -> bool[]; None: always True.
+    """
     T, rows = env.max_tokens, jnp.arange(state.length.shape[0])
     rules = jnp.array(table.rules(env.actions))
 
@@ -265,10 +197,13 @@ def generate_turn(params, env: Environment, tables: Tables, state: RolloutState,
             [rule.ends, types.ENDED_WITHOUT_ANSWER, types.OUT_OF_TURNS, types.OUT_OF_TOKENS], types.RUNNING)
         waits_for = jnp.select([status != types.RUNNING, complete, invalid], [NOTHING, rule.waits_for, HINT], NOTHING)
 
-        # Rows that have just ended are not read back: nobody looks at what would follow.
+        # A row that has just ended is not read back: it samples no further token.
         read = alive & (status == types.RUNNING)
         states, cache = extend(params, env.policy, token[:, None], read.astype(jnp.int32), s.cache)
-        keep = lambda new, old: jnp.where(alive, new.astype(old.dtype), old)
+
+        def keep(new, old):
+            return jnp.where(alive, new.astype(old.dtype), old)
+
         return s.replace(
             tokens=s.tokens.at[rows, at].set(token, mode="drop"),
             roles=s.roles.at[rows, at].set(types.POLICY, mode="drop"),
@@ -283,11 +218,11 @@ def generate_turn(params, env: Environment, tables: Tables, state: RolloutState,
             steps=s.steps + 1,
         )
 
-    return jax.lax.while_loop(lambda s: generating(s).any() & goes_on(s), step, state)
+    return jax.lax.while_loop(lambda s: generating(s).any() & (goes_on is None or goes_on(s)), step, state)
 
 
 def insert(params, env: Environment, state: RolloutState, replies: Replies, asked, noisy, served) -> RolloutState:
-    """Answers waiting rows: documents or the hint are written behind them and read into the policy's cache.
+    """Answers waiting rows: appends documents or the hint, and reads them into the policy's cache.
 
     Args:
       replies: of B * Q requests, in the order of `queries.queries`; count -1: the search failed.
@@ -296,9 +231,9 @@ def insert(params, env: Environment, state: RolloutState, replies: Replies, aske
       served: bool[B], which of the waiting rows.
 
     Returns:
-      The rows, generating again, or OUT_OF_TOKENS where what was found does not fit.
+      The rows, which sample again, or OUT_OF_TOKENS where the insertion does not fit.
     """
-    B, T, M, k, N = len(state.length), env.max_tokens, env.max_turns, env.inserted_documents, replies.tokens.shape[2]
+    B, T, M, k, N = len(state.length), env.max_tokens, env.max_turns, env.max_inserted_documents, replies.tokens.shape[2]
     documents = replies.tokens.reshape(B, k, N)
     document_lengths = jnp.where(asked[:, None], replies.lengths, 0).reshape(B, k)
     rows = jnp.arange(B)
@@ -315,7 +250,7 @@ def insert(params, env: Environment, state: RolloutState, replies: Replies, aske
     roles = jnp.where(searched[:, None] & is_document, types.DOCUMENT, types.TEMPLATE).astype(jnp.int8)
 
     waiting = searched | hinted
-    fits = state.length + text_length < T  # and one token of the policy behind it
+    fits = state.length + text_length < T  # with one token of the policy behind it
     added = jnp.where(waiting & fits, text_length, 0)
     hidden, cache = prefill(params, env.policy, text, added, state.cache, state.hidden, chunk=PREFILL_CHUNK,
                             batch=env.prefill_batch)
@@ -328,7 +263,8 @@ def insert(params, env: Environment, state: RolloutState, replies: Replies, aske
     status = jnp.select(
         [hinted, found >= wanted, found > 0, (count < 0).any(axis=1)],
         [types.INVALID_ACTION, types.SEARCH_OK, types.SEARCH_SHORT, types.SEARCH_FAILED], types.SEARCH_EMPTY)
-    span = lambda start, stop: jnp.stack([start, stop], axis=1)
+    query_span = jnp.stack([query_start, state.length], axis=1)
+    documents_span = jnp.stack([documents_start, documents_start + documents_length], axis=1)
     length = state.length + added
     return state.replace(
         tokens=append(state.tokens, state.length, text, added),
@@ -345,9 +281,8 @@ def insert(params, env: Environment, state: RolloutState, replies: Replies, aske
         num_searches=state.num_searches + searched,
         noisy=state.noisy.at[rows, run].set(noisy, mode="drop"),
         search_status=state.search_status.at[rows, turn].set(status.astype(jnp.int8), mode="drop"),
-        query_span=state.query_span.at[rows, run].set(span(query_start, state.length), mode="drop"),
-        documents_span=state.documents_span.at[rows, jnp.where(fits, run, M)].set(
-            span(documents_start, documents_start + documents_length), mode="drop"),
+        query_span=state.query_span.at[rows, run].set(query_span, mode="drop"),
+        documents_span=state.documents_span.at[rows, jnp.where(fits, run, M)].set(documents_span, mode="drop"),
     )
 
 

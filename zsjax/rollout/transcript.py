@@ -1,8 +1,9 @@
-"""Episodes as text: what was said by whom, what was asked, what was answered. For rewards, logs and people.
+"""Episodes as text, for rewards, logs and people: segments, queries, answers.
 
-Only POLICY tokens are ever parsed: an answer in a prompt or a document is not the policy's.
+Only POLICY tokens are parsed: an answer in a prompt or a document is not the policy's.
 """
 
+import itertools
 import re
 
 import numpy as np
@@ -17,18 +18,18 @@ def segments(episodes: types.Episodes, b: int, tokenizer) -> list[dict]:
     tokens, roles = np.asarray(episodes.tokens[b][:length]), np.asarray(episodes.roles[b][:length])
     borders = [0, *(np.flatnonzero(np.diff(roles)) + 1).tolist(), length] if length else [0]
     return [{"role": types.ROLE_NAMES[roles[start]], "text": tokenizer.decode(tokens[start:stop].tolist())}
-            for start, stop in zip(borders, borders[1:])]
+            for start, stop in itertools.pairwise(borders)]
 
 
 class Stream:
-    """Shows row 0 of a rollout while it grows: a `watch` of `make_rollout` that calls show(role, text) on what is new.
+    """Shows row 0 of a rollout while it grows: a `watch` of `make_rollout` that calls show(role, new text).
 
-    A character that is spelled by several tokens is shown when it is whole, and a broken one when its segment is over.
+    A character of several tokens is shown when it is whole, and a broken one when its segment has ended.
     """
 
     def __init__(self, tokenizer, show):
         self.tokenizer, self.show = tokenizer, show
-        self._start, self._said = 0, ""  # where the segment under way begins, and what was shown of it
+        self._start, self._said = 0, ""  # where the current segment begins, and its text shown so far
 
     def __call__(self, state):
         length, ended = int(state.length[0]), int(state.status[0]) != types.RUNNING
@@ -39,7 +40,7 @@ class Stream:
             others = np.flatnonzero(roles[self._start:] != role)
             stop = self._start + int(others[0]) if len(others) else length
             over = stop < length or ended
-            # The whole segment is decoded again: what a token spells may depend on those before it.
+            # The whole segment is decoded again: a token's text may depend on the tokens before it.
             text = self.tokenizer.decode(tokens[self._start:stop].tolist())
             text = text if over else text.rstrip("\N{REPLACEMENT CHARACTER}")
             if len(text) > len(self._said):
@@ -70,7 +71,7 @@ def answers(episodes: types.Episodes, tokenizer) -> list[str | None]:
 
 
 def searches(episodes: types.Episodes, tokenizer) -> list[list[str]]:
-    """The queries of each row that were run, in order."""
+    """The queries that each row ran, in order."""
     def query(b, turn):
         start, stop = episodes.query_span[b][turn]
         text = tokenizer.decode(np.asarray(episodes.tokens[b][start:stop]).tolist())
@@ -82,12 +83,13 @@ def searches(episodes: types.Episodes, tokenizer) -> list[list[str]]:
 
 
 def records(episodes: types.Episodes, questions, tokenizer, *, rows=None, **columns) -> list[dict]:
-    """JSON-able trajectories of the given rows (all by default).
+    """Trajectories that JSON can hold.
 
     Args:
       episodes: on the host (numpy).
-      questions: one per row.
-      columns: more values per row, such as reward=[...].
+      questions: one for each row.
+      rows: numbers of rows; None is all.
+      columns: more values of each row, such as reward=[...].
     """
     said, asked = answers(episodes, tokenizer), searches(episodes, tokenizer)
     rows = range(len(episodes.length)) if rows is None else rows

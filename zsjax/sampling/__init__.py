@@ -8,7 +8,7 @@ __all__ = list(_HOME)
 
 
 def __getattr__(name):
-    # Lazy, so that a custom loss or a text tool that needs one name does not import the others' rooms.
+    # Lazy: a custom loss or a text tool that needs one name does not import the other modules.
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

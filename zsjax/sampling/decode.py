@@ -30,15 +30,15 @@ def generate(params, config: DecoderConfig, tokens, lengths, *, key, max_new_tok
              top_k: int = 0, top_p: float = 1.0, stop_ids=(), row_ids=None) -> GenerateOutput:
     """Samples a continuation of every prompt.
 
-    The draw of a row's token at position t (its prompt begins at 0) depends on (key, row id, t) only, so a row's
-    continuation is the same whatever rows stand beside it, bit for bit at equal shapes, and the same tokens at others.
+    The draw of a row's token at position t (its prompt begins at 0) depends on (key, row id, t) only. So a row's
+    continuation does not depend on the other rows: it is bit-identical at equal shapes, with the same tokens at others.
 
     Args:
       params, config: the decoder.
       tokens: int32[B, P], right-padded prompts.
       lengths: int32[B], 1 .. P.
       key: typed key or raw uint32[2].
-      max_new_tokens: at most so many new tokens a row; a static shape.
+      max_new_tokens: the most new tokens of a row; a static shape.
       temperature: float32[] or [B], traced; 0 is greedy.
       top_k, top_p: see `zsjax.sampling.logits.sample`; static.
       stop_ids: a row ends after writing one of these tokens.
@@ -77,7 +77,7 @@ def _generate(params, config, tokens, lengths, key, temperature, stop_ids, row_i
     cache = init_cache(config, B, P)
     hidden, cache = extend(params, config, tokens, lengths, cache)
     cache = grow(cache, P + max_new_tokens - 1)
-    # Only the last position's hidden state meets the unembedding: [B, P, V] never exists.
+    # Only the last position's hidden state is unembedded: [B, P, V] never exists.
     last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     token, logprob, stopped = draw(last, lengths)
     out_tokens = jnp.zeros((B, max_new_tokens), jnp.int32).at[:, 0].set(token)
@@ -92,8 +92,11 @@ def _generate(params, config, tokens, lengths, key, temperature, stop_ids, row_i
         live = ~stopped
         hidden, cache = extend(params, config, token[:, None], live.astype(jnp.int32), cache)
         new, logprob, stops = draw(hidden[:, 0], lengths + step)
-        write = lambda out, column: jax.lax.dynamic_update_slice(
-            out, jnp.where(live, column, 0).astype(out.dtype)[:, None], (jnp.int32(0), step))
+
+        def write(out, column):
+            column = jnp.where(live, column, 0).astype(out.dtype)[:, None]
+            return jax.lax.dynamic_update_slice(out, column, (jnp.int32(0), step))
+
         return (step + 1, jnp.where(live, new, token), stopped | stops, count + live, cache,
                 write(out_tokens, new), write(out_logprobs, logprob))
 

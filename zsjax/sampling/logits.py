@@ -1,28 +1,27 @@
-"""Drawing one token a row from logits, with keys that belong to the row and not to the batch."""
+"""Draws a token of each row from logits, with keys that belong to the row and not to the batch."""
 
 import jax
 import jax.numpy as jnp
 
 
 def row_keys(key, row_ids, positions):
-    """One key a row, fold_in(fold_in(key, row_ids[b]), positions[b]).
+    """A key for each row, fold_in(fold_in(key, row_ids[b]), positions[b]).
 
-    A draw made with it depends on (key, row, position) only: never on where in which batch the row stands.
+    A draw with it depends on (key, row, position) only, never on the batch.
 
     Args:
       key: typed key or raw uint32[2].
-      row_ids: int32[B], what names the row (an episode id).
+      row_ids: int32[B], names of the rows, such as episode ids.
       positions: int32[B], position within the row of the token to be drawn.
 
     Returns:
       B keys of the kind given.
     """
-    fold = lambda row, position: jax.random.fold_in(jax.random.fold_in(key, row), position)
-    return jax.vmap(fold)(row_ids, positions)
+    return jax.vmap(lambda row, position: jax.random.fold_in(jax.random.fold_in(key, row), position))(row_ids, positions)
 
 
 def _argmax(x):
-    """int32[B] lowest index of the largest of x[B, V].
+    """int32[B], the lowest index of the maximum of x[B, V].
 
     Two plain reductions: XLA's argmax is one reduction of pairs, which CPUs do not vectorise (3x the time of a whole
     draw at V = 1,000 to 150,000, measured).
@@ -33,10 +32,10 @@ def _argmax(x):
 
 
 def sample(logits, keys, *, temperature, top_k: int = 0, top_p: float = 1.0):
-    """Draws a token a row from softmax(logits / temperature), cut to top_k and then top_p.
+    """Draws a token of each row from softmax(logits / temperature), cut to top_k and then top_p.
 
-    The draw is argmax(logits / temperature + Gumbel noise), where the noise of a token depends on the key and the token
-    only: cutting the tail changes a draw only when the draw would have fallen there.
+    The draw is argmax(logits / temperature + Gumbel noise). The noise of a token depends on the key and the token only,
+    so cutting the tail changes a draw only if the draw would have been in the tail.
 
     Args:
       logits: float32[B, V].
@@ -44,11 +43,11 @@ def sample(logits, keys, *, temperature, top_k: int = 0, top_p: float = 1.0):
       temperature: float32[] or [B], may be traced; 0 is greedy: argmax, the lowest id of equals.
       top_k: keep the k largest; 0 keeps all. Of equal logits the lower ids are kept.
       top_p: keep the smallest set of most probable tokens (after top_k, renormalised) whose probabilities sum to at
-        least top_p, exactly: sorted, never an approximation. At least one token is kept.
+        least top_p; computed exactly, by sorting. At least one token is kept.
 
     Returns:
-      (tokens int32[B], logprobs float32[B] in nats). The log-probs are those of the whole softmax(logits /
-      temperature), before top_k and top_p, and of softmax(logits) at temperature 0.
+      (tokens int32[B], logprobs float32[B] in nats). The log-probs are of softmax(logits / temperature) before top_k and
+      top_p, and of softmax(logits) at temperature 0.
 
     Raises:
       ValueError: top_k < 0 or top_p outside (0, 1].

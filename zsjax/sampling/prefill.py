@@ -1,4 +1,4 @@
-"""Reading many tokens into a cache: chunk by chunk, as far as the longest row needs, inside one compiled program."""
+"""Reads many tokens into a cache, chunk by chunk up to the longest row, inside one compiled program."""
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +10,18 @@ from zsjax.models.decoder import DecoderConfig, extend
 def prefill(params, config: DecoderConfig, tokens, count, cache: KVCache, hidden, *, chunk: int, batch: int | None = None):
     """Appends the first count[b] of tokens[b] to the cache and keeps each row's last hidden state.
 
-    The loops run as often as there is something to read, and not at all when every count is 0: a `while_loop` that may
-    run zero times is the "if" of this code, because a `cond` would copy the cache (jax#38145).
+    The loops do not run at all when every count is 0: a `while_loop` that may run zero times is the "if" here, because a
+    `cond` would copy the cache (jax#38145).
 
     Args:
       params, config: the decoder.
       tokens: int32[B, N].
       count: int32[B], 0 .. N.
       cache: at least max(cache.lengths + count) slots, or the tokens beyond are lost.
-      hidden: [B, D], what rows with count 0 keep.
-      chunk: tokens read per pass; a static shape.
-      batch: rows read per pass, a static shape. Where few of many rows have something to read, a pass over all of them
-        would be wasted on the others. None, or B and more: all rows in every pass.
+      hidden: [B, D], which rows with count 0 keep.
+      chunk: tokens of a pass; a static shape.
+      batch: rows of a pass; a static shape. A small batch saves work when few of many rows have something to read. None,
+        or B and more: all rows in every pass.
 
     Returns:
       (hidden [B, D] of each row's last token, the longer cache).
@@ -43,8 +43,10 @@ def prefill(params, config: DecoderConfig, tokens, count, cache: KVCache, hidden
 
 
 def first_rows(wanted, size: int):
-    """int32[size]: the first True positions of bool[B], in order; behind them different numbers from B on, which scatters
-    with mode "drop" ignore."""
+    """int32[size]: the first True positions of bool[B], in order, then different numbers from B on.
+
+    Scatters with mode "drop" ignore the latter.
+    """
     B = wanted.shape[0]
     order = jnp.argsort(~wanted, stable=True)[:size].astype(jnp.int32)
     return jnp.where(wanted[order], order, B + jnp.arange(size, dtype=jnp.int32))

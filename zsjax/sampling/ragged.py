@@ -15,10 +15,10 @@ def pad(rows: Sequence[Sequence[int]], size: int) -> tuple[np.ndarray, np.ndarra
 
 
 def fill(rows: Sequence, size: int) -> list:
-    """The rows, the last one repeated until there are `size`: the batch gets a known shape, the copies are dropped."""
+    """The rows, with copies of the last one up to `size` rows; the caller drops the results of the copies."""
     return [*rows, *[rows[-1]] * (size - len(rows))]
 
 
 def batch_size(count: int, smallest: int = 8) -> int:
-    """The smallest power of two that holds `count` rows or tokens, at least `smallest`: few shapes, few programs."""
+    """The smallest power of two of at least `count` and `smallest`, so that few programs are compiled."""
     return max(smallest, 1 << (count - 1).bit_length())

@@ -1,7 +1,7 @@
-"""Ragged rows of tokens put together on the device: dense, right-padded, static shapes, no host.
+"""Splices ragged rows of tokens on the device, with static shapes.
 
-B rows, T, N or `size` tokens. A row is dense from 0 to its length. All functions may be used under jit, vmap and
-inside loops, and work for any dtype (tokens, roles, log-probabilities).
+B rows of T, N or `size` tokens, dense from 0 to their length and right-padded. All functions work under jit, vmap and
+inside loops, for any dtype (tokens, roles, log-probabilities).
 """
 
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ def concatenate(pieces: Sequence, *, size: int) -> tuple[jax.Array, jax.Array]:
     """Each row's pieces, one after the other.
 
     Args:
-      pieces: in order, each either (tokens [B, N_i], lengths int32[B]), of which the first lengths[b] of row b count,
-        or a 1-D array or list of ids, the same for all rows. At least one is of the first kind (it tells B).
-      size: tokens per returned row.
+      pieces: in order, each either (tokens [B, N_i], lengths int32[B]), or a 1-D array or list of ids that is the same
+        for all rows. At least one is of the first kind.
+      size: tokens of a returned row.
 
     Returns:
-      (tokens [B, size], 0 beyond the length; lengths int32[B]). What does not fit into `size` is dropped and lengths
-      are cut to `size`: a caller that must not lose anything gives the sum of the N_i.
+      (tokens [B, size], 0 beyond the length; lengths int32[B]). Tokens beyond `size` are dropped; the sum of the N_i
+      keeps all.
 
     Raises:
-      ValueError: no piece tells how many rows there are.
+      ValueError: no piece has rows.
     """
     batched = [piece for piece in pieces if isinstance(piece, tuple)]
     if not batched:
@@ -45,7 +45,7 @@ def concatenate(pieces: Sequence, *, size: int) -> tuple[jax.Array, jax.Array]:
         if tokens.shape[1] == 0:
             continue
         offset = at - start[:, None]
-        # A gather and a select per piece: there are few pieces, and a scatter is the slow one of the two everywhere.
+        # A gather and a select for each of the few pieces: a scatter is slower on every platform.
         values = jnp.take_along_axis(tokens, jnp.clip(offset, 0, tokens.shape[1] - 1), axis=1)
         result = jnp.where((offset >= 0) & (offset < lengths[:, None]), values.astype(dtype), result)
         start = start + lengths
@@ -55,8 +55,8 @@ def concatenate(pieces: Sequence, *, size: int) -> tuple[jax.Array, jax.Array]:
 def append(row: jax.Array, lengths: jax.Array, piece: jax.Array, piece_lengths: jax.Array) -> jax.Array:
     """`row` with the first piece_lengths[b] entries of row b of `piece` written at lengths[b].
 
-    Writes N entries a row, not T, and in place where `row` is a loop's carry. What falls beyond T is dropped: callers
-    that track lengths cut them to T.
+    Writes N entries of a row, not T, and in place if `row` is a loop's carry. Entries beyond T are dropped; callers cut
+    their lengths to T.
 
     Args:
       row: [B, T], any dtype.
@@ -71,7 +71,7 @@ def append(row: jax.Array, lengths: jax.Array, piece: jax.Array, piece_lengths: 
     count = piece.shape[-1]
     offset = jnp.arange(count, dtype=jnp.int32)[None, :]
     wanted = offset < jnp.broadcast_to(jnp.asarray(piece_lengths, jnp.int32), (rows,))[:, None]
-    # Every dropped entry has a place of its own beyond the row, so that indices are unique and XLA need not serialise.
+    # Every dropped entry has an index of its own beyond the row: indices are unique, so XLA need not serialise.
     at = jnp.where(wanted, lengths[:, None].astype(jnp.int32) + offset, size + count + offset)
     values = jnp.broadcast_to(piece, (rows, count)).astype(row.dtype)
     return row.at[jnp.arange(rows)[:, None], at].set(values, mode="drop", unique_indices=True)
@@ -83,7 +83,7 @@ def take_span(tokens: jax.Array, start: jax.Array, stop: jax.Array, *, size: int
     Args:
       tokens: [B, T].
       start, stop: int32[B], with 0 <= start and stop <= T; stop <= start is an empty span.
-      size: tokens per returned row; a longer span is cut.
+      size: tokens of a returned row; a longer span is cut.
 
     Returns:
       (tokens [B, size], 0 beyond the length; lengths int32[B]).

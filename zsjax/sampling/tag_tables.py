@@ -13,12 +13,12 @@ from zsjax.errors import InputError
 def build_tables(tokenizer, tags: Sequence[str]) -> dict[str, np.ndarray]:
     """The arrays of `TagAutomaton`, by field. Raises InputError as `TagAutomaton.from_tokenizer`."""
     if not tags or not all(tags) or len(set(tags)) != len(tags) or len(tags) > 127:
-        raise InputError(f"tags={tags!r} must be different, non-empty texts (at most 127)")
+        raise InputError(f"tags={tags!r} are not different, non-empty texts (at most 127); change them")
     table = [tokenizer.token_bytes(id) for id in range(tokenizer.vocab_size)]
     for tag in tags:
         if any(not 0 <= id < len(table) or table[id] is None for id in tokenizer.encode(tag)):
-            raise InputError(f"the tag {tag!r} is (or holds) a special token of this tokenizer and writes no text; "
-                             "make the token non-special, or choose another tag")
+            raise InputError(f"the tag {tag!r} is (or holds) a special token of this tokenizer, which writes no text; "
+                             "make the token non-special, or use another tag")
     in_bytes = [tag.encode() for tag in tags]
     return _lift(*_byte_automaton(in_bytes), table) | _spellings(tokenizer, table, in_bytes)
 
@@ -99,7 +99,7 @@ def _spellings(tokenizer, table, tags: Sequence[bytes]) -> dict[str, np.ndarray]
 
 
 def _rstrip(data: bytes) -> bytes:
-    """Without the white space at the end, that of Unicode included where the bytes are text."""
+    """The bytes without white space at the end; that of Unicode only if the bytes are text."""
     if data[-1:].isascii():
         data = data.rstrip()
         if not data or data[-1:].isascii():
@@ -111,7 +111,7 @@ def _rstrip(data: bytes) -> bytes:
 
 
 def _lstrip(data: bytes) -> bytes:
-    """Without the white space in front, but for a blank that stands right before the word."""
+    """The bytes without white space in front, except a blank right before the word."""
     word = data.lstrip()
     return b" " + word if data[:len(data) - len(word)].endswith(b" ") else word
 
@@ -124,7 +124,7 @@ def _find_all(data: bytes, byte: bytes):
 
 
 class _Speller:
-    """Bytes to tokens: as the tokenizer encodes them as a text; where it cannot, the longest token first."""
+    """Spells bytes by tokens: as the tokenizer encodes them; if they are not text, by the longest token first."""
 
     def __init__(self, tokenizer, table):
         self._tokenizer, self._table, self._known = tokenizer, table, {b"": []}
@@ -138,7 +138,7 @@ class _Speller:
     def _spell(self, data: bytes) -> list[int]:
         try:
             ids = self._tokenizer.encode(data.decode())
-            # Not so for SentencePiece, which may put a blank before the text.
+            # SentencePiece may add a blank before the text.
             if all(0 <= id < len(self._table) for id in ids) and b"".join(self._table[id] or b"" for id in ids) == data:
                 return list(ids)
         except UnicodeDecodeError:
@@ -149,7 +149,7 @@ class _Speller:
         while at < len(data):
             stop = next((stop for stop in range(len(data), at, -1) if data[at:stop] in self._by_bytes), None)
             if stop is None:
-                return ids  # a byte that no token writes: what can be spelled before it is all there is
+                return ids  # no token writes this byte: the text is cut before it
             ids.append(self._by_bytes[data[at:stop]])
             at = stop
         return ids

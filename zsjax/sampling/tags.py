@@ -1,12 +1,12 @@
 """Tags in ordinary text, seen token by token: an automaton over bytes, lifted to the vocabulary.
 
-A tag such as `</search>` is no token of its own: a byte-level vocabulary spells it in many ways, and its edges merge
-with the text around them (tokens of Qwen2: ` </`, `></`, `>.\\n`). `TagAutomaton` follows the bytes that tokens write,
-so that a tag is seen exactly when its last byte is written, whatever tokens spell it: its events equal a search for the
-tags' bytes in the joined bytes of the tokens (Aho and Corasick 1975). `extract` cuts out the text between two tags.
+A byte-level vocabulary spells a tag such as `</search>` in many ways, and the edges of a tag merge with the text around
+it (tokens of Qwen2: ` </`, `></`, `>.\\n`). `TagAutomaton` follows the bytes that tokens write. A tag is seen exactly when
+its last byte is written, however tokens spell it: the events equal a search for the tags' bytes in the joined bytes of
+the tokens (Aho and Corasick 1975). `extract` cuts out the text between two tags.
 
-Both hold tables of [states, V]. Pass the automaton to jitted functions as an argument, it is a pytree: closed over, its
-tables (about 25 MB for V = 151,646) become constants of the program.
+The automaton is a pytree with tables of [states, V]. Pass it to jitted functions as an argument. In a closure its tables
+(about 25 MB for V = 151,646) become constants of the program.
 """
 
 import functools
@@ -26,25 +26,25 @@ TAGS = (*SEARCH_TAGS, *ANSWER_TAGS)
 
 @flax.struct.dataclass
 class TagAutomaton:
-    """Which tag a token completes, given what was written before. States: 0 is the start and after a reset.
+    """Says which tag a token completes, given the tokens before it. State 0 is the start, and follows a reset.
 
-    A token without bytes (special tokens, ids outside of 0 .. V-1) fires nothing and resets the state: no tag goes
-    across it. Overlapping occurrences count, nothing is reset after a tag. Where a token completes several tags, the
-    one whose last byte comes last is reported, among those that end at the same byte the longest.
+    A token without bytes (special tokens, ids outside of 0 .. V-1) completes nothing and resets the state, so no tag
+    spans it. Overlapping occurrences count; a tag does not reset the state. If a token completes several tags, the one
+    that ends last is reported, and of those that end at the same byte the longest.
 
     Attributes:
       next_state: int16[S, V].
       event: int8[S, V], i + 1 where the token completes `tags[i]`, else 0.
       token_bytes_len: int32[V], bytes that a token writes; 0 for tokens without bytes.
-      event_tail: int16[S, V], bytes that the token writes after the last byte of the reported tag.
+      event_tail: int16[S, V], bytes of the token behind the reported tag.
       blank: bool[V], the token writes white space only.
       stripped_len: int32[V], bytes without the white space at the token's end.
-      cut_row: int32[V], for tokens that may be cut: row of the spelling tables for a cut at byte 0; -1 for others. A
-        cut at byte j of a token is in row cut_row + j.
-      before_ids, after_ids, alone_ids: int32[R, K], the tokens that spell a cut token's bytes [0, j), [j, end), and
-        [j, end) when nothing follows, each without the white space at its outer ends; blank ones are empty.
+      cut_row: int32[V], the row of the spelling tables for a cut at byte 0 of the token; -1 for tokens that are never
+        cut. The row of a cut at byte j is cut_row + j.
+      before_ids, after_ids, alone_ids: int32[R, K], tokens that spell a cut token's bytes [0, j), [j, end), and [j, end)
+        if no text follows, without the white space at the outer ends.
       before_len, after_len, alone_len: int32[R].
-      tags: the tags; num_tag_bytes: the longest one's length.
+      tags: the tags.
     """
 
     next_state: Any
@@ -71,14 +71,14 @@ class TagAutomaton:
           tags: different, non-empty texts.
 
         Raises:
-          ValueError: bad tags, or a tag that the tokenizer spells with a special token, so that it could never be seen.
+          InputError: equal or empty tags, or a tag that the tokenizer spells with a special token, which has no bytes.
         """
         return _from_tokenizer(tokenizer, tuple(tags))
 
     @classmethod
     def _build(cls, tokenizer, tags: tuple[str, ...]) -> "TagAutomaton":
         arrays = build_tables(tokenizer, tags)
-        with jax.ensure_compile_time_eval():  # also when first asked for inside a trace
+        with jax.ensure_compile_time_eval():  # arrays, not tracers, also if first used inside a trace
             return cls(**{name: jnp.asarray(array) for name, array in arrays.items()}, tags=tags)
 
     def step(self, state: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -99,7 +99,7 @@ class TagAutomaton:
     def events(self, tokens: jax.Array, valid: jax.Array | None = None) -> jax.Array:
         """int8[B, T] of tokens int32[B, T]: i + 1 where token t writes the last byte of `tags[i]`, else 0.
 
-        valid: bool[B, T] or None; tokens that are not valid fire nothing and reset the state.
+        valid: bool[B, T] or None; other tokens complete nothing and reset the state.
         """
         if valid is not None:
             tokens = jnp.where(valid, tokens, -1)
@@ -116,9 +116,9 @@ class TagAutomaton:
     def _states(self, tokens):
         """int32[B, T], the state before each token.
 
-        A state is the longest end of what was written that begins a tag, so it depends on no more than the last bytes,
-        as many as the longest tag has. Every token writes a byte or resets, so that many tokens are looked back at, for
-        all positions at once: 9 gathers of [B, T] rather than a scan of T dependent steps.
+        A state is the longest suffix of the text that begins a tag, so it depends on as many bytes as the longest tag
+        has. Every token writes a byte or resets, so looking back at as many tokens is enough. All positions are computed
+        at once: 9 gathers of [B, T] instead of a scan of T dependent steps.
         """
         depth = max(len(tag.encode()) for tag in self.tags)
         length = tokens.shape[1]
@@ -136,16 +136,15 @@ def _from_tokenizer(tokenizer, tags):
 
 def extract(automaton: TagAutomaton, tokens: jax.Array, lengths: jax.Array, *, open_tag: int, close_tag: int,
             size: int) -> tuple[jax.Array, jax.Array]:
-    """The text between the last complete open tag and the close tag that the row's last token completes, as tokens.
+    """The tokens between a row's last complete open tag and the close tag that its last token completes.
 
-    Whole tokens are copied. A token that holds a tag's edge and text beside it is spelled anew from tables: after the
-    open tag what follows its last byte, before the close tag what precedes its first byte. Blank ends go: tokens of
-    white space only, and white space at the end of the last token; a blank in front stays with its word. Tokens without
-    bytes inside the text are left out.
+    Whole tokens are copied. A token that holds a tag's edge and text is respelled from tables: the bytes behind the open
+    tag, or before the close tag. White space at the ends is dropped, but a blank before the first word stays. Tokens
+    without bytes are left out.
 
-    Limits: where the last byte of the open tag and the first byte of the close tag are in one token, the row counts as
-    having no text. An open tag is overlooked where one token completes it and then another tag. White space is known
-    token by token, so that a blank beyond ASCII remains where several tokens spell it.
+    Limits: if one token holds the end of the open tag and the beginning of the close tag, the row has no text. An open
+    tag is overlooked if one token completes it and then another tag. White space is recognised token by token, so a
+    blank beyond ASCII that several tokens spell remains.
 
     Args:
       automaton: of the tokens' vocabulary.
@@ -169,7 +168,9 @@ def extract(automaton: TagAutomaton, tokens: jax.Array, lengths: jax.Array, *, o
     stop = jnp.cumsum(num_bytes, axis=1)  # where a token's bytes end
     start = stop - num_bytes
 
-    pick = lambda array, index: jnp.take_along_axis(array, index[:, None], axis=1)[:, 0]
+    def pick(array, index):
+        return jnp.take_along_axis(array, index[:, None], axis=1)[:, 0]
+
     last = jnp.clip(lengths - 1, 0, N - 1)
     closed = (lengths > 0) & (pick(event, last) == close_tag + 1)
     text_stop = pick(stop - tail, last) - len(automaton.tags[close_tag].encode())
@@ -180,7 +181,7 @@ def extract(automaton: TagAutomaton, tokens: jax.Array, lengths: jax.Array, *, o
     text_start = pick(stop - tail, opening)
     found &= pick(stop, opening) <= text_stop
 
-    # The three parts: what the opening token still holds, whole tokens, and what the closing token holds before it.
+    # The three parts: the rest of the opening token, whole tokens, and the beginning of the closing token.
     no_row = jnp.full((B,), -1, jnp.int32)
     after_row = pick(automaton.cut_row[ids], opening) + pick(num_bytes - tail, opening)
     after_row = jnp.where(found & (pick(tail, opening) > 0), after_row, no_row)

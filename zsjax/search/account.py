@@ -1,6 +1,6 @@
-"""What paid searches have cost, in a file that all engines and processes over one folder share.
+"""The account of paid searches, in a file that all engines and processes with one folder share.
 
-A charge is written before its request is sent. After a crash a charge that was not taken back counts as spent.
+A charge is written before its request is sent. After a crash, a charge that was not taken back counts as spent.
 """
 
 import collections
@@ -20,29 +20,29 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-_LOCKS: collections.defaultdict = collections.defaultdict(threading.Lock)  # of the accounts' paths
+_LOCKS: collections.defaultdict = collections.defaultdict(threading.Lock)  # by the account's path
 
 
 @dataclasses.dataclass(frozen=True)
 class Spent:
-    """searches: that were charged. dollars: what they cost."""
+    """searches: that were charged. dollars: that they cost."""
 
     searches: int = 0
     dollars: float = 0.0
 
 
 class Account:
-    """The account in `folder`/spent.json; without a folder it is kept in memory."""
+    """The account in `folder`/spent.json, or in memory without a folder."""
 
     def __init__(self, folder: pathlib.Path | None):
-        """Raises ValueError when the file holds no account."""
+        """Raises InputError when the file does not hold an account."""
         self._path, self._in_memory = folder and folder.resolve() / "spent.json", Spent()
         self._lock = _LOCKS[self._path] if folder else threading.Lock()
         self.spent()
 
     @contextlib.contextmanager
     def held(self):
-        """Keeps all others over the same folder waiting: what is paid inside is paid once and counted once."""
+        """Locks the account: all others with the same folder wait, so each search is paid and counted once."""
         with self._lock, contextlib.ExitStack() as stack:
             if self._path:
                 _lock_file(stack.enter_context(open(self._path.with_suffix(".lock"), "a")))
@@ -55,12 +55,12 @@ class Account:
             row = json.loads(self._path.read_text(encoding="utf-8"))
             spent = Spent(int(amount("searches", row["searches"])), amount("dollars", row["dollars"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{self._path} does not hold an account ({error}); write "
-                             '{"searches": N, "dollars": X} of what was spent into it') from None
+            raise InputError(f"{self._path} does not hold an account ({error}); write the searches and dollars spent "
+                             'into it as {"searches": N, "dollars": X}') from None
         return spent
 
     def charge(self, searches: int, price: float) -> None:
-        """Adds searches (below 0: takes them back) at `price` dollars each. Only inside `held`."""
+        """Adds searches at `price` dollars each; below 0 takes them back. Call it inside `held`."""
         spent = self.spent()
         spent = Spent(max(0, spent.searches + searches), max(0.0, round(spent.dollars + searches * price, 9)))
         if self._path:
@@ -75,11 +75,11 @@ def _lock_file(file):
             raise OSError("this platform has no fcntl")
         fcntl.flock(file, fcntl.LOCK_EX)  # ends with the file or the process
     except OSError as error:
-        logging.warning("%s cannot be locked (%s): let only one process at a time search over this folder", file.name, error)
+        logging.warning("%s cannot be locked (%s): let only one process at a time use this folder", file.name, error)
 
 
 def amount(name: str, dollars: float) -> float:
-    """Checked dollars. Raises ValueError unless they are a finite number, 0 or more."""
+    """The dollars as a float. Raises InputError unless they are a finite number of 0 or more."""
     if not isinstance(dollars, numbers.Real) or isinstance(dollars, bool) or not 0 <= dollars <= 1e300:
         raise InputError(f"{name} = {dollars!r} is not an amount of dollars; use a finite number, 0 or more")
     return float(dollars)

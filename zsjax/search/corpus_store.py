@@ -1,4 +1,4 @@
-"""A corpus as an index stores it: JSON lines of {title, text}, hashed, and read from disk one by one."""
+"""The stored corpus of an index: JSON lines of {title, text}, hashed, and read from disk one by one."""
 
 import hashlib
 import json
@@ -17,15 +17,15 @@ CORPUS, MANIFEST = "corpus.jsonl", "manifest.json"
 
 
 def row_of(document: Document | Mapping, where: int | str) -> tuple[str, str]:
-    """(title, text) of a document in any form that corpora have; titles may be missing or null.
+    """(title, text) of a document. Titles may be missing or null.
 
     Args:
-      document: a `Document`, or a mapping with "text" and "title", with wiki-18's "contents" ('"Title"\\nText'), or with
-        one of these as its "document".
-      where: its number, or file and line, which begin an error.
+      document: a `Document`, or a mapping with "text" and "title", or with wiki-18's "contents" ('"Title"\\nText'), or
+        with one of these as its "document".
+      where: its number, or file and line, for error messages.
 
     Raises:
-      InputError: one line with `where`, field and value.
+      InputError: a text or title that is not a string; the message names `where`, field and value.
     """
     where = f"document {where}" if isinstance(where, int) else where
     if isinstance(document, Mapping):
@@ -41,17 +41,17 @@ def row_of(document: Document | Mapping, where: int | str) -> tuple[str, str]:
     elif isinstance(document, Document):
         title, text, field, missing = document.title, document.text, "text", False
     else:
-        raise InputError(f"{where} is a {type(document).__name__}, not a Document or a mapping")
+        raise InputError(f"{where} is a {type(document).__name__}; use a Document or a mapping")
     if not isinstance(text, str):
         what = "is missing" if missing else f"is {text!r:.200}"
-        raise InputError(f"{where}: field {field!r} {what}; it must be a string")
+        raise InputError(f"{where}: field {field!r} {what}; use a string")
     if not isinstance(title, str | None):
-        raise InputError(f"{where}: field 'title' is {title!r:.200}; it must be a string or null")
+        raise InputError(f"{where}: field 'title' is {title!r:.200}; use a string or null")
     return whole_text(title or ""), whole_text(text)
 
 
 def title_of(document: Mapping):
-    """A document's "title", a number as text; None where it has none."""
+    """A document's "title", with a number as text; None for a missing title."""
     title = document.get("title")
     if isinstance(title, int | float) and not isinstance(title, bool):
         title = None if title != title else str(title)  # NaN is how pandas writes null
@@ -59,7 +59,7 @@ def title_of(document: Mapping):
 
 
 def split_contents(contents: str) -> tuple[str, str]:
-    """(title, text) of wiki-18's one field: the title in quotation marks, a newline, the text. One line is all text."""
+    """(title, text) of wiki-18's field: the title in quotation marks, a newline, the text. A single line is text."""
     title, newline, text = contents.partition("\n")
     if not newline:
         return "", contents
@@ -67,7 +67,7 @@ def split_contents(contents: str) -> tuple[str, str]:
 
 
 def unquoted(title: str) -> str:
-    """A title without white space and one pair of quotation marks around it."""
+    """A title without white space and one pair of quotation marks at its ends."""
     title = title.strip()
     return title[1:-1] if len(title) > 1 and title[0] == title[-1] == '"' else title
 
@@ -84,7 +84,7 @@ def hash_of(rows: Sequence[tuple[str, str]]) -> str:
 
 
 class StoredDocuments:
-    """The documents of a stored index: a sequence that reads each from disk when it is asked for."""
+    """The documents of a stored index: a sequence that reads a document from disk at each access."""
 
     def __init__(self, path: pathlib.Path):
         self._file = open(path, "rb")
@@ -99,7 +99,7 @@ class StoredDocuments:
         return len(self._starts)
 
     def __getitem__(self, row):
-        # A positioned read: threads may search one engine at the same time.
+        # A positioned read: several threads may search one engine.
         start = int(self._starts[row])
         stop = int(self._starts[row + 1]) if row + 1 < len(self) else None
         data = os.pread(self._file.fileno(), (stop or os.fstat(self._file.fileno()).st_size) - start, start)
@@ -108,20 +108,20 @@ class StoredDocuments:
 
 
 def save_index(path: str | os.PathLike, documents: Sequence, manifest: dict, write_arrays: Callable) -> None:
-    """Writes an index folder: all of it or, if it is interrupted, none. One that is already there is replaced.
+    """Writes an index folder, whole or not at all. An index that is already there is replaced.
 
     Args:
       path: the folder.
       documents: (title, text) rows, in the order of the index.
       manifest: settings, written last.
-      write_arrays: folder -> None, writes the rest.
+      write_arrays: folder -> None; writes the other files.
 
     Raises:
-      FileExistsError: the path holds anything else.
+      InputExists: the path holds something else.
     """
     path = pathlib.Path(path)
     if path.exists() and not (path / MANIFEST).exists():
-        raise InputExists(f"{path} exists and is no index folder (it has no {MANIFEST}); choose another path")
+        raise InputExists(f"{path} is not an index folder (it has no {MANIFEST}); choose another path")
     unfinished = path.with_name(path.name + f".writing-{os.getpid()}")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -138,24 +138,24 @@ def load_index(path: str | os.PathLike, *, kind: str, form: int, corpus_hash: st
     """(documents, settings) of an index folder, checked.
 
     Raises:
-      FileNotFoundError: no such index.
-      ValueError: of another kind or format, its corpus is not the one that was indexed, or not the one asked for.
+      InputNotFound: no such index.
+      InputError: an index of another kind, format or corpus, or a corpus that has changed since it was indexed.
     """
     path = pathlib.Path(path)
     if not (path / MANIFEST).exists():
-        raise InputNotFound(f"no {kind} index at {path}: {MANIFEST} is missing. Build one with "
-                                f"{kind}.from_documents(...).save(path)")
+        raise InputNotFound(f"{path} has no {kind} index ({MANIFEST} is missing); build one with "
+                            f"{kind}.from_documents(...).save(path)")
     try:
         with reading(path / MANIFEST):
             settings = json.loads((path / MANIFEST).read_text())
     except json.JSONDecodeError as error:
-        raise InputError(f"{path / MANIFEST}: not JSON ({error}); remove the folder to build the index anew") from error
+        raise InputError(f"{path / MANIFEST} is not JSON ({error}); remove the folder to build the index anew") from error
     if (settings.pop("kind", kind), settings.pop("format", None)) != (kind, form):
-        raise InputError(f"{path} is another kind of index or was written in another format; build the index anew")
+        raise InputError(f"{path} is an index of another kind or another format; build the index anew")
     documents = StoredDocuments(path / CORPUS)
     if documents.sha256 != settings["corpus_sha256"] or len(documents) != settings["num_documents"]:
         raise InputError(f"{path / CORPUS} has changed since it was indexed; build the index anew")
     if corpus_hash is not None and corpus_hash != settings["corpus_sha256"]:
-        raise InputError(f"the index at {path} is of another corpus (hash {settings['corpus_sha256'][:12]}..., "
-                         f"asked for {corpus_hash[:12]}...); build the index anew")
+        raise InputError(f"{path} is the index of another corpus (hash {settings['corpus_sha256'][:12]}..., not "
+                         f"{corpus_hash[:12]}...); build the index anew")
     return documents, settings

@@ -1,4 +1,4 @@
-"""What a search engine is: its interface, and what it is told about a question."""
+"""The interface of search engines, and the context of a query."""
 
 import abc
 import dataclasses
@@ -12,7 +12,7 @@ from zsjax.types import Question
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One search result. score: the engine's own measure, higher is better; None where it has none."""
+    """One search result. score: the engine's own measure, higher is better, or None."""
 
     title: str
     text: str
@@ -21,14 +21,14 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class SearchContext:
-    """What is known about a query beside its text. Real engines ignore it; a simulator needs it.
+    """The facts about a query beside its text. Real engines ignore them; a simulator needs them.
 
     Attributes:
-      question: the question that is being answered, with every gold answer.
-      noisy: whether unhelpful documents are asked for.
-      key: a jax key, what a simulator draws from; one for a whole batch.
-      call: names this very search, so that the same query asked twice has two chances with an engine that fails at
-        random: a tuple of numbers and strings such as (step, episode id, turn, place).
+      question: the question that the policy answers, with every gold answer.
+      noisy: whether the documents are to be unhelpful.
+      key: a jax key for a simulator's draws; the same for a whole batch.
+      call: names this search, a tuple of numbers and strings such as (step, episode id, turn, place). An engine that
+        fails at random draws anew for each call.
       action: name of the policy's action that asked, see `zsjax.rollout.actions`.
     """
 
@@ -40,7 +40,7 @@ class SearchContext:
 
 
 class Failed(list):
-    """The empty result of a search that failed. kind says how: see `zsjax.search.transport.FAILURES`."""
+    """The empty result of a failed search. kind: how it failed, see `zsjax.search.transport.FAILURES`."""
 
     def __init__(self, kind: str):
         super().__init__()
@@ -48,27 +48,27 @@ class Failed(list):
 
 
 def first(documents: list[Document], k: int) -> list[Document]:
-    """The k first documents; a failure stays one."""
+    """The k first documents; `Failed` stays as it is."""
     return documents if isinstance(documents, Failed) else documents[:k]
 
 
 class BudgetSpent(Exception):
-    """The next search would cost more than is left. Nothing is lost: what was paid for is kept, and the run can go on."""
+    """The next search would exceed the budget. Paid results are kept, and the run can be resumed."""
 
 
 class Engine(abc.ABC):
-    """Anything that finds documents for a batch of queries. An engine of your own defines `search` alone.
+    """Finds documents for a batch of queries. An engine of your own need only define `search`.
 
     A rollout searches from a thread of its own while the policy decodes, one batch after the other. With
     `rollout.search_batches` above 1, `search` is called from that many threads at a time.
 
     Attributes:
-      by_call: True where SearchContext.call changes what is found. Otherwise the same (question, query, mode) is sent
-        once in a batch, and all that asked get the same list.
-      uses_devices: True where the engine computes with jax. It is then searched between the policy's programs and not
-        beside them: two programs of several devices that begin in different orders wait for each other without end.
-      counters: requests and failures by name, which the loops write into the metrics.
-      share: P(the real engine answers) of an engine that mixes two, which the training loop sets; None elsewhere.
+      by_call: True if SearchContext.call changes the result. Otherwise equal (question, query, mode) of a batch are
+        sent once and get the same list.
+      uses_devices: True if the engine computes with jax. Its searches then run between the policy's programs, never
+        beside them: two programs on several devices that begin in different orders deadlock.
+      counters: requests and failures by name; the loops write them into the metrics.
+      share: P(the real engine answers), set by the training loop, of an engine that mixes two; None elsewhere.
     """
 
     by_call: bool = False
@@ -80,20 +80,20 @@ class Engine(abc.ABC):
     def search(self, queries: Sequence[str], contexts: Sequence[SearchContext], *, k: int) -> list[list[Document]]:
         """Up to k documents for each query, best first.
 
-        An empty list says that nothing was found, `Failed` that the search itself failed; neither ends an episode.
-        What is found for a query must not depend on the other queries of the batch, which are a matter of timing.
+        An empty list says that nothing was found, and `Failed` that the search failed. Neither ends an episode. The
+        result of a query must not depend on the other queries of the batch, which depend on timing.
 
         Raises:
           OSError, TimeoutError: every search of the batch is recorded as failed. Anything else ends the rollout.
         """
 
     def obeys_noise(self, queries: Sequence[str], contexts: Sequence[SearchContext]) -> list[bool]:
-        """Which searches obey SearchContext.noisy: those that a simulator answers."""
+        """Which searches obey SearchContext.noisy; a simulator's do."""
         return [False] * len(queries)
 
 
 class Wrapped(Engine):
-    """An engine around another one, of which it has everything but `search`."""
+    """An engine around another one, with the other's attributes and a `search` of its own."""
 
     def __init__(self, engine: Engine):
         self.engine = as_engine(engine)
@@ -118,7 +118,7 @@ class _Plain(Engine):
 
 
 def as_engine(engine) -> Engine:
-    """The engine itself; an object that only has `search` gets the defaults of `Engine`.
+    """The engine as an `Engine`; an object that only has `search` gets the defaults.
 
     Raises:
       TypeError: the object has no `search`.
@@ -131,16 +131,16 @@ def as_engine(engine) -> Engine:
 
 
 def check_request(queries: Sequence[str], contexts: Sequence[SearchContext] | None, k: int) -> None:
-    """Raises ValueError unless k >= 1 and there is one context for each query (None stands for no contexts)."""
+    """Raises ValueError unless k >= 1 and each query has a context (None: no contexts)."""
     if isinstance(queries, str):
         raise ValueError("queries must be a sequence of strings, not one string")
     if k < 1:
-        raise ValueError(f"k={k}: at least one document must be asked for")
+        raise ValueError(f"k={k} is below 1; ask for at least one document")
     if contexts is not None and len(contexts) != len(queries):
-        raise ValueError(f"{len(queries)} queries but {len(contexts)} contexts: query and question would be mispaired")
+        raise ValueError(f"{len(queries)} queries and {len(contexts)} contexts would be mispaired; give one for each")
 
 
 def chance(*names) -> float:
-    """A number in [0, 1) that is a function of what it is given."""
+    """A number in [0, 1) that is a function of its arguments."""
     digest = hashlib.blake2b(repr(names).encode(), digest_size=8).digest()
     return int.from_bytes(digest) / 2**64

@@ -1,4 +1,4 @@
-"""Passages: of a document that is longer than what is shown, the part that matches the query best."""
+"""Passages: the part of a long document that matches the query best."""
 
 import re
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from zsjax.search.engine import Document, Engine, Failed, SearchContext, Wrapped
 
 _WORD = re.compile(r"\w+")
-# Words that most questions hold, whatever they ask for.
+# Words of most questions, whatever their subject.
 _COMMON = frozenset(
     "a an and are as at be but by did do does for from had has have how if in into is it its no not of on or such that "
     "the their then there these they this to was were what when where which who whom whose will with".split())
@@ -30,13 +30,13 @@ class Passages(Wrapped):
 
 
 def best_passage(text: str, query: str, words: int) -> str:
-    """The window of so many words in which most different words of the query stand.
+    """The window of `words` words with the most different words of the query.
 
-    Windows begin with sentences, so that a passage reads from its subject on; the last one ends with the text. Of equal
-    windows the first is taken, thus a text without any word of the query is shown from its beginning. On 1,794
-    questions with three paragraphs of 45 words a gold answer is shown for 0.533 of the questions. It is 0.517 with the
-    first words, 0.526 with windows that begin anywhere, and 0.602 with whole paragraphs. Weights by rarity, word stems
-    and leaving out the title's words change 0.002 at most.
+    Windows begin with sentences, so that a passage begins with its subject; the last window ends with the text. Of equal
+    windows the first is taken, so a text without a word of the query is shown from its beginning. On 1,794 questions
+    with three paragraphs of 45 words, a gold answer is shown for 0.533 of the questions. It is 0.517 with the first
+    words, 0.526 with windows that begin anywhere, and 0.602 with whole paragraphs. Weights by rarity, word stems and
+    leaving out the title's words change at most 0.002.
 
     >>> best_passage("Ann was born in Rome. She died in Paris.", "where did ann die? died", 4)
     'She died in Paris.'

@@ -1,12 +1,11 @@
-"""Search engines by name: what each needs, where it may be used, and how a run makes it.
+"""Search engines by name: their needs, their uses, and how a run makes them.
 
     @engine("mine", "finds nothing, quickly")
     def mine(setting: EngineSetting, options: Options) -> Engine:
         return Mine(setting.documents(), options.speed)
 
-The files of `zsjax.search.engines` register themselves so. `search.engine = "package.module:mine"` names a factory
-anywhere else, with or without the decorator. Config checks, the making of engines and README's table read what stands
-here.
+The files of `zsjax.search.engines` register themselves this way. `search.engine = "package.module:mine"` names any
+other factory, with or without the decorator. Config checks, runs and README's table read this registry.
 """
 
 import dataclasses
@@ -26,17 +25,17 @@ NEEDS = ("corpus", "simulator", "prompt", "url", "served_model", "key", "embedde
 
 @dataclasses.dataclass(frozen=True)
 class EngineSetting:
-    """What a run gives to the factory of an engine. Callables make their thing when they are called.
+    """What a run gives to the factory of an engine. Its callables make things on demand.
 
     Attributes:
       config: the run's `zsjax.config.Config`.
-      workdir: the run's folder, which relative folders of the config are in.
+      workdir: the run's folder; relative folders of the config are within it.
       limits: of requests to a server, from search.remote.
       documents: () -> the corpus.
-      index: (name, build: () -> index, load: folder -> index, *what else it is made from) -> an index of the corpus. It is
-        built once, saved and loaded; `index.save(folder)` must be there.
+      index: (name, build: () -> index, load: folder -> index, *further inputs of build) -> an index of the corpus, which
+        is built once, saved by `index.save(folder)` and loaded later.
       embedder: () -> (embed documents, embed queries) of search.embedder.
-      simulator: () -> the simulator that plays in this run.
+      simulator: () -> the run's simulator.
       engine: name -> another engine over the same corpus.
     """
 
@@ -52,7 +51,7 @@ class EngineSetting:
 
 @dataclasses.dataclass(frozen=True)
 class EngineSpec:
-    """What is known of an engine before it is made.
+    """The facts of an engine before it is made.
 
     Attributes:
       name: in a config.
@@ -60,12 +59,12 @@ class EngineSpec:
         `Options` is a dataclass with a default for every field; `zsjax.config.declare.field` gives a field its range and
         choices. `search.options` sets them.
       help: a line of README's table.
-      needs: names in `NEEDS`, which say what the config must give.
+      needs: names in `NEEDS`, what the config must provide.
       parts: config.search -> names of the engines that it asks; () for an engine that searches itself.
-      is_real: whether what it finds was written before anybody asked. Searches of others are never collected.
+      is_real: whether it finds documents that exist before the search. Other searches are never collected.
       trains, evaluates: whether `search.engine` and `search.eval_engine` may name it.
-      one_host: whether what it keeps on disk is one host's.
-      key_env: environment variable with its key where search.remote.key_env names none.
+      one_host: whether its files on disk belong to one host.
+      key_env: environment variable with its key, unless search.remote.key_env names one.
     """
 
     name: str
@@ -81,13 +80,13 @@ class EngineSpec:
 
     @property
     def options(self) -> type | None:
-        """The dataclass of its own options: the annotation of the factory's argument `options`."""
+        """The dataclass of its options, the annotation of the factory's argument `options`; None without options."""
         argument = inspect.signature(self.factory, eval_str=True).parameters.get("options")
         if argument is None:
             return None
         kind = argument.annotation
         if not (inspect.isclass(kind) and dataclasses.is_dataclass(kind)):
-            raise InputError(f"the engine {self.name!r}: its argument options has no dataclass as its annotation; add one")
+            raise InputError(f"the engine {self.name!r}: argument options is not annotated by a dataclass; annotate it")
         required = [field.name for field in dataclasses.fields(kind)
                     if field.default is field.default_factory is dataclasses.MISSING]
         if required:
@@ -111,7 +110,7 @@ def engine(name: str, help: str = "", **said) -> Callable[[Callable], Callable]:
 
 
 def find(name: str) -> EngineSpec:
-    """The engine that a config names; InputError says what cannot be found, or is wrong with its options' dataclass."""
+    """The engine that a config names. Raises InputError for an unknown engine or wrong options of it."""
     if name in _SPECS:
         return _SPECS[name]
     factory = load_object(name, "engine", names())
@@ -139,21 +138,21 @@ def real_names() -> tuple[str, ...]:
 
 
 def real_or(name: str, other: str) -> str:
-    """The name if its engine is real, else the other one."""
+    """name if its engine is real, else other."""
     return name if find(name).is_real else other
 
 
 def specs(name: str, search) -> list[EngineSpec]:
-    """The engine of a name and those that it asks, under `config.search`; [] for a name that cannot be found."""
+    """The engine of a name and the engines that it asks; [] for an unknown name. search: config.search."""
     try:
         spec = find(name)
-    except Exception:  # importing a user's module may raise anything; the field itself has that problem
+    except Exception:  # a user's module may raise anything; the check of the field itself reports it
         return []
     return [spec, *(part for other in spec.parts(search) for part in specs(other, search))]
 
 
 def needs(name: str, search) -> set[str]:
-    """What an engine and those that it asks need."""
+    """The needs of an engine and of the engines that it asks."""
     return {need for spec in specs(name, search) for need in spec.needs}
 
 

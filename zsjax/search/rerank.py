@@ -1,17 +1,16 @@
-"""Reranking by reward: more documents are written or found than are shown, and a scorer, learned online from the rewards of
-the episodes that saw a document, chooses which.
+"""Reranking by reward: a scorer chooses which of the written (or found) documents are shown.
 
-Of a useful reply the k best of N candidates are shown, best first; of a noisy one the k most misleading, which are those
-of the lowest score: all candidates were written (or found) for the query and read as plausibly, and these were followed by
-the least reward. Candidates of equal scores stay in the order in which they came, so a scorer that has learned nothing
-shows the first k.
+The scorer learns online from the rewards of the episodes that saw a document. A useful reply shows the k of N candidates
+with the highest scores, best first. A noisy reply shows the k with the lowest scores: they read as plausibly as the
+others, but the least reward followed them. Candidates of equal scores keep their order, so an untrained scorer shows the
+first k.
 
 The scorer is linear and begins at 0. B requests, k candidates of N tokens:
 
     score = overlap . (query's tokens in the document, question's tokens in it, its tokens in neither, its length)
             + sum over its tokens of bags[in query or question, hash(token)] / sqrt(length)
 
-It never sees a gold answer. What it is taught is in `value_loss`.
+It never sees a gold answer. `value_loss` is its loss.
 """
 
 import functools
@@ -35,7 +34,7 @@ METRICS = (
 
 @flax.struct.dataclass
 class Seen:
-    """What B episodes of M turns saw, k documents a turn, in tokens.
+    """The documents that B episodes of M turns saw, k in a turn, in tokens.
 
     Attributes:
       documents, lengths: int32[B, M, k, N] and int32[B, M, k], 0: no document.
@@ -64,12 +63,14 @@ def init_reranker(options) -> RerankerState:
 
 
 def score(weights, documents, lengths, question, query):
-    """float32[B, k] of documents int32[B, k, N], lengths int32[B, k]; question and query are ragged: (int32[B, n],
-    int32[B])."""
+    """float32[B, k] scores of documents int32[B, k, N] with lengths int32[B, k].
+
+    question, query: ragged, (int32[B, n], int32[B]).
+    """
     inside = jnp.arange(documents.shape[2]) < lengths[:, :, None]
 
     def meets(text):
-        """(bool[B, k, N] the document's tokens that stand in the text, float32[B, k] the share of the text's in it)."""
+        """(bool[B, k, N] the document's tokens that are in the text, float32[B, k] share of the text's tokens in it)."""
         tokens, length = text
         counts = jnp.arange(tokens.shape[1]) < length[:, None]
         same = (documents[:, :, :, None] == tokens[:, None, None, :]) & inside[:, :, :, None] & counts[:, None, None, :]
@@ -86,18 +87,18 @@ def score(weights, documents, lengths, question, query):
 
 
 def choose(scores, lengths, noisy, num_shown: int):
-    """int32[B, num_shown], which candidates are shown, first to last; places without a document (length 0) come last.
+    """int32[B, num_shown], the candidates to show, first to last. Candidates of length 0 come last.
 
     Args:
       scores: float32[B, k]; lengths: int32[B, k].
-      noisy: bool[B], the lowest scores first instead of the highest.
+      noisy: bool[B], lowest scores first instead of highest.
     """
     key = jnp.where(noisy[:, None], scores, -scores)
     return jnp.argsort(jnp.where(lengths > 0, key, jnp.inf), axis=1)[:, :num_shown].astype(jnp.int32)  # stable
 
 
 def chooser(weights, num_shown: int):
-    """A `choose` for `Simulator.replies`. weights: None shows the first ones."""
+    """A `choose` for `Simulator.replies`. weights: None shows the first documents."""
     def choose_shown(documents, lengths, noisy, question, query):
         scores = jnp.zeros(lengths.shape) if weights is None else score(weights, documents, lengths, question, query)
         return choose(scores, lengths, noisy, num_shown)
@@ -106,30 +107,34 @@ def chooser(weights, num_shown: int):
 
 
 def value_loss(weights, seen: Seen, scores, group_id, valid):
-    """How well the documents that an episode saw tell what it earned above its group.
+    """The squared error of predicting an episode's advantage over its group from the documents that it saw.
 
-        v[e] = mean over its documents of score        (for those that saw any)
+        v[e] = mean over its documents of score        (episodes without documents are left out)
         loss = mean of ((v - group's mean of v) - (reward - group's mean of reward))^2 / 2
 
-    Both sides are centred by group, a regression with fixed effects: what a question makes easy or hard for all of its
-    episodes does not count. The mean, not the sum, since more searches are no better documents.
+    Both sides are centred by group, as in a regression with fixed effects: how hard a question is does not count. v is
+    a mean and not a sum, because more searches do not make better documents.
 
     Args:
       scores: float32[B] rewards; group_id: int32[B]; valid: bool[B], episodes that count.
 
     Returns:
-      (float32[], {"loss", "concordance"}): concordance is the share of pairs within a group, of different rewards, in
-      which the higher one has the higher v (ties count half): 0.5 is chance, NaN where there is no pair.
+      (float32[], {"loss", "concordance"}). The concordance is the share of pairs with different rewards within a group
+      whose higher reward has the higher v (ties count half). 0.5 is chance, and NaN says that there is no pair.
     """
     B, M, k, N = seen.documents.shape
-    flat = lambda x: x.reshape(B * M, *x.shape[2:])
     question = jax.tree.map(lambda x: jnp.repeat(x, M, axis=0), seen.question)
-    each = score(weights, flat(seen.documents), flat(seen.lengths), question, jax.tree.map(flat, seen.query))
+    documents, lengths, query = jax.tree.map(lambda x: x.reshape(B * M, *x.shape[2:]),
+                                             (seen.documents, seen.lengths, seen.query))
+    each = score(weights, documents, lengths, question, query)
     shown = (seen.lengths > 0).reshape(B, M * k)
     value = jnp.where(shown, each.reshape(B, M * k), 0).sum(axis=1) / jnp.maximum(shown.sum(axis=1), 1)
     valid = valid & shown.any(axis=1)
     group = (group_id[:, None] == group_id[None, :]) & valid[:, None] & valid[None, :]
-    centred = lambda x: jnp.where(valid, x - (group * x).sum(axis=1) / jnp.maximum(group.sum(axis=1), 1), 0)
+
+    def centred(x):
+        return jnp.where(valid, x - (group * x).sum(axis=1) / jnp.maximum(group.sum(axis=1), 1), 0)
+
     loss = 0.5 * ((centred(value) - centred(scores)) ** 2).sum() / jnp.maximum(valid.sum(), 1)
     pairs = group & (scores[:, None] > scores[None, :])
     agree = jnp.where(value[:, None] > value[None, :], 1.0, jnp.where(value[:, None] == value[None, :], 0.5, 0.0))
@@ -138,8 +143,10 @@ def value_loss(weights, seen: Seen, scores, group_id, valid):
 
 @functools.cache
 def make_update(learning_rate: float):
-    """A jitted update(state, seen, scores, group_id, valid) -> (state, info): one step of Adam on `value_loss`. Pure; the
-    info is about the scorer as it was before."""
+    """A jitted, pure update(state, seen, scores, group_id, valid) -> (state, info): one step of Adam on `value_loss`.
+
+    info is that of the scorer before the step.
+    """
     optimizer = optax.adam(learning_rate)
 
     def update(state: RerankerState, seen: Seen, scores, group_id, valid):
@@ -151,6 +158,5 @@ def make_update(learning_rate: float):
 
 
 def encode_texts(texts, tokenizer, size: int):
-    """(int32[B, size], int32[B]) of questions or queries, as the slots of the simulator's prompt hold them: one blank in
-    front; cut at the end."""
+    """(int32[B, size], int32[B]) of texts with one blank in front, as in the simulator's prompt; cut at the end."""
     return ragged.pad([tokenizer.encode_text(f" {text.strip()}") if text.strip() else [] for text in texts], size)

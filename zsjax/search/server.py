@@ -2,7 +2,7 @@
 
     POST /retrieve {"queries": [...], "topk": 3, "return_scores": true}     GET /health
 
-It is meant for a machine's own processes or a trusted network: there is no encryption and no password.
+Use it within one machine or a trusted network: it has no encryption and no password.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from zsjax.search.engines.http import result_entry
 from zsjax.types import whole_text
 
 MAX_BODY = 4 << 20  # bytes of a request
-MAX_BODIES = 256 << 20  # bytes of all requests under way
+MAX_BODIES = 256 << 20  # bytes of all current requests
 MAX_QUERIES, MAX_QUERY, MAX_TOPK = 4096, 8192, 100  # a step of Search-R1 is 2,560 queries
 MAX_DOCUMENTS = 100_000  # of a reply
 SEARCHES = 4  # at a time; further ones wait
@@ -33,10 +33,10 @@ class RetrievalServer(ThreadingHTTPServer):
     request_queue_size = CONNECTIONS  # the system's list of clients that wait to be accepted
 
     def __init__(self, engine, *, host: str = "127.0.0.1", port: int = 8000, topk: int = 3):
-        """topk: documents where a request names no number. Raises OSError when the port is taken."""
+        """topk: documents for a request without a number. Raises OSError when the port is taken."""
         self.engine, self.topk = engine, topk
         self.counters = {"queries": 0, "requests": 0, "refused": 0, "failed": 0}
-        self.lock, self.body_bytes = threading.Lock(), 0  # of the counters and the bytes of bodies under way
+        self.lock, self.body_bytes = threading.Lock(), 0  # guards counters and body_bytes
         self.searching, self.connections = threading.Semaphore(SEARCHES), threading.Semaphore(CONNECTIONS)
         super().__init__((host, port), _Handler)
 
@@ -51,10 +51,10 @@ class RetrievalServer(ThreadingHTTPServer):
 
     @contextlib.contextmanager
     def room_for(self, size: int):
-        """Bounds the memory of all bodies together. Raises _Refused (503) where there is no room."""
+        """Bounds the memory of all bodies together. Raises _Refused (503) beyond the bound."""
         with self.lock:
             if self.body_bytes + size > MAX_BODIES:
-                raise _Refused(503, "too many requests are under way; try again")
+                raise _Refused(503, "the server is at its limit; try again")
             self.body_bytes += size
         try:
             yield
@@ -81,7 +81,7 @@ class RetrievalServer(ThreadingHTTPServer):
 
 
 class _Refused(Exception):
-    """A request that is answered with an error: (status, message)."""
+    """A request to answer with an error: (status, message)."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -108,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(status, {"detail": message})
         except (ConnectionError, TimeoutError):
             self.close_connection = True
-        except Exception:  # an engine's mistake must end this request only
+        except Exception:  # an engine's error ends this request only
             logging.exception("a search failed")
             self._reply(500, {"detail": "the search failed; see the server's log"})
 
@@ -163,4 +163,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *args):
-        pass  # a line a request would drown everything else
+        pass  # no line for each request

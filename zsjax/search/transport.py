@@ -1,8 +1,8 @@
-"""Bounded HTTP: every request ends, within its time, in JSON or in a typed failure that is counted.
+"""Bounded HTTP: every request ends in time, with JSON or with a typed failure that is counted.
 
-One attempt has a deadline for all of it (connecting, waiting, reading, redirects), a limit on the size of the body, and
-a place in a limited number of requests under way. Failures that may pass are tried again after a random, growing wait
-(tenacity). A server that fails again and again is left alone for a while (the circuit breaker): it costs seconds.
+An attempt has one deadline for connecting, waiting, reading and redirects, and a limit on the size of the body. The
+number of concurrent requests is limited. Temporary failures are tried again after a random, growing wait (tenacity). A
+circuit breaker leaves a server alone for some seconds after many failures in a row.
 """
 
 import asyncio
@@ -22,28 +22,28 @@ from typing import Any
 from zsjax.search.addresses import proxy_of, shown_address
 from zsjax.types import whole_text
 
-# Kind of a failure -> whether it may pass. Those that may are tried again, and the circuit breaker counts them.
+# Kind of a failure -> whether it may be temporary: then it is tried again, and the circuit breaker counts it.
 FAILURES = {
-    "refused": True,  # no connection: nobody listens there, no such host, the proxy has none
+    "refused": True,  # no connection: no server or no such host, also behind the proxy
     "timeout": True,
-    "reset": True,  # the connection broke, or what came was no HTTP
+    "reset": True,  # the connection broke, or the reply was not HTTP
     "rate_limited": True,  # 429
     "server_error": True,  # 5xx
-    "client_error": False,  # 4xx, a redirect elsewhere: a wrong address, a missing or wrong key
+    "client_error": False,  # 4xx or a redirect to another server: a wrong address, a missing or wrong key
     "invalid_json": True,
     "too_large": False,
     "wrong_schema": False,
-    "circuit_open": False,  # not sent: the server has just failed too often
-    "thoughts_only": False,  # a chat model's reply ends with its thoughts
+    "circuit_open": False,  # not sent: the server failed too often
+    "thoughts_only": False,  # a chat model's reply holds thoughts only
     "thoughts_cut": False,  # max_tokens ended the thoughts
     "declined": False,  # a chat model's refusal or its server's content filter
 }
 _MAX_REDIRECTS = 5
-_KEEP_SECONDS = 4  # an idle connection is kept: less than the 5 s after which uvicorn closes one
+_KEEP_SECONDS = 4  # of an idle connection; uvicorn closes it after 5 s
 
 
 class SearchError(Exception):
-    """A request that failed for good. kind: one of FAILURES. retry_after: seconds the server asked to wait, or 0."""
+    """A request that failed for good. kind: one of FAILURES. retry_after: seconds that the server asks to wait, or 0."""
 
     def __init__(self, kind: str, message: str, retry_after: float = 0.0):
         super().__init__(f"{kind}: {message}")
@@ -52,16 +52,16 @@ class SearchError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What bounds a request.
+    """The bounds of a request.
 
     Attributes:
       timeout: seconds of one attempt, everything included.
       retries: further attempts after the first.
       backoff, max_backoff: seconds; the n-th wait is random in [0, min(max_backoff, backoff * 2^n)].
-      concurrency: requests of one engine under way at a time.
+      concurrency: requests of one engine at a time.
       max_bytes: of a reply's body.
-      breaker_failures: so many failed attempts in a row open the circuit breaker (0: never) ...
-      breaker_seconds: ... for so long; then one request is let through to see.
+      breaker_failures: failed attempts in a row that open the circuit breaker; 0: never.
+      breaker_seconds: how long it stays open. Then one request is let through as a probe.
     """
 
     timeout: float = 30.0
@@ -79,7 +79,7 @@ DEFAULT_LIMITS = Limits()
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One HTTP request. json: the body to post; None is a GET. headers and params may hold keys: they are never shown."""
+    """One HTTP request. json: the body of a POST; None is a GET. headers and params may hold keys and are never shown."""
 
     url: str
     json: Any = None
@@ -88,14 +88,14 @@ class Request:
 
 
 class CircuitBreaker:
-    """Opens after `failures` failed attempts in a row (0: never) for `seconds`; then one attempt at a time may try."""
+    """Opens for `seconds` after `failures` failed attempts in a row (0: never). Then it lets one attempt in at a time."""
 
     def __init__(self, failures: int, seconds: float):
         self.failures, self.seconds = failures, seconds
         self._in_a_row, self._open_until, self._probing = 0, 0.0, False
 
     def enter(self) -> bool:
-        """Whether an attempt may be made; one that was let in must `leave`."""
+        """Whether an attempt may be made. Whoever gets True calls `leave` afterwards."""
         if self._open_until and (self._probing or time.monotonic() < self._open_until):
             return False
         self._probing = bool(self._open_until)
@@ -120,10 +120,14 @@ class Transport:
 
     def send(self, requests: Sequence[Request], parse: Callable[[Any], Any],
              keep: Callable[[int, Any], None] = lambda index, result: None) -> list:
-        """Sends all requests; results in their order: parse(JSON) or a `SearchError`. What failed is logged.
+        """Sends all requests and logs failures.
 
-        parse: raises (ValueError, KeyError, TypeError, ...) on JSON that has not the right form ("wrong_schema").
-        keep: called with a request's index and result as soon as it is there, for what must outlive a crash.
+        Args:
+          parse: JSON -> result. It may raise ValueError, KeyError, TypeError, ... for another form ("wrong_schema").
+          keep: called with a request's index and result as soon as it arrives, to survive a crash.
+
+        Returns:
+          For each request its result or a `SearchError`.
         """
         if not requests:
             return []
@@ -213,14 +217,14 @@ class Transport:
 
         if proxy not in self._clients:
             pool = httpx.Limits(max_keepalive_connections=self.limits.concurrency, keepalive_expiry=_KEEP_SECONDS)
-            # The deadline is the attempt's own, so that httpx's time-outs of single operations are off.
+            # An attempt has a deadline of its own. httpx's time-outs are of single operations, and off.
             self._clients[proxy] = httpx.AsyncClient(
                 transport=httpx.AsyncHTTPTransport(proxy=proxy, limits=pool), timeout=None,
                 headers={"Accept-Encoding": "identity"})
         return self._clients[proxy]
 
     async def _follow(self, client, request, where) -> bytes:
-        """The body of the reply, behind redirects on the same host."""
+        """The body of the reply, after redirects on the same host."""
         url, params, headers, content = request.url, request.params or None, dict(request.headers), None
         if request.json is not None:
             content = json.dumps(whole_text(request.json), ensure_ascii=False).encode()
@@ -235,16 +239,16 @@ class Transport:
 
     @staticmethod
     def _redirected(response, where):
-        """The address a redirect leads to. Other hosts are refused: they would get the query and the key."""
+        """The address that a redirect names. Another host is refused: it would get the query and the key."""
         old = response.request.url
         new = old.join(response.headers["location"])
         upgraded = (old.scheme, old.port, new.scheme, new.port) == ("http", None, "https", None)
         if new.host != old.host or (new.scheme, new.port) != (old.scheme, old.port) and not upgraded:
-            raise SearchError("client_error", f"{where} redirects to another server, {shown_address(str(new))}; if that one "
-                              "is right, use its address")
+            raise SearchError("client_error", f"{where} redirects to another server; use its address "
+                              f"{shown_address(str(new))} if you trust it")
         if response.request.method == "POST" and response.status_code in (302, 303):
-            raise SearchError("client_error", f"{where} says {response.status_code}, which would lose the request's body; "
-                              f"use the address {shown_address(str(new))}")
+            raise SearchError("client_error", f"{where} redirects by {response.status_code}, which drops the request's "
+                              f"body; use the address {shown_address(str(new))}")
         return new
 
     async def _read(self, response, where) -> bytes:
@@ -265,9 +269,9 @@ class Transport:
 
 @functools.cache
 def _event_loop(process: int):
-    """An event loop in a thread of its own, one a process: callers may be inside another one (notebooks).
+    """An event loop in a thread of its own, one for each process: callers may run inside another loop (notebooks).
 
-    httpx's blocking client has time-outs for single operations only: a reply that drips would never end.
+    httpx's blocking client has time-outs for single operations only: a slow, steady reply would never end.
     """
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="zsjax-http", daemon=True).start()
@@ -281,7 +285,7 @@ def _close(loop, clients, process):
 
 
 def _seconds(retry_after: str) -> float:
-    """Of a Retry-After header: a number or a date; 0 for anything else."""
+    """Seconds of a Retry-After header, a number or a date; 0 for anything else."""
     if retry_after.isascii() and retry_after.isdigit():
         return float(retry_after)
     try:
@@ -291,14 +295,14 @@ def _seconds(retry_after: str) -> float:
 
 
 def parse_reply(body: bytes, parse: Callable[[Any], Any]):
-    """parse(JSON of the body), bytes that are no UTF-8 and lone surrogates as U+FFFD.
+    """parse(JSON of the body). Invalid UTF-8 and lone surrogates become U+FFFD.
 
-    Raises SearchError: invalid_json, wrong_schema, or what parse raises.
+    Raises SearchError: invalid_json, wrong_schema, or a `SearchError` of parse.
     """
     try:
         text = body.decode("utf-8-sig", "replace")
         value = json.loads(text)
-        if "\\ud" in text.lower():  # an escape may have made a surrogate
+        if "\\ud" in text.lower():  # an escape may spell a surrogate
             value = whole_text(value)
     except (ValueError, RecursionError) as error:
         raise SearchError("invalid_json", f"the reply is not JSON: {bytes(body[:80])!r}") from error

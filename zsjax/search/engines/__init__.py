@@ -1,4 +1,4 @@
-"""Search engines, a file each. A file that lies here is imported, so that its engines are registered."""
+"""Search engines, a file each. Every file of this folder is imported, which registers its engines."""
 
 import importlib
 import pkgutil

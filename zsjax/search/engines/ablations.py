@@ -1,4 +1,4 @@
-"""Engines for ablations: one finds nothing that can be read, one loses the best document."""
+"""Engines for ablations: documents without content, and a loss of the best document."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from zsjax.search.engine import Document, Engine, SearchContext, Wrapped, chance
 
 
 class Empty(Engine):
-    """Finds k documents without any content, whatever is asked: an ablation, since nothing can be read from it."""
+    """Finds k documents without content for each query."""
 
     def search(self, queries: Sequence[str], contexts: Sequence[SearchContext] | None = None, *,
                k: int) -> list[list[Document]]:
@@ -16,14 +16,14 @@ class Empty(Engine):
 
 
 class DropBest(Wrapped):
-    """Loses the best document of a call with some probability: a test of robustness.
+    """Loses the best document of a call with some probability, a test of robustness.
 
-    The loss is a function of (seed, query, question id, context.call) alone: no batch mate and no earlier search
-    changes it, and the same query asked again under another call has another chance.
+    The loss is a function of (seed, query, question id, context.call) alone. The same query under another call draws
+    anew.
     """
 
     def __init__(self, engine: Engine, probability: float, seed: int = 0):
-        """Wraps engine. probability: of losing the best document, 0 to 1. Raises ValueError outside of that."""
+        """Wraps engine. probability: of losing the best document. Raises ValueError outside of 0 to 1."""
         if not 0 <= probability <= 1:
             raise ValueError(f"probability={probability} must be between 0 and 1")
         super().__init__(engine)

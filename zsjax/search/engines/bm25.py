@@ -1,4 +1,4 @@
-"""BM25 over a corpus, by the bm25s library: built once, stored with a hash of its corpus, memory-mapped when loaded."""
+"""BM25 over a corpus, by the library bm25s: built once, stored with a hash of its corpus, loaded memory-mapped."""
 
 import os
 import unicodedata
@@ -15,14 +15,14 @@ _FORMAT = 1
 
 
 class BM25(Engine):
-    """The real engine: Lucene's BM25 over title and text, deterministic to the last tie.
+    """Lucene's BM25 over title and text; `from_documents` or `load` make one.
 
-    Make one with `from_documents` or `load`. Documents that share no word with the query are never returned, so fewer
-    than k documents come back for a poor query or a small corpus.
+    Results are deterministic, ties included. A document that shares no word with the query is never found, so a poor
+    query or a small corpus gives fewer than k documents.
     """
 
     def __init__(self, index, documents: Sequence, settings: dict):
-        """index: a bm25s.BM25; documents: what stands at each of its rows; settings: k1, b, stopwords, corpus hash."""
+        """index: a bm25s.BM25; documents: (title, text) of each of its rows; settings: k1, b, stopwords, corpus hash."""
         self._index, self._documents, self._settings = index, documents, settings
 
     @classmethod
@@ -37,15 +37,15 @@ class BM25(Engine):
           progress: show bars while indexing.
 
         Raises:
-          ValueError: no documents, a document without text, or no word in all of them.
+          InputError: no documents, a document without text, or documents without any word.
         """
         bm25s = _bm25s()
         rows = [row_of(document, number) for number, document in enumerate(documents)]
         if not rows:
-            raise InputError("BM25 needs at least one document; the corpus is empty")
+            raise InputError("the corpus is empty; BM25 needs at least one document")
         words = _words([f"{title} {text}" for title, text in rows], stopwords, return_ids=True, progress=progress)
         if not any(words.ids):
-            raise InputError(f"none of the {len(rows)} documents holds a word of two letters or more")
+            raise InputError(f"the {len(rows)} documents have no word of two letters or more; check the corpus")
         index = bm25s.BM25(k1=k1, b=b, method="lucene")
         index.index(words, show_progress=progress)
         settings = {"k1": k1, "b": b, "stopwords": stopwords, "num_documents": len(rows), "corpus_sha256": hash_of(rows)}
@@ -56,14 +56,14 @@ class BM25(Engine):
 
     @property
     def corpus_hash(self) -> str:
-        """SHA-256 of the corpus as it is stored, one JSON line a document, in hexadecimal."""
+        """SHA-256 of the stored corpus (one JSON line for each document), in hexadecimal."""
         return self._settings["corpus_sha256"]
 
     def search(self, queries: Sequence[str], contexts: Sequence[SearchContext] | None = None, *,
                k: int) -> list[list[Document]]:
-        """Up to k documents for each query, best first; equal scores come in the corpus's order.
+        """Up to k documents for each query, best first; equal scores are in the corpus's order.
 
-        k may exceed the corpus. Contexts are ignored. Raises ValueError for k < 1 or a wrong number of contexts.
+        Contexts are ignored. Raises ValueError as `check_request`.
         """
         check_request(queries, contexts, k)
         if not queries:
@@ -83,10 +83,7 @@ class BM25(Engine):
         return Document(title, text, float(score))
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the index folder: all of it or, if it is interrupted, none.
-
-        An index that is already there is replaced. Raises FileExistsError when the path holds anything else.
-        """
+        """Writes the index folder, whole or not at all, over an older index. Raises InputExists for another folder."""
         save_index(path, self._documents, {"format": _FORMAT, "kind": "BM25", **self._settings},
                    lambda folder: self._index.save(folder, show_progress=False))
 
@@ -95,13 +92,12 @@ class BM25(Engine):
         """Reads an index folder.
 
         Args:
-          path: what `save` wrote.
-          corpus_hash: if given, what the corpus's hash must be.
-          mmap: leave the arrays on disk until they are needed. Documents are always read from disk one by one.
+          path: a folder that `save` wrote.
+          corpus_hash: the hash that the corpus must have, or None.
+          mmap: read the arrays from disk on demand. Documents are always read from disk one by one.
 
         Raises:
-          FileNotFoundError: no such index.
-          ValueError: the folder's corpus is not the one that was indexed, or not the one asked for.
+          InputNotFound, InputError: as `load_index`.
         """
         documents, settings = load_index(path, kind="BM25", form=_FORMAT, corpus_hash=corpus_hash)
         index = _bm25s().BM25.load(path, mmap=mmap, load_corpus=False, show_progress=False)
@@ -118,7 +114,7 @@ def _bm25s():
 
 
 def _words(texts, stopwords, *, return_ids, progress=False):
-    # NFKC: a letter with its accent apart would be two words, and who searches types neither ligatures nor wide digits.
+    # NFKC joins a letter with its accent, and replaces ligatures and wide digits, which nobody types.
     texts = [unicodedata.normalize("NFKC", text) for text in texts]
     return _bm25s().tokenize(texts, stopwords="en" if stopwords else [], return_ids=return_ids, show_progress=progress)
 
@@ -126,9 +122,9 @@ def _words(texts, stopwords, *, return_ids, progress=False):
 def _best(scores: np.ndarray, k: int) -> np.ndarray:
     """Rows of the k highest positive scores, highest first, equal ones by row.
 
-    bm25s's own selection (argpartition, or jax's top_k where jax is there) breaks ties by chance of platform.
+    bm25s's own selection (argpartition, or jax's top_k if jax is installed) breaks ties differently on each platform.
     """
-    rows = np.flatnonzero(scores > 0)  # a small part of the corpus: what shares a word with the query
+    rows = np.flatnonzero(scores > 0)  # documents that share a word with the query: few of the corpus
     found = scores[rows]
     if len(rows) > k:
         kept = found >= np.partition(found, -k)[-k]

@@ -1,9 +1,8 @@
 """A simulator behind a server with the OpenAI chat interface (SGLang, vLLM, llama.cpp, `transformers serve`).
 
-The prompt is the compiled simulator's, filled with text. A reply is cut and repaired by rule: one document a line, its
-number and bullets taken off; thoughts, sentences around the documents, blank lines and repetitions dropped; never more
-than were asked for. What is missing then is counted ("short_replies") and shows as SEARCH_SHORT or SEARCH_FAILED in the
-episode.
+The prompt is the compiled simulator's, filled with text. Rules cut a reply into documents, one on each line. They drop
+numbers, bullets, thoughts, sentences around the documents, blank lines, repetitions, and documents beyond the number
+asked for. A reply with too few documents is counted ("short_replies") and recorded as SEARCH_SHORT or SEARCH_FAILED.
 """
 
 import re
@@ -31,7 +30,7 @@ _ABOUT = re.compile(
     r"based on (?:the|your)|i(?: will|'ll|’ll| have|'ve|’ve| can| am|'m|’m)?)\b.*\b(?:documents?|results?)\b|"
     r"(?:search results|(?:useful |noisy )?documents?|the (?:\w+ )?(?:documents|results) (?:are|is|follow)\b.*|"
     r"</?\w+>)\W*$|(?:i hope|let me know|feel free|is there anything|do you need|would you like)\b)", re.IGNORECASE)
-# A reply that is a refusal and nothing else.
+# The beginning of a refusal.
 _REFUSAL = re.compile(r"\W*(?:i(?:'m|’m| am) (?:very |so )?sorry|sorry,|"
                       r"i (?:can't|can’t|cannot|can not|am unable|won't|won’t)\b|"
                       r"i(?:'m|’m| am) (?:unable|not able)\b)", re.IGNORECASE)
@@ -41,7 +40,7 @@ _ADVICE = ("switch its thinking off by extra_body, such as {'chat_template_kwarg
 
 
 class ChatSimulator(Engine):
-    """The simulator as somebody else's server; host rollouts only."""
+    """A simulator on a server, for rollouts that the host drives."""
 
     def __init__(self, url: str, *, model: str, template: SimulatorTemplate, num_documents: int = 5,
                  temperature: float = 0.8, top_p: float = 1.0, reveal_gold: bool = True, key_env: str = "", seed: int = 0,
@@ -50,20 +49,20 @@ class ChatSimulator(Engine):
         """Reads the key.
 
         Args:
-          url: of the server, such as http://localhost:8000/v1 ("/chat/completions" is put behind it).
-          model: the name that the server knows the model by.
+          url: of the server, such as http://localhost:8000/v1 ("/chat/completions" is appended).
+          model: its name on the server.
           template: its prompt.
-          num_documents: asked for in the prompt.
+          num_documents: documents that the prompt asks for.
           reveal_gold: show the gold answers to the simulator.
           key_env: name of the environment variable with the server's key; "" sends none.
-          seed: sent with each request, mixed with what it asks.
-          max_tokens: of a reply, thoughts included; None is 100 a document.
-          extra_body: further fields of a request: {"chat_template_kwargs": {"enable_thinking": False}}. A field that is
-            None here is not sent.
+          seed: mixed with the request's content and sent with it.
+          max_tokens: of a reply, thoughts included; None is 100 for each document.
+          extra_body: further fields of a request, such as {"chat_template_kwargs": {"enable_thinking": False}}. A field
+            with None is not sent.
 
         Raises:
-          ValueError: the url is no address; key_env is named, and the environment has no such variable; extra_body sets
-            what the simulator itself sets (model, messages).
+          InputError: the url is not an address; the environment has no variable key_env; or extra_body sets a field that
+            the simulator sets (model, messages).
         """
         self._headers, self.url = authorization(key_env, "the simulator's server"), chat_address(url)
         self.model, self.template, self.num_documents, self.reveal_gold = model, template, num_documents, reveal_gold
@@ -80,7 +79,7 @@ class ChatSimulator(Engine):
         return self.transport.counters
 
     def search(self, queries: Sequence[str], contexts: Sequence[SearchContext], *, k: int) -> list[list[Document]]:
-        """Up to k documents for each query. Equal (question, query, mode) are asked once. Raises as `check_request`."""
+        """Up to k documents for each query. Equal (question, query, mode) are sent once. Raises as `check_request`."""
         check_request(queries, contexts, k)
         asked = {}
         for query, context in zip(queries, contexts, strict=True):
@@ -97,7 +96,7 @@ class ChatSimulator(Engine):
         text = reply_text(reply)
         if _REFUSAL.match(text) and not any(map(_NUMBERED.match, text.splitlines())):
             raise SearchError("declined", "the chat model declined to answer; change the prompt")
-        # Thoughts may have no tags at all. The prompt shows documents with numbers: where none was reached, none was begun.
+        # Thoughts may have no tags. The prompt shows numbered documents: without a number, no document was begun.
         if reply["choices"][0].get("finish_reason") == "length" and "Doc 1" in self.template.text and not any(
                 map(_NUMBERED.match, text.splitlines())):
             raise SearchError("thoughts_cut", f"the chat model was cut by max_tokens before its first document; {_ADVICE}")
@@ -115,17 +114,17 @@ class ChatSimulator(Engine):
 
 
 def authorization(key_env: str, server: str) -> dict[str, str]:
-    """The header with the key in the environment variable `key_env`; none for "". Raises ValueError if it is not set."""
+    """The header with the key in the environment variable `key_env`; {} for "". Raises InputError if it is not set."""
     return {"Authorization": f"Bearer {environment_key(key_env, server)}"} if key_env else {}
 
 
 def chat_address(url: str) -> str:
-    """Where chat completions are asked of a server such as http://localhost:8000/v1. Raises ValueError for no address."""
+    """The address of chat completions on a server such as http://localhost:8000/v1. Raises as `check_address`."""
     return check_address(url, "http://HOST:PORT/v1").rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
 
 
 def chat_body(model: str, prompt: str, fields: Mapping[str, Any]) -> dict:
-    """The JSON of a request; fields that are None are left out. Raises ValueError for fields that are set here."""
+    """The JSON of a request, without fields that are None. Raises InputError if `fields` has model or messages."""
     body = {"model": model, "messages": [{"role": "user", "content": prompt}]}
     if body.keys() & fields.keys():
         raise InputError(f"extra_body sets {sorted(body.keys() & fields.keys())}, which the request itself sets; remove it")
@@ -133,7 +132,7 @@ def chat_body(model: str, prompt: str, fields: Mapping[str, Any]) -> dict:
 
 
 def reply_text(reply) -> str:
-    """What the model said behind its thoughts, of a server's JSON.
+    """The text of a server's JSON reply, without thoughts.
 
     Raises:
       SearchError: thoughts_only, thoughts_cut, declined.
@@ -142,7 +141,7 @@ def reply_text(reply) -> str:
     choice = reply["choices"][0]
     message, cut = choice["message"], choice.get("finish_reason") == "length"
     content, thoughts = message.get("content"), message.get("reasoning_content") or message.get("reasoning")
-    if isinstance(content, list):  # parts, of which thoughts are some
+    if isinstance(content, list):  # parts, some of them thoughts
         content, parts = "".join(part["text"] for part in content if part["type"] == "text"), content
         thoughts = thoughts or len(parts) > 0
     if message.get("refusal") or choice.get("finish_reason") == "content_filter":
@@ -159,14 +158,14 @@ def reply_text(reply) -> str:
 
 
 def without_thoughts(text: str) -> str:
-    """What stands behind a model's thoughts. Chat templates may have opened them, so that only their end is marked."""
+    """The text behind a model's thoughts. Where the chat template opened them, only their end is marked."""
     return _THOUGHTS_BEGIN.split(_THOUGHTS_END.split(text)[-1], maxsplit=1)[0]
 
 
 def reply_documents(text: str, num_documents: int) -> list[Document]:
-    """The documents of a reply, at most num_documents, without their numbers and without repetitions.
+    """The documents of a reply, at most num_documents, without numbers and repetitions.
 
-    Where lines are numbered (or have bullets), a document begins at each, and what stands before the first is dropped.
+    Where lines have numbers (or bullets), each of them begins a document, and text before the first one is dropped.
     Elsewhere each line is a document. Lines that only announce or close the documents are dropped.
     """
     lines = [line.strip() for line in without_thoughts(text).splitlines()]
@@ -185,7 +184,7 @@ def reply_documents(text: str, num_documents: int) -> list[Document]:
 
 
 def _without_number(line: str) -> str:
-    """A document's first line without its number or bullet, and without the half of bold type that goes with it."""
+    """A document's first line without its number or bullet, and without a bold mark that the number leaves behind."""
     label = _LABELLED.match(line)
     bare = (line[label.end():] if label else bare_line(line)).strip()
     return bare if bare.count("**") % 2 == 0 and not bare.startswith("_") else bare.replace("**", "", 1).strip("*_ ")

@@ -1,7 +1,7 @@
-"""Dense retrieval: documents and queries as vectors, the nearest by cosine are found.
+"""Dense retrieval: documents and queries are vectors, and the nearest documents by cosine are found.
 
-Any `embed(list[str]) -> float32[N, D]` will do. `decoder_embedder` makes one of our own decoders, as Qwen3-Embedding
-(arXiv 2506.05176) reads them: the hidden state of an end token behind the text.
+Any `embed(list[str]) -> float32[N, D]` may be used. `decoder_embedder` makes one of a decoder, as Qwen3-Embedding
+(arXiv 2506.05176): the hidden state of an end token behind the text.
 """
 
 import os
@@ -17,13 +17,13 @@ from zsjax.search.engine import Document, Engine, SearchContext, check_request
 
 _FORMAT = 1
 _VECTORS = "vectors.npy"
-_QUERIES = 32  # scored at a time: float32[32, N] of scores is held
-# How Qwen3-Embedding wants queries to be put; documents are read as they are.
+_QUERIES = 32  # scored at a time, which takes float32[32, N]
+# The form of queries for Qwen3-Embedding; documents are read as they are.
 QUERY_FORMAT = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:{query}"
 
 
 class Dense(Engine):
-    """An exact index: float32[N, D] unit vectors, scored all. score of a document: cosine with the query."""
+    """An exact index of float32[N, D] unit vectors. A document's score is its cosine with the query."""
 
     uses_devices = True  # a decoder may embed the queries
 
@@ -38,17 +38,18 @@ class Dense(Engine):
 
         Args:
           documents: `Document`s or mappings with "text" and, if there is one, "title".
-          embed: texts ("title" newline "text") -> float[B, D]; need not be normalised.
+          embed: texts ("title" newline "text") -> float[B, D], normalised or not.
           embed_query: the same for queries; None is embed.
-          batch_size: texts given to embed at a time.
+          batch_size: texts of one call of embed.
           name: of the embedder, kept with a stored index.
 
         Raises:
-          ValueError: no documents, one without text, or embed gives another shape or numbers that are not finite.
+          InputError: no documents, or one without text.
+          ValueError: embed returns another shape, or numbers that are not finite.
         """
         rows = [row_of(document, number) for number, document in enumerate(documents)]
         if not rows:
-            raise InputError("a dense index needs at least one document; the corpus is empty")
+            raise InputError("the corpus is empty; a dense index needs at least one document")
         texts = [f"{title}\n{text}".strip() for title, text in rows]
         vectors = np.concatenate([_unit(embed(texts[i:i + batch_size]), len(texts[i:i + batch_size]))
                                   for i in range(0, len(texts), batch_size)])
@@ -60,9 +61,9 @@ class Dense(Engine):
 
     def search(self, queries: Sequence[str], contexts: Sequence[SearchContext] | None = None, *,
                k: int) -> list[list[Document]]:
-        """The k nearest documents of each query, nearest first, equal ones in the corpus's order; contexts are ignored.
+        """The k nearest documents of each query, nearest first; equal scores are in the corpus's order.
 
-        Raises ValueError as `check_request`.
+        Contexts are ignored. Raises ValueError as `check_request`.
         """
         check_request(queries, contexts, k)
         found, k = [], min(k, len(self))
@@ -85,12 +86,11 @@ class Dense(Engine):
         """Reads an index folder; vectors are memory-mapped.
 
         Raises:
-          FileNotFoundError: no such index.
-          ValueError: another embedder's (by `name`), or the corpus is not the one that was indexed or asked for.
+          InputNotFound, InputError: as `load_index`; or the index has another embedder than `name`.
         """
         documents, settings = load_index(path, kind="Dense", form=_FORMAT, corpus_hash=corpus_hash)
         if settings["embedder"] != name:
-            raise InputError(f"{path} was embedded by {settings['embedder']!r}, not {name!r}; build the index anew")
+            raise InputError(f"{path} is the index of embedder {settings['embedder']!r}, not {name!r}; build the index anew")
         vectors = np.load(os.path.join(path, _VECTORS), mmap_mode="r" if mmap else None, allow_pickle=False)
         return cls(vectors, documents, settings, embed_query)
 
@@ -99,14 +99,15 @@ def decoder_embedder(config, params, tokenizer, *, max_tokens: int = 512, batch_
                      text_format: str = "{query}") -> Callable[[list[str]], np.ndarray]:
     """embed(list[str]) -> float32[N, D] unit vectors, of a decoder by last-token pooling.
 
-    A text is cut to max_tokens - 1 tokens, the tokenizer's padding token (Qwen's <|endoftext|>) goes behind it, and its
-    hidden state after the final norm is the vector: what sentence-transformers computes for Qwen3-Embedding.
+    A text is cut to max_tokens - 1 tokens and followed by the tokenizer's padding token (Qwen's <|endoftext|>). The
+    vector is that token's hidden state after the final norm. sentence-transformers computes the same for
+    Qwen3-Embedding.
 
     Args:
       config, params: DecoderConfig and parameters.
       tokenizer: of `zsjax.data.load_tokenizer`.
       batch_rows: texts read at a time; rows are padded to a power of two of tokens, so few programs are compiled.
-      text_format: what a text is put into: QUERY_FORMAT for queries, "{query}" for documents.
+      text_format: with the slot {query} for a text: QUERY_FORMAT for queries, "{query}" for documents.
     """
     import jax
 
@@ -139,7 +140,7 @@ def _unit(vectors, count: int) -> np.ndarray:
     """float32[count, D] rows of length 1."""
     vectors = np.asarray(vectors, np.float32)
     if vectors.ndim != 2 or len(vectors) != count or not np.isfinite(vectors).all():
-        raise ValueError(f"embed must give finite float32[{count}, D]; it gave shape {vectors.shape}")
+        raise ValueError(f"embed returned shape {vectors.shape}; it must return finite float32[{count}, D]")
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
@@ -147,5 +148,8 @@ def _unit(vectors, count: int) -> np.ndarray:
                  "Qwen3-Embedding) or any function", needs=("corpus", "embedder"))
 def _dense(setting):
     name, (embed, embed_query) = setting.config.search.embedder, setting.embedder()
-    build = lambda: Dense.from_documents(setting.documents(), embed, embed_query=embed_query, name=name)
+
+    def build():
+        return Dense.from_documents(setting.documents(), embed, embed_query=embed_query, name=name)
+
     return setting.index("dense", build, lambda folder: Dense.load(folder, embed_query, name=name), name)

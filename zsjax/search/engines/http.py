@@ -17,19 +17,19 @@ from zsjax.search.engine import Document, Engine, Failed, SearchContext, check_r
 from zsjax.search.transport import DEFAULT_LIMITS, Limits, Request, SearchError, Transport
 from zsjax.types import whole_text
 
-MAX_TEXT = 20_000  # characters kept of a document's text: far more than a context has room for
+MAX_TEXT = 20_000  # characters kept of a document's text, far more than a context holds
 
 
 class HttpRetriever(Engine):
-    """Searches on a server; a request that fails gives `Failed` results, and the episodes go on.
+    """Searches on a server. A failed request gives `Failed` results, and the episodes continue.
 
-    A document that cannot be read is left out and counted ("odd_documents"); a search with no other fails.
+    A malformed document is left out and counted ("odd_documents"). A search with malformed documents only has failed.
     """
 
     def __init__(self, url: str, *, batch_size: int = 64, limits: Limits = DEFAULT_LIMITS):
-        """url: of the server, or of its endpoint ("/retrieve" is put behind a bare host). batch_size: queries a request.
+        """url: of the server ("/retrieve" is appended), or of its endpoint. batch_size: queries of one request.
 
-        Raises ValueError when the url has no http(s) scheme or no host.
+        Raises InputError as `check_address`.
         """
         path = urlsplit(check_address(url, "http://HOST:PORT/retrieve")).path
         self.url = url if path.strip("/") else url.rstrip("/") + "/retrieve"
@@ -61,9 +61,9 @@ class HttpRetriever(Engine):
 
 
 def parse_result(reply) -> list[list[Document | None]]:
-    """Documents of a reply of `/retrieve`, None for each that cannot be read. Raises KeyError or TypeError on another form.
+    """The documents of a reply of `/retrieve`, with None for a malformed one.
 
-    A query whose entry is not a list has one document that cannot be read.
+    A query whose entry is not a list has one malformed document. Raises KeyError or TypeError for another form of reply.
     """
     if not isinstance(reply["result"], list):
         raise TypeError(f"result is a {type(reply['result']).__name__}, not a list")
@@ -97,7 +97,7 @@ def _score(value) -> float:
 
 
 def result_entry(document: Document, with_score: bool) -> dict:
-    """A document as `/retrieve` sends it; the inverse of what `parse_result` does to it."""
+    """A document as `/retrieve` sends it; `parse_result` is the inverse."""
     title, text = whole_text(document.title), whole_text(document.text)
     entry = {"title": title, "text": text, "contents": f'"{" ".join(title.split())}"\n{text}'}
     return {"document": entry, "score": _score(document.score)} if with_score else entry

@@ -1,4 +1,4 @@
-"""The simulator or a real engine, search by search."""
+"""A mixture of the simulator and a real engine."""
 
 import collections
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ from zsjax.search.engine import Document, Engine, SearchContext, as_engine, chan
 
 
 class Mixed(Engine):
-    """Asks one of two engines for each search, by a coin: training that moves from a simulator to real search.
+    """Draws one of two engines for each search, for training that moves from a simulator to real search.
 
-    The coin of a search is a function of (seed, query, question id, context.call) alone. `share`: P(the real engine);
-    the training loop sets it before each step.
+    The draw is a function of (seed, query, question id, context.call) alone. share: P(the real engine); the training
+    loop sets it before each step.
     """
 
     by_call = True

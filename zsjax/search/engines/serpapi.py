@@ -1,7 +1,7 @@
-"""Web search through SerpApi (Google, Bing, DuckDuckGo and others), paid by the search.
+"""Web search through SerpApi (Google, Bing, DuckDuckGo and others), which charges for each search.
 
-Results are kept on disk, so that nothing is paid for twice, and what was spent is kept beside them, so that a budget
-holds over restarts, engines and processes.
+Results are kept on disk, so no search is paid twice. The account is kept beside them, so a budget holds over restarts,
+engines and processes.
 """
 
 import hashlib
@@ -22,10 +22,10 @@ from zsjax.types import whole_text
 
 PRICE = 586.70 / 64_000  # dollars a search, as ZeroSearch's authors paid (arXiv 2505.04588)
 URL = "https://serpapi.com/search.json"
-# How the web searches name the query (serpapi.com's pages of each); all others say "q".
+# The query's parameter of some web searches (serpapi.com has a page of each); the others use "q".
 QUERY_PARAMETERS = {"yahoo": "p", "yandex": "text", "naver": "query", "walmart": "query", "ebay": "_nkw", "amazon": "k",
                     "youtube": "search_query"}
-_LOST = ("timeout", "reset", "too_large")  # the server may have searched all the same, and then it was paid
+_LOST = ("timeout", "reset", "too_large")  # the server may have searched and charged
 
 
 class SerpApi(Engine):
@@ -37,15 +37,15 @@ class SerpApi(Engine):
         """Reads the key and the account.
 
         Args:
-          engine: which web search SerpApi is to ask: "google", "bing", "duckduckgo", ...
+          engine: the web search that SerpApi asks: "google", "bing", "duckduckgo", ...
           key_env: name of the environment variable that holds the key.
-          cache_dir: results and the account of what was spent, which all engines over it share; None keeps both in memory.
-          price: dollars a search that succeeds or whose reply got lost; results from the cache and failures cost nothing.
-          budget: dollars; the search that would exceed it raises BudgetSpent. None: no limit.
+          cache_dir: folder of results and account, which all engines with this folder share; None keeps both in memory.
+          price: dollars of a search that succeeds or whose reply is lost. Cached results and failures cost nothing.
+          budget: dollars; a search that would exceed them raises BudgetSpent. None: no limit.
 
         Raises:
-          ValueError: the environment has no key; cache_dir cannot be made; price or budget is not a finite number of 0 or
-            more; the account cannot be read.
+          InputError: the environment has no key; cache_dir cannot be made; price or budget is not a finite number of 0 or
+            more; or the account cannot be read.
         """
         self._key, self.url = environment_key(key_env, "web search"), check_address(url, URL)
         self.engine, self.price = engine, amount("price", price)
@@ -57,8 +57,8 @@ class SerpApi(Engine):
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise InputError(f"cache_dir {self._folder} cannot be made ({error.strerror}); give a folder that can be "
-                                 "written") from error
+                raise InputError(f"cache_dir {self._folder} cannot be made ({error.strerror}); use a writable folder"
+                                 ) from error
         self.account = Account(self._folder)
 
     @property
@@ -67,12 +67,12 @@ class SerpApi(Engine):
 
     @property
     def paid_searches(self) -> int:
-        """Of the account: by all that share it."""
+        """Of all engines that share the account."""
         return self.account.spent().searches
 
     @property
     def dollars(self) -> float:
-        """Of the account: by all that share it."""
+        """Of all engines that share the account."""
         return self.account.spent().dollars
 
     def search(self, queries: Sequence[str], contexts: Sequence[SearchContext] | None = None, *,
@@ -80,9 +80,9 @@ class SerpApi(Engine):
         """Up to k organic results for each query (title and snippet), in the engine's order; each query is paid once.
 
         Raises:
-          BudgetSpent: the searches that are not in the cache would exceed the budget. None of them is sent.
+          BudgetSpent: the searches outside of the cache would exceed the budget. None of them is sent.
           OSError: the charge cannot be written. Nothing is sent.
-          ValueError: as `check_request`; the account cannot be read.
+          ValueError: as `check_request`, or the account cannot be read.
         """
         check_request(queries, contexts, k)
         queries = [whole_text(query).strip() for query in queries]
@@ -91,7 +91,7 @@ class SerpApi(Engine):
         missing = [query for query in wanted if found[query] is None]
         if missing:
             with self.account.held():
-                found |= {query: self._cached(query) for query in missing}  # others may have paid for some meanwhile
+                found |= {query: self._cached(query) for query in missing}  # others may have paid while this one waited
                 missing = [query for query in missing if found[query] is None]
                 found |= self._paid(missing) if missing else {}
         self.counters["cached"] += len(wanted) - len(missing)
@@ -100,7 +100,7 @@ class SerpApi(Engine):
         return [first(documents.get(query, []), k) for query in queries]
 
     def _paid(self, queries: list[str]) -> dict[str, list]:
-        """Rows or `Failed` of each query. Charged before it is sent; what surely cost nothing is taken back."""
+        """Rows or `Failed` for each query. Charges before sending; charges of free failures are taken back."""
         spent = self.account.spent()
         if self.budget is not None and spent.dollars + len(queries) * self.price > self.budget + 1e-9:
             raise BudgetSpent(f"web search: {spent.dollars:.2f} dollars were spent in {spent.searches} searches, and "
@@ -125,7 +125,7 @@ class SerpApi(Engine):
             return self._cache.get(query)
         try:
             return [_row(row) for row in json.loads(self._path(query).read_text(encoding="utf-8"))["results"]]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or cut by a kill: asked again
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or half written: search again
             return None
 
     def _keep(self, query, results):
@@ -133,15 +133,15 @@ class SerpApi(Engine):
             path = self._path(query)
             try:
                 return write_json(path, {"engine": self.engine, "query": query, "results": results})
-            except OSError as error:  # a full disk: it was paid for, so it is kept at least by this process
+            except OSError as error:  # a full disk: this process keeps the paid result
                 logging.warning("a web search's results cannot be kept at %s: %s", path, error)
         self._cache[query] = results
 
 
 def organic_results(reply) -> list[dict]:
-    """[{title, snippet}] of a reply; [] where the engine found nothing, which is paid for like any result.
+    """[{title, snippet}] of a reply; [] if the engine found nothing, which is charged too.
 
-    A result without title and snippet is left out. Raises SearchError when the reply says that the search itself failed.
+    A result without title and snippet is left out. Raises SearchError if the reply says that the search failed.
     """
     results = reply.get("organic_results")
     if results is None:

@@ -1,7 +1,7 @@
-"""The text around a search: the simulator's prompt, and how a document becomes a line.
+"""The simulator's prompt, and documents as lines.
 
-Prompts are our own wording and are data: `SimulatorTemplate.load` takes a name or a path, so that a published simulator
-can be used with the prompt it was tuned with.
+Prompts are data: `SimulatorTemplate.load` takes a name or a path, so a published simulator can use the prompt it was
+tuned with.
 """
 
 import dataclasses
@@ -46,8 +46,8 @@ with the facts. A document gives the answer away only if it is useful and the qu
 
 _TINY_WORLD = "simulate {mode} \nquestion:\n{question} \nanswer:\n{answers} \nquery:\n{query} \ndocuments:\n"
 
-# The tiny world's prompted simulator: one demonstration of both kinds from a training world. Such a small model never
-# learned to learn from demonstrations; experiments/README.md has what comes of it.
+# The tiny world's prompted simulator, with one demonstration of both kinds from a training world. Results are in
+# experiments/README.md: so small a model has not learned to use demonstrations.
 _TINY_WORLD_PROMPTED = """\
 simulate useful 
 question:
@@ -73,8 +73,8 @@ documents:
 * spouse of Liri Crusted is Limir Yarmere.
 """ + _TINY_WORLD
 
-# For an instruct model that was not tuned for this: the same order with one demonstration of both kinds. Everything that
-# is the same for all requests stands first, so that servers with prefix caches read it once.
+# For an instruct model without tuning: the same order with one demonstration of both kinds. Text that is equal for all
+# requests comes first, so servers with prefix caches read it once.
 _PROMPTED = """\
 You play a web search engine. For a query you write the documents that a search engine would list for it, about thirty \
 words each, each on a line of its own, in the form "Doc 1: Title. Text". You write nothing else.
@@ -96,7 +96,7 @@ for nine years and found over two thousand planets.
 Now your turn.
 """ + _REQUEST
 
-# "plain" is for a simulator that learns its task from examples and not from its prompt.
+# "plain" is for a simulator that learns its task from examples.
 TEMPLATES = {"default": _DEFAULT, "plain": _REQUEST, "tiny_world": _TINY_WORLD, "prompted": _PROMPTED,
              "tiny_world_prompted": _TINY_WORLD_PROMPTED}
 
@@ -118,23 +118,22 @@ JUDGE_SLOTS = ("question", "answers", "document")
 
 @dataclasses.dataclass(frozen=True)
 class SimulatorTemplate:
-    """The simulator's prompt: text with slots, put together from tokens of its parts.
+    """The simulator's prompt: text with slots, spliced from the tokens of its parts.
 
-    Slots: {mode} (useful or noisy), {num_documents}, {question}, {answers} (all golds, "; " between them), {query}; of
-    these {mode} and {query} must be there. The prompt is never encoded as a whole: its pieces of text and what fills
-    its slots are encoded one by one and spliced, on the host (`build`, for tuning) as on the device (`pieces`), so that
-    a simulator reads in use what it read in tuning.
+    Slots: {mode} (useful or noisy), {num_documents}, {question}, {answers} (all golds, "; " between them) and {query}.
+    {mode} and {query} are required. The prompt is never encoded as a whole. Its texts and the contents of its slots are
+    encoded one by one and spliced, in tuning on the host (`build`) and in use on the device (`pieces`). So a simulator
+    reads the same tokens in both.
 
-    What fills a slot begins with one blank: so do words within a text, and queries as policies write them
-    (`<search> query </search>`). One blank in front of a slot in the template is that blank. Where a slot stands at the
-    beginning of a line or after a blank and is followed by " \\n", a tokenizer of Qwen's or Llama 3's kind would not
-    have joined anything across its borders: the splice equals the encoded whole. Elsewhere it may differ from it by a
-    token.
+    The content of a slot begins with one blank, as do words within a text and queries of policies
+    (`<search> query </search>`). One blank before a slot in the template stands for that blank. If a slot begins a line
+    or follows a blank, and " \\n" follows it, tokenizers like Qwen's or Llama 3's join nothing across its borders: the
+    splice equals the encoded whole. Elsewhere they may differ by a token.
 
     Attributes:
-      name: the name or path it was loaded from.
+      name: where it was loaded from, a name or a path.
       text: the template.
-      chat: whether the text is in a chat format, which has its own beginning; else the tokenizer's `bos_ids` stand first.
+      chat: whether the text is in a chat format. Otherwise the tokenizer's `bos_ids` come first.
     """
 
     name: str
@@ -149,27 +148,24 @@ class SimulatorTemplate:
                 raise InputError(f"simulator template {self.name!r}: unknown slot {{{slot}}}; slots are {known}")
         for slot in ("mode", "query"):
             if slot not in found:
-                raise InputError(f"simulator template {self.name!r}: no slot {{{slot}}}; without it the simulator "
-                                 f"cannot know the {slot}")
+                raise InputError(f"simulator template {self.name!r} has no slot {{{slot}}}; add it")
 
     @classmethod
     def load(cls, name_or_path: str | pathlib.Path) -> "SimulatorTemplate":
         """A name in TEMPLATES, or the path of a text file.
 
         Raises:
-          FileNotFoundError: neither a name nor a file.
-          ValueError: an unknown slot, or {mode} or {query} missing.
+          InputNotFound: neither a name nor a file.
+          InputError: an unknown slot, or {mode} or {query} is missing.
         """
         name = str(name_or_path)
         return cls(name, TEMPLATES[name] if name in TEMPLATES else read_template(name, TEMPLATES, "simulator"))
 
     def in_chat(self, tokenizer) -> "SimulatorTemplate":
-        """The template as the user's message in the tokenizer's chat format, up to where the assistant begins to write.
+        """The template as the user's message in the tokenizer's chat format, up to the assistant's first token.
 
-        The format's special tokens are written out in the text, where `encode` recognises them.
-
-        Raises:
-          ValueError: the tokenizer has no chat template.
+        The format's special tokens are part of the text, where `encode` recognises them. Raises ValueError if the
+        tokenizer has no chat template.
         """
         mark = "\N{OBJECT REPLACEMENT CHARACTER}"
         chat = tokenizer.render_chat([{"role": "user", "content": mark}])
@@ -192,7 +188,7 @@ class SimulatorTemplate:
         return pieces if tuple(first[:len(bos)]) == bos else [("text", [*bos]), *pieces]
 
     def render(self, **slots) -> str:
-        """The prompt as text, for a simulator behind a server. Raises ValueError as `build`."""
+        """The prompt as text, for a simulator on a server. Raises InputError as `build`."""
         self._check_slots(slots)
         return "".join(value if kind == "text" else f" {slot_text(slots[value]).strip()}".rstrip()
                        for kind, value in self.parts())
@@ -203,18 +199,15 @@ class SimulatorTemplate:
                 raise InputError(f"simulator template {self.name!r} has the slot {{{value}}}; give {value}=...")
 
     def encode_slot(self, tokenizer, text: str) -> list[int]:
-        """Ids of what fills a slot: the text without blank ends, one blank in front; nothing for a blank text."""
+        """Ids of a slot's content: the text without blank ends, one blank in front; none for a blank text."""
         text = text.strip()
         return tokenizer.encode_text(f" {text}") if text else []
 
     def build(self, tokenizer, **slots: str) -> list[int]:
-        """Ids of the whole prompt, the same as the splice on the device.
+        """Ids of the whole prompt, equal to the splice on the device.
 
-        Args:
-          slots: text for each slot of the template (others are not used); answers may be a sequence of texts.
-
-        Raises:
-          ValueError: a slot of the template is not given.
+        slots: a text for each slot of the template; answers may be a sequence of texts. Raises InputError if one is
+        missing.
         """
         self._check_slots(slots)
         ids = []
@@ -225,29 +218,29 @@ class SimulatorTemplate:
 
 @dataclasses.dataclass(frozen=True)
 class JudgeTemplate:
-    """The prompt of a judge of documents: text with the slots {question}, {answers}, {document}; it asks for yes or no."""
+    """The prompt of a judge of documents, with the slots {question}, {answers}, {document}. It asks for yes or no."""
 
     name: str
     text: str
 
     def __post_init__(self):
         if sorted(set(_DOCUMENT_SLOT.findall(self.text))) != sorted(JUDGE_SLOTS):
-            raise InputError(f"judge template {self.name!r}: its slots must be "
-                             f"{', '.join(f'{{{slot}}}' for slot in JUDGE_SLOTS)}")
+            raise InputError(f"judge template {self.name!r} has other slots than "
+                             f"{', '.join(f'{{{slot}}}' for slot in JUDGE_SLOTS)}; use these")
 
     @classmethod
     def load(cls, name_or_path: str | pathlib.Path) -> "JudgeTemplate":
-        """"default", or the path of a text file. Raises FileNotFoundError; ValueError for other slots than the three."""
+        """"default", or the path of a text file. Raises InputNotFound, or InputError for other slots."""
         name = str(name_or_path)
         return cls(name, JUDGE_TEMPLATES[name] if name in JUDGE_TEMPLATES else read_template(name, JUDGE_TEMPLATES, "judge"))
 
     def render(self, **slots) -> str:
-        """The prompt as text; answers may be a sequence of texts. What fills a slot becomes one line."""
+        """The prompt as text; answers may be a sequence of texts. The content of a slot becomes one line."""
         return _DOCUMENT_SLOT.sub(lambda match: _one_line(slot_text(slots[match.group(1)])), self.text)
 
 
 def slot_text(value: str | int | Sequence[str]) -> str:
-    """One text for a slot: several gold answers are joined with "; "."""
+    """The text of a slot; several gold answers are joined by "; "."""
     return "; ".join(value) if isinstance(value, (list, tuple)) else str(value)
 
 
@@ -255,16 +248,16 @@ def format_document(fmt: str, index: int, document) -> str:
     """A document as one line.
 
     Args:
-      fmt: text with {i}, {title}, {text}, such as "Doc {i}: {title}. {text}". A blank title takes what separates it
-        from the next slot with it.
+      fmt: text with {i}, {title}, {text}, such as "Doc {i}: {title}. {text}". With a blank title, the text between it
+        and the next slot is dropped.
       index: the document's number, from 1.
-      document: with `title` and `text`; white space in them, newlines too, becomes one blank.
+      document: with `title` and `text`; white space in them becomes one blank.
 
     Returns:
       The line, ending in its only newline.
 
     Raises:
-      ValueError: an unknown slot, or no {text}.
+      InputError: an unknown slot, or no {text}.
     """
     values = {"i": str(index), "title": _one_line(document.title), "text": _one_line(document.text)}
     slots = _DOCUMENT_SLOT.findall(fmt)
@@ -278,7 +271,7 @@ def format_document(fmt: str, index: int, document) -> str:
 
 
 def bare_line(line: str) -> str:
-    """A line that a simulator wrote without its number or bullet: the document's text, to be formatted again."""
+    """A document's line without its number or bullet."""
     return _NUMBER.sub("", line.strip()).strip()
 
 
@@ -287,10 +280,10 @@ def _one_line(text: str) -> str:
 
 
 def read_template(name: str, templates, kind: str) -> str:
-    """The text of a template file; FileNotFoundError says which names there are beside paths."""
+    """The text of a template file. Raises InputNotFound, which lists the names of templates."""
     path = pathlib.Path(name)
     if not path.is_file():
-        raise InputNotFound(f"no {kind} template {name!r}: give {', '.join(map(repr, templates))} or the path of a "
-                                "text file")
+        raise InputNotFound(f"no {kind} template {name!r}; give {', '.join(map(repr, templates))} or the path of a "
+                            "text file")
     with reading(name):
         return path.read_text(encoding="utf-8")

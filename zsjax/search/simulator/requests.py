@@ -1,4 +1,4 @@
-"""What a simulator is asked, and the names that its random draws have: equal requests get equal documents."""
+"""The requests of a simulator, and the keys of their draws: equal requests get equal documents."""
 
 import zlib
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ class Requests:
       question, answers, query: (int32[B, N], int32[B]) ragged tokens.
       noisy: bool[B], or bool[B, k] for a mode for each document.
       question_key: uint32[B], names the question in the random stream.
-      active: bool[B]; the other rows cost their share of the batch and write nothing.
+      active: bool[B]; the other rows only fill the shape.
     """
 
     question: tuple[Any, Any]
@@ -30,18 +30,18 @@ class Requests:
 
 
 def hash_tokens(tokens, lengths):
-    """uint32[B] hash of the first lengths[b] tokens of int32[B, N]."""
+    """uint32[B] hashes of the first lengths[b] tokens of int32[B, N]."""
     tokens = jnp.where(jnp.arange(tokens.shape[1]) < lengths[:, None], tokens + 1, 0).astype(jnp.uint32)
 
     def step(h, token):
-        mixed = (h ^ token) * jnp.uint32(16777619)  # FNV-1a, a token at a time
+        mixed = (h ^ token) * jnp.uint32(16777619)  # FNV-1a over tokens
         return jnp.where(token > 0, mixed ^ (mixed >> 15), h), None
 
     return jax.lax.scan(step, jnp.full(tokens.shape[0], 2166136261, jnp.uint32), tokens.T)[0]
 
 
 def request_keys(key, requests: Requests):
-    """One key a request, from (key, question, mode, query)."""
+    """A key for each request, from (key, question, mode, query)."""
     fold = jax.vmap(jax.random.fold_in)
     keys = jax.vmap(lambda q: jax.random.fold_in(key, q))(requests.question_key)
     keys = fold(keys, requests.noisy.astype(jnp.uint32))
@@ -49,7 +49,7 @@ def request_keys(key, requests: Requests):
 
 
 def on_target(requests: Requests, blank):
-    """bool[B]: at least half of the query's tokens, blank ones (bool[V]) left out, stand in the question."""
+    """bool[B]: whether at least half of the query's tokens, without blank ones (bool[V]), are in the question."""
     (query, query_length), (question, question_length) = requests.query, requests.question
     asked = (jnp.arange(query.shape[1]) < query_length[:, None]) & ~blank[query]
     in_question = jnp.arange(question.shape[1]) < question_length[:, None]
@@ -58,5 +58,5 @@ def on_target(requests: Requests, blank):
 
 
 def question_keys(questions: Sequence) -> np.ndarray:
-    """uint32[B], a name for each question in random streams: a hash of its key."""
+    """uint32[B] hashes of the questions' keys, their names in random streams."""
     return np.array([zlib.crc32(str(q.key).encode("utf-8", "replace")) for q in questions], np.uint32)

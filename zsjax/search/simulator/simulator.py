@@ -1,12 +1,12 @@
 """The simulated search engine: a language model that writes useful or noisy documents on command.
 
-A request is (question, gold answers, query, mode). `SimulatorTemplate` turns it into a prompt of text pieces and slots;
-on device the slots are filled with tokens and spliced (no text in between), the prompt is read, and the model writes one
-document a line until the number asked for is there. A document that grows too long is ended by a forced newline, and no
-token is allowed that would complete one of our tags: what a simulator writes can neither end an episode nor answer.
+A request is (question, gold answers, query, mode). `SimulatorTemplate` cuts the prompt into texts and slots. On the
+device the slots are filled with tokens and spliced, the prompt is read, and the model writes one document on each line.
+A document that grows too long is ended by a forced newline. Tokens that would complete one of our tags are forbidden, so
+a document can neither end an episode nor answer.
 
-Draws are keyed by (key, question, mode, hash of the query's tokens, position in the reply), so identical requests get
-identical documents whoever asks.
+Draws are keyed by (key, question, mode, hash of the query's tokens, position in the reply), so equal requests get equal
+documents.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from zsjax.search.engine import Document, Engine, SearchContext, check_request
 from zsjax.search.rerank import chooser
 from zsjax.search.simulator.prompt import SimulatorTemplate, bare_line
 from zsjax.search.simulator.requests import Requests, on_target, question_keys, request_keys
-from zsjax.search.simulator.writing import Replies, Tables, Tally, Writing, make_tables
+from zsjax.search.simulator.writing import Replies, SimulatorTables, Tally, Writing, make_tables
 
 PREFILL_CHUNK = 128
 
@@ -40,15 +40,15 @@ class Simulator(Engine):
 
     Attributes:
       config, params: the decoder.
-      tokenizer: its tokenizer; compiled rollouts need the policy to have the same.
+      tokenizer: its tokenizer. In compiled rollouts it is the policy's too.
       template: the prompt.
-      num_documents: documents written per request, 1 to 20.
+      num_documents: documents of a reply, 1 to 20.
       max_document_tokens: tokens of a document, its newline included; a longer one is ended there.
       max_query_tokens, max_question_tokens, max_answer_tokens: sizes of the slots; longer texts are cut at the end.
       temperature, top_p: sampling.
-      shuffle_documents: shown in random order (a tuned simulator may have learned to put the best first).
-      reveal_gold: whether the gold answers stand in the prompt: "always", "never", or "on_target", for queries of which at
-        least half of the tokens stand in the question. A simulator that sees them whatever is asked may leak them.
+      shuffle_documents: show documents in random order (a tuned simulator may have learned to put the best first).
+      reveal_gold: whether the prompt holds the gold answers: "always", "never", or "on_target": if at least half of the
+        query's tokens are in the question. A simulator that always sees the answers may leak them.
       cache_dtype: "model" or "int8", see `zsjax.models.cache.cache_dtype`.
     """
 
@@ -70,17 +70,17 @@ class Simulator(Engine):
 
     def __post_init__(self):
         if not 1 <= self.num_documents <= 20:
-            raise InputError(f"num_documents={self.num_documents}: a reply has 1 to 20 documents")
+            raise InputError(f"num_documents={self.num_documents} is out of range; use 1 to 20")
         if self.reveal_gold not in ("always", "on_target", "never"):
-            raise InputError(f"reveal_gold={self.reveal_gold!r}: give 'always', 'on_target' or 'never'")
+            raise InputError(f"reveal_gold={self.reveal_gold!r} is unknown; use 'always', 'on_target' or 'never'")
         object.__setattr__(self, "config", self.config.for_tokenizer(self.tokenizer))
 
     def obeys_noise(self, queries: Sequence[str], contexts: Sequence[SearchContext]) -> list[bool]:
         return [True] * len(queries)
 
     @functools.cached_property
-    def tables(self) -> Tables:
-        with jax.ensure_compile_time_eval():  # kept for later: never a tracer, though first asked for inside a jit
+    def tables(self) -> SimulatorTables:
+        with jax.ensure_compile_time_eval():  # cached arrays, never tracers, also if first used inside a jit
             return make_tables(self.tokenizer, self.config.vocab_size)
 
     @functools.cached_property
@@ -106,7 +106,7 @@ class Simulator(Engine):
         return ragged.pad([self.template.encode_slot(self.tokenizer, text) for text in texts], size)
 
     def encode_questions(self, questions: Sequence):
-        """The question and answer slots of `Question`s: two ragged pairs; all gold answers are shown."""
+        """The question and answer slots of `Question`s, two ragged pairs."""
         return (self.encode_slots([q.question for q in questions], self.max_question_tokens),
                 self.encode_slots(["; ".join(q.golden_answers) for q in questions], self.max_answer_tokens))
 
@@ -130,25 +130,27 @@ class Simulator(Engine):
         pieces = [np.array(value, np.int32) if kind == "text" else slots[value] for kind, value in self._pieces]
         return concatenate(pieces, size=self.prompt_size)
 
-    def write(self, params, tables: Tables, requests: Requests, key, num_shown: int | None = None) -> Replies:
-        """Reads the prompts of the active requests and writes their documents, of which the num_shown first are given
-        (None: all). Pure; traced inside the rollout."""
+    def write(self, params, tables: SimulatorTables, requests: Requests, key, num_shown: int | None = None) -> Replies:
+        """Reads the prompts of the active requests and writes their documents. Pure; traced inside the rollout.
+
+        num_shown: how many of the documents are returned; None: all.
+        """
         params = decoding_params(params, self.config)  # once, outside of the loops
         writing = self.idle(params, *requests.noisy.shape)
         choose = None if num_shown in (None, self.num_documents) else chooser(None, num_shown)
         return self.replies(self.proceed(params, tables, self.take(params, writing, requests, key)), choose)
 
     def idle(self, params, slots: int, per_document: int = 0) -> "Writing":
-        """`slots` places for requests, none taken. What all prompts begin with is read here, once for all of them.
+        """Empty slots. The common beginning of all prompts is read here, once.
 
-        per_document: > 0: requests will have a mode for each of so many shown documents. Then both replies are written,
-          and document i comes from the one its mode says: the simulator was tuned on prompts that name one mode, and both
-          prompts are such ones; a prompt with a word for each document would ask it for something it never saw. Requests
-          whose modes are all the same write one reply only.
+        per_document: 0, or the number of shown documents if each has a mode. Each request then writes a useful and a
+          noisy reply, and document i comes from the reply of its mode. Two prompts are needed because the simulator was
+          tuned on prompts with a single mode. Requests whose modes are all equal write one reply.
         """
         config, k, N = self.config, self.num_documents, self.max_document_tokens
-        noisy = jnp.zeros((slots, per_document) if per_document else slots, bool)
-        ragged = lambda size: (jnp.zeros((len(noisy), size), jnp.int32), jnp.zeros(len(noisy), jnp.int32))
+        noisy, size = jnp.zeros((slots, per_document) if per_document else slots, bool), jnp.zeros(slots, jnp.int32)
+        asked = tuple((jnp.zeros((slots, tokens), jnp.int32), size)
+                      for tokens in (self.max_question_tokens, self.max_query_tokens))
         slots = slots * 2 if per_document else slots
         dtype = cache_dtype(config, self.cache_dtype)
         cache = init_cache(config, slots, self.prompt_size + self._budget, dtype)
@@ -163,42 +165,47 @@ class Simulator(Engine):
         return Writing(cache=cache, hidden=hidden, documents=jnp.zeros((slots, k, N), jnp.int32),
                        lengths=jnp.zeros((slots, k), jnp.int32), count=zeros, tag_state=zeros, step=zeros,
                        keys=jnp.zeros((slots, 2), jnp.uint32), unfinished=jnp.zeros(slots, bool), noisy=noisy,
-                       asked=(ragged(self.max_question_tokens), ragged(self.max_query_tokens)),
-                       steps=jnp.zeros(1, jnp.int32), tally=Tally(
+                       asked=asked, steps=jnp.zeros(1, jnp.int32), tally=Tally(
                            read=jnp.full(1, len(shared), jnp.int32), drawn=jnp.zeros(1, jnp.int32),
                            attended=jnp.zeros(1)))
 
     def take(self, params, writing: "Writing", requests: Requests, key, *, prefill_batch: int | None = None) -> "Writing":
-        """Begins the active requests, each in the place of its row; what these held is lost.
+        """Begins the active requests, each in the slot of its row.
 
-        prefill_batch: prompts read per pass, see `prefill`.
+        prefill_batch: prompts that one pass reads, see `prefill`.
         """
         began = requests.active
-        put = lambda new, old: jnp.where(began[:, None] if new.ndim == 2 else began, _fitted(new, old), old)
+
+        def put(new, old):
+            return jnp.where(began[:, None] if new.ndim == 2 else began, _fitted(new, old), old)
+
         asked = jax.tree.map(put, (requests.question, requests.query), writing.asked)
         noisy = jnp.where(began if requests.noisy.ndim == 1 else began[:, None], requests.noisy, writing.noisy)
         if requests.noisy.ndim == 2:
-            B, began = len(began), jnp.tile(began, 2)
-            one = lambda mode, active: requests.replace(noisy=jnp.full(B, mode), active=requests.active & active)
-            requests = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), one(False, ~requests.noisy.all(axis=1)),
-                                    one(True, requests.noisy.any(axis=1)))
+            B, began, modes = len(began), jnp.tile(began, 2), requests.noisy
+            halves = [requests.replace(noisy=jnp.full(B, mode), active=requests.active & wanted)
+                      for mode, wanted in ((False, ~modes.all(axis=1)), (True, modes.any(axis=1)))]
+            requests = jax.tree.map(lambda *x: jnp.concatenate(x), *halves)
         new = requests.active
         tokens, lengths = self.prompts(requests)
         shared = len(self.shared_prefix)
         cache = writing.cache.replace(lengths=jnp.where(new, shared, writing.cache.lengths))
         hidden, cache = prefill(params, self.config, tokens[:, shared:], jnp.where(new, lengths - shared, 0), cache,
                                 writing.hidden, chunk=PREFILL_CHUNK, batch=prefill_batch)
-        fresh = lambda old: jnp.where(began.reshape(-1, *[1] * (old.ndim - 1)), 0, old).astype(old.dtype)
+        fresh = {name: jnp.where(began.reshape(-1, *[1] * (old.ndim - 1)), 0, old).astype(old.dtype)
+                 for name in ("documents", "lengths", "count", "tag_state", "step") for old in [getattr(writing, name)]}
         keys = jax.random.key_data(request_keys(key, requests))
         read = writing.tally.read + jnp.where(new, lengths - shared, 0).sum()
         return writing.replace(
             tally=writing.tally.replace(read=read),
-            cache=cache, hidden=hidden, documents=fresh(writing.documents), lengths=fresh(writing.lengths),
-            count=fresh(writing.count), tag_state=fresh(writing.tag_state), step=fresh(writing.step),
-            keys=jnp.where(new[:, None], keys, writing.keys), unfinished=writing.unfinished | new, noisy=noisy, asked=asked)
+            cache=cache, hidden=hidden, keys=jnp.where(new[:, None], keys, writing.keys),
+            unfinished=writing.unfinished | new, noisy=noisy, asked=asked, **fresh)
 
-    def proceed(self, params, tables: Tables, writing: "Writing", go_on=lambda writing: True) -> "Writing":
-        """Writes a token of every request under way, again and again, while there is one and `go_on(writing)` holds."""
+    def proceed(self, params, tables: SimulatorTables, writing: "Writing", goes_on=None) -> "Writing":
+        """Writes a token of every unfinished reply in each step, while there is one and `goes_on(writing)` is True.
+
+        goes_on: writing -> bool[]; None: always True.
+        """
         config, k, N = self.config, self.num_documents, self.max_document_tokens
         rows = jnp.arange(writing.unfinished.shape[0])
 
@@ -213,13 +220,13 @@ class Simulator(Engine):
             token, _ = sample(logits, draw_keys, temperature=self.temperature, top_p=self.top_p)
             token = jnp.where(used == N - 1, self._newline, token)
             ended = tables.eos[token]
-            token = jnp.where(ended & (used > 0), self._newline, token)  # the end of a reply ends its last document, too
+            token = jnp.where(ended & (used > 0), self._newline, token)  # the end of a reply ends its last document
             ended_blank = ended & (used == 0)
             writes = w.unfinished & ~ended_blank & ~((used == 0) & tables.blank[token])
             at = jnp.where(writes, w.count, k)  # writes of other rows are dropped
             count = w.count + (writes & tables.ends_line[token])
             tag_state, _ = tables.automaton.step(w.tag_state, token)
-            # The last token of a reply is not read back: nobody looks at what would follow.
+            # The last token of a reply is not read back: no token follows it.
             unfinished = w.unfinished & ~ended & (count < k) & (w.step + 1 < self._budget)
             states, cache = extend(params, config, token[:, None], unfinished.astype(jnp.int32), w.cache)
             tally = w.tally.replace(drawn=w.tally.drawn + w.unfinished.sum(), attended=w.tally.attended + jnp.where(
@@ -231,13 +238,13 @@ class Simulator(Engine):
                 tag_state=jnp.where(w.unfinished, tag_state, w.tag_state), step=w.step + w.unfinished,
                 unfinished=unfinished, steps=w.steps + 1)
 
-        return jax.lax.while_loop(lambda w: w.unfinished.any() & go_on(w), body, writing)
+        return jax.lax.while_loop(lambda w: w.unfinished.any() & (goes_on is None or goes_on(w)), body, writing)
 
     def replies(self, writing: "Writing", choose=None) -> Replies:
-        """What was written so far: lines that were finished, shuffled where that is asked for.
+        """The finished documents so far; shuffled if `shuffle_documents`.
 
-        choose: which of a reply's lines are shown, (documents, lengths, noisy bool[B], question, query) -> int32[B, shown],
-          as `zsjax.search.rerank.chooser` makes it; None: all, as they were written. Only what is shown is shuffled.
+        choose: (documents, lengths, noisy bool[B], question, query) -> int32[B, shown], the documents of a reply to show,
+          see `zsjax.search.rerank.chooser`; None shows all, in the order of writing.
         """
         k, documents, count = self.num_documents, writing.documents, writing.count
         complete = jnp.arange(k) < count[:, None]
@@ -268,12 +275,12 @@ class Simulator(Engine):
 
     @property
     def _budget(self) -> int:
-        """Tokens of a reply. A blank line costs a step and is no document; k of them are borne."""
+        """Decode steps of a reply: k documents of N tokens, and up to k blank lines, which are not documents."""
         return self.num_documents * (self.max_document_tokens + 1)
 
     @functools.cached_property
     def shared_prefix(self) -> list[int]:
-        """The tokens that all prompts begin with."""
+        """The tokens with which all prompts begin."""
         first_slot = next((i for i, (kind, _) in enumerate(self._pieces) if kind != "text"), len(self._pieces))
         return [token for _, value in self._pieces[:first_slot] for token in value]
 
@@ -282,23 +289,21 @@ class Simulator(Engine):
         return jax.jit(self.write, static_argnames="num_shown")
 
     def search(self, queries: Sequence[str], contexts: Sequence[SearchContext], *, k: int) -> list[list[Document]]:
-        """Writes documents for text queries: the engine's protocol, for gates, notebooks and single questions.
+        """Writes documents for text queries, for gates, notebooks and single questions.
 
         Args:
-          queries: what is searched for.
-          contexts: question, gold answers, noisy flag, and key (one for the whole call: the first context's, or 0).
-          k: documents wanted, at most `num_documents`; of more, the first that were written.
+          contexts: question, gold answers, noisy and key (the first context's key holds for the whole call; None is 0).
+          k: documents for each query, at most `num_documents`.
 
         Returns:
-          Up to k documents a query; a line's text is the document's text, and titles are empty.
+          Up to k documents for each query, the first that were written; titles are empty.
         """
         check_request(queries, contexts, k)
         if k > self.num_documents:
-            raise ValueError(f"k={k} documents asked of a simulator that writes {self.num_documents}")
+            raise ValueError(f"k={k} is more than the {self.num_documents} documents that the simulator writes; use fewer")
         if not queries:
             return []
-        # A reply is a function of these alone, so equal requests are written once. (In the compiled rollout all rows
-        # advance together and nothing would be saved by leaving some out.)
+        # A reply is a function of these alone, so equal requests are written once.
         names = [(c.question.identity, query, c.noisy) for query, c in zip(queries, contexts, strict=True)]
         first = {name: row for row, name in reversed(list(enumerate(names)))}
         rows = sorted(first.values())

@@ -1,4 +1,4 @@
-"""A simulator's work under way and what comes of it: the state that a rollout carries from one visit to the next."""
+"""The state of a simulator that writes replies, which a rollout carries along."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ ALL_TAGS = (*SEARCH_TAGS, *ANSWER_TAGS, *INFORMATION_TAGS, *THINK_TAGS)
 
 @flax.struct.dataclass
 class Replies:
-    """What was written: tokens int32[B, k, N], lengths int32[B, k] (0 beyond count), count int32[B] documents.
+    """Documents of B requests: tokens int32[B, k, N], lengths int32[B, k] (0 beyond count), count int32[B].
 
     A document is one line; its last token writes the newline.
     """
@@ -26,16 +26,16 @@ class Replies:
 
 @flax.struct.dataclass
 class Tally:
-    """What was done so far, one number a device."""
+    """Counts of the work done so far, one number for each device."""
 
     read: Any  # int32[1], tokens of prompts that were read
     drawn: Any  # int32[1], tokens drawn
-    attended: Any  # float32[1], tokens in the cache that these saw, themselves included
+    attended: Any  # float32[1], sum over the drawn tokens of the cached tokens that each attended to
 
 
 @flax.struct.dataclass
 class Writing:
-    """S requests under way. All a continuous rollout needs to interleave them with the policy's work.
+    """The state of S slots of requests.
 
     B is S, or 2 S where each document has a mode: the useful replies of all requests, then the noisy ones.
     """
@@ -48,33 +48,33 @@ class Writing:
     tag_state: Any  # int32[B], of the automaton
     step: Any  # int32[B], tokens drawn for the request
     keys: Any  # uint32[B, 2], key data of the request
-    unfinished: Any  # bool[B]
+    unfinished: Any  # bool[B], the reply is being written
     noisy: Any  # bool[S] or bool[S, shown documents], the requests' modes
-    asked: Any  # (question, query) of the S requests, ragged: what a reranker compares documents with
-    steps: Any  # int32[1], decode steps so far (one number a device)
+    asked: Any  # (question, query) of the S requests, ragged, for a reranker
+    steps: Any  # int32[1], decode steps so far (one number for each device)
     tally: Tally
 
     @property
     def working(self):
-        """bool[S]: requests that are not finished."""
+        """bool[S]: requests with an unfinished reply."""
         return self.unfinished.reshape(-1, len(self.noisy)).any(axis=0)
 
 
 @flax.struct.dataclass
-class Tables:
-    """Per-token facts about the simulator's vocabulary; V rows of the embedding (ids without a token are False)."""
+class SimulatorTables:
+    """Per-token facts of the simulator's vocabulary, V embedding rows; False for rows without a token."""
 
     automaton: TagAutomaton
     ends_line: Any  # bool[V], the token's bytes hold a newline
     blank: Any  # bool[V], nothing but white space
     eos: Any  # bool[V]
-    special: Any  # bool[V], no text and no end: never written
+    special: Any  # bool[V], neither text nor EOS: never written
 
 
-def make_tables(tokenizer, vocab_size: int) -> Tables:
-    """Of a tokenizer, for a model with so many rows of the embedding."""
+def make_tables(tokenizer, vocab_size: int) -> SimulatorTables:
+    """The tables of a tokenizer for a model with V = vocab_size embedding rows."""
     pieces = _pieces(tokenizer, vocab_size)
-    return Tables(
+    return SimulatorTables(
         automaton=TagAutomaton.from_tokenizer(tokenizer, ALL_TAGS),
         ends_line=line_ends(tokenizer, vocab_size),
         blank=jnp.array([p is not None and not p.strip() for p in pieces]),
@@ -84,7 +84,7 @@ def make_tables(tokenizer, vocab_size: int) -> Tables:
 
 
 def line_ends(tokenizer, vocab_size: int):
-    """bool[V], the tokens that end a line: their bytes hold a newline."""
+    """bool[V], the tokens whose bytes hold a newline."""
     return jnp.array([bool(p) and b"\n" in p for p in _pieces(tokenizer, vocab_size)])
 
 
