@@ -27,11 +27,11 @@ def test_a_chain_is_optaxs_own():
 
 
 @pytest.mark.parametrize("link, words", [
-    (dict(name="no_such_thing"), "no_such_thing"), (dict(name="__doc__"), "no transformation"),
-    (dict(name="jax"), "no transformation"), (dict(name="global_norm", updates=1.0), "no transformation"),
+    (dict(name="no_such_thing"), "no_such_thing"), (dict(name="__doc__"), "not a transformation"),
+    (dict(name="jax"), "not a transformation"), (dict(name="global_norm", updates=1.0), "not a transformation"),
     (dict(name="adam", learning_rates=1.0), "learning_rates"), (dict(learning_rate=1.0), "''"),
-    (dict(name="os.system"), "no transformation"), (dict(name="cosine_decay_schedule", init_value=1.0, decay_steps=3),
-                                                    "no transformation")])
+    (dict(name="os.system"), "not a transformation"), (dict(name="cosine_decay_schedule", init_value=1.0, decay_steps=3),
+                                                    "not a transformation")])
 def test_a_link_that_is_not_a_transformation_is_refused_before_the_run(link, words):
     with pytest.raises(ConfigError) as caught:
         resolve(dict(search=dict(engine="bm25"), optimizer=dict(chain=[link])))
