@@ -1,9 +1,17 @@
 """What the loops of an optimised HLO module do to arrays of one size."""
 
+import jax
+
 from zsjax.plan import hlo
 
 FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "while"}  # no data moves
 UPDATES = {"scatter", "dynamic-update-slice"}
+
+
+def optimised(lowered):
+    """The compiled program that users get: tests compile others with less effort (`tests.environment.quick_codegen`)."""
+    on_cpu = jax.default_backend() == "cpu"
+    return lowered.compile({"xla_cpu_use_fusion_emitters": True} if on_cpu else None)
 
 
 def _in_loops(module, fused):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.hlo import cache_sized_results, operations_in_loops
+from tests.hlo import cache_sized_results, operations_in_loops, optimised
 from zsjax.models import cache as cache_module
 from zsjax.models.cache import KVCache, copy_rows, grow, init_cache
 from zsjax.models.decoder import extend, forward, init_params, logits_of
@@ -107,7 +107,7 @@ def _decode_hlo(B=7):
                                                               top_p=1.0))
     args = (make_params(CONFIG), jnp.zeros((B, P), jnp.int32), jnp.full(B, P), jax.random.key(0), jnp.float32(1),
             jnp.array([3]), jnp.arange(B))
-    return call.lower(*args).compile().as_text(), size
+    return optimised(call.lower(*args)).as_text(), size
 
 
 @pytest.mark.parametrize("rows", [1, 7])
@@ -153,8 +153,8 @@ def test_reading_many_tokens_in_a_loop_writes_in_place():
     cache = init_cache(CONFIG, B, S)
     call = jax.jit(lambda params, tokens, count, cache, hidden: prefill(
         params, CONFIG, tokens, count, cache, hidden, chunk=6), donate_argnums=3)
-    compiled = call.lower(make_params(CONFIG), jnp.zeros((B, 24), jnp.int32), jnp.full(B, 3), cache,
-                          jnp.zeros((B, CONFIG.embed_dim))).compile()
+    compiled = optimised(call.lower(make_params(CONFIG), jnp.zeros((B, 24), jnp.int32), jnp.full(B, 3), cache,
+                                    jnp.zeros((B, CONFIG.embed_dim))))
     size = B * CONFIG.num_kv_heads * S * CONFIG.head_dim
     inside, found = cache_sized_results(compiled.as_text(), size)
     assert inside and not found, found

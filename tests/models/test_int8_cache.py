@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.hlo import cache_sized_results
+from tests.hlo import cache_sized_results, optimised
 from tests.models.test_cache import CONFIG, VARIANTS, _extend_logits, make_params, segments  # noqa: F401
 from tests.small_models import PARAMS, POLICY, QUESTIONS, TOKENIZER, Library, make_config, searching
 from zsjax import types
@@ -91,7 +91,7 @@ def test_it_is_written_in_place():
         return jax.lax.fori_loop(0, S, body, cache)
 
     call = jax.jit(step, donate_argnums=2)
-    compiled = call.lower(make_params(CONFIG), jnp.zeros((B, 1), jnp.int32), cache).compile()
+    compiled = optimised(call.lower(make_params(CONFIG), jnp.zeros((B, 1), jnp.int32), cache))
     inside, found = cache_sized_results(compiled.as_text(), B * CONFIG.num_kv_heads * S * CONFIG.head_dim)
     # On CPU, whose products have no int8 operand, XLA writes the values of a layer out as floats, k and v, one pass each.
     copies = [line for line in found if "s8[" in line]

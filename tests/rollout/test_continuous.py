@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.hlo import cache_sized_results
+from tests.hlo import cache_sized_results, optimised
 from tests.small_models import (
     DOCUMENT_TOKENS,
     MAX_TOKENS,
@@ -106,11 +106,12 @@ def test_neither_cache_is_copied(simulator, resumed):
                              temperature=1.0, key=jax.random.key(0))
     if resumed:
         prompts, loop = jax.eval_shape(lambda inputs: compiled.begin(static, inputs, questions, capacity), inputs)
-        hlo = jax.jit(lambda inputs, prompts, loop: compiled.proceed(static, inputs, questions, prompts, loop),
-                      donate_argnums=2).lower(inputs, prompts, loop).compile().as_text()
+        lowered = jax.jit(lambda inputs, prompts, loop: compiled.proceed(static, inputs, questions, prompts, loop),
+                          donate_argnums=2).lower(inputs, prompts, loop)
+        hlo = optimised(lowered).as_text()
         assert hlo.split("\n", 1)[0].count("-alias)") == len(jax.tree.leaves(loop))
     else:
-        hlo = jax.jit(lambda inputs: compiled.play(static, inputs, questions)).lower(inputs).compile().as_text()
+        hlo = optimised(jax.jit(lambda inputs: compiled.play(static, inputs, questions)).lower(inputs)).as_text()
     policy_cache = rows * POLICY.num_kv_heads * capacity * POLICY.head_dim
     theirs = simulator.config
     simulator_cache = SLOTS * theirs.num_kv_heads * simulator.idle(simulator.params, 1).cache.capacity * theirs.head_dim
