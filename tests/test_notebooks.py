@@ -51,7 +51,7 @@ def test_runs_top_to_bottom(path):
     notebook, code = read(path)
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # one device, as a user's
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    client = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources={
+    client = nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources={
         "metadata": {"path": str(path.parent)}})
     client.execute(env=environment)
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
