@@ -50,7 +50,7 @@ def test_form(path):
 @ids
 def test_runs_top_to_bottom(path):
     notebook, code = read(path)
-    client = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources={
+    client = nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources={
         "metadata": {"path": str(path.parent)}})
     client.execute(env=one_device())
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
