@@ -102,6 +102,7 @@ def get_config(arg=None):
         c.collect.update(episodes=48, probes=8)
         c.tune_simulator.steps = 4
         c.data.eval_limit = 18
+        c.world.update(relations=8, paraphrase=0.0)  # the words that the base knows before its pretraining
         c.pretrain.update(steps=2, options=PRETRAINING | dict(reading_steps=1))
         c.pretrain_simulator.steps = 2
     return c

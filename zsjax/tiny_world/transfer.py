@@ -18,8 +18,8 @@ def transfer(params, tokens: dict[str, int], config: DecoderConfig, new_tokens: 
       tokens: its vocabulary, token -> id.
       config: the decoder with the new vocabulary, else of the same shape.
       new_tokens: the new vocabulary.
-      key: of the draws. A word that the old vocabulary lacks gets the embedding of an old word, drawn at random, plus
-        noise of half the deviation of the old embeddings.
+      key: of the draws. A word that the old vocabulary lacks gets the mean of the old embeddings, plus noise of half
+        their deviation. (A copy of an old word would be a rival of that word at the output.)
 
     Returns:
       New params; all arrays but the embedding are the given ones.
@@ -31,10 +31,9 @@ def transfer(params, tokens: dict[str, int], config: DecoderConfig, new_tokens: 
     if not config.tie_embeddings or old.shape[1] != config.embed_dim or len(params["layers"]) != config.num_layers:
         raise InputError(f"a base of {len(params['layers'])} layers and width {old.shape[1]} cannot start one of "
                          f"{config.num_layers} layers and width {config.embed_dim}, or one without tied embeddings")
-    draw, noise = jax.random.split(key)
     known = {word: new for word, new in new_tokens.items() if word in tokens}
-    source = jax.random.choice(draw, jnp.array([tokens[word] for word in known]), (config.vocab_size,))
-    embedding = old[source] + 0.5 * old.std() * jax.random.normal(noise, (config.vocab_size, config.embed_dim))
+    noise = jax.random.normal(key, (config.vocab_size, config.embed_dim))
+    embedding = old.mean(axis=0) + 0.5 * old.std() * noise
     new, its_old = (jnp.array(ids) for ids in (list(known.values()), [tokens[word] for word in known]))
     return {**params, "embed_tokens": embedding.at[new].set(old[its_old])}
 
