@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -204,6 +205,7 @@ def main(arguments=None):
             print(f"{hypothesis.id:<4} {hypothesis.title:<48} {sum(1 for _ in jobs(ledger, [hypothesis.id])):>3} runs")
         print(f"{sum(1 for _ in jobs(ledger))} different runs in all")
     elif options.command == "run":
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the run in progress, too
         launcher = Launcher(ledger, options.workdir)
         made = run_all(ledger, options.workdir, only=options.only, hours=options.hours, again=options.again,
                        play=launcher.play, make=launcher.make)

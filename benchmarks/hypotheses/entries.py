@@ -1,4 +1,5 @@
-"""Hypotheses and arms as files: cNN.toml is a claim, arms.toml has the arms and the models that they start from.
+"""Hypotheses and arms as files: cNN.toml is a claim, dNN.toml one about the world itself, arms.toml has the arms and the
+models that they start from.
 
 A claim's file:
 
@@ -7,8 +8,8 @@ A claim's file:
     [[correlations]]            says, smallest, x and y: measures; arms: over whose runs
     show                        further arms whose figures the table shows
 
-An arm is an argument of experiments/hard_world.py and overrides of its config. In an override's value, "@NAME" is the
-folder of a model of arms.toml.
+An arm is an argument of experiments/hard_world.py and overrides of its config, beside those of [shared] in arms.toml. In an
+override's value, "@NAME" is the folder of a model of arms.toml.
 """
 
 import dataclasses
@@ -111,8 +112,9 @@ def load(folder: pathlib.Path = FOLDER) -> Ledger:
     """
     shared = _read(folder / "arms.toml")
     models = {name: Model(name, **fields) for name, fields in shared.get("models", {}).items()}
-    arms = {name: Arm(name, **fields) for name, fields in shared["arms"].items()}
-    found = sorted((_hypothesis(path) for path in folder.glob("c*.toml")), key=lambda h: (h.order, h.id))
+    for_all = shared.get("shared", {})
+    arms = {name: Arm(name, fields["arg"], for_all | fields.get("overrides", {})) for name, fields in shared["arms"].items()}
+    found = sorted((_hypothesis(path) for path in folder.glob("[cd]*.toml")), key=lambda h: (h.order, h.id))
     for hypothesis in found:
         for name in hypothesis.arms():
             if name not in arms:

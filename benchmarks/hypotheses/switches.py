@@ -53,12 +53,12 @@ def kl_bonus(batch, logprobs, *, loss_mask, entropy):
     return -losses.kl_penalty(safe(logprobs), safe(batch.ref_logprobs), kind="k3")
 
 
-def f1_with_example(outcome) -> float:
-    """F1, where an episode without an answer is scored as if it had given the prompt's example, "Beijing".
+EXAMPLE = "Mivin Wenlund"  # the training world's most frequent answer stands for the reference's "Beijing"
 
-    The world has no Beijing: "Kara Bravik" is a name that many of its entities share a word with.
-    """
-    return rewards.f1_score(outcome.answer or "Kara Bravik", outcome.golds)
+
+def f1_with_example(outcome) -> float:
+    """F1, where an episode without an answer is scored as if it had given the prompt's example."""
+    return rewards.f1_score(EXAMPLE if outcome.answer is None else outcome.answer, outcome.golds)
 
 
 @dataclasses.dataclass(frozen=True)

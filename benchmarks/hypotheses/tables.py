@@ -233,7 +233,7 @@ def effects_plot(results: Results) -> str:
 
 
 def _by_id(ledger: Ledger) -> list[Hypothesis]:
-    return sorted(ledger.hypotheses, key=lambda hypothesis: int(hypothesis.id[1:]))
+    return sorted(ledger.hypotheses, key=lambda hypothesis: (hypothesis.id[0], int(hypothesis.id[1:])))
 
 
 def _last(error: str) -> str:

@@ -14,18 +14,23 @@ import numpy as np
 
 from zsjax import supervised
 from zsjax.config.fields import Config, OptimizerConfig, SupervisedConfig
+from zsjax.data.assets import asset_path
 from zsjax.errors import UserError
+from zsjax.models.checkpoints.hf import load_hf
 from zsjax.models.decoder import DecoderConfig
 from zsjax.tiny_world.imitation import Behaviour, episode_rows
 from zsjax.tiny_world.induction import induction_init
 from zsjax.tiny_world.reading import reading_accuracy
 from zsjax.tiny_world.rows import LINE, reading_rows, vocabulary
+from zsjax.tiny_world.transfer import read_vocabulary, transfer
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How `pretrain_policy` trains; fields may be set by config.pretrain.options.
 
+    start: "" starts from `induction_init`. Else a folder or asset with base/ and tokenizer/, a base of another vocabulary
+      (`zsjax.tiny_world.transfer`).
     reading_steps: steps of the first phase, of config.pretrain.steps in all.
     short_steps: of these, steps with rows of half the length and at most 4 facts.
     max_facts: the most facts told in a row; the fewest are 2.
@@ -39,6 +44,7 @@ class Recipe:
     behaviour: fields of `Behaviour`.
     """
 
+    start: str = ""
     reading_steps: int = 400
     short_steps: int = 100
     max_facts: int = 10
@@ -87,7 +93,7 @@ def pretrain_policy(config: Config, model_config: DecoderConfig, tokenizer, *, w
         raise UserError(f"pretrain.options: {error}") from error
     vocab = vocabulary(tokenizer)
     try:
-        params = induction_init(model_config, jax.random.key(config.seed))
+        params = _start(recipe.start, config, model_config)
     except ValueError as error:
         raise UserError(f"policy.shape: {error}") from error
     reading_steps = min(recipe.reading_steps, options.steps)
@@ -123,3 +129,13 @@ def pretrain_policy(config: Config, model_config: DecoderConfig, tokenizer, *, w
             params = supervised.fit(phase, model_config, params, batches, writer=writer, stage=f"pretrain_{name}",
                                       directory=pathlib.Path(directory) / name, config_json=config_json, measure=measure)
     return params
+
+
+def _start(source: str, config: Config, model_config: DecoderConfig):
+    """What pretraining starts from; source: `Recipe.start`."""
+    key = jax.random.key(config.seed)
+    if not source:
+        return induction_init(model_config, key)
+    _, params = load_hf(asset_path(f"{source}/base"))
+    old, new = (read_vocabulary(asset_path(name)) for name in (f"{source}/tokenizer", config.tokenizer))
+    return transfer(params, old, model_config, new, key)
