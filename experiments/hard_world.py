@@ -85,7 +85,7 @@ def get_config(arg=None):
     c.search = dict(engine=engine, options=options, eval_engine="bm25", num_documents=3, max_document_tokens=12,
                     max_query_tokens=12, temperature=0.25, shuffle_documents=True, document_format="* {text}")
     c.rollout = dict(max_turns=arg.budget, max_turn_tokens=40, max_tokens=320, max_prompt_tokens=32, rows=16,
-                     simulator_slots=4, lanes=4, busy=0.85)
+                     simulator_slots=4, prefill_batch=4, decode_threshold=0.85)
     c.curriculum = dict(schedule="zero_search", start=0.0, end=arg.noise)
     c.algorithm = preset(arg.algorithm)
     c.reward = dict(terms={arg.reward: 1.0})
