@@ -97,8 +97,10 @@ def trajectory_runs(tmp_path, evil):
 
     def record(i, reward, **fields):
         return {"id": f"q{i}", "question": f"Question {i}?", "golden_answers": [f"gold {i}"], "answer": f"answer {i}",
-                "status": "answered", "search_status": ["ok"], "noisy": [i % 2 == 1], "num_searches": i % 4, "reward": reward,
-                "segments": [{"role": "prompt", "text": f"Question {i}?\n"}, {"role": "policy", "text": "<search> x </search>"},
+                "status": "answered", "search_status": ["ok"], "noisy": [i % 2 == 1], "num_searches": i % 4,
+                "reward": reward,
+                "segments": [{"role": "prompt", "text": f"Question {i}?\n"},
+                             {"role": "policy", "text": "<search> x </search>"},
                              {"role": "document", "text": f"Doc 1: {i}"}], **fields}
 
     def write(run, name, rows, end=""):
@@ -111,7 +113,8 @@ def trajectory_runs(tmp_path, evil):
         rows[13]["segments"][2]["text"] += "Deep Down" * (step == 11)
         rows[4]["answer"] += 'say "\u00dc"\n' * (step == 21)
         write("first", f"trajectories/train_{step:06d}", rows, '{"question": "cut' if step == 21 else "")
-    tagged = [record(20, None, em=None, f1=0.3, data_set="nq"), record(21, None, em=0, status="out_of_turns", data_set="popqa")]
+    tagged = [record(20, None, em=None, f1=0.3, data_set="nq"),
+              record(21, None, em=0, status="out_of_turns", data_set="popqa")]
     tagged[0]["segments"][2]["text"] = evil
     write("first", "evaluation/after-1", tagged, "[]\n")
     write("second", "trajectories/train_000011", [record(i, 1.0) for i in range(20)])

@@ -149,7 +149,8 @@ def test_shapes_are_found_without_weights(tmp_path):
         model_shape(dataclasses.replace(config.policy, init="hf:some/model"), "policy", None)
 
 
-@pytest.mark.parametrize("target, message", [("a100", "unknown target"), ("h100:none", "not a number"), ("v5e:3", "slices of")])
+@pytest.mark.parametrize("target, message", [("a100", "unknown target"), ("h100:none", "not a number"),
+                                             ("v5e:3", "slices of")])
 def test_targets_that_there_are_not(target, message):
     with pytest.raises(UserError, match=message):
         plan.make_plan(resolve(SMALL), target)

@@ -50,7 +50,7 @@ def test_a_retry_helped_only_if_it_led_to_the_answer():
     again = dict(queries=("mother of Bo", "Bo mother"), documents=("* nothing", "* Ada is it"))
     assert TERMS["retry_helped"](changed(**again)) == 1
     assert TERMS["retry_helped"](changed(**again, answer="Cy")) == 0
-    assert TERMS["retry_helped"](changed(**(again | dict(documents=("* Ada", "* Ada"))))) == 0  # the first search had found it
+    assert TERMS["retry_helped"](changed(**(again | dict(documents=("* Ada", "* Ada"))))) == 0  # the first had found it
     assert TERMS["retry_helped"](changed(**(again | dict(documents=("* Ada", "* nothing"))))) == 0
     second_hop = dict(queries=("mother of Bo", "spouse of Cy"), documents=("* Cy", "* Ada"))
     assert TERMS["retry_helped"](changed(**second_hop)) == 0

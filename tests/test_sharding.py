@@ -117,8 +117,8 @@ def test_decoding_gathers_nothing(params, sizes):
     mesh = make_mesh(sizes)
     rows = [jax.device_put(x, row_sharding(mesh)) for x in (*_batch(), np.arange(8))]
     hlo = decode._generate.lower(
-        reshard(params, param_shardings(CONFIG, mesh, DECODE_RULES)), CONFIG, rows[0], rows[1], jax.random.key(0),
-        jnp.float32(1), jnp.array([5, 9]), rows[2], max_new_tokens=10, top_k=0, top_p=1.0).compile().as_text()
+        reshard(params, param_shardings(CONFIG, mesh, DECODE_RULES)), CONFIG, decode.PromptRows(*rows),
+        jax.random.key(0), jnp.float32(1), jnp.array([5, 9]), max_new_tokens=10).compile().as_text()
     assert "all-reduce(" in hlo
     for collective in ("all-gather", "all-to-all", "collective-permute"):
         assert f"{collective}(" not in hlo and f"{collective}-start(" not in hlo

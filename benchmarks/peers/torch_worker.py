@@ -89,8 +89,8 @@ def main():
             if asks:
                 longest = max(kept[n][1] for n in asks)
                 prompts = random_ids(len(asks), w["simulator_prompt"])
-                replies = dict(zip(asks, whole(prompts, longest).cpu()))
-            for n, (i, (policy, documents)) in enumerate(zip(live, kept)):
+                replies = dict(zip(asks, whole(prompts, longest).cpu(), strict=True))
+            for n, (i, (policy, documents)) in enumerate(zip(live, kept, strict=True)):
                 rows[i] = torch.cat([rows[i], spoken[n, :policy], *([replies[n][:documents]] if documents else [])])
 
     kinds = {"decode": decode, "fixed": fixed, "realistic": realistic}

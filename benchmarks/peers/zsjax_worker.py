@@ -38,7 +38,7 @@ def main():
         return scripted_rollout(config, params, w, rng)
 
     def machine(w):
-        return lambda: dict(zip(("flops", "bandwidth"), limits(options["dtype"])))
+        return lambda: dict(zip(("flops", "bandwidth"), limits(options["dtype"]), strict=True))
 
     kinds = {"decode": decode, "fixed": rollout, "realistic": rollout, "limits": machine}
 

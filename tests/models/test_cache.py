@@ -1,6 +1,5 @@
 """The cached path computes what the dense one does, and writes its cache in place."""
 
-import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -8,36 +7,12 @@ import numpy as np
 import pytest
 
 from tests.hlo import cache_sized_results, operations_in_loops, optimised
+from tests.small_decoders import CONFIG, VARIANTS, extend_logits, make_params
 from zsjax.models import cache as cache_module
 from zsjax.models.cache import KVCache, copy_rows, grow, init_cache
-from zsjax.models.decoder import extend, forward, init_params, logits_of
+from zsjax.models.decoder import extend, forward
 from zsjax.models.layers import DecoderConfig
 from zsjax.sampling import decode
-
-CONFIG = DecoderConfig(vocab_size=50, embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, mlp_dim=48)
-VARIANTS = {
-    "qwen2": CONFIG,
-    "qwen3_window": DecoderConfig(**{**CONFIG.__dict__, "qkv_bias": False, "qk_norm": True, "model_type": "qwen3",
-                                     "sliding_window": 7, "sliding_layers": (1,)}),
-    "gemma3": dataclasses.replace(CONFIG, qkv_bias=False, qk_norm=True, norm_offset=1.0, post_norms=True, embed_scale=6.0,
-                                  activation="gelu_tanh", query_scale=0.3, sliding_window=7, sliding_layers=(0,),
-                                  sliding_rope_theta=300.0, model_type="gemma3_text"),
-}
-
-
-def make_params(config, seed=0):
-    # Larger than the usual start, so that logits have a deviation of about one.
-    return jax.tree.map(lambda x: 6 * x if x.ndim > 1 else x, init_params(config, jax.random.key(seed)))
-
-
-def _extend_logits(params, config, tokens, count, cache):
-    hidden, cache = extend(params, config, tokens, count, cache)
-    return logits_of(params, config, hidden), cache
-
-
-@pytest.fixture(params=[cache_module.SEGMENT, 4], ids=["whole", "segments"])
-def segments(request, monkeypatch):
-    monkeypatch.setattr(cache_module, "SEGMENT", request.param)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -50,7 +25,7 @@ def test_any_split_into_chunks_equals_the_dense_forward(name, segments):
     valid = np.arange(T) < lengths[:, None]
     dense = np.asarray(jax.jit(forward, static_argnums=1)(params, config, tokens, valid=valid))
     assert dense[valid].std() > 0.3
-    step = jax.jit(_extend_logits, static_argnums=1)
+    step = jax.jit(extend_logits, static_argnums=1)
     # A full cache is the harder case: the meaningless end of a chunk falls beyond it.
     cache, found = init_cache(config, B, T if name == "qwen2" else T + 9), np.full_like(dense, np.nan)
     while (cache.lengths < lengths).any():
@@ -74,7 +49,7 @@ def test_grown_and_repeated_rows_go_on_alike(segments):
     def shared(params):
         _, cache = extend(params, CONFIG, prompt, jnp.array([5, 3]), init_cache(CONFIG, 2, 5))
         cache = copy_rows(init_cache(CONFIG, 4, 8), jnp.arange(4), grow(cache, 6), jnp.array([0, 0, 1, 1]))
-        return _extend_logits(params, CONFIG, jnp.array([[7], [8], [7], [8]]), jnp.ones(4, jnp.int32), cache)
+        return extend_logits(params, CONFIG, jnp.array([[7], [8], [7], [8]]), jnp.ones(4, jnp.int32), cache)
 
     logits, cache = shared(params)
     np.testing.assert_array_equal(cache.lengths, [6, 6, 4, 4])
@@ -88,7 +63,7 @@ def test_grown_and_repeated_rows_go_on_alike(segments):
 def test_how_a_cpu_stores_bfloat16_changes_nothing():
     config = DecoderConfig(**{**CONFIG.__dict__, "dtype": "bfloat16"})
     params, tokens = make_params(config), jnp.array([[3, 1, 4, 1], [5, 9, 2, 6]], jnp.int32)
-    step = jax.jit(_extend_logits, static_argnums=1)
+    step = jax.jit(extend_logits, static_argnums=1)
     found = []
     for dtype in (None, jnp.bfloat16):
         _, cache = step(params, config, tokens, jnp.array([4, 2]), init_cache(config, 2, 6, dtype))
@@ -103,10 +78,9 @@ def _decode_hlo(B=7):
     P, N = 20, 13
     size = B * CONFIG.num_kv_heads * (P + N - 1) * CONFIG.head_dim
     # A new jit each time: a cached trace would hide the other write.
-    call = jax.jit(lambda *args: decode._generate.__wrapped__(args[0], CONFIG, *args[1:], max_new_tokens=N, top_k=0,
-                                                              top_p=1.0))
-    args = (make_params(CONFIG), jnp.zeros((B, P), jnp.int32), jnp.full(B, P), jax.random.key(0), jnp.float32(1),
-            jnp.array([3]), jnp.arange(B))
+    call = jax.jit(lambda *args: decode._generate.__wrapped__(args[0], CONFIG, *args[1:], max_new_tokens=N))
+    prompts = decode.PromptRows(jnp.zeros((B, P), jnp.int32), jnp.full(B, P), jnp.arange(B))
+    args = (make_params(CONFIG), prompts, jax.random.key(0), jnp.float32(1), jnp.array([3]))
     return optimised(call.lower(*args)).as_text(), size
 
 

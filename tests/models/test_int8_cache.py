@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.hlo import cache_sized_results, optimised
-from tests.models.test_cache import CONFIG, VARIANTS, _extend_logits, make_params, segments  # noqa: F401
+from tests.small_decoders import CONFIG, VARIANTS, extend_logits, make_params
 from tests.small_models import PARAMS, POLICY, QUESTIONS, TOKENIZER, Library, make_config, searching
 from zsjax import types
 from zsjax.config import ConfigError, resolve
@@ -37,7 +37,7 @@ def test_rounding_is_to_the_nearest_of_255_steps_a_position(seed, exponent):
 
 def read(params, config, tokens, dtype, pieces):
     """Logits of all tokens, read in pieces."""
-    cache, out, step = init_cache(config, len(tokens), tokens.shape[1], dtype), [], jax.jit(_extend_logits, static_argnums=1)
+    cache, out, step = init_cache(config, len(tokens), tokens.shape[1], dtype), [], jax.jit(extend_logits, static_argnums=1)
     for piece in np.split(tokens, np.cumsum(pieces)[:-1], axis=1):
         logits, cache = step(params, config, piece, jnp.full(len(tokens), piece.shape[1]), cache)
         out.append(logits)
@@ -61,7 +61,7 @@ def test_logits_are_near_the_dense_ones_and_do_not_depend_on_the_chunks(name):
     assert num_bytes(cache.k) == pytest.approx(per_head * num_bytes(plain.k))
 
 
-def test_repeated_grown_and_laned_rows_go_on_alike(segments):  # noqa: F811
+def test_repeated_grown_and_gathered_rows_go_on_alike(segments):
     params, dtype = make_params(CONFIG), jnp.int8
     prompt = jnp.array([[3, 1, 4, 1, 5], [9, 2, 6, 0, 0]], jnp.int32)
 
@@ -71,7 +71,7 @@ def test_repeated_grown_and_laned_rows_go_on_alike(segments):  # noqa: F811
         _, cache = prefill(params, CONFIG, prompt, jnp.array([5, 3]), init_cache(CONFIG, 2, 5, dtype), hidden, chunk=2,
                            batch=1)
         cache = copy_rows(init_cache(CONFIG, 4, 8, dtype), jnp.arange(4), grow(cache, 6), jnp.array([0, 0, 1, 1]))
-        return _extend_logits(params, CONFIG, jnp.array([[7], [8], [7], [8]]), jnp.ones(4, jnp.int32), cache)
+        return extend_logits(params, CONFIG, jnp.array([[7], [8], [7], [8]]), jnp.ones(4, jnp.int32), cache)
 
     logits, cache = shared(params)
     np.testing.assert_array_equal(cache.lengths, [6, 6, 4, 4])
@@ -86,7 +86,7 @@ def test_it_is_written_in_place():
 
     def step(params, tokens, cache):
         def body(i, cache):
-            return _extend_logits(params, CONFIG, tokens, jnp.ones(B, jnp.int32), cache)[1]
+            return extend_logits(params, CONFIG, tokens, jnp.ones(B, jnp.int32), cache)[1]
 
         return jax.lax.fori_loop(0, S, body, cache)
 

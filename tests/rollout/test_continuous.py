@@ -111,7 +111,7 @@ def test_neither_cache_is_copied(simulator, resumed):
         hlo = optimised(lowered).as_text()
         assert hlo.split("\n", 1)[0].count("-alias)") == len(jax.tree.leaves(loop))
     else:
-        hlo = optimised(jax.jit(lambda inputs: compiled.play(static, inputs, questions)).lower(inputs)).as_text()
+        hlo = optimised(jax.jit(lambda inputs: compiled.play_compiled(static, inputs, questions)).lower(inputs)).as_text()
     policy_cache = rows * POLICY.num_kv_heads * capacity * POLICY.head_dim
     theirs = simulator.config
     simulator_cache = SLOTS * theirs.num_kv_heads * simulator.idle(simulator.params, 1).cache.capacity * theirs.head_dim
@@ -135,11 +135,11 @@ def test_requests_are_told_apart():
 
     table, numbers = ask(table, rows, [True, True, True, False, True, False])
     assert numbers.tolist() == [0, 0, 1, 6, 2, 6] and (int(table.asked[0]), int(table.distinct[0])) == (4, 3)
-    table, given = dedup.begin(table, jnp.array([True, False, True]))
+    table, given = dedup.begin_requests(table, jnp.array([True, False, True]))
     assert given.tolist() == [0, 6, 1] and int(table.begun[0]) == 2
     table, numbers = ask(table, rows[::-1], [True] * 6)
     assert numbers.tolist() == [3, 2, 4, 1, 0, 0] and (int(table.asked[0]), int(table.distinct[0])) == (10, 5)
-    table, given = dedup.begin(table, jnp.ones(4, bool))
+    table, given = dedup.begin_requests(table, jnp.ones(4, bool))
     assert given.tolist() == [2, 3, 4, 6] and not table.written.any()
     replies = Replies(tokens=jnp.full((2, 2, 3), 7), lengths=jnp.full((2, 2), 3), count=jnp.array([2, 1]))
     table = dedup.enter(table, jnp.array([4, 6]), replies)

@@ -11,7 +11,7 @@ from zsjax.config import resolve
 from zsjax.rollout import make_rollout, reranking
 from zsjax.rollout.experience import Experience
 from zsjax.search import Document
-from zsjax.search.rerank import chooser, encode_texts, init_reranker, score
+from zsjax.search.rerank import chooser, encode_texts, init_reranker, score_documents
 from zsjax.search.simulator import simulator as simulation
 
 CANDIDATES, SHOWN = 4, 2
@@ -41,7 +41,7 @@ def lines_of(documents, lengths):
 
 def ranked(weights, documents, lengths, noisy, *asked):
     """The lines of each reply in the order in which they should be shown."""
-    scores = np.asarray(score(weights, documents, lengths, *asked))
+    scores = np.asarray(score_documents(weights, documents, lengths, *asked))
     pairs = [zip(scores[b] if noisy else -scores[b], lines_of(documents[b], lengths[b]), strict=False)
              for b in range(len(documents))]
     return [[line for _, line in sorted(of_row, key=lambda pair: pair[0])] for of_row in pairs]

@@ -47,7 +47,7 @@ def step(loss, **options):
     params, optimizer = init_params(MODEL, jax.random.key(0)), optax.sgd(1.0)
     update = make_update(MODEL, loss, optimizer, chunk=4, **options)
     new, _, info = update(jax.tree.map(jnp.copy, params), optimizer.init(params), batch())
-    moved = max(float(jnp.abs(a - b).max()) for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(params)))
+    moved = max(float(jnp.abs(a - b).max()) for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(params), strict=True))
     return moved, {name: float(value) for name, value in info.items()}
 
 

@@ -51,9 +51,9 @@ def test_scores_and_order_equal_an_oracle():
     weights = {"overlap": rng.normal(size=4).astype(np.float32), "bags": rng.normal(size=(2, 64)).astype(np.float32)}
     for _ in range(4):
         documents, question, query, arrays = random_requests(rng)
-        scores = np.asarray(jax.jit(rerank.score)(weights, *arrays))
+        scores = np.asarray(jax.jit(rerank.score_documents)(weights, *arrays))
         noisy = rng.random(5) < 0.5
-        order = np.asarray(rerank.choose(scores, arrays[1], noisy, 3))
+        order = np.asarray(rerank.choose_documents(scores, arrays[1], noisy, 3))
         for b, found in enumerate(documents):
             expected = [score_oracle(weights, d, question[b], query[b]) for d in found]
             np.testing.assert_allclose(scores[b, :len(found)], expected, rtol=2e-5, atol=1e-5)
@@ -86,7 +86,7 @@ def seen_by(rng, groups=6, size=4):
 
 def learned(steps=60, seed=0):
     rng, state, infos = np.random.default_rng(seed), rerank.init_reranker(OPTIONS), []
-    update = rerank.make_update(OPTIONS.learning_rate)
+    update = rerank.make_reranker_update(OPTIONS.learning_rate)
     for _ in range(steps):
         seen, rewards, group = seen_by(rng)
         state, info = update(state, seen, rewards, group, np.ones(len(rewards), bool))
@@ -126,5 +126,5 @@ def test_what_all_episodes_of_a_group_share_does_not_count():
 def test_learning_is_deterministic_and_needs_no_new_program():
     (one, _), (two, _) = learned(steps=3), learned(steps=3)
     jax.tree.map(np.testing.assert_array_equal, one, two)
-    assert rerank.make_update(OPTIONS.learning_rate)._cache_size() == 1
+    assert rerank.make_reranker_update(OPTIONS.learning_rate)._cache_size() == 1
     assert jax.tree.structure(one.opt_state) == jax.tree.structure(optax.adam(0.1).init(one.weights))

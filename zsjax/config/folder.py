@@ -157,7 +157,7 @@ def _read(text) -> tuple[Config, dict[str, Any]]:
 
 
 def _take_unknown(tree, prefix, unknown):
-    """Moves everything that is neither a field nor holds fields from `tree` to `unknown`; renames fields of older versions."""
+    """Moves everything that is neither a field nor holds fields from `tree` to `unknown`; renames older fields."""
     for name in list(tree):
         field = prefix + name
         if now := renamed(Config).get(field):

@@ -23,7 +23,7 @@ from zsjax.errors import ConfigError, UserError
 from zsjax.parallel.constrain import compiling_for
 from zsjax.plan import memory
 from zsjax.plan.setup import PlanSetup, make_setup
-from zsjax.plan.targets import Target, read_target, readable
+from zsjax.plan.targets import PlanTarget, read_target, readable
 from zsjax.plan.topology import has_compiler
 from zsjax.plan.work import Work, step_work
 
@@ -104,7 +104,7 @@ def _estimate(config, target) -> Plan:
         raise UserError(str(error)) from error
 
 
-def compile_programs(config: Config, target: Target) -> list[dict]:
+def compile_programs(config: Config, target: PlanTarget) -> list[dict]:
     """The lines of `zsjax.plan.aot`, from a process of its own: libtpu reads its environment when it is loaded."""
     if not has_compiler(target.chip.kind):
         raise UserError("a plan for TPUs needs the TPU's compiler: pip install 'zsjax[plan]'; or --estimate does without")
@@ -148,7 +148,7 @@ _CHANGES: list[tuple[str, Callable]] = [
 ]
 
 
-def _advice(config: Config, target: Target) -> tuple[str, ...]:
+def _advice(config: Config, target: PlanTarget) -> tuple[str, ...]:
     """Flags that together make the estimate fit; () if none of `_CHANGES` does."""
     changed: dict[str, str] = {}
     plan = _estimate(config, target)

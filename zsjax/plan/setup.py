@@ -13,7 +13,7 @@ from zsjax.models.families import PRESETS, find_preset, read_config
 from zsjax.models.layers import DecoderConfig
 from zsjax.parallel.constrain import AXES
 from zsjax.parallel.mesh import mesh_shape
-from zsjax.plan.targets import Target
+from zsjax.plan.targets import PlanTarget
 from zsjax.rl import packing
 from zsjax.rollout.schedule import Schedule
 from zsjax.run import build
@@ -35,7 +35,7 @@ class PlanSetup:
     """
 
     config: Config
-    target: Target
+    target: PlanTarget
     mesh: jax.sharding.AbstractMesh
     policy: DecoderConfig
     simulator: DecoderConfig | None
@@ -105,7 +105,7 @@ class PlanSetup:
         return search.num_candidates * (search.max_document_tokens + 1)
 
 
-def make_setup(config: Config, target: Target) -> PlanSetup:
+def make_setup(config: Config, target: PlanTarget) -> PlanSetup:
     """Raises UserError where a model's shape cannot be known."""
     if config.mesh.simulator_devices:
         raise UserError(f"mesh.simulator_devices = {config.mesh.simulator_devices}: the plan knows only a simulator on the "

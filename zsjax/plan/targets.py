@@ -51,7 +51,7 @@ SLICES = {"v5e": _SLICES_2D, "v6e": _SLICES_2D, "v5p": _SLICES_3D}
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
+class PlanTarget:
     """A number of chips of one kind."""
 
     name: str
@@ -67,7 +67,7 @@ class Target:
         return f"{self.devices} x {self.name}"
 
 
-def read_target(text: str) -> Target:
+def read_target(text: str) -> PlanTarget:
     """The target that "a100-80gb:8" or "v5e:16" names: chips and how many, 1 if left out.
 
     Raises:
@@ -81,7 +81,7 @@ def read_target(text: str) -> Target:
         raise InputError(f"target {text!r}: {count!r} is not a number of devices; use a positive integer")
     if name in SLICES and int(count) not in SLICES[name]:
         raise InputError(f"target {text!r}: {name} comes in slices of {', '.join(map(str, SLICES[name]))} chips")
-    return Target(name, CHIPS[name], int(count))
+    return PlanTarget(name, CHIPS[name], int(count))
 
 
 def readable(number: float, unit: str) -> str:

@@ -8,7 +8,7 @@ papers (A100 v1.0, H100 v1.04) and the CUDA programming guide, table of compute 
 import importlib.util
 
 from zsjax.parallel.constrain import compiling_for
-from zsjax.plan.targets import Target
+from zsjax.plan.targets import PlanTarget
 
 _GPU = """gpu_device_info {{ threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
   shared_memory_per_core: {per_core} threads_per_core_limit: 2048 core_count: {cores} fpus_per_core: {fpus}
@@ -43,7 +43,7 @@ def has_compiler(kind: str) -> bool:
     return any(map(there, PLUGINS[kind]))
 
 
-def devices_of(target: Target):
+def devices_of(target: PlanTarget):
     """The target's devices, to make a mesh of. The process must run with JAX_PLATFORMS=cpu."""
     from jax.experimental import topologies
 
@@ -53,12 +53,12 @@ def devices_of(target: Target):
                                         topology=f"1x1x{target.devices}").devices
 
 
-def gpu_description(target: Target) -> str:
+def gpu_description(target: PlanTarget) -> str:
     """XLA's GpuTargetConfig of an NVIDIA GPU, in protobuf's text form."""
     return _GPU.format(bandwidth=int(target.chip.bandwidth), **_GPUS[target.name])
 
 
-def tracing_for(target: Target):
+def tracing_for(target: PlanTarget):
     """A context in which programs are traced for the target: its platform, its attention kernels."""
     gpu = _GPUS.get(target.name)
     return compiling_for(target.chip.kind, gpu["name"] if gpu else f"TPU {target.name}",

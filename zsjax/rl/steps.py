@@ -282,7 +282,7 @@ def _finish(objective, optimizer, params, opt_state, total, weights):
     grads = jax.tree.map(lambda g: divide(g, weight), grads)
     loss_value = divide(loss_sum, weight)
     counts = (weight > 0) if mismatch is None else (weight > 0) & ~mismatch
-    params, opt_state, info = step(optimizer, params, opt_state, grads, loss_value, counts)
+    params, opt_state, info = optimizer_step(optimizer, params, opt_state, grads, loss_value, counts)
     info |= {"loss": loss_value, "weight": weight} | objective.defaults
     info |= {name: divide(*pair) for name, pair in sums["metrics"].items()}
     if mismatch is not None:
@@ -311,7 +311,7 @@ def accumulate(value_and_grad, params, batch, microbatch_rows):
     return jax.lax.scan(body, start, parts)[0]
 
 
-def step(optimizer, params, opt_state, grads, loss, counts):
+def optimizer_step(optimizer, params, opt_state, grads, loss, counts):
     """One optimizer step. Nothing changes if loss or gradient is not finite, or `counts` (bool[]) is False."""
     grad_norm = optax.global_norm(grads)
     finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)

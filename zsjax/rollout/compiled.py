@@ -33,7 +33,7 @@ from zsjax.rollout import state as pieces
 from zsjax.rollout.actions import NOTHING
 from zsjax.rollout.draws import draw_noise, per_document
 from zsjax.rollout.environment import Environment
-from zsjax.rollout.played import Played, RolloutWork, num_bytes
+from zsjax.rollout.played import Played, RolloutWork, allocated_bytes
 from zsjax.rollout.queries import queries
 from zsjax.rollout.schedule import Schedule
 from zsjax.rollout.state import Prompts, RolloutState
@@ -177,7 +177,7 @@ class Round:
         return loop.replace(requests=requests, request=jnp.where(asks, number, loop.request))
 
     def start(self, loop):
-        requests, number = dedup.begin(loop.requests, loop.writes == self.N)
+        requests, number = dedup.begin_requests(loop.requests, loop.writes == self.N)
         question, query, noisy = jax.tree.map(lambda x: x.at[number].get(mode="clip"),
                                               (requests.question, requests.query, requests.noisy))
         of_question = jax.tree.map(lambda x: x[question],
@@ -209,7 +209,7 @@ class Round:
         return loop.replace(state=state, request=jnp.where(jnp.repeat(served, env.max_queries), self.N, loop.request))
 
 
-def play(static: Static, inputs: Inputs, questions: dict) -> Played:
+def play_compiled(static: Static, inputs: Inputs, questions: dict) -> Played:
     """A whole rollout against a simulator with the policy's tokenizer; pure.
 
     questions: the inputs of `read_prompts`, and for each question `question` and `answers` (ragged pairs) and
@@ -268,13 +268,13 @@ def work_of(loop: LoopState) -> RolloutWork:
         policy_steps=loop.state.steps, policy_rows=one(len(loop.episode)), simulator_steps=writing.steps,
         simulator_slots=one(len(loop.writes)), simulator_tokens=one(requests.replies.lengths.sum()),
         requests=requests.asked, simulated=requests.begun, tally=writing.tally,
-        policy_cache=num_bytes(loop.state.cache), simulator_cache=num_bytes(writing.cache))
+        policy_cache=allocated_bytes(loop.state.cache), simulator_cache=cache_bytes(writing.cache))
 
 
 def compiled_program(static: Static, mesh):
     """The jitted program (Inputs, questions) -> Played. mesh: None, or the mesh over which questions are sharded."""
     def program(inputs, questions):
-        return play(static, inputs, questions)
+        return play_compiled(static, inputs, questions)
 
     return jax.jit(over_rows(program, mesh, rows=("questions",)))
 

@@ -72,7 +72,7 @@ def ask(table: RequestTable, asks, question, query, noisy):
     ), jnp.where(asks, number, N).astype(jnp.int32)
 
 
-def begin(table: RequestTable, free):
+def begin_requests(table: RequestTable, free):
     """(RequestTable, number int32[S] of the next request for each free slot of bool[S], N where there is none)."""
     number = table.begun + jnp.cumsum(free, dtype=jnp.int32) - 1
     number = jnp.where(free & (number < table.distinct), number, table.written.shape[0])

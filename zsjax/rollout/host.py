@@ -17,6 +17,7 @@ import concurrent.futures
 import threading
 import time
 from concurrent.futures import Future
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -29,7 +30,7 @@ from zsjax.rollout import schedule
 from zsjax.rollout import state as pieces
 from zsjax.rollout.actions import DOCUMENTS, NOTHING
 from zsjax.rollout.draws import draw_noise
-from zsjax.rollout.played import Played, RolloutWork, num_bytes
+from zsjax.rollout.played import Played, RolloutWork, allocated_bytes
 from zsjax.rollout.queries import queries
 from zsjax.rollout.schedule import Schedule
 from zsjax.rollout.searching import Asked, SearchResults
@@ -38,6 +39,19 @@ from zsjax.search.simulator.writing import Replies
 # Where too few rows can sample, the host waits for running searches, at most this share of the last decode's time. The
 # documents of a quick engine arrive in that time, which saves steps of half-empty batches. A slow engine costs little.
 PATIENCE = 0.25
+
+
+class Waiting(NamedTuple):
+    """What the decode program needs to know of the rows that wait for the host.
+
+    Attributes:
+      requested, ready: bool[R], the row's requests are entered, and all of their replies are there.
+      left: int32[1], episodes that no row has begun.
+    """
+
+    requested: np.ndarray
+    ready: np.ndarray
+    left: np.ndarray
 
 
 class HostRollout:
@@ -64,7 +78,7 @@ class HostRollout:
 
         self._cast = jax.jit(lambda params: decoding_params(params, env.policy))  # once a rollout
         self._begin = jitted(self._begin_pieces, "inputs")
-        self._decode = jitted(self._decode_pieces, "state", "requested", "ready", "left", donate_argnums=2)
+        self._decode = jitted(self._decode_pieces, "state", "waiting", donate_argnums=2)
         self._refill = jitted(self._refill_pieces, "state", "episodes", "prompts", "played", "rows", "episode",
                               donate_argnums=(0, 1))
         self._ask = jitted(self._ask_pieces, "state")
@@ -78,15 +92,9 @@ class HostRollout:
         R, _ = self.schedule.sizes(E)
         return prompts, pieces.empty_rows(self.env, R), pieces.finish(pieces.empty_rows(self.env, E))
 
-    def _decode_pieces(self, params, tables, state, requested, ready, left, may_ask, key, temperature):
-        """The decode program.
-
-        Args:
-          requested, ready: bool[R], the row's requests are entered, and all of their replies are there.
-          left: int32[1], episodes that no row has begun.
-          may_ask: bool[], whether another search can be begun.
-        """
-        begun = state.steps[0]
+    def _decode_pieces(self, params, tables, state, waiting: Waiting, may_ask, key, temperature):
+        """The decode program. may_ask: bool[], whether another search can be begun."""
+        begun, (requested, ready, left) = state.steps[0], waiting
 
         def goes_on(state):
             status, waits_for = state.status, state.waits_for
@@ -139,8 +147,9 @@ class HostRollout:
         try:
             while True:
                 begun = time.perf_counter()
-                state = self._decode(params, self.tables, state, board.requested, board.ready, board.left,
-                                     len(running) < self.search_batches, key, temperature)
+                waiting = Waiting(board.requested, board.ready, board.left)
+                state = self._decode(params, self.tables, state, waiting, len(running) < self.search_batches, key,
+                                     temperature)
                 self.watch(state)
                 board.status, board.waits_for = map(np.array, jax.device_get((state.status, state.waits_for)))
                 patience = PATIENCE * (time.perf_counter() - begun)
@@ -155,7 +164,7 @@ class HostRollout:
                     return Played(episodes, RolloutWork(
                         policy_steps=jax.device_get(state.steps), policy_rows=rows, simulator_steps=steps,
                         simulator_slots=slots,
-                        policy_cache=np.repeat(num_bytes(state.cache) / len(rows), len(rows))))
+                        policy_cache=np.repeat(allocated_bytes(state.cache) / len(rows), len(rows))))
 
                 collect(patience)  # so that the next batch can be asked for
                 if board.unrequested().any() and len(running) < self.search_batches:
@@ -276,7 +285,7 @@ class _Board:
 
     def stuck(self) -> bool:
         """Whether every row waits for a search or has ended."""
-        goes_on = schedule.generating(self.status, self.waits_for) | schedule.served(self.waits_for, self.ready)
+        goes_on = schedule.is_generating(self.status, self.waits_for) | schedule.served(self.waits_for, self.ready)
         return not goes_on.any()
 
     def low(self):

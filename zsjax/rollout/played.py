@@ -52,7 +52,7 @@ class Played:
     work: RolloutWork
 
 
-def num_bytes(cache):
+def allocated_bytes(cache):
     """float32[1] bytes of a cache, as `RolloutWork` has them."""
     return np.full(1, quant.num_bytes(cache), np.float32)
 

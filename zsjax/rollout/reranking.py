@@ -15,11 +15,19 @@ from zsjax.rollout.environment import environment, tables
 from zsjax.rollout.queries import cut_text
 from zsjax.sampling import ragged
 from zsjax.sampling.splice import take_span
-from zsjax.search.rerank import RerankerState, Seen, choose, encode_texts, init_reranker, make_update, score
+from zsjax.search.rerank import (
+    RerankerState,
+    Seen,
+    choose_documents,
+    encode_texts,
+    init_reranker,
+    make_reranker_update,
+    score_documents,
+)
 from zsjax.search.simulator.writing import line_ends
 
-_choose = jax.jit(lambda weights, documents, lengths, noisy, question, query, num_shown: choose(
-    score(weights, documents, lengths, question, query), lengths, noisy, num_shown), static_argnames="num_shown")
+_choose = jax.jit(lambda weights, documents, lengths, noisy, question, query, num_shown: choose_documents(
+    score_documents(weights, documents, lengths, question, query), lengths, noisy, num_shown), static_argnames="num_shown")
 
 
 class HostReranker:
@@ -108,7 +116,7 @@ class Reranking:
         """read: in place of `make_reader`'s function of these arguments."""
         self._options = config.search.rerank
         self._read = read or make_reader(policy_config, tokenizer, config)
-        self._update = make_update(self._options.learning_rate)
+        self._update = make_reranker_update(self._options.learning_rate)
 
     def start(self) -> RerankerState:
         return init_reranker(self._options)

@@ -43,7 +43,7 @@ def ended(status):
     return status != RUNNING
 
 
-def generating(status, waits_for):
+def is_generating(status, waits_for):
     """bool[..., R], rows that sample the next token."""
     return (status == RUNNING) & (waits_for == NOTHING)
 
@@ -51,7 +51,7 @@ def generating(status, waits_for):
 def low(status, waits_for, left, threshold: float):
     """bool[...], whether other work comes first, because few rows can sample."""
     remaining = (left + (status == RUNNING).sum(-1)).clip(max=status.shape[-1])
-    return generating(status, waits_for).sum(-1) <= np.float32(threshold) * remaining.astype(np.float32)
+    return is_generating(status, waits_for).sum(-1) <= np.float32(threshold) * remaining.astype(np.float32)
 
 
 def can_refill(status, left):

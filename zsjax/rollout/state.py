@@ -152,7 +152,7 @@ def refill(env: Environment, state: RolloutState, prompts: Prompts, rows, episod
 
 def generating(state: RolloutState):
     """bool[B]: rows whose next token is the policy's."""
-    return schedule.generating(state.status, state.waits_for)
+    return schedule.is_generating(state.status, state.waits_for)
 
 
 def outgrows(env: Environment, state: RolloutState):

@@ -1,6 +1,7 @@
 """Continuing prompts: one compiled program reads them into a cache and samples until every row has stopped."""
 
 import functools
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -24,6 +25,14 @@ class GenerateOutput:
     tokens: jax.Array
     lengths: jax.Array
     logprobs: jax.Array
+
+
+class PromptRows(NamedTuple):
+    """tokens int32[B, P], lengths int32[B] and row_ids int32[B] of `generate`."""
+
+    tokens: jax.Array
+    lengths: jax.Array
+    row_ids: jax.Array
 
 
 def generate(params, config: DecoderConfig, tokens, lengths, *, key, max_new_tokens: int, temperature=1.0,
@@ -56,13 +65,14 @@ def generate(params, config: DecoderConfig, tokens, lengths, *, key, max_new_tok
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     row_ids = jnp.arange(tokens.shape[0]) if row_ids is None else row_ids
-    return _generate(params, config, tokens, lengths, key, jnp.asarray(temperature, jnp.float32),
-                     jnp.asarray(tuple(stop_ids), jnp.int32), jnp.asarray(row_ids, jnp.int32),
-                     max_new_tokens=max_new_tokens, top_k=top_k, top_p=top_p)
+    prompts = PromptRows(tokens, lengths, jnp.asarray(row_ids, jnp.int32))
+    return _generate(params, config, prompts, key, jnp.asarray(temperature, jnp.float32),
+                     jnp.asarray(tuple(stop_ids), jnp.int32), max_new_tokens=max_new_tokens, top_k=top_k, top_p=top_p)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "max_new_tokens", "top_k", "top_p"))
-def _generate(params, config, tokens, lengths, key, temperature, stop_ids, row_ids, *, max_new_tokens, top_k, top_p):
+def _generate(params, config, prompts: PromptRows, key, temperature, stop_ids, *, max_new_tokens, top_k=0, top_p=1.0):
+    tokens, lengths, row_ids = prompts
     B, P = tokens.shape
     params = (cast_matrices if B == 1 else decoding_params)(params, config)  # a single row gains nothing by a turned head
 

@@ -62,7 +62,7 @@ def init_reranker(options) -> RerankerState:
     return RerankerState(weights, optax.adam(options.learning_rate).init(weights))
 
 
-def score(weights, documents, lengths, question, query):
+def score_documents(weights, documents, lengths, question, query):
     """float32[B, k] scores of documents int32[B, k, N] with lengths int32[B, k].
 
     question, query: ragged, (int32[B, n], int32[B]).
@@ -86,7 +86,7 @@ def score(weights, documents, lengths, question, query):
     return overlap @ weights["overlap"] + of_token.sum(axis=2) / jnp.sqrt(size)
 
 
-def choose(scores, lengths, noisy, num_shown: int):
+def choose_documents(scores, lengths, noisy, num_shown: int):
     """int32[B, num_shown], the candidates to show, first to last. Candidates of length 0 come last.
 
     Args:
@@ -98,10 +98,13 @@ def choose(scores, lengths, noisy, num_shown: int):
 
 
 def chooser(weights, num_shown: int):
-    """A `choose` for `Simulator.replies`. weights: None shows the first documents."""
+    """A `choose_documents` for `Simulator.replies`. weights: None shows the first documents."""
     def choose_shown(documents, lengths, noisy, question, query):
-        scores = jnp.zeros(lengths.shape) if weights is None else score(weights, documents, lengths, question, query)
-        return choose(scores, lengths, noisy, num_shown)
+        if weights is None:
+            scores = jnp.zeros(lengths.shape)
+        else:
+            scores = score_documents(weights, documents, lengths, question, query)
+        return choose_documents(scores, lengths, noisy, num_shown)
 
     return choose_shown
 
@@ -126,7 +129,7 @@ def value_loss(weights, seen: Seen, scores, group_id, valid):
     question = jax.tree.map(lambda x: jnp.repeat(x, M, axis=0), seen.question)
     documents, lengths, query = jax.tree.map(lambda x: x.reshape(B * M, *x.shape[2:]),
                                              (seen.documents, seen.lengths, seen.query))
-    each = score(weights, documents, lengths, question, query)
+    each = score_documents(weights, documents, lengths, question, query)
     shown = (seen.lengths > 0).reshape(B, M * k)
     value = jnp.where(shown, each.reshape(B, M * k), 0).sum(axis=1) / jnp.maximum(shown.sum(axis=1), 1)
     valid = valid & shown.any(axis=1)
@@ -142,7 +145,7 @@ def value_loss(weights, seen: Seen, scores, group_id, valid):
 
 
 @functools.cache
-def make_update(learning_rate: float):
+def make_reranker_update(learning_rate: float):
     """A jitted, pure update(state, seen, scores, group_id, valid) -> (state, info): one step of Adam on `value_loss`.
 
     info is that of the scorer before the step.

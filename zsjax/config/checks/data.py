@@ -55,6 +55,7 @@ def _check_world(found, options):
         if name not in known:
             found.add("world", f"{name!r} is unknown", known_name(name, known))
         elif isinstance(known[name], int) and not (type(value) is int and (known[name] > 0) <= value <= 100_000):
-            found.add("world", f"{name} = {value!r} is not a count", f"give a whole number, {int(known[name] > 0)} to 100,000")
+            found.add("world", f"{name} = {value!r} is not a count",
+                      f"give a whole number, {int(known[name] > 0)} to 100,000")
         elif isinstance(known[name], float) and not (type(value) in (int, float) and 0 <= value <= 1):
             found.add("world", f"{name} = {value!r} is not a share", "give 0 to 1")
