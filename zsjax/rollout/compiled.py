@@ -268,7 +268,7 @@ def work_of(loop: LoopState) -> RolloutWork:
         policy_steps=loop.state.steps, policy_rows=one(len(loop.episode)), simulator_steps=writing.steps,
         simulator_slots=one(len(loop.writes)), simulator_tokens=one(requests.replies.lengths.sum()),
         requests=requests.asked, simulated=requests.begun, tally=writing.tally,
-        policy_cache=allocated_bytes(loop.state.cache), simulator_cache=cache_bytes(writing.cache))
+        policy_cache=allocated_bytes(loop.state.cache), simulator_cache=allocated_bytes(writing.cache))
 
 
 def compiled_program(static: Static, mesh):
