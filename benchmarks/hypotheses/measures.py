@@ -15,7 +15,8 @@ from zsjax.monitor import costs
 from zsjax.monitor.writer import read_jsonl
 
 CURVES = ("reward", "entropy", "repetition", "searches", "response_tokens", "on_path", "share_answered", "kl", "grad_norm",
-          "noise", "groups_with_signal", "right_logprob", "lowest_ratio", "gold_in_reach", "repeated_queries", "no_news",
+          "noise", "groups_with_signal", "right_logprob", "positive_ratio_min", "reach", "repeated_queries",
+          "results_without_news",
           "eval/em", "eval/searches")
 PARTS = {"before": "em_before", "after": "em", "after_lossy": "em_lost", "after_misinformed": "em_wrong"}
 FACT = re.compile(r"(\w+) of (\w+ \w+) is (\w+ \w+)\.")

@@ -177,7 +177,7 @@ def test_a_comparison_says_whose_it_is(tmp_path, played):
     rows = compare.compare_runs(one, two)
     text = compare.comparison_table(rows)
     assert rows[0]["n"] == 5 and "first: untrained base asset:tiny_world/base of" in text
-    assert "second: trained policy models/policy of" in text and "alike" not in text
+    assert "second: trained policy models/policy of" in text and "differ in" not in text
     assert "no trained policy: every row is of the untrained base" in report.write(one).read_text()
     assert "was not evaluated" not in report.write(two).read_text()
     trained(two, "y")
@@ -185,7 +185,7 @@ def test_a_comparison_says_whose_it_is(tmp_path, played):
         compare.compare_runs(one, two)
     evaluate(two, search__num_documents=2)
     text = compare.comparison_table(compare.compare_runs(one, two))
-    assert "not evaluated alike; they differ in search.num_documents" in text
+    assert "The two evaluations differ in search.num_documents" in text
     assert "Other evaluations in this folder" in report.write(two).read_text()
     older = next((two / "evaluation").glob("before-*.jsonl"))
     assert "second: untrained base" in compare.comparison_table(compare.compare_runs(one, older))

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from zsjax.config import Config
-from zsjax.errors import UserError
+from zsjax.errors import InputError, UserError
 from zsjax.evaluate import SCORES
 from zsjax.rollout.documents import encode_documents
 from zsjax.run import build
@@ -108,9 +108,9 @@ class Game:
         return self.searches - len(self.replies)
 
     def search(self, query: str) -> dict[str, Reply]:
-        """Asks every side. Raises ValueError where no search is left."""
+        """Asks every side. Raises InputError where no search is left."""
         if self.searches_left <= 0:
-            raise ValueError("no search is left")
+            raise InputError("no search is left")
         noisy = bool(self._rng.random() < self._table.noise)
         call = ("by_hand", self.question.key, len(self.replies))
         context = SearchContext(self.question, noisy=noisy, key=self._key, call=call)
