@@ -1,6 +1,7 @@
 """Eight virtual CPU devices for every test, set before jax is imported; for `pytest -m gpu` the machine's own devices."""
 
 import os
+import pathlib
 import re
 
 import pytest
@@ -9,9 +10,24 @@ from tests.environment import quick_codegen
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+TESTS = pathlib.Path(__file__).parent
 # Inputs that each test of generated inputs draws. 2,400 over the readers of text, checkpoints, data and servers:
 #   ZSJAX_GENERATED_CASES=300 python -m pytest -k "generated or damaged"
 GENERATED_CASES = int(os.environ.get("ZSJAX_GENERATED_CASES", "60"))
+
+# Files that take more than some ten seconds: they compile updates or rollouts, or run whole experiments.
+# `bash launch/test.sh --quick` leaves them out.
+LONG_FILES = frozenset("""
+    docs/test_minimal_loop models/test_attention models/test_cache models/test_gemma3 models/test_gguf
+    models/test_induction models/test_int8_cache models/test_lora models/test_parity models/test_quant
+    models/test_value plan/test_presets rl/test_logprobs rl/test_packing rl/test_update rollout/test_continuous
+    rollout/test_host rollout/test_pairing rollout/test_reranking rollout/test_turns
+    rollout/test_what_ends_and_what_stays_text sampling/test_tags seams/test_action seams/test_loss
+    search/test_dense search/test_engine_of_ones_own test_accounting test_baselines test_experiments test_hosts
+    test_no_compilation test_notebooks test_plan test_readme test_resume test_sharding test_supervised
+    test_train test_viewer tiny_world/test_hard_world tiny_world/test_learning tiny_world/test_reading
+    tuning/test_tune
+""".split())
 
 
 def on_gpu(config) -> bool:
@@ -36,6 +52,12 @@ def pytest_ignore_collect(collection_path, config):
     if on_gpu(config) and re.match(r"test_.*\.py", collection_path.name):
         return "pytest.mark.gpu" not in collection_path.read_text() or None
     return None
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.relative_to(TESTS).with_suffix("").as_posix() in LONG_FILES:
+            item.add_marker("long")
 
 
 def pytest_generate_tests(metafunc):
