@@ -8,7 +8,7 @@ from the tiny world's, whose words it shares. benchmarks/ledger.py tests the pap
 once. experiments/README.md says how the defaults were found.
 
 The world:
-    :hops=3              questions have 1 to so many hops, 1 to 4
+    :hops=3              the most hops of a question, 1 to 4
     :entities=200        of each world
     :relations=40        kinds of facts, at most 40
     :paraphrase=0.5      share of a question's relations that it names by another word than documents use

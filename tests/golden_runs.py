@@ -7,6 +7,7 @@ another order, and one token that is sampled otherwise changes all that follows:
 metrics, and only `FIXED` numbers are compared.
 """
 
+import hashlib
 import json
 import os
 import pathlib
@@ -27,13 +28,19 @@ FIXED = ("step", "noise", "n", "hops")
 
 
 def platform_name() -> str:
-    """The processor and the version of jax, which decide the last digits."""
+    """The processor, its instructions, its cores and the version of jax, which decide the last digits.
+
+    A virtual machine's model name may hide the generation, so the instructions that it has count as well.
+    """
     try:
-        found = re.search(r"model name\s*:\s*(.+)", pathlib.Path("/proc/cpuinfo").read_text())
+        text = pathlib.Path("/proc/cpuinfo").read_text()
     except OSError:
-        found = None
-    processor = found[1].strip() if found else platform.processor() or platform.machine()
-    return f"{processor}, {os.cpu_count()} cores, jax {jax.__version__}"
+        text = ""
+    said = dict(re.findall(r"^([^\t:]+?)\s*: (.+)$", text, re.MULTILINE))
+    processor = said.get("model name", "").strip() or platform.processor() or platform.machine()
+    instructions = hashlib.sha256(" ".join(sorted(said.get("flags", "").split())).encode()).hexdigest()[:8]
+    family = f"family {said.get('cpu family')}, model {said.get('model')}, instructions {instructions}"
+    return f"{processor}, {family}, {os.cpu_count()} cores, jax {jax.__version__}"
 
 
 def of_run(workdir: pathlib.Path) -> dict:

@@ -98,7 +98,7 @@ def test_no_trajectory_depends_on_how_long_a_search_takes(continuous):
             episodes, work = continuous(engine, batches)
             same(episodes, expected)
             assert work.policy_rows == ROWS and (episodes.roles == types.POLICY).sum() <= work.policy_steps[0] * ROWS
-        assert engine.most <= batches  # the engine is called from at most so many threads
+        assert engine.most <= batches  # the engine is called from at most `batches` threads
 
 
 def test_the_policy_decodes_while_an_engine_searches():

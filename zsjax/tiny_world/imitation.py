@@ -225,7 +225,7 @@ def episode_rows(rng, vocab: Vocabulary, *, rows: int, max_tokens: int, behaviou
     """Rows of one episode each, over one random world, in the very tokens that a rollout would hold.
 
     Args:
-      hops: questions have 1 to so many, each as often.
+      hops: the most hops of a question; each number from 1 is as frequent.
       **table: options of `FactTable`.
 
     Returns:

@@ -126,7 +126,7 @@ def make_world(seed: int, split: str = "train", *, entities: int = 40, facts_per
       share_first, share_last: share of entities that take over another's first or last word, so that a document
         about one shares words with questions about the other.
       relations: the first of `ALL_RELATIONS` that facts use.
-      hops: questions have 1 to so many.
+      hops: the most hops of a question; each number from 1 is as frequent.
       paraphrase: share of the relations of questions that are asked by another word than documents use.
       near_duplicates: further facts per entity, with other relations. No question asks them.
       taken: names that may not be used: a corpus of several worlds must not say two things about one name.
