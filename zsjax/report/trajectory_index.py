@@ -183,7 +183,7 @@ class TrajectoryIndex:
             return json.loads(lines.read(name, file.entries[number]))
 
     def same_question(self, question: str, most: int) -> list[dict]:
-        """[{"id": "FILE:NUMBER", "score": float or None}] of the trajectories of a question, the first `limit`."""
+        """[{"id": "FILE:NUMBER", "score": float or None}] of the trajectories of a question, the first `most`."""
         name, found = _hash(question), []
         for file_name, file in self.files.items():
             for number in np.flatnonzero(file.entries["question"] == name).tolist():
