@@ -7,10 +7,10 @@ import pytest
 from zsjax import report
 from zsjax.config import resolve
 from zsjax.errors import UserError
-from zsjax.evaluation import compare, kept
+from zsjax.evaluation import compare, kept_evaluations
 from zsjax.monitor.writer import Writer, read_jsonl
 from zsjax.run.stages import evaluation as stage
-from zsjax.run.stages.run import Run
+from zsjax.run.stages.context import Run
 
 QUESTIONS = [{"id": "test_0", "question": f"Who wrote book {i}?", "golden_answers": ["Jo"],
               "metadata": {"data_set": "nq" if i < 3 else "popqa"}} for i in range(5)]  # ids repeat, as in joined files
@@ -199,7 +199,7 @@ def test_a_damaged_evaluation_is_one_line(tmp_path, played):
     for text in ('{"part": ', "[]", '{"part": "before"}'):
         path.write_text(text)
         with pytest.raises(UserError, match=f"{name}.json: not an evaluation"):
-            kept.Kept(tmp_path).all()
+            kept_evaluations.Kept(tmp_path).all()
         assert "not an evaluation" in report.write(tmp_path).read_text()
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from zsjax.evaluation import tables
-from zsjax.evaluation.kept import Kept
+from zsjax.evaluation.kept_evaluations import Kept
 from zsjax.monitor import costs
 from zsjax.monitor.catalog import METRICS
 from zsjax.monitor.writer import read_jsonl

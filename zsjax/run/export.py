@@ -9,7 +9,7 @@ from zsjax.errors import UserError
 from zsjax.monitor.writer import Writer
 from zsjax.parallel import mesh
 from zsjax.run import build
-from zsjax.run.stages.run import Run
+from zsjax.run.stages.context import Run
 
 
 def export(config: Config, workdir, out) -> pathlib.Path:

@@ -23,9 +23,9 @@ from zsjax.monitor import trackers
 from zsjax.monitor.writer import Writer
 from zsjax.parallel import hosts
 from zsjax.run.stages.bases import pretrain, pretrain_simulator
+from zsjax.run.stages.context import Run
 from zsjax.run.stages.evaluation import evaluate, report
 from zsjax.run.stages.policy import train
-from zsjax.run.stages.run import Run
 from zsjax.run.stages.simulator_tuning import collect, tune_simulator
 from zsjax.run.stages.warm_start import warm_start
 from zsjax.search import BudgetSpent

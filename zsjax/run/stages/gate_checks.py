@@ -2,7 +2,7 @@
 
 from zsjax.evaluate import right_queries
 from zsjax.run import build
-from zsjax.run.stages.run import Run
+from zsjax.run.stages.context import Run
 from zsjax.search.simulator.simulator import Simulator
 
 
