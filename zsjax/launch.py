@@ -69,7 +69,7 @@ def parse_flags(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str
         number = ("no argument", "one argument", "two arguments")[len(options.takes)]
         parser.error(f"{command} takes {number}, but was given {unknown[0]}" + " as well" * bool(options.takes))
     if options.needs_all and any(getattr(options, _name(metavar)) is None for metavar in options.takes):
-        parser.error(f"{command} needs {' and '.join(options.takes.values())}: {' '.join([command, *options.takes])}")
+        parser.error(f"{command} needs {' and '.join(options.takes.values())}: {command} {' '.join(options.takes)}")
     options.workdirs = options.workdir or []
     if len(options.workdirs) > options.most_workdirs:
         parser.error(f"{command} takes {options.most_workdirs} --workdir, but was given {len(options.workdirs)}")

@@ -142,12 +142,11 @@ class SimulatorTemplate:
         """Texts and slots, in order."""
         before, behind = self.around
         parts = _split(self.text)
-        for text, at in ((before, 0), (behind, -1)):
-            if isinstance(parts[at], str):
-                parts[at] = text + parts[at] if at == 0 else parts[at] + text
-            elif text:
-                parts.insert(0 if at == 0 else len(parts), text)
-        return parts
+        if before and isinstance(parts[0], str):
+            before += parts.pop(0)
+        if behind and isinstance(parts[-1], str):
+            behind = parts.pop() + behind
+        return [part for part in (before, *parts, behind) if part]
 
     def slot(self, value: str) -> Slot:
         """The slot that a value fills; one between blanks where the template does not show it."""
@@ -155,7 +154,7 @@ class SimulatorTemplate:
 
     def pieces(self, tokenizer) -> list[list[int] | Slot]:
         """Ids of the texts, and the slots, in order."""
-        pieces = [tokenizer.encode(part) if isinstance(part, str) else part for part in self.parts]
+        pieces: list = [tokenizer.encode(part) if isinstance(part, str) else part for part in self.parts]
         bos = () if any(self.around) else tokenizer.bos_ids
         first = pieces[0] if isinstance(pieces[0], list) else []
         return pieces if tuple(first[:len(bos)]) == bos else [[*bos], *pieces]
@@ -185,7 +184,8 @@ class SimulatorTemplate:
 
 def _split(text: str) -> list[str | Slot]:
     """The texts and slots of a template, in order."""
-    parts, at = [], 0
+    parts: list[str | Slot] = []
+    at = 0
     for match in _SLOT.finditer(text):
         blank, touching, name, after = match.groups()
         before = (blank or ("" if touching or name == "Mode" else " ")) + touching
