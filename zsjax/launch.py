@@ -19,7 +19,7 @@ from zsjax.config import Config, from_json, load_experiment, resolve
 from zsjax.config.experiments import known_experiments
 from zsjax.errors import ConfigError, InputError, UserError, reading
 
-DEFAULT_EXPERIMENT = pathlib.Path("experiments/tiny_world.py")
+DEFAULT_EXPERIMENT = "experiments/tiny_world.py"
 _PROGRAM = "python -m zsjax.launch"
 
 
@@ -312,10 +312,7 @@ def _find_config(options, overrides, stages=None) -> Config:
         except ValueError as error:
             raise UserError(f"{carried} cannot be read: {error}") from error
     elif options.command in ("ask", "play"):
-        # The checkout's, or the one that a wheel carries.
-        folders = (pathlib.Path(), pathlib.Path(__file__).parents[1], pathlib.Path(__file__).parent)
-        found = [folder / DEFAULT_EXPERIMENT for folder in folders]
-        config = load_experiment(str(next((path for path in found if path.is_file()), found[0])))
+        config = load_experiment(DEFAULT_EXPERIMENT)
     else:
         raise UserError(f"give --config F.py, an experiment file{known_experiments()}")
     config = resolve(config, overrides, files=options.command not in ("plan", "conversations"))
