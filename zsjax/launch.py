@@ -23,6 +23,12 @@ DEFAULT_EXPERIMENT = "experiments/tiny_world.py"
 _PROGRAM = "python -m zsjax.launch"
 
 
+def console() -> int:
+    """The command `zsjax`. Modules of the working folder are found, as `python -m zsjax.launch` finds them."""
+    sys.path.insert(0, os.getcwd())
+    return main()
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command line (without the program's name). Returns 0, 2 after a mistake, 130 if interrupted."""
     try:
