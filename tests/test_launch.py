@@ -265,3 +265,13 @@ def test_compiled_programs_are_kept(tmp_path, monkeypatch):
 def test_scripts_are_valid_bash():
     for script in (*(ROOT / "launch").glob("*.sh"), ROOT / ".ci" / "run"):
         subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+def test_the_console_command_finds_modules_of_the_working_folder(experiment, calls, tmp_path, monkeypatch):
+    (tmp_path / "rewards_of_mine.py").write_text("def kind(outcome):\n    return 1.0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", ["zsjax", "--config", str(experiment), "--workdir", "run",
+                                      "--config.reward.terms={'rewards_of_mine:kind': 1.0}"])
+    assert launch.console() == 0
+    assert calls[0][0].reward.terms == {"rewards_of_mine:kind": 1.0}

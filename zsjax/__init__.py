@@ -40,6 +40,8 @@ _MOVED = {
     "stages": "run.stages", "tables": "evaluation.tables",
     "tuning.gates": "tuning.simulator_gates", "validation": "config.checks",
 }
+# Names of a module of version 0.1 that are in another module than the rest of it.
+_MOVED_NAMES = {"data.tiny_world_rows": {"tiny_world.imitation": ("Behaviour", "FactTable", "episode_rows")}}
 
 
 class _OldPaths(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -54,7 +56,9 @@ class _OldPaths(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return module
 
     def exec_module(self, module):
-        module.__spec__ = module.__spec__.loader_state  # the import system has just put the old name's here
+        old, module.__spec__ = module.__spec__.name, module.__spec__.loader_state  # the import system has put the old one's
+        for room, names in _MOVED_NAMES.get(old.removeprefix(f"{__name__}."), {}).items():
+            vars(module).update({name: getattr(importlib.import_module(f"{__name__}.{room}"), name) for name in names})
 
 
 def _new_path(name):

@@ -19,8 +19,14 @@ from zsjax.config import Config, from_json, load_experiment, resolve
 from zsjax.config.experiments import known_experiments
 from zsjax.errors import ConfigError, InputError, UserError, reading
 
-DEFAULT_EXPERIMENT = pathlib.Path("experiments/tiny_world.py")
+DEFAULT_EXPERIMENT = "experiments/tiny_world.py"
 _PROGRAM = "python -m zsjax.launch"
+
+
+def console() -> int:
+    """The command `zsjax`. Modules of the working folder are found, as `python -m zsjax.launch` finds them."""
+    sys.path.insert(0, os.getcwd())
+    return main()
 
 
 def main(arguments: list[str] | None = None, *, run=None) -> int:
@@ -73,7 +79,7 @@ def parse_flags(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str
         number = ("no argument", "one argument", "two arguments")[len(options.takes)]
         parser.error(f"{command} takes {number}, but was given {unknown[0]}" + " as well" * bool(options.takes))
     if options.needs_all and any(getattr(options, _name(metavar)) is None for metavar in options.takes):
-        parser.error(f"{command} needs {' and '.join(options.takes.values())}: {' '.join([command, *options.takes])}")
+        parser.error(f"{command} needs {' and '.join(options.takes.values())}: {command} {' '.join(options.takes)}")
     options.workdirs = options.workdir or []
     if len(options.workdirs) > options.most_workdirs:
         parser.error(f"{command} takes {options.most_workdirs} --workdir, but was given {len(options.workdirs)}")
@@ -316,10 +322,7 @@ def _find_config(options, overrides, stages=None) -> Config:
         except ValueError as error:
             raise UserError(f"{carried} cannot be read: {error}") from error
     elif options.command in ("ask", "play"):
-        # The checkout's, or the one that a wheel carries.
-        folders = (pathlib.Path(), pathlib.Path(__file__).parents[1], pathlib.Path(__file__).parent)
-        found = [folder / DEFAULT_EXPERIMENT for folder in folders]
-        config = load_experiment(str(next((path for path in found if path.is_file()), found[0])))
+        config = load_experiment(DEFAULT_EXPERIMENT)
     else:
         raise UserError(f"give --config F.py, an experiment file{known_experiments()}")
     config = resolve(config, overrides, files=options.command not in ("plan", "conversations"))

@@ -176,6 +176,20 @@ def test_an_experiment_that_returns_nothing_is_told(tmp_path):
         load_experiment(str(path))
 
 
+def test_an_experiment_that_is_not_here_is_a_carried_one(tmp_path, monkeypatch):
+    from zsjax.config import UserError
+
+    monkeypatch.chdir(tmp_path)
+    assert load_experiment("experiments/tiny_world.py:smoke").name == "tiny_world"
+    with pytest.raises(UserError, match="no experiment file experiments/x.py .*there are .*experiments/tiny_world.py"):
+        load_experiment("experiments/x.py")
+    with pytest.raises(UserError, match="no experiment file setup.py"):  # only experiments are carried
+        load_experiment("setup.py")
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "tiny_world.py").write_text("def get_config():\n    return dict(name='mine')\n")
+    assert load_experiment("experiments/tiny_world.py")["name"] == "mine"
+
+
 def test_numbers_of_numpy_are_numbers():
     np = pytest.importorskip("numpy")
     c = ml_collections.ConfigDict(GOOD)

@@ -66,7 +66,7 @@ def check_resume(old: Config | str, new: Config, where) -> None:
     for name, (was, now) in diff(old, new).items():
         # A key of a dict field goes by the field's effect.
         leaf = next((known[part] for part in _prefixes(name) if part in known), None)
-        if name == "rollout.max_tokens" and "fixed_length" in (began.algorithm.reduction, new.algorithm.reduction):
+        if name == "rollout.max_tokens" and "fixed_length" in (began.algorithm.reduction, new.algorithm.reduction) and leaf:
             # The loss divides by it.
             leaf = dataclasses.replace(leaf, spec=dataclasses.replace(leaf.spec, effect="computes"))
         if leaf is None:

@@ -29,15 +29,14 @@ def row_of(document: Document | Mapping, where: int | str) -> tuple[str, str]:
     """
     where = f"document {where}" if isinstance(where, int) else where
     if isinstance(document, Mapping):
-        if isinstance(document.get("document"), Mapping):
-            document = document["document"]
-        title, text, field = title_of(document), document.get("text"), "text"
-        if text in (None, "") and document.get("contents") is not None:
-            text, field = document["contents"], "contents"
+        row: Mapping = document["document"] if isinstance(document.get("document"), Mapping) else document
+        title, text, field = title_of(row), row.get("text"), "text"
+        if text in (None, "") and row.get("contents") is not None:
+            text, field = row["contents"], "contents"
             if isinstance(text, str):
                 first, text = split_contents(text)
                 title = first if title is None else title
-        missing = field not in document
+        missing = field not in row
     elif isinstance(document, Document):
         title, text, field, missing = document.title, document.text, "text", False
     else:
