@@ -99,8 +99,8 @@ class _Handler(BaseHTTPRequestHandler):
         if not (number.isascii() and number.isdigit()):
             raise InputError(f"id={asked.get('id', '')!r} is not FILE:NUMBER")
         record = run.record(name, int(number))
-        segments = [{"role": segment["role"] if segment.get("role") in ROLES else "template", "noisy": noisy,
-                     "text": str(segment.get("text", ""))}
+        segments = [{"role": segment["role"] if segment["role"] in ROLES else "template", "noisy": noisy,
+                     "text": segment["text"]}
                     for segment, noisy in zip(record.get("segments", ()), noisy_segments(record), strict=True)]
         same = [{"run": index} | one for index, other in enumerate(self.server.runs)
                 for one in other.same_question(record.get("question"), MAX_SAME)]

@@ -5,11 +5,10 @@ on. Tags are searched for in the policy's own tokens only, so a prompt may expla
 """
 
 import dataclasses
-import json
 import pathlib
 import re
 
-from zsjax.errors import InputError
+from zsjax.errors import InputError, json_value, reason_of
 from zsjax.search.simulator.prompt import read_template
 
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -56,9 +55,9 @@ class PolicyTemplate:
             return cls(text, name=name)
         fields = ("prompt", "information_open", "information_close", "hint")
         try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"policy template {name!r} is not JSON ({error}); correct the file") from error
+            values = json_value(text)
+        except ValueError as error:
+            raise InputError(f"policy template {name!r} is not JSON ({reason_of(error)}); correct the file") from error
         if not isinstance(values, dict) or "prompt" not in values:
             raise InputError(f"policy template {name!r} has no field 'prompt'; write an object with it")
         for field, value in values.items():
