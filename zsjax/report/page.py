@@ -18,10 +18,11 @@ from zsjax.evaluation.kept import Kept
 from zsjax.monitor import costs
 from zsjax.monitor.catalog import METRICS
 from zsjax.parallel.files import write_text
-from zsjax.report.charts import color_of, line_chart, printable, short
+from zsjax.report.charts import color_of, line_chart, short
 from zsjax.report.run_files import json_or_none, read_metrics, read_scores, read_trajectories
 from zsjax.report.scores import evaluation_tables
 from zsjax.report.trajectory_index import score_of
+from zsjax.types import printable
 
 
 class Curve(NamedTuple):
