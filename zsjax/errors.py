@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -49,6 +50,31 @@ def reading(path):
         raise InputError(f"{path}: cannot be read ({reason}); check the file") from error
 
 
+def json_value(text: str | bytes):
+    """json.loads, but with a ValueError for too many brackets as well. Bytes are UTF-8."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("too many brackets") from None
+
+
+def read_json(path, fix: str):
+    """The JSON value of a file. Raises InputError, ending in `fix`, for something else."""
+    try:
+        with reading(path), open(path, "rb") as file:
+            return json_value(file.read())
+    except UserError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({reason_of(error)}); {fix}") from error
+
+
+def reason_of(error: Exception, most: int = 300) -> str:
+    """The first line of an error's text, at most `most` characters of it; its class where it has no text."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first if len(first) <= most else f"{first[:most]}..."
+
+
 def pointer(path) -> str:
     """The fix where a file is only Git LFS's pointer to it; "" for any other file."""
     with open(path, "rb") as file:
@@ -66,7 +92,7 @@ class Problem:
     fix: str
 
     def __str__(self):
-        return f"{self.field} = {self.value!r}: {self.reason}; {self.fix}"
+        return f"{self.field} = {self.value!r:.200}: {self.reason}; {self.fix}"
 
 
 class ConfigError(UserError, ValueError):

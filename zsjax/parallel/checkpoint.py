@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zsjax.errors import UserError
+from zsjax.errors import UserError, reason_of
 
 
 class CheckpointError(UserError):
@@ -114,7 +114,7 @@ class Checkpointer:
         try:
             state = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
         except Exception as error:  # tensorstore raises ValueError, OSError, KeyError or Exception where files are damaged
-            raise self._damaged(step, str(error).split("\n")[0][:200]) from error
+            raise self._damaged(step, reason_of(error)) from error
         wrong = [name for name, leaf in fingerprints(state).items() if leaf != about["leaves"][name]]
         if wrong:
             raise self._damaged(step, f"{wrong[0]} does not hold the numbers that were saved")

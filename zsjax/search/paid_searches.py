@@ -6,13 +6,12 @@ A charge is written before its request is sent. After a crash, a charge that was
 import collections
 import contextlib
 import dataclasses
-import json
 import logging
 import numbers
 import pathlib
 import threading
 
-from zsjax.errors import InputError
+from zsjax.errors import InputError, json_value
 from zsjax.parallel.files import write_json
 
 try:
@@ -52,7 +51,7 @@ class Account:
         if not self._path or not self._path.exists():
             return self._in_memory
         try:
-            row = json.loads(self._path.read_text(encoding="utf-8"))
+            row = json_value(self._path.read_bytes())
             spent = Spent(int(amount("searches", row["searches"])), amount("dollars", row["dollars"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self._path} does not hold an account ({error}); write the searches and dollars spent "

@@ -88,12 +88,12 @@ def _stored_tensors(folder: Path) -> dict[str, tensor_files.StoredTensor]:
         raise InputNotFound(f"{folder} has no {WEIGHTS} and no {INDEX}; copy the model's weights there")
     try:
         weight_map = dict(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"])
-        escaping = [shard for shard in weight_map.values() if Path(shard).name != shard]
+        escaping = [shard for shard in weight_map.values() if Path(shard).name != shard or len(shard.encode()) > 255]
     except (ValueError, KeyError, TypeError, RecursionError) as e:
-        raise InputError(f"{folder / INDEX}: not a safetensors index: {e!r}; copy the file again") from None
+        raise InputError(f"{folder / INDEX}: not a safetensors index: {e!r:.200}; copy the file again") from None
     if escaping:
-        raise InputError(f"{folder / INDEX}: weight_map names {escaping[0]!r}, which is not a file of this folder; copy the "
-                         "file again")
+        raise InputError(f"{folder / INDEX}: weight_map names {escaping[0]!r:.200}, which is not a file of this folder; "
+                         "copy the file again")
     tensors = {}
     for shard in sorted(set(weight_map.values())):
         file = folder / shard

@@ -1,13 +1,12 @@
 """The context of a run's stages: its config, its folder, and objects that are built once."""
 
 import functools
-import json
 import pathlib
 
 import jax
 
 from zsjax.config import Config
-from zsjax.errors import UserError
+from zsjax.errors import UserError, read_json
 from zsjax.monitor.writer import Writer
 from zsjax.parallel import hosts
 from zsjax.parallel.files import write_json
@@ -120,7 +119,7 @@ class Run:
     def add_gates(self, rows: list[dict], failed: list[str]):
         """Adds rows to gates.json. Raises GateFailed where a gate failed."""
         path = self.path("gates.json")
-        kept = json.loads(path.read_text()) if path.exists() else []
+        kept = read_json(path, "remove it and run the stages with gates again") if path.exists() else []
         names = {row["gate"] for row in rows}
         self.write_json("gates.json", [row for row in kept if row["gate"] not in names] + rows)
         if failed:

@@ -11,7 +11,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from zsjax.errors import InputError
+from zsjax.errors import InputError, json_value
 from zsjax.parallel.files import write_json
 from zsjax.search import registry
 from zsjax.search.addresses import check_address, environment_key
@@ -124,7 +124,7 @@ class SerpApi(Engine):
         if self._folder is None or query in self._cache:
             return self._cache.get(query)
         try:
-            return [_row(row) for row in json.loads(self._path(query).read_text(encoding="utf-8"))["results"]]
+            return [_row(row) for row in json_value(self._path(query).read_bytes())["results"]]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or half written: search again
             return None
 
