@@ -27,6 +27,10 @@ class InputExists(InputError, FileExistsError):
     """A file or folder that would be written exists already."""
 
 
+class OutputError(UserError, OSError):
+    """A file or folder cannot be written: a full disk, a read-only one, missing rights."""
+
+
 class NonFiniteUpdate(UserError, FloatingPointError):
     """The loss or its gradient is NaN or infinite."""
 
@@ -47,6 +51,18 @@ def reading(path):
     except (OSError, EOFError, zlib.error) as error:  # a folder, missing rights, an archive that ends too soon
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: cannot be read ({reason}); check the file") from error
+
+
+@contextlib.contextmanager
+def writing(path):
+    """Turns Python's own errors while the file or folder `path` is written into an `OutputError` with its name."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write {path} ({error.strerror or error}); make room or give write permission, and start "
+                          "the same command again") from error
 
 
 def pointer(path) -> str:

@@ -24,7 +24,7 @@ _PROGRAM = "python -m zsjax.launch"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command line (without the program's name). Returns 0, 2 after a mistake, 130 if interrupted."""
+    """Runs a command line (without the program's name). Returns 0, 2 after a mistake, 130 or 143 after SIGINT or SIGTERM."""
     try:
         options, overrides = parse_flags(sys.argv[1:] if arguments is None else arguments)
         _show_logs(sys.stderr if getattr(options, "json", False) else sys.stdout)
@@ -35,9 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
             hosts.initialize(options.hosts or "")
         options.run(options, overrides)
         return 0
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command resumes from the last checkpoint", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"\n{str(stop) or 'interrupted; the same command resumes from the last checkpoint'}", file=sys.stderr)
+        return getattr(stop, "exit_code", 130)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
