@@ -155,6 +155,13 @@ def test_a_signal_ends_a_run_with_its_state_saved(tmp_path, during):
     jax.tree.map(np.testing.assert_array_equal, params, resumed)
 
 
+def test_the_first_and_the_newest_trajectories_are_kept(tmp_path, capsys):
+    run(tmp_path, preset("grpo"), steps=5, train=dict(trajectories_every=1, trajectories_kept=3, eval_every=9))
+    names = [path.name for path in sorted((tmp_path / "trajectories").iterdir())]
+    assert names == ["train_000001.jsonl", "train_000004.jsonl", "train_000005.jsonl"]
+    assert capsys.readouterr().out.count("the first file and the 2 newest are kept") == 1
+
+
 def test_what_steers_a_run_survives_a_kill(tmp_path):
     params, whole = run(tmp_path / "run", steps=3, **STEERED)
     # The first step trains the value model alone.

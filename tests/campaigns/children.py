@@ -35,6 +35,7 @@ class Hook:
       folder: only paths in it count.
       record: a file that gets a line "call path" for each moment; "" for none.
       at: the moment at which `do` happens, from 0; -1 for never. Each call has two, before and after it.
+      after: the end of a path; `do` happens when a call has changed it.
       do: KILL, or the name of an errno, such as "ENOSPC", which this and all later calls raise.
     """
 
@@ -42,6 +43,7 @@ class Hook:
     record: str = ""
     at: int = -1
     do: str = KILL
+    after: str = ""
 
     def install(self):
         self_count, lock, unhooked = [0], threading.Lock(), os.open
@@ -52,7 +54,7 @@ class Hook:
                 number, self_count[0] = self_count[0], self_count[0] + 1
             if out is not None:
                 os.write(out, f"{name} {'before' if before else 'after'} {path}\n".encode())
-            if self.do == KILL and number == self.at:
+            if self.do == KILL and (number == self.at or (self.after and not before and path.endswith(self.after))):
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.do != KILL and 0 <= self.at <= number and before and name not in ("unlink", "rmdir"):
                 code = getattr(errno, self.do)
@@ -130,15 +132,19 @@ class Children:
         self._pids.add(pid)
         return pid
 
-    def wait(self, pid: int, timeout: float = 300.0) -> int | None:
+    def wait(self, pid: int, timeout: float = 900.0) -> int | None:
         """The exit code, negative for a signal as of subprocess; None if it still runs after `timeout` seconds."""
         code = self._ask({"wait": pid, "timeout": timeout})["code"]
         if code is not None:
             self._pids.discard(pid)
         return code
 
-    def run(self, command, log, **options) -> int:
-        code = self.wait(pid := self.start(command, log, **options))
+    def kill(self, pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
+        self.wait(pid)
+
+    def run(self, command, log, *, timeout: float = 900.0, **options) -> int:
+        code = self.wait(pid := self.start(command, log, **options), timeout)
         assert code is not None, f"process {pid} hangs: {command}; {log}"
         return code
 

@@ -7,6 +7,7 @@
 
 import ml_collections
 
+WORLD = dict(train_worlds=1, eval_worlds=1, entities=12, facts_per_entity=2, two_hop_questions=8)
 SMALL = dict(num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, embed_dim=32, mlp_dim=32, rope_theta=10000.0)
 
 
@@ -20,6 +21,7 @@ def get_config(arg=None):
     c.rollout = dict(max_turns=2, max_turn_tokens=32, max_tokens=160, max_prompt_tokens=24)
     c.data = dict(train="tiny_world:train", corpus="tiny_world:train", eval="tiny_world:eval",
                   eval_corpus="tiny_world:eval", eval_limit=6)
+    c.world = WORLD
     c.optimizer = dict(learning_rate=1e-3)
     if kind == "made":
         c.stages = ("pretrain", "pretrain_simulator")

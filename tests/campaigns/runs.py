@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tests.campaigns.children import Children, Hook
+from tests.campaigns.experiment import WORLD
 from zsjax.monitor.writer import read_jsonl, without_wall_time
 from zsjax.parallel.files import write_json, write_jsonl
 
@@ -32,7 +33,7 @@ def write_inputs(folder: pathlib.Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     for name, of in (("corpus", "tiny_world:train"), ("eval_corpus", "tiny_world:eval")):
-        documents = world.documents(world.worlds_of(of))
+        documents = world.documents(world.worlds_of(of, **WORLD))
         write_jsonl(folder / f"{name}.jsonl", [{"id": str(i), "title": document.title, "text": document.text}
                                                for i, document in enumerate(documents)])
     write_jsonl(folder / "replies.jsonl", [
@@ -55,6 +56,34 @@ def build_indexes(corpus: str, workdir: str) -> None:
 def embed(texts: Sequence[str]) -> np.ndarray:
     """float32[N, 8]: an embedding that needs no model."""
     return np.array([[text.count(letter) + 1 for letter in "aeioulnr"] for text in texts], np.float32)
+
+
+def train_and_count(out: str, *arguments: str) -> int:
+    """`zsjax.launch` with these arguments; every second a line of (resident bytes, arrays, their bytes) goes to `out`."""
+    import os
+    import threading
+
+    import jax
+
+    from zsjax import launch
+
+    done = threading.Event()
+
+    def count():
+        with open(out, "a") as file:
+            while not done.wait(1.0):
+                arrays = jax.live_arrays()
+                resident = int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+                file.write(json.dumps([resident, len(arrays), sum(array.nbytes for array in arrays)]) + "\n")
+                file.flush()
+
+    counter = threading.Thread(target=count, daemon=True)
+    counter.start()
+    try:
+        return launch.main(list(arguments))
+    finally:
+        done.set()
+        counter.join()
 
 
 class Reference:

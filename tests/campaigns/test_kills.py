@@ -12,6 +12,8 @@ from tests.campaigns.cases import Case
 from tests.campaigns.children import KILL, Children, Hook
 from tests.campaigns.runs import STAGES, Reference, differences
 
+COMMANDS = {"export": "exported", "import_searches": "searches.jsonl"}  # not of a run; each with its result
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -56,7 +58,10 @@ def test_kills(folder, reference):
         reference.start_folder(stage, workdir)
         where = [kill(reference, stage, workdir, log, **moment) for moment in case.what["kills"]]
         again(reference, stage, workdir, log)
-        if found := differences(workdir, reference.after(stage)):
+        found = differences(workdir, reference.after(stage))
+        if stage in COMMANDS:  # outside of a run, nobody knows whether another process still writes
+            found = [line for line in found if not line.endswith(".writing is left over") and ".writing/" not in line]
+        if found:
             shutil.copytree(workdir, folder / f"failed-{case.name}", dirs_exist_ok=True)
             raise AssertionError(f"{'; '.join(found)} after {where}")
         return {"where": where}
@@ -66,7 +71,7 @@ def test_kills(folder, reference):
 
 def again(reference, stage, workdir, log):
     """The same command, to its end."""
-    if stage in ("export", "import_searches") and (workdir / {"export": "exported"}.get(stage, "searches.jsonl")).exists():
+    if stage in COMMANDS and (workdir / COMMANDS[stage]).exists():
         return  # complete; these commands never replace a result
     code = reference.children.run(reference.command(stage, workdir), log)
     assert code == 0, f"does not go on: {log.read_text()[-1500:]}"

@@ -30,7 +30,7 @@ class Recorder:
                                          config_json=config_json)
         self._history: list[dict] = []
         self._spent: BudgetSpent | None = None  # what an evaluation raised
-        self._open = contextlib.ExitStack()
+        self._open, self._dropped = contextlib.ExitStack(), False
 
     def __enter__(self):
         return self
@@ -90,11 +90,21 @@ class Recorder:
         path = self.workdir / "trajectories" / f"train_{step + 1:06d}.jsonl"
         if hosts.is_lead() and (any(nonfinite) or due):
             save_trajectories(path, played.episodes, played.questions, self.tokenizer, played.scores, every=any(nonfinite))
+            self._drop_trajectories()
         if any(nonfinite):
             if min(nonfinite) == 1:
                 self._checkpoints.save(step, state, {"data_position": step})
             raise NonFiniteUpdate(f"step {step + 1}: the loss or its gradient is not finite. The step's trajectories "
                                   f"are in {path}; {self._checkpoints.whereabouts()}")
+
+    def _drop_trajectories(self):
+        kept, files = self.config.train.trajectories_kept, sorted((self.workdir / "trajectories").glob("train_*.jsonl"))
+        if len(files) > kept and not self._dropped:
+            self._dropped = True
+            self.writer.note(f"trajectories: from here on the first file and the {kept - 1} newest are kept; "
+                             "train.trajectories_kept has the number")
+        for path in files[1:len(files) - kept + 1]:
+            path.unlink()
 
     def step(self, step: int, state: TrainState, played, metrics: dict):
         """Writes a step's line and, if one is due, a checkpoint.

@@ -16,6 +16,7 @@ model cannot read or whose simulator leaks.
 import contextlib
 import json
 import pathlib
+import time
 
 from zsjax import config as configuration
 from zsjax.config import Config
@@ -23,7 +24,7 @@ from zsjax.errors import UserError
 from zsjax.monitor import trackers
 from zsjax.monitor.writer import Writer
 from zsjax.parallel import hosts, stops
-from zsjax.run import occupied
+from zsjax.run import checksums, occupied
 from zsjax.run.stages.bases import pretrain, pretrain_simulator
 from zsjax.run.stages.evaluation import evaluate, report
 from zsjax.run.stages.policy import train
@@ -67,6 +68,7 @@ def run(config: Config, workdir, *, stages=None):
 def _run(config, workdir, stages, modules):
     if hosts.is_lead():
         configuration.withdraw_config(workdir)  # of a run that was killed before its first result
+        checksums.check(workdir)
     config_json = configuration.write_config(workdir, config) if hosts.is_lead() else configuration.to_json(config)
     hosts.wait("config")
     with _writer(config, workdir, config_json, modules) if hosts.is_lead() else Writer(None, quiet=True) as writer:
@@ -77,7 +79,10 @@ def _run(config, workdir, stages, modules):
                     for name in names:
                         getattr(context, name)
             for stage in stages:
+                began = time.time()
                 STAGES[stage](context)
+                if hosts.is_lead():
+                    checksums.seal(workdir, began)
                 hosts.wait(stage)
         except BudgetSpent as error:
             raise OutOfBudget(f"{stage} stopped: {error}. Results that were paid for are kept; raise "
