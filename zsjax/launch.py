@@ -30,7 +30,7 @@ def console() -> int:
 
 
 def main(arguments: list[str] | None = None, *, run=None) -> int:
-    """Runs a command line (without the program's name). Returns 0, 2 after a mistake, 130 if interrupted.
+    """Runs a command line (without the program's name). Returns 0, 2 after a mistake, 130 or 143 after SIGINT or SIGTERM.
 
     run: makes a run's stages in place of `zsjax.run.pipeline.run`, with the same arguments.
     """
@@ -45,9 +45,9 @@ def main(arguments: list[str] | None = None, *, run=None) -> int:
             hosts.initialize(options.hosts or "")
         options.run(options, overrides)
         return 0
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command resumes from the last checkpoint", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"\n{str(stop) or 'interrupted; the same command resumes from the last checkpoint'}", file=sys.stderr)
+        return getattr(stop, "exit_code", 130)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 2)

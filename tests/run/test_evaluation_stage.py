@@ -203,6 +203,20 @@ def test_a_damaged_evaluation_is_one_line(tmp_path, played):
         assert "not an evaluation" in report.write(tmp_path).read_text()
 
 
+def test_a_changed_number_of_an_evaluation_is_noticed(tmp_path, played):
+    name = evaluate(tmp_path)[0]["evaluation"]
+    about, records = (tmp_path / "evaluation" / f"{name}.{ending}" for ending in ("json", "jsonl"))
+    whole = records.read_text()
+    one, other = ('"em": 1', '"em": 0') if '"em": 1' in whole else ('"em": 0', '"em": 1')
+    records.write_text(whole.replace(one, other, 1))
+    assert records.read_text() != whole
+    with pytest.raises(UserError, match=f"{name}.jsonl is not what the evaluation left; remove .*{name}.json "):
+        kept_evaluations.Kept(tmp_path).records(name)
+    about.write_text(about.read_text().replace('"searches": ', '"searches": 9', 1))
+    with pytest.raises(UserError, match=f"{name}.json is not what the evaluation left; remove it"):
+        kept_evaluations.Kept(tmp_path).all()
+
+
 def test_an_evaluation_in_training_says_that_searches_failed(tmp_path, monkeypatch):
     from zsjax.run.stages import policy
 
