@@ -52,7 +52,7 @@ PRETRAINING = dict(
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, engine="simulator", simulator="tuned", size="medium", noise=0.5, steps=60, seed=0,
+    arg = parse_arg(arg, engine="simulator", simulator="tuned", size="medium", noise=0.5, steps=24, seed=0,
                     algorithm="grpo", reward="f1", hops=3, entities=60, relations=40, paraphrase=0.5,
                     near_duplicates=4, wrong=0.0, budget=4, tell_budget=False, smoke=False)
     if arg.wrong and arg.engine != "bm25":
@@ -70,14 +70,14 @@ def get_config(arg=None):
                       options=PRETRAINING, optimizer=dict(
         learning_rate=3e-3, schedule="cosine", warmup_steps=20, b2=0.98, weight_decay=0.01))
     c.simulator = dict(init="random", shape=SIMULATORS[arg.size], positional_bias_init=True)
-    c.pretrain_simulator = dict(steps=1000, batch_rows=48, max_tokens=72, logprob_chunk=32,
+    c.pretrain_simulator = dict(steps=400, batch_rows=48, max_tokens=72, logprob_chunk=32,
                                 options=dict(emphasis=True, paraphrase=0.3), optimizer=dict(
         learning_rate=4e-3, schedule="cosine", warmup_steps=30, b2=0.98))
 
     c.world = dict(train_worlds=1, eval_worlds=2, entities=arg.entities, relations=arg.relations, hops=arg.hops,
                    paraphrase=arg.paraphrase, near_duplicates=arg.near_duplicates, two_hop_questions=4 * arg.entities)
     c.data = dict(train="tiny_world:train", corpus="tiny_world:train", eval="tiny_world:eval",
-                  eval_corpus="tiny_world:eval", eval_limit=300)
+                  eval_corpus="tiny_world:eval", eval_limit=180)
     c.prompts = dict(policy=str(PROMPTS / f"budget_{arg.budget}.json") if arg.tell_budget else "tiny_world",
                      simulator="tiny_world")
     engine, options = arg.engine, {}
@@ -92,12 +92,12 @@ def get_config(arg=None):
     c.reward = dict(terms={arg.reward: 1.0})
     c.optimizer = dict(learning_rate=1e-3, schedule="linear", warmup_steps=3, b2=0.98, clip_norm=1.0)
     c.value = dict(optimizer=dict(learning_rate=1e-3, b2=0.98))
-    c.train = dict(steps=arg.steps, questions_per_step=12, group_size=8, logprob_chunk=32, microbatch_tokens=3840,
-                   checkpoint_every=10, eval_every=20, eval_questions=96)
+    c.train = dict(steps=arg.steps, questions_per_step=8, group_size=8, logprob_chunk=32, microbatch_tokens=3840,
+                   checkpoint_every=12, eval_every=8, eval_questions=60)
     c.collect = dict(episodes=480, probes=240)
-    c.tune_simulator = dict(steps=500, batch_rows=48, max_tokens=72, logprob_chunk=32, options=dict(emphasis=True),
+    c.tune_simulator = dict(steps=300, batch_rows=48, max_tokens=72, logprob_chunk=32, options=dict(emphasis=True),
                             optimizer=dict(learning_rate=4e-3, schedule="cosine", warmup_steps=20, b2=0.98))
-    c.evaluate = dict(batch_rows=100, drop_best=0.3, misinformation=0.3)
+    c.evaluate = dict(batch_rows=60, drop_best=0.3, misinformation=0.3)
     if arg.smoke:
         c.train.update(steps=2, questions_per_step=4, group_size=4, eval_every=2, eval_questions=9, microbatch_tokens=0)
         c.collect.update(episodes=16, probes=8)
