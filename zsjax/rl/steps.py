@@ -169,13 +169,12 @@ def whole_step(objective, optimizer, microbatch_rows=0, *, assemble=trained_alon
     Returns:
       update(params, opt_state, batch, coef=None, frozen=None) -> (params, opt_state, info), params and opt_state donated.
     """
-    value_and_grad = _differentiated(objective, assemble)
+    sums_of = _sums_of(objective, assemble)
 
     def update(params, opt_state, batch, coef=None, frozen=None):
         weights = objective.weigh and objective.weigh(batch)
         scale = weights and divide(*weights)
-        total = accumulate(lambda params, part: value_and_grad(params, part, scale, coef, frozen), params, batch,
-                           microbatch_rows)
+        total = accumulate(lambda params, part: sums_of(params, part, scale, coef, frozen), params, batch, microbatch_rows)
         return _finish(objective, optimizer, params, opt_state, total, weights)
 
     return jax.jit(update, donate_argnums=(0, 1))
@@ -188,16 +187,10 @@ class PackedStep:
     """
 
     def __init__(self, objective, optimizer, *, assemble=trained_alone):
-        value_and_grad = _differentiated(objective, assemble)
-
-        def part_of(params, *given):
-            sums, grads = value_and_grad(params, *given)
-            return sums, float32(grads)
-
         def finish(params, opt_state, total, weights):
             return _finish(objective, optimizer, params, opt_state, total, weights)
 
-        self._part_of = part_of
+        self._sums_of = _sums_of(objective, assemble)
         self.programs = {"finish": Executable(jax.jit(finish, donate_argnums=(0, 1)))}
         if objective.weigh:
             self.programs["weigh"] = Executable(jax.jit(objective.weigh))
@@ -220,12 +213,12 @@ class PackedStep:
             return
         # The running sums are sharded as the parameters are. Left to XLA, first and later sums are sharded differently, and
         # the program of each shape is compiled for both: the second time in the middle of a run.
-        shapes, places = jax.eval_shape(self._part_of, params, *given), jax.tree.map(lambda x: x.sharding, params)
+        shapes, places = _shapes(self._sums_of, params, *given), jax.tree.map(lambda x: x.sharding, params)
         mesh = getattr(jax.tree.leaves(places)[0], "mesh", None)
         where = {} if mesh is None else dict(out_shardings=(replicated(mesh), places))
 
         def add(total, *given):
-            return jax.tree.map(jnp.add, total, self._part_of(*given))
+            return jax.tree.map(jnp.add, total, _with_gradient(self._sums_of, *given))
 
         def zeros():
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
@@ -265,13 +258,25 @@ class PackedStep:
         self.programs["finish"].compile(params, opt_state, total, weights)
 
 
-def _differentiated(objective, assemble):
-    """value_and_grad(params, batch, scale, coef, frozen), the gradient with respect to params alone."""
+def _sums_of(objective, assemble):
+    """sums_of(params, batch, scale, coef, frozen) -> (the loss's sum, what else is summed)."""
 
-    def whole(params, batch, scale, coef, frozen):
+    def sums_of(params, batch, scale, coef, frozen):
         return objective.loss_sum(assemble(params, frozen), batch, scale, coef)
 
-    return jax.value_and_grad(whole, has_aux=True)
+    return sums_of
+
+
+def _with_gradient(sums_of, params, *given):
+    """(sums, their gradient with respect to params alone, float32)."""
+    sums, grads = jax.value_and_grad(sums_of, has_aux=True)(params, *given)
+    return sums, float32(grads)
+
+
+def _shapes(sums_of, params, *given):
+    """Shapes of `_with_gradient`'s result. No backward pass is traced, which takes most of the time of tracing."""
+    return (jax.eval_shape(sums_of, params, *given),
+            jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32), params))
 
 
 def _finish(objective, optimizer, params, opt_state, total, weights):
@@ -294,21 +299,20 @@ def float32(tree):
     return jax.tree.map(lambda g: g.astype(jnp.float32), tree)
 
 
-def accumulate(value_and_grad, params, batch, microbatch_rows):
-    """Sums value_and_grad(params, microbatch) over the microbatches, gradients in float32."""
+def accumulate(sums_of, params, batch, microbatch_rows):
+    """(sums_of(params, batch), its gradient), added up over microbatches, gradients in float32.
+
+    sums_of: (params, part) -> (loss sum, other sums), each the sum of those of the batch's parts.
+    """
     if not 0 < microbatch_rows < jax.tree.leaves(batch)[0].shape[0]:
-        sums, grads = value_and_grad(params, batch)
-        return sums, float32(grads)
+        return _with_gradient(sums_of, params, batch)
     parts = slices(batch, microbatch_rows)
 
     def body(total, part):
-        sums, grads = value_and_grad(params, part)
-        return jax.tree.map(jnp.add, total, (sums, float32(grads))), None
+        return jax.tree.map(jnp.add, total, _with_gradient(sums_of, params, part)), None
 
-    shapes = jax.eval_shape(lambda *a: value_and_grad(*a)[0], params, jax.tree.map(lambda x: x[0], parts))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    start = zeros, jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-    return jax.lax.scan(body, start, parts)[0]
+    shapes = _shapes(sums_of, params, jax.tree.map(lambda x: x[0], parts))
+    return jax.lax.scan(body, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), parts)[0]
 
 
 def optimizer_step(optimizer, params, opt_state, grads, loss, counts):
