@@ -58,8 +58,12 @@ def lockstep(request, simulator):
         yield episodes, sum(int(played.work.policy_steps[0]) for played in parts)
 
 
-@pytest.mark.parametrize("lockstep, slots, threshold", [("whole", 4, 0.0), ("whole", 4, 1.0), ("whole", 1, 0.5),
-                                                   ("segments", 4, 1.0)], indirect=["lockstep"])
+SLOW = pytest.mark.slow  # the same properties at other settings, half a minute of compilation each
+
+
+@pytest.mark.parametrize("lockstep, slots, threshold", [
+    ("whole", 1, 0.5), ("segments", 4, 1.0), pytest.param("whole", 4, 0.0, marks=SLOW),
+    pytest.param("whole", 4, 1.0, marks=SLOW)], indirect=["lockstep"])
 def test_the_schedule_changes_no_trajectory(simulator, lockstep, slots, threshold):
     played = play(simulator, QUESTIONS, rows=ROWS, simulator_slots=slots, decode_threshold=threshold)
     episodes, work = played.episodes, played.work
@@ -146,7 +150,7 @@ def test_requests_are_told_apart():
     assert table.written.tolist() == [False] * 4 + [True, False] and table.replies.count.tolist() == [0, 0, 0, 0, 2, 0]
 
 
-@pytest.mark.parametrize("lockstep", ["whole", "segments"], indirect=True)
+@pytest.mark.parametrize("lockstep", ["segments", pytest.param("whole", marks=SLOW)], indirect=True)
 def test_a_cache_that_grows_changes_no_trajectory(monkeypatch, simulator, lockstep):
     """Rows begin with half of the slots; the loop stops before one outgrows them and goes on with all."""
     traced, proceed = [], compiled.proceed  # once a program
