@@ -1,7 +1,7 @@
 """Pictures of the report and the viewer, of two small real runs, taken by headless Chromium.
 
     pip install -e '.[browser]'          and a Chromium: see tests/browser/test_viewer_page.py
-    python docs/screenshots.py [FOLDER]  writes docs/reading/report.png and docs/how_to/viewer.png
+    python docs/screenshots.py [FOLDER]  writes start/report.png, reading/curves.png, how_to/viewer.png
 
 The runs lie in FOLDER (build/screenshots) and are made if they are missing: two curricula of the tiny world, against the
 carried simulator, a few minutes each on two CPU cores.
@@ -48,11 +48,14 @@ def chromium_page(width: int, height: int):
         browser.close()
 
 
-def report(folder: pathlib.Path, picture: pathlib.Path):
-    """The report's evaluation and its first charts."""
-    with chromium_page(1180, 900) as page:
+def report(folder: pathlib.Path, table: pathlib.Path, curves: pathlib.Path):
+    """The report's first rows of the evaluation, and the first curves of training."""
+    with chromium_page(1180, 485) as page:
         page.goto((folder / "report.html").resolve().as_uri())
-        page.screenshot(path=picture)
+        page.screenshot(path=table)
+        page.set_viewport_size({"width": 1180, "height": 880})
+        page.locator("section:has(.charts)").first.evaluate("section => section.scrollIntoView()")
+        page.screenshot(path=curves)
 
 
 def viewer(folders: list[pathlib.Path], picture: pathlib.Path):
@@ -73,7 +76,7 @@ def viewer(folders: list[pathlib.Path], picture: pathlib.Path):
 
 def main(folder: str = "build/screenshots"):
     folders = run(pathlib.Path(folder))
-    report(folders[0], HERE / "reading" / "report.png")
+    report(folders[0], HERE / "start" / "report.png", HERE / "reading" / "curves.png")
     viewer(folders, HERE / "how_to" / "viewer.png")
 
 
