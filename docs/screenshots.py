@@ -17,7 +17,7 @@ import threading
 from playwright.sync_api import sync_playwright
 
 from zsjax import launch
-from zsjax.report.viewer import TrajectoryServer
+from zsjax.report.view_server import TrajectoryServer
 
 HERE = pathlib.Path(__file__).parent
 RUNS = {"noise_to_0.5": "noise=0.5", "no_noise": "noise=0.0"}

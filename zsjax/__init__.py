@@ -31,6 +31,7 @@ _MOVED = {
     "rl.accumulate": "rl.steps", "rl.compiled": "rl.executable", "rl.update": "rl.steps", "rl.value": "rl.value_steps",
     "rollout.continuous": "rollout.compiled",
     "rollout.engine": "rollout.state", "rollout.prompts": "rollout.policy_prompt", "rollout.requests": "rollout.dedup",
+    "search.account": "search.paid_searches", "stages.run": "run.stages.context",
     "search.bm25": "search.engines.bm25", "search.dense": "search.engines.dense", "search.http": "search.engines.http",
     "search.openai_chat": "search.engines.chat", "search.prompts": "search.simulator.prompt",
     "search.requests": "search.simulator.requests", "search.serpapi": "search.engines.serpapi",
@@ -61,7 +62,7 @@ class _OldPaths(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def _new_path(name):
-    """"zsjax.stages.run" -> "zsjax.run.stages.run"; None where nothing moved."""
+    """"zsjax.stages.policy" -> "zsjax.run.stages.policy"; None where nothing moved."""
     package, _, rest = name.partition(".")
     if package != __name__:
         return None

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +28,10 @@ class InputExists(InputError, FileExistsError):
     """A file or folder that would be written exists already."""
 
 
+class OutputError(UserError, OSError):
+    """A file or folder cannot be written: a full disk, a read-only one, missing rights."""
+
+
 class NonFiniteUpdate(UserError, FloatingPointError):
     """The loss or its gradient is NaN or infinite."""
 
@@ -49,6 +54,43 @@ def reading(path):
         raise InputError(f"{path}: cannot be read ({reason}); check the file") from error
 
 
+def json_value(text: str | bytes):
+    """json.loads, but with a ValueError for too many brackets as well. Bytes are UTF-8."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("too many brackets") from None
+
+
+def read_json(path, fix: str):
+    """The JSON value of a file. Raises InputError, ending in `fix`, for something else."""
+    try:
+        with reading(path), open(path, "rb") as file:
+            return json_value(file.read())
+    except UserError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({reason_of(error)}); {fix}") from error
+
+
+def reason_of(error: Exception, most: int = 300) -> str:
+    """The first line of an error's text, at most `most` characters of it; its class where it has no text."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first if len(first) <= most else f"{first[:most]}..."
+
+
+@contextlib.contextmanager
+def writing(path):
+    """Turns Python's own errors while the file or folder `path` is written into an `OutputError` with its name."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write {path} ({error.strerror or error}); make room or give write permission, and start "
+                          "the same command again") from error
+
+
 def pointer(path) -> str:
     """The fix where a file is only Git LFS's pointer to it; "" for any other file."""
     with open(path, "rb") as file:
@@ -66,7 +108,7 @@ class Problem:
     fix: str
 
     def __str__(self):
-        return f"{self.field} = {self.value!r}: {self.reason}; {self.fix}"
+        return f"{self.field} = {self.value!r:.200}: {self.reason}; {self.fix}"
 
 
 class ConfigError(UserError, ValueError):

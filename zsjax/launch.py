@@ -29,10 +29,14 @@ def console() -> int:
     return main()
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs a command line (without the program's name). Returns 0, 2 after a mistake, 130 if interrupted."""
+def main(arguments: list[str] | None = None, *, run=None) -> int:
+    """Runs a command line (without the program's name). Returns 0, 2 after a mistake, 130 or 143 after SIGINT or SIGTERM.
+
+    run: makes a run's stages in place of `zsjax.run.pipeline.run`, with the same arguments.
+    """
     try:
         options, overrides = parse_flags(sys.argv[1:] if arguments is None else arguments)
+        options.pipeline = run
         _show_logs(sys.stderr if getattr(options, "json", False) else sys.stdout)
         keep_compiled_programs()
         if options.distributed or options.hosts:
@@ -41,9 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
             hosts.initialize(options.hosts or "")
         options.run(options, overrides)
         return 0
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command resumes from the last checkpoint", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"\n{str(stop) or 'interrupted; the same command resumes from the last checkpoint'}", file=sys.stderr)
+        return getattr(stop, "exit_code", 130)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
@@ -182,7 +186,7 @@ def _run_stages(options, overrides):
     problems = find_device_problems(config, jax.device_count(), jax.process_count())
     if problems:
         raise ConfigError(problems)
-    pipeline.run(config, options.workdir, stages=options.stages)
+    (options.pipeline or pipeline.run)(config, options.workdir, stages=options.stages)
 
 
 def _ask(options, overrides):
@@ -206,7 +210,7 @@ def _ask(options, overrides):
 def _play(options, overrides):
     from rich.console import Console
 
-    from zsjax.run.by_hand import Table
+    from zsjax.run.play import Table
     from zsjax.run.terminal import play_games
 
     play_games(Table(_find_config(options, overrides), options.workdir, against=options.against, noise=options.noise,
@@ -259,7 +263,7 @@ def _report(options, overrides):
 
 
 def _view(options, overrides):
-    from zsjax.report.viewer import TrajectoryServer
+    from zsjax.report.view_server import TrajectoryServer
 
     print("reading trajectories ...", flush=True)
     try:

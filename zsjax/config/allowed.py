@@ -8,6 +8,7 @@ import urllib.parse
 from zsjax.config.declare import leaves
 from zsjax.config.fields import Config
 from zsjax.config.named import load_object
+from zsjax.errors import reason_of
 
 _SCHEME = re.compile(r"[A-Za-z][\w+.-]*://")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -78,7 +79,7 @@ def function_problem(name: str) -> str:
     try:
         load_object(name, "function")
     except (Exception, SystemExit) as error:  # importing a user's module may raise anything
-        return str(error).split("\n")[0] or type(error).__name__
+        return reason_of(error)
     return ""
 
 

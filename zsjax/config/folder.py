@@ -24,7 +24,7 @@ from typing import Any
 from zsjax.config.declare import leaves, renamed
 from zsjax.config.fields import Config
 from zsjax.config.read import flatten, read_tree, to_json
-from zsjax.errors import ConfigError, Problem, UserError
+from zsjax.errors import ConfigError, InputError, Problem, UserError, json_value, reason_of
 from zsjax.parallel.files import write_text
 
 _MAKING = ("pretrain", "pretrain_simulator", "collect", "tune_simulator")  # what training starts from
@@ -34,7 +34,7 @@ def from_json(text: str) -> Config:
     """The config that this or another version's `to_json` wrote. Values are not checked: files may have moved.
 
     Raises:
-      ValueError: the text is not JSON of a config, or a field has the wrong type.
+      InputError: the text is not JSON of a config, or a field has the wrong type.
     """
     config, unknown = _read(text)
     for name, value in unknown.items():
@@ -83,6 +83,13 @@ def check_resume(old: Config | str, new: Config, where) -> None:
         raise ConfigError(problems)
 
 
+def check_local(workdir) -> None:
+    """Raises UserError where a run's folder is a URL."""
+    first = (pathlib.Path(workdir) / "config.json").parts[0]
+    if first[-1:] == ":" and len(first) > 2:  # what pathlib makes of gs://
+        raise UserError(f"--workdir {workdir} is a URL; give a local folder and copy it there afterwards")
+
+
 def write_config(workdir, config: Config) -> str:
     """Writes workdir/config.json, after a check that a run in the folder can go on with `config`.
 
@@ -93,9 +100,8 @@ def write_config(workdir, config: Config) -> str:
       ConfigError: the run began with another config; the message names the fields that differ.
       UserError: workdir/config.json cannot be read, or the folder cannot be written.
     """
+    check_local(workdir)
     path = pathlib.Path(workdir) / "config.json"
-    if path.parts[0][-1:] == ":" and len(path.parts[0]) > 2:  # what pathlib makes of gs://
-        raise UserError(f"--workdir {workdir} is a URL; give a local folder and copy it there afterwards")
     try:
         if path.exists():
             check_resume(path.read_text(), config, workdir)
@@ -141,18 +147,18 @@ def _engines(config) -> set[str]:
 
 
 def _read(text) -> tuple[Config, dict[str, Any]]:
-    """(the config, {dotted name: value} of fields that this version lacks) of JSON. Raises ValueError."""
+    """(the config, {dotted name: value} of fields that this version lacks) of JSON. Raises InputError."""
     try:
-        tree = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("too many brackets") from error
+        tree = json_value(text)
+    except ValueError as error:
+        raise InputError(f"not JSON: {reason_of(error)}") from error
     if not isinstance(tree, dict):
-        raise ValueError(f"a {type(tree).__name__} where an object of fields is needed")
+        raise InputError(f"a {type(tree).__name__} where an object of fields is needed")
     unknown = {}
     _take_unknown(tree, "", unknown)
     config, problems = read_tree(tree)
     if problems:
-        raise ValueError(str(problems[0]))
+        raise InputError(str(problems[0]))
     return config, unknown
 
 

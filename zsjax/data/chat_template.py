@@ -5,7 +5,7 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 
-from zsjax.errors import InputError
+from zsjax.errors import InputError, reason_of
 
 # The date that templates read (Llama 3's default): a prompt must not change when a run is resumed the next day.
 _TODAY = datetime.datetime(2024, 7, 26)
@@ -29,7 +29,7 @@ class ChatTemplate:
         try:
             self._template = _environment().from_string(source)
         except Exception as error:  # jinja2's own kinds
-            raise InputError(f"{where}: chat_template is not a Jinja template: {_first_line(error)}; copy the model's "
+            raise InputError(f"{where}: chat_template is not a Jinja template: {reason_of(error)}; copy the model's "
                              "file again") from error
 
     def render(self, messages: Sequence[dict], *, add_generation_prompt: bool) -> str:
@@ -39,7 +39,7 @@ class ChatTemplate:
                                          add_generation_prompt=add_generation_prompt, **self._names)
         except Exception as error:  # whatever the template's code does
             raise InputError(f"{self._where}: chat_template cannot render {len(messages)} messages: "
-                             f"{_first_line(error)}; correct the template or set prompts.chat = False") from error
+                             f"{reason_of(error)}; correct the template or set prompts.chat = False") from error
 
     def turn_end(self) -> str:
         """The text after an assistant's message; after a user's where the template shows no assistant; "" for neither."""
@@ -78,7 +78,3 @@ def _environment():
     environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
     environment.globals |= {"raise_exception": refuse, "strftime_now": _TODAY.strftime}
     return environment
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

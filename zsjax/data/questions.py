@@ -11,7 +11,7 @@ import numpy as np
 
 from zsjax.data.question_rows import plain, question_of, with_unique_keys
 from zsjax.data.row_files import read_rows
-from zsjax.errors import InputError
+from zsjax.errors import InputError, reason_of
 from zsjax.search.corpus_store import row_of
 from zsjax.search.engine import Document
 from zsjax.types import Question
@@ -110,9 +110,8 @@ def _tfds_questions(name: str, split: str) -> list[Question]:
         except NotImplementedError:  # prepared as TFRecord
             rows = tfds.as_numpy(tfds.load(name, split=split))
     except Exception as error:  # a missing data set, no network, no TensorFlow: TFDS has no common class for them
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         fix = "prepare it where there is a network (tfds build NAME --file_format=array_record) and set TFDS_DATA_DIR"
-        raise InputError(f"cannot load tfds:{name}, split {split!r}: {reason}; {fix}, or give a .jsonl") from error
+        raise InputError(f"cannot load tfds:{name}, split {split!r}: {reason_of(error)}; {fix}, or give a .jsonl") from error
     questions = []
     for number, row in enumerate(rows):
         where, row = f"tfds:{name}, {split} row {number}", plain(row)

@@ -10,7 +10,7 @@ import pathlib
 import zlib
 from collections.abc import Iterator
 
-from zsjax.errors import InputError, InputNotFound
+from zsjax.errors import InputError, InputNotFound, reason_of
 from zsjax.types import whole_text
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
@@ -19,6 +19,7 @@ _FOREIGN = {_GZIP: "is compressed with gzip; name it .jsonl.gz", _PARQUET: "is p
             b"PK": "is a zip archive; unpack it", b"BZh": "is compressed with bzip2; unpack it",
             b"\xfd7zXZ": "is compressed with xz; unpack it", b"\x28\xb5\x2f\xfd": "is compressed with zstd; unpack it",
             b"version https://git-lfs": "is a Git LFS pointer; fetch the file itself with git lfs pull"}
+MAX_LINE = 64 << 20  # bytes; a small archive may unpack to a line that fills the memory
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -54,7 +55,7 @@ def _parquet_rows(name):
                     yield row, f"{name}, row {number}"
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         where = f"{name}, behind row {number}" if number else name
-        raise InputError(f"{where}: not readable as parquet ({_one_line(error)}); copy or download the file again"
+        raise InputError(f"{where}: not readable as parquet ({reason_of(error)}); copy or download the file again"
                          ) from error
 
 
@@ -69,7 +70,7 @@ def _json_rows(name):
             raise InputError(f"{where}: not UTF-8 (byte 0x{line[error.start]:02x}, column {error.start + 1}); convert "
                              "the file, as iconv -f latin1 -t utf-8") from error
         except (ValueError, RecursionError) as error:  # ValueError also for numbers of thousands of digits
-            what = f"not a JSON object ({_one_line(error)})"
+            what = f"not a JSON object ({reason_of(error)})"
             if b"\0" in line:
                 what = "UTF-16 or binary data; save the file as UTF-8"
             raise InputError(f"{where}: {what}; write one object a line") from error
@@ -93,12 +94,13 @@ def _lines(name):
         if head.startswith(_UTF_16):
             raise InputError(f"{name}, line 1: UTF-16; save the file as UTF-8, as iconv -f utf-16 -t utf-8")
         file.seek(0)
+        lines = gzip.GzipFile(fileobj=file) if packed else file
         try:
-            yield from gzip.GzipFile(fileobj=file) if packed else file
+            while line := lines.readline(MAX_LINE + 1):
+                if len(line) > MAX_LINE:
+                    raise InputError(f"{name}, line {number + 1}: longer than {MAX_LINE >> 20} MB; write one object a line")
+                yield line
+                number += 1
         except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{name}, line {number + 1}: the file is cut off or damaged ({_one_line(error)}); copy or "
+            raise InputError(f"{name}, line {number + 1}: the file is cut off or damaged ({reason_of(error)}); copy or "
                              "download it again") from error
-
-
-def _one_line(error) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

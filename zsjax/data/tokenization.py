@@ -15,10 +15,11 @@ from collections.abc import Sequence
 
 from zsjax.data.assets import asset_path
 from zsjax.data.tokenizer_config import TokenizerConfig, TokenizerConfigError, what_is_there
-from zsjax.errors import InputError, InputNotFound, pointer
+from zsjax.errors import InputError, InputNotFound, pointer, reason_of
 from zsjax.types import whole_text
 
 _PAD_NAMES = ("<pad>", "<|pad|>", "[PAD]", "<|endoftext|>")
+MAX_VOCABULARY = 1 << 24  # the largest published ones have 262,144 ids
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -175,6 +176,8 @@ class FastTokenizer(Tokenizer):
         if not self.vocab:
             raise InputError(f"{path}: the vocabulary is empty; copy the model's tokenizer.json again")
         self.vocab_size = max(self.vocab.values()) + 1
+        if self.vocab_size > MAX_VOCABULARY:  # tables of it have an entry for each id
+            raise InputError(f"{path}: the highest id is {self.vocab_size - 1}; a vocabulary has at most {MAX_VOCABULARY}")
         configs = TokenizerConfig(path if path.is_dir() else path.parent)
         added = backend.get_added_tokens_decoder()
         self._unknown_id = self.vocab.get(getattr(backend.model, "unk_token", None))
@@ -291,8 +294,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     except TokenizerConfigError:
         raise
     except Exception as error:  # tokenizers and sentencepiece raise bare Exceptions and RuntimeErrors
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        reason = f"not JSON, {pointer(file)}" if file is not None and pointer(file) else reason
+        reason = f"not JSON, {pointer(file)}" if file is not None and pointer(file) else reason_of(error)
         raise InputError(f"cannot read the tokenizer at {str(path)!r}: {reason}; check that {(file or found).name} is "
                          "complete and a Hugging Face fast tokenizer or a SentencePiece model") from error
 

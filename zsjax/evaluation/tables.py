@@ -10,7 +10,10 @@ import csv
 import html
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
+
+from zsjax.types import printable
 
 DATA_SETS = {"nq": "NQ", "triviaqa": "TriviaQA", "popqa": "PopQA", "hotpotqa": "HotpotQA", "2wiki": "2Wiki",
              "musique": "MuSiQue", "bamboogle": "Bamboogle"}
@@ -136,22 +139,29 @@ def to_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; "|" in cells is escaped."""
 
     def line(cells):
-        return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(" ".join(printable(cell).split()).replace("|", "\\|") for cell in cells) + " |"
 
     return "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)]) + "\n"
 
 
 def to_csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of comma-separated values; a text that a spreadsheet would take for a formula gets an apostrophe."""
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([header, *rows])
+    csv.writer(out, lineterminator="\n").writerows([[_no_formula(printable(cell)) for cell in row]
+                                                    for row in [header, *rows]])
     return out.getvalue()
+
+
+def _no_formula(cell: str) -> str:
+    number = re.fullmatch(r"[+-]?[\d.]+( .*)?", cell)
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t")) and not number else cell
 
 
 def to_html(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A <table>; all text is escaped."""
 
     def cells(tag, row):
-        return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
+        return "".join(f"<{tag}>{html.escape(printable(cell))}</{tag}>" for cell in row)
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     return f"<table><thead><tr>{cells('th', header)}</tr></thead><tbody>{body}</tbody></table>\n"

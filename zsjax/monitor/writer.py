@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from zsjax.errors import InputError, reading
+from zsjax.errors import InputError, json_value, reading, reason_of
 from zsjax.parallel.files import write_jsonl
 from zsjax.types import Metric
 
@@ -56,11 +56,13 @@ def read_jsonl(path) -> list[dict]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json_value(line)
         except ValueError as error:
             if number == len(lines):  # no newline after it: the write was cut
                 break
-            raise InputError(f"{path}, line {number} is not JSON: {error}") from error
+            raise InputError(f"{path}, line {number} is not JSON: {reason_of(error)}") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, line {number}: a {type(row).__name__} is not an object; remove the line")
         rows.append(row)
     return rows
 

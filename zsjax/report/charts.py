@@ -8,6 +8,8 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
+from zsjax.types import printable
+
 COLORS = ("#2563eb", "#d97706", "#059669", "#7c3aed", "#db2777", "#64748b")
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24
@@ -82,12 +84,6 @@ def short(value) -> str:
     if abs(value) >= 1000:
         return f"{value:.3g}" if abs(value) >= 1e6 else f"{value:.0f}"
     return f"{value:.3f}".rstrip("0").rstrip(".") if abs(value) >= 0.001 else f"{value:.1e}"
-
-
-def printable(text: str) -> str:
-    """The text with visible signs for control characters, which could drive a terminal or hide text."""
-    return "".join(c if c in "\n\t" or c.isprintable() else chr(0x2400 + ord(c)) if ord(c) < 32 else "\ufffd"
-                   for c in text)
 
 
 def escape(text) -> str:

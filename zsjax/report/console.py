@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from zsjax.report.charts import printable
 from zsjax.report.page import noisy_segments
+from zsjax.types import printable
 
 TERMINAL_STYLES = {"prompt": "dim", "policy": "bold blue", "document": "yellow", "template": "dim magenta",
                    "noisy": "bold red"}
@@ -41,5 +41,5 @@ def print_result(record: Mapping, console=None):
     console.print(legend)
     failed = "".join(f"   search {status}" for status in record.get("search_status", ())
                      if status in ("failed", "empty", "short"))
-    console.print(Text(f"answer: {record['answer']}   status: {record['status']}   "
-                       f"searches: {record['num_searches']}{failed}"), soft_wrap=True)
+    console.print(Text(printable(f"answer: {record['answer']}   status: {record['status']}   "
+                                 f"searches: {record['num_searches']}{failed}")), soft_wrap=True)

@@ -10,18 +10,19 @@ import json
 import math
 import pathlib
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from zsjax.evaluation import tables
-from zsjax.evaluation.kept import Kept
+from zsjax.evaluation.kept_evaluations import Kept
 from zsjax.monitor import costs
 from zsjax.monitor.catalog import METRICS
-from zsjax.monitor.writer import read_jsonl
 from zsjax.parallel.files import write_text
-from zsjax.report.charts import color_of, line_chart, printable, short
+from zsjax.report.charts import color_of, line_chart, short
+from zsjax.report.run_files import json_or_none, read_metrics, read_scores, read_trajectories
 from zsjax.report.scores import evaluation_tables
 from zsjax.report.trajectory_index import score_of
+from zsjax.types import printable
 
 
 class Curve(NamedTuple):
@@ -61,6 +62,7 @@ ROLES = {"prompt": "prompt", "policy": "policy: trained on", "document": "docume
          "template": "environment: masked"}
 MAX_SEGMENT = 4000  # characters shown of one segment
 NUM_TRAJECTORIES = 12
+_PRICES = ("search", "accelerator_hour")
 COSTS = {"stage": "Stage", "episodes": "Episodes", "searches": "Searches", "policy_tokens": "Policy tokens",
          "document_tokens": "Document tokens", "accelerator_hours": "Accelerator hours",
          "accelerator_dollars": "$ accelerators", "paid_dollars": "$ paid searches",
@@ -68,7 +70,10 @@ COSTS = {"stage": "Stage", "episodes": "Episodes", "searches": "Searches", "poli
 
 
 def write(workdir) -> pathlib.Path:
-    """Writes workdir/report.html from what the run has written so far; returns its path."""
+    """Writes workdir/report.html from what the run has written so far; returns its path.
+
+    Raises InputError for a file in another form than zsjax writes.
+    """
     workdir = pathlib.Path(workdir)
     path = workdir / "report.html"
     write_text(path, templates().get_template("page.html.j2").render(contents(workdir)))
@@ -90,13 +95,15 @@ def templates():
 
 def contents(workdir: pathlib.Path) -> dict:
     """The template's values for a run's folder."""
-    config = _read_json(workdir / "config.json") or {}
-    account = read_jsonl(workdir / "metrics.jsonl")
+    config = json_or_none(workdir / "config.json")
+    config = config if isinstance(config, dict) else {}
+    account = read_metrics(workdir)
     lines = [line for line in account if line["stage"] not in ("collect", "evaluate")]  # these have no curves
-    evaluation, gates = (_read_json(workdir / f"{name}.json") or [] for name in ("evaluation", "gates"))
+    evaluation, gates = (read_scores(workdir / f"{name}.json") for name in ("evaluation", "gates"))
     stages = sorted(dict.fromkeys(line["stage"] for line in lines), key=lambda stage: stage != "train")
     prices = config.get("cost")
-    paid = costs.account(account, types.SimpleNamespace(**prices)) if prices else []
+    priced = isinstance(prices, dict) and all(isinstance(prices.get(name), int | float) for name in _PRICES)
+    paid = costs.account(account, types.SimpleNamespace(**prices)) if priced else []
     in_paper = any(tables.canonical(str(row.get("data_set"))) in tables.DATA_SETS for row in evaluation)
     return {
         "name": str(config.get("name", workdir.name)), "facts": _facts(config), "num_lines": len(lines),
@@ -116,13 +123,13 @@ def choose_trajectories(workdir) -> list[tuple[str, dict]]:
     """
     workdir, found = pathlib.Path(workdir), []
     train, evaluation = (sorted((workdir / name).glob("*.jsonl")) for name in ("trajectories", "evaluation"))
-    shown = {row.get("evaluation") for row in _read_json(workdir / "evaluation.json") or []}
+    shown = {row.get("evaluation") for row in read_scores(workdir / "evaluation.json")}
     played = [file for file in evaluation if not file.stem.startswith(("baseline_", "random_document"))]
     evaluation = [file for file in played if file.stem in shown] or played  # else of an earlier version
     chosen = list(dict.fromkeys([*train[:1], *train[-1:]])) + evaluation
     for i, file in enumerate(chosen):
         share = -(-(NUM_TRAJECTORIES - len(found)) // (len(chosen) - i))
-        rows = sorted(read_jsonl(file), key=lambda row: -(score_of(row) or 0.0))
+        rows = sorted(read_trajectories(file), key=lambda row: -(score_of(row) or 0.0))
         order = [row for pair in zip(rows, reversed(rows), strict=True) for row in pair][:len(rows)]
         found += [(f"{file.parent.name}/{file.stem}", row) for row in order[:share]]
     return found
@@ -183,7 +190,7 @@ def _chart(curve, lines):
 
 
 def _number(value) -> float:
-    return float(value) if isinstance(value, int | float | str) and value != "" else math.nan
+    return float(value) if value is not None else math.nan
 
 
 def _card(source, record):
@@ -195,9 +202,3 @@ def _card(source, record):
     return {"source": source, "question": record.get("question", ""), "facts": facts, "segments": segments,
             "golds": " / ".join(map(str, record.get("golden_answers", ()))), "win": (score_of(record) or 0.0) >= 0.5}
 
-
-def _read_json(path) -> dict | Sequence | None:
-    try:
-        return json.loads(path.read_text()) if path.exists() else None
-    except ValueError:  # written by hand or cut: the report shows the rest
-        return None

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from zsjax.errors import InputError
+from zsjax.report.run_files import trajectory_problem
 from zsjax.types import STATUS_NAMES
 
 FOLDERS = ("trajectories", "evaluation")
@@ -79,7 +80,7 @@ class Page:
 
 @dataclasses.dataclass
 class _File:
-    """What is known of a file. mark: changes with its content. damaged: lines that are not JSON objects."""
+    """What is known of a file. mark: changes with its content. damaged: lines that are not records."""
 
     mark: tuple
     entries: np.ndarray
@@ -108,7 +109,7 @@ class TrajectoryIndex:
 
     @property
     def damaged(self) -> int:
-        """Lines that are not JSON objects, in all files."""
+        """Lines that are not records, in all files."""
         return sum(file.damaged for file in self.files.values())
 
     def refresh(self):
@@ -249,7 +250,7 @@ def _object(line) -> dict | None:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) else None
+    return record if isinstance(record, dict) and not trajectory_problem(record) else None
 
 
 def _hash(question) -> int:

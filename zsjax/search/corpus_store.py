@@ -4,12 +4,12 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from zsjax.errors import InputError, InputExists, InputNotFound, reading
+from zsjax.errors import InputError, InputExists, InputNotFound, read_json, reading
+from zsjax.parallel.files import new_folder
 from zsjax.search.engine import Document
 from zsjax.types import whole_text
 
@@ -106,6 +106,12 @@ class StoredDocuments:
         return document["title"], document["text"]
 
 
+def file_hash(path: pathlib.Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def save_index(path: str | os.PathLike, documents: Sequence, manifest: dict, write_arrays: Callable) -> None:
     """Writes an index folder, whole or not at all. An index that is already there is replaced.
 
@@ -117,44 +123,54 @@ def save_index(path: str | os.PathLike, documents: Sequence, manifest: dict, wri
 
     Raises:
       InputExists: the path holds something else.
+      OutputError: the folder cannot be written.
     """
     path = pathlib.Path(path)
     if path.exists() and not (path / MANIFEST).exists():
         raise InputExists(f"{path} is not an index folder (it has no {MANIFEST}); choose another path")
-    unfinished = path.with_name(path.name + f".writing-{os.getpid()}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    write_arrays(unfinished)
-    with open(unfinished / CORPUS, "wb") as file:
-        file.writelines(line_of(documents[row]) for row in range(len(documents)))
-    (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    if path.exists():
-        shutil.rmtree(path)
-    os.replace(unfinished, path)
+    with new_folder(path) as unfinished:
+        write_arrays(unfinished)
+        with open(unfinished / CORPUS, "wb") as file:
+            file.writelines(line_of(documents[row]) for row in range(len(documents)))
+        manifest = manifest | {"files": {
+            file.name: file_hash(file) for file in sorted(unfinished.iterdir()) if file.name != CORPUS}}
+        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
 def load_index(path: str | os.PathLike, *, kind: str, form: int, corpus_hash: str | None) -> tuple[StoredDocuments, dict]:
-    """(documents, settings) of an index folder, checked.
+    """(documents, settings) of an index folder, checked: all its files are read once, as fast as the disk gives them.
 
     Raises:
       InputNotFound: no such index.
-      InputError: an index of another kind, format or corpus, or a corpus that has changed since it was indexed.
+      InputError: an index of another kind, format or corpus, or a file that has changed since it was written.
     """
     path = pathlib.Path(path)
     if not (path / MANIFEST).exists():
         raise InputNotFound(f"{path} has no {kind} index ({MANIFEST} is missing); build one with "
                             f"{kind}.from_documents(...).save(path)")
-    try:
-        with reading(path / MANIFEST):
-            settings = json.loads((path / MANIFEST).read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path / MANIFEST} is not JSON ({error}); remove the folder to build the index anew") from error
+    anew = f"remove {path} to build the index anew"
+    settings = _settings(path / MANIFEST, anew)
     if (settings.pop("kind", kind), settings.pop("format", None)) != (kind, form):
-        raise InputError(f"{path} is an index of another kind or another format; build the index anew")
-    documents = StoredDocuments(path / CORPUS)
+        raise InputError(f"{path} is an index of another kind or another format; {anew}")
+    for name, value in settings.pop("files", {}).items():  # an older version wrote none
+        with reading(path / name):
+            if file_hash(path / name) != value:
+                raise InputError(f"{path / name} has changed since it was written; {anew}")
+    with reading(path / CORPUS):
+        documents = StoredDocuments(path / CORPUS)
     if documents.sha256 != settings["corpus_sha256"] or len(documents) != settings["num_documents"]:
-        raise InputError(f"{path / CORPUS} has changed since it was indexed; build the index anew")
+        raise InputError(f"{path / CORPUS} has changed since it was indexed; {anew}")
     if corpus_hash is not None and corpus_hash != settings["corpus_sha256"]:
         raise InputError(f"{path} is the index of another corpus (hash {settings['corpus_sha256'][:12]}..., not "
                          f"{corpus_hash[:12]}...); build the index anew")
     return documents, settings
+
+
+def _settings(path: pathlib.Path, anew: str) -> dict:
+    """The settings in a manifest. Raises InputError, ending in `anew`, for something else."""
+    settings = read_json(path, anew)
+    files = settings.get("files", {}) if isinstance(settings, dict) else None
+    if not isinstance(files, dict) or any(pathlib.PurePath(name).name != name for name in files) or not (
+            isinstance(settings.get("corpus_sha256"), str) and isinstance(settings.get("num_documents"), int)):
+        raise InputError(f"{path} is not the manifest of an index; {anew}")
+    return settings

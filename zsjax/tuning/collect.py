@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 
@@ -10,7 +9,7 @@ import jax
 import numpy as np
 
 from zsjax import types
-from zsjax.errors import InputError, reading
+from zsjax.errors import InputError, json_value, reading
 from zsjax.parallel.files import write_jsonl
 from zsjax.rewards import exact_match
 from zsjax.rollout import transcript
@@ -137,7 +136,7 @@ def read_searches(path: str | os.PathLike) -> tuple[dict, list[Search]]:
     with reading(path), open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
-                record = json.loads(line)
+                record = json_value(line)
                 if number == 1:
                     provenance = record["provenance"]
                     continue

@@ -14,14 +14,13 @@ are shown, at most config.search.num_documents of them. `write_demonstrations` w
 
 import dataclasses
 import gzip
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from zsjax import types
-from zsjax.errors import InputError, reading
+from zsjax.errors import InputError, json_value, reading
 from zsjax.parallel.files import write_jsonl
 from zsjax.rewards import contains_match
 from zsjax.rollout.actions import ANSWER, SEARCH, Action
@@ -174,7 +173,7 @@ def read_demonstrations(path: str | os.PathLike) -> list[Demonstration]:
             if not line.strip():
                 continue
             try:
-                demonstrations.append(_demonstration(json.loads(line)))
+                demonstrations.append(_demonstration(json_value(line)))
             except KeyError as error:
                 raise InputError(f"{path}, line {number}: field {error} is missing; an episode has question, turns and "
                                  "answer") from error

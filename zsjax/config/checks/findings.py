@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 
 from zsjax.config.allowed import path_problem
-from zsjax.errors import Problem
+from zsjax.errors import Problem, reason_of
 
 
 class Findings:
@@ -30,7 +30,7 @@ class Findings:
         try:
             load(self.value(field))
         except (Exception, SystemExit) as error:  # a template's, optax's or a user's module's own kinds
-            self.add(field, str(error).split("\n")[0] or type(error).__name__, fix)
+            self.add(field, reason_of(error), fix)
 
     def is_path(self, field):
         """A checkpoint, tokenizer or file: "asset:NAME", "hf:OWNER/NAME" or a path that is there."""

@@ -10,6 +10,9 @@ _COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_head
            "intermediate_size", "max_position_embeddings", "sliding_window", "original_max_position_embeddings")
 _NUMBERS = ("rms_norm_eps", "rope_theta")
 _FLAGS = ("tie_word_embeddings", "use_sliding_window", "attention_bias")
+_ROPE_NUMBERS = ("rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor",
+                 "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "partial_rotary_factor")
+_MOST_LAYERS = 1 << 14  # each has a dozen parameters to name
 _LARGEST = 1 << 40  # of any count: beyond it, the file is damaged
 
 
@@ -22,11 +25,13 @@ def check_fields(raw) -> dict:
         if value is None:
             continue
         if name in counts and not (type(value) is int and counts[name] <= value <= _LARGEST):
-            raise ValueError(f"{name}={value!r} is not a whole number from {counts[name]}; copy the model's file again")
+            raise ValueError(f"{name}={value!r:.80} is not a whole number from {counts[name]}; copy the model's file again")
+        if name == "num_hidden_layers" and value > _MOST_LAYERS:
+            raise ValueError(f"{name}={value} is more than {_MOST_LAYERS}; copy the model's file again")
         if name in _NUMBERS and not (type(value) in (int, float) and 0 < value < 1e30):
-            raise ValueError(f"{name}={value!r} is not a number above 0; copy the model's file again")
+            raise ValueError(f"{name}={value!r:.80} is not a number above 0; copy the model's file again")
         if name in _FLAGS and not isinstance(value, bool):
-            raise ValueError(f"{name}={value!r} is not a truth value; use true or false")
+            raise ValueError(f"{name}={value!r:.80} is not a truth value; use true or false")
         if name in ("rope_scaling", "rope_parameters"):
             _check_rope(name, value)
         if name == "layer_types" and not (isinstance(value, list) and all(isinstance(kind, str) for kind in value)):
@@ -44,7 +49,10 @@ def _check_rope(name, value):
             fits, kind = isinstance(part, str), "a name"
         elif field == "truncate":
             fits, kind = isinstance(part, bool), "true or false"
-        elif part is None or isinstance(part, dict | list):
+        elif part is None or isinstance(part, list) and field not in _ROPE_NUMBERS:
+            continue
+        elif isinstance(part, dict) and field not in _ROPE_NUMBERS:
+            _check_rope(f"{name}.{field}", part)
             continue
         else:
             fits, kind = type(part) in (int, float) and 0 < part < 1e30, "a number above 0"

@@ -6,14 +6,15 @@ its `Family` what its files need. A GGUF file names no class of transformers: co
 """
 
 import dataclasses
+import functools
 import re
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from zsjax.errors import InputError, InputNotFound
-from zsjax.models.checkpoints import gguf_tokenizer, hf
+from zsjax.errors import InputError, InputNotFound, reason_of
+from zsjax.models.checkpoints import contradictions, gguf_tokenizer, hf
 from zsjax.models.families import Family, families
 from zsjax.models.layers import DecoderConfig, RopeScaling, rope_frequencies
 
@@ -29,6 +30,7 @@ _FIELDS = {
     "attn_logit_softcapping": "attn_logit_softcapping", "final_logit_softcapping": "final_logit_softcapping",
     "expert_count": "num_experts",
 }
+MAX_ENTRIES = 1 << 21  # of an array in the metadata; vocabularies of 262,144 tokens have twice as many merges
 ROPE_FACTORS = "rope_freqs.weight"  # Llama 3.1's stretched frequencies: what each is divided by, float32[h/2]
 
 
@@ -87,19 +89,41 @@ def read_gguf(path) -> GgufFile:
     if magic != b"GGUF":
         raise InputError(f"{path}: not a GGUF file (it begins with {magic!r}); give a .gguf file")
     try:
-        import gguf
+        reader = _bounded_reader()
     except ImportError:
         raise InputError(f"{path}: reading GGUF files needs the package gguf; pip install 'zsjax[gguf]'") from None
     try:
-        reader = gguf.GGUFReader(path)
+        reader = reader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
     except Exception as error:  # the reader takes views of what is not there: whatever numpy raises
-        reason = str(error).split("\n")[0] or type(error).__name__
-        raise InputError(f"{path}: cut short or damaged ({reason}); copy or download it again") from None
+        raise InputError(f"{path}: cut short or damaged ({reason_of(error)}); copy or download it again") from None
     end, size = max((t.data_offset + t.n_bytes for t in reader.tensors), default=0), path.stat().st_size
     if end > size:
         raise InputError(f"{path}: cut short: its tensors end at byte {end}, the file has {size}; copy or download it again")
     return GgufFile(path, metadata, {tensor.name: tensor for tensor in reader.tensors})
+
+
+@functools.cache
+def _bounded_reader():
+    """The package's reader, but one that stops where the file ends.
+
+    Its own takes what is there: an array of a damaged length would be read in as many steps, behind the end of the file.
+    """
+    import gguf
+
+    class BoundedReader(gguf.GGUFReader):
+        def _get(self, offset, dtype, count=1, *args, **options):
+            found = super()._get(offset, dtype, count, *args, **options)
+            if len(found) < count:
+                raise ValueError(f"the file ends before byte {offset + int(count) * np.dtype(dtype).itemsize}")
+            return found
+
+        def _get_field_parts(self, orig_offs, raw_type):
+            if raw_type == gguf.GGUFValueType.ARRAY and (length := self._get(orig_offs + 4, np.uint64)[0]) > MAX_ENTRIES:
+                raise ValueError(f"an array of {length} entries in the metadata; at most {MAX_ENTRIES} are read")
+            return super()._get_field_parts(orig_offs, raw_type)
+
+    return BoundedReader
 
 
 def import_gguf(path, out) -> DecoderConfig:
@@ -177,6 +201,7 @@ def _config_fields(file: GgufFile, family: Family) -> dict:
     listed = [name for name, value in raw.items() if isinstance(value, list)]
     if listed:
         raise InputError(f"{file.architecture}: {listed[0]} differs between layers, which is not supported")
+    contradictions.check_fields(raw)
     raw |= {"model_type": family.model_type, "tie_word_embeddings": "output.weight" not in file.tensors,
             "vocab_size": int(file.tensors["token_embd.weight"].shape[1])}
     for needed in ("hidden_size", "num_attention_heads", "num_hidden_layers"):

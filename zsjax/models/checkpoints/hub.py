@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from zsjax.errors import InputNotFound
+from zsjax.errors import InputNotFound, reason_of
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 TOKENIZER_FILES = ("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
@@ -48,6 +48,6 @@ def local_folder(path, *, weights: bool = True) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub's and httpx's own kinds
-        reason = str(error).split("\n")[0] or type(error).__name__
         raise InputNotFound(f"there is no folder {name!r}, and it cannot be had from the Hugging Face hub "
-                                f"({reason}); download it where there is a network and give the folder's path") from error
+                                f"({reason_of(error)}); download it where there is a network and give the folder's "
+                            "path") from error

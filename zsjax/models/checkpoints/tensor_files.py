@@ -13,7 +13,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from zsjax.errors import InputError, pointer, reading
+from zsjax.errors import InputError, pointer, reading, reason_of
 
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
 
@@ -53,7 +53,7 @@ def read_header(file) -> dict[str, StoredTensor]:
             return {name: StoredTensor(file, name, part.get_dtype(), tuple(part.get_shape()))
                     for name, part in parts.items()}
     except SafetensorError as error:
-        what = f"or damaged: {error}; copy or download it again"
+        what = f"or damaged: {reason_of(error)}; copy or download it again"
         raise InputError(f"{file}: {_cut_short(file) or 'not a safetensors file, ' + (pointer(file) or what)}") from None
 
 

@@ -103,7 +103,7 @@ class Fields:
             unknown = sorted(set(types) - {"full_attention", "sliding_attention"})
             if unknown or len(types) != num_layers:
                 raise InputError(
-                    f"layer_types has {len(types)} entries and kinds {sorted(set(types))}; supported are "
+                    f"layer_types has {len(types)} entries and kinds {sorted(set(types))!s:.200}; supported are "
                     f"full_attention and sliding_attention, one for each of num_hidden_layers={num_layers}")
         return types
 

@@ -69,7 +69,7 @@ class BM25(Engine):
         if not queries:
             return []
         found = []
-        for words in _words(list(queries), self._settings["stopwords"], return_ids=False):
+        for words in _words(list(queries), self._settings.get("stopwords", True), return_ids=False):
             words = [word for word in words if word and word in self._index.vocab_dict]
             if not words:
                 found.append([])

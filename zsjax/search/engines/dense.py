@@ -89,8 +89,9 @@ class Dense(Engine):
           InputNotFound, InputError: as `load_index`; or the index has another embedder than `name`.
         """
         documents, settings = load_index(path, kind="Dense", form=_FORMAT, corpus_hash=corpus_hash)
-        if settings["embedder"] != name:
-            raise InputError(f"{path} is the index of embedder {settings['embedder']!r}, not {name!r}; build the index anew")
+        if settings.get("embedder") != name:
+            held = settings.get("embedder")
+            raise InputError(f"{path} is the index of embedder {held!r:.200}, not {name!r}; build the index anew")
         vectors = np.load(os.path.join(path, _VECTORS), mmap_mode="r" if mmap else None, allow_pickle=False)
         return cls(vectors, documents, settings, embed_query)
 

@@ -11,12 +11,12 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from zsjax.errors import InputError
+from zsjax.errors import InputError, json_value
 from zsjax.parallel.files import write_json
 from zsjax.search import registry
-from zsjax.search.account import Account, amount
 from zsjax.search.addresses import check_address, environment_key
 from zsjax.search.engine import BudgetSpent, Document, Engine, Failed, SearchContext, check_request, first
+from zsjax.search.paid_searches import Account, amount
 from zsjax.search.transport import DEFAULT_LIMITS, Limits, Request, SearchError, Transport
 from zsjax.types import whole_text
 
@@ -124,7 +124,7 @@ class SerpApi(Engine):
         if self._folder is None or query in self._cache:
             return self._cache.get(query)
         try:
-            return [_row(row) for row in json.loads(self._path(query).read_text(encoding="utf-8"))["results"]]
+            return [_row(row) for row in json_value(self._path(query).read_bytes())["results"]]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or half written: search again
             return None
 

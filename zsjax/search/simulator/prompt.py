@@ -6,12 +6,11 @@ tuned with.
 
 import dataclasses
 import functools
-import json
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
-from zsjax.errors import InputError, InputNotFound, reading
+from zsjax.errors import InputError, InputNotFound, json_value, reading, reason_of
 from zsjax.search.simulator import prompt_texts as texts
 
 SLOTS = ("mode", "Mode", "num_documents", "question", "answers", "answer", "query")
@@ -280,9 +279,9 @@ def template_fields(name: str, templates: Mapping, kind: str, fields: Sequence[s
     if not name.endswith(".json"):
         return {"prompt": text}
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where} is not JSON ({error}); correct the file") from error
+        values = json_value(text)
+    except ValueError as error:
+        raise InputError(f"{where} is not JSON ({reason_of(error)}); correct the file") from error
     if not isinstance(values, dict) or "prompt" not in values:
         raise InputError(f"{where} has no field 'prompt'; write an object with it")
     for field, value in values.items():

@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from zsjax.errors import InputError
-from zsjax.report.charts import printable
 from zsjax.report.page import ROLES, noisy_segments, templates
 from zsjax.report.trajectory_index import ORDERS, Filters, TrajectoryIndex, score_of
-from zsjax.types import STATUS_NAMES
+from zsjax.types import STATUS_NAMES, printable
 
 MAX_COUNT = 200  # trajectories of a page
 MAX_SAME = 500  # trajectories of a question that are offered beside it
@@ -99,8 +98,8 @@ class _Handler(BaseHTTPRequestHandler):
         if not (number.isascii() and number.isdigit()):
             raise InputError(f"id={asked.get('id', '')!r} is not FILE:NUMBER")
         record = run.record(name, int(number))
-        segments = [{"role": segment["role"] if segment.get("role") in ROLES else "template", "noisy": noisy,
-                     "text": str(segment.get("text", ""))}
+        segments = [{"role": segment["role"] if segment["role"] in ROLES else "template", "noisy": noisy,
+                     "text": segment["text"]}
                     for segment, noisy in zip(record.get("segments", ()), noisy_segments(record), strict=True)]
         same = [{"run": index} | one for index, other in enumerate(self.server.runs)
                 for one in other.same_question(record.get("question"), MAX_SAME)]

@@ -1,18 +1,17 @@
 """The context of a run's stages: its config, its folder, and objects that are built once."""
 
 import functools
-import json
 import pathlib
 
 import jax
 
 from zsjax.config import Config
-from zsjax.errors import UserError
+from zsjax.errors import UserError, read_json
 from zsjax.monitor.writer import Writer
 from zsjax.parallel import hosts
 from zsjax.parallel.files import write_json
 from zsjax.parallel.mesh import DECODE_RULES, local_mesh, make_mesh, simulator_mesh
-from zsjax.run import build
+from zsjax.run import build, checksums
 from zsjax.search.simulator.simulator import Simulator
 from zsjax.types import Question
 
@@ -97,6 +96,8 @@ class Run:
     def _model(self, config, seed, names, mesh, rules):
         made = [self.path("models") / name for name in names]
         path = next((path for path in made if build.checkpoint_exists(path)), None)
+        if path is not None:
+            checksums.check(self.workdir, inside=f"models/{path.name}")
         return build.model(config, self.tokenizer, seed=seed, path=path, mesh=mesh, rules=rules)
 
     def save_model(self, name: str, config, params):
@@ -120,7 +121,7 @@ class Run:
     def add_gates(self, rows: list[dict], failed: list[str]):
         """Adds rows to gates.json. Raises GateFailed where a gate failed."""
         path = self.path("gates.json")
-        kept = json.loads(path.read_text()) if path.exists() else []
+        kept = read_json(path, "remove it and run the stages with gates again") if path.exists() else []
         names = {row["gate"] for row in rows}
         self.write_json("gates.json", [row for row in kept if row["gate"] not in names] + rows)
         if failed:

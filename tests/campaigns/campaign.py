@@ -1,0 +1,140 @@
+"""A campaign: many seeded cases, each judged alone. Finished cases lie in a folder and are not run again.
+
+    from campaign import cases_of, run_campaign
+
+    def check(case):              # an exception is the case's failure
+        number = case.draw.random()
+        assert number < 1
+        return {"value": 1}       # counts, added up over all cases
+
+    def test_input():
+        summary = run_campaign("input", cases_of(["config", "row"], default=60), check)
+        assert not summary["failures"], summary["line"]
+
+Environment:
+- ZSJAX_CAMPAIGN_CASES: how many cases, instead of the small number of the default tests.
+- ZSJAX_CAMPAIGN_FOLDER: where NAME.jsonl (a line per case) and NAME.json (the summary) lie; without it nothing is
+  kept. A case that passed is skipped when the campaign is started again; one that failed runs again.
+- ZSJAX_CAMPAIGN_SEED: another seed is another list of cases (default 0).
+"""
+
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import resource
+import subprocess
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+
+HERE = pathlib.Path(__file__).parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One case: what it is about, and the seed of everything that it draws."""
+
+    kind: str
+    seed: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.kind}:{self.seed}"
+
+    @property
+    def draw(self) -> random.Random:
+        """A fresh generator, the same at every call."""
+        return random.Random(self.id)
+
+
+def num_cases(default: int) -> int:
+    return int(os.environ.get("ZSJAX_CAMPAIGN_CASES", default))
+
+
+def cases_of(kinds: Sequence[str], *, default: int) -> list[Case]:
+    """`num_cases(default)` cases, the kinds in turn. A longer list begins with the shorter one."""
+    first = int(os.environ.get("ZSJAX_CAMPAIGN_SEED", 0)) * 1_000_000
+    return [Case(kinds[i % len(kinds)], first + i) for i in range(num_cases(default))]
+
+
+def commit() -> str:
+    """The checkout's commit, with `+` where files differ from it; "" outside a checkout."""
+    done = subprocess.run(["git", "describe", "--always", "--dirty=+", "--exclude=*"], cwd=HERE, capture_output=True,
+                          text=True, check=False)
+    return done.stdout.strip()
+
+
+def records_of(path: pathlib.Path) -> dict[str, dict]:
+    """The last record of each case; a line that a kill cut is skipped."""
+    records = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        records[record["case"]] = record
+    return records
+
+
+def judged(case: Case, check: Callable[[Case], dict | None]) -> dict:
+    """The record of a case that has just run."""
+    begun, counts, failure = time.perf_counter(), None, None
+    try:
+        counts = check(case)
+    except Exception as error:  # noqa: BLE001  (whatever it is, it is this case's failure)
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        failure = f"{type(error).__name__}: {error} ({pathlib.Path(at.filename).name}:{at.lineno})"[:2000]
+    return {"case": case.id, "kind": case.kind, "failure": failure, "counts": counts or {},
+            "seconds": round(time.perf_counter() - begun, 4)}
+
+
+def run_campaign(name: str, cases: Iterable[Case], check: Callable[[Case], dict | None], **facts) -> dict:
+    """Runs every case that has not passed yet, prints one line, and returns the summary that it writes.
+
+    The summary: `cases`, `failures` (case -> what failed), `kinds` (kind -> cases), `counts` (the checks' counts, added
+    up), `seconds` (of all cases, of earlier starts too), `slowest` (seconds), `memory_mb` (this process at most),
+    `commits`, `line` (the printed one) and `facts`.
+    """
+    folder = os.environ.get("ZSJAX_CAMPAIGN_FOLDER")
+    path = pathlib.Path(folder) / f"{name}.jsonl" if folder else None
+    records = records_of(path) if path else {}
+    now, cases = commit(), list(cases)
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+b") as file:  # a kill may have left half a line
+            if file.tell() and not path.read_bytes().endswith(b"\n"):
+                file.write(b"\n")
+    for case in cases:
+        if case.id in records and not records[case.id]["failure"]:
+            continue
+        records[case.id] = {**judged(case, check), "commit": now}
+        if path:
+            with open(path, "a") as file:
+                file.write(json.dumps(records[case.id]) + "\n")
+    summary = summary_of(name, [records[case.id] for case in cases]) | facts
+    print(summary["line"])
+    if path:
+        path.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def summary_of(name: str, records: Sequence[dict]) -> dict:
+    """What `run_campaign` returns, of the cases' records."""
+    counts = collections.Counter()
+    for record in records:
+        counts.update(record["counts"])
+    failures = {record["case"]: record["failure"] for record in records if record["failure"]}
+    seconds = [record["seconds"] for record in records]
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kilobytes on Linux
+    commits = sorted({record["commit"] for record in records})
+    first = next(iter(failures.items()), None)
+    line = (f"campaign {name}: {len(records)} cases, {len(failures)} failed, {sum(seconds):.1f} s, slowest "
+            f"{max(seconds, default=0):.2f} s, {memory:.0f} MB, commit {' '.join(commits)}"
+            + (f"; first failure {first[0]}: {first[1]}" if first else ""))
+    return {"campaign": name, "cases": len(records), "failures": failures,
+            "kinds": dict(collections.Counter(record["kind"] for record in records)), "counts": dict(counts),
+            "seconds": round(sum(seconds), 2), "slowest": max(seconds, default=0.0), "memory_mb": round(memory),
+            "commits": commits, "line": line.splitlines()[0] if line else line}
