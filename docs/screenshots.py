@@ -1,7 +1,7 @@
 """Pictures of the report and the viewer, of two small real runs, taken by headless Chromium.
 
-    pip install -e '.[browser]'          and a Chromium: see tests/browser/test_viewer_page.py
-    python docs/screenshots.py [FOLDER]  writes docs/reading/report.png and docs/how_to/viewer.png
+    pip install -e '.[browser]' pillow   and a Chromium: see tests/browser/test_viewer_page.py
+    python docs/screenshots.py [FOLDER]  writes start/report.png, reading/curves.png, how_to/viewer.png
 
 The runs lie in FOLDER (build/screenshots) and are made if they are missing: two curricula of the tiny world, against the
 carried simulator, a few minutes each on two CPU cores.
@@ -10,11 +10,13 @@ carried simulator, a few minutes each on two CPU cores.
 import contextlib
 import os
 import pathlib
+import re
 import shutil
 import sys
 import threading
 
-from playwright.sync_api import sync_playwright
+from PIL import Image
+from playwright.sync_api import expect, sync_playwright
 
 from zsjax import launch
 from zsjax.report.view_server import TrajectoryServer
@@ -44,15 +46,21 @@ def chromium_page(width: int, height: int):
     path = os.environ.get("ZSJAX_CHROMIUM") or shutil.which("chromium-headless-shell") or shutil.which("chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser.new_page(viewport={"width": width, "height": height})
+        page = browser.new_page(viewport={"width": width, "height": height})
+        page.set_default_timeout(300_000)
+        expect.set_options(timeout=300_000)
+        yield page
         browser.close()
 
 
-def report(folder: pathlib.Path, picture: pathlib.Path):
-    """The report's evaluation and its first charts."""
-    with chromium_page(1180, 900) as page:
+def report(folder: pathlib.Path, table: pathlib.Path, curves: pathlib.Path):
+    """The report's first rows of the evaluation, and the first curves of training."""
+    with chromium_page(1180, 485) as page:
         page.goto((folder / "report.html").resolve().as_uri())
-        page.screenshot(path=picture)
+        page.screenshot(path=table)
+        page.set_viewport_size({"width": 1180, "height": 880})
+        page.locator("section:has(.charts)").first.evaluate("section => section.scrollIntoView()")
+        page.screenshot(path=curves)
 
 
 def viewer(folders: list[pathlib.Path], picture: pathlib.Path):
@@ -60,21 +68,29 @@ def viewer(folders: list[pathlib.Path], picture: pathlib.Path):
     with TrajectoryServer(folders) as server, chromium_page(1280, 720) as page:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         page.goto(server.url)
+        page.wait_for_selector("#list li")
+        page.select_option("select[name=file]", "trajectories/")
         page.select_option("select[name=noisy]", "yes")
         page.fill("input[name=low]", "1")
-        page.fill("input[name=fewest]", "3")
-        page.wait_for_function("document.querySelectorAll('#list li').length > 0")
-        page.wait_for_timeout(500)
+        expect(page.locator("#list li").first).to_have_text(re.compile("score 1 .* noisy"))
         page.click("#list li:nth-child(1)")
         page.wait_for_selector("article:nth-of-type(2) .text")
         page.screenshot(path=picture)
         server.shutdown()
 
 
+def smaller(picture: pathlib.Path):
+    """The picture in 96 colours, a third of its bytes."""
+    Image.open(picture).convert("RGB").quantize(96, dither=Image.Dither.NONE).save(picture, optimize=True)
+
+
 def main(folder: str = "build/screenshots"):
     folders = run(pathlib.Path(folder))
-    report(folders[0], HERE / "reading" / "report.png")
-    viewer(folders, HERE / "how_to" / "viewer.png")
+    table, curves, episodes = HERE / "start" / "report.png", HERE / "reading" / "curves.png", HERE / "how_to" / "viewer.png"
+    report(folders[0], table, curves)
+    viewer(folders, episodes)
+    for picture in (table, curves, episodes):
+        smaller(picture)
 
 
 if __name__ == "__main__":

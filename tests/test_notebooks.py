@@ -1,6 +1,7 @@
 """The notebooks: short, without outputs, and every cell runs, top to bottom, on the carried models."""
 
 import ast
+import os
 import pathlib
 
 import pytest
@@ -48,11 +49,13 @@ def test_form(path):
 
 
 @ids
-def test_runs_top_to_bottom(path):
+def test_runs_top_to_bottom(path, request):
     notebook, code = read(path)
+    # Programs that two cells or two notebooks share are compiled once.
+    compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(request.config.cache.mkdir("notebooks_compiled"))
     client = nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources={
         "metadata": {"path": str(path.parent)}})
-    client.execute(env=one_device())
+    client.execute(env=one_device(JAX_COMPILATION_CACHE_DIR=compiled, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.2"))
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     outputs = [output for cell in code for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
