@@ -21,7 +21,7 @@ from faulty_engines import Script, Served
 from tests.environment import ROOT, one_device
 
 STEPS = int(os.environ.get("ZSJAX_CAMPAIGN_STEPS", 50))
-TIMEOUT, RETRIES = 5.0, 1
+TIMEOUT, RETRIES = 8.0, 1
 RATE = {"http": 0.3, "chat": 0.12}  # a request for retrieval holds many queries
 FAILED = ("failed", "short", "empty")
 
