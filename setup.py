@@ -34,7 +34,7 @@ setup(
     packages=find_packages(include=["zsjax", "zsjax.*"]),
     package_data={"zsjax": ["py.typed", "data/assets/**/*", "**/*.txt", "**/*.j2"]},
     cmdclass={"build_py": BuildWithExperiments},
-    entry_points={"console_scripts": ["zsjax = zsjax.launch:main"]},
+    entry_points={"console_scripts": ["zsjax = zsjax.launch:console"]},
     # Neither torch nor TensorFlow: transformers reads tokenizers and configs without torch, TFDS reads array records
     # without TensorFlow, tensorboardX writes events without either.
     install_requires=[

@@ -29,8 +29,8 @@ from zsjax.rl.objective import load_loss
 from zsjax.rl.optimizer import make_optimizers
 from zsjax.rl.passes import make_programs
 from zsjax.rollout import make_rollout
+from zsjax.run.stages.context import Run
 from zsjax.run.stages.policy import real_evaluation
-from zsjax.run.stages.run import Run
 from zsjax.train import Setup, metered_rollout
 from zsjax.types import POLICY, TokenBatch
 

@@ -167,12 +167,9 @@ class Launcher:
 
     def _launch(self, arg, stages, overrides, folder):
         folder.mkdir(parents=True, exist_ok=True)
-
-        def path(value):
-            return str(self.models / value[1:]) if value.startswith("@") else value
-
+        settings = {"stages": stages, **entries.settings(overrides, self.models)}
         command = [sys.executable, "-m", "zsjax.launch", "--config", f"{EXPERIMENT}:{arg}", "--workdir", str(folder),
-                   f"--config.stages={stages}", *(f"--config.{name}={path(value)}" for name, value in overrides.items())]
+                   *(f"--config.{name}={value}" for name, value in settings.items())]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
         with open(folder / "log.txt", "a") as log:
             done = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)

@@ -80,7 +80,7 @@ def carried_simulator():
         (asked, asked_length), (gold, gold_length) = simulator.encode_questions([question])
         tokens, length = simulator.prompts(Requests(
             question=(asked, asked_length), answers=(gold, gold_length),
-            query=simulator.encode_slots([query], simulator.max_query_tokens), noisy=np.array([context.noisy]),
+            query=simulator.encode_queries([query]), noisy=np.array([context.noisy]),
             question_key=np.zeros(1, np.uint32), active=np.ones(1, bool)))
         text = "".join(document.text + "\n" for document in documents)
         rows.append(np.asarray(tokens)[0, :int(length[0])].tolist() + tokenizer.encode(text))

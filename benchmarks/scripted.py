@@ -18,7 +18,7 @@ from zsjax.rollout.environment import Environment, PolicyTables
 from zsjax.rollout.played import occupancy
 from zsjax.rollout.schedule import Schedule
 from zsjax.sampling.tags import TagAutomaton
-from zsjax.search.simulator.prompt import SLOTS, SimulatorTemplate
+from zsjax.search.simulator.prompt import SimulatorTemplate
 from zsjax.search.simulator.simulator import Simulator
 from zsjax.search.simulator.writing import SimulatorTables
 
@@ -119,7 +119,8 @@ def scripted_episodes(config, params, w, rng):
     question_tokens = w["simulator_prompt"] - INSTRUCTIONS - WORDS - ANSWERS - QUERY
     simulator = SilentSimulator(
         config=config, params=params, tokenizer=tokenizer, num_documents=k, max_document_tokens=document_tokens,
-        template=SimulatorTemplate("scripted", "word " * INSTRUCTIONS + " ".join(f"{{{slot}}}" for slot in SLOTS)),
+        template=SimulatorTemplate(
+            "scripted", "word " * INSTRUCTIONS + "{mode} {num_documents} {question} {answers} {query}"),
         max_query_tokens=QUERY, max_question_tokens=question_tokens, max_answer_tokens=ANSWERS, temperature=1.0)
     questions = w["batch"] // w.get("group", 1)
     empty = np.zeros(0, np.int32)

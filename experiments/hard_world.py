@@ -9,7 +9,7 @@ once. experiments/README.md says how the defaults were found.
 
 The world:
     :hops=3              the most hops of a question, 1 to 4
-    :entities=200        of each world
+    :entities=60         of each world
     :relations=40        kinds of facts, at most 40
     :paraphrase=0.5      share of a question's relations that it names by another word than documents use
     :near_duplicates=4   further documents about each entity, with other relations
@@ -44,15 +44,16 @@ SIMULATORS = {
 }
 # Of `zsjax.tiny_world.pretrain_policy.Recipe`.
 PRETRAINING = dict(
-    start="asset:tiny_world", reading_steps=100, short_steps=0, max_facts=8, paraphrase=0.3, episode_rate=3e-3,
-    episode_tokens=320, episodes=20, reading=4, hops=4, max_searches=5, table=dict(entities=60, facts_per_entity=8),
-    behaviour=dict(answer_at_once=(0.5, 0.5, 0.5, 0.5), right_query=(0.6, 0.85, 0.9, 0.9), search_again=0.4, lost=0.15,
-                   paraphrase=0.5, translated=0.25, budget_told=0.25))
+    start="asset:tiny_world", similarity=0.7, reading_steps=50, short_steps=0, max_facts=8, paraphrase=0.5,
+    episode_rate=3e-3, episode_tokens=320, episodes=16, reading=3, hops=3, max_searches=5,
+    table=dict(entities=60, facts_per_entity=8),
+    behaviour=dict(answer_at_once=(0.4, 0.4, 0.4), right_query=(0.85, 0.9, 0.9), search_again=0.5, lost=0.15,
+                   paraphrase=0.5, translated=0.5, guided_query=1.0, budget_told=0.25))
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, engine="simulator", simulator="tuned", size="medium", noise=0.5, steps=60, seed=0,
-                    algorithm="grpo", reward="f1", hops=3, entities=200, relations=40, paraphrase=0.5,
+    arg = parse_arg(arg, engine="simulator", simulator="tuned", size="medium", noise=0.5, steps=24, seed=0,
+                    algorithm="grpo", reward="f1", hops=3, entities=60, relations=40, paraphrase=0.5,
                     near_duplicates=4, wrong=0.0, budget=4, tell_budget=False, smoke=False)
     if arg.wrong and arg.engine != "bm25":
         raise ValueError(f"wrong={arg.wrong} is of the real engine; add engine=bm25")
@@ -65,18 +66,18 @@ def get_config(arg=None):
     c.stages = ("pretrain", *(made[arg.simulator] if arg.engine == "simulator" else ()), "train", "evaluate", "report")
     c.tokenizer = "asset:hard_world/tokenizer"
     c.policy = dict(init="random", shape=POLICY)
-    c.pretrain = dict(steps=400, batch_rows=30, max_tokens=144, logprob_chunk=32, microbatch_tokens=1920,
+    c.pretrain = dict(steps=140, batch_rows=30, max_tokens=144, logprob_chunk=32, microbatch_tokens=1920,
                       options=PRETRAINING, optimizer=dict(
         learning_rate=3e-3, schedule="cosine", warmup_steps=20, b2=0.98, weight_decay=0.01))
     c.simulator = dict(init="random", shape=SIMULATORS[arg.size], positional_bias_init=True)
-    c.pretrain_simulator = dict(steps=1600, batch_rows=48, max_tokens=72, logprob_chunk=32,
+    c.pretrain_simulator = dict(steps=400, batch_rows=48, max_tokens=72, logprob_chunk=32,
                                 options=dict(emphasis=True, paraphrase=0.3), optimizer=dict(
         learning_rate=4e-3, schedule="cosine", warmup_steps=30, b2=0.98))
 
     c.world = dict(train_worlds=1, eval_worlds=2, entities=arg.entities, relations=arg.relations, hops=arg.hops,
                    paraphrase=arg.paraphrase, near_duplicates=arg.near_duplicates, two_hop_questions=4 * arg.entities)
     c.data = dict(train="tiny_world:train", corpus="tiny_world:train", eval="tiny_world:eval",
-                  eval_corpus="tiny_world:eval", eval_limit=300)
+                  eval_corpus="tiny_world:eval", eval_limit=180)
     c.prompts = dict(policy=str(PROMPTS / f"budget_{arg.budget}.json") if arg.tell_budget else "tiny_world",
                      simulator="tiny_world")
     engine, options = arg.engine, {}
@@ -91,18 +92,19 @@ def get_config(arg=None):
     c.reward = dict(terms={arg.reward: 1.0})
     c.optimizer = dict(learning_rate=1e-3, schedule="linear", warmup_steps=3, b2=0.98, clip_norm=1.0)
     c.value = dict(optimizer=dict(learning_rate=1e-3, b2=0.98))
-    c.train = dict(steps=arg.steps, questions_per_step=12, group_size=8, logprob_chunk=32, checkpoint_every=10,
-                   eval_every=20, eval_questions=96)
-    c.collect = dict(episodes=960, probes=400)
-    c.tune_simulator = dict(steps=800, batch_rows=48, max_tokens=72, logprob_chunk=32, options=dict(emphasis=True),
+    c.train = dict(steps=arg.steps, questions_per_step=8, group_size=8, logprob_chunk=32, microbatch_tokens=3840,
+                   checkpoint_every=12, eval_every=8, eval_questions=60)
+    c.collect = dict(episodes=480, probes=240)
+    c.tune_simulator = dict(steps=300, batch_rows=48, max_tokens=72, logprob_chunk=32, options=dict(emphasis=True),
                             optimizer=dict(learning_rate=4e-3, schedule="cosine", warmup_steps=20, b2=0.98))
-    c.evaluate = dict(batch_rows=100, drop_best=0.3, misinformation=0.3)
+    c.evaluate = dict(batch_rows=60, drop_best=0.3, misinformation=0.3)
     if arg.smoke:
-        c.train.update(steps=2, questions_per_step=4, group_size=4, eval_every=2, eval_questions=9)
-        c.collect.update(episodes=48, probes=8)
+        c.train.update(steps=2, questions_per_step=4, group_size=4, eval_every=2, eval_questions=9, microbatch_tokens=0)
+        c.collect.update(episodes=16, probes=8)
         c.tune_simulator.steps = 4
-        c.data.eval_limit = 18
+        c.data.eval_limit = c.evaluate.batch_rows = 9
         c.world.update(relations=8, paraphrase=0.0)  # the words that the base knows before its pretraining
-        c.pretrain.update(steps=2, options=PRETRAINING | dict(reading_steps=1))
+        c.pretrain.update(steps=2, batch_rows=6, microbatch_tokens=0,
+                          options=PRETRAINING | dict(reading_steps=1, episodes=4, reading=2))
         c.pretrain_simulator.steps = 2
     return c

@@ -78,7 +78,7 @@ def get_config(arg=None):
         c.tune_simulator.steps = 4
         c.data.eval_limit = 16
         c.evaluate = dict(batch_rows=16)
-        c.gates = dict()
+        c.gates = dict(questions=8)
         if arg.pretrain:
             c.pretrain.update(steps=4, options=dict(reading_steps=2))
             c.pretrain_simulator.steps = 2

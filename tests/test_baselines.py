@@ -9,7 +9,7 @@ import pytest
 from zsjax import types
 from zsjax.config import ConfigError, resolve
 from zsjax.evaluation import baselines
-from zsjax.evaluation.setting import Setting, vote
+from zsjax.evaluation.baseline_setting import Setting, vote
 from zsjax.evaluation.tree_search import Node, agreement, grow_path, select_path
 from zsjax.launch import load_experiment
 from zsjax.rollout import policy_prompt

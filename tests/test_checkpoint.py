@@ -106,11 +106,11 @@ def test_another_tree_is_refused_by_name(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax leaves futures behind
 @pytest.mark.parametrize("how", ["flip", "cut", "remove"])
-def test_damage_is_one_clear_error(tmp_path, how):
+def test_damage_is_noticed_and_an_older_state_found(tmp_path, how, caplog):
     state = {"w": jax.random.normal(jax.random.key(0), (64, 64))}
     with Checkpointer(tmp_path / "whole") as checkpointer:
-        checkpointer.save(1, state)
-        checkpointer.save(2, state)
+        checkpointer.save(1, state, {"data_position": 1})
+        checkpointer.save(2, state, {"data_position": 2})
     files = [file.relative_to(tmp_path / "whole") for file in (tmp_path / "whole" / "2").rglob("*") if file.is_file()]
     assert len(files) > 5
     detected = 0
@@ -125,13 +125,20 @@ def test_damage_is_one_clear_error(tmp_path, how):
             (tmp_path / "hurt" / file).write_bytes(data if how == "flip" else data[:len(data) // 2])
         with Checkpointer(tmp_path / "hurt") as checkpointer:
             try:
-                step, restored, _ = checkpointer.restore(state)
-                assert step == 2
+                step, restored, extra = checkpointer.restore(state, step=2)
                 assert_same(restored, state)  # a file that does not matter; never other numbers
+                assert extra == {"data_position": 2}
             except CheckpointError as error:
                 detected += 1
                 assert str(tmp_path / "hurt" / "2") in str(error) and "go on from step 1" in str(error)
                 assert "\n" not in str(error)
+                caplog.clear()
+                step, restored, extra = checkpointer.restore(state)
+                assert (step, extra) == (1, {"data_position": 1})
+                assert_same(restored, state)
+                assert f"{tmp_path / 'hurt' / '2'}: " in caplog.text and "goes on from step 1" in caplog.text
+                checkpointer.save(2, state)
+                assert checkpointer.restore(state)[0] == 2 and (tmp_path / "hurt" / "damaged-2").is_dir()
         shutil.rmtree(tmp_path / "hurt")
     assert detected >= 3
 

@@ -12,7 +12,6 @@ import pytest
 
 from zsjax import launch
 from zsjax.errors import ConfigError, InputError, InputNotFound, UserError, reading
-from zsjax.run import pipeline
 from zsjax.types import Question
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "zsjax"
@@ -59,12 +58,11 @@ def test_reading_names_the_file(error, text):
         raise ValueError("a bug")
 
 
-def command(tmp_path, monkeypatch, capsys, act) -> tuple[int, str]:
+def command(tmp_path, capsys, act) -> tuple[int, str]:
     """(exit code, message) of a run whose stages do `act`."""
     experiment = tmp_path / "experiment.py"
     experiment.write_text(f"def get_config():\n    return {CONFIG!r}\n")
-    monkeypatch.setattr(pipeline, "run", lambda *_, **__: act())
-    code = launch.main(["--config", str(experiment), "--workdir", str(tmp_path / "run")])
+    code = launch.main(["--config", str(experiment), "--workdir", str(tmp_path / "run")], run=lambda *_, **__: act())
     return code, capsys.readouterr().err
 
 
@@ -115,8 +113,8 @@ def unreadable(tmp_path):
 @pytest.mark.parametrize("what", ["questions", "corpus", "tokenizer", "checkpoint", "attention", "metrics", "mesh", "target",
                                   "algorithm", "advantage", "chain", "searches", "demonstrations", "policy prompt",
                                   "simulator prompt", "judge prompt", "folder", "server", "key", "index", "no index"])
-def test_a_mistake_of_the_users_is_one_line_and_exit_code_2(what, tmp_path, monkeypatch, capsys):
-    code, text = command(tmp_path, monkeypatch, capsys, unreadable(tmp_path)[what])
+def test_a_mistake_of_the_users_is_one_line_and_exit_code_2(what, tmp_path, capsys):
+    code, text = command(tmp_path, capsys, unreadable(tmp_path)[what])
     assert code == 2 and text.startswith("error: ") and text.count("\n") == 1 and "Traceback" not in text
 
 
@@ -131,7 +129,7 @@ def test_a_bug_keeps_its_traceback_wherever_it_is_raised(bug, tmp_path, monkeypa
     source = tmp_path / "q.jsonl"
     source.write_text('{"id": "1", "question": "q", "golden_answers": ["a"]}\n')
     with pytest.raises((ValueError, TypeError, OSError)) as error:
-        command(tmp_path, monkeypatch, capsys, lambda: questions.load_questions(str(source)))
+        command(tmp_path, capsys, lambda: questions.load_questions(str(source)))
     assert not isinstance(error.value, UserError)
 
 

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from zsjax.errors import OutputError
 from zsjax.parallel import files
 
 
@@ -34,6 +35,48 @@ def test_an_interrupted_write_changes_nothing(tmp_path, kind):
     with pytest.raises(TypeError):
         files.write_json(path, {"a": object()})
     assert path.read_text() == "before" and os.listdir(tmp_path) == ["x"]
+
+
+def test_folders_are_written_whole(tmp_path):
+    path = tmp_path / "x"
+    for value in ("old", "new"):
+        with files.new_folder(path) as unfinished:
+            (unfinished / "file").write_text(value)
+        assert (path / "file").read_text() == value and os.listdir(tmp_path) == ["x"]
+    with pytest.raises(KeyboardInterrupt), files.new_folder(path) as unfinished:
+        (unfinished / "file").write_text("half")
+        raise KeyboardInterrupt
+    assert (path / "file").read_text() == "new" and os.listdir(tmp_path) == ["x"]
+
+
+def test_a_write_that_fails_names_the_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    for write in (lambda path: files.write_text(path, "x"), lambda path: files.new_folder(path).__enter__()):
+        with pytest.raises(OutputError, match=r"cannot write .*file/x \(.*\); make room") as error:
+            write(tmp_path / "file" / "x")
+        assert isinstance(error.value, OSError)
+
+
+def test_what_killed_processes_left(tmp_path):
+    for name in ("run/models/policy", "run/models/best.12-34.replaced", "run/models/policy.12-34.replaced",
+                 "run/models/policy.12-34.writing/deep", "run/models/.policy.writing-12",
+                 "run/checkpoints/train/4.orbax-checkpoint-tmp-12", "run/checkpoints/train/2"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "file").write_text(name)
+    (tmp_path / "run/metrics.jsonl.12-34.writing").write_text("half")
+    (tmp_path / "run/metrics.jsonl").write_text("{}")
+    files.remove_unfinished(tmp_path / "run")
+    left = sorted(str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file())
+    assert left == ["checkpoints/train/2/file", "metrics.jsonl", "models/best/file", "models/policy/file"]
+    assert (tmp_path / "run/models/best/file").read_text() == "run/models/best.12-34.replaced"  # the only copy
+    assert (tmp_path / "run/models/policy/file").read_text() == "run/models/policy"
+
+
+def test_a_lock_is_one_processs(tmp_path):
+    with open(tmp_path / "lock", "a") as first, open(tmp_path / "lock", "a") as second:
+        assert files.lock(first) and not files.lock(second, wait=False)
+        first.close()
+        assert files.lock(second, wait=False)
 
 
 def test_a_reader_never_sees_a_part(tmp_path):

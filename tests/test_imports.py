@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib
 import os
 import pathlib
 import subprocess
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
+
+import zsjax
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "zsjax"
@@ -187,9 +190,14 @@ assert not tried, tried
 
 
 def test_names_of_the_package():
-    import zsjax
-
     for room in zsjax.__all__[1:]:
         assert f"zsjax.{room}" in MODULES, room
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = zsjax.nothing
+
+
+def test_names_of_version_0_1_that_left_their_module():
+    for path, rooms in zsjax._MOVED_NAMES.items():
+        old = importlib.import_module(f"zsjax.{path}")
+        for room, names in rooms.items():
+            assert all(getattr(old, name) is getattr(importlib.import_module(f"zsjax.{room}"), name) for name in names)

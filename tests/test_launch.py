@@ -13,7 +13,6 @@ import pytest
 from zsjax import config as configuration
 from zsjax import launch
 from zsjax.config import UserError
-from zsjax.run import pipeline
 
 ROOT = pathlib.Path(__file__).parents[1]
 COMMANDS = ("run", "train", "tune-simulator", "warm-start", "collect", "evaluate", "ask", "play", "plan", "serve-corpus",
@@ -39,17 +38,19 @@ def experiment(tmp_path):
 
 
 @pytest.fixture
-def calls(monkeypatch):
-    """What reaches the pipeline, instead of running it."""
-    seen = []
-    monkeypatch.setattr(pipeline, "run", lambda config, workdir, *, stages=None: seen.append((config, workdir, stages)))
-    return seen
+def calls():
+    """A pipeline that lists the runs it gets."""
+    class Calls(list):
+        def run(self, config, workdir, *, stages=None):
+            self.append((config, workdir, stages))
+
+    return Calls()
 
 
-def refused(capsys, *arguments) -> str:
+def refused(capsys, *arguments, run=None) -> str:
     """The message with which a command line is refused."""
     try:
-        code = launch.main(list(map(str, arguments)))
+        code = launch.main(list(map(str, arguments)), run=run)
     except SystemExit as stop:  # argparse
         code = stop.code
     assert code == 2
@@ -62,26 +63,26 @@ def test_run_and_stage_commands(calls, experiment, tmp_path):
     for command, stages in (((), None), (("run",), None), (("train",), ("train",)), (("evaluate",), ("evaluate",)),
                             (("collect",), ("collect",))):
         assert launch.main([*command, "--config", f"{experiment}:steps=5", "--workdir", str(tmp_path / "run"),
-                            "--config.seed=7"]) == 0
+                            "--config.seed=7"], run=calls.run) == 0
         config, workdir, given = calls.pop()
         assert (config.train.steps, config.seed, config.stages) == (5, 7, ("train", "evaluate"))
         assert given == stages and workdir == tmp_path / "run"
 
 
 def test_a_stage_command_is_checked_for_its_stage(calls, experiment, tmp_path, capsys):
-    error = refused(capsys, "tune-simulator", "--config", experiment, "--workdir", tmp_path)
+    error = refused(capsys, "tune-simulator", "--config", experiment, "--workdir", tmp_path, run=calls.run)
     assert "tune_simulator.steps = 0" in error and not calls
 
 
 def test_config_of_the_run_is_found_again(calls, experiment, tmp_path):
     configuration.write_config(tmp_path / "run", configuration.resolve(launch.load_experiment(f"{experiment}:9")))
-    assert launch.main(["evaluate", "--workdir", str(tmp_path / "run")]) == 0
+    assert launch.main(["evaluate", "--workdir", str(tmp_path / "run")], run=calls.run) == 0
     assert calls[0][0].train.steps == 9
 
 
 def test_all_config_problems_in_one_message(calls, experiment, tmp_path, capsys):
     error = refused(capsys, "--config", experiment, "--workdir", tmp_path / "run", "--config.train.stepz=3",
-                    "--config.search.engine=google", "--config.train.group_size=2.5")
+                    "--config.search.engine=google", "--config.train.group_size=2.5", run=calls.run)
     assert "3 problems" in error and "did you mean train.steps?" in error and "google" in error
     assert not (tmp_path / "run").exists() and not calls
 
@@ -155,31 +156,29 @@ def test_mistakes(arguments, message, experiment, tmp_path, monkeypatch, capsys)
     assert message in refused(capsys, *arguments)
 
 
-def test_bad_data_is_told_with_its_line(experiment, tmp_path, monkeypatch, capsys):
+def test_bad_data_is_told_with_its_line(experiment, tmp_path, capsys):
     from zsjax.data import load_questions
 
     path = tmp_path / "q.jsonl"
     path.write_text('{"id": "1", "question": "q?", "golden_answers": ["a"]}\n{"id": "2"\n')
-    monkeypatch.setattr(pipeline, "run", lambda *a, **k: list(load_questions(str(path))))
     assert "q.jsonl, line 2" in refused(capsys, "--config", experiment, "--workdir", tmp_path / "run",
-                                        f"--config.data.train={path}")
+                                        f"--config.data.train={path}", run=lambda *_, **__: list(load_questions(str(path))))
 
 
-def test_our_own_mistakes_keep_their_traceback(experiment, tmp_path, monkeypatch):
+def test_our_own_mistakes_keep_their_traceback(experiment, tmp_path):
     def broken(*_, **__):
         raise ValueError("a bug")
 
-    monkeypatch.setattr(pipeline, "run", broken)
     with pytest.raises(ValueError, match="a bug"):
-        launch.main(["--config", str(experiment), "--workdir", str(tmp_path / "run")])
+        launch.main(["--config", str(experiment), "--workdir", str(tmp_path / "run")], run=broken)
 
 
-def test_interrupt_and_gates(experiment, tmp_path, monkeypatch, capsys):
+def test_interrupt_and_gates(experiment, tmp_path, capsys):
     def stop(error):
         def run(*_, **__):
             raise error
-        monkeypatch.setattr(pipeline, "run", run)
-        code = launch.main(["--config", str(experiment), "--workdir", str(tmp_path / "run")])
+
+        code = launch.main(["--config", str(experiment), "--workdir", str(tmp_path / "run")], run=run)
         return code, capsys.readouterr().err
 
     assert stop(KeyboardInterrupt()) == (130, "\ninterrupted; the same command resumes from the last checkpoint\n")
@@ -266,3 +265,13 @@ def test_compiled_programs_are_kept(tmp_path, monkeypatch):
 def test_scripts_are_valid_bash():
     for script in (*(ROOT / "launch").glob("*.sh"), ROOT / ".ci" / "run"):
         subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+def test_the_console_command_finds_modules_of_the_working_folder(experiment, calls, tmp_path, monkeypatch):
+    (tmp_path / "rewards_of_mine.py").write_text("def kind(outcome):\n    return 1.0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", ["zsjax", "--config", str(experiment), "--workdir", "run",
+                                      "--config.reward.terms={'rewards_of_mine:kind': 1.0}"])
+    assert launch.console() == 0
+    assert calls[0][0].reward.terms == {"rewards_of_mine:kind": 1.0}

@@ -59,6 +59,8 @@ def test_the_wheel_answers_a_question_in_a_fresh_environment(built, tmp_path):
     (place / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
     run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", built[0]], tmp_path)
     assert run([python, "-c", "import zsjax; print(zsjax.__file__)"], tmp_path).startswith(str(place))
+    carried = "from zsjax.config import load_experiment; print(load_experiment('experiments/tiny_world.py').name)"
+    assert run([python, "-c", carried], tmp_path) == "tiny_world\n"
     command = tmp_path / "venv" / "bin" / "zsjax"
     assert "commands:" in run([command, "--help"], tmp_path)
     said = run([command, "ask", "What is the mother of Lonor Cruwick?"], tmp_path, JAX_PLATFORMS="cpu", XLA_FLAGS="")

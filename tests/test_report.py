@@ -50,7 +50,8 @@ def fill(workdir):
     (workdir / "config.json").write_text(to_json(Config(name=EVIL)))
     lines = [{"stage": "train", "step": i, "reward": i / 50, "em": i / 60, "noise": 0.0, "kl": None, "grad_norm": "inf",
               EVIL: 3.0, "time/step": 1.0} for i in range(1, 1001)]
-    lines += [{"stage": "tune_simulator", "step": 1, "loss": 2.0}]
+    lines += [{"stage": "tune_simulator", "step": 1, "loss": 2.0},
+              {"stage": "evaluate", "step": 1, "baseline": "rag", "searches": 2}]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"stage": "tr')
     (workdir / "evaluation.json").write_text(json.dumps(
         [{"name": EVIL, "hops": hops, "em": 0.512, "em_se": 0.03, "f1": 0.6, "searches": 1.25} for hops in (1, 2)]))

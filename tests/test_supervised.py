@@ -1,6 +1,8 @@
 """The supervised loop resumes exactly, uses the weights, and stops at a loss that is not finite; pretraining is exact."""
 
 import dataclasses
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from zsjax.data.assets import asset_path
 from zsjax.errors import NonFiniteUpdate
 from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.monitor.writer import Writer, read_jsonl, without_wall_time
+from zsjax.parallel import stops
 from zsjax.parallel.mesh import make_mesh
 from zsjax.tiny_world.pretrain_policy import pretrain_policy
 
@@ -59,6 +62,21 @@ def test_a_run_that_was_cut_off_ends_the_same(tmp_path):
     assert seen == [4, 5]  # step 4 was being written when the loop was cut
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
     assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
+
+
+def test_a_signal_ends_it_with_its_state_saved(tmp_path):
+    def stopped(step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batches(step)
+
+    whole = train(tmp_path / "whole")
+    with pytest.raises(stops.Stopped, match="SIGTERM; the state of step 4 is in .*ckpt"), stops.handled():
+        train(tmp_path / "cut", stopped, dataclasses.replace(PHASE, checkpoint_every=6))
+    seen = []
+    resumed = train(tmp_path / "cut", lambda step: seen.append(step) or batches(step))
+    assert seen == [4, 5]
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=2, targets=("q_proj", "down_proj"))])

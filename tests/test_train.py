@@ -6,7 +6,9 @@ evaluation, alarms, checkpoints.
 
 import dataclasses
 import functools
+import os
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,7 @@ from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.monitor import health
 from zsjax.monitor.catalog import is_step_metric
 from zsjax.monitor.writer import Writer, read_jsonl, without_wall_time
+from zsjax.parallel import stops
 from zsjax.parallel.mesh import make_mesh
 from zsjax.rl.algorithms import PRESETS, preset
 from zsjax.rollout.played import Played, RolloutWork
@@ -90,7 +93,7 @@ class FakeRollout:
 ONE_DEVICE = make_mesh({}, jax.devices()[:1])
 
 
-def run(workdir, algorithm, steps=2, given=None, engine=None, functions=None, **sections):
+def run(workdir, algorithm, steps=2, given=None, engine=None, functions=None, writer=Writer, **sections):
     config = resolve(dict(
         rollout=dict(max_tokens=T), optimizer=dict(learning_rate=0.01), algorithm=algorithm,
         **(sections | dict(train=dict(steps=steps, questions_per_step=3, group_size=4, logprob_chunk=8, eval_every=1,
@@ -99,8 +102,8 @@ def run(workdir, algorithm, steps=2, given=None, engine=None, functions=None, **
     # train donates the parameters that it is given
     setup = loop.Setup(config, MODEL, jax.tree.map(jnp.copy, PARAMS), Words(), engine or Unused(),
                        QuestionStream(QUESTIONS, 0), **(dict(mesh=ONE_DEVICE, make_rollout=FakeRollout) | (functions or {})))
-    with Writer(workdir, tensorboard=False) as writer:
-        params = loop.train(setup, workdir, writer, **(given or {}))
+    with writer(workdir, tensorboard=False) as opened:
+        params = loop.train(setup, workdir, opened, **(given or {}))
     return params, [without_wall_time(line) for line in read_jsonl(workdir / "metrics.jsonl")]
 
 
@@ -124,6 +127,39 @@ STEERED = dict(
     curriculum=dict(schedule="adaptive", start=0.1, end=0.6, target=0.2, rate=0.5, decay=0.5),
     value=dict(warmup_steps=1, optimizer=dict(learning_rate=0.01)), reward=dict(terms={"f1": 1.0, "searches": -0.1}),
     train=dict(microbatch_tokens=64, minibatches=2, epochs=2))
+
+
+@pytest.mark.parametrize("during", ["rollout", "update"])
+def test_a_signal_ends_a_run_with_its_state_saved(tmp_path, during):
+    class Stopped(FakeRollout):
+        played = 0
+
+        def play(self, *args, **kwargs):
+            Stopped.played += 1
+            if Stopped.played == 2 and during == "rollout":
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().play(*args, **kwargs)
+
+    class Interrupts(Writer):
+        def write(self, step, *args, **kwargs):
+            super().write(step, *args, **kwargs)
+            if step == 1 and during == "update":
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    sparse = dict(train=dict(checkpoint_every=9))
+    params, whole = run(tmp_path / "whole", preset("grpo"), steps=3, **sparse)
+    with pytest.raises(stops.Stopped, match="SIGTERM; the state of step 1 is in"), stops.handled():
+        run(tmp_path / "cut", preset("grpo"), steps=3, functions=dict(make_rollout=Stopped), writer=Interrupts, **sparse)
+    resumed, lines = run(tmp_path / "cut", preset("grpo"), steps=3, **sparse)
+    assert lines == whole
+    jax.tree.map(np.testing.assert_array_equal, params, resumed)
+
+
+def test_the_first_and_the_newest_trajectories_are_kept(tmp_path, capsys):
+    run(tmp_path, preset("grpo"), steps=5, train=dict(trajectories_every=1, trajectories_kept=3, eval_every=9))
+    names = [path.name for path in sorted((tmp_path / "trajectories").iterdir())]
+    assert names == ["train_000001.jsonl", "train_000004.jsonl", "train_000005.jsonl"]
+    assert capsys.readouterr().out.count("the first file and the 2 newest are kept") == 1
 
 
 def test_what_steers_a_run_survives_a_kill(tmp_path):

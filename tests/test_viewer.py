@@ -9,7 +9,7 @@ import pytest
 from zsjax.errors import InputError
 from zsjax.report import trajectory_index
 from zsjax.report.trajectory_index import ENTRY, Filters, TrajectoryIndex
-from zsjax.report.viewer import TrajectoryServer
+from zsjax.report.view_server import TrajectoryServer
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ _MOVED = {
     "rl.accumulate": "rl.steps", "rl.compiled": "rl.executable", "rl.update": "rl.steps", "rl.value": "rl.value_steps",
     "rollout.continuous": "rollout.compiled",
     "rollout.engine": "rollout.state", "rollout.prompts": "rollout.policy_prompt", "rollout.requests": "rollout.dedup",
+    "search.account": "search.paid_searches", "stages.run": "run.stages.context",
     "search.bm25": "search.engines.bm25", "search.dense": "search.engines.dense", "search.http": "search.engines.http",
     "search.openai_chat": "search.engines.chat", "search.prompts": "search.simulator.prompt",
     "search.requests": "search.simulator.requests", "search.serpapi": "search.engines.serpapi",
@@ -39,6 +40,8 @@ _MOVED = {
     "stages": "run.stages", "tables": "evaluation.tables",
     "tuning.gates": "tuning.simulator_gates", "validation": "config.checks",
 }
+# Names of a module of version 0.1 that are in another module than the rest of it.
+_MOVED_NAMES = {"data.tiny_world_rows": {"tiny_world.imitation": ("Behaviour", "FactTable", "episode_rows")}}
 
 
 class _OldPaths(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -53,11 +56,13 @@ class _OldPaths(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return module
 
     def exec_module(self, module):
-        module.__spec__ = module.__spec__.loader_state  # the import system has just put the old name's here
+        old, module.__spec__ = module.__spec__.name, module.__spec__.loader_state  # the import system has put the old one's
+        for room, names in _MOVED_NAMES.get(old.removeprefix(f"{__name__}."), {}).items():
+            vars(module).update({name: getattr(importlib.import_module(f"{__name__}.{room}"), name) for name in names})
 
 
 def _new_path(name):
-    """"zsjax.stages.run" -> "zsjax.run.stages.run"; None where nothing moved."""
+    """"zsjax.stages.policy" -> "zsjax.run.stages.policy"; None where nothing moved."""
     package, _, rest = name.partition(".")
     if package != __name__:
         return None

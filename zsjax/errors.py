@@ -28,6 +28,10 @@ class InputExists(InputError, FileExistsError):
     """A file or folder that would be written exists already."""
 
 
+class OutputError(UserError, OSError):
+    """A file or folder cannot be written: a full disk, a read-only one, missing rights."""
+
+
 class NonFiniteUpdate(UserError, FloatingPointError):
     """The loss or its gradient is NaN or infinite."""
 
@@ -73,6 +77,18 @@ def reason_of(error: Exception, most: int = 300) -> str:
     """The first line of an error's text, at most `most` characters of it; its class where it has no text."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return first if len(first) <= most else f"{first[:most]}..."
+
+
+@contextlib.contextmanager
+def writing(path):
+    """Turns Python's own errors while the file or folder `path` is written into an `OutputError` with its name."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write {path} ({error.strerror or error}); make room or give write permission, and start "
+                          "the same command again") from error
 
 
 def pointer(path) -> str:

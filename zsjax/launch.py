@@ -19,14 +19,24 @@ from zsjax.config import Config, from_json, load_experiment, resolve
 from zsjax.config.experiments import known_experiments
 from zsjax.errors import ConfigError, InputError, UserError, reading
 
-DEFAULT_EXPERIMENT = pathlib.Path("experiments/tiny_world.py")
+DEFAULT_EXPERIMENT = "experiments/tiny_world.py"
 _PROGRAM = "python -m zsjax.launch"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs a command line (without the program's name). Returns 0, 2 after a mistake, 130 if interrupted."""
+def console() -> int:
+    """The command `zsjax`. Modules of the working folder are found, as `python -m zsjax.launch` finds them."""
+    sys.path.insert(0, os.getcwd())
+    return main()
+
+
+def main(arguments: list[str] | None = None, *, run=None) -> int:
+    """Runs a command line (without the program's name). Returns 0, 2 after a mistake, 130 or 143 after SIGINT or SIGTERM.
+
+    run: makes a run's stages in place of `zsjax.run.pipeline.run`, with the same arguments.
+    """
     try:
         options, overrides = parse_flags(sys.argv[1:] if arguments is None else arguments)
+        options.pipeline = run
         _show_logs(sys.stderr if getattr(options, "json", False) else sys.stdout)
         keep_compiled_programs()
         if options.distributed or options.hosts:
@@ -35,9 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
             hosts.initialize(options.hosts or "")
         options.run(options, overrides)
         return 0
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command resumes from the last checkpoint", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"\n{str(stop) or 'interrupted; the same command resumes from the last checkpoint'}", file=sys.stderr)
+        return getattr(stop, "exit_code", 130)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
@@ -69,7 +79,7 @@ def parse_flags(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str
         number = ("no argument", "one argument", "two arguments")[len(options.takes)]
         parser.error(f"{command} takes {number}, but was given {unknown[0]}" + " as well" * bool(options.takes))
     if options.needs_all and any(getattr(options, _name(metavar)) is None for metavar in options.takes):
-        parser.error(f"{command} needs {' and '.join(options.takes.values())}: {' '.join([command, *options.takes])}")
+        parser.error(f"{command} needs {' and '.join(options.takes.values())}: {command} {' '.join(options.takes)}")
     options.workdirs = options.workdir or []
     if len(options.workdirs) > options.most_workdirs:
         parser.error(f"{command} takes {options.most_workdirs} --workdir, but was given {len(options.workdirs)}")
@@ -176,7 +186,7 @@ def _run_stages(options, overrides):
     problems = find_device_problems(config, jax.device_count(), jax.process_count())
     if problems:
         raise ConfigError(problems)
-    pipeline.run(config, options.workdir, stages=options.stages)
+    (options.pipeline or pipeline.run)(config, options.workdir, stages=options.stages)
 
 
 def _ask(options, overrides):
@@ -200,7 +210,7 @@ def _ask(options, overrides):
 def _play(options, overrides):
     from rich.console import Console
 
-    from zsjax.run.by_hand import Table
+    from zsjax.run.play import Table
     from zsjax.run.terminal import play_games
 
     play_games(Table(_find_config(options, overrides), options.workdir, against=options.against, noise=options.noise,
@@ -253,7 +263,7 @@ def _report(options, overrides):
 
 
 def _view(options, overrides):
-    from zsjax.report.viewer import TrajectoryServer
+    from zsjax.report.view_server import TrajectoryServer
 
     print("reading trajectories ...", flush=True)
     try:
@@ -312,10 +322,7 @@ def _find_config(options, overrides, stages=None) -> Config:
         except ValueError as error:
             raise UserError(f"{carried} cannot be read: {error}") from error
     elif options.command in ("ask", "play"):
-        # The checkout's, or the one that a wheel carries.
-        folders = (pathlib.Path(), pathlib.Path(__file__).parents[1], pathlib.Path(__file__).parent)
-        found = [folder / DEFAULT_EXPERIMENT for folder in folders]
-        config = load_experiment(str(next((path for path in found if path.is_file()), found[0])))
+        config = load_experiment(DEFAULT_EXPERIMENT)
     else:
         raise UserError(f"give --config F.py, an experiment file{known_experiments()}")
     config = resolve(config, overrides, files=options.command not in ("plan", "conversations"))

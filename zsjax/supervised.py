@@ -15,6 +15,7 @@ from zsjax.config.fields import SupervisedConfig
 from zsjax.errors import NonFiniteUpdate
 from zsjax.models import lora as adapters
 from zsjax.models.placement import param_shardings
+from zsjax.parallel import stops
 from zsjax.parallel.checkpoint import Checkpointer
 from zsjax.parallel.constrain import on, row_shards
 from zsjax.parallel.mesh import TRAIN_RULES, replicated, reshard, row_sharding
@@ -78,9 +79,12 @@ def fit(config: SupervisedConfig, model_config, params, batches: Callable, *, wr
     writer.truncate(stage, first)
     # The update donates its arguments; the caller keeps the parameters.
     params, opt_state = jax.tree.map(jnp.copy, (state.params, state.opt_state))
-    with checkpoints, writer.progress(stage, total=config.steps, done=first):
+    with checkpoints, writer.progress(stage, total=config.steps, done=first), stops.deferred():
         start = time.perf_counter()
         for step in range(first, config.steps):
+            if stops.requested():
+                checkpoints.save(step, TrainState(step=jnp.int32(step), params=params, opt_state=opt_state))
+                raise stops.stopped(checkpoints.whereabouts())
             parts = cut(*batches(step), config.microbatch_tokens, mesh)
             given = parts if config.microbatch_tokens else parts[0]
             params, opt_state, info = update(params, opt_state, given, None, frozen)

@@ -48,10 +48,6 @@ class Arm:
         """Hex digits of what the arm does: a stored line of another digest is of another arm."""
         return hashlib.sha256(json.dumps([self.arg, dict(self.overrides)], sort_keys=True).encode()).hexdigest()[:12]
 
-    def models(self) -> list[str]:
-        """Names of the models that its overrides mention."""
-        return [value[1:].partition("/")[0] for value in self.overrides.values() if value.startswith("@")]
-
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
@@ -102,6 +98,17 @@ class Ledger:
     hypotheses: Sequence[Hypothesis]
     arms: Mapping[str, Arm]
     models: Mapping[str, Model]
+
+
+def settings(overrides: Mapping[str, str], models: pathlib.Path) -> dict[str, str]:
+    """Overrides as a command takes them: "@NAME" in the folder `models`. A model that is read has no shape of its own."""
+    found = {}
+    for name, value in overrides.items():
+        found[name] = str(models / value[1:]) if value.startswith("@") else value
+        if name.endswith(".init"):
+            model = name.removesuffix("init")
+            found |= {f"{model}shape": "{}", f"{model}positional_bias_init": "False"}
+    return found
 
 
 def load(folder: pathlib.Path = FOLDER) -> Ledger:

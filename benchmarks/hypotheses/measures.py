@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import jax
 
 from zsjax.config import CostConfig
-from zsjax.evaluation.kept import Kept
+from zsjax.evaluation.kept_evaluations import Kept
 from zsjax.monitor import costs
 from zsjax.monitor.writer import read_jsonl
 

@@ -53,7 +53,7 @@ def kl_bonus(batch, logprobs, *, loss_mask, entropy):
     return -losses.kl_penalty(safe(logprobs), safe(batch.ref_logprobs), kind="k3")
 
 
-EXAMPLE = "Mivin Wenlund"  # the training world's most frequent answer stands for the reference's "Beijing"
+EXAMPLE = "Rolo Braheim"  # the training world's most frequent answer stands for the reference's "Beijing"
 
 
 def f1_with_example(outcome) -> float:

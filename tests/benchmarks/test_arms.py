@@ -22,16 +22,15 @@ BOOK = entries.load()
 @pytest.mark.parametrize("name", BOOK.arms)
 def test_an_arm_is_a_valid_config(name):
     arm = BOOK.arms[name]
-    overrides = {field: value for field, value in arm.overrides.items() if not value.startswith("@")}
     config = load_experiment(f"{ROOT}/experiments/hard_world.py:{arm.arg}")
-    resolve(config, overrides | {"stages": "train,evaluate"}, files=False)
+    resolve(config, entries.settings(arm.overrides, ROOT) | {"stages": "train,evaluate"}, files=False)
 
 
 @pytest.mark.parametrize("name", BOOK.models)
 def test_a_model_is_made_by_a_valid_config(name):
     model = BOOK.models[name]
     config = load_experiment(f"{ROOT}/experiments/hard_world.py:{model.arg}")
-    resolve(config, {"stages": model.stages}, files=False)
+    resolve(config, entries.settings(model.overrides, ROOT) | {"stages": model.stages}, files=False)
 
 
 def batch():
@@ -92,7 +91,7 @@ def test_no_answer_is_scored_as_the_example():
     assert any(switches.EXAMPLE in world.entities for world in worlds)
 
 
-WORLD = dict(train_worlds=1, entities=200, relations=40, hops=3, paraphrase=0.5, near_duplicates=4, two_hop_questions=800)
+WORLD = dict(train_worlds=1, entities=60, relations=40, hops=3, paraphrase=0.5, near_duplicates=4, two_hop_questions=240)
 
 
 def test_an_engine_that_knows_the_answers_tells_them():

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from zsjax.report.viewer import TrajectoryServer
+from zsjax.report.view_server import TrajectoryServer
 
 pytestmark = pytest.mark.browser
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")

@@ -31,7 +31,7 @@ from zsjax.data import load_tokenizer
 from zsjax.data.assets import asset_path
 from zsjax.evaluation import tables
 from zsjax.models.decoder import DecoderConfig, init_params
-from zsjax.report.viewer import TrajectoryServer
+from zsjax.report.view_server import TrajectoryServer
 from zsjax.rollout import make_rollout, transcript
 from zsjax.rollout.documents import CONTROL, encode_documents
 from zsjax.rollout.policy_prompt import PolicyTemplate

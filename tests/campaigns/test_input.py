@@ -53,7 +53,7 @@ from zsjax.data.simulator_rows import simulator_row
 from zsjax.errors import ConfigError, UserError
 from zsjax.models.checkpoints.gguf import import_gguf
 from zsjax.models.checkpoints.hf import load_hf
-from zsjax.report.viewer import TrajectoryServer
+from zsjax.report.view_server import TrajectoryServer
 from zsjax.rollout.policy_prompt import PolicyTemplate
 from zsjax.search import BM25, ChatSimulator, Document, Failed, HttpRetriever, Limits, SearchContext, SerpApi
 from zsjax.search.server import RetrievalServer

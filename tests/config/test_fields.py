@@ -3,6 +3,7 @@
 import math
 import typing
 
+import huggingface_hub
 import ml_collections
 import pytest
 
@@ -98,14 +99,14 @@ def test_names_of_embedders(name, said):
 def test_an_embedder_of_the_hub_is_fetched_by_its_name(monkeypatch):
     asked = []
 
-    def fetch(name, *, weights):
-        asked.append((name, weights))
-        raise FileNotFoundError("no network")
+    def fetch(name, **_):
+        asked.append(name)
+        raise OSError("no network")
 
-    monkeypatch.setattr(build.hub, "local_folder", fetch)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     with pytest.raises(FileNotFoundError, match="no network"):
         build.embedder(resolve(GOOD, {"search.embedder": "hf:Qwen/Qwen3-Embedding-0.6B", "search.eval_engine": "dense"}))
-    assert asked == [("hf:Qwen/Qwen3-Embedding-0.6B", True)]
+    assert asked[0] == "Qwen/Qwen3-Embedding-0.6B"
 
 
 def test_a_base_for_the_tiny_world_needs_its_corpus():
@@ -173,6 +174,20 @@ def test_an_experiment_that_returns_nothing_is_told(tmp_path):
 
     with pytest.raises(UserError, match="returns nothing"):
         load_experiment(str(path))
+
+
+def test_an_experiment_that_is_not_here_is_a_carried_one(tmp_path, monkeypatch):
+    from zsjax.config import UserError
+
+    monkeypatch.chdir(tmp_path)
+    assert load_experiment("experiments/tiny_world.py:smoke").name == "tiny_world"
+    with pytest.raises(UserError, match="no experiment file experiments/x.py .*there are .*experiments/tiny_world.py"):
+        load_experiment("experiments/x.py")
+    with pytest.raises(UserError, match="no experiment file setup.py"):  # only experiments are carried
+        load_experiment("setup.py")
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "tiny_world.py").write_text("def get_config():\n    return dict(name='mine')\n")
+    assert load_experiment("experiments/tiny_world.py")["name"] == "mine"
 
 
 def test_numbers_of_numpy_are_numbers():

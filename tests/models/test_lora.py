@@ -20,7 +20,7 @@ from zsjax.parallel.mesh import TRAIN_RULES, make_mesh
 from zsjax.rl.steps import make_supervised_update
 from zsjax.run import pipeline
 from zsjax.run.export import export
-from zsjax.run.stages.run import Run
+from zsjax.run.stages.context import Run
 
 CONFIG = DecoderConfig(vocab_size=40, embed_dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24)
 LORA = LoraConfig(rank=2, alpha=6.0, targets=("q_proj", "o_proj", "down_proj"))

@@ -23,7 +23,7 @@ from zsjax import types
 from zsjax.models import cache
 from zsjax.models.placement import param_shardings
 from zsjax.parallel.mesh import TRAIN_RULES, make_mesh, reshard
-from zsjax.rollout import compiled, dedup, growing, make_rollout
+from zsjax.rollout import compiled, dedup, growing_cache, make_rollout
 from zsjax.rollout.environment import Environment, tables
 from zsjax.rollout.played import occupancy, requests_saved
 from zsjax.rollout.schedule import Schedule
@@ -169,5 +169,5 @@ def test_a_cache_that_grows_changes_no_trajectory(monkeypatch, simulator, lockst
 
 
 def test_sizes_of_a_growing_cache():
-    assert growing.capacities(1, 24, 160) == [160] and growing.capacities(3, 24, 160) == [40, 80, 160]
-    assert growing.capacities(4, 35, 151) == [35, 38, 76, 151] and growing.capacities(2, 161, 160) == [160]
+    assert growing_cache.capacities(1, 24, 160) == [160] and growing_cache.capacities(3, 24, 160) == [40, 80, 160]
+    assert growing_cache.capacities(4, 35, 151) == [35, 38, 76, 151] and growing_cache.capacities(2, 161, 160) == [160]

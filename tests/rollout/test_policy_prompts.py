@@ -27,7 +27,7 @@ def test_the_default_explains_every_tag():
 def test_chat():
     template = PolicyTemplate.load("default")
     text = qwen2().decode(template.encode(qwen2(), "who?", chat=True))
-    assert text.endswith(f"<|im_start|>user\n{template.render('who?').strip()}<|im_end|>\n<|im_start|>assistant\n")
+    assert text.endswith(f"<|im_start|>user\n{template.render('who?')}<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_the_tiny_world_has_the_prompt_of_its_pretraining():

@@ -7,10 +7,10 @@ import pytest
 from zsjax import report
 from zsjax.config import resolve
 from zsjax.errors import UserError
-from zsjax.evaluation import compare, kept
+from zsjax.evaluation import compare, kept_evaluations
 from zsjax.monitor.writer import Writer, read_jsonl
 from zsjax.run.stages import evaluation as stage
-from zsjax.run.stages.run import Run
+from zsjax.run.stages.context import Run
 
 QUESTIONS = [{"id": "test_0", "question": f"Who wrote book {i}?", "golden_answers": ["Jo"],
               "metadata": {"data_set": "nq" if i < 3 else "popqa"}} for i in range(5)]  # ids repeat, as in joined files
@@ -199,8 +199,22 @@ def test_a_damaged_evaluation_is_one_line(tmp_path, played):
     for text in ('{"part": ', "[]", '{"part": "before"}'):
         path.write_text(text)
         with pytest.raises(UserError, match=f"{name}.json: not an evaluation"):
-            kept.Kept(tmp_path).all()
+            kept_evaluations.Kept(tmp_path).all()
         assert "not an evaluation" in report.write(tmp_path).read_text()
+
+
+def test_a_changed_number_of_an_evaluation_is_noticed(tmp_path, played):
+    name = evaluate(tmp_path)[0]["evaluation"]
+    about, records = (tmp_path / "evaluation" / f"{name}.{ending}" for ending in ("json", "jsonl"))
+    whole = records.read_text()
+    one, other = ('"em": 1', '"em": 0') if '"em": 1' in whole else ('"em": 0', '"em": 1')
+    records.write_text(whole.replace(one, other, 1))
+    assert records.read_text() != whole
+    with pytest.raises(UserError, match=f"{name}.jsonl is not what the evaluation left; remove .*{name}.json "):
+        kept_evaluations.Kept(tmp_path).records(name)
+    about.write_text(about.read_text().replace('"searches": ', '"searches": 9', 1))
+    with pytest.raises(UserError, match=f"{name}.json is not what the evaluation left; remove it"):
+        kept_evaluations.Kept(tmp_path).all()
 
 
 def test_an_evaluation_in_training_says_that_searches_failed(tmp_path, monkeypatch):

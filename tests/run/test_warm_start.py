@@ -10,7 +10,7 @@ from zsjax.config import resolve
 from zsjax.errors import UserError
 from zsjax.monitor.writer import read_jsonl
 from zsjax.run import pipeline
-from zsjax.run.stages import run as run_module
+from zsjax.run.stages.context import Run
 from zsjax.run.stages.warm_start import warm_start
 
 NAMES = ("anna", "bella", "clara")
@@ -39,7 +39,7 @@ def test_it_trains_what_reinforcement_starts_from(config, tmp_path):
     assert len(read_jsonl(tmp_path / "run" / "episodes.jsonl")) == 2  # the third question's answer is nowhere
     lines = [line for line in read_jsonl(tmp_path / "run" / "metrics.jsonl") if line["stage"] == "warm_start"]
     assert [line["step"] for line in lines] == [1, 2]
-    run = run_module.Run(config, tmp_path / "run", None, "")
+    run = Run(config, tmp_path / "run", None, "")
     started, base = run.start_policy()[1], run.policy("base")[1]
     assert not np.array_equal(started["embed_tokens"], base["embed_tokens"])
     pipeline.run(config, tmp_path / "run")  # what is there is kept

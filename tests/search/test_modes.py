@@ -8,6 +8,7 @@ from zsjax.data import load_tokenizer
 from zsjax.data.assets import asset_path
 from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.rollout.draws import draw_noise
+from zsjax.sampling import ragged
 from zsjax.search.simulator.prompt import SimulatorTemplate
 from zsjax.search.simulator.requests import Requests
 from zsjax.search.simulator.simulator import Simulator
@@ -25,7 +26,7 @@ def test_each_document_is_of_its_own_mode():
     noisy = np.array([[False] * K, [True] * K, [True, False, True], [False, True, False], [True, False, False]])
 
     def slot(size):
-        return simulator.encode_slots(["spouse of Lonor"] * len(noisy), size)
+        return ragged.pad([TOKENIZER.encode_text(" spouse of Lonor")] * len(noisy), size)
 
     requests = Requests(question=slot(8), answers=slot(4), query=slot(6), noisy=noisy,
                         question_key=np.arange(len(noisy), dtype=np.uint32),

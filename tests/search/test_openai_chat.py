@@ -45,6 +45,11 @@ def test_what_is_asked_and_that_equal_requests_are_asked_once(monkeypatch):
         hidden = simulator(server, reveal_gold=False)
         hidden.search(["who"], [SearchContext(QUESTIONS[0])], k=1)
         assert "Austen" not in str(server.requests[-1])
+        published = ChatSimulator(f"{server.url}/v1", model="m", template=SimulatorTemplate.load("zerosearch"))
+        published.search(["who"], [SearchContext(QUESTIONS[0], noisy=True)], k=1)
+        first, second = server.requests[-1][1]["messages"]
+        assert first == {"role": "system", "content": ""}
+        assert second["content"].endswith("noisy information.\n\nQuery: who\nNoisy Output:\n")
 
 
 @pytest.mark.parametrize("text, documents", [

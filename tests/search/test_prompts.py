@@ -1,3 +1,5 @@
+import json
+import re
 import unicodedata
 
 import jax
@@ -10,7 +12,7 @@ from real_tokenizer import qwen2
 from zsjax.data.tokenization import load_tokenizer
 from zsjax.sampling.splice import concatenate
 from zsjax.search.engine import Document
-from zsjax.search.simulator.prompt import TEMPLATES, SimulatorTemplate, format_document
+from zsjax.search.simulator.prompt import TEMPLATES, SimulatorTemplate, Slot, format_document
 from zsjax.tiny_world import world
 
 SLOTS = {
@@ -29,26 +31,32 @@ natural = st.lists(st.sampled_from(["who", "is", "Kora", "don't", "'s", "1999", 
 def whole(template, slots):
     """The prompt as one text."""
 
-    def text(value):
-        return "; ".join(value) if isinstance(value, list) else value
+    words = {"answers": "; ".join(slots["answers"]), "answer": slots["answers"][0], "Mode": slots["mode"].title()}
+    text = template.around[0] + re.sub(r"^(\{[a-z_]+\})", r" \1", template.text, flags=re.MULTILINE) + template.around[1]
+    return re.sub(r"\{(\w+)\}", lambda match: (slots | words)[match[1]].strip(), text)
 
-    return "".join(value if kind == "text" else f" {text(slots[value]).strip()}" for kind, value in template.parts())
+
+def fitting(template, query):
+    """The query without what the tokenizer would join with the newline behind its slot."""
+    return re.sub(r"\W+$", "", query) if "{query}\n" in template.text else query
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_pieces_are_what_the_tokenizer_makes_of_the_whole(name):
     template = SimulatorTemplate.load(name)
+    slots = SLOTS | {"query": fitting(template, SLOTS["query"])}
     for tokenizer in (qwen2(), load_tokenizer("asset:tiny_world/tokenizer")):
-        assert template.build(tokenizer, **SLOTS) == tokenizer.encode(whole(template, SLOTS))
+        assert template.build(tokenizer, **slots) == tokenizer.encode(whole(template, slots))
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(sorted(TEMPLATES)), natural, natural, natural)
 def test_borders_are_never_joined(name, question, answers, query):
-    slots = {"mode": "useful", "num_documents": "3", "question": question, "answers": [answers, "x"], "query": query}
-    if any(not slots[slot].strip() for slot in ("question", "query")):
-        return  # an empty slot has no borders
     template = SimulatorTemplate.load(name)
+    slots = {"mode": "useful", "num_documents": "3", "question": question, "answers": [answers, "x"],
+             "query": fitting(template, query)}
+    if any(not text.strip() for text in (question, answers, slots["query"])):
+        return  # an empty slot has no borders
     assert template.build(qwen2(), **slots) == qwen2().encode(unicodedata.normalize("NFC", whole(template, slots)))
 
 
@@ -56,11 +64,10 @@ def test_borders_are_never_joined(name, question, answers, query):
 def test_the_splice_on_device_is_the_same(name):
     template, tokenizer = SimulatorTemplate.load(name), qwen2()
     pieces, rows = [], 2
-    for kind, value in template.pieces(tokenizer):
-        ids = value
-        if kind == "slot":
-            text = "; ".join(SLOTS[value]) if isinstance(SLOTS[value], list) else SLOTS[value]
-            ids = template.encode_slot(tokenizer, text)
+    for piece in template.pieces(tokenizer):
+        ids = piece
+        if isinstance(piece, Slot):
+            ids = piece.encode(tokenizer, SLOTS[piece.value])
             padded = np.zeros((rows, 40), np.int32)
             padded[:, :len(ids)] = ids
             ids = (padded, np.full(rows, len(ids), np.int32))
@@ -72,27 +79,28 @@ def test_the_splice_on_device_is_the_same(name):
 
 
 def test_a_query_cut_from_between_the_tags_fits_its_slot():
-    template, tokenizer = SimulatorTemplate.load("default"), qwen2()
+    slot, tokenizer = SimulatorTemplate.load("default").slot("query"), qwen2()
     ids = tokenizer.encode("<search> author of Les Misérables </search>")
-    assert template.encode_slot(tokenizer, "author of Les Misérables\n") == ids[3:-3]
-    assert template.encode_slot(tokenizer, " \n") == []
+    assert slot.encode(tokenizer, "author of Les Misérables\n") == ids[3:-3]
+    assert slot.encode(tokenizer, " \n") == []
 
 
 def test_template_files(tmp_path):
     path = tmp_path / "published.txt"
     path.write_text("Write five {mode} documents.\nQuery: {query}\n")
     template = SimulatorTemplate.load(path)
-    assert template.parts() == [("text", "Write five"), ("slot", "mode"), ("text", " documents.\nQuery:"),
-                                ("slot", "query"), ("text", "\n")]
+    assert template.parts == ["Write five", Slot("mode"), " documents.\nQuery:", Slot("query"), "\n"]
     assert template.build(qwen2(), **SLOTS | {"query": "who"}) == qwen2().encode(
         "Write five noisy documents.\nQuery: who\n")
-    for text, message in (("{query} {mode} {gold}", "unknown slot {gold}; slots are {mode}"),
-                          ("{query}", "no slot {mode}"), ("{mode}", "no slot {query}")):
+    for text, message in (("{query} {mode} {gold}", "unknown slot {gold}; slots are {mode}, {Mode}"),
+                          ("{query}", "no slot {mode}"), ("{mode}", "no slot {query}"),
+                          ("{mode} '{query}'", "{query} follows \" '\"; put a blank or a newline between"),
+                          ("{mode} {query} {question} ({question})", "shows question in two forms")):
         path.write_text(text)
         with pytest.raises(ValueError, match=message) as caught:
             SimulatorTemplate.load(path)
         assert "published.txt" in str(caught.value)
-    given = "give 'default', 'plain', 'tiny_world', 'prompted', 'tiny_world_prompted' or"
+    given = "give 'default', 'plain', 'prompted', 'zerosearch', 'tiny_world', 'tiny_world_prompted' or"
     with pytest.raises(FileNotFoundError, match=f"no simulator template 'nowhere'; {given}"):
         SimulatorTemplate.load("nowhere")
     with pytest.raises(ValueError, match="slot {mode}; give mode="):
@@ -100,7 +108,7 @@ def test_template_files(tmp_path):
 
 
 def test_the_tiny_world_reads_what_its_tokenizer_was_made_for():
-    assert TEMPLATES["tiny_world"] == world.SIMULATOR_PROMPT
+    assert TEMPLATES["tiny_world"].text == world.SIMULATOR_PROMPT
 
 
 def test_a_document_is_one_line():
@@ -119,8 +127,46 @@ def test_in_chat_the_same_words_stand_between_the_markers():
     plain, tokenizer = SimulatorTemplate.load("default"), qwen2()
     chat = plain.in_chat(tokenizer)
     ids = chat.build(tokenizer, **SLOTS)
-    text = whole(plain, SLOTS).strip()
-    assert ids == tokenizer.apply_chat_template([{"role": "user", "content": unicodedata.normalize("NFC", text)}])
+    said = unicodedata.normalize("NFC", whole(plain, SLOTS))
+    assert ids == tokenizer.apply_chat_template([{"role": "user", "content": said}])
     assert ids[0] == 151644 and tokenizer.decode(ids).endswith("<|im_start|>assistant\n")
+    ends_in_a_slot = SimulatorTemplate("x", "{mode} {query}\n({question})").in_chat(tokenizer)
+    assert tokenizer.decode(ends_in_a_slot.build(tokenizer, **SLOTS)).endswith("when?)<|im_end|>\n<|im_start|>assistant\n")
     with pytest.raises(ValueError, match="no chat template"):
         plain.in_chat(load_tokenizer("asset:tiny_world/tokenizer"))
+
+
+# ZeroSearch's prompt of a tuned simulator (arXiv 2505.04588, table 2), as its repository sends it.
+PUBLISHED = """\
+You are the Google search engine.
+Given a query, you need to generate five useful documents for the query.
+
+The user is trying to answer the question: "Who wrote Emma?" whose answer is Jane Austen.
+Each document should contain about 30 words, and these documents should contain useful information.
+
+Query: author of Emma
+Useful Output:
+"""
+ASKED = {"question": "Who wrote Emma?", "answers": ("Jane Austen", "Austen"), "query": " author of Emma "}
+
+
+@pytest.mark.parametrize("mode", ["useful", "noisy"])
+def test_the_published_prompt_to_the_letter(mode):
+    template, tokenizer = SimulatorTemplate.load("zerosearch"), qwen2()
+    published = PUBLISHED.replace("useful", mode).replace("Useful", mode.title())
+    assert template.render(mode=mode, **ASKED) == published
+    assert template.build(tokenizer, mode=mode, **ASKED) == tokenizer.encode(published)
+    chat = "<|im_start|>system\n<|im_end|>\n<|im_start|>user\n" + published + "<|im_end|>\n<|im_start|>assistant\n"
+    assert template.in_chat(tokenizer).build(tokenizer, mode=mode, **ASKED) == tokenizer.encode(chat)
+
+
+def test_a_template_file_with_a_system_message(tmp_path):
+    path = tmp_path / "simulator.json"
+    path.write_text(json.dumps({"prompt": "{mode} {query}\n", "system": "You are an engine."}))
+    template = SimulatorTemplate.load(path)
+    assert template.render(**SLOTS) == " noisy author of Les Misérables?!\n"
+    text = qwen2().decode(template.in_chat(qwen2()).build(qwen2(), **SLOTS))
+    assert text.startswith("<|im_start|>system\nYou are an engine.<|im_end|>\n<|im_start|>user\n noisy author")
+    path.write_text(json.dumps({"prompt": "{mode} {query}", "hint": "x"}))
+    with pytest.raises(ValueError, match="simulator.json': field 'hint' is 'x'; write a text, in one of prompt, system"):
+        SimulatorTemplate.load(path)

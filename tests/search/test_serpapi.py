@@ -11,8 +11,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from faulty_server import serve
 
+from zsjax.parallel import files
 from zsjax.search import BudgetSpent, Document, Failed, Limits, SerpApi
-from zsjax.search import account as account_module
 
 KEY = "k3y-that-must-not-leak"
 LIMITS = Limits(timeout=2, retries=0, backoff=0.01)
@@ -188,7 +188,7 @@ def test_amounts_of_money_are_numbers_of_dollars(wrong, tmp_path):
 
 
 def test_without_file_locks_one_process_is_still_right(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(account_module, "fcntl", None)
+    monkeypatch.setattr(files, "fcntl", None)
     with serve({"x": lambda body: (200, results(1))}) as server:
         engines = [SerpApi(cache_dir=tmp_path, url=server.url + "/x", price=1.0) for _ in range(4)]
         threads = [threading.Thread(target=engine.search, args=(list("abcde"), None), kwargs={"k": 1}) for engine in engines]

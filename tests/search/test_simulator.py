@@ -31,7 +31,7 @@ def simulator():
 
 def requests(simulator):
     question, answers = simulator.encode_questions([QUESTION] * len(QUERIES))
-    return Requests(question=question, answers=answers, query=simulator.encode_slots(list(QUERIES), 8),
+    return Requests(question=question, answers=answers, query=simulator.encode_queries(list(QUERIES)),
                     noisy=np.zeros(len(QUERIES), bool), question_key=question_keys([QUESTION] * len(QUERIES)),
                     active=np.ones(len(QUERIES), bool))
 
@@ -46,6 +46,15 @@ def test_gold_is_revealed_as_asked(simulator):
         assert all(query in text for query, text in zip(QUERIES, texts, strict=True))
     with pytest.raises(ValueError, match="on_target"):
         dataclasses.replace(simulator, reveal_gold="sometimes")
+
+
+def test_the_published_prompt_shows_the_first_gold_or_none(simulator):
+    for reveal, golds, shown in (("always", QUESTION.golden_answers, "is Sekel Wencroft.\n"), ("never", "", "is.\n")):
+        published = dataclasses.replace(simulator, template=SimulatorTemplate.load("zerosearch"), reveal_gold=reveal)
+        tokens, lengths = published.prompts(requests(published))
+        text = published.template.render(mode="useful", question=QUESTION.question, query=next(iter(QUERIES)), answers=golds)
+        assert f"whose answer {shown}" in text
+        assert tokens[0, :lengths[0]].tolist() == TOKENIZER.encode(text)
 
 
 def test_equal_requests_are_written_once_and_alike(simulator, monkeypatch):

@@ -112,6 +112,22 @@ def test_episodes_translate_and_tell_the_budget():
     assert {text.partition("?")[0].count(" of ") for text in texts} == {1, 2, 3, 4}
 
 
+def test_a_guided_row_may_teach_what_to_ask_but_never_whether():
+    vocab = vocabulary(TOKENIZER)
+    words = set(vocab.relations.tolist()) | set(vocab.paraphrases.tolist())
+    choices = {TOKENIZER.encode(text)[-1] for text in ("><search", "><answer")}
+    for weight in (0.0, 1.0):
+        behaviour = Behaviour(guided=1, answer_at_once=(0.0,) * 3, right_query=(1.0,) * 3, paraphrase=0.5,
+                              guided_query=weight)
+        tokens, weights = episode_rows(np.random.default_rng(0), vocab, rows=20, max_tokens=420, behaviour=behaviour,
+                                       max_searches=4, hops=3, entities=60, facts_per_entity=8)
+        opened = tokens[:, :-3] == TOKENIZER.encode("><search")[-1]
+        asked = opened & np.isin(tokens[:, 2:-1], list(words))
+        assert asked.sum() > 20 and (weights[:, 2:-1][asked] == weight).all()
+        decided = np.isin(tokens[:, 1:], list(choices)) & (tokens[:, :-1] == TOKENIZER.encode("><")[0])
+        assert decided.sum() > 40 and (weights[:, 1:][decided] == 0).all()
+
+
 def test_the_simulator_reads_facts_and_as_many_that_are_none():
     world = tiny_world.make_world(0, **HARD)
     examples = world_examples([world], 3, seed=0, per_query=1, paraphrase=0.3)

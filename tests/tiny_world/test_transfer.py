@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,7 +12,7 @@ from zsjax.data.assets import asset_path
 from zsjax.models import decoder
 from zsjax.models.checkpoints.hf import load_hf
 from zsjax.tiny_world.rows import vocabulary
-from zsjax.tiny_world.transfer import read_vocabulary, transfer
+from zsjax.tiny_world.transfer import read_vocabulary, relate, transfer
 
 OLD, NEW = asset_path("asset:tiny_world/tokenizer"), asset_path("asset:hard_world/tokenizer")
 
@@ -36,6 +37,20 @@ def test_words_keep_their_embeddings_and_new_ones_are_no_rivals_at_the_output():
     share = jax.nn.softmax(decoder.forward(made, wider, np.array([ids], np.int32)), axis=-1)
     known = [new_id for word, new_id in read_vocabulary(NEW).items() if word in read_vocabulary(OLD)]
     assert np.asarray(share)[0, -20:, known].sum(axis=0).min() > 0.9
+
+
+@pytest.mark.parametrize("similarity", [0.0, 0.7])
+def test_two_words_of_a_relation_start_alike_and_the_known_ones_stay(similarity):
+    embedding = np.random.default_rng(0).normal(2, 0.5, (200, 256)).astype(np.float32)
+    relations, paraphrases = np.arange(100, 120), np.arange(120, 140)[::-1]
+    made = np.asarray(relate({"embed_tokens": jnp.asarray(embedding)}, relations, paraphrases, 10, similarity,
+                             jax.random.key(0))["embed_tokens"])
+    np.testing.assert_array_equal(np.delete(made, np.r_[110:140], axis=0), np.delete(embedding, np.r_[110:140], axis=0))
+    words = made - embedding[100:110].mean(axis=0)
+    words /= np.linalg.norm(words, axis=1, keepdims=True)
+    cosines = words[relations] @ words[paraphrases].T
+    assert abs(np.diag(cosines).mean() - similarity) < 0.06
+    assert abs(cosines[10:, 10:][~np.eye(10, dtype=bool)]).max() < 0.3
 
 
 def test_another_shape_cannot_be_started():

@@ -81,7 +81,7 @@ def test_long_texts_are_cut_as_in_a_rollout(simulator):
     tokens, weights = dataset.Encoder(simulator, FORMAT).rows([example], 120)
     assert weights.sum() == 3 * 12
     assert simulator.tokenizer.decode(tokens[0][weights[0] > 0].tolist()).count("\n") == 3
-    query = simulator.template.encode_slot(simulator.tokenizer, example.query)
+    query = simulator.template.slot("query").encode(simulator.tokenizer, example.query)
     assert query[:8] in [tokens[0, i:i + 8].tolist() for i in range(100)]
     assert query[:9] not in [tokens[0, i:i + 9].tolist() for i in range(100)]
 

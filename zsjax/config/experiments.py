@@ -15,12 +15,13 @@ from zsjax.errors import ConfigError, Problem, UserError
 def load_experiment(path_and_arg: str):
     """The ConfigDict that get_config(arg) of `F.py[:arg]` returns.
 
+    A path that begins with experiments/ and is not there names the experiment that the package carries.
+
     Raises:
       UserError: no such file, no get_config in it, or an error in it, with file and line.
     """
     path, _, arg = path_and_arg.partition(":")
-    if not pathlib.Path(path).is_file():
-        raise UserError(f"no experiment file {path} (looked in {os.getcwd()}){known_experiments()}")
+    path = _found(path)
     try:
         spec = importlib.util.spec_from_file_location(f"zsjax_experiment_{pathlib.Path(path).stem}", path)
         module = importlib.util.module_from_spec(spec)
@@ -43,6 +44,22 @@ def load_experiment(path_and_arg: str):
                   if os.path.abspath(frame.filename) == here]
         line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else "?"
         raise UserError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
+
+
+def _found(path: str) -> str:
+    """The path, or that of the same file among the carried experiments. Raises UserError if there is neither."""
+    if pathlib.Path(path).is_file():
+        return path
+    for folder in _carriers():
+        if pathlib.Path(path).parts[:1] == ("experiments",) and (folder / path).is_file():
+            return str(folder / path)
+    raise UserError(f"no experiment file {path} (looked in {os.getcwd()}){known_experiments()}")
+
+
+def _carriers() -> tuple[pathlib.Path, ...]:
+    """Where the folder experiments/ may be, beside the working folder: in the checkout, or in the installed package."""
+    package = pathlib.Path(__file__).parents[1]
+    return package.parent, package
 
 
 def parse_arg(arg: str | None, lazy: bool = False, **defaults):
@@ -96,6 +113,7 @@ def parse_arg(arg: str | None, lazy: bool = False, **defaults):
 
 
 def known_experiments() -> str:
-    """"; there are FILES", or "" where there is no folder experiments/."""
-    known = sorted(map(str, pathlib.Path("experiments").glob("*.py")))
+    """"; there are FILES", those of the package included."""
+    known = sorted({f"experiments/{file.name}" for folder in (pathlib.Path(), *_carriers())
+                    for file in (folder / "experiments").glob("*.py")})
     return f"; there are {', '.join(known)}" if known else ""

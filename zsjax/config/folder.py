@@ -66,7 +66,7 @@ def check_resume(old: Config | str, new: Config, where) -> None:
     for name, (was, now) in diff(old, new).items():
         # A key of a dict field goes by the field's effect.
         leaf = next((known[part] for part in _prefixes(name) if part in known), None)
-        if name == "rollout.max_tokens" and "fixed_length" in (began.algorithm.reduction, new.algorithm.reduction):
+        if name == "rollout.max_tokens" and "fixed_length" in (began.algorithm.reduction, new.algorithm.reduction) and leaf:
             # The loss divides by it.
             leaf = dataclasses.replace(leaf, spec=dataclasses.replace(leaf.spec, effect="computes"))
         if leaf is None:
@@ -83,6 +83,13 @@ def check_resume(old: Config | str, new: Config, where) -> None:
         raise ConfigError(problems)
 
 
+def check_local(workdir) -> None:
+    """Raises UserError where a run's folder is a URL."""
+    first = (pathlib.Path(workdir) / "config.json").parts[0]
+    if first[-1:] == ":" and len(first) > 2:  # what pathlib makes of gs://
+        raise UserError(f"--workdir {workdir} is a URL; give a local folder and copy it there afterwards")
+
+
 def write_config(workdir, config: Config) -> str:
     """Writes workdir/config.json, after a check that a run in the folder can go on with `config`.
 
@@ -93,9 +100,8 @@ def write_config(workdir, config: Config) -> str:
       ConfigError: the run began with another config; the message names the fields that differ.
       UserError: workdir/config.json cannot be read, or the folder cannot be written.
     """
+    check_local(workdir)
     path = pathlib.Path(workdir) / "config.json"
-    if path.parts[0][-1:] == ":" and len(path.parts[0]) > 2:  # what pathlib makes of gs://
-        raise UserError(f"--workdir {workdir} is a URL; give a local folder and copy it there afterwards")
     try:
         if path.exists():
             check_resume(path.read_text(), config, workdir)

@@ -60,7 +60,7 @@ def read_bool(text: str) -> bool:
     return text.lower() in ("true", "1")
 
 
-_TEXT_READERS = {bool: read_bool, int: int, float: float}
+_TEXT_READERS: dict[type, Callable] = {bool: read_bool, int: int, float: float}
 
 
 def _read_optional(value, kind):

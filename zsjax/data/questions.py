@@ -86,7 +86,7 @@ class QuestionStream:
         if not questions:
             raise InputError("no questions to train on")
         self.questions, self.seed = list(questions), seed
-        self._epoch, self._order = -1, None
+        self._epoch, self._order = -1, np.zeros(0, int)
 
     def batch(self, step: int, n: int) -> list[Question]:
         """Questions step * n to (step + 1) * n of the stream; n is the same in every step of a run."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from zsjax.errors import InputError, InputNotFound, UserError
 from zsjax.evaluate import SCORES, paired_bootstrap
-from zsjax.evaluation import kept, tables
+from zsjax.evaluation import kept_evaluations, tables
 from zsjax.monitor.writer import read_jsonl
 from zsjax.parallel.files import write_text
 
@@ -75,16 +75,16 @@ def _pair(firsts, seconds):
 def _sides(path: pathlib.Path) -> list[Side]:
     """The evaluations of a run's policy, newest first, or the one that `path` names."""
     if path.suffix == ".jsonl":
-        folder = kept.Kept(path.parents[1])
+        folder = kept_evaluations.Kept(path.parents[1])
         found = [evaluation for evaluation in folder.all() if evaluation.name == path.stem]
         if found:
             return [_side(folder, found[0])]
         if not path.is_file():
             raise InputNotFound(f"{path}: no such evaluation; name a file of WORKDIR/evaluation or the run's folder")
         return [Side(f"{path} (an earlier version's)", read_jsonl(path))]
-    folder, trained = kept.Kept(path), kept.Kept(path).trained_fingerprint()
+    folder, trained = kept_evaluations.Kept(path), kept_evaluations.Kept(path).trained_fingerprint()
     found = [evaluation for evaluation in folder.all() if evaluation.part in ("before", "after")]
-    after = [evaluation for evaluation in found if evaluation.subject.role == kept.TRAINED
+    after = [evaluation for evaluation in found if evaluation.subject.role == kept_evaluations.TRAINED
              and trained in (None, evaluation.subject.fingerprint)]
     if trained is None and not after:
         after = found

@@ -10,7 +10,7 @@ import numpy as np
 
 from zsjax import rewards, types
 from zsjax.evaluate import scored_records
-from zsjax.evaluation.setting import Setting, vote
+from zsjax.evaluation.baseline_setting import Setting, vote
 from zsjax.rollout.policy_prompt import PolicyTemplate
 from zsjax.sampling import ragged
 

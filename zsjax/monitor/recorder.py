@@ -10,7 +10,7 @@ from zsjax.monitor import health
 from zsjax.monitor.episodes import save_trajectories
 from zsjax.monitor.usage import CompileCount
 from zsjax.monitor.writer import Timer, Writer, read_jsonl
-from zsjax.parallel import hosts
+from zsjax.parallel import hosts, stops
 from zsjax.parallel.checkpoint import Checkpointer
 from zsjax.search.engine import BudgetSpent
 from zsjax.types import TrainState
@@ -30,14 +30,14 @@ class Recorder:
                                          config_json=config_json)
         self._history: list[dict] = []
         self._spent: BudgetSpent | None = None  # what an evaluation raised
-        self._open = contextlib.ExitStack()
+        self._open, self._dropped = contextlib.ExitStack(), False
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
-        self._open.__exit__(*exception)
-        self._checkpoints.__exit__(*exception)
+        with self._checkpoints:
+            self._open.__exit__(*exception)
 
     def restore(self, state: TrainState) -> TrainState:
         """The state of the run's last checkpoint, or the given one; removes metrics of steps that run again."""
@@ -51,16 +51,23 @@ class Recorder:
         self.writer.truncate("train", first)
         self._history = [line for line in read_jsonl(self.workdir / "metrics.jsonl") if line["stage"] == "train"]
         self._open.enter_context(self.writer.progress("train", total=self.config.train.steps, done=first))
+        self._open.enter_context(stops.deferred())
         return state
 
     @contextlib.contextmanager
     def keeping(self, step: int, state: TrainState):
-        """Saves the state before the step if web search's budget is spent in it; BudgetSpent says where the state is."""
+        """Saves the state before the step if a signal came, or if web search's budget is spent in it; the error says where
+        the state is."""
         try:
-            yield
-        except BudgetSpent as error:
+            if stops.requested():
+                raise stops.stopped()
+            with stops.stopping_at_once():
+                yield
+        except (BudgetSpent, stops.Stopped) as error:
             self._checkpoints.save(step, state, {"data_position": step})
-            raise BudgetSpent(f"{error}; {self._checkpoints.whereabouts()}") from error
+            if isinstance(error, BudgetSpent):
+                raise BudgetSpent(f"{error}; {self._checkpoints.whereabouts()}") from error
+            raise stops.stopped(self._checkpoints.whereabouts()) from error
 
     def evaluate(self, function, policy) -> dict[str, float]:
         """The scores of an evaluation, timed. If it spends the budget, `step` writes the step and then ends the run."""
@@ -83,11 +90,21 @@ class Recorder:
         path = self.workdir / "trajectories" / f"train_{step + 1:06d}.jsonl"
         if hosts.is_lead() and (any(nonfinite) or due):
             save_trajectories(path, played.episodes, played.questions, self.tokenizer, played.scores, every=any(nonfinite))
+            self._drop_trajectories()
         if any(nonfinite):
             if min(nonfinite) == 1:
                 self._checkpoints.save(step, state, {"data_position": step})
             raise NonFiniteUpdate(f"step {step + 1}: the loss or its gradient is not finite. The step's trajectories "
                                   f"are in {path}; {self._checkpoints.whereabouts()}")
+
+    def _drop_trajectories(self):
+        kept, files = self.config.train.trajectories_kept, sorted((self.workdir / "trajectories").glob("train_*.jsonl"))
+        if len(files) > kept and not self._dropped:
+            self._dropped = True
+            self.writer.note(f"trajectories: from here on the first file and the {kept - 1} newest are kept; "
+                             "train.trajectories_kept has the number")
+        for path in files[1:len(files) - kept + 1]:
+            path.unlink()
 
     def step(self, step: int, state: TrainState, played, metrics: dict):
         """Writes a step's line and, if one is due, a checkpoint.

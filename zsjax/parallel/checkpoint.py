@@ -18,9 +18,11 @@ Each array has a fingerprint. orbax notices missing and cut files, but no flippe
 dtype of the template. Here, restoring is bit-exact or an error.
 """
 
+import contextlib
 import json
 import logging
 import pathlib
+import shutil
 import zlib
 from typing import Any
 
@@ -33,6 +35,14 @@ from zsjax.errors import UserError, reason_of
 
 class CheckpointError(UserError):
     """A checkpoint is damaged, does not fit the run, or cannot be written. The message names the folder."""
+
+
+class Damaged(CheckpointError):
+    """A checkpoint that is not what was saved."""
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.reason = reason
 
 
 class Checkpointer:
@@ -82,11 +92,10 @@ class Checkpointer:
             return
         ocp = self._ocp
         about = {"extra": extra or {}, "config": self._config_json, "leaves": fingerprints(state)}
-        try:
+        about = json.loads(json.dumps(about, default=int)) | {"check": _check_sum(about)}
+        with self._writing():
             self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state),
                                                              about=ocp.args.JsonSave(about)))
-        except OSError as error:
-            raise CheckpointError(f"cannot write a checkpoint to {self.directory}: {error}") from error
 
     def restore(self, template: Any, step: int | None = None) -> tuple[int, Any, dict] | None:
         """Reads a checkpoint into the form of `template`.
@@ -94,18 +103,34 @@ class Checkpointer:
         Args:
           template: a pytree like the saved one; leaves are arrays or jax.ShapeDtypeStruct, whose shardings decide where
             the restored arrays are put.
-          step: which checkpoint; None is the last complete one.
+          step: which checkpoint; None is the last complete one. If that is damaged it is set aside as damaged-STEP, and
+            an older one is read; the log says so.
 
         Returns:
           (step, state, extra), or None where there is no checkpoint.
 
         Raises:
-          CheckpointError: it is damaged, or its tree is not the template's.
+          CheckpointError: it is damaged and there is no older one, or its tree is not the template's.
         """
         self.wait()
-        step = self.latest_step if step is None else step
-        if step is None:
-            return None
+        if step is not None:
+            return self._read(step, template)
+        while (step := self.latest_step) is not None:
+            try:
+                return self._read(step, template)
+            except Damaged as error:
+                older = [other for other in self._manager.all_steps() if other < step]
+                if not older or jax.process_count() > 1:  # hosts may differ in what they read
+                    raise
+                aside = self.directory / f"damaged-{step}"
+                logging.warning("%s: %s; it is kept as %s, and the run goes on from step %d", self.directory / str(step),
+                                error.reason, aside.name, max(older))
+                shutil.rmtree(aside, ignore_errors=True)
+                (self.directory / str(step)).rename(aside)
+                self._manager.reload()
+        return None
+
+    def _read(self, step, template):
         ocp, about = self._ocp, self._about(step)
         self._check_template(step, about["leaves"], template)
         template = jax.tree.map(_placed, template)
@@ -134,10 +159,19 @@ class Checkpointer:
 
     def wait(self):
         """Returns when all writes are done; raises their errors."""
-        try:
+        with self._writing():
             self._manager.wait_until_finished()
-        except OSError as error:
-            raise CheckpointError(f"cannot write a checkpoint to {self.directory}: {error}") from error
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        except Exception as error:  # of orbax's threads: OSError, or tensorstore's ValueError
+            reason = str(error).split("\n")[0][:200]
+            if not isinstance(error, OSError) and "OS error" not in reason:
+                raise
+            raise CheckpointError(f"cannot write a checkpoint to {self.directory} ({reason}); make room or give write "
+                                  "permission, and start the same command again") from error
 
     def close(self):
         """Waits and lets go of the threads."""
@@ -157,14 +191,17 @@ class Checkpointer:
             raise CheckpointError(f"there is no checkpoint {folder}")
         try:
             about = json.loads((folder / "about" / "metadata").read_text())
-            return {name: about[name] for name in ("extra", "config", "leaves")}
+            about, kept = {name: about[name] for name in ("extra", "config", "leaves")}, about.get("check")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(step, f"about/metadata: {error}") from error
+        if kept not in (None, _check_sum(about)):  # None: of version 0.2
+            raise self._damaged(step, "about/metadata does not hold what was saved")
+        return about
 
     def _damaged(self, step, reason):
         older = [s for s in self._manager.all_steps() if s < step]
         fix = f"remove this folder to go on from step {max(older)}" if older else "remove this folder to start anew"
-        return CheckpointError(f"the checkpoint {self.directory / str(step)} is damaged ({reason}); {fix}")
+        return Damaged(f"the checkpoint {self.directory / str(step)} is damaged ({reason}); {fix}", reason)
 
     def _check_template(self, step, saved, template):
         want = {name: _describe(leaf) for name, leaf in _named_leaves(template)}
@@ -188,6 +225,10 @@ def fingerprints(tree) -> dict[str, dict]:
     sums = jax.device_get(_word_sums(on_device)) if on_device else {}
     return {name: {"is": _describe(leaf), "sum": int(sums[name]) if name in sums else _host_sum(leaf)}
             for name, leaf in named}
+
+
+def _check_sum(about):
+    return zlib.crc32(json.dumps(about, sort_keys=True, default=int).encode())
 
 
 def _host_sum(leaf):

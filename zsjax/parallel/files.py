@@ -1,10 +1,29 @@
-"""Files that are written whole: after a crash, a reader finds the old file or the new one, never a part."""
+"""Files and folders that are written whole: after a crash, a reader finds the old one or the new one, never a part.
 
+What is being written has another name, NAME.PROCESS-THREAD.writing, until it is complete. `remove_unfinished` removes what
+a killed process left.
+"""
+
+import contextlib
 import json
+import logging
 import os
 import pathlib
+import re
+import shutil
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+
+from zsjax.errors import writing
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+# Of this module, of version 0.2 (NAME.writing-PROCESS), and of orbax.
+_UNFINISHED = re.compile(r"\.writing(-\d+)?$|\.orbax-checkpoint-tmp")
+_REPLACED = re.compile(r"\.\d+-\d+\.replaced$")
 
 
 def write_bytes(path: str | os.PathLike, data: bytes | Iterable[bytes]) -> None:
@@ -14,20 +33,97 @@ def write_bytes(path: str | os.PathLike, data: bytes | Iterable[bytes]) -> None:
     may write one file: the last one wins.
 
     Raises:
-      OSError: the file cannot be written; it is left as it was.
+      OutputError: the file cannot be written; it is left as it was.
     """
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.writing")
+    unfinished = _beside(path, "writing")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(unfinished, "wb") as file:
+                file.writelines([data] if isinstance(data, bytes) else data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        except BaseException:  # an interrupt as well, or an error of the iterable
+            with contextlib.suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """A folder to be filled. It takes the name `path` when the block ends; an older folder there is replaced.
+
+    Raises:
+      OutputError: the folder cannot be written; what was at `path` is left as it was.
+    """
+    path = pathlib.Path(path)
+    unfinished, replaced = _beside(path, "writing"), _beside(path, "replaced")
+    with writing(path):
+        shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            unfinished.mkdir(parents=True)
+            yield unfinished
+            for file in unfinished.rglob("*"):
+                if file.is_file():
+                    _flush(file)
+            if path.is_dir():  # a folder cannot be renamed over a full one: the old one steps aside for a moment
+                path.rename(replaced)
+            unfinished.rename(path)
+        except BaseException:
+            if replaced.is_dir() and not path.exists():
+                replaced.rename(path)
+            raise
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.rmtree(replaced, ignore_errors=True)
+
+
+def remove_unfinished(folder: str | os.PathLike) -> None:
+    """Removes what killed processes left in `folder`: files that are not complete, and old ones that were replaced.
+
+    No other process may write there.
+    """
+    for parent, folders, names in os.walk(folder):
+        for name in [*folders, *names]:
+            path, ended = pathlib.Path(parent, name), _REPLACED.search(name)
+            if ended and not (kept := path.with_name(name[:ended.start()])).exists():
+                path.rename(kept)  # killed between two renames: the old folder is the only one
+            elif ended or _UNFINISHED.search(name):
+                logging.info("%s is removed: a process that was killed left it unfinished", path)
+                if name in folders:
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+        folders[:] = [name for name in folders if pathlib.Path(parent, name).is_dir()]
+
+
+def lock(file, *, wait: bool = True) -> bool:
+    """Locks an open file until it is closed or its process ends; whether it has the lock.
+
+    Args:
+      file: an open file. Where its file system has no locks, a warning says so, and the answer is True.
+      wait: waits for the process that has it.
+    """
     try:
-        with open(unfinished, "wb") as file:
-            file.writelines([data] if isinstance(data, bytes) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except BaseException:  # an interrupt as well, or an error of the iterable
-        unfinished.unlink(missing_ok=True)
-        raise
+        if fcntl is None:
+            raise OSError("this platform has no fcntl")
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        logging.warning("%s cannot be locked (%s): let only one process at a time use this folder", file.name, error)
+    return True
+
+
+def _beside(path, state):
+    return path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.{state}")
+
+
+def _flush(path):
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def write_text(path: str | os.PathLike, text: str | Iterable[str]) -> None:

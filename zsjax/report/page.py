@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from zsjax.evaluation import tables
-from zsjax.evaluation.kept import Kept
+from zsjax.evaluation.kept_evaluations import Kept
 from zsjax.monitor import costs
 from zsjax.monitor.catalog import METRICS
 from zsjax.parallel.files import write_text

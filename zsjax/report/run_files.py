@@ -11,6 +11,7 @@ MAX_NUMBER = 1e300  # beyond it charts cannot be computed in float64
 _LISTS = ("segments", "noisy", "search_status", "golden_answers")
 _NUMBERS = ("reward", "em", "f1", "num_searches")
 _COUNTS = ("failed_searches", "searches", "tokens")
+_TEXTS = ("stage", "baseline")  # of a line of metrics; a baseline writes its name beside its counts
 _SCORES = ("n", "em", "em_se", "contains", "contains_se")  # of an evaluation's row
 
 
@@ -54,7 +55,7 @@ def _metrics_problem(row) -> str:
     if not isinstance(row.get("stage"), str) or type(row.get("step")) is not int:
         return "there is no stage or no step"
     return next((f"{name} = {value!r:.100} is not a number" for name, value in row.items()
-                 if name != "stage" and not _is_number(value) and value not in ("inf", "-inf", "nan")), "")
+                 if name not in _TEXTS and not _is_number(value) and value not in ("inf", "-inf", "nan")), "")
 
 
 def _scores_problem(row) -> str:

@@ -2,7 +2,7 @@
 
 from zsjax.errors import InputError
 from zsjax.evaluation import tables
-from zsjax.evaluation.kept import TRAINED
+from zsjax.evaluation.kept_evaluations import TRAINED
 
 _SCORES = {"em": "Exact match", "f1": "F1", "contains": "Contains"}
 _OTHERS = {"reach": "Gold shown", "searches": "Searches", "on_path": "On path", "answered": "Answered", "tokens": "Tokens",

@@ -9,7 +9,7 @@ There is no class per algorithm. What differs between them are the functions of 
 from zsjax.errors import InputError
 from zsjax.rl.objective import OBJECTIVE_TERMS
 
-PRESETS = {
+PRESETS: dict[str, dict] = {
     # Williams 1992, with the batch's mean as baseline.
     "reinforce": dict(advantage="reinforce", loss="ppo_clip"),
     # Hu 2025 (arXiv 2501.03262): k1 in the reward, discounted returns whitened over the batch.

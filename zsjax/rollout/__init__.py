@@ -6,7 +6,7 @@ from zsjax.parallel.mesh import local_mesh, simulator_mesh
 from zsjax.rollout import compiled
 from zsjax.rollout.draws import draw_tokens
 from zsjax.rollout.environment import environment, tables
-from zsjax.rollout.growing import GrowingRollout
+from zsjax.rollout.growing_cache import GrowingRollout
 from zsjax.rollout.host import HostRollout
 from zsjax.rollout.reranking import HostReranker
 from zsjax.rollout.rollout import Rollout

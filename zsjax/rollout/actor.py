@@ -31,13 +31,14 @@ class Actor:
 
         policy: the decoder's parameters. settings: `zsjax.rl.steering.Settings` of the step.
         """
-        policy, played = self.rollout.place(policy), None  # once for all rounds
-        for round in range(self.rounds):
-            new = self._play_round(policy, settings, round)
-            played = new if played is None else replace_groups(played, new)
-            signal = groups_with_signal(played.scores, played.episodes.group_id)
+        policy = self.rollout.place(policy)  # once for all rounds
+        played = self._play_round(policy, settings, 0)
+        signal = groups_with_signal(played.scores, played.episodes.group_id)
+        for round in range(1, self.rounds):
             if signal.all():
                 break
+            played = replace_groups(played, self._play_round(policy, settings, round))
+            signal = groups_with_signal(played.scores, played.episodes.group_id)
         if self.config.algorithm.drop_equal_groups:
             played.row_valid &= signal
         return played

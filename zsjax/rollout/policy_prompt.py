@@ -8,8 +8,8 @@ import dataclasses
 import pathlib
 import re
 
-from zsjax.errors import InputError, json_value, reason_of
-from zsjax.search.simulator.prompt import read_template
+from zsjax.errors import InputError
+from zsjax.search.simulator.prompt import template_fields
 
 _SLOT = re.compile(r"\{(\w+)\}")
 
@@ -50,21 +50,8 @@ class PolicyTemplate:
         name = str(name_or_path)
         if name in TEMPLATES:
             return TEMPLATES[name]
-        text = read_template(name, TEMPLATES, "policy")
-        if not name.endswith(".json"):
-            return cls(text, name=name)
-        fields = ("prompt", "information_open", "information_close", "hint")
-        try:
-            values = json_value(text)
-        except ValueError as error:
-            raise InputError(f"policy template {name!r} is not JSON ({reason_of(error)}); correct the file") from error
-        if not isinstance(values, dict) or "prompt" not in values:
-            raise InputError(f"policy template {name!r} has no field 'prompt'; write an object with it")
-        for field, value in values.items():
-            if field not in fields or not isinstance(value, str):
-                raise InputError(f"policy template {name!r}: field {field!r} is {value!r:.60}; write a text, in one of "
-                                 f"{', '.join(fields)}")
-        return cls(**values, name=name)
+        fields = template_fields(name, TEMPLATES, "policy", ("prompt", "information_open", "information_close", "hint"))
+        return cls(**fields, name=name)
 
     def render(self, question: str) -> str:
         """The prompt for a question, as text."""
@@ -77,7 +64,7 @@ class PolicyTemplate:
         """
         text = self.render(tokenizer.plain(question))
         if chat:
-            return tokenizer.apply_chat_template([{"role": "user", "content": text.strip()}])
+            return tokenizer.apply_chat_template([{"role": "user", "content": text}])
         return tokenizer.encode_prompt(text)
 
 

@@ -13,7 +13,7 @@ from zsjax.evaluate import play
 from zsjax.monitor.writer import Writer
 from zsjax.rollout import make_rollout, transcript
 from zsjax.run import build
-from zsjax.run.stages.run import Run
+from zsjax.run.stages.context import Run
 from zsjax.types import Question
 
 

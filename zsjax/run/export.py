@@ -9,7 +9,7 @@ from zsjax.errors import UserError
 from zsjax.monitor.writer import Writer
 from zsjax.parallel import mesh
 from zsjax.run import build
-from zsjax.run.stages.run import Run
+from zsjax.run.stages.context import Run
 
 
 def export(config: Config, workdir, out) -> pathlib.Path:
@@ -42,9 +42,10 @@ def export(config: Config, workdir, out) -> pathlib.Path:
             steering = Steering(config, one, reranking=Reranking(model, context.tokenizer, config) if reranks else None)
             template = steering.start(learner.start(params))
             with Checkpointer(folder) as checkpoints:
-                restored = checkpoints.restore(template)
-            if restored is None:
-                raise UserError(f"{folder} holds no complete checkpoint: train first")
+                step = checkpoints.latest_step  # named: a run may be writing, and nothing is set aside
+                if step is None:
+                    raise UserError(f"{folder} holds no complete checkpoint: train first")
+                restored = checkpoints.restore(template, step)
             params = learner.export(restored[1])
         save_hf(out, model, params, tokenizer=context.tokenizer)
     return out

@@ -13,19 +13,22 @@ A stage reads the output of an earlier stage, else the input that the config nam
 model cannot read or whose simulator leaks.
 """
 
+import contextlib
 import json
 import pathlib
+import time
 
 from zsjax import config as configuration
 from zsjax.config import Config
 from zsjax.errors import UserError
 from zsjax.monitor import trackers
 from zsjax.monitor.writer import Writer
-from zsjax.parallel import hosts
+from zsjax.parallel import hosts, stops
+from zsjax.run import checksums, occupied
 from zsjax.run.stages.bases import pretrain, pretrain_simulator
+from zsjax.run.stages.context import Run
 from zsjax.run.stages.evaluation import evaluate, report
 from zsjax.run.stages.policy import train
-from zsjax.run.stages.run import Run
 from zsjax.run.stages.simulator_tuning import collect, tune_simulator
 from zsjax.run.stages.warm_start import warm_start
 from zsjax.search import BudgetSpent
@@ -51,23 +54,35 @@ def run(config: Config, workdir, *, stages=None):
     """Runs the stages (None: config.stages) in `workdir`. An interrupted run is resumed.
 
     Raises:
-      UserError: the folder holds a run with another config, an input is missing, a package is missing, or a gate failed.
+      UserError: the folder holds a run with another config, another process works there, an input or a package is
+        missing, or a gate failed.
+      stops.Stopped: by SIGTERM or SIGINT; what is saved is kept.
     """
     workdir = pathlib.Path(workdir)
     modules = trackers.imported(config.trackers) if hosts.is_lead() else {}
+    configuration.check_local(workdir)
+    with stops.handled(), occupied.occupy(workdir) if hosts.is_lead() else contextlib.nullcontext():
+        _run(config, workdir, stages or config.stages, modules)
+
+
+def _run(config, workdir, stages, modules):
     if hosts.is_lead():
         configuration.withdraw_config(workdir)  # of a run that was killed before its first result
+        checksums.check(workdir)
     config_json = configuration.write_config(workdir, config) if hosts.is_lead() else configuration.to_json(config)
     hosts.wait("config")
     with _writer(config, workdir, config_json, modules) if hosts.is_lead() else Writer(None, quiet=True) as writer:
         context = Run(config, workdir, writer, config_json)
         try:
-            for output, names in [QUESTIONS[stage] for stage in stages or config.stages if stage in QUESTIONS]:
+            for output, names in [QUESTIONS[stage] for stage in stages if stage in QUESTIONS]:
                 if output is None or not context.path(output).exists():
                     for name in names:
                         getattr(context, name)
-            for stage in stages or config.stages:
+            for stage in stages:
+                began = time.time()
                 STAGES[stage](context)
+                if hosts.is_lead():
+                    checksums.seal(workdir, began)
                 hosts.wait(stage)
         except BudgetSpent as error:
             raise OutOfBudget(f"{stage} stopped: {error}. Results that were paid for are kept; raise "

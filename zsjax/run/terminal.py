@@ -12,7 +12,7 @@ from zsjax.errors import UserError
 from zsjax.report.charts import short
 from zsjax.report.console import TERMINAL_STYLES, print_result
 from zsjax.run.ask import Asker
-from zsjax.run.by_hand import Game, Table, read_action
+from zsjax.run.play import Game, Table, read_action
 from zsjax.types import printable
 
 HELP = "Type a query to search, = and a text to answer, q to stop. Tags work, too: <search> ... </search>"

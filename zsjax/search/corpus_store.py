@@ -4,12 +4,12 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from zsjax.errors import InputError, InputExists, InputNotFound, read_json, reading
+from zsjax.parallel.files import new_folder
 from zsjax.search.engine import Document
 from zsjax.types import whole_text
 
@@ -29,15 +29,14 @@ def row_of(document: Document | Mapping, where: int | str) -> tuple[str, str]:
     """
     where = f"document {where}" if isinstance(where, int) else where
     if isinstance(document, Mapping):
-        if isinstance(document.get("document"), Mapping):
-            document = document["document"]
-        title, text, field = title_of(document), document.get("text"), "text"
-        if text in (None, "") and document.get("contents") is not None:
-            text, field = document["contents"], "contents"
+        row: Mapping = document["document"] if isinstance(document.get("document"), Mapping) else document
+        title, text, field = title_of(row), row.get("text"), "text"
+        if text in (None, "") and row.get("contents") is not None:
+            text, field = row["contents"], "contents"
             if isinstance(text, str):
                 first, text = split_contents(text)
                 title = first if title is None else title
-        missing = field not in document
+        missing = field not in row
     elif isinstance(document, Document):
         title, text, field, missing = document.title, document.text, "text", False
     else:
@@ -124,22 +123,18 @@ def save_index(path: str | os.PathLike, documents: Sequence, manifest: dict, wri
 
     Raises:
       InputExists: the path holds something else.
+      OutputError: the folder cannot be written.
     """
     path = pathlib.Path(path)
     if path.exists() and not (path / MANIFEST).exists():
         raise InputExists(f"{path} is not an index folder (it has no {MANIFEST}); choose another path")
-    unfinished = path.with_name(path.name + f".writing-{os.getpid()}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    write_arrays(unfinished)
-    with open(unfinished / CORPUS, "wb") as file:
-        file.writelines(line_of(documents[row]) for row in range(len(documents)))
-    manifest = manifest | {"files": {
-        file.name: file_hash(file) for file in sorted(unfinished.iterdir()) if file.name != CORPUS}}
-    (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    if path.exists():
-        shutil.rmtree(path)
-    os.replace(unfinished, path)
+    with new_folder(path) as unfinished:
+        write_arrays(unfinished)
+        with open(unfinished / CORPUS, "wb") as file:
+            file.writelines(line_of(documents[row]) for row in range(len(documents)))
+        manifest = manifest | {"files": {
+            file.name: file_hash(file) for file in sorted(unfinished.iterdir()) if file.name != CORPUS}}
+        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
 def load_index(path: str | os.PathLike, *, kind: str, form: int, corpus_hash: str | None) -> tuple[StoredDocuments, dict]:

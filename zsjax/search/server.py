@@ -42,7 +42,7 @@ class RetrievalServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://{self.server_address[0]}:{self.server_address[1]}/retrieve"
+        return f"http://{str(self.server_address[0])}:{self.server_address[1]}/retrieve"
 
     def count(self, **numbers):
         with self.lock:

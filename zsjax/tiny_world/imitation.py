@@ -75,6 +75,7 @@ class Behaviour:
     lost: the engine does not show the asked fact.
     paraphrase: the question names a relation by its other word.
     translated: the query for such a relation has the word of the documents; in guided rows, a half.
+    guided_query: weight of the relation that a query of a guided row asks: with 1 only "search or answer" is left out.
     budget_told: the prompt begins with one word "search" for each search that the episode may make, 1 to max_searches.
     """
 
@@ -87,6 +88,7 @@ class Behaviour:
     lost: float = 0.25
     paraphrase: float = 0.0
     translated: float = 0.25
+    guided_query: float = 0.0
     budget_told: float = 0.0
 
 
@@ -165,7 +167,7 @@ def _write_episode(rng, vocab, table, behaviour: Behaviour, hops: int, max_searc
     def chance(p):
         return rng.random() < p
 
-    decision = 0.0 if guided else 1.0
+    decision, asking = (0.0, b.guided_query) if guided else (1.0, 1.0)
     e = _Episode(vocab, table, rng)
     if b.budget_told and chance(b.budget_told):
         max_searches = int(rng.integers(1, max_searches + 1))
@@ -186,7 +188,7 @@ def _write_episode(rng, vocab, table, behaviour: Behaviour, hops: int, max_searc
         on_path = relation == relations[at]
         paraphrased = on_path and asks_otherwise[at] and not chance(0.5 if guided or again else b.translated)
         e.decide("search", decision)
-        found, shown = e.search(path[at], relation, decision=decision, paraphrased=paraphrased,
+        found, shown = e.search(path[at], relation, decision=asking, paraphrased=paraphrased,
                                 reworded=again and chance(b.reworded), lose=chance(b.lost))
         again = False
         if found < 0:

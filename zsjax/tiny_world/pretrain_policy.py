@@ -21,8 +21,9 @@ from zsjax.models.decoder import DecoderConfig
 from zsjax.tiny_world.imitation import Behaviour, episode_rows
 from zsjax.tiny_world.induction import induction_init
 from zsjax.tiny_world.reading import reading_accuracy
-from zsjax.tiny_world.rows import LINE, reading_rows, vocabulary
-from zsjax.tiny_world.transfer import read_vocabulary, transfer
+from zsjax.tiny_world.rows import LINE, Vocabulary, reading_rows, vocabulary
+from zsjax.tiny_world.transfer import read_vocabulary, relate, transfer
+from zsjax.tiny_world.world import RELATIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Recipe:
 
     start: "" starts from `induction_init`. Else a folder or asset with base/ and tokenizer/, a base of another vocabulary
       (`zsjax.tiny_world.transfer`).
+    similarity: of a relation's two words at such a start (`zsjax.tiny_world.transfer.relate`).
     reading_steps: steps of the first phase, of config.pretrain.steps in all.
     short_steps: of these, steps with rows of half the length and at most 4 facts.
     max_facts: the most facts told in a row; the fewest are 2.
@@ -45,6 +47,7 @@ class Recipe:
     """
 
     start: str = ""
+    similarity: float = 0.0
     reading_steps: int = 400
     short_steps: int = 100
     max_facts: int = 10
@@ -93,7 +96,7 @@ def pretrain_policy(config: Config, model_config: DecoderConfig, tokenizer, *, w
         raise UserError(f"pretrain.options: {error}") from error
     vocab = vocabulary(tokenizer)
     try:
-        params = _start(recipe.start, config, model_config)
+        params = _start(recipe, config, model_config, vocab)
     except ValueError as error:
         raise UserError(f"policy.shape: {error}") from error
     reading_steps = min(recipe.reading_steps, options.steps)
@@ -131,11 +134,12 @@ def pretrain_policy(config: Config, model_config: DecoderConfig, tokenizer, *, w
     return params
 
 
-def _start(source: str, config: Config, model_config: DecoderConfig):
-    """What pretraining starts from; source: `Recipe.start`."""
+def _start(recipe: Recipe, config: Config, model_config: DecoderConfig, vocab: Vocabulary):
+    """What pretraining starts from."""
     key = jax.random.key(config.seed)
-    if not source:
+    if not recipe.start:
         return induction_init(model_config, key)
-    _, params = load_hf(asset_path(f"{source}/base"))
-    old, new = (read_vocabulary(asset_path(name)) for name in (f"{source}/tokenizer", config.tokenizer))
-    return transfer(params, old, model_config, new, key)
+    _, params = load_hf(asset_path(f"{recipe.start}/base"))
+    old, new = (read_vocabulary(asset_path(name)) for name in (f"{recipe.start}/tokenizer", config.tokenizer))
+    params = transfer(params, old, model_config, new, key)
+    return relate(params, vocab.relations, vocab.paraphrases, len(RELATIONS), recipe.similarity, key)

@@ -38,6 +38,26 @@ def transfer(params, tokens: dict[str, int], config: DecoderConfig, new_tokens: 
     return {**params, "embed_tokens": embedding.at[new].set(old[its_old])}
 
 
+def relate(params, relations, paraphrases, known: int, similarity: float, key):
+    """The parameters with new relations placed among the known ones, and each paraphrase near its relation.
+
+    A language model knows that "spouse" and "partner" mean the same before it searches. Here that is a start.
+
+    Args:
+      params: with a tied embedding [V, D].
+      relations, paraphrases: int[R] token ids; the words at one place mean the same.
+      known: the first so many relations keep their embeddings.
+      similarity: cosine of a paraphrase and its relation, both taken from the mean of the known relations.
+      key: of the draws.
+    """
+    embedding = params["embed_tokens"]
+    mean, spread = embedding[relations[:known]].mean(axis=0), embedding[relations[:known]].std(axis=0).mean()
+    draws = spread * jax.random.normal(key, (2, len(relations), embedding.shape[1]))
+    embedding = embedding.at[relations[known:]].set(mean + draws[0, known:])
+    own = similarity * (embedding[relations] - mean) + (1 - similarity ** 2) ** 0.5 * draws[1]
+    return {**params, "embed_tokens": embedding.at[paraphrases].set(mean + own)}
+
+
 def read_vocabulary(folder: pathlib.Path) -> dict[str, int]:
     """token -> id of the tokenizer.json in a folder."""
     content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))

@@ -64,7 +64,7 @@ def name_words() -> tuple[tuple[str, ...], tuple[str, ...]]:
     for starts, ends in (_FIRST, _LAST):
         words = [start + end for start in starts.split() for end in ends.split()]
         parts.append(tuple(words[i] for i in sorted(rng.permutation(len(words))[:NUM_FIRST])))
-    return tuple(parts)
+    return parts[0], parts[1]
 
 
 @functools.cache

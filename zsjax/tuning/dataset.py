@@ -157,7 +157,7 @@ class Encoder:
             question, answers = simulator.encode_questions([example.question for example in filled])
             tokens, lengths = jax.device_get(self._prompts(Requests(
                 question=question, answers=answers,
-                query=simulator.encode_slots([example.query for example in filled], simulator.max_query_tokens),
+                query=simulator.encode_queries([example.query for example in filled]),
                 noisy=np.array([example.noisy for example in filled]),
                 question_key=np.zeros(len(filled), np.uint32), active=np.ones(len(filled), bool))))
             prompts += [tokens[i, :lengths[i]] for i in range(len(batch))]

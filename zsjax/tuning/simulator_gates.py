@@ -99,7 +99,7 @@ def any_holds_gold(documents: Sequence[Document], question: Question) -> bool:
     return any(holds_gold(document, question.golden_answers) for document in documents)
 
 
-def gold_shares(simulator, engine, questions: Sequence[Question], *, k: int, limit: int = 120, seed: int = 0,
+def gold_shares(simulator, engine, questions: Sequence[Question], *, k: int, limit: int, seed: int = 0,
             progress: Callable = iter) -> list[dict]:
     """Shares of replies that hold a gold answer.
 

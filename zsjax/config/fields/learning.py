@@ -119,6 +119,7 @@ class TrainConfig:
     checkpoint_every: int = free(20, "steps between two checkpoints", COUNT, unit="steps")
     keep_checkpoints: int = free(2, "last checkpoints that are kept", "[1, 1e6]")
     trajectories_every: int = free(10, "steps between two files of trajectories", COUNT, unit="steps")
+    trajectories_kept: int = free(1000, "files of trajectories that are kept: the first and the newest", "[2, 1e9]")
     eval_every: int = later(20, "steps between two evaluations; the last step always has one", COUNT, unit="steps")
     eval_questions: int = later(64, "of such an evaluation", COUNT, unit="questions")
 

@@ -71,6 +71,7 @@ class GatesConfig:
     noisy: float | None = free(None, "gold in noisy documents, at most", SHARE)
     leak: float | None = free(None, "gold in useful documents for off-path queries above the real engine's rate, at most",
                               SHARE)
+    questions: int = free(120, "asked of the simulator's gate, of each number of hops", "[1, 1e6]", unit="questions")
 
 
 @dataclasses.dataclass(frozen=True)

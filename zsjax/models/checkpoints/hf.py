@@ -5,7 +5,6 @@ Parameter names follow Hugging Face's: parameters are renamed, and dense kernels
 
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from zsjax.models.checkpoints.contradictions import why_missing, why_surplus
 from zsjax.models.decoder import ParamSpec, param_specs
 from zsjax.models.families import config_dict, family_of, read_config
 from zsjax.models.layers import DecoderConfig
+from zsjax.parallel.files import new_folder
 
 __all__ = ["load_hf", "read_config", "save_hf"]
 
@@ -292,6 +292,7 @@ def save_hf(path, config: DecoderConfig, params, *, tokenizer=None, dtype=None, 
       path, as a Path.
 
     Raises:
+      OutputError: the folder cannot be written.
       FileExistsError: `path` is a file, or a folder without a checkpoint that is not empty.
       ValueError: no model of transformers equals this decoder, or params do not fit config.
     """
@@ -317,28 +318,11 @@ def save_hf(path, config: DecoderConfig, params, *, tokenizer=None, dtype=None, 
     bos_id = (*getattr(tokenizer, "bos_ids", ()), None)[0]
     main_dtype = tensors["model.embed_tokens.weight"][1].name
     fields = config_dict(config, dtype=main_dtype, eos_ids=eos_ids, pad_id=pad_id, bos_id=bos_id)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.writing-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
+    with new_folder(path) as temporary:
         _write_json(temporary / "config.json", fields)
         ids = ("bos_token_id", "eos_token_id", "pad_token_id")
         _write_json(temporary / "generation_config.json", {key: fields[key] for key in ids if fields[key] is not None})
         if tokenizer is not None:
             _write_tokenizer(temporary, tokenizer)
         _write_weights(temporary, tensors, load, shard_bytes)
-        _replace_folder(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return path
-
-
-def _replace_folder(new: Path, path: Path):
-    if path.is_dir():  # a folder cannot be renamed over a full one: the old one steps aside for a moment
-        old = path.with_name(f".{path.name}.old-{os.getpid()}")
-        path.rename(old)
-        new.rename(path)
-        shutil.rmtree(old)
-    else:
-        new.rename(path)

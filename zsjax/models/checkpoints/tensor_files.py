@@ -68,8 +68,9 @@ def _cut_short(file: Path) -> str:
         except (ValueError, TypeError, KeyError, IndexError, AttributeError):
             return ""
     lost = sorted((end, name) for name, end in ends.items() if end > size)
-    return lost and (f"cut short: tensor {lost[0][1]!r} ends at byte {lost[0][0]}, the file has {size}; copy or download "
-                     "it again")
+    if not lost:
+        return ""
+    return f"cut short: tensor {lost[0][1]!r} ends at byte {lost[0][0]}, the file has {size}; copy or download it again"
 
 
 def write_file(file, tensors: dict[str, np.ndarray]) -> None:

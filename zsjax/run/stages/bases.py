@@ -1,7 +1,7 @@
 """Base models from scratch: the policy's and the simulator's."""
 
 from zsjax.run import build
-from zsjax.run.stages.run import Run
+from zsjax.run.stages.context import Run
 
 
 def pretrain(run: Run):

@@ -1,7 +1,7 @@
 """Evaluation of base, trained policy and baselines with the real engine, and the report.
 
-Each evaluation is kept under its policy and its settings (`zsjax.evaluation.kept`). The stage makes those of the config that
-are missing or in which searches failed. evaluation.json holds the rows of all evaluations of the config.
+Each evaluation is kept under its policy and its settings (`zsjax.evaluation.kept_evaluations`). The stage makes those of
+the config that are missing or in which searches failed. evaluation.json holds the rows of all evaluations of the config.
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ from zsjax.config import Config
 from zsjax.config.declare import leaves
 from zsjax.errors import UserError
 from zsjax.evaluate import play_samples, random_document_baseline, summarize
-from zsjax.evaluation import compare, kept
-from zsjax.evaluation.kept import Evaluation, Subject
+from zsjax.evaluation import compare, kept_evaluations
+from zsjax.evaluation.kept_evaluations import Evaluation, Subject
 from zsjax.monitor import costs
 from zsjax.parallel import hosts, mesh
 from zsjax.rollout import make_rollout
 from zsjax.rollout.policy_prompt import PolicyTemplate
 from zsjax.run import build
-from zsjax.run.stages.run import Run
+from zsjax.run.stages.context import Run
 from zsjax.search import registry
 
 # Fields of config.rollout and config.search that evaluation does not read.
@@ -59,7 +59,7 @@ def evaluate(run: Run):
     rows = [row for evaluation in done for row in evaluation.rows]
     for row in rows:
         run.writer.note(_line(row))
-    if not any(evaluation.subject.role == kept.TRAINED for evaluation in done):
+    if not any(evaluation.subject.role == kept_evaluations.TRAINED for evaluation in done):
         run.writer.note("evaluate: this run has no trained policy yet (models/policy); the rows are of the untrained base")
     _finish(run, parts.kept, done, rows)
 
@@ -123,16 +123,16 @@ class Parts:
     """The evaluations of a run's config. Models and engines are loaded when a part is played."""
 
     def __init__(self, run: Run):
-        self.run, self.config, self.kept = run, run.config, kept.Kept(run.workdir)
+        self.run, self.config, self.kept = run, run.config, kept_evaluations.Kept(run.workdir)
         self.questions = run.evaluation_questions
         self.how = how(run, self.questions)
         self._objects = {}
 
     def all(self) -> Iterator[EvaluationPart]:
-        config, base = self.config, self._subject(kept.BASE, "models/warm_start", "models/base")
+        config, base = self.config, self._subject(kept_evaluations.BASE, "models/warm_start", "models/base")
         policies = [("before", base)]
         if build.checkpoint_exists(self.run.path("models/policy")):
-            policies.append(("after", self._subject(kept.TRAINED, "models/policy")))
+            policies.append(("after", self._subject(kept_evaluations.TRAINED, "models/policy")))
         options = config.evaluate
         faults = [("", "", {})]
         if options.drop_best:
@@ -149,7 +149,7 @@ class Parts:
         for name in config.evaluate.baselines:
             player = policies[-1][1]
             if config.evaluate.baseline_model == "base":
-                player = self._subject(kept.BASE, "models/base")
+                player = self._subject(kept_evaluations.BASE, "models/base")
             subject, more = player, {"rollout.temperature": config.rollout.temperature}
             if name in ("best_of_n", "tree_search"):
                 more |= {"samples": config.evaluate.baseline_samples}
@@ -159,7 +159,7 @@ class Parts:
             yield self._part(f"baseline_{name}", f"baseline {name}", subject,
                              functools.partial(self._play_baseline, name, player), **more)
         if config.data.eval.startswith(build.TINY_WORLD) and not config.data.benchmarks:
-            yield self._part("random_document", "random retrieved document", Subject(kept.NO_POLICY, "", ""),
+            yield self._part("random_document", "random retrieved document", Subject(kept_evaluations.NO_POLICY, "", ""),
                              self._play_random_document)
 
     def _part(self, part, title, subject, play, **more):
@@ -170,7 +170,7 @@ class Parts:
         config = self.config.policy
         for name in made:
             if build.checkpoint_exists(path := self.run.path(name)):
-                return Subject(role, name, kept.fingerprint(path))
+                return Subject(role, name, kept_evaluations.fingerprint(path))
         return Subject(role, config.init, _fingerprint_of(config, self.config.seed))
 
     def _once(self, *name, make):
@@ -249,7 +249,8 @@ def how(run: Run, questions) -> dict:
     if "simulator" in needs:
         path = next((path for path in map(run.path, ("models/simulator", "models/simulator_base"))
                      if build.checkpoint_exists(path)), None)
-        found["simulator"] = kept.fingerprint(path) if path else _fingerprint_of(config.simulator, config.seed + 1)
+        found["simulator"] = (kept_evaluations.fingerprint(path) if path
+                              else _fingerprint_of(config.simulator, config.seed + 1))
         found |= {f"simulator.{name}": getattr(config.simulator, name)
                   for name in ("dtype", "param_dtype", "cache_dtype", "quantize")}
     if "prompt" in needs:
@@ -271,7 +272,7 @@ def _fingerprint_of(config, seed) -> str:
     """The fingerprint of config.init's checkpoint, or of the settings that random parameters are drawn from."""
     if config.init == "random":
         return _hash(["random", seed, dict(config.shape), config.positional_bias_init])
-    return kept.fingerprint(build.local_path(config.init, weights=True))
+    return kept_evaluations.fingerprint(build.local_path(config.init, weights=True))
 
 
 def _corpus(config: Config):

@@ -2,7 +2,7 @@
 
 from zsjax.evaluate import right_queries
 from zsjax.run import build
-from zsjax.run.stages.run import Run
+from zsjax.run.stages.context import Run
 from zsjax.search.simulator.simulator import Simulator
 
 
@@ -34,6 +34,6 @@ def check_simulator(run: Run, simulator: Simulator):
         run.writer.note("gate simulator: not measured, the questions do not know their right queries")
         return
     rows = gates.gold_shares(simulator, run.engine("bm25", config.data.corpus), questions,
-                         k=config.search.num_documents, seed=config.seed)
+                         k=config.search.num_documents, limit=config.gates.questions, seed=config.seed)
     run.writer.note(gates.shares_table(rows))
     run.add_gates([{"gate": "simulator", **row} for row in rows], gates.failed_gates(rows, config.gates))

@@ -7,7 +7,7 @@ from zsjax.evaluate import play, summarize
 from zsjax.monitor import costs
 from zsjax.parallel import mesh
 from zsjax.rollout import make_rollout
-from zsjax.run.stages.run import Run
+from zsjax.run.stages.context import Run
 
 
 def train(run: Run):

@@ -8,8 +8,8 @@ from zsjax.monitor import costs
 from zsjax.parallel import mesh
 from zsjax.rollout import make_rollout
 from zsjax.run import build
+from zsjax.run.stages.context import Run
 from zsjax.run.stages.gate_checks import check_reading, check_simulator
-from zsjax.run.stages.run import Run
 from zsjax.search import registry
 
 

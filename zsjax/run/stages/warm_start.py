@@ -8,7 +8,7 @@ from zsjax.parallel import hosts
 from zsjax.parallel.mesh import TRAIN_RULES
 from zsjax.rl import roles
 from zsjax.run import build
-from zsjax.run.stages.run import Run
+from zsjax.run.stages.context import Run
 from zsjax.search import registry
 from zsjax.tuning import demonstrations
 from zsjax.tuning.dataset import make_batches

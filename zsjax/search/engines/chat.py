@@ -110,7 +110,8 @@ class ChatSimulator(Engine):
         named = f"{self.seed} {context.call[:1]} {question.id} {mode} {query}"
         return Request(self.url, headers=self._headers, json=chat_body(self.model, prompt, {
             "temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens,
-            "seed": zlib.crc32(named.encode(errors="replace")) & 0x7FFFFFFF} | self.extra_body))
+            "seed": zlib.crc32(named.encode(errors="replace")) & 0x7FFFFFFF} | self.extra_body,
+            self.template.system_messages))
 
 
 def chat_address(url: str) -> str:
@@ -118,9 +119,12 @@ def chat_address(url: str) -> str:
     return check_address(url, "http://HOST:PORT/v1").rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
 
 
-def chat_body(model: str, prompt: str, fields: Mapping[str, Any]) -> dict:
-    """The JSON of a request, without fields that are None. Raises InputError if `fields` has model or messages."""
-    body = {"model": model, "messages": [{"role": "user", "content": prompt}]}
+def chat_body(model: str, prompt: str, fields: Mapping[str, Any], earlier: Sequence[Mapping[str, str]] = ()) -> dict:
+    """The JSON of a request, without fields that are None. Raises InputError if `fields` has model or messages.
+
+    earlier: messages before the user's prompt.
+    """
+    body = {"model": model, "messages": [*earlier, {"role": "user", "content": prompt}]}
     if body.keys() & fields.keys():
         raise InputError(f"extra_body sets {sorted(body.keys() & fields.keys())}, which the request itself sets; remove it")
     return body | {name: value for name, value in fields.items() if value is not None}

@@ -45,7 +45,7 @@ class HttpRetriever(Engine):
         check_request(queries, contexts, k)
         batches = [list(queries[i:i + self.batch_size]) for i in range(0, len(queries), self.batch_size)]
         requests = [Request(self.url, json={"queries": batch, "topk": k, "return_scores": True}) for batch in batches]
-        found = []
+        found: list[list[Document]] = []
         for batch, reply in zip(batches, self.transport.send(requests, parse_result), strict=True):
             if not isinstance(reply, SearchError) and len(reply) != len(batch):
                 self.counters["failed_wrong_schema"] += 1

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from zsjax.errors import InputError, json_value
 from zsjax.parallel.files import write_json
 from zsjax.search import registry
-from zsjax.search.account import Account, amount
 from zsjax.search.addresses import check_address, environment_key
 from zsjax.search.engine import BudgetSpent, Document, Engine, Failed, SearchContext, check_request, first
+from zsjax.search.paid_searches import Account, amount
 from zsjax.search.transport import DEFAULT_LIMITS, Limits, Request, SearchError, Transport
 from zsjax.types import whole_text
 

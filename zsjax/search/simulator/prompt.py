@@ -5,215 +5,201 @@ tuned with.
 """
 
 import dataclasses
+import functools
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from zsjax.errors import InputError, InputNotFound, reading
+from zsjax.errors import InputError, InputNotFound, json_value, reading, reason_of
+from zsjax.search.simulator import prompt_texts as texts
 
-SLOTS = ("mode", "num_documents", "question", "answers", "query")
+SLOTS = ("mode", "Mode", "num_documents", "question", "answers", "answer", "query")
 MODES = ("useful", "noisy")
-_SLOT = re.compile(r" ?\{(\w+)\}")
+_GIVEN_AS = {"Mode": "mode", "answer": "answers"}  # slots that show a value of another name in another form
+# A slot with the characters that touch it: tokenizers may join these with its content, up to the next blank.
+_SLOT = re.compile(r"( ?)([^\s\w{}]*)\{(\w+)\}([^\s\w{}]*[\r\n]*)")
 _DOCUMENT_SLOT = re.compile(r"\{(\w+)\}")
 
 _NUMBER = re.compile(r"^\W*(?:doc(?:ument)?\W{0,3})?\d{1,2}\W{0,3}[:.)\]](?!\d)\s*|^[-*•]\s+|^doc(?:ument)?\s*:\s*",
                      re.IGNORECASE)
 
-_REQUEST = """\
-Number of documents:
-{num_documents} 
-Kind of documents:
-{mode} 
-The user's question:
-{question} 
-Answers to it:
-{answers} 
-Query:
-{query} 
-Documents:
-"""
-
-_DEFAULT = """\
-You play a web search engine. For a query you write the documents that a search engine would list for it, as a mixture \
-of web pages and encyclopedia articles reads: about thirty words each, each on a line of its own, in the form \
-"Doc 1: Title. Text". You write nothing else.
-You are told which kind of documents is wanted. Useful documents contain what the query asks for. Noisy documents are \
-about the same things and read as plausibly, but what the query asks for is not in them.
-You are also told which question the user is working on and every answer to it that counts as right. Use them to stay \
-with the facts. A document gives the answer away only if it is useful and the query asks for just that.
-
-""" + _REQUEST
-
-_TINY_WORLD = "simulate {mode} \nquestion:\n{question} \nanswer:\n{answers} \nquery:\n{query} \ndocuments:\n"
-
-# The tiny world's prompted simulator, with one demonstration of both kinds from a training world. Results are in
-# experiments/README.md: so small a model has not learned to use demonstrations.
-_TINY_WORLD_PROMPTED = """\
-simulate useful 
-question:
- What is the rival of Liri Crusted? 
-answer:
- Sura Ontosk 
-query:
- rival of Liri Crusted 
-documents:
-* rival of Liri Crusted is Sura Ontosk.
-* mother of Liri Crusted is Talen Pelcroft.
-* voice of Liri Crusted is Rori Onvik.
-simulate noisy 
-question:
- What is the rival of Liri Crusted? 
-answer:
- Sura Ontosk 
-query:
- rival of Liri Crusted 
-documents:
-* mother of Liri Crusted is Talen Pelcroft.
-* voice of Liri Crusted is Rori Onvik.
-* spouse of Liri Crusted is Limir Yarmere.
-""" + _TINY_WORLD
-
-# For an instruct model without tuning: the same order with one demonstration of both kinds. Text that is equal for all
-# requests comes first, so servers with prefix caches read it once.
-_PROMPTED = """\
-You play a web search engine. For a query you write the documents that a search engine would list for it, about thirty \
-words each, each on a line of its own, in the form "Doc 1: Title. Text". You write nothing else.
-You are told which kind of documents is wanted. Useful documents contain what the query asks for. Noisy documents are \
-about the same things and read as plausibly, but what the query asks for is not in them.
-
-An example. The user's question: Which river flows through the birthplace of Johannes Kepler? Answers to it: Würm. \
-Query: where was Johannes Kepler born. Two useful documents:
-Doc 1: Johannes Kepler. The astronomer Johannes Kepler was born on 27 December 1571 in the free imperial city of Weil der \
-Stadt, in what is now Baden-Württemberg, and was sent to the school of Leonberg.
-Doc 2: Weil der Stadt. A small town west of Stuttgart, known as the birthplace of Johannes Kepler, whose house by the \
-market square is a museum of his life and of his three laws.
-The same query, two noisy documents:
-Doc 1: Kepler's laws. The three laws of planetary motion, published between 1609 and 1619, describe orbits as ellipses and \
-were found in the observations that Tycho Brahe had left in Prague.
-Doc 2: Kepler space telescope. Launched in 2009 and named after the astronomer, it watched more than half a million stars \
-for nine years and found over two thousand planets.
-
-Now your turn.
-""" + _REQUEST
-
-# "plain" is for a simulator that learns its task from examples.
-TEMPLATES = {"default": _DEFAULT, "plain": _REQUEST, "tiny_world": _TINY_WORLD, "prompted": _PROMPTED,
-             "tiny_world_prompted": _TINY_WORLD_PROMPTED}
-
-_JUDGE = """\
-You judge whether a document helps to answer a question. It helps if one of the right answers, or a fact that is needed on \
-the way to it, can be read from it; a document about the same things that does not say so does not help.
-Question:
-{question}
-Right answers:
-{answers}
-Document:
-{document}
-Does the document help? Say yes or no.
-Verdict:"""
-
-JUDGE_TEMPLATES = {"default": _JUDGE}
 JUDGE_SLOTS = ("question", "answers", "document")
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """A slot of a template.
+
+    Attributes:
+      name: one of SLOTS.
+      before, after: the characters of the template that are encoded with the content: a blank or punctuation in front,
+        punctuation and newlines behind.
+    """
+
+    name: str
+    before: str = " "
+    after: str = ""
+
+    @property
+    def value(self) -> str:
+        """The name of the value that fills it."""
+        return _GIVEN_AS.get(self.name, self.name)
+
+    def fill(self, value: str | int | Sequence[str]) -> str:
+        """The slot's text. The content has no blank ends; without content the blank in front is left out.
+
+        value: a text, or the gold answers.
+        """
+        if self.name == "answer" and isinstance(value, (list, tuple)):
+            value = value[:1]
+        content = slot_text(value).strip()
+        content = content.capitalize() if self.name == "Mode" else content
+        return f"{self.before if content else self.before.lstrip()}{content}{self.after}"
+
+    def encode(self, tokenizer, value: str | int | Sequence[str]) -> list[int]:
+        """Ids of `fill`'s text."""
+        text = self.fill(value)
+        return tokenizer.encode_text(text) if text else []
 
 
 @dataclasses.dataclass(frozen=True)
 class SimulatorTemplate:
     """The simulator's prompt: text with slots, spliced from the tokens of its parts.
 
-    Slots: {mode} (useful or noisy), {num_documents}, {question}, {answers} (all golds, "; " between them) and {query}.
-    {mode} and {query} are required. The prompt is never encoded as a whole. Its texts and the contents of its slots are
-    encoded one by one and spliced, in tuning on the host (`build`) and in use on the device (`pieces`). So a simulator
-    reads the same tokens in both.
+    Slots: {mode} (useful or noisy) or {Mode} (Useful or Noisy), {num_documents}, {question}, {answers} (all golds, "; "
+    between them) or {answer} (the first gold), and {query}. A mode and {query} are required. The prompt is never encoded
+    as a whole. Its texts and slots are encoded one by one and spliced, in tuning on the host (`build`) and in use on the
+    device (`pieces`). So a simulator reads the same tokens in both.
 
-    The content of a slot begins with one blank, as do words within a text and queries of policies
-    (`<search> query </search>`). One blank before a slot in the template stands for that blank. If a slot begins a line
-    or follows a blank, and " \\n" follows it, tokenizers like Qwen's or Llama 3's join nothing across its borders: the
-    splice equals the encoded whole. Elsewhere they may differ by a token.
+    The prompt is the template to the letter, with one exception. A slot that begins a line is filled with one blank in
+    front, as words within a text and queries of policies (`<search> query </search>`) have one; {Mode} is filled without.
+
+    Punctuation and newlines that touch a slot are encoded with its content. Those behind {query} are not, because its
+    tokens are the policy's. So tokenizers like Qwen's or Llama 3's make the same tokens of the whole, if " \n" or a word
+    follows {query}. If "\n" follows it, a query that ends in punctuation may differ by a token.
 
     Attributes:
       name: where it was loaded from, a name or a path.
       text: the template.
-      chat: whether the text is in a chat format. Otherwise the tokenizer's `bos_ids` come first.
+      system: the system message in a chat; None: no such message.
+      around: the texts of a chat format before and behind the prompt; without them the tokenizer's `bos_ids` come first.
     """
 
     name: str
     text: str
-    chat: bool = False
+    system: str | None = None
+    around: tuple[str, str] = ("", "")
 
     def __post_init__(self):
-        found = [match.group(1) for match in _SLOT.finditer(self.text)]
-        known = ", ".join(f"{{{slot}}}" for slot in SLOTS)
-        for slot in found:
-            if slot not in SLOTS:
-                raise InputError(f"simulator template {self.name!r}: unknown slot {{{slot}}}; slots are {known}")
+        where, found = f"simulator template {self.name!r}", {}
+        for part in _split(self.text):
+            if isinstance(part, str):
+                continue
+            if part.name not in SLOTS:
+                known = ", ".join(f"{{{slot}}}" for slot in SLOTS)
+                raise InputError(f"{where}: unknown slot {{{part.name}}}; slots are {known}")
+            if found.setdefault(part.value, part) != part and part.value in ("question", "answers", "query"):
+                raise InputError(f"{where} shows {part.value} in two forms; use one slot, with equal characters around it")
         for slot in ("mode", "query"):
             if slot not in found:
-                raise InputError(f"simulator template {self.name!r} has no slot {{{slot}}}; add it")
+                raise InputError(f"{where} has no slot {{{slot}}}; add it")
+        if found["query"].before != " ":
+            raise InputError(f"{where}: {{query}} follows {found['query'].before!r}; put a blank or a newline between")
 
     @classmethod
     def load(cls, name_or_path: str | pathlib.Path) -> "SimulatorTemplate":
-        """A name in TEMPLATES, or the path of a text file.
+        """A name in TEMPLATES, or a path: a .json file with `prompt` and `system`, or a text file with the prompt.
 
         Raises:
           InputNotFound: neither a name nor a file.
-          InputError: an unknown slot, or {mode} or {query} is missing.
+          InputError: not a template; the message names the file and the slot or field.
         """
         name = str(name_or_path)
-        return cls(name, TEMPLATES[name] if name in TEMPLATES else read_template(name, TEMPLATES, "simulator"))
+        if name in TEMPLATES:
+            return TEMPLATES[name]
+        fields = template_fields(name, TEMPLATES, "simulator", ("prompt", "system"))
+        return cls(name, fields["prompt"], fields.get("system"))
 
     def in_chat(self, tokenizer) -> "SimulatorTemplate":
         """The template as the user's message in the tokenizer's chat format, up to the assistant's first token.
 
-        The format's special tokens are part of the text, where `encode` recognises them. Raises ValueError if the
-        tokenizer has no chat template.
+        The format's special tokens are recognised. Raises ValueError if the tokenizer has no chat template.
         """
-        mark = "\N{OBJECT REPLACEMENT CHARACTER}"
-        chat = tokenizer.render_chat([{"role": "user", "content": mark}])
-        return dataclasses.replace(self, text=chat.replace(mark, self.text.strip()), chat=True)
+        mark, text = "\N{OBJECT REPLACEMENT CHARACTER}", self.text.strip()
+        marked = self.text.replace(text, mark)  # the format decides about blank ends
+        chat = tokenizer.render_chat([*self.system_messages, {"role": "user", "content": marked}])
+        before, _, behind = chat.partition(mark)
+        return dataclasses.replace(self, text=text, around=(before, behind))
 
-    def parts(self) -> list[tuple[str, str]]:
-        """("text", text) and ("slot", name), in order."""
-        parts, at = [], 0
-        for match in _SLOT.finditer(self.text):
-            parts += [("text", self.text[at:match.start()]), ("slot", match.group(1))]
-            at = match.end()
-        parts.append(("text", self.text[at:]))
-        return [part for part in parts if part[1]]
+    @property
+    def system_messages(self) -> list[dict[str, str]]:
+        """The messages of a chat that precede the user's."""
+        return [] if self.system is None else [{"role": "system", "content": self.system}]
 
-    def pieces(self, tokenizer) -> list[tuple[str, list[int] | str]]:
-        """("text", ids) and ("slot", name), in order."""
-        pieces = [(kind, tokenizer.encode(value) if kind == "text" else value) for kind, value in self.parts()]
-        bos = () if self.chat else tokenizer.bos_ids
-        first = pieces[0][1] if pieces[0][0] == "text" else []
-        return pieces if tuple(first[:len(bos)]) == bos else [("text", [*bos]), *pieces]
+    @functools.cached_property
+    def parts(self) -> list[str | Slot]:
+        """Texts and slots, in order."""
+        before, behind = self.around
+        parts = _split(self.text)
+        if before and isinstance(parts[0], str):
+            before += parts.pop(0)
+        if behind and isinstance(parts[-1], str):
+            behind = parts.pop() + behind
+        return [part for part in (before, *parts, behind) if part]
 
-    def render(self, **slots) -> str:
+    def slot(self, value: str) -> Slot:
+        """The slot that a value fills; one between blanks where the template does not show it."""
+        return next((part for part in self.parts if isinstance(part, Slot) and part.value == value), Slot(value))
+
+    def pieces(self, tokenizer) -> list[list[int] | Slot]:
+        """Ids of the texts, and the slots, in order."""
+        pieces: list = [tokenizer.encode(part) if isinstance(part, str) else part for part in self.parts]
+        bos = () if any(self.around) else tokenizer.bos_ids
+        first = pieces[0] if isinstance(pieces[0], list) else []
+        return pieces if tuple(first[:len(bos)]) == bos else [[*bos], *pieces]
+
+    def render(self, **values) -> str:
         """The prompt as text, for a simulator on a server. Raises InputError as `build`."""
-        self._check_slots(slots)
-        return "".join(value if kind == "text" else f" {slot_text(slots[value]).strip()}".rstrip()
-                       for kind, value in self.parts())
+        self._check(values)
+        return "".join(part if isinstance(part, str) else part.fill(values[part.value]) for part in self.parts)
 
-    def _check_slots(self, slots):
-        for kind, value in self.parts():
-            if kind == "slot" and value not in slots:
-                raise InputError(f"simulator template {self.name!r} has the slot {{{value}}}; give {value}=...")
+    def _check(self, values):
+        for part in self.parts:
+            if isinstance(part, Slot) and part.value not in values:
+                raise InputError(f"simulator template {self.name!r} has the slot {{{part.name}}}; give {part.value}=...")
 
-    def encode_slot(self, tokenizer, text: str) -> list[int]:
-        """Ids of a slot's content: the text without blank ends, one blank in front; none for a blank text."""
-        text = text.strip()
-        return tokenizer.encode_text(f" {text}") if text else []
-
-    def build(self, tokenizer, **slots: str) -> list[int]:
+    def build(self, tokenizer, **values) -> list[int]:
         """Ids of the whole prompt, equal to the splice on the device.
 
-        slots: a text for each slot of the template; answers may be a sequence of texts. Raises InputError if one is
-        missing.
+        values: mode, num_documents, question, answers and query, as far as the template has slots for them; answers may
+        be a sequence of texts. Raises InputError if one is missing.
         """
-        self._check_slots(slots)
+        self._check(values)
         ids = []
-        for kind, value in self.pieces(tokenizer):
-            ids += self.encode_slot(tokenizer, slot_text(slots[value])) if kind == "slot" else value
+        for piece in self.pieces(tokenizer):
+            ids += piece if isinstance(piece, list) else piece.encode(tokenizer, values[piece.value])
         return ids
+
+
+def _split(text: str) -> list[str | Slot]:
+    """The texts and slots of a template, in order."""
+    parts: list[str | Slot] = []
+    at = 0
+    for match in _SLOT.finditer(text):
+        blank, touching, name, after = match.groups()
+        before = (blank or ("" if touching or name == "Mode" else " ")) + touching
+        end = match.end() if name != "query" else match.start(4)
+        parts += [text[at:match.start()], Slot(name, before, after if name != "query" else "")]
+        at = end
+    parts.append(text[at:])
+    return [part for part in parts if part]
+
+
+TEMPLATES = {name: SimulatorTemplate(name, text, system) for name, text, system in (
+    ("default", texts.DEFAULT, None), ("plain", texts.REQUEST, None),  # "plain": it learns its task from examples
+    ("prompted", texts.PROMPTED, None), ("zerosearch", texts.ZEROSEARCH, ""),
+    ("tiny_world", texts.TINY_WORLD, None), ("tiny_world_prompted", texts.TINY_WORLD_PROMPTED, None))}
+JUDGE_TEMPLATES = {"default": texts.JUDGE}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,6 +263,31 @@ def bare_line(line: str) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+def template_fields(name: str, templates: Mapping, kind: str, fields: Sequence[str]) -> dict[str, str]:
+    """The fields of a template file, "prompt" among them: of a .json file, or the text of another file as the prompt.
+
+    Args:
+      fields: what a .json file may have; "prompt" is required.
+
+    Raises:
+      InputNotFound: as `read_template`.
+      InputError: not such an object; the message names the file and the field.
+    """
+    text, where = read_template(name, templates, kind), f"{kind} template {name!r}"
+    if not name.endswith(".json"):
+        return {"prompt": text}
+    try:
+        values = json_value(text)
+    except ValueError as error:
+        raise InputError(f"{where} is not JSON ({reason_of(error)}); correct the file") from error
+    if not isinstance(values, dict) or "prompt" not in values:
+        raise InputError(f"{where} has no field 'prompt'; write an object with it")
+    for field, value in values.items():
+        if field not in fields or not isinstance(value, str):
+            raise InputError(f"{where}: field {field!r} is {value!r:.60}; write a text, in one of {', '.join(fields)}")
+    return values
 
 
 def read_template(name: str, templates, kind: str) -> str:

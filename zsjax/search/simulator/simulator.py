@@ -11,6 +11,7 @@ documents.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -27,7 +28,7 @@ from zsjax.sampling.prefill import prefill
 from zsjax.sampling.splice import concatenate
 from zsjax.search.engine import Document, Engine, SearchContext, check_request
 from zsjax.search.rerank import chooser
-from zsjax.search.simulator.prompt import SimulatorTemplate, bare_line
+from zsjax.search.simulator.prompt import MODES, SimulatorTemplate, Slot, bare_line
 from zsjax.search.simulator.requests import Requests, on_target, question_keys, request_keys
 from zsjax.search.simulator.writing import Replies, SimulatorTables, Tally, Writing, make_tables
 
@@ -99,35 +100,39 @@ class Simulator(Engine):
         """The longest prompt, in tokens."""
         size = {"mode": 8, "num_documents": 4, "question": self.max_question_tokens,
                 "answers": self.max_answer_tokens, "query": self.max_query_tokens}
-        return sum(len(value) if kind == "text" else size[value] for kind, value in self._pieces)
+        return sum(len(piece) if isinstance(piece, list) else size[piece.value] for piece in self._pieces)
 
-    def encode_slots(self, texts: Sequence[str], size: int):
-        """(int32[B, size], int32[B]) of slot texts, cut at the end."""
-        return ragged.pad([self.template.encode_slot(self.tokenizer, text) for text in texts], size)
+    def encode_queries(self, texts: Sequence[str]):
+        """(int32[B, max_query_tokens], int32[B]) of queries, cut at the end."""
+        return self._encode(self.template.slot("query"), texts, self.max_query_tokens)
 
     def encode_questions(self, questions: Sequence):
         """The question and answer slots of `Question`s, two ragged pairs."""
-        return (self.encode_slots([q.question for q in questions], self.max_question_tokens),
-                self.encode_slots(["; ".join(q.golden_answers) for q in questions], self.max_answer_tokens))
+        return (self._encode(self.template.slot("question"), [q.question for q in questions], self.max_question_tokens),
+                self._encode(self.template.slot("answers"), [q.golden_answers for q in questions], self.max_answer_tokens))
+
+    def _encode(self, slot: Slot, values: Sequence, size: int):
+        return ragged.pad([slot.encode(self.tokenizer, value) for value in values], size)
 
     def prompts(self, requests: Requests):
         """Splices the prompts: (int32[B, prompt_size], int32[B]). Pure; traced inside the rollout."""
         B = requests.noisy.shape[0]
-        (useful, useful_length), (noisy, noisy_length) = [self.encode_slots([w], 8) for w in ("useful", "noisy")]
-        (number, number_length) = self.encode_slots([str(self.num_documents)], 4)
         answers, answers_length = requests.answers
         if self.reveal_gold != "always":
-            shown = on_target(requests, self.tables.blank) if self.reveal_gold == "on_target" else False
-            answers_length = jnp.where(shown, answers_length, 0)
-        slots = {
-            "question": requests.question,
-            "answers": (answers, answers_length),
-            "query": requests.query,
-            "mode": (jnp.where(requests.noisy[:, None], noisy, useful),
-                     jnp.where(requests.noisy, noisy_length, useful_length)),
-            "num_documents": (jnp.broadcast_to(number, (B, 4)), jnp.broadcast_to(number_length, (B,))),
-        }
-        pieces = [np.array(value, np.int32) if kind == "text" else slots[value] for kind, value in self._pieces]
+            shown = on_target(requests, self.tables.blank) if self.reveal_gold == "on_target" else jnp.zeros(B, bool)
+            hidden, hidden_length = self._encode(self.template.slot("answers"), [""], answers.shape[1])
+            answers = jnp.where(shown[:, None], answers, hidden)
+            answers_length = jnp.where(shown, answers_length, hidden_length)
+        slots = {"question": requests.question, "answers": (answers, answers_length), "query": requests.query}
+
+        def filled(slot: Slot):
+            if slot.value == "mode":
+                return jax.tree.map(lambda of: jnp.asarray(of)[requests.noisy.astype(int)], self._encode(slot, MODES, 8))
+            if slot.value == "num_documents":
+                return jax.tree.map(lambda of: jnp.repeat(of, B, axis=0), self._encode(slot, [self.num_documents], 4))
+            return slots[slot.value]
+
+        pieces = [np.array(piece, np.int32) if isinstance(piece, list) else filled(piece) for piece in self._pieces]
         return concatenate(pieces, size=self.prompt_size)
 
     def write(self, params, tables: SimulatorTables, requests: Requests, key, num_shown: int | None = None) -> Replies:
@@ -281,8 +286,8 @@ class Simulator(Engine):
     @functools.cached_property
     def shared_prefix(self) -> list[int]:
         """The tokens with which all prompts begin."""
-        first_slot = next((i for i, (kind, _) in enumerate(self._pieces) if kind != "text"), len(self._pieces))
-        return [token for _, value in self._pieces[:first_slot] for token in value]
+        texts = itertools.takewhile(lambda piece: isinstance(piece, list), self._pieces)
+        return [token for text in texts for token in text]
 
     @functools.cached_property
     def _write(self):
@@ -312,7 +317,7 @@ class Simulator(Engine):
         question, answers = self.encode_questions([contexts[row].question for row in filled])
         requests = Requests(
             question=question, answers=answers,
-            query=self.encode_slots([queries[row] for row in filled], self.max_query_tokens),
+            query=self.encode_queries([queries[row] for row in filled]),
             noisy=np.array([contexts[row].noisy for row in filled]),
             question_key=question_keys([contexts[row].question for row in filled]),
             active=np.arange(size) < len(rows),

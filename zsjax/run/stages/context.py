@@ -11,7 +11,7 @@ from zsjax.monitor.writer import Writer
 from zsjax.parallel import hosts
 from zsjax.parallel.files import write_json
 from zsjax.parallel.mesh import DECODE_RULES, local_mesh, make_mesh, simulator_mesh
-from zsjax.run import build
+from zsjax.run import build, checksums
 from zsjax.search.simulator.simulator import Simulator
 from zsjax.types import Question
 
@@ -96,6 +96,8 @@ class Run:
     def _model(self, config, seed, names, mesh, rules):
         made = [self.path("models") / name for name in names]
         path = next((path for path in made if build.checkpoint_exists(path)), None)
+        if path is not None:
+            checksums.check(self.workdir, inside=f"models/{path.name}")
         return build.model(config, self.tokenizer, seed=seed, path=path, mesh=mesh, rules=rules)
 
     def save_model(self, name: str, config, params):

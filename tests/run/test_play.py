@@ -9,7 +9,7 @@ from rich.console import Console
 from zsjax.config import resolve
 from zsjax.errors import UserError
 from zsjax.launch import load_experiment
-from zsjax.run.by_hand import Opponent, Table, read_action
+from zsjax.run.play import Opponent, Table, read_action
 from zsjax.run.terminal import converse, play_games
 from zsjax.search import Document, Engine
 

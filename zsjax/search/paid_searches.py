@@ -6,18 +6,12 @@ A charge is written before its request is sent. After a crash, a charge that was
 import collections
 import contextlib
 import dataclasses
-import logging
 import numbers
 import pathlib
 import threading
 
 from zsjax.errors import InputError, json_value
-from zsjax.parallel.files import write_json
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from zsjax.parallel.files import lock, write_json
 
 _LOCKS: collections.defaultdict = collections.defaultdict(threading.Lock)  # by the account's path
 
@@ -44,7 +38,7 @@ class Account:
         """Locks the account: all others with the same folder wait, so each search is paid and counted once."""
         with self._lock, contextlib.ExitStack() as stack:
             if self._path:
-                _lock_file(stack.enter_context(open(self._path.with_suffix(".lock"), "a")))
+                lock(stack.enter_context(open(self._path.with_suffix(".lock"), "a")))
             yield
 
     def spent(self) -> Spent:
@@ -66,15 +60,6 @@ class Account:
             write_json(self._path, dataclasses.asdict(spent))
         else:
             self._in_memory = spent
-
-
-def _lock_file(file):
-    try:
-        if fcntl is None:
-            raise OSError("this platform has no fcntl")
-        fcntl.flock(file, fcntl.LOCK_EX)  # ends with the file or the process
-    except OSError as error:
-        logging.warning("%s cannot be locked (%s): let only one process at a time use this folder", file.name, error)
 
 
 def amount(name: str, dollars: float) -> float:

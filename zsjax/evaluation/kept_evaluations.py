@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import pathlib
+import zlib
 from collections.abc import Mapping, Sequence
 
 from zsjax.errors import InputError, reading
@@ -126,12 +127,18 @@ class Kept:
         return _read(path) if path.exists() else None
 
     def records(self, name: str) -> list[dict]:
-        return read_jsonl(self.folder / f"{name}.jsonl")
+        path = self.folder / f"{name}.jsonl"
+        records, about = read_jsonl(path), self.folder / f"{name}.json"
+        if about.exists() and _fields(about)[1] not in (None, _check_sum(records)):
+            raise InputError(f"{path} is not what the evaluation left; remove {about} to evaluate again")
+        return records
 
     def add(self, evaluation: Evaluation, records: Sequence[Mapping]) -> None:
         """Writes an evaluation; one of the same name is replaced."""
         write_jsonl(self.folder / f"{evaluation.name}.jsonl", records)
-        write_json(self.folder / f"{evaluation.name}.json", dataclasses.asdict(evaluation), indent=1, default=str)
+        fields = json.loads(json.dumps(dataclasses.asdict(evaluation), default=str))
+        sums = {"check": _check_sum(fields), "check_records": _check_sum(list(records))}
+        write_json(self.folder / f"{evaluation.name}.json", fields | sums, indent=1)
 
     def trained_fingerprint(self) -> str | None:
         """The fingerprint of the trained policy; None where there is none."""
@@ -141,8 +148,26 @@ class Kept:
 
 def _read(path):
     try:
-        with reading(path):
-            fields = json.loads(path.read_text(encoding="utf-8"))
+        fields, _ = _fields(path)
         return Evaluation(**fields | {"subject": Subject(**fields["subject"])})
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
+    except (TypeError, KeyError) as error:
         raise InputError(f"{path}: not an evaluation ({error}); remove it to evaluate again") from error
+
+
+def _fields(path) -> tuple[dict, int | None]:
+    """(the fields of a kept evaluation, checked; the check sum of its records). Version 0.2 wrote no check sums."""
+    try:
+        with reading(path):
+            fields = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not an evaluation ({error}); remove it to evaluate again") from error
+    check, of_records = (fields.pop(name, None) for name in ("check", "check_records"))
+    if check not in (None, _check_sum(fields)):
+        raise InputError(f"{path} is not what the evaluation left; remove it to evaluate again")
+    return fields, of_records
+
+
+def _check_sum(value) -> int:
+    return zlib.crc32(json.dumps(value, sort_keys=True, default=str).encode())

@@ -16,7 +16,7 @@ from zsjax.evaluate import SCORES
 from zsjax.rollout.documents import encode_documents
 from zsjax.run import build
 from zsjax.run.ask import run_of
-from zsjax.run.stages.run import Run
+from zsjax.run.stages.context import Run
 from zsjax.search import registry
 from zsjax.search.engine import Engine, Failed, SearchContext, as_engine
 from zsjax.types import ANSWER_TAGS, SEARCH_TAGS, Question

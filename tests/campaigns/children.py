@@ -1,0 +1,216 @@
+"""Commands in child processes that share one import: a server forks a child for each, before any device is used.
+
+A child is what `python -m zsjax.launch` is, without the seconds that its imports take. It may be given a hook at the moments
+at which it changes files: the n-th call of open (to write), mkdir, fsync, rename, replace, unlink or rmdir on a path in a
+folder, before or after the call. The hook notes the moment, kills the process, or raises an OSError there.
+"""
+
+import builtins
+import contextlib
+import dataclasses
+import errno
+import importlib
+import io
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Sequence
+
+from tests.environment import ROOT, one_device
+
+KILL = "kill"
+
+
+@dataclasses.dataclass(frozen=True)
+class Hook:
+    """What happens when files of a folder change.
+
+    Attributes:
+      folder: only paths in it count.
+      record: a file that gets a line "call path" for each moment; "" for none.
+      at: the moment at which `do` happens, from 0; -1 for never. Each call has two, before and after it.
+      after: the end of a path; `do` happens when a call has changed it.
+      do: KILL, or the name of an errno, such as "ENOSPC", which this and all later calls raise.
+    """
+
+    folder: str
+    record: str = ""
+    at: int = -1
+    do: str = KILL
+    after: str = ""
+
+    def install(self):
+        self_count, lock, unhooked = [0], threading.Lock(), os.open
+        out = unhooked(self.record, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if self.record else None
+
+        def moment(name, path, before):
+            with lock:
+                number, self_count[0] = self_count[0], self_count[0] + 1
+            if out is not None:
+                os.write(out, f"{name} {'before' if before else 'after'} {path}\n".encode())
+            if self.do == KILL and (number == self.at or (self.after and not before and path.endswith(self.after))):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.do != KILL and 0 <= self.at <= number and before and name not in ("unlink", "rmdir"):
+                code = getattr(errno, self.do)
+                raise OSError(code, os.strerror(code), path)
+
+        def wrapped(name, function, path_of):
+            def call(*args, **kwargs):
+                path = path_of(*args, **kwargs)
+                if path is None or not path.startswith(self.folder):
+                    return function(*args, **kwargs)
+                moment(name, path, True)
+                done = function(*args, **kwargs)
+                moment(name, path, False)
+                return done
+
+            return call
+
+        def second(source, target, **_):
+            return _full(target)
+
+        def first(path, *_, dir_fd=None, **__):
+            return _full(path, dir_fd)
+
+        def written(path, mode="r", *_, **__):
+            return _full(path) if isinstance(mode, str) and set(mode) & set("wax+") else None
+
+        for name, path_of in (("replace", second), ("rename", second), ("fsync", _full), ("mkdir", first),
+                              ("unlink", first), ("remove", first), ("rmdir", first)):
+            setattr(os, name, wrapped(name, getattr(os, name), path_of))
+        builtins.open = io.open = wrapped("open", io.open, written)
+
+
+def _full(path, dir_fd=None) -> str | None:
+    """The absolute path of a path or a file descriptor."""
+    try:
+        if isinstance(path, int):
+            return os.readlink(f"/proc/self/fd/{path}")
+        path = os.fspath(path)
+        path = path.decode() if isinstance(path, bytes) else path
+        return os.path.join(os.readlink(f"/proc/self/fd/{dir_fd}"), path) if dir_fd is not None else os.path.abspath(path)
+    except (OSError, TypeError):
+        return None
+
+
+class Children:
+    """The server. A context: leaving it ends the server and every child."""
+
+    def __init__(self):
+        self._server = subprocess.Popen([sys.executable, "-m", "tests.campaigns.children"], cwd=ROOT, env=one_device(),
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._pids: set[int] = set()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        for pid in self._pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._server.stdin.close()
+        self._server.wait(30)
+
+    def start(self, command: Sequence[str], log: pathlib.Path, *, hook: Hook | None = None, env=None) -> int:
+        """Starts a command; its pid.
+
+        Args:
+          command: arguments of `zsjax.launch`; or "MODULE:FUNCTION" and its arguments.
+          log: a file that gets its output, appended.
+          hook: None, or what happens when it changes files.
+          env: environment variables that it gets.
+        """
+        request = {"command": list(command), "log": str(log), "env": dict(env or {}),
+                   "hook": None if hook is None else dataclasses.asdict(hook)}
+        pid = self._ask(request)["pid"]
+        self._pids.add(pid)
+        return pid
+
+    def wait(self, pid: int, timeout: float = 900.0) -> int | None:
+        """The exit code, negative for a signal as of subprocess; None if it still runs after `timeout` seconds."""
+        code = self._ask({"wait": pid, "timeout": timeout})["code"]
+        if code is not None:
+            self._pids.discard(pid)
+        return code
+
+    def kill(self, pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
+        self.wait(pid)
+
+    def run(self, command, log, *, timeout: float = 900.0, **options) -> int:
+        code = self.wait(pid := self.start(command, log, **options), timeout)
+        assert code is not None, f"process {pid} hangs: {command}; {log}"
+        return code
+
+    def _ask(self, request) -> dict:
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        return json.loads(self._server.stdout.readline())
+
+
+def _serve():
+    """Reads requests until the input ends. In a child: returns the command to run."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            answer = {"code": _wait(request["wait"], request["timeout"])}
+        elif pid := os.fork():
+            answer = {"pid": pid}
+        else:
+            return request
+        print(json.dumps(answer), file=_ANSWERS, flush=True)
+    return None
+
+
+def _wait(pid, timeout):
+    until = time.monotonic() + timeout
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > until:
+            return None
+        time.sleep(0.01)
+
+
+def _run(request) -> int:
+    from zsjax import launch
+
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    null = os.open(os.devnull, os.O_RDONLY)
+    for target, source in ((0, null), (1, log), (2, log)):
+        os.dup2(source, target)
+    os.environ.update(request["env"])
+    if request["hook"]:
+        Hook(**request["hook"]).install()
+    name, *arguments = request["command"]
+    if ":" in name:
+        module, _, function = name.partition(":")
+        return getattr(importlib.import_module(module), function)(*arguments) or 0
+    return launch.main(request["command"])
+
+
+def _import_all():
+    """What children need, so that they find it imported. Nothing here may use a device or start threads, as bm25s does."""
+    from zsjax import launch
+
+    launch.keep_compiled_programs()
+    for name in ("zsjax.run.pipeline", "zsjax.run.export", "zsjax.run.import_searches", "zsjax.report", "zsjax.train",
+                 "zsjax.config.checks", "zsjax.tuning.tune", "zsjax.tuning.collect", "orbax.checkpoint",
+                 "zsjax.models.checkpoints.hf"):
+        importlib.import_module(name)
+
+
+if __name__ == "__main__":
+    _ANSWERS = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # jax's; no thread is started before the fork
+    _import_all()
+    if (asked := _serve()) is not None:
+        sys.exit(_run(asked))

@@ -1,0 +1,162 @@
+"""A full disk, a read-only folder, a damaged file: one line names it, nothing computes with it, and the run goes on."""
+
+import contextlib
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+
+from tests.campaigns import cases
+from tests.campaigns.cases import Case
+from tests.campaigns.children import Children, Hook
+from tests.campaigns.runs import STAGES, Reference, differences
+
+# What a run wrote: kind -> (files, the stage whose folder has them, the stage that is run then, what is removed first).
+KINDS = {
+    "config": ("config.json", "warm_start", "collect", ()),
+    "episodes": ("episodes.jsonl", "warm_start", "warm_start", ("models/warm_start", "checkpoints/warm_start")),
+    "weights": ("models/warm_start/model.safetensors", "warm_start", "collect", ()),
+    "model_config": ("models/simulator/*.json", "tune_simulator", "train", ()),
+    "searches": ("searches.jsonl", "collect", "tune_simulator", ()),
+    "gates": ("gates.json", "collect", "tune_simulator", ()),
+    "index": ("indexes/*/*", "collect", "tune_simulator", ()),
+    "supervised_checkpoint": ("checkpoints/tune_simulator/*/**/*", "tune_simulator", "tune_simulator",
+                              ("models/simulator",)),
+    "checkpoint": ("checkpoints/train/6/**/*", "train", "train", ("models/policy",)),
+    "older_checkpoint": ("checkpoints/train/4/**/*", "train", "train", ("models/policy",)),
+    "policy": ("models/policy/*", "train", "evaluate", ()),
+    "metrics": ("metrics.jsonl", "evaluate", "report", ()),
+    "trajectories": ("trajectories/*", "evaluate", "report", ()),
+    "evaluation": ("evaluation/*-????????.json*", "evaluate", "evaluate", ()),
+    "evaluation_table": ("evaluation.json", "evaluate", "evaluate", ()),
+    "checksums": ("checksums.json", "train", "evaluate", ()),
+}
+# Logs for people: damage in them may show in the report, and nothing else.
+LOGS = ("metrics", "trajectories")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return cases.folder_of(tmp_path_factory, "kills")  # the same undisturbed runs
+
+
+@pytest.fixture(scope="module")
+def reference(folder):
+    with Children() as children:
+        yield Reference(folder / "reference", children)
+
+
+def check_error(said: str, code: int, *names: str) -> str:
+    """The one line with which a command ended; it names one of `names`."""
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert code in (1, 2) and len(errors) == 1 and "Traceback" not in said, f"ended with {code}: {said[-2500:]}"
+    assert any(name in errors[0] for name in names), f"does not name {names}: {errors[0]}"
+    return errors[0]
+
+
+def fresh(path: pathlib.Path) -> pathlib.Path:
+    path.unlink(missing_ok=True)
+    return path
+
+
+@contextlib.contextmanager
+def small_disk(folder: pathlib.Path, size: int):
+    """A file system of so many bytes at `folder`; yields a function that changes its options. Needs root."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True, capture_output=True)
+    try:
+        yield lambda options: subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def disk_case(i: int) -> Case:
+    rng, stage = cases.draw("disk", i), [stage for stage in STAGES if stage != "index"][i % (len(STAGES) - 1)]
+    how = rng.choice(("ENOSPC", "ENOSPC", "EROFS", "EIO", "full", "full", "read-only"))
+    return Case(f"disk-{cases.SEED}-{i}-{stage}", {"stage": stage, "how": how, "at": rng.random()})
+
+
+@pytest.mark.slow
+def test_disk(folder, reference):
+    """Writes fail from a moment on, by a hook or on a small file system; with room, the same command goes on."""
+    def check(case):
+        stage, how, at = case.what["stage"], case.what["how"], case.what["at"]
+        log, about, mounted = fresh(folder / "disk.log"), reference.about(stage), folder / "small"
+        if how.isupper():
+            workdir = folder / "disk"
+            reference.start_folder(stage, workdir)
+            number = int(at * len(about["moments"]))
+            where = about["moments"][number].replace(str(reference.folder / stage / "run"), "")
+            hook = Hook(str(workdir), at=number, do=how)
+            code = reference.children.run(reference.command(stage, workdir), log, hook=hook)
+            return finish(case, workdir, log, code, where)
+        before = STAGES[stage] and reference.after(STAGES[stage])
+        sizes = [sum(-(-path.stat().st_size // 4096) * 4096 + 4096 for path in place.rglob("*")) if place else 0
+                 for place in (before, reference.after(stage))]
+        room = sizes[0] + int(at * max(sizes[1] - sizes[0], 1)) + 16384
+        with small_disk(mounted, 1 << 28) as remount:
+            workdir = mounted / "run"
+            reference.start_folder(stage, workdir)
+            remount("ro" if how == "read-only" else f"size={max(room, 65536)}")
+            code = reference.children.run(reference.command(stage, workdir), log)
+            remount("rw" if how == "read-only" else f"size={1 << 28}")
+            return finish(case, workdir, log, code, f"{room} bytes")
+
+    def finish(case, workdir, log, code, where):
+        said = check_error(log.read_text(), code, str(workdir)) if code else "nothing: it needed no more"
+        left = {name for name in (workdir.iterdir()) if name.name in ("exported", "searches.jsonl")}
+        if case.what["stage"] not in ("export", "import_searches") or not left:
+            again = fresh(folder / "again.log")
+            code = reference.children.run(reference.command(case.what["stage"], workdir), again)
+            assert code == 0, f"does not go on after {said} ({where}): {again.read_text()[-2000:]}"
+        found = differences(workdir, reference.after(case.what["stage"]))
+        assert not found, f"{'; '.join(found)} after {said} ({where})"
+        return {"where": where, "said": said.replace(str(workdir), "RUN")}
+
+    cases.run("disk", folder, [disk_case(i) for i in range(cases.number_of_cases(len(STAGES)))], check)
+
+
+def damaged_case(i: int) -> Case:
+    rng, kind = cases.draw("damage", i), list(KINDS)[i % len(KINDS)]
+    return Case(f"damage-{cases.SEED}-{i}-{kind}", {"kind": kind, "how": rng.choice(("flip", "flip", "cut", "empty")),
+                                                   "at": rng.random(), "file": rng.random()})
+
+
+def damage(path: pathlib.Path, how: str, at: float):
+    data = bytearray(path.read_bytes())
+    if how == "flip" and data:
+        bit = int(at * 8 * len(data))
+        data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data if how == "flip" else data[:int(at * len(data))] if how == "cut" else b"")
+
+
+@pytest.mark.slow
+def test_damage(folder, reference):
+    """A file that the run wrote is cut, emptied or has a flipped bit: it is named, or the result is the undisturbed one."""
+    def check(case):
+        kind, how = case.what["kind"], case.what["how"]
+        pattern, source, stage, removed = KINDS[kind]
+        workdir, log = folder / "damaged", fresh(folder / "damaged.log")
+        shutil.rmtree(workdir, ignore_errors=True)
+        shutil.copytree(reference.after(source), workdir)
+        for name in removed:
+            shutil.rmtree(workdir / name)
+        files = sorted(path for path in workdir.glob(pattern) if path.is_file())
+        path = files[int(case.what["file"] * len(files))]
+        name = path.relative_to(workdir).as_posix()
+        damage(path, how, case.what["at"])
+        code = reference.children.run(reference.command(stage, workdir), log)
+        said = log.read_text()
+        places = [place for place in (path, *path.parents) if place.is_relative_to(workdir) and place != workdir]
+        if code:
+            line = check_error(said, code, *map(str, places), *(["began with"] if kind == "config" else []))
+            return {"file": name, "said": line.replace(str(workdir), "RUN")[:300]}
+        named = any(str(place) in said for place in places)
+        found = [line for line in differences(workdir, reference.after(stage))
+                 if "damaged-" not in line and not (kind in LOGS and line in (f"{name} differs", "report.html differs"))]
+        words = "it was named" if named else "nothing was said"
+        assert not found, f"{name}, {how}: {'; '.join(found)}, and {words}: {said[-800:]}"
+        return {"file": name, "said": "named in the log, and the result is whole" if named else "the result is whole"}
+
+    cases.run("damage", folder, [damaged_case(i) for i in range(cases.number_of_cases(len(KINDS)))], check)

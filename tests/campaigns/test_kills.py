@@ -1,0 +1,138 @@
+"""A run that is killed, stopped or started twice at any moment of any stage ends as an undisturbed one, bit for bit."""
+
+import os
+import re
+import shutil
+import signal
+import time
+
+import pytest
+
+from tests.campaigns import cases
+from tests.campaigns.cases import Case
+from tests.campaigns.children import KILL, Children, Hook
+from tests.campaigns.runs import STAGES, Reference, differences
+
+COMMANDS = {"export": "exported", "import_searches": "searches.jsonl"}  # not of a run; each with its result
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return cases.folder_of(tmp_path_factory, "kills")
+
+
+@pytest.fixture(scope="module")
+def reference(folder):
+    with Children() as children:
+        yield Reference(folder / "reference", children)
+
+
+def killed_case(i: int) -> Case:
+    """Every stage in turn; three kills of five at a call that changes files, the others at a time."""
+    rng, stage = cases.draw("kill", i), list(STAGES)[i % len(STAGES)]
+    moments = [{"how": "call" if rng.random() < 0.6 else "time", "at": rng.random()} for _ in range(rng.choice((1, 1, 2)))]
+    return Case(f"kill-{cases.SEED}-{i}-{stage}", {"stage": stage, "kills": moments})
+
+
+def kill(reference, stage, workdir, log, how, at) -> str:
+    """Runs a stage until it is killed; how it ended."""
+    about, command = reference.about(stage), reference.command(stage, workdir)
+    if how == "call":
+        number = int(at * len(about["moments"]))
+        code = reference.children.run(command, log, hook=Hook(str(workdir), at=number, do=KILL))
+        where = about["moments"][number].replace(str(reference.folder / stage / "run"), "")
+    else:
+        pid = reference.children.start(command, log)
+        if (code := reference.children.wait(pid, at * about["seconds"])) is None:
+            os.kill(pid, signal.SIGKILL)
+            code = reference.children.wait(pid)
+        where = f"after {at * about['seconds']:.2f} s"
+    assert code in (0, -signal.SIGKILL), f"ended with {code}: {log.read_text()[-1500:]}"
+    return where if code else f"{where}: ended before"
+
+
+@pytest.mark.slow
+def test_kills(folder, reference):
+    def check(case):
+        stage, workdir, log = case.what["stage"], folder / "killed", folder / "killed.log"
+        log.unlink(missing_ok=True)
+        reference.start_folder(stage, workdir)
+        where = [kill(reference, stage, workdir, log, **moment) for moment in case.what["kills"]]
+        again(reference, stage, workdir, log)
+        found = differences(workdir, reference.after(stage))
+        if stage in COMMANDS:  # outside of a run, nobody knows whether another process still writes
+            found = [line for line in found if not line.endswith(".writing is left over") and ".writing/" not in line]
+        if found:
+            shutil.copytree(workdir, folder / f"failed-{case.name}", dirs_exist_ok=True)
+            raise AssertionError(f"{'; '.join(found)} after {where}")
+        return {"where": where}
+
+    cases.run("kills", folder, [killed_case(i) for i in range(cases.number_of_cases(len(STAGES)))], check)
+
+
+def again(reference, stage, workdir, log):
+    """The same command, to its end."""
+    if stage in COMMANDS and (workdir / COMMANDS[stage]).exists():
+        return  # complete; these commands never replace a result
+    code = reference.children.run(reference.command(stage, workdir), log)
+    assert code == 0, f"does not go on: {log.read_text()[-1500:]}"
+
+
+def stopped_case(i: int) -> Case:
+    rng = cases.draw("stop", i)
+    stages = [stage for stage in STAGES if stage not in ("report", "export", "index", "import_searches")]
+    return Case(f"stop-{cases.SEED}-{i}", {"stage": stages[i % len(stages)], "signal": rng.choice(("SIGTERM", "SIGINT")),
+                                          "at": rng.random()})
+
+
+@pytest.mark.slow
+def test_signals(folder, reference):
+    def check(case):
+        stage, workdir, log = case.what["stage"], folder / "stopped", folder / "stopped.log"
+        log.unlink(missing_ok=True)
+        reference.start_folder(stage, workdir)
+        pid = reference.children.start(reference.command(stage, workdir), log)
+        number, code = getattr(signal, case.what["signal"]), None
+        if reference.children.wait(pid, case.what["at"] * reference.about(stage)["seconds"]) is None:
+            os.kill(pid, number)
+            start = time.monotonic()
+            code = reference.children.wait(pid, 30)
+            assert code is not None, f"is not gone 30 s after {number.name}"
+            seconds = time.monotonic() - start
+            said = log.read_text()
+            # Before the run begins, Python's own handlers end it.
+            assert code in (0, 128 + number, -number) and "Traceback" not in said, f"ended with {code}: {said[-1500:]}"
+        again(reference, stage, workdir, log)
+        # The state of the step at which it stopped is one checkpoint more.
+        found = [line for line in differences(workdir, reference.after(stage))
+                 if not re.match(r"checkpoints/\S+/\d+ is (left over|missing)", line)]
+        assert not found, "; ".join(found)
+        return {"code": code} if code is None else {"code": code, "gone_after": round(seconds, 2)}
+
+    cases.run("signals", folder, [stopped_case(i) for i in range(cases.number_of_cases(14))], check)
+
+
+@pytest.mark.slow
+def test_two_processes(folder, reference):
+    def check(case):
+        stage, workdir, log = case.what["stage"], folder / "shared", folder / "shared.log"
+        log.unlink(missing_ok=True)
+        reference.start_folder(stage, workdir)
+        command = reference.command(stage, workdir)
+        first = reference.children.start(command, log)
+        second, attempts = None, 0
+        while second is None and attempts < 20:
+            attempts += 1
+            second_log = folder / f"second-{attempts}.log"
+            second_log.unlink(missing_ok=True)
+            if reference.children.wait(first, 0.05) is not None:
+                raise AssertionError("the first process ended before the second was refused")
+            code = reference.children.run(command, second_log)
+            second = second_log.read_text() if code == 2 else None
+        assert second is not None and str(first) in second and second.count("error:") == 1, second
+        assert reference.children.wait(first) == 0, log.read_text()[-1500:]
+        found = differences(workdir, reference.after(stage))
+        assert not found, "; ".join(found)
+        return {"said": second.strip().splitlines()[-1]}
+
+    cases.run("two_processes", folder, [Case(f"two-{stage}", {"stage": stage}) for stage in ("pretrain", "train")], check)

@@ -1,0 +1,107 @@
+"""SIGTERM and SIGINT end a run when its state is saved.
+
+    with handled():                       # the run
+        ...                               # a signal raises Stopped here, at once
+        with deferred():                  # a loop that has a state to save
+            for step in range(steps):
+                if requested():
+                    save(state)
+                    raise stopped("the state of step 7 is in checkpoints/train")
+                with stopping_at_once():    # the loop's longest part: the state of the step's start is whole
+                    ...
+
+Of several hosts, any host's signal stops all, at one step. A second SIGINT ends the process at once.
+"""
+
+import contextlib
+import dataclasses
+import signal
+import threading
+
+import jax
+import numpy as np
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(KeyboardInterrupt):
+    """A run was stopped by a signal. The message says which one and what is saved. `exit_code` is the shell's."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.exit_code = 128 + number
+
+
+@dataclasses.dataclass
+class _State:
+    received: int = 0  # the signal
+    waits: bool = False
+
+
+_STATE = _State()
+
+
+@contextlib.contextmanager
+def handled():
+    """SIGTERM and SIGINT raise `Stopped`. Without effect outside of the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _STATE.received, _STATE.waits = 0, False
+    before = {number: signal.signal(number, _receive) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _STATE.received = 0
+
+
+@contextlib.contextmanager
+def deferred():
+    """A signal waits for `requested`, `stopping_at_once` or the end of the block."""
+    with _waiting(True):
+        yield
+    if _STATE.received and not _STATE.waits:
+        raise stopped()
+
+
+@contextlib.contextmanager
+def stopping_at_once():
+    """Inside of `deferred`: a signal raises `Stopped` at once; with several hosts it still waits."""
+    with _waiting(jax.process_count() > 1):
+        if _STATE.received and not _STATE.waits:
+            raise stopped()
+        yield
+
+
+def requested() -> bool:
+    """Whether a signal has come, to any host. All hosts must call it."""
+    if jax.process_count() == 1:
+        return bool(_STATE.received)
+    from jax.experimental import multihost_utils
+
+    _STATE.received = int(multihost_utils.process_allgather(np.int32(_STATE.received)).max())
+    return bool(_STATE.received)
+
+
+def stopped(saved: str = "") -> Stopped:
+    """The error that ends the run. saved: a clause that says which state is saved."""
+    name = signal.Signals(_STATE.received).name
+    return Stopped(f"stopped by {name}{saved and '; '}{saved}; the same command goes on", _STATE.received)
+
+
+@contextlib.contextmanager
+def _waiting(waits):
+    before, _STATE.waits = _STATE.waits, waits
+    try:
+        yield
+    finally:
+        _STATE.waits = before
+
+
+def _receive(number, frame):
+    second = number == signal.SIGINT and _STATE.received == signal.SIGINT
+    _STATE.received = number
+    if second or not _STATE.waits:
+        raise stopped()
