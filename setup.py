@@ -45,9 +45,9 @@ setup(
         "numpy>=2.0",
         "ml-collections>=1.1",
         "safetensors>=0.8",  # reads and writes bfloat16 as numpy
-        "huggingface-hub>=1.0",
+        "huggingface-hub>=1.3",
         "transformers>=5.0",
-        "tokenizers>=0.22",
+        "tokenizers>=0.22.1",
         "jinja2>=3.1",  # the report, and transformers' chat templates
         "sentencepiece>=0.2",
         "tensorflow-datasets>=4.9.9",

@@ -18,6 +18,7 @@ GENERATED_CASES = int(os.environ.get("ZSJAX_GENERATED_CASES", "60"))
 # Files that take more than some ten seconds: they compile updates or rollouts, or run whole experiments.
 # `bash launch/test.sh --quick` leaves them out.
 LONG_FILES = frozenset("""
+    campaigns/test_injection campaigns/test_input
     docs/test_minimal_loop models/test_attention models/test_cache models/test_gemma3 models/test_gguf
     models/test_induction models/test_int8_cache models/test_lora models/test_parity models/test_quant
     models/test_value plan/test_presets rl/test_logprobs rl/test_packing rl/test_update rollout/test_continuous

@@ -94,7 +94,8 @@ def test_every_file_of_an_index_is_checked(tmp_path):
     ("metrics.jsonl", "[" * 100_000 + "\n", "line 1 is not JSON: too many brackets"),
     ("metrics.jsonl", '{"stage": "train", "step": 1, "reward": {}}\n', "row 1: reward = {} is not a number"),
     ("evaluation.json", '[{"name": "x", "failed_searches": "many"}]', "row 1: failed_searches = 'many' is not a number"),
-    ("evaluation.json", '[{"data_set": "nq", "n": 3}]', "row 1: em = None is not a number"),
+    ("evaluation.json", '[{"data_set": "nq", "n": 3}]', "row 1: there is no name"),
+    ("evaluation.json", '[{"name": "x", "data_set": "nq", "n": 3}]', "row 1: em = None is not a number"),
     ("gates.json", '{"gate": "reading"}', "a dict is not a list of rows"),
     ("gates.json", '[{"gate": ["x"]}]', r"row 1: gate = \['x'\] is not a text"),
     ("trajectories/train_000001.jsonl", '{"segments": [{"text": "x"}]}\n', "row 1: segment .* has no role and text")])

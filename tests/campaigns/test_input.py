@@ -69,7 +69,8 @@ LIMITS = Limits(timeout=5, retries=0, breaker_failures=0, max_bytes=1 << 20)
 SAVED = [Case(*case) for case in (
     ("tokenizer", 301), ("checkpoint", 512), ("checkpoint", 1310), ("checkpoint", 2430), ("config_file", 911),
     ("config_file", 2227), ("template", 2746), ("index", 6), ("index", 48), ("index", 62), ("run_folder", 26),
-    ("run_folder", 82), ("run_folder", 1762), ("run_folder", 2686), ("viewer", 13), ("viewer", 545), ("viewer", 741))]
+    ("run_folder", 82), ("run_folder", 1762), ("run_folder", 2686), ("run_folder", 6830),
+    ("viewer", 13), ("viewer", 545), ("viewer", 741))]
 
 
 class Raw(http.server.BaseHTTPRequestHandler):

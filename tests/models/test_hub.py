@@ -17,8 +17,8 @@ def test_names_of_the_hub(monkeypatch, tmp_path):
     params, asked = init_params(CONFIG, jax.random.key(0)), []
     folder = save_hf(tmp_path / "model", CONFIG, params)
 
-    def download(name, allow_patterns):
-        asked.append((name, allow_patterns))
+    def download(name, revision, allow_patterns):
+        asked.append((name, allow_patterns, revision))
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
@@ -30,7 +30,10 @@ def test_names_of_the_hub(monkeypatch, tmp_path):
     load_hf("someone/a-model_1.5B")
     assert len(asked) == 2
 
-    def offline(name, allow_patterns):
+    load_hf("hf:someone/a-model_1.5B@refs/pr/3")
+    assert asked[-1][0] == "someone/a-model_1.5B" and asked[-1][2] == "refs/pr/3" and asked[0][2] is None
+
+    def offline(name, revision, allow_patterns):
         raise OSError("no network\nand more lines")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
@@ -46,6 +49,7 @@ def test_names_of_the_hub_in_a_config():
     def resolve(name):
         return configuration.resolve({"policy": {"init": name}, "search": {"engine": "empty"}})
 
-    assert resolve("hf:Qwen/Qwen2.5-0.5B").policy.init == "hf:Qwen/Qwen2.5-0.5B"
+    for name in ("hf:Qwen/Qwen2.5-0.5B", "hf:Qwen/Qwen2.5-0.5B@060db64"):
+        assert resolve(name).policy.init == name
     with pytest.raises(configuration.ConfigError, match="policy.init = 'hf:Qwen'.*hf:OWNER/NAME"):
         resolve("hf:Qwen")

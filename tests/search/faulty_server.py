@@ -14,9 +14,9 @@ class FaultyServer(socketserver.ThreadingTCPServer):
     daemon_threads = True
     allow_reuse_address = True
 
-    def __init__(self, replies=None):
-        """replies: path -> function(body) -> (status, JSON value), for the paths that do work."""
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, replies=None, *, port=0, handler=None):
+        """replies: path -> function(body) -> (status, JSON value), for the paths that do work. handler: a `Handler`."""
+        super().__init__(("127.0.0.1", port), handler or Handler)
         self.replies, self.requests, self.stop = replies or {}, [], threading.Event()
         self.at_once, self.most_at_once, self.lock = 0, 0, threading.Lock()
 
@@ -28,7 +28,7 @@ class FaultyServer(socketserver.ThreadingTCPServer):
         pass  # clients that hang up are what this is about
 
 
-class _Handler(socketserver.StreamRequestHandler):
+class Handler(socketserver.StreamRequestHandler):
     def handle(self):
         path, body = self._read()
         self.server.requests.append((path, body))

@@ -9,6 +9,7 @@ from zsjax.config.declare import leaves
 from zsjax.config.fields import Config
 from zsjax.config.named import load_object
 from zsjax.errors import reason_of
+from zsjax.search.addresses import secret_in
 
 _SCHEME = re.compile(r"[A-Za-z][\w+.-]*://")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -89,6 +90,9 @@ def _url_problem(text):
         good = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
     except ValueError:
         good = False
+    if good and (secret := secret_in(text)):
+        return (f"the {secret} in it would be written to config.json",
+                "leave it out; a chat server's key is read from the environment variable that key_env names")
     return None if good else ("not the URL of a server", "give http://HOST:PORT")
 
 

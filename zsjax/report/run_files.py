@@ -62,6 +62,8 @@ def _scores_problem(row) -> str:
     for name, value in row.items():
         if not _is_number(value) and (name in _COUNTS or not isinstance(value, str)):
             return f"{name} = {value!r:.100} is not a {'number' if name in _COUNTS else 'text or a number'}"
+    if "data_set" in row and not isinstance(row.get("name"), str):
+        return "there is no name"
     needed = _SCORES if row.get("data_set") not in (None, "all") else ()  # the paper's table has them
     odd = [name for name in needed if not isinstance(row.get(name), int | float)]
     return f"{odd[0]} = {row.get(odd[0])!r:.100} is not a number" if odd else ""

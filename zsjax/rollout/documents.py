@@ -6,8 +6,10 @@ import numpy as np
 
 from zsjax.search.engine import Document, Failed
 from zsjax.search.simulator.prompt import format_document
-from zsjax.search.simulator.writing import ALL_TAGS, CONTROL
+from zsjax.search.simulator.writing import ALL_TAGS
 
+# Control characters, and those that change the direction of text: they hide and reorder it.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
 _TAG = re.compile("|".join(re.escape(tag) for tag in ALL_TAGS))
 CHARACTERS_PER_TOKEN = 64  # a document is read up to this many characters for each of its tokens
 

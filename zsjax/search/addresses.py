@@ -1,10 +1,13 @@
 """Addresses of servers and proxies, and keys of servers."""
 
 import os
+import re
 import urllib.request
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from zsjax.errors import InputError
+
+_SECRET = re.compile(r"key|token|secret|passw|auth|sig", re.IGNORECASE)
 
 
 def check_address(url: str, example: str) -> str:
@@ -15,7 +18,21 @@ def check_address(url: str, example: str) -> str:
             return url
     except ValueError:  # a port beyond 65535, half an IPv6 address
         pass
-    raise InputError(f"{url!r} is not the URL of a server; use {example}")
+    raise InputError(f"{shown_address(url)!r} is not the URL of a server; use {example}")
+
+
+def secret_in(url: str) -> str:
+    """What of an address is a secret, by its place or name: "user and password", "parameter 'api_key'"; "" for nothing."""
+    parts = urlsplit(url)
+    if "@" in parts.netloc:
+        return "user and password"
+    named = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True) if _SECRET.search(name)]
+    return f"parameter {named[0]!r}" if named else ""
+
+
+def authorization(key_env: str, server: str) -> dict[str, str]:
+    """The header with the key in the environment variable `key_env`; {} for "". Raises InputError if it is not set."""
+    return {"Authorization": f"Bearer {environment_key(key_env, server)}"} if key_env else {}
 
 
 def environment_key(name: str, server: str) -> str:

@@ -47,7 +47,7 @@ class SearchError(Exception):
 
     def __init__(self, kind: str, message: str, retry_after: float = 0.0):
         super().__init__(f"{kind}: {message}")
-        self.kind, self.retry_after = kind, retry_after
+        self.kind, self.message, self.retry_after = kind, message, retry_after
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +83,15 @@ class Request:
 
     url: str
     json: Any = None
-    params: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    params: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
+
+    def without_keys(self, text: str) -> str:
+        """The text with *** for each key of the request: a server may repeat it in its reply."""
+        keys = [*self.headers.values(), *(value for name, value in self.params.items() if "key" in name)]
+        for key in (key.removeprefix("Bearer ") for key in keys):
+            text = text.replace(key, "***") if key else text
+        return text
 
 
 class CircuitBreaker:
@@ -191,7 +198,8 @@ class Transport:
             return result
         except SearchError as error:
             failed = FAILURES[error.kind]
-            raise
+            # The cause, with the reply in it, is dropped: a traceback would show it.
+            raise SearchError(error.kind, request.without_keys(error.message), error.retry_after) from None
         finally:
             self._breaker.leave(failed=failed)
 

@@ -17,8 +17,9 @@ import numpy as np
 
 from zsjax.models.decoder import DecoderConfig, hidden_states, logits_of
 from zsjax.sampling import ragged
+from zsjax.search.addresses import authorization
 from zsjax.search.engine import Document
-from zsjax.search.engines.chat import authorization, chat_address, chat_body, reply_text, without_thoughts
+from zsjax.search.engines.chat import chat_address, chat_body, reply_text, without_thoughts
 from zsjax.search.simulator.prompt import JudgeTemplate
 from zsjax.search.transport import DEFAULT_LIMITS, Limits, Request, SearchError, Transport
 from zsjax.tuning.collect import Search

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from zsjax.config.allowed import path_problem
 from zsjax.errors import Problem, reason_of
+from zsjax.search.addresses import shown_address
 
 
 class Findings:
@@ -23,7 +24,9 @@ class Findings:
     def add(self, field, reason, fix):
         """Adds a problem, unless the field has one already: the first is the simplest."""
         if all(problem.field != field for problem in self.problems):
-            self.problems.append(Problem(field, self.value(field), reason, fix))
+            value = self.value(field)
+            value = shown_address(value) if isinstance(value, str) and "://" in value else value
+            self.problems.append(Problem(field, value, reason, fix))
 
     def loads(self, field, load: Callable, fix):
         """Adds a problem if load(value) of the field raises."""

@@ -1,18 +1,18 @@
-"""Checkpoints and tokenizers of the Hugging Face hub, by their name: "owner/name"."""
+"""Checkpoints and tokenizers of the Hugging Face hub, by their name: "owner/name", or "owner/name@revision"."""
 
 import re
 from pathlib import Path
 
 from zsjax.errors import InputNotFound, reason_of
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[A-Za-z0-9][\w./-]*)?")
 TOKENIZER_FILES = ("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
                    "*.model", "chat_template*", "config.json", "generation_config.json")
 PREFIX = "hf:"
 
 
 def hub_name(path) -> str | None:
-    """The hub's name of "hf:owner/name", or of "owner/name" that is not a file or folder; else None.
+    """The hub's name of "hf:owner/name", or of "owner/name" that is not a file or folder; else None. "@revision" stays.
 
     >>> hub_name("hf:Qwen/Qwen2.5-0.5B")
     'Qwen/Qwen2.5-0.5B'
@@ -28,7 +28,8 @@ def local_folder(path, *, weights: bool = True) -> Path:
     """`path` itself, or the folder of a hub's model, downloaded once into the hub's cache.
 
     Args:
-      path: a local path, "hf:owner/name", or "owner/name" that is not a folder.
+      path: a local path, "hf:owner/name", or "owner/name" that is not a folder. "@revision" behind the name, a commit,
+        tag or branch, takes the model as it was there; without it, the newest files are taken.
       weights: False downloads no weights, for a tokenizer. Pickled weights are never downloaded.
 
     Raises:
@@ -46,7 +47,8 @@ def local_folder(path, *, weights: bool = True) -> Path:
                                 "package huggingface_hub") from None
     patterns = [*TOKENIZER_FILES, *(("*.safetensors", "*.safetensors.index.json") if weights else ())]
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+        model, _, revision = name.partition("@")
+        return Path(huggingface_hub.snapshot_download(model, revision=revision or None, allow_patterns=patterns))
     except Exception as error:  # the hub's and httpx's own kinds
         raise InputNotFound(f"there is no folder {name!r}, and it cannot be had from the Hugging Face hub "
                                 f"({reason_of(error)}); download it where there is a network and give the folder's "

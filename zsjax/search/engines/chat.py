@@ -12,7 +12,7 @@ from typing import Any
 
 from zsjax.errors import InputError
 from zsjax.search import registry
-from zsjax.search.addresses import check_address, environment_key
+from zsjax.search.addresses import authorization, check_address
 from zsjax.search.engine import Document, Engine, Failed, SearchContext, check_request, first
 from zsjax.search.engines.http import MAX_TEXT
 from zsjax.search.simulator.prompt import SimulatorTemplate, bare_line
@@ -112,11 +112,6 @@ class ChatSimulator(Engine):
             "temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens,
             "seed": zlib.crc32(named.encode(errors="replace")) & 0x7FFFFFFF} | self.extra_body,
             self.template.system_messages))
-
-
-def authorization(key_env: str, server: str) -> dict[str, str]:
-    """The header with the key in the environment variable `key_env`; {} for "". Raises InputError if it is not set."""
-    return {"Authorization": f"Bearer {environment_key(key_env, server)}"} if key_env else {}
 
 
 def chat_address(url: str) -> str:

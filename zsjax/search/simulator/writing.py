@@ -1,6 +1,5 @@
 """The state of a simulator that writes replies, which a rollout carries along."""
 
-import re
 from typing import Any
 
 import flax.struct
@@ -11,8 +10,6 @@ from zsjax.sampling.tags import TagAutomaton
 from zsjax.types import ANSWER_TAGS, INFORMATION_TAGS, SEARCH_TAGS, THINK_TAGS
 
 ALL_TAGS = (*SEARCH_TAGS, *ANSWER_TAGS, *INFORMATION_TAGS, *THINK_TAGS)
-# Control characters, and those that change the direction of text: they hide and reorder it.
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
 
 
 @flax.struct.dataclass
@@ -71,7 +68,7 @@ class SimulatorTables:
     ends_line: Any  # bool[V], the token's bytes hold a newline
     blank: Any  # bool[V], nothing but white space
     eos: Any  # bool[V]
-    special: Any  # bool[V], never written: neither text nor EOS, or with a control character
+    special: Any  # bool[V], neither text nor EOS: never written
 
 
 def make_tables(tokenizer, vocab_size: int) -> SimulatorTables:
@@ -82,7 +79,7 @@ def make_tables(tokenizer, vocab_size: int) -> SimulatorTables:
         ends_line=line_ends(tokenizer, vocab_size),
         blank=jnp.array([p is not None and not p.strip() for p in pieces]),
         eos=(eos := jnp.zeros(vocab_size, bool).at[jnp.array(list(tokenizer.eos_ids), jnp.int32)].set(True)),
-        special=jnp.array([p is None or CONTROL.search(p.decode(errors="ignore")) is not None for p in pieces]) & ~eos,
+        special=jnp.array([p is None for p in pieces]) & ~eos,
     )
 
 

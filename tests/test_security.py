@@ -1,0 +1,203 @@
+"""What comes from outside runs no code, secrets are written nowhere, and servers listen on this machine alone."""
+
+import ast
+import json
+import logging
+import os
+import pathlib
+import socketserver
+import subprocess
+import sys
+import threading
+import traceback
+
+import pytest
+
+from tests.environment import ROOT, one_device
+from zsjax import launch
+from zsjax.config import ConfigError, resolve
+from zsjax.report.viewer import TrajectoryServer
+from zsjax.search import ChatSimulator, Empty, Failed, HttpRetriever, Limits, SearchContext, SerpApi
+from zsjax.search.addresses import secret_in, shown_address
+from zsjax.search.server import RetrievalServer
+from zsjax.search.simulator.prompt import SimulatorTemplate
+from zsjax.types import Question
+
+PACKAGE = ROOT / "zsjax"
+# Calls that run what they are given, or read a form that can hold code.
+FORBIDDEN = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "pickle.load", "pickle.loads",
+             "pickle.Unpickler", "marshal.loads", "shelve.open", "dill.load", "joblib.load", "cloudpickle.load", 
+             "torch.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "runpy.run_path", "np.fromregex"}
+MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "yaml"}
+
+
+def dangerous(tree) -> list[str]:
+    """Calls and imports in a module that run data as code."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            found += [name for name in names if name.split(".")[0] in MODULES]
+        if not isinstance(node, ast.Call):
+            continue
+        name, options = ast.unparse(node.func), {option.arg: option.value for option in node.keywords}
+        given = {option: ast.unparse(value) for option, value in options.items() if option}
+        if name in FORBIDDEN or given.get("shell", "False") != "False" or given.get("allow_pickle", "False") != "False":
+            found.append(ast.unparse(node))
+        if name in ("np.load", "numpy.load") and given.get("allow_pickle") != "False":
+            found.append(ast.unparse(node))
+        if name.endswith("from_pretrained") and given.get("trust_remote_code", "False") != "False":
+            found.append(ast.unparse(node))
+        if name.split(".")[-1] == "Environment" and given.get("autoescape", "False") != "True" and "jinja2" in name:
+            found.append(ast.unparse(node))
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_data_is_run_as_code(path):
+    assert not dangerous(ast.parse(path.read_text()))
+
+
+def test_the_walk_sees_what_runs_code():
+    faulty = """
+import pickle, yaml.x
+from marshal import loads
+eval("1"); exec(x); yaml.load(f); np.load(f); np.load(f, allow_pickle=True); subprocess.run("ls", shell=True)
+AutoModel.from_pretrained("x", trust_remote_code=True); jinja2.Environment(loader=x)
+ast.literal_eval("1"); np.load(f, allow_pickle=False); subprocess.run(["ls"]); jinja2.Environment(autoescape=True)
+"""
+    assert len(dangerous(ast.parse(faulty))) == 3 + 3 + 2 + 3
+
+
+def test_servers_listen_on_this_machine_alone(tmp_path):
+    for server in (RetrievalServer(Empty(), port=0), TrajectoryServer([tmp_path])):
+        with server:
+            assert server.server_address[0] == "127.0.0.1"
+    options, _ = launch.parse_flags(["serve-corpus", "corpus.jsonl"])
+    assert options.host == "127.0.0.1"
+
+
+# ---------------------------------------------------------------------------------------------------------- secrets
+
+SECRETS = {name: f"planted-{name.lower().replace('_', '-')}-1f3a" for name in (
+    "SERPAPI_API_KEY", "CHAT_KEY", "HF_TOKEN", "WANDB_API_KEY", "NEPTUNE_API_TOKEN", "MLFLOW_TRACKING_PASSWORD")}
+PROXY = "planted-proxy-password-1f3a"
+
+
+class Echo(socketserver.StreamRequestHandler):
+    """Repeats the whole request, keys included, in replies of every kind."""
+
+    STATUS = ("200", "200", "401", "429", "500", "302", "200")
+    count = 0
+
+    def handle(self):
+        head = b""
+        while (line := self.rfile.readline()).strip():
+            head += line
+        text = head.decode("latin-1")
+        size = next((int(line.split(":")[1]) for line in text.splitlines() if line.lower().startswith("content-length")), 0)
+        self.rfile.read(size)
+        Echo.count += 1
+        status = self.STATUS[Echo.count % len(self.STATUS)]
+        body = [text, json.dumps({"error": text}), json.dumps({text: 1}), json.dumps([text]), ""][Echo.count % 5].encode()
+        head = f"HTTP/1.1 {status} {text.splitlines()[0][:20]}\r\nContent-Length: {len(body)}\r\nLocation: /x?{size}\r\n"
+        self.wfile.write(f"{head}Connection: close\r\n\r\n".encode() + body)
+
+
+@pytest.fixture
+def echo():
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Echo) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def planted(echo) -> dict[str, str]:
+    return SECRETS | {"HTTP_PROXY": f"http://user:{PROXY}@{echo}", "http_proxy": f"http://user:{PROXY}@{echo}",
+                      "NO_PROXY": "", "no_proxy": ""}
+
+
+def found_in(text: str) -> list[str]:
+    return [secret for secret in (*SECRETS.values(), PROXY) if secret in text]
+
+
+def test_no_failure_tells_a_key_that_the_server_repeats(echo, tmp_path, monkeypatch, caplog):
+    for name, value in planted(echo).items():
+        monkeypatch.setenv(name, value)
+    caplog.set_level(logging.DEBUG)
+    limits = Limits(timeout=5, retries=0, breaker_failures=0)
+    engines = [ChatSimulator("http://chat.example/v1", model="m", template=SimulatorTemplate.load("default"),
+                             key_env="CHAT_KEY", limits=limits),
+               SerpApi(url="http://serpapi.example/search", price=1.0, cache_dir=tmp_path / "paid", limits=limits),
+               HttpRetriever("http://retrieval.example", limits=limits)]
+    failed = 0
+    for engine in engines:
+        for number in range(40):
+            found = engine.search([f"q{number}"], [SearchContext(Question("1", "who?", ("x",)))], k=3)[0]
+            failed += isinstance(found, Failed)
+        assert not found_in(f"{engine.counters} {engine!r}")
+    assert failed > 80 and len(caplog.records) > 20
+    assert not found_in(caplog.text)
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or not found_in(path.read_text())
+
+
+def test_no_exception_holds_a_key(echo, monkeypatch):
+    for name, value in planted(echo).items():
+        monkeypatch.setenv(name, value)
+    limits = Limits(timeout=5, retries=0, breaker_failures=0)
+    engine = ChatSimulator("http://chat.example/v1", model="m", template=SimulatorTemplate.load("default"),
+                           key_env="CHAT_KEY", limits=limits)
+    context = SearchContext(Question("1", "who?", ("x",)))
+    request = engine._request("q", context)
+    assert SECRETS["CHAT_KEY"] in str(request.headers) and not found_in(repr(request))
+    kinds = set()
+    for _ in range(30):
+        (error,) = engine.transport.send([request], engine._documents)
+        kinds.add(error.kind)
+        assert not found_in("".join(traceback.format_exception(error))) and not found_in(repr(error))
+    assert len(kinds) > 3
+
+
+@pytest.mark.parametrize("url", ["http://user:planted@h:1/v1", "https://planted@h/retrieve", "http://h:1/x?api_key=planted",
+                                 "http://h/x?a=1&access_token=planted", "ftp://user:planted@h"])
+def test_a_key_in_an_address_is_refused_and_not_shown(url):
+    for field in ("search.remote.url", "collect.judge.url"):
+        with pytest.raises(ConfigError, match=field) as caught:
+            resolve({"search": {"engine": "empty"}}, {field: url}, files=False)
+        assert "planted" not in str(caught.value)
+    with pytest.raises(ValueError, match="not the URL") as caught:
+        HttpRetriever("ftp://user:planted@h")
+    assert "planted" not in str(caught.value)
+    assert "planted" not in shown_address(url) and (url.startswith("ftp") or secret_in(url))
+
+
+def test_an_address_without_secrets_stays():
+    for url in ("http://127.0.0.1:8000", "https://h/v1?api-version=2024"):
+        config = resolve({"policy": {"init": "asset:tiny_world/base"}, "search": {"engine": "empty"}},
+                         {"search.remote.url": url}, files=False)
+        assert config.search.remote.url == url
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["chat", "serpapi"])
+def test_a_run_writes_no_secret(engine, echo, tmp_path):
+    """A whole run with each secret in the environment: nothing that it wrote or printed has one."""
+    options = {"stages": "train,report", "search.engine": engine, "search.eval_engine": "bm25", "train.steps": 2,
+               "search.remote.url": "http://chat.example/v1", "search.remote.model": "m", "search.remote.retries": 0,
+               "search.remote.timeout": 5, "search.remote.key_env": "CHAT_KEY" if engine == "chat" else "",
+               "cost.search": 0.01}
+    done = subprocess.run(
+        [sys.executable, "-m", "zsjax.launch", "--config", "experiments/tiny_world.py:smoke",
+         "--workdir", str(tmp_path / "run"), *(f"--config.{name}={value}" for name, value in options.items())],
+        cwd=ROOT, env=one_device(**planted(echo)), capture_output=True, text=True, timeout=1800, check=False)
+    assert not found_in(done.stdout + done.stderr)
+    assert done.returncode == 0, done.stderr[-2000:]
+    written = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert {"config.json", "metrics.jsonl", "report.html"} <= {path.name for path in written}
+    for path in written:
+        assert not found_in(path.read_bytes().decode("latin-1")), path
+    failures = [name for line in pathlib.Path(tmp_path / "run/metrics.jsonl").read_text().splitlines()
+                for name in json.loads(line) if name.startswith("engine/failed_")]
+    assert failures and os.environ.get("CHAT_KEY") is None
