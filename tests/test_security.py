@@ -16,7 +16,7 @@ import pytest
 from tests.environment import ROOT, one_device
 from zsjax import launch
 from zsjax.config import ConfigError, resolve
-from zsjax.report.viewer import TrajectoryServer
+from zsjax.report.view_server import TrajectoryServer
 from zsjax.search import ChatSimulator, Empty, Failed, HttpRetriever, Limits, SearchContext, SerpApi
 from zsjax.search.addresses import secret_in, shown_address
 from zsjax.search.server import RetrievalServer
