@@ -64,6 +64,17 @@ def test_state_may_be_donated_after_save(tmp_path):
         np.testing.assert_array_equal(checkpointer.restore({"x": jnp.zeros(300_000)})[1]["x"], want)
 
 
+def test_a_deletion_that_a_kill_cut_short_is_finished(tmp_path):
+    state = {"x": jnp.ones(3)}
+    with Checkpointer(tmp_path, keep=9) as checkpointer:
+        for step in (1, 2, 3):
+            checkpointer.save(step, state)
+    (tmp_path / "1" / "about" / "metadata").unlink()
+    with Checkpointer(tmp_path, keep=2) as checkpointer:
+        assert checkpointer.restore(state)[0] == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
+
+
 def test_restores_onto_another_mesh(tmp_path):
     mesh = Mesh(np.array(jax.devices()).reshape(8), ("data",))
     rows = NamedSharding(mesh, PartitionSpec("data"))

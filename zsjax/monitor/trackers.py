@@ -5,14 +5,13 @@ same tracked run: its id is in WORKDIR/trackers.json. Steps that are done again 
 """
 
 import importlib
-import json
 import logging
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
 from zsjax.errors import InputError
-from zsjax.parallel.files import write_json
+from zsjax.parallel.files import read_json, write_json
 
 _FOREIGN = re.compile(r"[^\w\-. /]")  # what MLflow refuses in a name
 
@@ -70,7 +69,7 @@ class Trackers:
           config: JSON values that are kept with it.
         """
         path = pathlib.Path(workdir) / "trackers.json"
-        ids = json.loads(path.read_text()) if path.exists() else {}
+        ids = read_json(path) if path.exists() else {}
         self._open = {each: TRACKERS[each](module, ids.get(each), name=name, workdir=path.parent, config=config)
                       for each, module in modules.items()}
         if self._open:

@@ -60,7 +60,7 @@ class Checkpointer:
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
-        self._config_json = config_json
+        self._config_json, self._keep = config_json, keep
         self.directory = pathlib.Path(directory).absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep)
         try:
@@ -117,7 +117,10 @@ class Checkpointer:
             return self._read(step, template)
         while (step := self.latest_step) is not None:
             try:
-                return self._read(step, template)
+                found = self._read(step, template)
+                for surplus in sorted(self._manager.all_steps())[:-self._keep]:  # a kill while it was being deleted
+                    self._manager.delete(surplus)
+                return found
             except Damaged as error:
                 older = [other for other in self._manager.all_steps() if other < step]
                 if not older or jax.process_count() > 1:  # hosts may differ in what they read

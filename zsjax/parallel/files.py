@@ -14,7 +14,7 @@ import shutil
 import threading
 from collections.abc import Iterable, Iterator
 
-from zsjax.errors import writing
+from zsjax.errors import InputError, reading, writing
 
 try:
     import fcntl
@@ -134,6 +134,17 @@ def write_text(path: str | os.PathLike, text: str | Iterable[str]) -> None:
 def write_json(path: str | os.PathLike, value, **options) -> None:
     """As `write_text`: JSON that ends in a newline. options: of `json.dumps`."""
     write_text(path, json.dumps(value, ensure_ascii=False, **options) + "\n")
+
+
+def read_json(path: str | os.PathLike):
+    """What `write_json` wrote. Raises InputError where the file is damaged."""
+    with reading(path), open(path, encoding="utf-8") as file:
+        text = file.read()
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); copy it back, or remove it and start the same command again"
+                         ) from error
 
 
 def write_jsonl(path: str | os.PathLike, rows: Iterable) -> None:

@@ -1,7 +1,6 @@
 """The context of a run's stages: its config, its folder, and objects that are built once."""
 
 import functools
-import json
 import pathlib
 
 import jax
@@ -10,7 +9,7 @@ from zsjax.config import Config
 from zsjax.errors import UserError
 from zsjax.monitor.writer import Writer
 from zsjax.parallel import hosts
-from zsjax.parallel.files import write_json
+from zsjax.parallel.files import read_json, write_json
 from zsjax.parallel.mesh import DECODE_RULES, local_mesh, make_mesh, simulator_mesh
 from zsjax.run import build, checksums
 from zsjax.search.simulator.simulator import Simulator
@@ -122,7 +121,7 @@ class Run:
     def add_gates(self, rows: list[dict], failed: list[str]):
         """Adds rows to gates.json. Raises GateFailed where a gate failed."""
         path = self.path("gates.json")
-        kept = json.loads(path.read_text()) if path.exists() else []
+        kept = read_json(path) if path.exists() else []
         names = {row["gate"] for row in rows}
         self.write_json("gates.json", [row for row in kept if row["gate"] not in names] + rows)
         if failed:
