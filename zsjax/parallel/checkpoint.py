@@ -129,7 +129,8 @@ class Checkpointer:
                 logging.warning("%s: %s; it is kept as %s, and the run goes on from step %d", self.directory / str(step),
                                 error.reason, aside.name, max(older))
                 shutil.rmtree(aside, ignore_errors=True)
-                (self.directory / str(step)).rename(aside)
+                with self._writing():
+                    (self.directory / str(step)).rename(aside)
                 self._manager.reload()
         return None
 
