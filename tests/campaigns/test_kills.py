@@ -11,12 +11,7 @@ import pytest
 from tests.campaigns import cases
 from tests.campaigns.cases import Case
 from tests.campaigns.children import KILL, Children, Hook
-from tests.campaigns.runs import STAGES, Reference, differences
-
-# All stages, those that cost least or write most more often.
-MIX = ("import_searches", "index", "warm_start", "train", "collect", "export", "tune_simulator", "evaluate", "train",
-       "report", "warm_start", "index", "pretrain_simulator", "export", "train", "pretrain")
-COMMANDS = {"export": "exported", "import_searches": "searches.jsonl"}  # not of a run; each with its result
+from tests.campaigns.runs import COMMANDS, MIX, STAGES, Reference, differences
 
 
 @pytest.fixture(scope="module")
