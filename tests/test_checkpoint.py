@@ -64,6 +64,27 @@ def test_state_may_be_donated_after_save(tmp_path):
         np.testing.assert_array_equal(checkpointer.restore({"x": jnp.zeros(300_000)})[1]["x"], want)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax leaves futures behind
+@pytest.mark.parametrize("room", [100, 20_000])  # for JSON; for JSON but not for arrays
+def test_a_full_disk_is_one_line(tmp_path, room):
+    resource = pytest.importorskip("resource")
+    state = {"x": jax.random.normal(jax.random.key(0), (100, 1000))}
+    checkpointer, before = Checkpointer(tmp_path / "run"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"cannot write a checkpoint to .*run \(File too large\); make") as error:
+            checkpointer.save(1, state)
+            checkpointer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(error.value)
+    with Checkpointer(tmp_path / "run") as checkpointer:
+        assert checkpointer.restore(state) is None
+        checkpointer.save(1, state)
+    with Checkpointer(tmp_path / "run") as checkpointer:
+        assert checkpointer.restore(state)[0] == 1
+
+
 def test_a_deletion_that_a_kill_cut_short_is_finished(tmp_path):
     state = {"x": jnp.ones(3)}
     with Checkpointer(tmp_path, keep=9) as checkpointer:

@@ -22,6 +22,7 @@ import contextlib
 import json
 import logging
 import pathlib
+import re
 import shutil
 import zlib
 from typing import Any
@@ -170,9 +171,9 @@ class Checkpointer:
     def _writing(self):
         try:
             yield
-        except Exception as error:  # of orbax's threads: OSError, or tensorstore's ValueError
-            reason = str(error).split("\n")[0][:200]
-            if not isinstance(error, OSError) and "OS error" not in reason:
+        except Exception as error:  # of orbax's threads: OSError, tensorstore's ValueError, or a group of them
+            reason = _refusal(error)
+            if reason is None:
                 raise
             raise CheckpointError(f"cannot write a checkpoint to {self.directory} ({reason}); make room or give write "
                                   "permission, and start the same command again") from error
@@ -216,6 +217,19 @@ class Checkpointer:
             more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
             raise CheckpointError(f"the checkpoint {self.directory / str(step)} does not fit this run:\n  "
                                   + "\n  ".join(problems[:5]) + more)
+
+
+def _refusal(error: BaseException | None) -> str | None:
+    """Why the operating system refused a write; None for another error."""
+    if error is None:
+        return None
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    said = re.search(r"([^:]+) \[os_error_code", str(error))
+    if said:
+        return said[1].strip()
+    inside = [*getattr(error, "exceptions", ()), error.__cause__]
+    return next(filter(None, map(_refusal, inside)), None)
 
 
 def fingerprints(tree) -> dict[str, dict]:
