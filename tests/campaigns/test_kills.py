@@ -11,7 +11,7 @@ import pytest
 from tests.campaigns import cases
 from tests.campaigns.cases import Case
 from tests.campaigns.children import KILL, Children, Hook
-from tests.campaigns.runs import COMMANDS, MIX, STAGES, Reference, differences
+from tests.campaigns.runs import COMMANDS, MIX, Reference, differences
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def again(reference, stage, workdir, log):
 
 def stopped_case(i: int) -> Case:
     rng = cases.draw("stop", i)
-    stages = [stage for stage in STAGES if stage not in ("report", "export", "index", "import_searches")]
+    stages = [stage for stage in MIX if stage not in ("report", "export", "index", "import_searches")]
     return Case(f"stop-{cases.SEED}-{i}", {"stage": stages[i % len(stages)], "signal": rng.choice(("SIGTERM", "SIGINT")),
                                           "at": rng.random()})
 
