@@ -1,4 +1,5 @@
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tests.environment import one_device
+from zsjax.parallel import files
 from zsjax.parallel.checkpoint import Checkpointer, CheckpointError, fingerprints
 from zsjax.types import TrainState
 
@@ -62,6 +64,55 @@ def test_state_may_be_donated_after_save(tmp_path):
         jax.block_until_ready(spoil(state["x"]))
         checkpointer.wait()
         np.testing.assert_array_equal(checkpointer.restore({"x": jnp.zeros(300_000)})[1]["x"], want)
+
+
+# The limit is the process's, and a test's process writes files of its own. It ends as a command line does.
+FULL_DISK = """
+import resource, sys
+import jax
+from zsjax.launch import leave
+from zsjax.parallel import files
+from zsjax.parallel.checkpoint import Checkpointer, CheckpointError
+folder, room = sys.argv[1], int(sys.argv[2])
+state = {"x": jax.random.normal(jax.random.key(0), (100, 1000))}
+checkpointer = Checkpointer(folder)
+resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+try:
+    checkpointer.save(1, state)
+    checkpointer.close()
+except CheckpointError as error:
+    print(repr(str(error)))
+leave(9)
+"""
+
+
+@pytest.mark.parametrize("room", [100, 20_000])  # for JSON; for JSON but not for arrays
+def test_a_full_disk_is_one_line(tmp_path, room):
+    pytest.importorskip("resource")
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path / "run", str(room)], env=one_device(
+        JAX_ENABLE_COMPILATION_CACHE="false"), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 9, done.stderr
+    # While orbax's other thread still writes, its first thread may fail to clean up, which is then the reason.
+    said = re.fullmatch(r"'cannot write a checkpoint to .*run \((.*)\); make room [^\n]*'\n", done.stdout)
+    assert said and said[1] in ("File too large", "Directory not empty"), done.stdout
+    files.remove_unfinished(tmp_path / "run")  # as the next start does
+    state = {"x": jnp.ones((100, 1000))}
+    with Checkpointer(tmp_path / "run") as checkpointer:
+        assert checkpointer.restore(state) is None
+        checkpointer.save(1, state)
+    with Checkpointer(tmp_path / "run") as checkpointer:
+        assert checkpointer.restore(state)[0] == 1
+
+
+def test_a_deletion_that_a_kill_cut_short_is_finished(tmp_path):
+    state = {"x": jnp.ones(3)}
+    with Checkpointer(tmp_path, keep=9) as checkpointer:
+        for step in (1, 2, 3):
+            checkpointer.save(step, state)
+    (tmp_path / "1" / "about" / "metadata").unlink()
+    with Checkpointer(tmp_path, keep=2) as checkpointer:
+        assert checkpointer.restore(state)[0] == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
 
 
 def test_restores_onto_another_mesh(tmp_path):

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from zsjax.errors import OutputError
+from zsjax.errors import InputError, OutputError, read_json
 from zsjax.parallel import files
 
 
@@ -18,6 +18,12 @@ def test_what_is_written(tmp_path):
     assert path.read_bytes() == "éb\n".encode()
     files.write_json(path, {"a": ["é"]}, indent=1)
     assert path.read_text(encoding="utf-8") == '{\n "a": [\n  "é"\n ]\n}\n'
+    files.write_jsonl(path, iter([{"a": 1}, [2]]))
+    files.write_json(path, {"a": 1})
+    assert read_json(path, "remove it") == {"a": 1}
+    path.write_text('{"a": 1')
+    with pytest.raises(InputError, match="x is not JSON .*; remove it"):
+        read_json(path, "remove it")
     files.write_jsonl(path, iter([{"a": 1}, [2]]))
     assert path.read_text() == '{"a": 1}\n[2]\n' and os.listdir(path.parent) == ["x"]
 

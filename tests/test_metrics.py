@@ -1,3 +1,4 @@
+import contextlib
 import io
 import json
 
@@ -7,8 +8,10 @@ import pytest
 from rich.console import Console
 
 from zsjax.config.fields import HealthConfig
+from zsjax.errors import OutputError
 from zsjax.monitor import catalog
 from zsjax.monitor.episodes import documents_of, search_metrics, token_metrics
+from zsjax.monitor.tensorboard import TensorBoardEvents
 from zsjax.monitor.writer import SHOWN, SHOWN_TOGETHER, Timer, Writer, read_jsonl, without_wall_time
 from zsjax.report import page
 from zsjax.rewards.terms import Outcome
@@ -76,6 +79,44 @@ def test_tensorboard_events(tmp_path):
         writer.write(1, {"reward": 0.5, "note": "text"})
     (events,) = (tmp_path / "tensorboard" / "train").iterdir()
     assert b"reward" in events.read_bytes()
+
+
+@pytest.fixture
+def full_disk():
+    """A context in which no file may be longer than 100 bytes."""
+    resource = pytest.importorskip("resource")
+
+    @contextlib.contextmanager
+    def context():
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return context
+
+
+def test_a_line_that_cannot_be_written_names_the_file(tmp_path, full_disk):
+    with pytest.raises(OutputError, match="cannot write .*metrics.jsonl .*; make room"), full_disk(), quiet(tmp_path) as w:
+        for step in range(9):
+            w.write(step, {"reward": 0.123456789})
+    with quiet(tmp_path) as w:  # the half line is gone
+        w.write(9, {})
+    assert [line["step"] for line in read_jsonl(tmp_path / "metrics.jsonl")] == [0, 9]
+
+
+def test_events_that_cannot_be_written_hold_nothing_up(tmp_path, full_disk, caplog):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "events"):
+        caplog.clear()
+        with full_disk():
+            events = TensorBoardEvents(folder, 3)
+            for step in range(50):
+                events.add_scalars_of({"step": step, "reward": 0.5})
+            events.close()
+        assert caplog.text.count("left out from now on") == 1
 
 
 def test_wall_time_is_named():

@@ -174,6 +174,21 @@ def test_what_steers_a_run_survives_a_kill(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
+def test_a_run_goes_on_with_other_devices(tmp_path):
+    four = dict(functions=dict(mesh=make_mesh({"data": 4}, jax.devices()[:4]), make_rollout=FakeRollout))
+    params, whole = run(tmp_path / "one", preset("grpo"), steps=3)
+    run(tmp_path / "moved", preset("grpo"), steps=3)
+    for folder, further in (("2", four), ("3", {})):  # step 2 and 3 on four devices, then step 3 again on one
+        shutil.rmtree(tmp_path / "moved" / "checkpoints" / "train" / "3")
+        shutil.rmtree(tmp_path / "moved" / "checkpoints" / "train" / folder, ignore_errors=True)
+        moved, lines = run(tmp_path / "moved", preset("grpo"), steps=3, **further)
+        for line, wanted in zip(lines, whole, strict=True):
+            assert line.pop("stage") == "train"
+            assert line == pytest.approx({name: wanted[name] for name in line} | {"used/devices": line["used/devices"]},
+                                         rel=1e-5, abs=1e-6)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), jax.device_get(moved), params)
+
+
 def test_what_reranks_is_learned_and_survives_a_kill(tmp_path):
     def read(episodes, questions):
         B = len(episodes.length)

@@ -26,7 +26,16 @@ _PROGRAM = "python -m zsjax.launch"
 def console() -> int:
     """The command `zsjax`. Modules of the working folder are found, as `python -m zsjax.launch` finds them."""
     sys.path.insert(0, os.getcwd())
-    return main()
+    return leave(main())
+
+
+def leave(code: int) -> int:
+    """Returns 0. After a mistake ends the process: orbax's threads may wait for minutes for a checkpoint that failed."""
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def main(arguments: list[str] | None = None, *, run=None) -> int:
@@ -340,4 +349,4 @@ def _show_logs(stream):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(leave(main()))

@@ -103,7 +103,8 @@ class Children:
     """The server. A context: leaving it ends the server and every child."""
 
     def __init__(self):
-        self._server = subprocess.Popen([sys.executable, "-m", "tests.campaigns.children"], cwd=ROOT, env=one_device(),
+        env = one_device(JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")  # even what compiles fast is kept
+        self._server = subprocess.Popen([sys.executable, "-m", "tests.campaigns.children"], cwd=ROOT, env=env,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._pids: set[int] = set()
 

@@ -23,6 +23,10 @@ TAUGHT = ("warm_start", "collect", "tune_simulator", "train", "evaluate")
 STAGES = {"pretrain": None, "pretrain_simulator": None, "warm_start": None, "collect": "warm_start",
           "tune_simulator": "collect", "train": "tune_simulator", "evaluate": "train", "report": "evaluate",
           "export": "train", "index": None, "import_searches": None}
+# All stages, those that cost least or write most more often.
+MIX = ("import_searches", "index", "warm_start", "train", "collect", "export", "tune_simulator", "evaluate", "train",
+       "report", "warm_start", "index", "pretrain_simulator", "export", "train", "pretrain")
+COMMANDS = {"export": "exported", "import_searches": "searches.jsonl"}  # not of a run; each with its result
 # Files that no two runs share, by the first part of their path: TensorBoard's names and records hold the time of day.
 LEFT_OUT = ("tensorboard",)
 
@@ -42,15 +46,20 @@ def write_inputs(folder: pathlib.Path) -> None:
          "response": f"Doc 1: Number {i} is Answer {i}.\nDoc 2: Number {i + 1} is another."} for i in range(200)])
 
 
-def build_indexes(corpus: str, workdir: str) -> None:
-    """Builds the BM25 and the dense index of a corpus in workdir/indexes."""
-    from zsjax.config import resolve
+def build_indexes(corpus: str, workdir: str) -> int:
+    """Builds the BM25 and the dense index of a corpus in workdir/indexes; the exit code."""
+    from zsjax.config import UserError, resolve
     from zsjax.run import build
 
     for name in ("bm25", "dense"):
         config = resolve({"stages": ["report"], "search": {"eval_engine": name, "embedder": "tests.campaigns.runs:embed"}},
                          check=False)
-        build.engine(name, config, corpus, workdir=workdir)
+        try:
+            build.engine(name, config, corpus, workdir=workdir)
+        except UserError as error:  # as `zsjax.launch` does
+            print(f"error: {error}")
+            return 2
+    return 0
 
 
 def embed(texts: Sequence[str]) -> np.ndarray:

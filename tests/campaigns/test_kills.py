@@ -11,9 +11,7 @@ import pytest
 from tests.campaigns import cases
 from tests.campaigns.cases import Case
 from tests.campaigns.children import KILL, Children, Hook
-from tests.campaigns.runs import STAGES, Reference, differences
-
-COMMANDS = {"export": "exported", "import_searches": "searches.jsonl"}  # not of a run; each with its result
+from tests.campaigns.runs import COMMANDS, MIX, Reference, differences
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +26,8 @@ def reference(folder):
 
 
 def killed_case(i: int) -> Case:
-    """Every stage in turn; three kills of five at a call that changes files, the others at a time."""
-    rng, stage = cases.draw("kill", i), list(STAGES)[i % len(STAGES)]
+    """The stages of `MIX` in turn; three kills of five at a call that changes files, the others at a time."""
+    rng, stage = cases.draw("kill", i), MIX[i % len(MIX)]
     moments = [{"how": "call" if rng.random() < 0.6 else "time", "at": rng.random()} for _ in range(rng.choice((1, 1, 2)))]
     return Case(f"kill-{cases.SEED}-{i}-{stage}", {"stage": stage, "kills": moments})
 
@@ -67,7 +65,7 @@ def test_kills(folder, reference):
             raise AssertionError(f"{'; '.join(found)} after {where}")
         return {"where": where}
 
-    cases.run("kills", folder, [killed_case(i) for i in range(cases.number_of_cases(len(STAGES)))], check)
+    cases.run("kills", folder, [killed_case(i) for i in range(cases.number_of_cases(len(MIX)))], check)
 
 
 def again(reference, stage, workdir, log):
@@ -80,7 +78,7 @@ def again(reference, stage, workdir, log):
 
 def stopped_case(i: int) -> Case:
     rng = cases.draw("stop", i)
-    stages = [stage for stage in STAGES if stage not in ("report", "export", "index", "import_searches")]
+    stages = [stage for stage in MIX if stage not in ("report", "export", "index", "import_searches")]
     return Case(f"stop-{cases.SEED}-{i}", {"stage": stages[i % len(stages)], "signal": rng.choice(("SIGTERM", "SIGINT")),
                                           "at": rng.random()})
 

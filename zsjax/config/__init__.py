@@ -30,7 +30,7 @@ from zsjax.config.fields import (
     TrainConfig,
     ValueConfig,
 )
-from zsjax.config.folder import check_local, check_resume, diff, from_json, withdraw_config, write_config
+from zsjax.config.folder import check_resume, diff, from_json, withdraw_config, write_config
 from zsjax.config.read import to_json
 from zsjax.errors import ConfigError, Problem, UserError
 
@@ -39,6 +39,6 @@ __all__ = [
     "EvaluateConfig", "GatesConfig", "HealthConfig", "JudgeConfig", "LoraConfig", "MeshConfig",
     "MixConfig", "ModelConfig", "OptimizerConfig", "Problem", "PromptsConfig", "RemoteConfig", "RerankConfig",
     "RewardConfig", "RolloutConfig", "STAGES", "SearchConfig", "SupervisedConfig", "TrainConfig", "UserError",
-    "ValueConfig", "check_local", "check_resume", "diff", "from_json", "load_experiment", "parse_arg", "resolve",
+    "ValueConfig", "check_resume", "diff", "from_json", "load_experiment", "parse_arg", "resolve",
     "to_json", "withdraw_config", "write_config",
 ]

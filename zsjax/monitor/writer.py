@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from zsjax.errors import InputError, json_value, reading, reason_of
+from zsjax.errors import InputError, json_value, reading, reason_of, writing
+from zsjax.monitor.tensorboard import TensorBoardEvents
 from zsjax.parallel.files import write_jsonl
 from zsjax.types import Metric
 
@@ -110,9 +111,10 @@ class Writer:
         self._totals: dict[str, int] = {}
         self._file = None
         if self.workdir is not None:
-            self.workdir.mkdir(parents=True, exist_ok=True)
-            _drop_half_line(self.path)
-            self._file = open(self.path, "ab")
+            with writing(self.path):
+                self.workdir.mkdir(parents=True, exist_ok=True)
+                _drop_half_line(self.path)
+                self._file = open(self.path, "ab")
 
     @property
     def path(self) -> pathlib.Path:
@@ -130,8 +132,9 @@ class Writer:
         line = {"stage": phase, "step": int(step), **{name: _plain(value) for name, value in metrics.items()}}
         if self._file is not None:
             # One write call a line: a kill leaves whole lines and at most one half.
-            self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-            self._file.flush()
+            with writing(self.path):
+                self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+                self._file.flush()
         if self._tensorboard is not None:
             self._events(phase).add_scalars_of(line)
         if self._trackers is not None:
@@ -189,7 +192,8 @@ class Writer:
         if self._trackers is not None:
             self._trackers.close()
         if self._file is not None:
-            self._file.close()
+            with writing(self.path):
+                self._file.close()
         self._file = self._tensorboard = self._trackers = None
 
     def __enter__(self):
@@ -200,7 +204,7 @@ class Writer:
 
     def _events(self, phase):
         if phase not in self._tensorboard:
-            self._tensorboard[phase] = _Events(self.workdir / "tensorboard" / phase, self._purge.get(phase))
+            self._tensorboard[phase] = TensorBoardEvents(self.workdir / "tensorboard" / phase, self._purge.get(phase))
         return self._tensorboard[phase]
 
     @contextlib.contextmanager
@@ -243,34 +247,6 @@ SHOWN_TOGETHER = (
     ("rollout/score/update s", "time/rollout", "time/score", "time/update"),
     ("compiled", "compile/step"),
 )
-
-
-class _Events:
-    """TensorBoard events of one phase. On a resume, TensorBoard drops the steps that are written again."""
-
-    def __init__(self, folder, purge_step):
-        self._writer = _summary_writer_class()(str(folder), purge_step=purge_step, flush_secs=10)
-
-    def add_scalars_of(self, line):
-        for name, value in line.items():
-            if name != "step" and isinstance(value, int | float):
-                self._writer.add_scalar(name, value, line["step"])
-
-    def close(self):
-        self._writer.close()
-
-
-def _summary_writer_class():
-    # tensorboardX imports torch if it can, which takes seconds and is not needed for numbers: hide it.
-    hide = "torch" not in sys.modules
-    if hide:
-        sys.modules["torch"] = None
-    try:
-        from tensorboardX import SummaryWriter
-    finally:
-        if hide:
-            del sys.modules["torch"]
-    return SummaryWriter
 
 
 def _plain(value):

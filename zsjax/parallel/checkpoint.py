@@ -22,6 +22,7 @@ import contextlib
 import json
 import logging
 import pathlib
+import re
 import shutil
 import zlib
 from typing import Any
@@ -60,7 +61,7 @@ class Checkpointer:
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
-        self._config_json = config_json
+        self._config_json, self._keep = config_json, keep
         self.directory = pathlib.Path(directory).absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep)
         try:
@@ -117,7 +118,10 @@ class Checkpointer:
             return self._read(step, template)
         while (step := self.latest_step) is not None:
             try:
-                return self._read(step, template)
+                found = self._read(step, template)
+                for surplus in sorted(self._manager.all_steps())[:-self._keep]:  # a kill while it was being deleted
+                    self._manager.delete(surplus)
+                return found
             except Damaged as error:
                 older = [other for other in self._manager.all_steps() if other < step]
                 if not older or jax.process_count() > 1:  # hosts may differ in what they read
@@ -126,7 +130,8 @@ class Checkpointer:
                 logging.warning("%s: %s; it is kept as %s, and the run goes on from step %d", self.directory / str(step),
                                 error.reason, aside.name, max(older))
                 shutil.rmtree(aside, ignore_errors=True)
-                (self.directory / str(step)).rename(aside)
+                with self._writing():
+                    (self.directory / str(step)).rename(aside)
                 self._manager.reload()
         return None
 
@@ -166,9 +171,9 @@ class Checkpointer:
     def _writing(self):
         try:
             yield
-        except Exception as error:  # of orbax's threads: OSError, or tensorstore's ValueError
-            reason = str(error).split("\n")[0][:200]
-            if not isinstance(error, OSError) and "OS error" not in reason:
+        except Exception as error:  # of orbax's threads: OSError, tensorstore's ValueError, or a group of them
+            reason = _refusal(error)
+            if reason is None:
                 raise
             raise CheckpointError(f"cannot write a checkpoint to {self.directory} ({reason}); make room or give write "
                                   "permission, and start the same command again") from error
@@ -212,6 +217,19 @@ class Checkpointer:
             more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
             raise CheckpointError(f"the checkpoint {self.directory / str(step)} does not fit this run:\n  "
                                   + "\n  ".join(problems[:5]) + more)
+
+
+def _refusal(error: BaseException | None) -> str | None:
+    """Why the operating system refused a write; None for another error."""
+    if error is None:
+        return None
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    said = re.search(r"([^:]+) \[os_error_code", str(error))
+    if said:
+        return said[1].strip()
+    inside = [*getattr(error, "exceptions", ()), error.__cause__]
+    return next(filter(None, map(_refusal, inside)), None)
 
 
 def fingerprints(tree) -> dict[str, dict]:

@@ -53,7 +53,7 @@ def handled():
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not Python's, of jax.distributed
         _STATE.received = 0
 
 

@@ -5,12 +5,11 @@ checksums.json has the CRC-32 of every file in `SEALED`, which are written once.
 stage computes with them.
 """
 
-import json
 import pathlib
 import zlib
 from collections.abc import Iterator
 
-from zsjax.errors import InputError, reading
+from zsjax.errors import InputError, read_json, reading
 from zsjax.parallel.files import write_json
 
 NAME = "checksums.json"
@@ -51,14 +50,7 @@ def _files(workdir) -> Iterator[tuple[str, pathlib.Path]]:
 
 def _read(workdir) -> dict[str, str]:
     path = workdir / NAME
-    if not path.exists():
-        return {}
-    with reading(path):
-        text = path.read_text(encoding="utf-8")
-    try:
-        return dict(json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path} is not JSON ({error}); remove it: the run goes on without these checks") from error
+    return read_json(path, "remove it and start the same command again") if path.exists() else {}
 
 
 def _sum(path) -> str:

@@ -20,6 +20,7 @@ import time
 
 from zsjax import config as configuration
 from zsjax.config import Config
+from zsjax.config.folder import check_local
 from zsjax.errors import UserError
 from zsjax.monitor import trackers
 from zsjax.monitor.writer import Writer
@@ -60,7 +61,7 @@ def run(config: Config, workdir, *, stages=None):
     """
     workdir = pathlib.Path(workdir)
     modules = trackers.imported(config.trackers) if hosts.is_lead() else {}
-    configuration.check_local(workdir)
+    check_local(workdir)
     with stops.handled(), occupied.occupy(workdir) if hosts.is_lead() else contextlib.nullcontext():
         _run(config, workdir, stages or config.stages, modules)
 

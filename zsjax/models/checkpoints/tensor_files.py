@@ -13,7 +13,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from zsjax.errors import InputError, pointer, reading, reason_of
+from zsjax.errors import InputError, OutputError, pointer, reading, reason_of
 
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
 
@@ -75,9 +75,14 @@ def _cut_short(file: Path) -> str:
 
 def write_file(file, tensors: dict[str, np.ndarray]) -> None:
     """Writes a safetensors file, flushed to disk."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     # The package takes addresses: arrays must be contiguous. transformers refuses files without a format.
-    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, file, metadata={"format": "pt"})
+    tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except SafetensorError as error:  # the package's own kind for a full disk
+        raise OutputError(f"cannot write {file} ({error}); make room and start the same command again") from error
     with open(file, "rb") as f:
         os.fsync(f.fileno())
