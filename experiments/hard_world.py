@@ -47,12 +47,12 @@ PRETRAINING = dict(
     start="asset:tiny_world", similarity=0.7, reading_steps=50, short_steps=0, max_facts=8, paraphrase=0.5,
     episode_rate=3e-3, episode_tokens=320, episodes=16, reading=3, hops=3, max_searches=5,
     table=dict(entities=60, facts_per_entity=8),
-    behaviour=dict(answer_at_once=(0.4, 0.4, 0.4), right_query=(0.85, 0.9, 0.9), search_again=0.5, lost=0.15,
-                   paraphrase=0.5, translated=0.5, guided_query=1.0, budget_told=0.25))
+    behaviour=dict(answer_at_once=(0.68, 0.68, 0.68), right_query=(0.85, 0.9, 0.9), search_again=0.5, lost=0.15,
+                   paraphrase=0.5, translated=0.3, guided_query=1.0, budget_told=0.25))
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, engine="simulator", simulator="tuned", size="medium", noise=0.5, steps=24, seed=0,
+    arg = parse_arg(arg, engine="simulator", simulator="tuned", size="medium", noise=0.5, steps=30, seed=0,
                     algorithm="grpo", reward="f1", hops=3, entities=60, relations=40, paraphrase=0.5,
                     near_duplicates=4, wrong=0.0, budget=4, tell_budget=False, smoke=False)
     if arg.wrong and arg.engine != "bm25":
@@ -93,7 +93,7 @@ def get_config(arg=None):
     c.optimizer = dict(learning_rate=1e-3, schedule="linear", warmup_steps=3, b2=0.98, clip_norm=1.0)
     c.value = dict(optimizer=dict(learning_rate=1e-3, b2=0.98))
     c.train = dict(steps=arg.steps, questions_per_step=8, group_size=8, logprob_chunk=32, microbatch_tokens=3840,
-                   checkpoint_every=12, eval_every=8, eval_questions=60)
+                   checkpoint_every=15, eval_every=10, eval_questions=60)
     c.collect = dict(episodes=480, probes=240)
     c.tune_simulator = dict(steps=300, batch_rows=48, max_tokens=72, logprob_chunk=32, options=dict(emphasis=True),
                             optimizer=dict(learning_rate=4e-3, schedule="cosine", warmup_steps=20, b2=0.98))

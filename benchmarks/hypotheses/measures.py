@@ -31,9 +31,11 @@ def of_run(folder: pathlib.Path) -> dict:
     train_searches, train_tokens, train_seconds, api_dollars, device_dollars.
     """
     lines = [line for line in read_jsonl(folder / "metrics.jsonl") if line["stage"] == "train"]
-    kept = Kept(folder)
-    measures = {}
+    kept, measures = Kept(folder), {}
+    own = {row["evaluation"] for row in json.loads((folder / "evaluation.json").read_text())}
     for evaluation in kept.all():
+        if evaluation.name not in own:  # another run's evaluation of the base
+            continue
         if evaluation.part in PARTS:
             measures |= _scores(PARTS[evaluation.part], evaluation.rows)
         if evaluation.part == "after":

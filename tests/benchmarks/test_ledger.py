@@ -10,6 +10,7 @@ from scipy import stats
 from benchmarks import ledger
 from benchmarks.hypotheses import entries, measures, tables, verdict
 from benchmarks.hypotheses.verdict import REFUTED, SUPPORTED, UNDECIDED, Effect
+from zsjax.evaluation.kept import Evaluation, Kept, Subject
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 12])
@@ -187,6 +188,30 @@ def test_contradictions_are_facts_told_twice_with_two_objects():
     assert measures.contradictions(record([a, c])) is None
     assert measures.contradictions(record([a, c], [a])) == 0
     assert measures.contradictions(record([a, c], [b, c])) == 0.5
+
+
+def test_runs_share_the_evaluations_of_the_base(book, tmp_path, monkeypatch):
+    launcher, made = ledger.Launcher(book, tmp_path), []
+
+    def launch(arg, stages, overrides, folder):
+        """Evaluates the base, unless that evaluation is there: another one for each seed."""
+        seed, kept = arg[-1], Kept(folder)
+        wanted = Evaluation("before", "", 1, Subject("base", "", ""), {"seed": seed},
+                            rows=[{"hops": 1, "em": 0.1 * int(seed)}])
+        if kept.find(wanted) is None:
+            made.append(seed)
+            kept.folder.mkdir(parents=True, exist_ok=True)
+            kept.add(wanted, [])
+        (folder / "evaluation.json").write_text(json.dumps([{"evaluation": wanted.name}]))
+        (folder / "metrics.jsonl").write_text('{"stage": "train", "step": 1, "reward": 0.5, "time/step": 1.0}\n')
+        (folder / "config.json").write_text("{}")
+
+    monkeypatch.setattr(launcher, "_launch", launch)
+    for arm, seed in (("a", 1), ("a", 2), ("b", 1), ("b", 2)):
+        folder = tmp_path / "runs" / f"{arm}{seed}"
+        assert launcher.play(ledger.Job(book.arms[arm], seed), folder)["measures"]["em_before"] == 0.1 * seed
+        assert not (folder / "evaluation").exists()
+    assert made == ["1", "2"]
 
 
 def test_the_command_line_names_an_unknown_hypothesis(capsys):
