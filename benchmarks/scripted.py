@@ -113,7 +113,7 @@ def scripted_episodes(config, params, w, rng):
     never = jnp.zeros((1, V), jnp.int8).at[0, NEWLINE].set(1)  # the mask over the vocabulary that a simulator pays for
     automaton = TagAutomaton(**{**flat, "event": never, "next_state": jnp.zeros((1, V), jnp.int16),
                                 "event_tail": jnp.zeros((1, V), jnp.int16)}, tags=("<",))
-    simulator_tables = SimulatorTables(automaton=automaton, ends_line=ends_line, blank=none, eos=none)
+    simulator_tables = SimulatorTables(automaton=automaton, ends_line=ends_line, blank=none, eos=none, special=none)
 
     tokenizer = Words(V)
     question_tokens = w["simulator_prompt"] - INSTRUCTIONS - WORDS - ANSWERS - QUERY

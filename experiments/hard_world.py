@@ -103,6 +103,7 @@ def get_config(arg=None):
         c.collect.update(episodes=16, probes=8)
         c.tune_simulator.steps = 4
         c.data.eval_limit = c.evaluate.batch_rows = 9
+        c.gates = dict(questions=6)
         c.world.update(relations=8, paraphrase=0.0)  # the words that the base knows before its pretraining
         c.pretrain.update(steps=2, batch_rows=6, microbatch_tokens=0,
                           options=PRETRAINING | dict(reading_steps=1, episodes=4, reading=2))
