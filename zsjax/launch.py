@@ -32,8 +32,7 @@ def console() -> int:
 def leave(code: int) -> int:
     """Returns 0. After a mistake ends the process: orbax's threads may wait for minutes for a checkpoint that failed."""
     if code:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        print(end="", flush=True)
         os._exit(code)
     return code
 
@@ -192,8 +191,7 @@ def _run_stages(options, overrides):
     config = _find_config(options, overrides, options.stages)
     import jax
 
-    problems = find_device_problems(config, jax.device_count(), jax.process_count())
-    if problems:
+    if problems := find_device_problems(config, jax.device_count(), jax.process_count()):
         raise ConfigError(problems)
     (options.pipeline or pipeline.run)(config, options.workdir, stages=options.stages)
 
