@@ -273,5 +273,5 @@ def test_the_console_command_finds_modules_of_the_working_folder(experiment, cal
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "argv", ["zsjax", "--config", str(experiment), "--workdir", "run",
                                       "--config.reward.terms={'rewards_of_mine:kind': 1.0}"])
-    assert launch.console() == 0
+    assert launch.console(run=calls.run) == 0
     assert calls[0][0].reward.terms == {"rewards_of_mine:kind": 1.0}

@@ -23,10 +23,10 @@ DEFAULT_EXPERIMENT = "experiments/tiny_world.py"
 _PROGRAM = "python -m zsjax.launch"
 
 
-def console() -> int:
+def console(*, run=None) -> int:
     """The command `zsjax`. Modules of the working folder are found, as `python -m zsjax.launch` finds them."""
     sys.path.insert(0, os.getcwd())
-    return leave(main())
+    return leave(main(run=run))
 
 
 def leave(code: int) -> int:
