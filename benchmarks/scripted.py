@@ -56,11 +56,15 @@ class Script(TagAutomaton):
 class Words:
     """A tokenizer with a token for each word; only the newline's id has a meaning."""
 
+    newline_id = NEWLINE
+
     def __init__(self, vocab_size: int):
-        self.vocab_size, self.eos_ids = vocab_size, ()
+        self.vocab_size, self.eos_ids, self.bos_ids = vocab_size, (), ()
 
     def encode(self, text: str) -> list[int]:
         return [NEWLINE] if text == "\n" else [3 + i for i, _ in enumerate(text.split())]
+
+    encode_text = encode
 
 
 class SilentSimulator(Simulator):

@@ -85,7 +85,7 @@ def remove_unfinished(folder: str | os.PathLike) -> None:
 
     No other process may write there.
     """
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(str(folder)):
         for name in [*folders, *names]:
             path, ended = pathlib.Path(parent, name), _REPLACED.search(name)
             if ended and not (kept := path.with_name(name[:ended.start()])).exists():
