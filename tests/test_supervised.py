@@ -79,7 +79,8 @@ def test_a_signal_ends_it_with_its_state_saved(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
 
 
-@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2, targets=("q_proj", "down_proj"))])
+@pytest.mark.parametrize("lora", [None, pytest.param(LoraConfig(rank=2, targets=("q_proj", "down_proj")),
+                                                    marks=pytest.mark.slow)])
 def test_packed_on_a_mesh_is_the_same_training(tmp_path, lora):
     def of_many_lengths(step):
         tokens, weights = batches(step)

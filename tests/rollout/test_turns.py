@@ -156,7 +156,7 @@ def on_one_device(request, simulator):
     return engine, play_three(engine, PARAMS, None)
 
 
-@pytest.mark.parametrize("sizes", [dict(data=8), dict(fsdp=2, tensor=2)])
+@pytest.mark.parametrize("sizes", [pytest.param(dict(data=8), marks=pytest.mark.slow), dict(fsdp=2, tensor=2)])
 def test_many_devices_equal_one(on_one_device, sizes):
     engine, one = on_one_device
     mesh = make_mesh(sizes, jax.devices()[:math.prod(sizes.values())])
