@@ -6,11 +6,11 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
-from zsjax.evaluation.kept import Evaluation, Kept, Subject
 
 from benchmarks import ledger
 from benchmarks.hypotheses import entries, measures, tables, verdict
 from benchmarks.hypotheses.verdict import REFUTED, SUPPORTED, UNDECIDED, Effect
+from zsjax.evaluation.kept_evaluations import Evaluation, Kept, Subject
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 12])

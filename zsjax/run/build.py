@@ -134,7 +134,7 @@ def engine(name: str, config: Config, source: str, *, workdir=".", drop_best: fl
       workdir: config.search.index_dir and .remote.cache_dir are relative to it.
       drop_best: probability that a search loses its best document.
       misinformation: probability that a search's best document names a wrong object; for the tiny world's corpora.
-      simulator: makes the simulator, for engines that use it (`stages.run.Run.engine`).
+      simulator: makes the simulator, for engines that use it (`stages.context.Run.engine`).
 
     Raises:
       InputError: an unknown engine, or something that it needs is missing.
