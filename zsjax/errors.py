@@ -62,15 +62,18 @@ def json_value(text: str | bytes):
         raise ValueError("too many brackets") from None
 
 
-def read_json(path, fix: str):
-    """The JSON value of a file. Raises InputError, ending in `fix`, for something else."""
+def read_json(path, fix: str, kind: type = object):
+    """The JSON value of a file, a dict or list if `kind` says so. Raises InputError, ending in `fix`, for something else."""
     try:
         with reading(path), open(path, "rb") as file:
-            return json_value(file.read())
+            value = json_value(file.read())
     except UserError:
         raise
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({reason_of(error)}); {fix}") from error
+    if not isinstance(value, kind):
+        raise InputError(f"{path} holds a {type(value).__name__}, not a {kind.__name__}; {fix}")
+    return value
 
 
 def reason_of(error: Exception, most: int = 300) -> str:

@@ -1,11 +1,11 @@
 """A campaign: many seeded cases, each judged alone. Finished cases lie in a folder and are not run again.
 
-    from campaign import cases_of, run_campaign
+    from tests.campaigns.campaign import cases_of, run_campaign
 
     def check(case):              # an exception is the case's failure
         number = case.draw.random()
         assert number < 1
-        return {"value": 1}       # counts, added up over all cases
+        return {"value": 1}       # what was found; whole numbers are added up over all cases
 
     def test_input():
         summary = run_campaign("input", cases_of(["config", "row"], default=60), check)
@@ -13,8 +13,8 @@
 
 Environment:
 - ZSJAX_CAMPAIGN_CASES: how many cases, instead of the small number of the default tests.
-- ZSJAX_CAMPAIGN_FOLDER: where NAME.jsonl (a line per case) and NAME.json (the summary) lie; without it nothing is
-  kept. A case that passed is skipped when the campaign is started again; one that failed runs again.
+- ZSJAX_CAMPAIGN_FOLDER: where NAME.jsonl (a line per case), NAME.json (the summary) and a campaign's runs lie; without it
+  nothing is kept. A case that passed is skipped when the campaign is started again; one that failed runs again.
 - ZSJAX_CAMPAIGN_SEED: another seed is another list of cases (default 0).
 """
 
@@ -28,17 +28,20 @@ import resource
 import subprocess
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import pytest
 
 HERE = pathlib.Path(__file__).parent
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One case: what it is about, and the seed of everything that it draws."""
+    """One case: its kind, the seed of everything that it draws, and JSON values of what is done, which are recorded."""
 
     kind: str
     seed: int
+    what: Mapping = dataclasses.field(default_factory=dict, compare=False)
 
     @property
     def id(self) -> str:
@@ -54,10 +57,19 @@ def num_cases(default: int) -> int:
     return int(os.environ.get("ZSJAX_CAMPAIGN_CASES", default))
 
 
-def cases_of(kinds: Sequence[str], *, default: int) -> list[Case]:
-    """`num_cases(default)` cases, the kinds in turn. A longer list begins with the shorter one."""
+def cases_of(kinds: Sequence[str], *, default: int, what: Callable[[Case], Mapping] = lambda case: {}) -> list[Case]:
+    """`num_cases(default)` cases, the kinds in turn. A longer list begins with the shorter one. what: draws `Case.what`."""
     first = int(os.environ.get("ZSJAX_CAMPAIGN_SEED", 0)) * 1_000_000
-    return [Case(kinds[i % len(kinds)], first + i) for i in range(num_cases(default))]
+    cases = [Case(kinds[i % len(kinds)], first + i) for i in range(num_cases(default))]
+    return [dataclasses.replace(case, what=what(case)) for case in cases]
+
+
+def folder_of(tmp_path_factory, name: str) -> pathlib.Path:
+    """Where a campaign keeps its runs."""
+    given = os.environ.get("ZSJAX_CAMPAIGN_FOLDER")
+    folder = pathlib.Path(given).absolute() / name if given else tmp_path_factory.mktemp(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def commit() -> str:
@@ -87,7 +99,7 @@ def judged(case: Case, check: Callable[[Case], dict | None]) -> dict:
     except Exception as error:  # noqa: BLE001  (whatever it is, it is this case's failure)
         at = traceback.extract_tb(error.__traceback__)[-1]
         failure = f"{type(error).__name__}: {error} ({pathlib.Path(at.filename).name}:{at.lineno})"[:2000]
-    return {"case": case.id, "kind": case.kind, "failure": failure, "counts": counts or {},
+    return {"case": case.id, "kind": case.kind, **case.what, "failure": failure, "counts": counts or {},
             "seconds": round(time.perf_counter() - begun, 4)}
 
 
@@ -121,11 +133,18 @@ def run_campaign(name: str, cases: Iterable[Case], check: Callable[[Case], dict 
     return summary
 
 
+def check_all(name: str, cases: Iterable[Case], check: Callable[[Case], dict | None], **facts) -> None:
+    """`run_campaign`, and the test fails where a case failed."""
+    summary = run_campaign(name, cases, check, **facts)
+    if summary["failures"]:
+        pytest.fail(summary["line"], pytrace=False)
+
+
 def summary_of(name: str, records: Sequence[dict]) -> dict:
     """What `run_campaign` returns, of the cases' records."""
     counts = collections.Counter()
     for record in records:
-        counts.update(record["counts"])
+        counts.update({name: value for name, value in record["counts"].items() if isinstance(value, int)})
     failures = {record["case"]: record["failure"] for record in records if record["failure"]}
     seconds = [record["seconds"] for record in records]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kilobytes on Linux

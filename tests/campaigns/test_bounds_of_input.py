@@ -89,12 +89,12 @@ def test_every_file_of_an_index_is_checked(tmp_path):
 
 
 @pytest.mark.parametrize("name, text, words", [
-    ("metrics.jsonl", '{"step": 1}\n', "row 1: there is no stage"),
+    ("metrics.jsonl", '{"step": 1}\n', "row 1: the field stage or step is missing"),
     ("metrics.jsonl", "[1]\n", "line 1: a list is not an object"),
     ("metrics.jsonl", "[" * 100_000 + "\n", "line 1 is not JSON: too many brackets"),
     ("metrics.jsonl", '{"stage": "train", "step": 1, "reward": {}}\n', "row 1: reward = {} is not a number"),
     ("evaluation.json", '[{"name": "x", "failed_searches": "many"}]', "row 1: failed_searches = 'many' is not a number"),
-    ("evaluation.json", '[{"data_set": "nq", "n": 3}]', "row 1: there is no name"),
+    ("evaluation.json", '[{"data_set": "nq", "n": 3}]', "row 1: the field name is missing"),
     ("evaluation.json", '[{"name": "x", "data_set": "nq", "n": 3}]', "row 1: em = None is not a number"),
     ("gates.json", '{"gate": "reading"}', "a dict is not a list of rows"),
     ("gates.json", '[{"gate": ["x"]}]', r"row 1: gate = \['x'\] is not a text"),

@@ -2,7 +2,7 @@
 
 import json
 
-from campaign import Case, cases_of, run_campaign
+from tests.campaigns.campaign import Case, cases_of, run_campaign
 
 
 def test_cases_are_seeded_and_a_longer_list_begins_with_the_shorter(monkeypatch):

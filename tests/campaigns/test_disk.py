@@ -8,8 +8,7 @@ import subprocess
 
 import pytest
 
-from tests.campaigns import cases
-from tests.campaigns.cases import Case
+from tests.campaigns.campaign import cases_of, check_all, folder_of
 from tests.campaigns.children import Children, Hook
 from tests.campaigns.runs import COMMANDS, MIX, STAGES, Reference, differences
 
@@ -39,7 +38,7 @@ LOGS = ("metrics", "trajectories")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return cases.folder_of(tmp_path_factory, "kills")  # the same undisturbed runs
+    return folder_of(tmp_path_factory, "kills")  # the same undisturbed runs
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +64,7 @@ def fresh(path: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def small_disk(folder: pathlib.Path, size: int):
-    """A file system of so many bytes at `folder`; yields a function that changes its options. Needs root."""
+    """A file system of `size` bytes at `folder`; yields a function that changes its options. Needs root."""
     folder.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True, capture_output=True)
     try:
@@ -74,17 +73,16 @@ def small_disk(folder: pathlib.Path, size: int):
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-def disk_case(i: int) -> Case:
-    rng, stage = cases.draw("disk", i), MIX[i % len(MIX)]
-    how = rng.choice(("ENOSPC", "ENOSPC", "EROFS", "EIO", "full", "full", "read-only"))
-    return Case(f"disk-{cases.SEED}-{i}-{stage}", {"stage": stage, "how": how, "at": rng.random()})
+def failing_write(case) -> dict:
+    rng = case.draw
+    return {"how": rng.choice(("ENOSPC", "ENOSPC", "EROFS", "EIO", "full", "full", "read-only")), "at": rng.random()}
 
 
 @pytest.mark.slow
 def test_disk(folder, reference):
     """Writes fail from a moment on, by a hook or on a small file system; with room, the same command goes on."""
     def check(case):
-        stage, how, at = case.what["stage"], case.what["how"], case.what["at"]
+        stage, how, at = case.kind, case.what["how"], case.what["at"]
         log, about, mounted = fresh(folder / "disk.log"), reference.about(stage), folder / "small"
         if how.isupper():
             workdir = folder / "disk"
@@ -108,7 +106,7 @@ def test_disk(folder, reference):
 
     def finish(case, workdir, log, code, where):
         said = check_error(log.read_text(), code, str(workdir)) if code else "nothing: it needed no more"
-        stage = case.what["stage"]
+        stage = case.kind
         if stage not in COMMANDS or not (workdir / COMMANDS[stage]).exists():
             again = fresh(folder / "again.log")
             code = reference.children.run(reference.command(stage, workdir), again)
@@ -117,13 +115,12 @@ def test_disk(folder, reference):
         assert not found, f"{'; '.join(found)} after {said} ({where})"
         return {"where": where, "said": said.replace(str(workdir), "RUN")}
 
-    cases.run("disk", folder, [disk_case(i) for i in range(cases.number_of_cases(len(MIX)))], check)
+    check_all("disk", cases_of(MIX, default=len(MIX), what=failing_write), check)
 
 
-def damaged_case(i: int) -> Case:
-    rng, kind = cases.draw("damage", i), list(KINDS)[i % len(KINDS)]
-    return Case(f"damage-{cases.SEED}-{i}-{kind}", {"kind": kind, "how": rng.choice(("flip", "flip", "cut", "empty")),
-                                                   "at": rng.random(), "file": rng.random()})
+def how_damaged(case) -> dict:
+    rng = case.draw
+    return {"how": rng.choice(("flip", "flip", "cut", "empty")), "at": rng.random(), "file": rng.random()}
 
 
 def damage(path: pathlib.Path, how: str, at: float):
@@ -138,7 +135,7 @@ def damage(path: pathlib.Path, how: str, at: float):
 def test_damage(folder, reference):
     """A file that the run wrote is cut, emptied or has a flipped bit: it is named, or the result is the undisturbed one."""
     def check(case):
-        kind, how = case.what["kind"], case.what["how"]
+        kind, how = case.kind, case.what["how"]
         pattern, source, stage, removed = KINDS[kind]
         workdir, log = folder / "damaged", fresh(folder / "damaged.log")
         shutil.rmtree(workdir, ignore_errors=True)
@@ -162,4 +159,4 @@ def test_damage(folder, reference):
         assert not found, f"{name}, {how}: {'; '.join(found)}, and {words}: {said[-800:]}"
         return {"file": name, "said": "named in the log, and the result is whole" if named else "the result is whole"}
 
-    cases.run("damage", folder, [damaged_case(i) for i in range(cases.number_of_cases(len(KINDS)))], check)
+    check_all("damage", cases_of(list(KINDS), default=len(KINDS), what=how_damaged), check)

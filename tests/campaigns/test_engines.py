@@ -15,9 +15,9 @@ import sys
 import time
 
 import pytest
-from campaign import Case, run_campaign
 from faulty_engines import Script, Served
 
+from tests.campaigns.campaign import Case, run_campaign
 from tests.environment import ROOT, one_device
 
 STEPS = int(os.environ.get("ZSJAX_CAMPAIGN_STEPS", 50))

@@ -8,8 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from tests.campaigns import cases
-from tests.campaigns.cases import Case
+from tests.campaigns.campaign import Case, check_all, folder_of, num_cases
 from tests.campaigns.children import Children, Hook
 from tests.campaigns.runs import EXPERIMENT, write_inputs
 from tests.environment import quick_codegen
@@ -71,7 +70,7 @@ def compare(found, wanted) -> float:
 
 @pytest.mark.slow
 def test_hardware(tmp_path_factory):
-    folder = cases.folder_of(tmp_path_factory, "hardware")
+    folder = folder_of(tmp_path_factory, "hardware")
     if not (folder / "files").exists():
         write_inputs(folder / "files")
 
@@ -81,10 +80,9 @@ def test_hardware(tmp_path_factory):
                 play(children, folder, folder / "one", 1, STEPS)
             workdir = folder / "moved"
             shutil.rmtree(workdir, ignore_errors=True)
-            plan = PLANS[case.what["plan"]]
+            plan = PLANS[case.kind]
             for part, devices in enumerate(plan, 1):
                 play(children, folder, workdir, devices, STEPS if part == len(plan) else 2 * part)
             return {"largest_difference": compare(workdir, folder / "one")}
 
-        names = list(PLANS)[:cases.number_of_cases(len(PLANS))]
-        cases.run("hardware", folder, [Case(f"devices-{name}", {"plan": name}) for name in names], check)
+        check_all("hardware", [Case(name, 0) for name in list(PLANS)[:num_cases(len(PLANS))]], check)

@@ -20,11 +20,11 @@ import threading
 import httpx
 import jax
 import numpy as np
-from campaign import cases_of, run_campaign
 from hostile_texts import hostile_text
 from real_tokenizer import qwen2
 from rich.console import Console
 
+from tests.campaigns.campaign import cases_of, run_campaign
 from zsjax import report, rewards, types
 from zsjax.config import resolve
 from zsjax.data import load_tokenizer

@@ -13,14 +13,12 @@ import pathlib
 import resource
 import shutil
 import tempfile
-import threading
 import time
 import urllib.parse
 
 import httpx
 import numpy as np
 import pytest
-from campaign import Case, cases_of, run_campaign
 from hostile_files import (
     CHAT,
     DOCUMENTS,
@@ -41,7 +39,9 @@ from hostile_files import (
     run_folder,
 )
 
+from tests.campaigns.campaign import Case, cases_of, run_campaign
 from tests.mutations import ODD, damaged, json_bytes, mutated
+from tests.raw_replies import Raw, started
 from zsjax import report
 from zsjax.config import Config, from_json, resolve, to_json
 from zsjax.config.declare import leaves
@@ -71,30 +71,6 @@ SAVED = [Case(*case) for case in (
     ("config_file", 2227), ("template", 2746), ("index", 6), ("index", 48), ("index", 62), ("run_folder", 26),
     ("run_folder", 82), ("run_folder", 1762), ("run_folder", 2686), ("run_folder", 6830),
     ("viewer", 13), ("viewer", 545), ("viewer", 741))]
-
-
-class Raw(http.server.BaseHTTPRequestHandler):
-    """Replies with the server's bytes, whatever they are."""
-
-    protocol_version, disable_nagle_algorithm = "HTTP/1.1", True
-
-    def do_POST(self):
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(self.server.body)))
-        self.end_headers()
-        self.wfile.write(self.server.body)
-
-    do_GET = do_POST
-
-    def log_message(self, *args):
-        pass
-
-
-def started(server):
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    return server
 
 
 class Echo:

@@ -8,15 +8,14 @@ import time
 
 import pytest
 
-from tests.campaigns import cases
-from tests.campaigns.cases import Case
+from tests.campaigns.campaign import Case, cases_of, check_all, folder_of
 from tests.campaigns.children import KILL, Children, Hook
 from tests.campaigns.runs import COMMANDS, MIX, Reference, differences
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return cases.folder_of(tmp_path_factory, "kills")
+    return folder_of(tmp_path_factory, "kills")
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +24,11 @@ def reference(folder):
         yield Reference(folder / "reference", children)
 
 
-def killed_case(i: int) -> Case:
-    """The stages of `MIX` in turn; three kills of five at a call that changes files, the others at a time."""
-    rng, stage = cases.draw("kill", i), MIX[i % len(MIX)]
-    moments = [{"how": "call" if rng.random() < 0.6 else "time", "at": rng.random()} for _ in range(rng.choice((1, 1, 2)))]
-    return Case(f"kill-{cases.SEED}-{i}-{stage}", {"stage": stage, "kills": moments})
+def moments(case) -> dict:
+    """One or two kills; three of five at a call that changes files, the others at a time."""
+    rng = case.draw
+    return {"kills": [{"how": "call" if rng.random() < 0.6 else "time", "at": rng.random()}
+                      for _ in range(rng.choice((1, 1, 2)))]}
 
 
 def kill(reference, stage, workdir, log, how, at) -> str:
@@ -52,7 +51,7 @@ def kill(reference, stage, workdir, log, how, at) -> str:
 @pytest.mark.slow
 def test_kills(folder, reference):
     def check(case):
-        stage, workdir, log = case.what["stage"], folder / "killed", folder / "killed.log"
+        stage, workdir, log = case.kind, folder / "killed", folder / "killed.log"
         log.unlink(missing_ok=True)
         reference.start_folder(stage, workdir)
         where = [kill(reference, stage, workdir, log, **moment) for moment in case.what["kills"]]
@@ -61,11 +60,11 @@ def test_kills(folder, reference):
         if stage in COMMANDS:  # outside of a run, nobody knows whether another process still writes
             found = [line for line in found if not line.endswith(".writing is left over") and ".writing/" not in line]
         if found:
-            shutil.copytree(workdir, folder / f"failed-{case.name}", dirs_exist_ok=True)
+            shutil.copytree(workdir, folder / f"failed-{stage}-{case.seed}", dirs_exist_ok=True)
             raise AssertionError(f"{'; '.join(found)} after {where}")
         return {"where": where}
 
-    cases.run("kills", folder, [killed_case(i) for i in range(cases.number_of_cases(len(MIX)))], check)
+    check_all("kills", cases_of(MIX, default=len(MIX), what=moments), check)
 
 
 def again(reference, stage, workdir, log):
@@ -76,17 +75,15 @@ def again(reference, stage, workdir, log):
     assert code == 0, f"does not go on: {log.read_text()[-1500:]}"
 
 
-def stopped_case(i: int) -> Case:
-    rng = cases.draw("stop", i)
-    stages = [stage for stage in MIX if stage not in ("report", "export", "index", "import_searches")]
-    return Case(f"stop-{cases.SEED}-{i}", {"stage": stages[i % len(stages)], "signal": rng.choice(("SIGTERM", "SIGINT")),
-                                          "at": rng.random()})
+def signals(case) -> dict:
+    rng = case.draw
+    return {"signal": rng.choice(("SIGTERM", "SIGINT")), "at": rng.random()}
 
 
 @pytest.mark.slow
 def test_signals(folder, reference):
     def check(case):
-        stage, workdir, log = case.what["stage"], folder / "stopped", folder / "stopped.log"
+        stage, workdir, log = case.kind, folder / "stopped", folder / "stopped.log"
         log.unlink(missing_ok=True)
         reference.start_folder(stage, workdir)
         pid = reference.children.start(reference.command(stage, workdir), log)
@@ -105,15 +102,16 @@ def test_signals(folder, reference):
         found = [line for line in differences(workdir, reference.after(stage))
                  if not re.match(r"checkpoints/\S+/\d+ is (left over|missing)", line)]
         assert not found, "; ".join(found)
-        return {"code": code} if code is None else {"code": code, "gone_after": round(seconds, 2)}
+        return {"ended": "before"} if code is None else {"ended": f"with {code}", "gone_after": round(seconds, 2)}
 
-    cases.run("signals", folder, [stopped_case(i) for i in range(cases.number_of_cases(14))], check)
+    stages = [stage for stage in MIX if stage not in ("report", "export", "index", "import_searches")]
+    check_all("signals", cases_of(stages, default=14, what=signals), check)
 
 
 @pytest.mark.slow
 def test_two_processes(folder, reference):
     def check(case):
-        stage, workdir, log = case.what["stage"], folder / "shared", folder / "shared.log"
+        stage, workdir, log = case.kind, folder / "shared", folder / "shared.log"
         log.unlink(missing_ok=True)
         reference.start_folder(stage, workdir)
         command = reference.command(stage, workdir)
@@ -133,4 +131,4 @@ def test_two_processes(folder, reference):
         assert not found, "; ".join(found)
         return {"said": second.strip().splitlines()[-1]}
 
-    cases.run("two_processes", folder, [Case(f"two-{stage}", {"stage": stage}) for stage in ("pretrain", "train")], check)
+    check_all("two_processes", [Case("pretrain", 0), Case("train", 0)], check)

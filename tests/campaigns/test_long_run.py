@@ -8,8 +8,7 @@ import shutil
 
 import pytest
 
-from tests.campaigns import cases
-from tests.campaigns.cases import Case
+from tests.campaigns.campaign import Case, check_all, folder_of, num_cases
 from tests.campaigns.children import Children
 from tests.campaigns.runs import EXPERIMENT, write_inputs
 from zsjax.monitor.writer import read_jsonl
@@ -19,7 +18,7 @@ KEPT = 20  # files of trajectories
 
 @pytest.mark.slow
 def test_long_run(tmp_path_factory):
-    folder, steps = cases.folder_of(tmp_path_factory, "long_run"), cases.number_of_cases(2000)
+    folder, steps = folder_of(tmp_path_factory, "long_run"), num_cases(2000)
     every = max(steps // 20, 1)
 
     def check(case):
@@ -46,7 +45,7 @@ def test_long_run(tmp_path_factory):
         assert told == (steps // 2 + 1 > KEPT)
         return {"steps": steps} | memory(read_jsonl(counts))
 
-    cases.run("long_run", folder, [Case(f"steps-{steps}", {"steps": steps})], check)
+    check_all("long_run", [Case(f"steps_{steps}", 0)], check)
 
 
 def memory(rows) -> dict:

@@ -48,3 +48,9 @@ def test_a_run_without_checksums(tmp_path):
     (tmp_path / checksums.NAME).write_text("{")
     with pytest.raises(InputError, match="checksums.json is not JSON .* remove it"):
         checksums.check(tmp_path)
+
+
+def test_checksums_of_another_form_are_named(run):
+    (run / checksums.NAME).write_text("[]")
+    with pytest.raises(InputError, match="checksums.json holds a list, not a dict; remove it"):
+        checksums.check(run)

@@ -7,11 +7,11 @@ import http.server
 import json
 import logging
 import random
-import threading
 
 import httpx
 import pytest
 
+from tests.raw_replies import Raw, started
 from zsjax.search import ChatSimulator, Document, Failed, HttpRetriever, Limits, SearchContext, SerpApi
 from zsjax.search.server import RetrievalServer
 from zsjax.search.simulator.prompt import SimulatorTemplate
@@ -58,29 +58,10 @@ def mutated(value, draw):
     return bytes(data[:draw.randrange(len(data) + 1)] if draw.random() < 0.1 else data)
 
 
-class Raw(http.server.BaseHTTPRequestHandler):
-    """Replies with the server's bytes, whatever they are."""
-
-    protocol_version, disable_nagle_algorithm = "HTTP/1.1", True
-
-    def do_POST(self):
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(self.server.body)))
-        self.end_headers()
-        self.wfile.write(self.server.body)
-
-    do_GET = do_POST
-
-    def log_message(self, *args):
-        pass
-
-
 @contextlib.contextmanager
 def running(server):
     with server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        started(server)
         yield f"http://127.0.0.1:{server.server_address[1]}/x"
         server.shutdown()
 

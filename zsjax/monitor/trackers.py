@@ -69,7 +69,7 @@ class Trackers:
           config: JSON values that are kept with it.
         """
         path = pathlib.Path(workdir) / "trackers.json"
-        ids = read_json(path, "remove it to track the run anew") if path.exists() else {}
+        ids = read_json(path, "remove it to track the run anew", dict) if path.exists() else {}
         self._open = {each: TRACKERS[each](module, ids.get(each), name=name, workdir=path.parent, config=config)
                       for each, module in modules.items()}
         if self._open:

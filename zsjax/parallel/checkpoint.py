@@ -111,7 +111,7 @@ class Checkpointer:
           (step, state, extra), or None where there is no checkpoint.
 
         Raises:
-          CheckpointError: it is damaged and there is no older one, or its tree is not the template's.
+          CheckpointError: it is damaged and the only one, or its tree is not the template's.
         """
         self.wait()
         if step is not None:

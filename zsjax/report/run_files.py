@@ -53,7 +53,7 @@ def _checked(rows: Sequence, where, problem: Callable[[dict], str]) -> list[dict
 
 def _metrics_problem(row) -> str:
     if not isinstance(row.get("stage"), str) or type(row.get("step")) is not int:
-        return "there is no stage or no step"
+        return "the field stage or step is missing"
     return next((f"{name} = {value!r:.100} is not a number" for name, value in row.items()
                  if name not in _TEXTS and not _is_number(value) and value not in ("inf", "-inf", "nan")), "")
 
@@ -63,14 +63,14 @@ def _scores_problem(row) -> str:
         if not _is_number(value) and (name in _COUNTS or not isinstance(value, str)):
             return f"{name} = {value!r:.100} is not a {'number' if name in _COUNTS else 'text or a number'}"
     if "data_set" in row and not isinstance(row.get("name"), str):
-        return "there is no name"
+        return "the field name is missing"
     needed = _SCORES if row.get("data_set") not in (None, "all") else ()  # the paper's table has them
     odd = [name for name in needed if not isinstance(row.get(name), int | float)]
     return f"{odd[0]} = {row.get(odd[0])!r:.100} is not a number" if odd else ""
 
 
 def trajectory_problem(row: dict) -> str:
-    """What is wrong with a record: a number that is none, or a segment without role and text; "" for nothing."""
+    """What is wrong with a record: a field of another kind, or a segment without role and text; "" for nothing."""
     for names, fits, what in ((_LISTS, lambda value: isinstance(value, list), "list"), (_NUMBERS, _is_number, "number")):
         for name in names:
             if name in row and not fits(row[name]):

@@ -50,7 +50,7 @@ def _files(workdir) -> Iterator[tuple[str, pathlib.Path]]:
 
 def _read(workdir) -> dict[str, str]:
     path = workdir / NAME
-    return read_json(path, "remove it and start the same command again") if path.exists() else {}
+    return read_json(path, "remove it and start the same command again", dict) if path.exists() else {}
 
 
 def _sum(path) -> str:

@@ -168,8 +168,8 @@ def load_index(path: str | os.PathLike, *, kind: str, form: int, corpus_hash: st
 
 def _settings(path: pathlib.Path, anew: str) -> dict:
     """The settings in a manifest. Raises InputError, ending in `anew`, for something else."""
-    settings = read_json(path, anew)
-    files = settings.get("files", {}) if isinstance(settings, dict) else None
+    settings = read_json(path, anew, dict)
+    files = settings.get("files", {})
     if not isinstance(files, dict) or any(pathlib.PurePath(name).name != name for name in files) or not (
             isinstance(settings.get("corpus_sha256"), str) and isinstance(settings.get("num_documents"), int)):
         raise InputError(f"{path} is not the manifest of an index; {anew}")

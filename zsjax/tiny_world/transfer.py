@@ -46,7 +46,7 @@ def relate(params, relations, paraphrases, known: int, similarity: float, key):
     Args:
       params: with a tied embedding [V, D].
       relations, paraphrases: int[R] token ids; the words at one place mean the same.
-      known: the first so many relations keep their embeddings.
+      known: number of relations, the first ones, that keep their embeddings.
       similarity: cosine of a paraphrase and its relation, both taken from the mean of the known relations.
       key: of the draws.
     """

@@ -121,7 +121,7 @@ class Run:
     def add_gates(self, rows: list[dict], failed: list[str]):
         """Adds rows to gates.json. Raises GateFailed where a gate failed."""
         path = self.path("gates.json")
-        kept = read_json(path, "remove it and run the stages with gates again") if path.exists() else []
+        kept = read_json(path, "remove it and run the stages with gates again", list) if path.exists() else []
         names = {row["gate"] for row in rows}
         self.write_json("gates.json", [row for row in kept if row["gate"] not in names] + rows)
         if failed:
