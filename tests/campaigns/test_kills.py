@@ -33,6 +33,8 @@ def moments(case) -> dict:
 
 def kill(reference, stage, workdir, log, how, at) -> str:
     """Runs a stage until it is killed; how it ended."""
+    if complete(stage, workdir):
+        return "complete before"
     about, command = reference.about(stage), reference.command(stage, workdir)
     if how == "call":
         number = int(at * len(about["moments"]))
@@ -67,10 +69,15 @@ def test_kills(folder, reference):
     check_all("kills", cases_of(MIX, default=len(MIX), what=moments), check)
 
 
+def complete(stage, workdir) -> bool:
+    """Whether a command has its result, which it never replaces: the same command would be refused."""
+    return stage in COMMANDS and (workdir / COMMANDS[stage]).exists()
+
+
 def again(reference, stage, workdir, log):
     """The same command, to its end."""
-    if stage in COMMANDS and (workdir / COMMANDS[stage]).exists():
-        return  # complete; these commands never replace a result
+    if complete(stage, workdir):
+        return
     code = reference.children.run(reference.command(stage, workdir), log)
     assert code == 0, f"does not go on: {log.read_text()[-1500:]}"
 
