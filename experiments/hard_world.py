@@ -90,7 +90,7 @@ def get_config(arg=None):
     c.curriculum = dict(schedule="zero_search", start=0.0, end=arg.noise)
     c.algorithm = preset(arg.algorithm)
     c.reward = dict(terms={arg.reward: 1.0})
-    c.optimizer = dict(learning_rate=1e-3, schedule="linear", warmup_steps=3, b2=0.98, clip_norm=1.0)
+    c.optimizer = dict(learning_rate=5e-4, schedule="linear", warmup_steps=3, b2=0.98, clip_norm=1.0)
     c.value = dict(optimizer=dict(learning_rate=1e-3, b2=0.98))
     c.train = dict(steps=arg.steps, questions_per_step=8, group_size=8, logprob_chunk=32, microbatch_tokens=3840,
                    checkpoint_every=15, eval_every=10, eval_questions=60)

@@ -58,7 +58,7 @@ def get_config(arg=None):
     c.train = dict(steps=arg.steps, questions_per_step=8, group_size=5, eval_every=10, eval_questions=32)
     c.evaluate = dict(batch_rows=32)
     if arg.smoke:
-        c.train.update(steps=2, questions_per_step=8, group_size=4, eval_every=2, eval_questions=8)
+        c.train.update(steps=2, questions_per_step=8, group_size=4, eval_every=2, eval_questions=16)
         c.search.max_document_tokens, c.rollout.max_tokens = 32, 512
         c.data.eval_limit = 16
         c.evaluate.batch_rows = 16

@@ -73,7 +73,7 @@ def get_config(arg=None):
     c.gates = dict(reading=0.95, useful=0.9, noisy=0.1, leak=0.05)
     c.evaluate = dict(batch_rows=96, drop_best=0.3)
     if arg.smoke:
-        c.train.update(steps=2, questions_per_step=4, group_size=4, eval_every=2, eval_questions=8)
+        c.train.update(steps=2, questions_per_step=4, group_size=4, eval_every=2, eval_questions=16)
         c.collect.update(episodes=48, probes=16)
         c.tune_simulator.steps = 4
         c.data.eval_limit = 16

@@ -72,7 +72,7 @@ def get_config(arg=None):
         c.search.update(max_document_tokens=24, max_query_tokens=24)
         c.rollout.update(max_turns=2, max_turn_tokens=48, max_tokens=512, max_prompt_tokens=320)
         c.optimizer.learning_rate = 1e-4
-        c.train.update(steps=2, questions_per_step=8, group_size=4, eval_every=2, eval_questions=8)
+        c.train.update(steps=2, questions_per_step=4, group_size=4, eval_every=2, eval_questions=16)
         c.data.eval_limit = 16
         c.evaluate.batch_rows = 16
         c.mesh = dict(data=1, fsdp=-1)

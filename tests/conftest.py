@@ -15,20 +15,19 @@ TESTS = pathlib.Path(__file__).parent
 #   ZSJAX_GENERATED_CASES=300 python -m pytest -k "generated or damaged"
 GENERATED_CASES = int(os.environ.get("ZSJAX_GENERATED_CASES", "60"))
 
-# Files that take more than some ten seconds: they compile updates or rollouts, or run whole experiments.
-# `bash launch/test.sh --quick` leaves them out.
-LONG_FILES = frozenset("""
-    campaigns/test_injection campaigns/test_input
-    docs/test_minimal_loop models/test_attention models/test_cache models/test_gemma3 models/test_gguf
-    models/test_induction models/test_int8_cache models/test_lora models/test_parity models/test_quant
-    models/test_value plan/test_presets rl/test_logprobs rl/test_packing rl/test_update rollout/test_continuous
-    rollout/test_host rollout/test_pairing rollout/test_reranking rollout/test_turns
-    rollout/test_what_ends_and_what_stays_text sampling/test_tags seams/test_action seams/test_loss
-    search/test_dense search/test_engine_of_ones_own test_accounting test_baselines test_experiments test_hosts
-    test_no_compilation test_notebooks test_plan test_readme test_resume test_sharding test_supervised
-    test_train test_viewer tiny_world/test_hard_world tiny_world/test_learning tiny_world/test_reading
-    tuning/test_tune
-""".split())
+# Files that take more than some ten seconds, the longest first: they compile updates or rollouts, or run whole experiments.
+# `bash launch/test.sh --quick` leaves them out; the whole run begins with them, so that no worker ends with a long one alone.
+LONG_FILES = """
+    test_experiments test_notebooks rollout/test_continuous rollout/test_turns test_resume test_hosts test_train
+    test_supervised test_no_compilation test_plan plan/test_presets rollout/test_host models/test_cache
+    models/test_int8_cache models/test_parity search/test_engine_of_ones_own rollout/test_reranking test_sharding
+    models/test_attention sampling/test_tags rollout/test_pairing tiny_world/test_reading models/test_lora
+    models/test_gemma3 rl/test_packing test_readme rl/test_update campaigns/test_injection tuning/test_tune
+    docs/test_minimal_loop test_accounting test_baselines rollout/test_what_ends_and_what_stays_text
+    models/test_value seams/test_action models/test_quant rl/test_logprobs search/test_dense models/test_gguf
+    models/test_induction seams/test_loss test_viewer tiny_world/test_hard_world tiny_world/test_learning
+    campaigns/test_input
+""".split()
 
 
 def on_gpu(config) -> bool:
@@ -56,9 +55,12 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.path.relative_to(TESTS).with_suffix("").as_posix() in LONG_FILES:
+    place = {name: i for i, name in enumerate(LONG_FILES)}
+    places = [place.get(item.path.relative_to(TESTS).with_suffix("").as_posix(), len(place)) for item in items]
+    for item, at in zip(items, places, strict=True):
+        if at < len(place):
             item.add_marker("long")
+    items[:] = [item for _, item in sorted(zip(places, items, strict=True), key=lambda pair: pair[0])]
 
 
 def pytest_generate_tests(metafunc):

@@ -47,23 +47,28 @@ def kill_at(workdir, step, delay):
     return process.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(5, marks=pytest.mark.slow)])
-def test_killed_runs_end_the_same(tmp_path, kills):
-    undisturbed = finish(start(tmp_path / "whole"), tmp_path / "whole")
-    assert [line["step"] for line in undisturbed] == list(range(1, STEPS + 1))
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The folder and the metrics of a run that ended by itself."""
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    lines = finish(start(workdir), workdir)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    return workdir, lines
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
+def test_killed_runs_end_the_same(tmp_path, undisturbed, kills):
     rng, killed = random.Random(kills), 0
-    for step in sorted(rng.sample(range(STEPS - 1), kills)):
+    for step in sorted(rng.sample(range(1, STEPS - 1), kills)):
         killed += kill_at(tmp_path / "killed", step, rng.random() * 0.5)
     assert killed == kills
     resumed = finish(start(tmp_path / "killed"), tmp_path / "killed")
-    assert json.dumps(resumed) == json.dumps(undisturbed)
+    assert json.dumps(resumed) == json.dumps(undisturbed[1])
     assert (tmp_path / "killed" / "models" / "policy" / "config.json").exists()
 
 
-def test_another_config_is_refused(tmp_path):
-    (tmp_path / "run").mkdir()
-    finish(start(tmp_path / "run"), tmp_path / "run")
-    answer = subprocess.run([*COMMAND, "--workdir", str(tmp_path / "run"), "--config.optimizer.learning_rate=0.5"],
+def test_another_config_is_refused(undisturbed):
+    answer = subprocess.run([*COMMAND, "--workdir", str(undisturbed[0]), "--config.optimizer.learning_rate=0.5"],
                             cwd=ROOT, capture_output=True, text=True)
     assert answer.returncode == 2
     assert "optimizer.learning_rate" in answer.stderr and "Traceback" not in answer.stderr
