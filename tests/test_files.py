@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -53,6 +55,35 @@ def test_folders_are_written_whole(tmp_path):
         (unfinished / "file").write_text("half")
         raise KeyboardInterrupt
     assert (path / "file").read_text() == "new" and os.listdir(tmp_path) == ["x"]
+
+
+KILLED = """
+import os, sys, time
+from zsjax.parallel import files
+with files.new_folder(sys.argv[1]) as unfinished:
+    (unfinished / "file").write_text("half")
+    print("begun", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_an_unfinished_folder_is_removed_only_when_its_writer_has_ended(tmp_path):
+    path = tmp_path / "index [1]"
+    writer = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert writer.stdout.readline() == "begun\n"
+        (unfinished,) = tmp_path.glob("*.writing")
+        for value in ("beside a living writer", "after its end"):
+            with files.new_folder(path) as mine:
+                (mine / "file").write_text(value)
+                assert unfinished.exists() == (writer.poll() is None)
+            assert (path / "file").read_text() == value
+            writer.kill()
+            writer.wait()
+    finally:
+        writer.kill()
+        writer.communicate()
+    assert os.listdir(tmp_path) == ["index [1]"]
 
 
 def test_a_write_that_fails_names_the_file(tmp_path):

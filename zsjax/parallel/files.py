@@ -1,10 +1,11 @@
 """Files and folders that are written whole: after a crash, a reader finds the old one or the new one, never a part.
 
-What is being written has another name, NAME.PROCESS-THREAD.writing, until it is complete. `remove_unfinished` removes what
-a killed process left.
+What is being written has another name, NAME.PROCESS-THREAD.writing, until it is complete. What a killed process left is
+removed: a folder by the next `new_folder` of its name, all else by `remove_unfinished`.
 """
 
 import contextlib
+import glob
 import json
 import logging
 import os
@@ -55,15 +56,23 @@ def write_bytes(path: str | os.PathLike, data: bytes | Iterable[bytes]) -> None:
 def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """A folder to be filled. It takes the name `path` when the block ends; an older folder there is replaced.
 
+    Its writer holds a lock on it, so that unfinished folders of the same name without one are known to be abandoned. They
+    are removed.
+
     Raises:
       OutputError: the folder cannot be written; what was at `path` is left as it was.
     """
     path = pathlib.Path(path)
     unfinished, replaced = _beside(path, "writing"), _beside(path, "replaced")
     with writing(path):
-        shutil.rmtree(unfinished, ignore_errors=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f"{glob.escape(path.name)}.*.writing"):
+            if (held := _hold(left)) is not None:
+                logging.info("%s is removed: a process that was killed left it unfinished", left)
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(held)
+        held = _made_and_held(unfinished)
         try:
-            unfinished.mkdir(parents=True)
             yield unfinished
             for file in unfinished.rglob("*"):
                 if file.is_file():
@@ -78,6 +87,8 @@ def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
             shutil.rmtree(replaced, ignore_errors=True)
+            if held is not None:
+                os.close(held)
 
 
 def remove_unfinished(folder: str | os.PathLike) -> None:
@@ -115,6 +126,32 @@ def lock(file, *, wait: bool = True) -> bool:
     except OSError as error:
         logging.warning("%s cannot be locked (%s): let only one process at a time use this folder", file.name, error)
     return True
+
+
+def _hold(folder) -> int | None:
+    """A descriptor that locks the folder; None where somebody else has it, or there are no locks."""
+    if fcntl is None:
+        return None
+    descriptor = None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return descriptor
+    except OSError:
+        if descriptor is not None:
+            os.close(descriptor)
+        return None
+
+
+def _made_and_held(folder) -> int | None:
+    """Makes the folder and locks it, anew where another process took it for abandoned between the two."""
+    while True:
+        folder.mkdir()
+        held = _hold(folder)
+        if folder.is_dir():
+            return held
+        if held is not None:
+            os.close(held)
 
 
 def _beside(path, state):
