@@ -11,51 +11,59 @@ from zsjax.evaluation import compare, kept_evaluations
 from zsjax.monitor.writer import Writer, read_jsonl
 from zsjax.run.stages import evaluation as stage
 from zsjax.run.stages.context import Run
+from zsjax.run.stages.policy import evaluation_metrics
+from zsjax.types import Question
 
 QUESTIONS = [{"id": "test_0", "question": f"Who wrote book {i}?", "golden_answers": ["Jo"],
               "metadata": {"data_set": "nq" if i < 3 else "popqa"}} for i in range(5)]  # ids repeat, as in joined files
 
 
-class Meter:
-    def __init__(self, rollout, engine, **_):
-        self.tokenizer = None
+class Played(list):
+    """Who played, in order: "base", "policy", or "NAME by policy" of a baseline. failed: of an episode's two searches."""
 
-    def take(self):
-        return {"used/searches": 2}
+    failed = 0
+
+
+class Parts(stage.Parts):
+    """Evaluations whose episodes are made up: the trained policy is right, its base is wrong."""
+
+    def __init__(self, run, played):
+        super().__init__(run)
+        self.played = played
+
+    def play(self, title, subject, fault):
+        return self._records(self._player(subject), self.config.evaluate.samples), [{"used/searches": 2}]
+
+    def play_baseline(self, name, subject):
+        return self._records(f"{name} by {self._player(subject)}", 1), []
+
+    def _player(self, subject):
+        return subject.source.removeprefix("models/") if subject.source.startswith("models/") else "base"
+
+    def _records(self, player, samples):
+        self.played.append(player)
+        failed = self.played.failed
+        status = ["failed"] * failed + ["empty", "ok"][failed:]
+        score = float(player == "policy")
+        return [{"id": q.id, "question": q.question, "data_set": q.metadata["data_set"], "sample": sample, "em": score,
+                 "f1": score, "contains": score, "num_searches": 2, "search_status": status, "queries": [], "tokens": 7,
+                 "status": "answered"} for sample in range(samples) for q in self.questions]
 
 
 @pytest.fixture
-def played(monkeypatch):
-    """What was played, instead of playing: the role of the policy. `.failed`: of an episode's two searches."""
-    class Played(list):
-        failed = 0
-
-    seen = Played()
-
-    def play_samples(rollout, params, questions, *, samples, **_):
-        seen.append(params)
-        status = ["failed"] * seen.failed + ["empty", "ok"][seen.failed:]
-        score = float(params == "policy")
-        return [{"id": q.id, "question": q.question, "data_set": q.metadata["data_set"], "sample": sample, "em": score,
-                 "f1": score, "contains": score, "num_searches": 2, "search_status": status, "queries": [], "tokens": 7,
-                 "status": "answered"} for sample in range(samples) for q in questions]
-
-    monkeypatch.setattr(stage, "play_samples", play_samples)
-    monkeypatch.setattr(stage, "make_rollout", lambda *_: None)
-    monkeypatch.setattr(stage.costs, "Meter", Meter)
-    monkeypatch.setattr(Run, "policy", lambda self, *names, rules=None: ("model", names[0] if names else "base"))
-    monkeypatch.setattr(Run, "engine", lambda self, *_, **__: None)
-    return seen
+def played():
+    return Played()
 
 
-def evaluate(workdir, **fields):
+def evaluate(workdir, played, **fields):
     source = workdir / "questions.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
     overrides = {name.replace("__", "."): str(value) for name, value in fields.items()}
     config = resolve({"policy": {"init": "asset:tiny_world/base"},
                       "data": {"eval": str(source), "eval_corpus": str(source)}}, overrides, check=False)
     with Writer(workdir, quiet=True) as writer:
-        stage.evaluate(Run(config, workdir, writer, ""))
+        run = Run(config, workdir, writer, "")
+        stage.evaluate(run, Parts(run, played))
     return json.loads((workdir / "evaluation.json").read_text())
 
 
@@ -71,10 +79,10 @@ def names(workdir):
 
 
 def test_an_evaluation_of_the_base_never_stands_for_the_trained_policy(tmp_path, played):
-    rows = evaluate(tmp_path)
+    rows = evaluate(tmp_path, played)
     assert played == ["base"] and {row["role"] for row in rows} == {"base"}
     trained(tmp_path, "one")
-    rows = evaluate(tmp_path)
+    rows = evaluate(tmp_path, played)
     assert played == ["base", "policy"]  # the base's was kept
     assert [(row["name"], row["em"], row["n"]) for row in rows] == [
         ("before training", 0, 3), ("before training", 0, 2), ("before training", 0, 5),  # two data sets, and both together
@@ -82,70 +90,62 @@ def test_an_evaluation_of_the_base_never_stands_for_the_trained_policy(tmp_path,
     assert {row["policy"] for row in rows} == {"untrained base asset:tiny_world/base", "trained policy models/policy"}
     first = rows[-1]["evaluation"]
     trained(tmp_path, "two")  # trained on
-    rows = evaluate(tmp_path)
+    rows = evaluate(tmp_path, played)
     assert played == ["base", "policy", "policy"] and rows[-1]["evaluation"] != first
     assert names(tmp_path) == ["after", "after", "before"] and (tmp_path / "evaluation" / f"{first}.json").exists()
-    evaluate(tmp_path)
+    evaluate(tmp_path, played)
     assert len(played) == 3
     lines = [line for line in read_jsonl(tmp_path / "metrics.jsonl") if line["stage"] == "evaluate"]
     assert [line["step"] for line in lines] == [1, 2, 3]  # what each has used is counted once
 
 
 def test_what_decides_the_figures_is_done_again_and_what_does_not_is_kept(tmp_path, played):
-    evaluate(tmp_path)
+    evaluate(tmp_path, played)
     for number, fields in enumerate(({"evaluate__samples": 2}, {"evaluate__temperature": 0.5}, {"data__eval_limit": 3},
                                      {"search__num_documents": 2}, {"search__eval_engine": "http"}, {"seed": 1},
                                      {"prompts__policy": "tiny_world"}, {"policy__cache_dtype": "int8"},
                                      {"tokenizer": "asset:real/tokenizer"}), start=2):
-        evaluate(tmp_path, **fields)
+        evaluate(tmp_path, played, **fields)
         assert len(played) == number, fields
     for fields in ({"evaluate__batch_rows": 7}, {"rollout__rows": 4}, {"search__remote__timeout": 3}, {"train__steps": 3},
                    {"search__remote__url": "http://elsewhere/retrieve"}, {"search__engine": "bm25"}, {"name": "x"},
                    {"search__remote__max_tokens": 5}, {"search__mix__end": 0.1}):  # of engines that do not evaluate
-        evaluate(tmp_path, **fields)
+        evaluate(tmp_path, played, **fields)
         assert len(played) == 10, fields
     assert names(tmp_path) == ["before"] * 10
-    evaluate(tmp_path, evaluate__drop_best=0.5)  # adds one and repeats none
+    evaluate(tmp_path, played, evaluate__drop_best=0.5)  # adds one and repeats none
     assert len(played) == 11 and names(tmp_path) == ["before"] * 10 + ["before_lossy"]
 
 
-def test_baselines_are_kept_by_what_they_read(tmp_path, played, monkeypatch):
-    from zsjax.evaluation import baselines
-
-    def rag(setting):
-        played.append(f"rag by {setting.params}")
-        return stage.play_samples(None, setting.params, setting.questions, samples=1)
-
-    monkeypatch.setitem(baselines.METHODS, "rag", rag)
-    monkeypatch.setitem(baselines.METHODS, "best_of_n", rag)
+def test_baselines_are_kept_by_what_they_read(tmp_path, played):
     fields = {"evaluate__baselines": "rag,best_of_n"}
 
     def count():
-        return sum(name.startswith("rag by") for name in played)
+        return sum(" by " in player for player in played)
 
-    rows = evaluate(tmp_path, **fields)
+    rows = evaluate(tmp_path, played, **fields)
     assert count() == 2 and rows[-1]["name"] == "baseline best_of_n" and rows[-1]["role"] == "base"
-    evaluate(tmp_path, evaluate__baseline_samples=3, **fields)
+    evaluate(tmp_path, played, evaluate__baseline_samples=3, **fields)
     assert count() == 3
     trained(tmp_path, "one")
-    evaluate(tmp_path, **fields)
-    assert count() == 5 and played[-2] == "rag by policy"
+    evaluate(tmp_path, played, **fields)
+    assert count() == 5 and played[-2:] == ["rag by policy", "best_of_n by policy"]
 
 
 def test_failed_searches_are_told_everywhere_and_repeated(tmp_path, played):
     played.failed = 1
     trained(tmp_path, "one")
-    rows = evaluate(tmp_path)
+    rows = evaluate(tmp_path, played)
     assert [row["failed_searches"] for row in rows] == [3, 2, 5, 3, 2, 5]
     assert "5 searches FAILED" in (tmp_path / "evaluation" / "table.md").read_text()
     assert "10 searches of this evaluation FAILED" in report.write(tmp_path).read_text()
     text = compare.comparison_table(compare.compare_runs(tmp_path, tmp_path))
     assert "first: trained policy models/policy" in text and "5 of 10 searches FAILED" in text
     played.failed = 0
-    evaluate(tmp_path)
+    evaluate(tmp_path, played)
     assert len(played) == 4 and "FAILED" not in (tmp_path / "evaluation" / "table.md").read_text()
     assert "FAILED" not in report.write(tmp_path).read_text()
-    evaluate(tmp_path)
+    evaluate(tmp_path, played)
     assert len(played) == 4
     assert names(tmp_path) == ["after", "before"]
 
@@ -153,27 +153,27 @@ def test_failed_searches_are_told_everywhere_and_repeated(tmp_path, played):
 def test_an_evaluation_whose_searches_mostly_failed_is_not_finished(tmp_path, played):
     played.failed = 2
     with pytest.raises(stage.SearchesFailed, match="before training: 10 of 10 searches failed") as error:
-        evaluate(tmp_path)
+        evaluate(tmp_path, played)
     assert error.value.exit_code == 1 and not (tmp_path / "evaluation.json").exists()
     with pytest.raises(UserError, match="most searches of its evaluation failed"):
         compare.compare_runs(tmp_path, tmp_path)
     assert "not finished" in report.write(tmp_path).read_text()
     played.failed = 1
-    assert evaluate(tmp_path)[0]["failed_searches"] == 3
+    assert evaluate(tmp_path, played)[0]["failed_searches"] == 3
     played.failed = 2  # the server is down when asked again: what was better stays
-    assert evaluate(tmp_path)[0]["failed_searches"] == 3 and len(played) == 3
+    assert evaluate(tmp_path, played)[0]["failed_searches"] == 3 and len(played) == 3
 
 
 def test_a_comparison_says_whose_it_is(tmp_path, played):
     one, two = tmp_path / "one", tmp_path / "two"
     for workdir in (one, two):
         workdir.mkdir()
-        evaluate(workdir)
+        evaluate(workdir, played)
     trained(two, "x")
     with pytest.raises(UserError, match="two: its trained policy was not evaluated"):
         compare.compare_runs(one, two)
     assert "models/policy) was not evaluated" in report.write(two).read_text()
-    evaluate(two)
+    evaluate(two, played)
     rows = compare.compare_runs(one, two)
     text = compare.comparison_table(rows)
     assert rows[0]["n"] == 5 and "first: untrained base asset:tiny_world/base of" in text
@@ -183,7 +183,7 @@ def test_a_comparison_says_whose_it_is(tmp_path, played):
     trained(two, "y")
     with pytest.raises(UserError, match="was not evaluated"):
         compare.compare_runs(one, two)
-    evaluate(two, search__num_documents=2)
+    evaluate(two, played, search__num_documents=2)
     text = compare.comparison_table(compare.compare_runs(one, two))
     assert "The two evaluations differ in search.num_documents" in text
     assert "Other evaluations in this folder" in report.write(two).read_text()
@@ -194,7 +194,7 @@ def test_a_comparison_says_whose_it_is(tmp_path, played):
 
 
 def test_a_damaged_evaluation_is_one_line(tmp_path, played):
-    name = evaluate(tmp_path)[0]["evaluation"]
+    name = evaluate(tmp_path, played)[0]["evaluation"]
     path = tmp_path / "evaluation" / f"{name}.json"
     for text in ('{"part": ', "[]", '{"part": "before"}'):
         path.write_text(text)
@@ -204,7 +204,7 @@ def test_a_damaged_evaluation_is_one_line(tmp_path, played):
 
 
 def test_a_changed_number_of_an_evaluation_is_noticed(tmp_path, played):
-    name = evaluate(tmp_path)[0]["evaluation"]
+    name = evaluate(tmp_path, played)[0]["evaluation"]
     about, records = (tmp_path / "evaluation" / f"{name}.{ending}" for ending in ("json", "jsonl"))
     whole = records.read_text()
     one, other = ('"em": 1', '"em": 0') if '"em": 1' in whole else ('"em": 0', '"em": 1')
@@ -217,18 +217,9 @@ def test_a_changed_number_of_an_evaluation_is_noticed(tmp_path, played):
         kept_evaluations.Kept(tmp_path).all()
 
 
-def test_an_evaluation_in_training_says_that_searches_failed(tmp_path, monkeypatch):
-    from zsjax.run.stages import policy
-
-    status = ["failed"]
-    record = {"em": 1.0, "f1": 1.0, "contains": 1.0, "num_searches": 1, "search_status": status, "tokens": 3,
-              "status": "answered", "queries": []}
-    monkeypatch.setattr(policy, "play", lambda *_, **__: ([record], None))
-    monkeypatch.setattr(policy, "make_rollout", lambda *_: None)
-    monkeypatch.setattr(policy.costs, "Meter", Meter)
-    monkeypatch.setattr(Run, "engine", lambda self, *_, **__: None)
-    config = resolve({"train": {"eval_questions": 1}}, check=False)
-    evaluate_now = policy.real_evaluation(Run(config, tmp_path, None, ""), "model")
-    assert evaluate_now(None)["eval/failed_searches"] == 1
-    status[0] = "ok"
-    assert "eval/failed_searches" not in evaluate_now(None)
+def test_an_evaluation_in_training_says_that_searches_failed():
+    record = {"em": 1.0, "f1": 1.0, "contains": 1.0, "num_searches": 1, "tokens": 3, "status": "answered", "queries": []}
+    questions = [Question("q", "Who wrote book 1?", ("Jo",))]
+    found = evaluation_metrics([record | {"search_status": ["failed"]}], questions, {"used/searches": 1, "time/step": 9.0})
+    assert found == {"eval/em": 1, "eval/f1": 1, "eval/searches": 1, "eval/failed_searches": 1, "eval/used/searches": 1}
+    assert "eval/failed_searches" not in evaluation_metrics([record | {"search_status": ["ok"]}], questions, {})

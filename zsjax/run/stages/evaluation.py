@@ -45,8 +45,9 @@ class EvaluationPart:
     play: Callable[[], tuple[list[dict], list[dict]]]
 
 
-def evaluate(run: Run):
-    parts = Parts(run)
+def evaluate(run: Run, parts: "Parts | None" = None):
+    """Plays what is not kept yet, and writes the tables. parts: in place of the evaluations of the run's config."""
+    parts = parts or Parts(run)
     number = max((evaluation.number for evaluation in parts.kept.all()), default=0)
     run.writer.truncate("evaluate", number)
     done = []
@@ -144,7 +145,7 @@ class Parts:
         for part, suffix, fault in faults:
             for name, subject in policies:
                 title = f"{name} training{suffix}"
-                yield self._part(f"{name}{part}", title, subject, functools.partial(self._play, title, subject, fault),
+                yield self._part(f"{name}{part}", title, subject, functools.partial(self.play, title, subject, fault),
                                  temperature=options.temperature, samples=options.samples, **({"drop_best": 0.0} | fault))
         for name in config.evaluate.baselines:
             player = policies[-1][1]
@@ -157,7 +158,7 @@ class Parts:
                 subject, more = base, more | {"train": config.data.train, "corpus": config.data.corpus,
                                               "trajectory_sft": dataclasses.asdict(config.trajectory_sft)}
             yield self._part(f"baseline_{name}", f"baseline {name}", subject,
-                             functools.partial(self._play_baseline, name, player), **more)
+                             functools.partial(self.play_baseline, name, player), **more)
         if config.data.eval.startswith(build.TINY_WORLD) and not config.data.benchmarks:
             yield self._part("random_document", "random retrieved document", Subject(kept_evaluations.NO_POLICY, "", ""),
                              self._play_random_document)
@@ -195,7 +196,8 @@ class Parts:
     def _metered(self, rollout, engine):
         return costs.Meter(rollout, engine, devices=mesh.device_count(self.run.mesh, self.config.mesh))
 
-    def _play(self, title, subject, fault):
+    def play(self, title, subject, fault) -> tuple[list[dict], list[dict]]:
+        """An evaluation of a policy: its records and its lines of metrics. fault: of `Run.engine`."""
         options, questions = self.config.evaluate, self.questions
         model, params = self._policy(subject)
         rollout = self._rollout(model, fault)
@@ -210,7 +212,8 @@ class Parts:
                 progress=progress, batch_rows=options.batch_rows, temperature=options.temperature)
         return records, [rollout.take()]
 
-    def _play_baseline(self, name, subject):
+    def play_baseline(self, name, subject) -> tuple[list[dict], list[dict]]:
+        """As `play`, by a method of zsjax.evaluation.baselines."""
         from zsjax.evaluation.baselines import METHODS, Setting
 
         config, run, meters = self.config, self.run, []

@@ -36,14 +36,18 @@ def real_evaluation(run: Run, model):
     def evaluate_now(params):
         records, _ = play(rollout, params, questions, key=jax.random.key(config.seed),
                           batch_rows=min(len(questions), config.evaluate.batch_rows))
-        rows = summarize("", records, questions)
-        scores = {f"eval/{name}": sum(row[name] * row["n"] for row in rows) / len(records)
-                  for name in ("em", "f1", "searches")}
-        by_hops = {f"eval/em_{row['hops']}_hop": row["em"] for row in rows if row["hops"] != "all"}
-        # The step's line has the devices, and its time includes this evaluation's.
-        if failed := sum(row["failed_searches"] for row in rows):
-            scores["eval/failed_searches"] = failed
-        used = {f"eval/{name}": value for name, value in rollout.take().items() if name not in ("used/devices", "time/step")}
-        return scores | by_hops | used
+        return evaluation_metrics(records, questions, rollout.take())
 
     return evaluate_now
+
+
+def evaluation_metrics(records, questions, used) -> dict[str, float]:
+    """Metrics of an evaluation in training, from its records, its questions, and what it cost (of `Meter.take`)."""
+    rows = summarize("", records, questions)
+    scores = {f"eval/{name}": sum(row[name] * row["n"] for row in rows) / len(records) for name in ("em", "f1", "searches")}
+    by_hops = {f"eval/em_{row['hops']}_hop": row["em"] for row in rows if row["hops"] != "all"}
+    if failed := sum(row["failed_searches"] for row in rows):
+        scores["eval/failed_searches"] = failed
+    # The step's line has the devices, and its time includes this evaluation's.
+    used = {f"eval/{name}": value for name, value in used.items() if name not in ("used/devices", "time/step")}
+    return scores | by_hops | used
