@@ -1,5 +1,6 @@
 """A run's policy as a Hugging Face folder."""
 
+import math
 import pathlib
 
 import jax
@@ -36,10 +37,12 @@ def export(config: Config, workdir, out) -> pathlib.Path:
             if not folder.is_dir():
                 raise UserError(f"{workdir} has neither models/policy nor checkpoints/train: train first")
             model, params = context.start_policy()
-            one = mesh.make_mesh({}, jax.devices()[:1])
-            learner = Learner(config, model, one)
+            # Over all devices that can share it: the checkpoint has the optimizer's state, too.
+            devices = jax.devices()[:math.gcd(jax.device_count(), model.embed_dim)]
+            on = mesh.make_mesh({"fsdp": -1}, devices)
+            learner = Learner(config, model, on)
             reranks = config.search.rerank.candidates > 0
-            steering = Steering(config, one, reranking=Reranking(model, context.tokenizer, config) if reranks else None)
+            steering = Steering(config, on, reranking=Reranking(model, context.tokenizer, config) if reranks else None)
             template = steering.start(learner.start(params))
             with Checkpointer(folder) as checkpoints:
                 step = checkpoints.latest_step  # named: a run may be writing, and nothing is set aside
