@@ -16,7 +16,7 @@ TESTS = pathlib.Path(__file__).parent
 GENERATED_CASES = int(os.environ.get("ZSJAX_GENERATED_CASES", "60"))
 
 # Files that take more than some ten seconds, the longest first: they compile updates or rollouts, or run whole experiments.
-# `bash launch/test.sh --quick` leaves them out; the whole run begins with them, or one worker would end with a long one alone.
+# `bash launch/test.sh --quick` leaves them out; the whole run begins with them, lest a worker end with a long one alone.
 LONG_FILES = """
     test_experiments test_notebooks rollout/test_continuous rollout/test_turns test_resume test_hosts test_train
     test_supervised test_no_compilation test_plan plan/test_presets rollout/test_host models/test_cache
