@@ -49,6 +49,7 @@ def main(where, folder):
         "kept": hosts.together(lambda: me),
         "budget": raised(lambda: fail(BudgetSpent, 1)), "user": raised(lambda: fail(NonFiniteUpdate, 0)),
         "bug": raised(lambda: fail(KeyError, 1)), "lead fails": raised(lambda: hosts.from_lead(lambda: int("x"))),
+        "no JSON": raised(lambda: hosts.from_lead(set)),
         "rollout": raised(play), "found": sorted([*name, *map(text, found)] for name, found in recorder.found.items()),
         "asked": [getattr(found, "kind", [*map(text, found)]) for found in asked],
         "weights": trained(pathlib.Path(folder))}))

@@ -84,9 +84,9 @@ def two_hosts() -> list[str]:
     return [f"{address},2,{index}" for index in range(2)]
 
 
-def finish(processes, code=0):
+def finish(processes, code=0, minutes=7):
     try:
-        outputs = [process.communicate(timeout=900)[0] for process in processes]
+        outputs = [process.communicate(timeout=60 * minutes)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -102,6 +102,7 @@ def test_what_hosts_tell_each_other(tmp_path):
     assert [of_host.pop("user") for of_host in seen] == [["NonFiniteUpdate", "of host 0", 1], ["UserError", "of host 0", 1]]
     assert [of_host.pop("bug")[0] for of_host in seen] == ["RuntimeError", "KeyError"]
     assert [of_host.pop("lead fails")[0] for of_host in seen] == ["ValueError", "RuntimeError"]
+    assert [of_host.pop("no JSON")[0] for of_host in seen] == ["TypeError", "RuntimeError"]
     mine = [of_host.pop("found") for of_host in seen]
     assert [found[0][2] for found in mine] == ["both: host 0 0.1", "both: host 1 0.1"]  # each trusts its own
     assert mine[0][2:] == mine[1][2:] == [["q", "of 0", "of 0: host 0 0.1"], ["q", "of 1", "of 1: host 1 0.1"]]
@@ -149,8 +150,8 @@ def test_two_hosts_equal_one(tmp_path):
 @pytest.mark.slow
 def test_every_stage_on_two_hosts_equals_one(tmp_path):
     (tmp_path / "small.py").write_text(EXPERIMENT)
-    finish([start(tmp_path / "one", 8, arg="every_stage")])
-    finish([start(tmp_path / "two", 4, f"--hosts={where}", arg="every_stage") for where in two_hosts()])
+    finish([start(tmp_path / "one", 8, arg="every_stage")], minutes=30)
+    finish([start(tmp_path / "two", 4, f"--hosts={where}", arg="every_stage") for where in two_hosts()], minutes=30)
     lines = compare(tmp_path, ["episodes.jsonl", "searches.jsonl", "gates.json"])
     assert {line["stage"] for line in lines} == {
         "pretrain_reading", "pretrain_episodes", "pretrain_simulator", "warm_start", "collect", "tune_simulator", "train",
@@ -170,7 +171,8 @@ def test_a_budget_that_ends_on_one_host_ends_both_and_nothing_is_paid_twice(tmp_
     with serve({"search.json": reply}) as server:
         def play(budget, code):
             (tmp_path / "paid_engine.py").write_text(PAID_ENGINE.format(url=f"{server.url}/search.json", budget=budget))
-            return finish([start(tmp_path / "two", 4, f"--hosts={where}", arg="paid") for where in two_hosts()], code)
+            return finish([start(tmp_path / "two", 4, f"--hosts={where}", arg="paid") for where in two_hosts()], code,
+                          minutes=30)
 
         outputs = play(0, 1)
         assert all("train stopped: web search: " in output and "the state of step 0 is in" in output for output in outputs)
