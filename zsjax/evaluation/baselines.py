@@ -168,11 +168,12 @@ def trajectory_sft(s: Setting) -> list[dict]:
     """Fine-tunes the base on its own right episodes, loss on POLICY tokens, and plays greedily."""
     config, questions = s.config, s.train_questions()
     rollout, rows, params = s.rollout(s.train_engine()), config.evaluate.batch_rows, s.base_params()
+    placed = rollout.place(params)  # once for all batches
     kept_tokens, kept_weights, wanted = [], [], max(config.collect.episodes, rows)
     for first in range(0, wanted, rows):
         ids = np.arange(first, first + rows)
         batch = [questions[i % len(questions)] for i in ids]
-        episodes = jax.device_get(rollout(params, batch, key=jax.random.fold_in(s.key, 1), group_ids=ids))
+        episodes = jax.device_get(rollout(placed, batch, key=jax.random.fold_in(s.key, 1), group_ids=ids))
         right = [row for row, record in enumerate(scored_records(episodes, batch, s.tokenizer)) if record["em"] == 1]
         kept_tokens.append(np.asarray(episodes.tokens)[right])
         kept_weights.append(np.asarray(roles.loss_mask(np.asarray(episodes.roles)[right])).astype(np.float32))

@@ -44,7 +44,7 @@ class Account:
         with self._lock, contextlib.ExitStack() as stack:
             if self._path:
                 file = stack.enter_context(open(self._path.with_suffix(".lock"), "a"))
-                lock(file, required=jax.process_count() > 1)
+                lock(file, required=jax.distributed.is_initialized())
             yield
 
     def spent(self) -> Spent:
