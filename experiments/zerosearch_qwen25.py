@@ -38,8 +38,8 @@ def get_config(arg=None):
                     corpus=str(asset_path("asset:real/paragraphs.jsonl.gz")), smoke=False)
     for name, known in (("policy", POLICIES), ("simulator", SIMULATORS)):
         if arg[name] not in known:
-            mend = f"give one of {', '.join(known)}"
-            raise ConfigError([Problem(f"config argument {name!r}", arg[name], "unknown", mend)])
+            fix = f"give one of {', '.join(known)}"
+            raise ConfigError([Problem(f"config argument {name!r}", arg[name], "unknown", fix)])
 
     def find(name):
         return f"{arg.weights.rstrip('/')}/{name}" if arg.weights else f"hf:Qwen/{name}"
