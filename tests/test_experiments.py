@@ -41,6 +41,17 @@ def test_experiment_validates(name):
     assert {"train", "evaluate", "report"} <= set(smoke.stages) == set(whole.stages)
 
 
+def test_real_questions_of_ones_own_models_leave_the_toys_limits():
+    toy, smoke = load("real_questions"), load("real_questions", "policy=here,chat,smoke")
+    config = load("real_questions", "policy=here,simulator=there,chat")
+    assert (config.policy.dtype, config.simulator.dtype, config.simulator.param_dtype) == ("bfloat16",) * 3
+    assert config.prompts.chat and config.prompts.simulator_chat and not toy.prompts.simulator_chat
+    assert (config.optimizer.learning_rate, config.rollout.max_tokens, config.rollout.max_turns) == (1e-6, 4096, 4)
+    assert config.train.steps == 200 and load("real_questions", "policy=here,steps=7").train.steps == 7
+    assert smoke.rollout.max_tokens < toy.rollout.max_tokens == 704 and toy.train.steps == 20
+    resolve(config, files=False)
+
+
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """name -> folder of that experiment's `:smoke`, run once."""
