@@ -11,15 +11,15 @@ README = ROOT / "README.md"
 
 
 class BuildWithExperiments(build_py):
-    """A wheel carries the experiments as zsjax/experiments: `zsjax ask` and `zsjax play` need one."""
+    """A wheel carries the experiments with their data (6 MB) as zsjax/experiments: `zsjax ask` and `zsjax play` need one."""
 
     def run(self):
         super().run()
         if not self.editable_mode:
+            made = pathlib.Path(self.build_lib) / "zsjax" / "experiments"
+            shutil.copytree(ROOT / "experiments" / "data", made / "data", dirs_exist_ok=True)
             for file in sorted((ROOT / "experiments").glob("*.py")):
-                target = pathlib.Path(self.build_lib) / "zsjax" / "experiments" / file.name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(file, target)
+                shutil.copy(file, made)
 
 
 setup(

@@ -94,8 +94,8 @@ def get_config(arg=None):
     c.value = dict(optimizer=dict(learning_rate=1e-3, b2=0.98))
     c.train = dict(steps=arg.steps, questions_per_step=8, group_size=8, logprob_chunk=32, microbatch_tokens=3840,
                    checkpoint_every=15, eval_every=10, eval_questions=60)
-    c.collect = dict(episodes=480, probes=240)
-    c.tune_simulator = dict(steps=300, batch_rows=48, max_tokens=72, logprob_chunk=32, options=dict(emphasis=True),
+    c.collect = dict(episodes=960, probes=480)
+    c.tune_simulator = dict(steps=640, batch_rows=48, max_tokens=72, logprob_chunk=32, options=dict(emphasis=True),
                             optimizer=dict(learning_rate=4e-3, schedule="cosine", warmup_steps=20, b2=0.98))
     c.evaluate = dict(batch_rows=60, drop_best=0.3, misinformation=0.3)
     if arg.smoke:

@@ -1,12 +1,12 @@
 r"""The paper's setting: Qwen2.5-3B or 7B learns to search in a simulator of 3B, 7B or 14B (ZeroSearch, arXiv 2505.04588).
 
     python -m zsjax.launch plan --config experiments/zerosearch_qwen25.py:policy=7b,simulator=14b --target a100-80gb:8
-    bash launch/gpu.sh --config experiments/zerosearch_qwen25.py:policy=3b,simulator=14b,weights=/models,\
+    bash launch/gpu_node.sh --config experiments/zerosearch_qwen25.py:policy=3b,simulator=14b,weights=/models,\
 data=nq_hotpotqa.jsonl,eval_data=questions.jsonl,corpus=wiki.jsonl.gz --workdir runs/qwen25_3b
 
 64 questions x 5 episodes of up to 4,096 tokens, 5 searches of 5 documents, 203 steps, learning rate 1e-6 after a warm-up,
 KL 0.001, P(noisy) along base 4 (the paper's appendix and the scripts of its repository). Mesh, microbatches and remat are
-chosen so that the plan fits 8 x A100-80GB.
+chosen so that the plan fits 8 x A100-80GB. A 14b simulator is cut over two devices, so that it needs two or more.
 
 What it shows: that the setting is expressed, planned and validated. It has not been run: there are no such weights or
 accelerators where it was written. The simulator here is prompted, with a demonstration and in its chat template, not tuned;
@@ -38,8 +38,8 @@ def get_config(arg=None):
                     corpus=str(asset_path("asset:real/paragraphs.jsonl.gz")), smoke=False)
     for name, known in (("policy", POLICIES), ("simulator", SIMULATORS)):
         if arg[name] not in known:
-            mend = f"give one of {', '.join(known)}"
-            raise ConfigError([Problem(f"config argument {name!r}", arg[name], "unknown", mend)])
+            fix = f"give one of {', '.join(known)}"
+            raise ConfigError([Problem(f"config argument {name!r}", arg[name], "unknown", fix)])
 
     def find(name):
         return f"{arg.weights.rstrip('/')}/{name}" if arg.weights else f"hf:Qwen/{name}"

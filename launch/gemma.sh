@@ -3,6 +3,7 @@
 #
 #     bash launch/gemma.sh [:ARG=VALUE,...] [--config.field=value ...]        e.g. :engine=bm25,steps=40
 #
+# Sizes are the experiment's own. The figures of experiments/README.md are of benchmarks/gemma_gpu.sh, which sets others.
 # Interrupted, it goes on where it was. The result is runs/gemma_search/report.html; WORKDIR=DIR puts it elsewhere.
 # MODEL=DIR takes a folder in Hugging Face's form instead of the package index's weights.
 set -euo pipefail

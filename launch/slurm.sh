@@ -7,8 +7,9 @@
 #SBATCH --exclusive
 #SBATCH --output=zsjax-%j.log
 # Runs on several nodes of GPUs under SLURM, one process a node. Submit it from the checkout, on a file system that all
-# nodes see (the run's folder, too); .venv must be there (bash launch/install.sh).
+# nodes see (the run's folder, too); .venv must be there. A login node without a GPU must name the extra:
 #
+#     ZSJAX_EXTRA=cuda12 bash launch/install.sh
 #     sbatch --nodes=4 launch/slurm.sh --config experiments/X.py --workdir /shared/runs/X
 #
 # Killed or requeued, the same command goes on from the last checkpoint.

@@ -21,6 +21,8 @@ from zsjax.monitor.writer import read_jsonl
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py"))
+# The hard world's run is the tiny world's with two bases to make first, two minutes; tests/tiny_world has what differs.
+SMOKES = [pytest.param(name, marks=pytest.mark.slow) if name == "hard_world" else name for name in EXPERIMENTS]
 
 
 def load(name, arg=""):
@@ -41,6 +43,17 @@ def test_experiment_validates(name):
     assert {"train", "evaluate", "report"} <= set(smoke.stages) == set(whole.stages)
 
 
+def test_real_questions_of_ones_own_models_leave_the_toys_limits():
+    toy, smoke = load("real_questions"), load("real_questions", "policy=here,chat,smoke")
+    config = load("real_questions", "policy=here,simulator=there,chat")
+    assert (config.policy.dtype, config.simulator.dtype, config.simulator.param_dtype) == ("bfloat16",) * 3
+    assert config.prompts.chat and config.prompts.simulator_chat and not toy.prompts.simulator_chat
+    assert (config.optimizer.learning_rate, config.rollout.max_tokens, config.rollout.max_turns) == (1e-6, 4096, 4)
+    assert config.train.steps == 200 and load("real_questions", "policy=here,steps=7").train.steps == 7
+    assert smoke.rollout.max_tokens < toy.rollout.max_tokens == 704 and toy.train.steps == 20
+    resolve(config, files=False)
+
+
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """name -> folder of that experiment's `:smoke`, run once."""
@@ -56,7 +69,7 @@ def smoke(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", SMOKES)
 def test_smoke_runs_every_stage(name, smoke):
     workdir = smoke(name)
     config = from_json((workdir / "config.json").read_text())
@@ -91,7 +104,7 @@ def test_smoke_runs_every_stage(name, smoke):
     assert roles >= {"prompt", "policy", "template", "document"}
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", SMOKES)
 def test_smoke_gives_the_golden_run(name, smoke):
     """A change that moves a number on purpose writes the file anew (`python -m tests.golden_runs`) and says why."""
     found = golden_runs.differences(golden_runs.read(name), golden_runs.of_run(smoke(name)))

@@ -25,7 +25,8 @@ EXPERIMENT = """
 import ml_collections
 
 SHAPE = dict(num_layers=3, num_heads=8, num_kv_heads=2, head_dim=16, rope_theta=10000.0, embed_dim=64, mlp_dim=128)
-SHORT = dict(steps=2, batch_rows=8, max_tokens=96, logprob_chunk=32, optimizer=dict(learning_rate=1e-5))
+ADAM = [dict(name="adamw", learning_rate="schedule", eps=1e-2)]  # a small eps makes whole steps of rounding
+SHORT = dict(steps=2, batch_rows=8, max_tokens=96, logprob_chunk=32, optimizer=dict(learning_rate=1e-5, chain=ADAM))
 
 
 def get_config(arg=None):
@@ -34,7 +35,8 @@ def get_config(arg=None):
         stages=("train",), prompts=dict(policy="tiny_world", simulator="tiny_world"),
         search=dict(num_documents=1, max_document_tokens=12, max_query_tokens=12, document_format="* {text}"),
         rollout=dict(max_turns=1, max_turn_tokens=32, max_tokens=96, max_prompt_tokens=24),
-        curriculum=dict(start=0.5), algorithm=dict(kl_coef=0.01), optimizer=dict(learning_rate=1e-4),
+        curriculum=dict(start=0.5), algorithm=dict(kl_coef=0.01),
+        optimizer=dict(learning_rate=1e-4, chain=ADAM),
         train=dict(steps=2, questions_per_step=4, group_size=4, minibatches=2, logprob_chunk=32, eval_questions=5),
         mesh=dict(data=-1, fsdp=2)))
     if arg == "paid":

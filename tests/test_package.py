@@ -30,6 +30,14 @@ def test_the_version_is_one():
         zsjax.__version__}
 
 
+def test_experiments_are_built_with_their_data(tmp_path):
+    pytest.importorskip("setuptools")
+    run([sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", tmp_path], cwd=ROOT)
+    made = {path.relative_to(tmp_path / "zsjax").as_posix() for path in (tmp_path / "zsjax" / "experiments").rglob("*")}
+    tracked = run(["git", "ls-files", "experiments/*.py", "experiments/data"], cwd=ROOT).splitlines()
+    assert len(tracked) > 10 and {*tracked} <= made
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     pytest.importorskip("build", reason="nothing is built: pip install -e '.[release]'")
@@ -42,11 +50,14 @@ def built(tmp_path_factory):
 def test_both_hold_every_file(built):
     wheel, source = set(zipfile.ZipFile(built[0]).namelist()), tarfile.open(built[1]).getnames()
     source = {name.partition("/")[2] for name in source}
-    tracked = run(["git", "ls-files", "zsjax", "experiments/*.py"], cwd=ROOT).splitlines()
+    tracked = run(["git", "ls-files", "zsjax", "experiments"], cwd=ROOT).splitlines()
     assert len(tracked) > 150
     assert not [name for name in tracked if name not in source]
-    assert not [name for name in tracked if name.removeprefix("experiments/") == name and name not in wheel]
-    assert {"zsjax/py.typed", "zsjax/experiments/tiny_world.py"} <= wheel
+    inside = [name if name.startswith("zsjax/") else f"zsjax/{name}" for name in tracked
+              if name.startswith(("zsjax/", "experiments/data/")) or re.fullmatch(r"experiments/\w+\.py", name)]
+    assert not [name for name in inside if name not in wheel]
+    assert {"zsjax/py.typed", "zsjax/experiments/tiny_world.py",
+            "zsjax/experiments/data/search_qa/paragraphs.jsonl.gz"} <= {*inside}
     assert {"README.md", "LICENSE", "CHANGELOG.md", "docs/minimal_loop.py", "launch/install.sh"} <= source
 
 

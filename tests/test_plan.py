@@ -16,7 +16,7 @@ from zsjax.models.flops import forward_flops
 from zsjax.models.layers import DecoderConfig
 from zsjax.models.placement import for_decoding, param_shardings
 from zsjax.parallel.mesh import TRAIN_RULES, make_mesh, replicated, reshard
-from zsjax.plan import aot, memory, topology
+from zsjax.plan import aot, memory, targets, topology
 from zsjax.plan.setup import make_setup, model_shape
 from zsjax.plan.targets import read_target
 from zsjax.rl.optimizer import make_optimizer
@@ -140,6 +140,32 @@ def test_advice_makes_it_fit():
     assert plan.make_plan(paper("policy=7b,simulator=3b", **options | changes), "a100-80gb:8").fits
     hopeless = plan.make_plan(paper("policy=7b,simulator=3b"), "v5e:1", compiles=False)
     assert not hopeless.fits and "more devices" in plan.describe(hopeless)
+
+
+@pytest.mark.parametrize("share, named", [
+    (0.9, {"rollout.rows"}), (0.3, {"rollout.rows", "train.microbatch_rows"}),
+    (0.08, {"rollout.rows", "train.microbatch_rows", "policy.dtype", "simulator.quantize", "policy.lora.rank"})])
+def test_advice_is_enough_and_no_more(share, named, monkeypatch):
+    config = resolve(SMALL | dict(mesh=dict(data=1), train=SMALL["train"] | dict(group_size=4)))
+    peak = plan.make_plan(config, "h100:1", compiles=False).peak
+    memory = share * peak / plan.USABLE["gpu"]
+    monkeypatch.setitem(targets.CHIPS, "small", dataclasses.replace(targets.CHIPS["h100"], memory=memory))
+
+    def fits(changes):
+        return plan.make_plan(resolve(config, changes), "small:1", compiles=False, advise=False).fits
+
+    found = plan.make_plan(config, "small:1", compiles=False)
+    advice = dict(flag.removeprefix("--config.").split("=") for flag in found.advice)
+    assert set(advice) == named and fits(advice) and not found.fits
+    assert not any(fits({name: value for name, value in advice.items() if name != left_out}) for left_out in advice)
+    assert ("another training" in plan.describe(found)) == ("policy.lora.rank" in named)
+
+
+def test_one_a100_takes_the_papers_3b_policy_with_adapters():
+    found = plan.make_plan(paper("policy=3b,simulator=3b", train__microbatch_rows=1), "a100-80gb:1", compiles=False)
+    assert found.advice == ("--config.rollout.rows=160", "--config.policy.lora.rank=16")
+    again = plan.make_plan(paper("policy=3b,simulator=3b", rollout__rows=160, policy__lora__rank=16), "a100-80gb:1")
+    assert again.fits and "nothing was compiled" in plan.describe(again)
 
 
 def test_shapes_are_found_without_weights(tmp_path):

@@ -14,9 +14,9 @@ from tests.environment import one_device
 from zsjax.monitor.writer import read_jsonl, without_wall_time
 
 ROOT = pathlib.Path(__file__).parents[1]
-STEPS = 8
+STEPS = 6
 COMMAND = [sys.executable, "-m", "zsjax.launch", "train", "--config", "experiments/tiny_world.py:smoke",
-           f"--config.train.steps={STEPS}", "--config.train.checkpoint_every=2", "--config.train.eval_every=4"]
+           f"--config.train.steps={STEPS}", "--config.train.checkpoint_every=2", "--config.train.eval_every=3"]
 
 
 def start(workdir):

@@ -144,7 +144,7 @@ def _parsers():
     flag = add("plan", "whether the run fits a --target, and the least time of a step; needs neither the target nor weights",
                _plan, needs_workdir=False)
     flag("--target", metavar="CHIP:NUMBER", required=True, help="a100-80gb:8, h100, h200, v5e:16, v5p:8, v6e:16")
-    flag("--estimate", action="store_true", help="no compilation for TPUs, which takes minutes")
+    flag("--estimate", action="store_true", help="compiles nothing, but estimates; compiling takes minutes")
     flag = add("serve-corpus", "a /retrieve server (Search-R1, FlashRAG) over a corpus", _serve_corpus,
                {"CORPUS": "a corpus (.jsonl[.gz] or .parquet of {id, title, text})"}, needs_workdir=False)
     flag("--host", default="127.0.0.1", help="default 127.0.0.1")

@@ -95,11 +95,12 @@ def make_plan(config: Config, target: str, *, compiles: bool = True, advise: boo
     return plan
 
 
-def _estimate(config, target) -> Plan:
+def _estimate(config, target, *, times: bool = True) -> Plan:
+    """times: also the work of a step, which takes a third of the estimate."""
     setup = make_setup(config, target)
     try:
         with compiling_for(target.chip.kind):  # without its kernels, which need their libraries to be traced
-            return Plan(setup, memory.footprint(setup), [], step_work(setup))
+            return Plan(setup, memory.footprint(setup), [], step_work(setup) if times else [])
     except ValueError as error:  # heads that do not divide the tensor axis
         raise UserError(str(error)) from error
 
@@ -138,34 +139,86 @@ def _compiled_peak(plan: Plan, line: dict) -> float:
 _CHANGES: list[tuple[str, Callable]] = [
     ("train.remat", lambda config, setup: "layers"),
     ("train.microbatch_rows", lambda config, setup: setup.shards),
+    ("train.microbatch_tokens",  # a row of each shard; where rows are not packed by tokens, nothing
+     lambda config, setup: config.train.microbatch_tokens and setup.shards * config.rollout.max_tokens),
     ("mesh.fsdp", lambda config, setup: -1 if config.mesh.data != -1 else setup.target.devices // setup.tensor),
     ("simulator.param_dtype", lambda config, setup: "bfloat16"),
     ("policy.dtype", lambda config, setup: "bfloat16"),
     ("train.logprob_chunk", lambda config, setup: min(config.train.logprob_chunk, 128)),
+    ("rollout.rows", lambda config, setup: max(setup.schedule.sizes(setup.rollout_rows)[0] // 2, 8)),
     ("mesh.tensor", lambda config, setup: 2 * setup.tensor),
-    ("mesh.tensor", lambda config, setup: 2 * setup.tensor),
-    ("train.group_size", lambda config, setup: max(config.train.group_size // 2, 2)),
+    ("simulator.quantize", lambda config, setup: "int8"),
+    ("policy.cache_dtype", lambda config, setup: "int8"),
+    ("simulator.cache_dtype", lambda config, setup: "int8"),
 ]
+# The last resorts: another training, not only another use of the machine. The text says so beside the advice.
+_LAST_CHANGES: list[tuple[str, Callable]] = [
+    ("train.group_size", lambda config, setup: max(config.train.group_size // 2, 2)),
+    ("policy.lora.rank", lambda config, setup: config.policy.lora.rank or 16),
+]
+_OTHER_TRAINING = {"train.group_size": "smaller groups are another training",
+                   "policy.lora.rank": "adapters are trained instead of the whole policy, which is another training"}
+
+
+class _Search:
+    """Plans of a config with fields changed; each is estimated once.
+
+    Attributes:
+      made: (field, text) of the changes that were taken; of equal fields the last counts.
+      plan: the estimate with them.
+    """
+
+    def __init__(self, config: Config, target: PlanTarget):
+        self._config, self._target, self.made = config, target, ()
+        self.plan = _estimate(config, target, times=False)
+        self._plans = [self.plan]
+
+    def take(self, field: str, value_of: Callable):
+        """Takes a change, again and again as long as the peak falls and is too high."""
+        while not self.plan.fits:
+            candidate = *self.made, (field, str(value_of(self.plan.setup.config, self.plan.setup)))
+            smaller = self._changed(candidate)
+            if smaller is None or smaller.peak >= self.plan.peak:
+                return
+            self.made, self.plan = candidate, smaller
+
+    def drop_what_is_not_needed(self):
+        """Takes changes back, the last first, where the run fits without them."""
+        for change in reversed(self.made):
+            rest = tuple(other for other in self.made if other is not change)
+            without = self._changed(rest)
+            if without is not None and without.fits:
+                self.made, self.plan = rest, without
+
+    def _changed(self, changes) -> Plan | None:
+        """None where such a config cannot run."""
+        try:
+            config = configuration.resolve(self._config, dict(changes), check=False)
+            found = next((plan for plan in self._plans if plan.setup.config == config), None)
+            if found is None:
+                if find_problems(config, files=False) or find_device_problems(config, self._target.devices):
+                    return None
+                found = _estimate(config, self._target, times=False)
+                self._plans.append(found)
+            return found
+        except UserError:
+            return None
 
 
 def _advice(config: Config, target: PlanTarget) -> tuple[str, ...]:
-    """Flags that together make the estimate fit; () if none of `_CHANGES` does."""
-    changed: dict[str, str] = {}
-    plan = _estimate(config, target)
-    for field, value_of in _CHANGES:
-        candidate = dict(changed, **{field: str(value_of(config, plan.setup))})
-        try:
-            tried = configuration.resolve(config, candidate, check=False)
-            if find_problems(tried, files=False) or find_device_problems(tried, target.devices):
-                continue
-            smaller = _estimate(tried, target)
-        except UserError:
-            continue
-        if smaller.peak < plan.peak:
-            config, changed, plan = tried, candidate, smaller
-            if smaller.fits:
-                return tuple(f"--config.{name}={text}" for name, text in changed.items())
-    return ()
+    """Flags that together make the estimate fit, none of which can be left out; () if no changes do."""
+    search, known = _Search(config, target), []
+    for changes in (_CHANGES, *([change] for change in _LAST_CHANGES)):
+        known, before = [*known, *changes], None
+        while search.made != before and not search.plan.fits:
+            before = search.made
+            for field, value_of in changes:
+                search.take(field, value_of)
+            changes = known  # another phase may be the peak now, so that earlier changes count again
+    if not search.plan.fits:
+        return ()
+    search.drop_what_is_not_needed()
+    return tuple(f"--config.{field}={text}" for field, text in dict(search.made).items())
 
 
 def _phase(phase: dict) -> str:
@@ -211,11 +264,16 @@ def describe(plan: Plan) -> str:
     lines += [f"  {part.name:<52} {part.seconds:9.3g} s  {readable(part.flops, 'FLOP')}" for part in plan.work]
     lines.append(f"  {'= a step, no run can be faster':<52} {plan.seconds:9.3g} s  "
                  f"{readable(sum(part.flops for part in plan.work), 'FLOP')} a device")
-    kind = "exact" if plan.compiled else "estimated"
+    kind = "exact" if plan.compiled else "estimated, nothing was compiled"
     peak = "more than there is" if plan.peak == float("inf") else readable(plan.peak, "B")
     lines.append(f"\n{'FITS' if plan.fits else 'DOES NOT FIT'}: {peak} of {readable(plan.usable, 'B')} usable "
                  f"({readable(target.chip.memory, 'B')})  {kind}")
+    if not plan.compiled and not has_compiler(target.chip.kind):
+        extra = "plan-gpu" if target.chip.kind == "gpu" else "plan"
+        lines.append(f"  to compile: pip install 'zsjax[{extra}]', in an environment of its own")
     if not plan.fits:
-        lines.append("  try " + " ".join(plan.advice) if plan.advice else
-                     "  no change of remat, microbatches, mesh or dtypes makes it fit: take more devices")
+        lines.append("  try " + " ".join(plan.advice) if plan.advice else "  no change of remat, microbatches, "
+                     "rollout.rows, mesh, dtypes, group size or adapters makes it fit: take more devices")
+        lines += [f"  {field}: {what}" for field, what in _OTHER_TRAINING.items()
+                  if any(flag.startswith(f"--config.{field}=") for flag in plan.advice)]
     return "\n".join(lines)

@@ -8,6 +8,7 @@ estimates. `zsjax.plan.aot` asks the compiler.
 
 import collections
 import dataclasses
+import functools
 import math
 
 import jax
@@ -19,6 +20,7 @@ from zsjax.models.cache import cache_dtype, init_cache
 from zsjax.models.decoder import cast_matrices, hidden_states, param_specs, specs_of
 from zsjax.models.placement import param_shardings
 from zsjax.models.value import init_value
+from zsjax.parallel import constrain
 from zsjax.parallel.mesh import DECODE_RULES, TRAIN_RULES, replicated
 from zsjax.plan.setup import PlanSetup
 from zsjax.rl.algorithms import needs_reference
@@ -292,6 +294,11 @@ def local_elements(model) -> int:
 
 def residual_bytes(model, rows: int, tokens: int, remat: str, dtype) -> int:
     """What the backward pass of `hidden_states` is given by the forward, beyond the parameters themselves."""
+    return _residual_bytes(constrain.target(), model, rows, tokens, remat, jnp.dtype(dtype))
+
+
+@functools.cache  # takes most of an estimate's time, and advice makes dozens of them
+def _residual_bytes(target, model, rows, tokens, remat, dtype):
     params = param_shapes(model, dtype)
     given = jax.ShapeDtypeStruct((rows, tokens), jnp.int32)
 

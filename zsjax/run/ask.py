@@ -13,6 +13,7 @@ from zsjax.evaluate import play
 from zsjax.monitor.writer import Writer
 from zsjax.rollout import make_rollout, transcript
 from zsjax.run import build
+from zsjax.run.export import trained_policy
 from zsjax.run.stages.context import Run
 from zsjax.types import Question
 
@@ -25,8 +26,9 @@ class Asker:
 
         Args:
           config: names policy, tokenizer and engine.
-          workdir: a run whose trained policy answers. Without one, or where it has none, the carried policy of the tiny
-            world answers if the config is the tiny world's, else config.policy.init.
+          workdir: a run whose policy answers: the trained one, else that of its newest checkpoint, else the one that
+            training starts from. Without a run, the trained policy of the tiny world that the package carries answers if
+            the config begins from the carried base, else config.policy.init. One line of the log says which.
           show: called with (role, text) of each new piece of an episode, the policy's text token by token.
 
         Raises:
@@ -79,13 +81,17 @@ def run_of(config: Config, workdir=None) -> Run:
 
 
 def _answering_policy(run: Run, workdir):
-    """(DecoderConfig, params) of the policy that answers."""
-    if workdir is not None and build.checkpoint_exists(run.path("models/policy")):
-        return run.policy("policy")
-    carried = build.carried(run.config, "policy")
-    if carried is None:
-        logging.warning("no trained policy in %s: %s answers", workdir, run.config.policy.init)
-        return run.start_policy()
-    if workdir is not None:
-        logging.warning("no trained policy in %s: the carried one of the tiny world answers", workdir)
-    return build.model(run.config.policy, run.tokenizer, seed=0, path=carried)
+    """(DecoderConfig, params) of the policy that answers. Logs which one it is."""
+    carried = build.carried(run.config, "policy") if workdir is None else None
+    found = None if workdir is None else trained_policy(run)
+    if found is not None:
+        model, params, source = found
+    elif carried is not None:
+        model, params = build.model(run.config.policy, run.tokenizer, seed=0, path=carried)
+        source = "the trained policy of the tiny world, which the package carries"
+    else:
+        model, params = run.start_policy()
+        source = f"policy.init = {run.config.policy.init!r}" if workdir is None else (
+            f"the one that training starts from; {workdir} has neither models/policy nor a checkpoint of training")
+    logging.info("the policy that answers: %s", source)
+    return model, params

@@ -240,10 +240,15 @@ def frozen(config: ModelConfig, simulator: Simulator) -> Simulator:
     return dataclasses.replace(simulator, params=quantize(simulator.params))
 
 
+_BASES = {"policy": "asset:tiny_world/base", "simulator": "asset:tiny_world/simulator_base"}
+
+
 def carried(config: Config, name: str) -> pathlib.Path | None:
-    """The folder of the trained "policy" or "simulator" that the package carries; None for all but the tiny world."""
+    """The folder of the trained "policy" or "simulator" that the package carries, where `config` begins from the carried
+    base of the tiny world or from random weights; else None."""
     tiny_world = config.tokenizer == "asset:tiny_world/tokenizer"
-    return asset_path(f"asset:tiny_world/{name}") if tiny_world else None
+    begins = getattr(config, name).init in (_BASES[name], "random")
+    return asset_path(f"asset:tiny_world/{name}") if tiny_world and begins else None
 
 
 def checkpoint_exists(path: pathlib.Path) -> bool:
