@@ -209,9 +209,13 @@ def test_what_many_hosts_cannot_do():
     assert not checks.find_device_problems(config, 8, num_hosts=2)
     (problem,) = checks.find_device_problems(config, 8, num_hosts=4)
     assert problem.field == "mesh.tensor" and "host's 2 devices" in problem.reason
-    alone = dataclasses.replace(resolve(good()), stages=("collect", "train"))
-    assert [p.field for p in checks.find_device_problems(alone, 8, num_hosts=2)] == ["stages"]
-    assert not checks.find_device_problems(alone, 8)
+    paid = dict(eval_engine="serpapi", remote=dict(key_env="HOME"))
+    shared = resolve(good(search=paid, stages=("collect", "train")))
+    assert not checks.find_device_problems(shared, 8, num_hosts=2)
+    apart = resolve(good(search=paid | dict(remote=paid["remote"] | dict(cache_dir="/tmp/web"))))
+    (problem,) = checks.find_device_problems(apart, 8, num_hosts=2)
+    assert problem.field == "search.remote.cache_dir" and "relative to the run's folder" in problem.fix
+    assert not checks.find_device_problems(apart, 8)
 
 
 def test_checkpoints_of_the_hub_and_files_that_a_plan_does_not_need():

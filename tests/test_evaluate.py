@@ -22,6 +22,9 @@ class Played:
     def __init__(self):
         self.asked = []
 
+    def place(self, params):
+        return params
+
     def __call__(self, params, questions, *, noise, key, temperature, group_ids):
         B = len(questions)
         self.asked.append([q.id for q in questions])

@@ -116,6 +116,14 @@ def test_a_lock_is_one_processs(tmp_path):
         assert files.lock(second, wait=False)
 
 
+def test_a_required_lock_on_a_file_system_without_locks_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "fcntl", None)
+    with open(tmp_path / "lock", "a") as file:
+        assert files.lock(file)
+        with pytest.raises(OutputError, match="lock cannot be locked .* use a folder on a file system with locks"):
+            files.lock(file, required=True)
+
+
 def test_a_reader_never_sees_a_part(tmp_path):
     path, done = tmp_path / "x", threading.Event()
     values = [[number] * 5000 for number in range(4)]

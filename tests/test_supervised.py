@@ -47,8 +47,10 @@ class Killed(Exception):
     pass
 
 
-def test_a_run_that_was_cut_off_ends_the_same(tmp_path):
-    whole = train(tmp_path / "whole")
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_run_that_was_cut_off_ends_the_same(tmp_path, devices):
+    mesh = make_mesh({"data": 2, "fsdp": 2}, jax.devices()[:4]) if devices > 1 else None
+    whole = train(tmp_path / "whole", mesh=mesh)
 
     def cut(step):
         if step == 5:
@@ -56,9 +58,9 @@ def test_a_run_that_was_cut_off_ends_the_same(tmp_path):
         return batches(step)
 
     with pytest.raises(Killed):
-        train(tmp_path / "cut", cut)
+        train(tmp_path / "cut", cut, mesh=mesh)
     seen = []
-    resumed = train(tmp_path / "cut", lambda step: seen.append(step) or batches(step))
+    resumed = train(tmp_path / "cut", lambda step: seen.append(step) or batches(step), mesh=mesh)
     assert seen == [4, 5]  # step 4 was being written when the loop was cut
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
     assert lines(tmp_path / "whole") == lines(tmp_path / "cut")

@@ -38,6 +38,10 @@ class NonFiniteUpdate(UserError, FloatingPointError):
     exit_code = 1
 
 
+class BudgetSpent(Exception):
+    """The next search would exceed the budget. Paid results are kept, and the run can be resumed."""
+
+
 @contextlib.contextmanager
 def reading(path):
     """Turns Python's own errors while the file `path` is read into an `InputError` with its name."""

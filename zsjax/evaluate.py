@@ -59,7 +59,7 @@ def play(rollout, params, questions: Sequence[Question], *, key, batch_rows: int
     if not questions:
         raise InputError("there are no questions to evaluate on; check data.eval, data.benchmarks and their splits")
     batches, all_records = [], []
-    tokenizer = rollout.tokenizer
+    tokenizer, params = rollout.tokenizer, rollout.place(params)  # once for all batches
     for first in progress(range(0, len(questions), batch_rows)):
         ids = np.arange(first, first + batch_rows)
         filled = ragged.fill(questions[first:first + batch_rows], batch_rows)
@@ -259,10 +259,10 @@ def random_document_baseline(engine, questions: Sequence[Question], answer_of: C
       engine: a real engine.
       answer_of: Document -> the answer in its text, of a corpus whose documents have exactly one each.
     """
-    from zsjax.search.engine import Failed, SearchContext
+    from zsjax.search.engine import AskedByLead, Failed, SearchContext
 
     rng = np.random.default_rng(seed)
-    found = engine.search([q.question for q in questions], [SearchContext(q) for q in questions], k=k)
+    found = AskedByLead(engine).search([q.question for q in questions], [SearchContext(q) for q in questions], k=k)
     records = []
     for question, documents in zip(questions, found, strict=True):
         answer = answer_of(documents[rng.integers(len(documents))]) if documents else None

@@ -47,8 +47,8 @@ def fit(config: SupervisedConfig, model_config, params, batches: Callable, *, wr
       measure: params -> dict of floats for the metrics, called every `checkpoint_every` steps and at the end.
       lora: None, or LoraConfig: with a rank, adapters are trained instead of the model and merged at the end.
       seed: of the adapters' start.
-      mesh: None, or a mesh of one host: rows are cut over its ("data", "fsdp") axes, parameters and optimizer state by
-        `TRAIN_RULES`.
+      mesh: None, or a mesh, of one host or many: rows are cut over its ("data", "fsdp") axes, parameters and optimizer
+        state by `TRAIN_RULES`.
 
     Returns:
       The trained parameters, on the mesh.
@@ -67,10 +67,7 @@ def fit(config: SupervisedConfig, model_config, params, batches: Callable, *, wr
     update = on(mesh, make_supervised_update(
         model_config, optimizer, chunk=config.logprob_chunk, remat=config.remat, packed=config.microbatch_tokens > 0,
         assemble=whole))
-    opt_state = optimizer.init(params)
-    if mesh is not None:
-        opt_state = jax.tree.map(lambda x: x if x.ndim else reshard(x, replicated(mesh)), opt_state)
-    state = TrainState(step=jnp.int32(0), params=params, opt_state=opt_state)
+    state = on_mesh(0, params, optimizer.init(params), mesh)
     checkpoints = Checkpointer(directory, keep=1, config_json=config_json)
     if (restored := checkpoints.restore(state)) is not None:
         _, state, _ = restored
@@ -83,7 +80,7 @@ def fit(config: SupervisedConfig, model_config, params, batches: Callable, *, wr
         start = time.perf_counter()
         for step in range(first, config.steps):
             if stops.requested():
-                checkpoints.save(step, TrainState(step=jnp.int32(step), params=params, opt_state=opt_state))
+                checkpoints.save(step, on_mesh(step, params, opt_state, mesh))
                 raise stops.stopped(checkpoints.whereabouts())
             parts = cut(*batches(step), config.microbatch_tokens, mesh)
             given = parts if config.microbatch_tokens else parts[0]
@@ -94,14 +91,14 @@ def fit(config: SupervisedConfig, model_config, params, batches: Callable, *, wr
                 metrics = {name: float(value) for name, value in jax.device_get(info).items()}
                 if metrics.pop("nonfinite"):
                     # The update changed nothing: this is still the state before the step.
-                    checkpoints.save(step, TrainState(step=jnp.int32(step), params=params, opt_state=opt_state))
+                    checkpoints.save(step, on_mesh(step, params, opt_state, mesh))
                     raise NonFiniteUpdate(f"{stage}, step {done}: the loss or its gradient is not finite; "
                                           f"{checkpoints.whereabouts()}. Lower the learning rate or check the data")
                 if saves and measure is not None:
                     metrics |= measure(whole(params, frozen))
                 writer.write(done, metrics | {"time/elapsed": time.perf_counter() - start}, stage)
             if saves:
-                checkpoints.save(done, TrainState(step=jnp.int32(done), params=params, opt_state=opt_state))
+                checkpoints.save(done, on_mesh(done, params, opt_state, mesh))
     return adapters.merge(frozen, params, lora) if adapted else params
 
 
@@ -110,6 +107,13 @@ def place(params, model_config, mesh, specs=None):
     if mesh is None:
         return params
     return reshard(params, param_shardings(model_config, mesh, TRAIN_RULES, specs))
+
+
+def on_mesh(step: int, params, opt_state, mesh) -> TrainState:
+    """The state after `step` steps. Its counters are on the mesh as the parameters are, or no program could read both, and
+    many hosts could not save them."""
+    state = TrainState(step=jnp.int32(step), params=params, opt_state=opt_state)
+    return state if mesh is None else jax.tree.map(lambda x: x if x.ndim else reshard(x, replicated(mesh)), state)
 
 
 def cut(tokens, weights, budget: int, mesh) -> list:

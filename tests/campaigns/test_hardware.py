@@ -28,7 +28,7 @@ def play(children, folder, workdir, devices, until):
     processes, each = devices if isinstance(devices, tuple) else (1, devices)
     command = ["train", "--config", f"{EXPERIMENT}:taught@{folder / 'files'}", "--workdir", str(workdir),
                "--config.train.questions_per_step=4", f"--config.train.steps={STEPS}",
-               "--config.stages=train"]  # collect and tune_simulator are refused on several hosts
+               "--config.stages=train"]  # tests/test_hosts.py has the other stages
     env = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={each} {quick_codegen()}"}
     hook = Hook(str(workdir), after=f"checkpoints/train/{until}") if until < STEPS else None
     with socket.socket() as free:

@@ -30,6 +30,7 @@ from zsjax.rl import roles
 from zsjax.rollout.documents import encode_inert
 from zsjax.sampling import ragged
 from zsjax.search import Empty, Failed, SearchContext
+from zsjax.search.engine import AskedByLead
 from zsjax.search.simulator.prompt import format_document
 from zsjax.tuning.dataset import make_batches
 
@@ -61,7 +62,8 @@ def search_agent(s: Setting) -> list[dict]:
 
 def rag(s: Setting) -> list[dict]:
     contexts = [SearchContext(question, call=("rag", row)) for row, question in enumerate(s.questions)]
-    found = s.engine.search([question.question for question in s.questions], contexts, k=s.config.search.num_documents)
+    found = AskedByLead(s.engine).search([question.question for question in s.questions], contexts,
+                                         k=s.config.search.num_documents)
     asked = [dataclasses.replace(question, question=f"{_lines(s, documents)}\nQuestion: {question.question}")
              for question, documents in zip(s.questions, found, strict=True)]
     rollout = s.rollout(Empty(), prompts__policy="rag", rollout__max_turns=1,
@@ -108,7 +110,7 @@ def interleaved(s: Setting) -> list[dict]:
             break
         if turn < max_turns:  # first with the question, then with the last sentence
             contexts = [SearchContext(s.questions[row], call=("interleaved", row, turn)) for row in active]
-            found = s.engine.search([queries[row][-1] for row in active], contexts, k=k)
+            found = AskedByLead(s.engine).search([queries[row][-1] for row in active], contexts, k=k)
             for row, results in zip(active, found, strict=True):
                 failures[row].append(_search_status(results, k))
                 if not isinstance(results, Failed):
@@ -166,11 +168,12 @@ def trajectory_sft(s: Setting) -> list[dict]:
     """Fine-tunes the base on its own right episodes, loss on POLICY tokens, and plays greedily."""
     config, questions = s.config, s.train_questions()
     rollout, rows, params = s.rollout(s.train_engine()), config.evaluate.batch_rows, s.base_params()
+    placed = rollout.place(params)  # once for all batches
     kept_tokens, kept_weights, wanted = [], [], max(config.collect.episodes, rows)
     for first in range(0, wanted, rows):
         ids = np.arange(first, first + rows)
         batch = [questions[i % len(questions)] for i in ids]
-        episodes = jax.device_get(rollout(params, batch, key=jax.random.fold_in(s.key, 1), group_ids=ids))
+        episodes = jax.device_get(rollout(placed, batch, key=jax.random.fold_in(s.key, 1), group_ids=ids))
         right = [row for row, record in enumerate(scored_records(episodes, batch, s.tokenizer)) if record["em"] == 1]
         kept_tokens.append(np.asarray(episodes.tokens)[right])
         kept_weights.append(np.asarray(roles.loss_mask(np.asarray(episodes.roles)[right])).astype(np.float32))

@@ -44,12 +44,19 @@ class Meter:
         """rollout: a `zsjax.rollout.Rollout`. engine: its counters are read. devices: number that the rollout uses.
         account: None, or a `zsjax.monitor.usage.RolloutAccount`, whose figures `take` adds."""
         self.rollout, self.devices, self.account = rollout, devices, account
-        self.tokenizer, self.place = rollout.tokenizer, rollout.place
+        self.tokenizer = rollout.tokenizer
         self._counters, self._used, self._seconds = EngineCounters(engine), collections.Counter(), 0.0
         self._resharded = 0.0
 
     def __call__(self, params, questions, **options) -> types.Episodes:
         return self.play(params, questions, **options).episodes
+
+    def place(self, params):
+        """`Rollout.place`, counted."""
+        start = time.perf_counter()
+        placed = self.rollout.place(params)
+        self._seconds += time.perf_counter() - start
+        return placed
 
     def play(self, params, questions, **options):
         """`Rollout.play`, counted."""

@@ -15,7 +15,7 @@ import shutil
 import threading
 from collections.abc import Iterable, Iterator
 
-from zsjax.errors import writing
+from zsjax.errors import OutputError, writing
 
 try:
     import fcntl
@@ -110,12 +110,13 @@ def remove_unfinished(folder: str | os.PathLike) -> None:
         folders[:] = [name for name in folders if pathlib.Path(parent, name).is_dir()]
 
 
-def lock(file, *, wait: bool = True) -> bool:
+def lock(file, *, wait: bool = True, required: bool = False) -> bool:
     """Locks an open file until it is closed or its process ends; whether it has the lock.
 
     Args:
       file: an open file. Where its file system has no locks, a warning says so, and the answer is True.
       wait: waits for the process that has it.
+      required: raises OutputError instead of the warning.
     """
     try:
         if fcntl is None:
@@ -124,6 +125,8 @@ def lock(file, *, wait: bool = True) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
+        if required:
+            raise OutputError(f"{file.name} cannot be locked ({error}); use a folder on a file system with locks") from error
         logging.warning("%s cannot be locked (%s): let only one process at a time use this folder", file.name, error)
     return True
 

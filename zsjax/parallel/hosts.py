@@ -2,16 +2,20 @@
 
 Every host runs the same Python on the same questions. Device work is on a mesh over all devices, or over the host's own.
 Results are whole on every host (`fetch`, `gather_rows`), so that all hosts compute the same metrics and take the same
-decisions. Only the lead host writes files (`is_lead`). Decisions that depend on files are the lead's, and are broadcast
-(`agree`). With one host the functions here do nothing.
+decisions. Only the lead host writes files (`is_lead`). What depends on files or on the world is the lead's, and is
+broadcast (`agree`, `from_lead`). An error of one host in work that only it does must reach all (`together`), or the others
+wait for it for ever. With one host the functions here do nothing.
 """
 
 import collections
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
+
+from zsjax.errors import BudgetSpent, UserError
 
 
 def initialize(where: str = ""):
@@ -24,8 +28,6 @@ def initialize(where: str = ""):
     Raises:
       UserError: `where` has another form, or no cluster was found.
     """
-    from zsjax.errors import UserError
-
     if not where:
         try:
             jax.distributed.initialize()
@@ -46,11 +48,67 @@ def is_lead() -> bool:
 
 def agree(value: bool) -> bool:
     """The lead's value, on every host. All hosts must call it."""
+    return share(bool(value))[0]
+
+
+def share(value) -> list:
+    """Every host's value, in the order of the hosts. All hosts must call it. value: of JSON; a tuple becomes a list."""
     if jax.process_count() == 1:
-        return value
+        return [value]
     from jax.experimental import multihost_utils
 
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    longest = int(multihost_utils.process_allgather(np.int32(len(text))).max())
+    size = max(64, 1 << (longest - 1).bit_length())  # few sizes, few programs
+    texts = multihost_utils.process_allgather(np.pad(text, (0, size - len(text)), constant_values=ord(" ")))
+    return [json.loads(row.tobytes()) for row in texts]
+
+
+def together(call: Callable[[], Any]):
+    """call(), each host its own; where a host fails, all hosts raise its error. All hosts must call it.
+
+    Of several hosts that fail, the first one's error counts. Elsewhere it is a `BudgetSpent`, a `UserError` with its exit
+    code, or a RuntimeError.
+    """
+    if jax.process_count() == 1:
+        return call()
+    value = error = None
+    try:
+        value = call()
+    except Exception as raised:
+        error = raised
+    failed = [[host, *of_host] for host, of_host in enumerate(share(_described(error))) if of_host]
+    if not failed:
+        return value
+    if failed[0][0] == jax.process_index():
+        raise error
+    raise _error_of(*failed[0]) from error
+
+
+def _described(error) -> list | None:
+    """[kind, text, exit code] of an error, for `_error_of`."""
+    if error is None:
+        return None
+    kind = next((kind.__name__ for kind in (BudgetSpent, UserError) if isinstance(error, kind)), None)
+    text = str(error) if kind else f"{type(error).__name__}: {error}"
+    return [kind, text, getattr(error, "exit_code", None)]
+
+
+def _error_of(host: int, kind: str | None, text: str, exit_code: int | None) -> Exception:
+    if kind is None:
+        return RuntimeError(f"host {host} failed: {text}")
+    error = {"BudgetSpent": BudgetSpent, "UserError": UserError}[kind](text)
+    if exit_code is not None:
+        error.exit_code = exit_code
+    return error
+
+
+def from_lead(make: Callable[[], Any]):
+    """make() of the lead, which alone calls it, on every host: a value of JSON. Errors as of `together`."""
+    if jax.process_count() == 1:
+        return make()
+    text = together(lambda: json.dumps(make()) if is_lead() else "")
+    return json.loads(share(text)[0])
 
 
 def wait(name: str):
@@ -75,16 +133,9 @@ def fetch(tree):
 
 def add_up(counts: Mapping[str, int]) -> dict[str, int]:
     """The sums over hosts, by name. All hosts must call it; their names may differ."""
-    if jax.process_count() == 1:
-        return dict(counts)
-    from jax.experimental import multihost_utils
-
-    text = np.frombuffer(json.dumps(dict(counts)).encode(), np.uint8)
-    size = multihost_utils.process_allgather(np.int32(len(text))).max()
-    texts = multihost_utils.process_allgather(np.pad(text, (0, size - len(text)), constant_values=ord(" ")))
     total = collections.Counter()
-    for row in texts:
-        total.update(json.loads(row.tobytes()))
+    for of_host in share(dict(counts)):
+        total.update(of_host)  # unlike a sum, it keeps counts of 0
     return dict(total)
 
 

@@ -63,6 +63,7 @@ class Rollout:
 
         Raises:
           InputError: a prompt is longer than config.rollout.max_prompt_tokens. Prompts are never cut.
+          Any error of the engine; with several hosts that of one is raised by all (`hosts.together`).
         """
         config = self._config
         temperature = jnp.float32(config.rollout.temperature if temperature is None else temperature)
@@ -75,11 +76,16 @@ class Rollout:
         mine = np.concatenate([parts[shard] for shard in my_shards])
         # Copies of the last question fill the shape; their rows are dropped.
         asked = np.minimum(mine, count - 1)
-        played = self._player(params, {name: x[asked] for name, x in inputs.items()}, [questions[i] for i in asked],
-                              jnp.float32(noise), temperature, key, reranker)
-        if not one_host:
+
+        def play():
+            return self._player(params, {name: x[asked] for name, x in inputs.items()}, [questions[i] for i in asked],
+                                jnp.float32(noise), temperature, key, reranker)
+
+        if one_host:
+            played = play()
+        else:  # an engine may fail on one host only
+            played = hosts.together(lambda: jax.device_get(play()))
             rows = (mine[:, None] * self._group_size + np.arange(self._group_size)).ravel()
-            played = jax.device_get(played)
             played = Played(hosts.gather_rows(played.episodes, rows), hosts.gather_rows(played.work, my_shards))
         if count % shards:
             played = played.replace(episodes=jax.tree.map(lambda x: x[:count * self._group_size], played.episodes))

@@ -1,5 +1,6 @@
 """A run's policy: the trained one, or that of its newest checkpoint; and the same as a Hugging Face folder."""
 
+import math
 import pathlib
 from typing import NamedTuple
 
@@ -67,9 +68,11 @@ def _of_checkpoint(run, checkpoints, step) -> TrainedPolicy:
     from zsjax.rollout.reranking import Reranking
 
     config, (model, params) = run.config, run.start_policy()
-    one = mesh.make_mesh({}, jax.devices()[:1])
-    learner = Learner(config, model, one)
+    # Over all devices that can share it: the checkpoint has the optimizer's state, too.
+    shared = mesh.make_mesh({"fsdp": -1}, jax.devices()[:math.gcd(jax.device_count(), model.embed_dim)])
+    learner = Learner(config, model, shared)
     reranks = config.search.rerank.candidates > 0
-    steering = Steering(config, one, reranking=Reranking(model, run.tokenizer, config) if reranks else None)
+    steering = Steering(config, shared, reranking=Reranking(model, run.tokenizer, config) if reranks else None)
     restored = checkpoints.restore(steering.start(learner.start(params)), step)
-    return TrainedPolicy(model, learner.export(restored[1]), str(run.path("checkpoints/train") / str(step)))
+    params = jax.device_put(learner.export(restored[1]), jax.devices()[0])
+    return TrainedPolicy(model, params, str(run.path("checkpoints/train") / str(step)))

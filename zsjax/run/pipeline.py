@@ -60,38 +60,47 @@ def run(config: Config, workdir, *, stages=None):
       stops.Stopped: by SIGTERM or SIGINT; what is saved is kept.
     """
     workdir = pathlib.Path(workdir)
-    modules = trackers.imported(config.trackers) if hosts.is_lead() else {}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(stops.handled())
+        context = hosts.together(lambda: _begun(config, workdir, stack))
+        _run(context, stages or config.stages)
+
+
+def _begun(config, workdir, stack) -> Run:
+    """The context of the stages. On the lead, the folder is held and the writer open until the stack ends."""
+    lead = hosts.is_lead()
+    modules = trackers.imported(config.trackers) if lead else {}
     check_local(workdir)
-    with stops.handled(), occupied.occupy(workdir) if hosts.is_lead() else contextlib.nullcontext():
-        _run(config, workdir, stages or config.stages, modules)
+    if not lead:
+        return Run(config, workdir, Writer(None, quiet=True), configuration.to_json(config))
+    stack.enter_context(occupied.occupy(workdir))
+    configuration.withdraw_config(workdir)  # of a run that was killed before its first result
+    checksums.check(workdir)
+    config_json = configuration.write_config(workdir, config)
+    return Run(config, workdir, stack.enter_context(_writer(config, workdir, config_json, modules)), config_json)
 
 
-def _run(config, workdir, stages, modules):
-    if hosts.is_lead():
-        configuration.withdraw_config(workdir)  # of a run that was killed before its first result
-        checksums.check(workdir)
-    config_json = configuration.write_config(workdir, config) if hosts.is_lead() else configuration.to_json(config)
-    hosts.wait("config")
-    with _writer(config, workdir, config_json, modules) if hosts.is_lead() else Writer(None, quiet=True) as writer:
-        context = Run(config, workdir, writer, config_json)
-        try:
-            for output, names in [QUESTIONS[stage] for stage in stages if stage in QUESTIONS]:
-                if output is None or not context.path(output).exists():
-                    for name in names:
-                        getattr(context, name)
-            for stage in stages:
-                began = time.time()
-                STAGES[stage](context)
-                if hosts.is_lead():
-                    checksums.seal(workdir, began)
-                hosts.wait(stage)
-        except BudgetSpent as error:
-            raise OutOfBudget(f"{stage} stopped: {error}. Results that were paid for are kept; raise "
-                              "search.remote.budget and start the same command again") from error
-        except BaseException:
-            if hosts.is_lead():
-                configuration.withdraw_config(workdir)
-            raise
+def _run(context, stages):
+    try:
+        hosts.together(lambda: _read_questions(context, stages))
+        for stage in stages:
+            began = time.time()
+            STAGES[stage](context)
+            hosts.from_lead(lambda began=began: checksums.seal(context.workdir, began))
+    except BudgetSpent as error:
+        raise OutOfBudget(f"{stage} stopped: {error}. Results that were paid for are kept; raise "
+                          "search.remote.budget and start the same command again") from error
+    except BaseException:
+        if hosts.is_lead():
+            configuration.withdraw_config(context.workdir)
+        raise
+
+
+def _read_questions(context, stages):
+    for output, names in [QUESTIONS[stage] for stage in stages if stage in QUESTIONS]:
+        if output is None or not context.path(output).exists():
+            for name in names:
+                getattr(context, name)
 
 
 def _writer(config, workdir, config_json, modules) -> Writer:

@@ -1,6 +1,7 @@
 """Search: engines over a corpus or a network, and the simulator that takes their place in training."""
 
-from zsjax.search.engine import BudgetSpent, Document, Engine, Failed, SearchContext
+from zsjax.errors import BudgetSpent
+from zsjax.search.engine import Document, Engine, Failed, SearchContext
 from zsjax.search.engines.ablations import DropBest, Empty
 from zsjax.search.engines.bm25 import BM25
 from zsjax.search.engines.chat import ChatSimulator

@@ -7,6 +7,9 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+
+from zsjax.parallel import hosts
 from zsjax.types import Question
 
 
@@ -50,10 +53,6 @@ class Failed(list):
 def first(documents: list[Document], k: int) -> list[Document]:
     """The k first documents; `Failed` stays as it is."""
     return documents if isinstance(documents, Failed) else documents[:k]
-
-
-class BudgetSpent(Exception):
-    """The next search would exceed the budget. Paid results are kept, and the run can be resumed."""
 
 
 class Engine(abc.ABC):
@@ -105,6 +104,22 @@ class Wrapped(Engine):
 
     def obeys_noise(self, queries: Sequence[str], contexts: Sequence[SearchContext]) -> list[bool]:
         return self.engine.obeys_noise(queries, contexts)
+
+
+class AskedByLead(Wrapped):
+    """An engine that the lead host alone asks; all hosts get its documents. For searches that all hosts would repeat."""
+
+    def search(self, queries: Sequence[str], contexts: Sequence[SearchContext], *, k: int) -> list[list[Document]]:
+        """All hosts must call it, with the same arguments. Errors as of `hosts.together`."""
+        if jax.process_count() == 1:
+            return self.engine.search(queries, contexts, k=k)
+
+        def ask():
+            return [[getattr(documents, "kind", None), [dataclasses.asdict(document) for document in documents]]
+                    for documents in self.engine.search(queries, contexts, k=k)]
+
+        return [[Document(**document) for document in documents] if kind is None else Failed(kind)
+                for kind, documents in hosts.from_lead(ask)]
 
 
 class _Plain(Engine):

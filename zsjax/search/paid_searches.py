@@ -10,6 +10,8 @@ import numbers
 import pathlib
 import threading
 
+import jax
+
 from zsjax.errors import InputError, json_value
 from zsjax.parallel.files import lock, write_json
 
@@ -35,10 +37,14 @@ class Account:
 
     @contextlib.contextmanager
     def held(self):
-        """Locks the account: all others with the same folder wait, so each search is paid and counted once."""
+        """Locks the account: all others with the same folder wait, so each search is paid and counted once.
+
+        Raises OutputError where there are several hosts, and the folder's file system has no locks.
+        """
         with self._lock, contextlib.ExitStack() as stack:
             if self._path:
-                lock(stack.enter_context(open(self._path.with_suffix(".lock"), "a")))
+                file = stack.enter_context(open(self._path.with_suffix(".lock"), "a"))
+                lock(file, required=jax.distributed.is_initialized())
             yield
 
     def spent(self) -> Spent:

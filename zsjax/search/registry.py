@@ -63,7 +63,7 @@ class EngineSpec:
       parts: config.search -> names of the engines that it asks; () for an engine that searches itself.
       is_real: whether it finds documents that exist before the search. Other searches are never collected.
       trains, evaluates: whether `search.engine` and `search.eval_engine` may name it.
-      one_host: whether its files on disk belong to one host.
+      keeps_account: whether it keeps results and an account in search.remote.cache_dir, which all hosts must share.
       key_env: environment variable with its key, unless search.remote.key_env names one.
     """
 
@@ -75,7 +75,7 @@ class EngineSpec:
     is_real: bool = True
     trains: bool = True
     evaluates: bool = True
-    one_host: bool = False
+    keeps_account: bool = False
     key_env: str = ""
 
     @property

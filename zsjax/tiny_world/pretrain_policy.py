@@ -18,6 +18,7 @@ from zsjax.data.assets import asset_path
 from zsjax.errors import UserError
 from zsjax.models.checkpoints.hf import load_hf
 from zsjax.models.decoder import DecoderConfig
+from zsjax.models.placement import for_decoding
 from zsjax.tiny_world.imitation import Behaviour, episode_rows
 from zsjax.tiny_world.induction import induction_init
 from zsjax.tiny_world.reading import reading_accuracy
@@ -70,7 +71,7 @@ POLICY_BASE = SupervisedConfig(
 
 
 def pretrain_policy(config: Config, model_config: DecoderConfig, tokenizer, *, writer, directory,
-                    config_json: str = "{}") -> dict:
+                    config_json: str = "{}", mesh=None) -> dict:
     """Trains the base of the policy from `induction_init`.
 
     Args:
@@ -81,9 +82,10 @@ def pretrain_policy(config: Config, model_config: DecoderConfig, tokenizer, *, w
       writer: `zsjax.monitor.writer.Writer`; the stages are "pretrain_reading" and "pretrain_episodes".
       directory: of the checkpoints; an interrupted run in it goes on.
       config_json: kept with the checkpoints.
+      mesh: see `zsjax.supervised.fit`.
 
     Returns:
-      The parameters.
+      The parameters, on the mesh.
 
     Raises:
       UserError: unknown options, or the model's shape does not allow its start.
@@ -118,6 +120,7 @@ def pretrain_policy(config: Config, model_config: DecoderConfig, tokenizer, *, w
         return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
     def measure(params):
+        params = for_decoding(params, model_config, mesh)
         scores = {f"reading_{n}": reading_accuracy(model_config, params, tokenizer, n) for n in (2, 4, 8)}
         if recipe.paraphrase:
             scores["reading_4_paraphrased"] = reading_accuracy(model_config, params, tokenizer, 4, paraphrase=1.0)
@@ -130,7 +133,8 @@ def pretrain_policy(config: Config, model_config: DecoderConfig, tokenizer, *, w
                                     optimizer=dataclasses.replace(options.optimizer, learning_rate=rate))
         if steps:
             params = supervised.fit(phase, model_config, params, batches, writer=writer, stage=f"pretrain_{name}",
-                                      directory=pathlib.Path(directory) / name, config_json=config_json, measure=measure)
+                                    directory=pathlib.Path(directory) / name, config_json=config_json, measure=measure,
+                                    mesh=mesh)
     return params
 
 

@@ -19,7 +19,8 @@ EXAMPLES_PER_QUERY = 8
 COMPLETE = 1 / 3  # share of replies that hold the best document
 
 
-def train_simulator_base(config: Config, simulator: Simulator, *, writer, directory, config_json: str = "{}") -> Simulator:
+def train_simulator_base(config: Config, simulator: Simulator, *, writer, directory, config_json: str = "{}",
+                         mesh=None) -> Simulator:
     """Trains the base of the simulator on the worlds of `config.data.corpus`.
 
     Args:
@@ -30,6 +31,7 @@ def train_simulator_base(config: Config, simulator: Simulator, *, writer, direct
       writer: `zsjax.monitor.writer.Writer`; the stage is "pretrain_simulator".
       directory: of this stage's checkpoints; an interrupted run in it goes on.
       config_json: kept with the checkpoints.
+      mesh: see `zsjax.supervised.fit`.
 
     Returns:
       The simulator with trained parameters.
@@ -43,7 +45,8 @@ def train_simulator_base(config: Config, simulator: Simulator, *, writer, direct
         per_query=options.options.get("examples_per_query", EXAMPLES_PER_QUERY),
         paraphrase=options.options.get("paraphrase", 0.0))
     return tune.fit_simulator(options, simulator, examples, document_format=config.search.document_format, seed=config.seed,
-                              stage="pretrain_simulator", writer=writer, directory=directory, config_json=config_json)
+                              stage="pretrain_simulator", writer=writer, directory=directory, config_json=config_json,
+                              mesh=mesh)
 
 
 def world_examples(worlds, num_documents: int, *, seed: int, per_query: int, paraphrase: float = 0.0) -> list[Example]:

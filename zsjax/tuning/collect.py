@@ -10,6 +10,7 @@ import numpy as np
 
 from zsjax import types
 from zsjax.errors import InputError, json_value, reading
+from zsjax.parallel import hosts
 from zsjax.parallel.files import write_jsonl
 from zsjax.rewards import exact_match
 from zsjax.rollout import transcript
@@ -47,12 +48,23 @@ class RecordingEngine(Wrapped):
         super().__init__(engine)
         self.depth = depth
         self.found: dict[tuple[str, str], list[Document]] = {}
+        self._new: set[tuple[str, str]] = set()  # that other hosts do not know yet
 
     def search(self, queries: Sequence[str], contexts: Sequence[SearchContext], *, k: int) -> list[list[Document]]:
         rankings = self.engine.search(queries, contexts, k=max(k, self.depth))
         for query, context, ranking in zip(queries, contexts, rankings, strict=True):
             self.found[context.question.key, query.strip()] = ranking
+            self._new.add((context.question.key, query.strip()))
         return [first(ranking, k) for ranking in rankings]
+
+    def exchange(self):
+        """Gives every host what all have found since the last call. All hosts must call it."""
+        mine = [[*name, [dataclasses.asdict(document) for document in self.found[name]]]
+                for name in sorted(self._new) if self.found[name]]
+        self._new.clear()
+        for of_host in hosts.share(mine):
+            for key, query, ranking in of_host:
+                self.found.setdefault((key, query), [Document(**document) for document in ranking])
 
 
 def episode_searches(episodes: types.Episodes, questions: Sequence[Question], recorder: RecordingEngine,
@@ -99,6 +111,7 @@ def collect_searches(rollout: Callable, recorder: RecordingEngine, params, quest
         rows = np.arange(played, played + batch_questions)
         batch = [questions[i % len(questions)] for i in rows]
         out = rollout(params, batch, key=jax.random.fold_in(key, played), group_ids=rows)
+        recorder.exchange()
         searches += episode_searches(out, batch, recorder, tokenizer)
         played += batch_questions
         progress(played)

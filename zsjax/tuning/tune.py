@@ -1,6 +1,7 @@
 """Tuning a simulator on collected searches: supervised, loss on the documents only."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Sequence
 
@@ -10,6 +11,8 @@ import numpy as np
 from zsjax import supervised
 from zsjax.config.fields import Config, SupervisedConfig
 from zsjax.errors import InputError
+from zsjax.models.placement import for_decoding
+from zsjax.parallel import hosts
 from zsjax.search.engine import chance
 from zsjax.search.simulator.simulator import Simulator
 from zsjax.tuning.collect import Search, read_searches
@@ -53,7 +56,8 @@ def tune(config: Config, simulator: Simulator, path: str | os.PathLike, *, write
     if held_out:
         rows, shown = [], []
         for name, which in (("before tuning", simulator), ("after tuning", tuned)):
-            shares, replies = held_out_replies(which, held_out, seed=config.seed)
+            plays = dataclasses.replace(which, params=for_decoding(which.params, which.config, mesh))
+            shares, replies = hosts.from_lead(functools.partial(held_out_replies, plays, held_out, seed=config.seed))
             rows.append(row := {"simulator": name, **shares})
             shown += [{"gate": f"replies {name}", **reply} for reply in replies]
             writer.note(f"held-out searches, {row['simulator']}: gold in {row['useful']:.2f} of useful and "

@@ -1,10 +1,10 @@
 """Checks of the mesh: its sizes, and once the devices are counted, whether these and the rows fit."""
 
 import math
+import pathlib
 
 from zsjax.config.checks.findings import Findings
 from zsjax.config.checks.search import used_engines, uses_simulator
-from zsjax.config.checks.training import SUPERVISED
 from zsjax.config.fields import Config
 from zsjax.errors import Problem
 from zsjax.search.registry import specs
@@ -61,14 +61,11 @@ def find_device_problems(config: Config, num_devices: int, num_hosts: int = 1) -
         heads = _num_heads(config, getattr(config, name))
         if heads % tensor:
             found.add("mesh.tensor", f"does not divide the {heads} heads of {name}.init", "give a divisor of that")
-    alone = [stage for stage in config.stages if stage in (*SUPERVISED, "collect")]
-    if num_hosts > 1 and alone:
-        found.add("stages", f"{', '.join(alone)} run on one host",
-                  "run these stages there first; then train, evaluate and report on many")
-    if num_hosts > 1 and "evaluate" in config.stages and "trajectory_sft" in config.evaluate.baselines:
-        found.add("evaluate.baselines", "trajectory_sft tunes on one host", "leave it out, or evaluate on one host")
-    if num_hosts > 1 and any(spec.one_host for name in used_engines(config) for spec in specs(name, config.search)):
-        found.add("search.remote.cache_dir", "web search keeps its results and account on one host", "run on one host")
+    engines = {*used_engines(config), config.search.eval_engine}  # the latter collects and makes episodes, too
+    keeps_account = any(spec.keeps_account for name in engines for spec in specs(name, config.search))
+    if num_hosts > 1 and keeps_account and pathlib.PurePath(config.search.remote.cache_dir).is_absolute():
+        found.add("search.remote.cache_dir", "may be another folder on each host, each with an account of its own",
+                  "give a path relative to the run's folder, which all hosts share")
     return found.problems
 
 

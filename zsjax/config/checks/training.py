@@ -5,7 +5,7 @@ import itertools
 from zsjax.config.allowed import function_problem, is_sensible
 from zsjax.config.read import known_name
 
-SUPERVISED = ("pretrain", "pretrain_simulator", "tune_simulator", "trajectory_sft")
+SUPERVISED = ("pretrain", "pretrain_simulator", "warm_start", "tune_simulator", "trajectory_sft")
 
 
 def check_algorithm(found, config):

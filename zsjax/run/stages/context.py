@@ -104,8 +104,11 @@ class Run:
         from zsjax.models.checkpoints.hf import save_hf
 
         params = params if jax.process_count() == 1 else hosts.fetch(params)
-        if hosts.is_lead():
+
+        def save():
             save_hf(self.path("models") / name, config, params, tokenizer=self.tokenizer)
+
+        hosts.from_lead(save)
 
     def done(self, stage: str, output: str) -> bool:
         """Whether the stage's output exists; notes that it is kept."""

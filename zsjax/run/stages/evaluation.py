@@ -227,7 +227,7 @@ class Parts:
             config, model, params, run.tokenizer, self._engine(), self.questions, jax.random.key(config.seed), meter,
             run.mesh, train_questions=lambda: run.train_questions,
             train_engine=lambda: run.engine(config.search.eval_engine, config.data.corpus, spread=True),
-            base_params=lambda: run.start_policy()[1], writer=run.writer,
+            base_params=lambda: run.start_policy(mesh.TRAIN_RULES)[1], writer=run.writer,
             directory=run.path("checkpoints") / "trajectory_sft")
         return METHODS[name](setting), [{"baseline": name} | used.take() for used in meters]
 

@@ -1,20 +1,22 @@
 """Gates between stages: a base that cannot read, or a simulator that leaks, stops the run."""
 
 from zsjax.evaluate import right_queries
+from zsjax.parallel import hosts
 from zsjax.run import build
 from zsjax.run.stages.context import Run
 from zsjax.search.simulator.simulator import Simulator
 
 
 def check_reading(run: Run, model, params):
-    """The first gate: the base answers when it is given the right documents."""
+    """The first gate: the base answers when it is given the right documents. params: of `for_decoding`."""
     from zsjax.tiny_world.reading import documents_given
 
     config = run.config
     if not config.data.eval.startswith(build.TINY_WORLD):
         return
-    rows = documents_given(model, params, run.tokenizer, run.engine("bm25", config.data.eval_corpus),
-                           build.questions(config, config.data.eval, config.data.eval_limit), config)
+    engine = run.engine("bm25", config.data.eval_corpus)  # on all hosts, which make an index together
+    rows = hosts.from_lead(lambda: documents_given(
+        model, params, run.tokenizer, engine, build.questions(config, config.data.eval, config.data.eval_limit), config))
     for row in rows:
         run.writer.note(f"gate reading: right documents given, {row['hops']} hop(s): EM {row['em']:.2f} (n={row['n']})")
     gate = config.gates.reading
@@ -25,7 +27,7 @@ def check_reading(run: Run, model, params):
 
 def check_simulator(run: Run, simulator: Simulator):
     """The second gate: useful documents hold the answer, noisy ones do not, and off-path queries get no more than from
-    BM25."""
+    BM25. simulator: with parameters of `for_decoding`."""
     from zsjax.tuning import simulator_gates as gates
 
     config = run.config
@@ -33,7 +35,8 @@ def check_simulator(run: Run, simulator: Simulator):
     if not all(map(right_queries, questions)):
         run.writer.note("gate simulator: not measured, the questions do not know their right queries")
         return
-    rows = gates.gold_shares(simulator, run.engine("bm25", config.data.corpus), questions,
-                         k=config.search.num_documents, limit=config.gates.questions, seed=config.seed)
+    engine = run.engine("bm25", config.data.corpus)
+    rows = hosts.from_lead(lambda: gates.gold_shares(
+        simulator, engine, questions, k=config.search.num_documents, limit=config.gates.questions, seed=config.seed))
     run.writer.note(gates.shares_table(rows))
     run.add_gates([{"gate": "simulator", **row} for row in rows], gates.failed_gates(rows, config.gates))

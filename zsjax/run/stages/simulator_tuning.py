@@ -1,11 +1,13 @@
 """Collection of searches with the real engine, and tuning of the simulator on them."""
 
+import dataclasses
 import hashlib
 
 import jax
 
+from zsjax.models.placement import for_decoding
 from zsjax.monitor import costs
-from zsjax.parallel import mesh
+from zsjax.parallel import hosts, mesh
 from zsjax.rollout import make_rollout
 from zsjax.run import build
 from zsjax.run.stages.context import Run
@@ -16,11 +18,11 @@ from zsjax.search import registry
 def collect(run: Run):
     if run.done("collect", "searches.jsonl"):
         return
-    from zsjax.tuning.collect import DEPTH_FACTOR, RecordingEngine, collect_searches, search_for, write_searches
-    from zsjax.tuning.simulator_gates import make_probes
+    from zsjax.tuning.collect import DEPTH_FACTOR, RecordingEngine, collect_searches
 
     config = run.config
-    model, params = run.start_policy()
+    model, params = run.start_policy(mesh.DECODE_RULES)
+    params = for_decoding(params, model, run.mesh)
     check_reading(run, model, params)
     batch = min(config.evaluate.batch_rows, config.collect.episodes)
     name = registry.real_or(config.search.eval_engine, "bm25")
@@ -34,17 +36,27 @@ def collect(run: Run):
             played = total
 
         recorder = RecordingEngine(engine, DEPTH_FACTOR * config.search.num_candidates)
-        meter = costs.Meter(make_rollout(model, recorder, run.tokenizer, config), engine)
+        meter = costs.Meter(make_rollout(model, recorder, run.tokenizer, config, run.mesh), engine,
+                            devices=mesh.device_count(run.mesh, config.mesh))
         searches = collect_searches(
             meter, recorder, params, questions, run.tokenizer, episodes=config.collect.episodes, batch_questions=batch,
             key=jax.random.fold_in(jax.random.key(config.seed), 1), progress=progress)
     run.writer.truncate("collect", 0)
     run.writer.write(1, meter.take(), "collect", show=False)
     run.writer.note(f"collect: {len(searches)} different searches of {config.collect.episodes} episodes")
+    hosts.from_lead(lambda: _write(run, searches, engine, name))
+
+
+def _write(run, searches, engine, name):
+    """Writes searches.jsonl: the policy's searches with the engine called `name`, and what the config adds to them."""
+    from zsjax.tuning.collect import search_for, write_searches
+    from zsjax.tuning.simulator_gates import make_probes
+
+    config = run.config
     if config.collect.probes:
-        probes = make_probes(questions, limit=config.collect.probes, seed=config.seed + 1)
+        probes = make_probes(run.train_questions, limit=config.collect.probes, seed=config.seed + 1)
         queries = [(probe.question, probe.query, probe.kind) for probe in probes]
-        searches += search_for(queries, engine, num_documents=config.search.num_candidates)
+        searches = searches + search_for(queries, engine, num_documents=config.search.num_candidates)
         run.writer.note(f"collect: {len(searches)} with the probes")
     counted = {}
     if config.collect.label == "judge":
@@ -70,5 +82,6 @@ def tune_simulator(run: Run):
                           run.path("searches.jsonl"), writer=run.writer, mesh=run.mesh,
                           directory=run.path("checkpoints") / "tune_simulator", config_json=run.config_json,
                           report=lambda rows: run.add_gates([{"gate": "held-out searches", **row} for row in rows], []))
-    check_simulator(run, build.frozen(run.config.simulator, simulator))  # as it will play
+    plays = build.frozen(run.config.simulator, simulator)
+    check_simulator(run, dataclasses.replace(plays, params=for_decoding(plays.params, plays.config, run.mesh)))
     run.save_model("simulator", simulator.config, simulator.params)

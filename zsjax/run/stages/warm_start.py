@@ -43,19 +43,25 @@ def find_episodes(run: Run, shown: demonstrations.Shown) -> list[demonstrations.
     """
     config, made = run.config, run.path("episodes.jsonl")
     given = config.warm_start.episodes
-    if not given and not made.exists():
+    if not given and not hosts.agree(made.exists()):
         name = registry.real_or(config.search.eval_engine, "bm25")
-        questions = build.questions(config, config.data.train)
-        episodes = demonstrations.make_demonstrations(questions, run.engine(name, config.data.corpus), shown)
-        searches = sum(len(episode.turns) for episode in episodes)
-        run.writer.note(f"warm_start: {len(episodes)} of {len(questions)} questions have their answer in documents of "
-                        f"{name}, after {searches / max(len(episodes), 1):.2f} searches on average")
-        if not episodes:
-            raise UserError(f"data.train = {config.data.train!r}: no document that {name} finds holds a gold "
-                            "answer; use a corpus that holds the answers, or give warm_start.episodes")
-        if hosts.is_lead():
-            demonstrations.write_demonstrations(made, episodes)
+        engine = run.engine(name, config.data.corpus)  # on all hosts, which make an index together
+        hosts.from_lead(lambda: _write_episodes(run, shown, name, engine, made))
     try:
-        return demonstrations.read_demonstrations(given or made)
+        return hosts.together(lambda: demonstrations.read_demonstrations(given or made))
     except (OSError, ValueError) as error:
         raise UserError(f"warm_start: {error}") from error
+
+
+def _write_episodes(run, shown, name, engine, path):
+    """Writes episodes of the training questions, with documents of the engine called `name`."""
+    source = run.config.data.train
+    questions = build.questions(run.config, source)
+    episodes = demonstrations.make_demonstrations(questions, engine, shown)
+    searches = sum(len(episode.turns) for episode in episodes)
+    run.writer.note(f"warm_start: {len(episodes)} of {len(questions)} questions have their answer in documents of "
+                    f"{name}, after {searches / max(len(episodes), 1):.2f} searches on average")
+    if not episodes:
+        raise UserError(f"data.train = {source!r}: no document that {name} finds holds a gold "
+                        "answer; use a corpus that holds the answers, or give warm_start.episodes")
+    demonstrations.write_demonstrations(path, episodes)

@@ -11,11 +11,11 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from zsjax.errors import InputError, json_value
+from zsjax.errors import BudgetSpent, InputError, json_value
 from zsjax.parallel.files import write_json
 from zsjax.search import registry
 from zsjax.search.addresses import check_address, environment_key
-from zsjax.search.engine import BudgetSpent, Document, Engine, Failed, SearchContext, check_request, first
+from zsjax.search.engine import Document, Engine, Failed, SearchContext, check_request, first
 from zsjax.search.paid_searches import Account, amount
 from zsjax.search.transport import DEFAULT_LIMITS, Limits, Request, SearchError, Transport
 from zsjax.types import whole_text
@@ -166,7 +166,7 @@ def _document(row: dict) -> Document:
 
 
 @registry.engine("serpapi", "web search; key from the environment, results kept on disk, `search.remote.budget` stops the "
-                 "run before it is exceeded", needs=("key",), one_host=True, key_env="SERPAPI_API_KEY")
+                 "run before it is exceeded", needs=("key",), keeps_account=True, key_env="SERPAPI_API_KEY")
 def _serpapi(setting):
     remote = setting.config.search.remote
     return SerpApi(engine=remote.web_engine, key_env=remote.key_env or "SERPAPI_API_KEY",
