@@ -178,4 +178,8 @@ def _row(*cells) -> str:
 
 
 if __name__ == "__main__":
-    print(pages()[sys.argv[1]])
+    made = pages()
+    if len(sys.argv) != 2 or sys.argv[1] not in made:
+        sys.exit(f"give one of {', '.join(made)}; other pages are files of docs/, or made by mkdocstrings in the site")
+    with contextlib.suppress(BrokenPipeError):  # of `| head`
+        print(made[sys.argv[1]], flush=True)

@@ -185,6 +185,15 @@ def test_interrupt_and_gates(experiment, tmp_path, capsys):
     assert stop(UserError("a gate failed"))[1] == "error: a gate failed\n"
 
 
+def test_an_interrupted_server_does_not_speak_of_checkpoints(tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "_serve_corpus", interrupted)
+    assert launch.main(["serve-corpus", str(tmp_path / "corpus.jsonl")]) == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"
+
+
 def test_ask_report_export(experiment, tmp_path, monkeypatch, capsys):
     record = {"segments": [{"role": "policy", "text": "<answer> Dran Tosk </answer>"}], "answer": "Dran Tosk",
               "status": "answered", "num_searches": 0}

@@ -42,9 +42,9 @@ def main(arguments: list[str] | None = None, *, run=None) -> int:
 
     run: makes a run's stages in place of `zsjax.run.pipeline.run`, with the same arguments.
     """
+    options, overrides = parse_flags(sys.argv[1:] if arguments is None else arguments)
+    options.pipeline = run
     try:
-        options, overrides = parse_flags(sys.argv[1:] if arguments is None else arguments)
-        options.pipeline = run
         _show_logs(sys.stderr if getattr(options, "json", False) else sys.stdout)
         keep_compiled_programs()
         if options.distributed or options.hosts:
@@ -54,7 +54,8 @@ def main(arguments: list[str] | None = None, *, run=None) -> int:
         options.run(options, overrides)
         return 0
     except KeyboardInterrupt as stop:
-        print(f"\n{str(stop) or 'interrupted; the same command resumes from the last checkpoint'}", file=sys.stderr)
+        again = "; the same command resumes from the last checkpoint" if options.run is _run_stages else ""
+        print(f"\n{str(stop) or 'interrupted' + again}", file=sys.stderr)
         return getattr(stop, "exit_code", 130)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -182,7 +183,6 @@ def keep_compiled_programs():
 
 
 # One function a command. Each imports its modules itself, so that a wrong config is refused within a second.
-
 
 def _run_stages(options, overrides):
     from zsjax.config.checks import find_device_problems

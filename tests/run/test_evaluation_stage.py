@@ -132,6 +132,22 @@ def test_baselines_are_kept_by_what_they_read(tmp_path, played):
     assert count() == 5 and played[-2:] == ["rag by policy", "best_of_n by policy"]
 
 
+def test_another_corpus_of_the_same_size_and_another_file_of_an_engine_are_evaluated(tmp_path, played):
+    corpus, table = tmp_path / "corpus.jsonl", tmp_path / "table.csv"
+    corpus.write_text(json.dumps({"id": "d", "title": "T", "text": "one"}) + "\n")
+    table.write_text("one")
+    fields = {"data__eval_corpus": corpus, "search__options": {"path": str(table)}}
+    evaluate(tmp_path, played, **fields)
+    evaluate(tmp_path, played, **fields)
+    assert len(played) == 1
+    corpus.write_text(corpus.read_text().replace("one", "two"))
+    evaluate(tmp_path, played, **fields)
+    assert len(played) == 2
+    table.write_text("two")
+    evaluate(tmp_path, played, **fields)
+    assert len(played) == 3
+
+
 def test_failed_searches_are_told_everywhere_and_repeated(tmp_path, played):
     played.failed = 1
     trained(tmp_path, "one")

@@ -6,8 +6,9 @@ import textwrap
 import pytest
 
 from zsjax.config import ConfigError, resolve, write_config
+from zsjax.errors import UserError
 from zsjax.monitor.writer import read_jsonl
-from zsjax.run import pipeline
+from zsjax.run import build, pipeline
 
 # What somebody writes: one file, and no edit elsewhere.
 ENGINE = textwrap.dedent("""
@@ -65,3 +66,10 @@ def test_its_options_are_checked_before_any_work_and_kept(settings, tmp_path):
     write_config(tmp_path / "run", resolve(settings))
     with pytest.raises(ConfigError, match="search.options.copies"):
         write_config(tmp_path / "run", resolve(settings, {"search.options.copies": "3"}))
+
+
+def test_a_file_that_it_does_not_find_is_one_line(settings, tmp_path):
+    (tmp_path / "absent_engine.py").write_text(ENGINE.replace('self.counters = {"echoed": 0}', "open(options.note)"))
+    config = resolve(settings, {"search.options.note": "nowhere.csv"})
+    with pytest.raises(UserError, match=r"'absent_engine:Echo' cannot start: .*nowhere.csv.*; check config.search.options"):
+        build.engine("absent_engine:Echo", config, settings["data"]["corpus"])

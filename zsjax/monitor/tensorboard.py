@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import pathlib
+import re
 import sys
 import time
 
@@ -30,7 +31,8 @@ class TensorBoardEvents:
         scalars = self._proto.Event().summary
         for name, value in line.items():
             if name != "step" and isinstance(value, int | float):
-                scalars.MergeFrom(self._scalar(name, value))
+                # Names there have no ":", which those of a user's own functions have.
+                scalars.MergeFrom(self._scalar(re.sub(r"[^-/\w.]", "_", name), value))
         self._write(step=line["step"], summary=scalars)
 
     def close(self):

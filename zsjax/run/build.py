@@ -17,7 +17,7 @@ from zsjax.data import load_corpus, load_questions, load_tokenizer
 from zsjax.data.assets import asset_path
 from zsjax.data.playable import keep_playable
 from zsjax.data.questions import draw_questions
-from zsjax.errors import reading
+from zsjax.errors import UserError, reading
 from zsjax.models import attention
 from zsjax.models.checkpoints import hub
 from zsjax.models.decoder import DecoderConfig, init_params
@@ -137,7 +137,7 @@ def engine(name: str, config: Config, source: str, *, workdir=".", drop_best: fl
       simulator: makes the simulator, for engines that use it (`stages.context.Run.engine`).
 
     Raises:
-      InputError: an unknown engine, or something that it needs is missing.
+      UserError: an unknown engine, or something that it needs is missing.
       ConfigError: its options in config.search.options are wrong.
     """
     spec, workdir = registry.find(name), pathlib.Path(workdir)
@@ -146,7 +146,13 @@ def engine(name: str, config: Config, source: str, *, workdir=".", drop_best: fl
         documents=functools.partial(corpus, config, source), embedder=functools.partial(embedder, config),
         index=functools.partial(_index, config, source, workdir),
         engine=lambda other: engine(other, config, source, workdir=workdir, simulator=simulator))
-    found = spec.factory(setting, *([] if spec.options is None else [read_options(spec.options, config.search.options)]))
+    options = [] if spec.options is None else [read_options(spec.options, config.search.options)]
+    try:
+        found = spec.factory(setting, *options)
+    except OSError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"the search engine {name!r} cannot start: {error}; check config.search.options") from error
     if "simulator" in registry.needs(name, config.search):
         return found
     found = DropBest(found, drop_best, seed=config.seed) if drop_best else found

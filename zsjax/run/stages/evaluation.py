@@ -61,7 +61,8 @@ def evaluate(run: Run, parts: "Parts | None" = None):
     for row in rows:
         run.writer.note(_line(row))
     if not any(evaluation.subject.role == kept_evaluations.TRAINED for evaluation in done):
-        run.writer.note("evaluate: this run has no trained policy yet (models/policy); the rows are of the untrained base")
+        run.writer.note("evaluate: this run has trained no policy (models/policy); the rows are of the one that it starts "
+                        f"from, {run.config.policy.init}")
     _finish(run, parts.kept, done, rows)
 
 
@@ -248,6 +249,10 @@ def how(run: Run, questions) -> dict:
         "prompts.chat": config.prompts.chat, "data.eval_corpus": _corpus(config),
         **{f"policy.{name}": getattr(config.policy, name) for name in ("dtype", "param_dtype", "cache_dtype")},
         **_fields(config)}
+    # What an engine of one's own reads: the files that its options name.
+    files = {name: value for name, value in config.search.options.items() if isinstance(value, (str, pathlib.Path))}
+    found |= {f"search.options.{name}, its file": kept_evaluations.fingerprint(path) for name, path in files.items()
+              if pathlib.Path(path).is_file()}
     needs = registry.needs(config.search.eval_engine, config.search)
     if "simulator" in needs:
         path = next((path for path in map(run.path, ("models/simulator", "models/simulator_base"))
@@ -279,12 +284,12 @@ def _fingerprint_of(config, seed) -> str:
 
 
 def _corpus(config: Config):
-    """A corpus by name and size: reading gigabytes would take longer than the evaluation."""
+    """A corpus by its name and a hash of its file."""
     source = config.data.eval_corpus
     if source.startswith(build.TINY_WORLD):
         return [source, dict(config.world)]
     path = pathlib.Path(source)
-    return [path.name, path.stat().st_size] if path.is_file() else [source]
+    return [path.name, kept_evaluations.fingerprint(path)] if path.is_file() else [source]
 
 
 def _files(path) -> str:
