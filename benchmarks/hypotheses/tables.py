@@ -10,6 +10,7 @@ from benchmarks.hypotheses.entries import Comparison, Correlation, Hypothesis, L
 from benchmarks.hypotheses.verdict import Effect
 from zsjax.report import charts
 
+NOT_RUN, UNFINISHED = "not run", "not finished"
 COLUMNS = {"em_1": "1 hop", "em_2": "2 hops", "em_3": "3 hops", "em": "all", "em_lost": "lost", "em_wrong": "wrong",
            "searches": "searches", "answer_words": "answer words", "fall": "fall", "train_seconds": "seconds"}
 FELL = 0.1  # EM below its best, from which a run counts as fallen
@@ -89,21 +90,30 @@ def page(results: Results, plots: pathlib.Path) -> str:
 def summary_row(results: Results, hypothesis: Hypothesis) -> str:
     word, seeds, needed = judged(results, hypothesis)
     needed = "" if word != verdict.UNDECIDED else "more than a thousand" if needed is None else str(needed)
-    word, needed = word if seeds else "not run", needed if seeds > 1 else ""
+    word, needed = word if seeds else NOT_RUN, needed if seeds > 1 else ""
     return f"| {hypothesis.id} | {hypothesis.title} | {word} | {seeds} | {needed} |"
 
 
 def judged(results: Results, hypothesis: Hypothesis) -> tuple[str, int, int | None]:
-    """(verdict, fewest seeds or runs of a comparison, seeds that would decide all of it, None where none would)."""
+    """(verdict, NOT_RUN or UNFINISHED; fewest seeds or runs of a comparison; seeds that would decide all, or None)."""
     tests = (*hypothesis.comparisons, *hypothesis.correlations)
     effects = [results.effect(test, hypothesis.seeds) for test in tests]
-    words, needed = [], []
-    for test, effect in zip(tests, effects, strict=True):
-        words.append(verdict.UNDECIDED if effect is None else verdict.decide(test.says, effect, test.smallest))
-        if effect is not None and words[-1] == verdict.UNDECIDED:
-            needed.append(verdict.seeds_to_decide(test.says, effect, test.smallest))
+    words = [_word(test, effect, hypothesis) for test, effect in zip(tests, effects, strict=True)]
+    needed = [verdict.seeds_to_decide(test.says, effect, test.smallest)
+              for test, effect, word in zip(tests, effects, words, strict=True) if word == verdict.UNDECIDED]
     seeds = min((0 if effect is None else effect.n for effect in effects), default=0)
-    return verdict.together(words), seeds, None if None in needed or not needed else max(needed)
+    word = verdict.together(words)
+    if word != verdict.REFUTED and {NOT_RUN, UNFINISHED} & set(words):
+        word = UNFINISHED
+    return word, seeds, None if None in needed or not needed else max(needed)
+
+
+def _word(test, effect, hypothesis) -> str:
+    """The verdict on one comparison. None is given before all planned seeds have run: looking early is no test."""
+    if effect is None:
+        return NOT_RUN
+    planned = len(hypothesis.seeds) * (len(test.arms) if isinstance(test, Correlation) else 1)
+    return verdict.decide(test.says, effect, test.smallest) if effect.n >= planned else UNFINISHED
 
 
 def section(results: Results, hypothesis: Hypothesis) -> list[str]:
@@ -113,12 +123,12 @@ def section(results: Results, hypothesis: Hypothesis) -> list[str]:
     for test in (*hypothesis.comparisons, *hypothesis.correlations):
         effect = results.effect(test, hypothesis.seeds)
         if effect is None:
-            lines.append(f"| {name_of(test)} | {test.says} | {test.smallest} | | | 0 | not run |")
+            lines.append(f"| {name_of(test)} | {test.says} | {test.smallest} | | | 0 | {NOT_RUN} |")
             continue
         low, high = effect.interval()
         inside = f"{low:+.3f} to {high:+.3f}" if math.isfinite(low) else ""
         lines.append(f"| {name_of(test)} | {test.says} | {test.smallest} | {effect.mean:+.3f} ± {effect.error:.3f} | "
-                     f"{inside} | {effect.n} | {verdict.decide(test.says, effect, test.smallest)} |")
+                     f"{inside} | {effect.n} | {_word(test, effect, hypothesis)} |")
     return lines
 
 

@@ -249,6 +249,13 @@ def test_the_page_is_written_from_the_lines_alone(book, tmp_path):
     assert plots == {"effects.svg", "curves_c1.svg", "curves_c2.svg"} and all(f"ledger/{name}" in page for name in plots)
 
 
+def test_no_verdict_is_given_before_all_seeds_have_run(book, tmp_path):
+    lines = lines_of(book, {("a", 0): 0.9, ("a", 1): 0.8, ("a", 2): 0.7, ("b", 0): 0.5})
+    tables.write(book, lines, tmp_path)
+    page = (tmp_path / "ledger.md").read_text()
+    assert "| C1 | t | not finished | 1 |  |" in page and "| 1 | not finished |" in page
+
+
 def test_nothing_run_is_said(book, tmp_path):
     tables.write(book, {}, tmp_path)
     page = (tmp_path / "ledger.md").read_text()
