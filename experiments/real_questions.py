@@ -42,10 +42,11 @@ from zsjax.rl.algorithms import preset
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, steps=0, policy="", simulator="", tokenizer="", chat=False, seed=0,
+    arg = parse_arg(arg, steps=-1, policy="", simulator="", tokenizer="", chat=False, seed=0,
                     data=str(asset_path("asset:real/questions.jsonl.gz")),
                     corpus=str(asset_path("asset:real/paragraphs.jsonl.gz")), smoke=False, algorithm="grpo")
     large = bool(arg.policy or arg.simulator) and not arg.smoke
+    steps = arg.steps if arg.steps >= 0 else 200 if large else 20
     c = ml_collections.ConfigDict()
     c.name, c.seed = "real_questions", arg.seed
     c.stages = ("train", "evaluate", "report")
@@ -61,14 +62,14 @@ def get_config(arg=None):
     c.curriculum = dict(schedule="zero_search", start=0.0, end=0.5)
     c.algorithm = preset(arg.algorithm, kl_coef=1e-3)
     c.optimizer = dict(learning_rate=1e-4)
-    c.train = dict(steps=arg.steps or 20, questions_per_step=8, group_size=5, eval_every=10, eval_questions=32)
+    c.train = dict(steps=steps, questions_per_step=8, group_size=5, eval_every=10, eval_questions=32)
     c.evaluate = dict(batch_rows=32)
     if arg.smoke:
         c.train.update(steps=2, questions_per_step=8, group_size=4, eval_every=2, eval_questions=16)
         c.search.max_document_tokens, c.rollout.max_tokens = 32, 512
         c.data.eval_limit = 16
         c.evaluate.batch_rows = 16
-    return _large(c, arg.steps or 200) if large else c
+    return _large(c, steps) if large else c
 
 
 def _large(c, steps):

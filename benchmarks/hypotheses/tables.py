@@ -109,7 +109,7 @@ def judged(results: Results, hypothesis: Hypothesis) -> tuple[str, int, int | No
 
 
 def _word(test, effect, hypothesis) -> str:
-    """The verdict on one comparison. None is given before all planned seeds have run: looking early is no test."""
+    """The verdict on one comparison. It waits for all planned seeds, as an early look favours chance."""
     if effect is None:
         return NOT_RUN
     planned = len(hypothesis.seeds) * (len(test.arms) if isinstance(test, Correlation) else 1)
@@ -127,9 +127,16 @@ def section(results: Results, hypothesis: Hypothesis) -> list[str]:
             continue
         low, high = effect.interval()
         inside = f"{low:+.3f} to {high:+.3f}" if math.isfinite(low) else ""
-        lines.append(f"| {name_of(test)} | {test.says} | {test.smallest} | {effect.mean:+.3f} ± {effect.error:.3f} | "
+        lines.append(f"| {name_of(test)} | {test.says} | {test.smallest} | {_with_error(effect)} | "
                      f"{inside} | {effect.n} | {_word(test, effect, hypothesis)} |")
     return lines
+
+
+def _with_error(effect) -> str:
+    """mean ± error; "" for what is not defined, of one seed or without spread."""
+    if not math.isfinite(effect.mean):
+        return ""
+    return f"{effect.mean:+.3f}" + (f" ± {effect.error:.3f}" if math.isfinite(effect.error) else "")
 
 
 def name_of(test: Comparison | Correlation) -> str:

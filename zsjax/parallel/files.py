@@ -71,6 +71,7 @@ def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
                 logging.info("%s is removed: a process that was killed left it unfinished", left)
                 shutil.rmtree(left, ignore_errors=True)
                 os.close(held)
+        shutil.rmtree(unfinished, ignore_errors=True)  # where nothing can be locked: of an earlier process of this number
         held = _made_and_held(unfinished)
         try:
             yield unfinished
@@ -132,7 +133,7 @@ def lock(file, *, wait: bool = True, required: bool = False) -> bool:
 
 
 def _hold(folder) -> int | None:
-    """A descriptor that locks the folder; None where somebody else has it, or there are no locks."""
+    """A descriptor that locks the folder; None where somebody else has it, or the file system cannot lock."""
     if fcntl is None:
         return None
     descriptor = None

@@ -149,9 +149,9 @@ def engine(name: str, config: Config, source: str, *, workdir=".", drop_best: fl
     options = [] if spec.options is None else [read_options(spec.options, config.search.options)]
     try:
         found = spec.factory(setting, *options)
+    except UserError:
+        raise
     except OSError as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"the search engine {name!r} cannot start: {error}; check config.search.options") from error
     if "simulator" in registry.needs(name, config.search):
         return found
