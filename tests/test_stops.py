@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -20,6 +21,22 @@ def test_outside_of_loops_a_signal_stops_at_once():
             raise AssertionError("too late")
         assert error.value.exit_code == code
     assert [signal.getsignal(number) for number in stops.SIGNALS] == before
+
+
+@pytest.mark.parametrize("number", stops.SIGNALS)
+def test_a_signal_during_a_destructor_is_not_lost(number, capfd):
+    class Closing:
+        def __del__(self):
+            send(number)
+            raise AssertionError("too late")  # Python drops what a destructor raises
+
+    done = []
+    with pytest.raises(stops.Stopped), stops.handled():
+        Closing()
+        done.append("went on")
+        time.sleep(5)
+        done.append("to the end")
+    assert done == ["went on"] and "Traceback" not in capfd.readouterr().err
 
 
 def test_a_loop_is_asked(tmp_path):

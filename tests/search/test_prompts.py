@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from real_tokenizer import qwen2
 
+from tests.real_tokenizer import qwen2
 from zsjax.data.tokenization import load_tokenizer
 from zsjax.sampling.splice import concatenate
 from zsjax.search.engine import Document
