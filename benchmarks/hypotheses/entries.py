@@ -4,6 +4,7 @@ models that they start from.
 A claim's file:
 
     id, title, claim, source    texts; seeds: list of numbers; order: when it is run, lowest first
+    note                        text: what the comparison does not say
     [[comparisons]]             says, smallest (zsjax's ledger rule: verdict.py), treatment and control: "arm:measure"
     [[correlations]]            says, smallest, x and y: measures; arms: over whose runs
     show                        further arms whose figures the table shows
@@ -83,6 +84,7 @@ class Hypothesis:
     comparisons: tuple[Comparison, ...] = ()
     correlations: tuple[Correlation, ...] = ()
     show: tuple[str, ...] = ()
+    note: str = ""
 
     def arms(self) -> list[str]:
         """Names of the arms that it needs, each once."""

@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -117,7 +118,8 @@ def _word(test, effect, hypothesis) -> str:
 
 
 def section(results: Results, hypothesis: Hypothesis) -> list[str]:
-    lines = [f"## {hypothesis.id}: {hypothesis.title}", "", hypothesis.claim, f"Source: {hypothesis.source}.", "",
+    lines = [f"## {hypothesis.id}: {hypothesis.title}", "", hypothesis.claim, f"Source: {hypothesis.source}.",
+             *filter(None, [hypothesis.note]), "",
              "| comparison | says | smallest that matters | effect | 95 % interval | n | verdict |",
              "| --- | --- | --- | --- | --- | --- | --- |"]
     for test in (*hypothesis.comparisons, *hypothesis.correlations):
@@ -250,7 +252,11 @@ def effects_plot(results: Results) -> str:
 
 
 def _by_id(ledger: Ledger) -> list[Hypothesis]:
-    return sorted(ledger.hypotheses, key=lambda hypothesis: (hypothesis.id[0], int(hypothesis.id[1:])))
+    def place(hypothesis):
+        kind, number, part = re.fullmatch(r"(.)(\d+)(.*)", hypothesis.id).groups()
+        return kind, int(number), part
+
+    return sorted(ledger.hypotheses, key=place)
 
 
 def _last(error: str) -> str:
