@@ -6,14 +6,15 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 
-from benchmarks.hypotheses import verdict
+from benchmarks.hypotheses import outdated, verdict
 from benchmarks.hypotheses.entries import Comparison, Correlation, Hypothesis, Ledger
 from benchmarks.hypotheses.verdict import Effect
 from zsjax.report import charts
 
 NOT_RUN, UNFINISHED = "not run", "not finished"
 COLUMNS = {"em_1": "1 hop", "em_2": "2 hops", "em_3": "3 hops", "em": "all", "em_lost": "lost", "em_wrong": "wrong",
-           "searches": "searches", "answer_words": "answer words", "fall": "fall", "train_seconds": "seconds"}
+           "searches": "searches", "words_per_answer": "words an answer",
+           "contradicted": "contradicted", "false_facts": "false facts", "fall": "fall", "train_seconds": "seconds"}
 FELL = 0.1  # EM below its best, from which a run counts as fallen
 STYLE = ("<style>text{font:11px sans-serif;fill:#334155}.grid{stroke:#e2e8f0}path{fill:none;stroke-width:1.5}"
          ".raw{opacity:.25}circle:not(.dot){opacity:0}</style>")
@@ -24,12 +25,18 @@ class Results:
 
     def __init__(self, ledger: Ledger, lines: Mapping[tuple, Mapping]):
         self.ledger, self.lines = ledger, lines
+        self.outdated = {}  # {(arm, digest, seed): settings that the arm has otherwise today}
+        for key, line in lines.items():
+            name, digest, _ = key
+            if name in ledger.arms and digest == ledger.arms[name].digest and "error" not in line:
+                if differing := outdated.differences(ledger.arms[name], line):
+                    self.outdated[key] = differing
 
     def of(self, arm: str) -> dict[int, Mapping]:
-        """{seed: line} of the arm as it is defined now; failed runs are not among them."""
+        """{seed: line} of the arm as it is defined now; failed and outdated runs are not among them."""
         digest = self.ledger.arms[arm].digest
-        return {seed: line for (name, its_digest, seed), line in self.lines.items()
-                if (name, its_digest) == (arm, digest) and "error" not in line}
+        return {key[2]: line for key, line in self.lines.items()
+                if key[:2] == (arm, digest) and "error" not in line and key not in self.outdated}
 
     def values(self, arm: str, measure: str) -> dict[int, float]:
         return {seed: line["measures"][measure] for seed, line in sorted(self.of(arm).items())
@@ -44,7 +51,7 @@ class Results:
             pairs = []
             for arm in test.arms:
                 x, y = only(self.values(arm, test.x)), only(self.values(arm, test.y))
-                pairs += [(x[seed], y[seed]) for seed in x if seed in y]
+                pairs += [(x[seed], y[seed], (arm, seed)) for seed in x if seed in y]
             return verdict.correlation(*zip(*pairs, strict=True)) if pairs else None
         treatment, control = (only(self.values(*side)) for side in (test.treatment, test.control))
         return verdict.paired(treatment, control) if treatment.keys() & control.keys() else None
@@ -82,6 +89,9 @@ def page(results: Results, plots: pathlib.Path) -> str:
     text += [f"![{path.stem}](ledger/{path.name})" for path in sorted(plots.glob("curves_*.svg"))]
     text += ["", "## Signs before the score falls", "", *signs(results), ""]
     failed = [line for line in results.lines.values() if "error" in line]
+    if results.outdated:
+        text += ["## Runs that do not count", "", "Their settings are not those of their arm any more.", "",
+                 *(f"- {arm}, seed {seed}: {', '.join(names)}" for (arm, _, seed), names in results.outdated.items()), ""]
     if failed:
         text += ["## Runs that failed", "", *(f"- {line['arm']}, seed {line['seed']}: `{_last(line['error'])}`"
                                               for line in failed), ""]
@@ -143,7 +153,7 @@ def _with_error(effect) -> str:
 
 def name_of(test: Comparison | Correlation) -> str:
     if isinstance(test, Correlation):
-        return f"correlation of {test.x} and {test.y}"
+        return f"correlation of {test.x} and {test.y}, both from the means of arm and seed"
     (arm, measure), (other, other_measure) = test.treatment, test.control
     return f"{arm} - {other}, {measure}" if measure == other_measure else f"{arm} {measure} - {other} {other_measure}"
 

@@ -1,16 +1,21 @@
 """The ledger: its statistics against an independent oracle, its rule, its entries, and that a kill loses one run at most."""
 
+import copy
 import json
 import math
+import pathlib
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from benchmarks import ledger
-from benchmarks.hypotheses import entries, measures, tables, verdict
+from benchmarks.hypotheses import entries, measures, outdated, tables, verdict
 from benchmarks.hypotheses.verdict import REFUTED, SUPPORTED, UNDECIDED, Effect
+from zsjax.config import load_experiment, resolve, to_json
 from zsjax.evaluation.kept_evaluations import Evaluation, Kept, Subject
+from zsjax.search import Document
+from zsjax.tiny_world import world as tiny_world
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 12])
@@ -81,6 +86,34 @@ def test_correlation():
     assert verdict.decide("smaller", effect, 0.5) == SUPPORTED and verdict.decide("greater", effect, 0.5) == REFUTED
     flat = verdict.correlation([1, 1, 1, 1], [1, 2, 3, 4])
     assert verdict.decide("smaller", flat, 0.5) == UNDECIDED and verdict.seeds_to_decide("smaller", flat, 0.5) is None
+
+
+def test_a_correlation_within_simulators_and_seeds_ignores_what_they_share():
+    rng = np.random.default_rng(0)
+    labels = [(arm, seed) for arm in "abcd" for seed in range(5)]
+    hits = []
+    for _ in range(1000):  # nothing but the simulator and the seed moves x and y together
+        shared = {label: 3 * rng.normal() for label in [*"abcd", *range(5)]}
+        x, y = (np.array([sum(shared[label] for label in pair) + rng.normal() for pair in labels]) for _ in range(2))
+        effect = verdict.correlation(x, y, labels)
+        low, high = effect.interval()
+        hits.append(low < 0 < high)
+    assert abs(np.mean(hits) - 0.95) < 0.02 and effect.means == 7
+    pooled = verdict.correlation(x, y)
+    assert pooled.mean > 0.6 and pooled.interval()[0] > 0  # what the shared parts alone would have "decided"
+
+
+def test_a_partial_correlation_is_that_of_the_residuals():
+    rng = np.random.default_rng(1)
+    labels = [(arm, seed) for arm in "abcd" for seed in range(5)]
+    x, y = rng.normal(size=(2, 4, 5))
+    left = [v - v.mean(0) - v.mean(1, keepdims=True) + v.mean() for v in (x, y)]
+    effect = verdict.correlation(x.ravel(), y.ravel(), labels)
+    assert effect.mean == pytest.approx(stats.pearsonr(*(v.ravel() for v in left)).statistic)
+    z, half = np.arctanh(effect.mean), 1.959964 / math.sqrt(20 - 7 - 3)
+    assert effect.interval() == pytest.approx((math.tanh(z - half), math.tanh(z + half)), abs=1e-6)
+    few = verdict.correlation(x.ravel()[:5], y.ravel()[:5], labels[:5])
+    assert math.isnan(few.mean) and few.n == 5
 
 
 def test_every_claim_and_every_arm_is_used():
@@ -158,6 +191,39 @@ def test_a_run_that_failed_is_kept_as_such(book, tmp_path):
     assert "measures" in ledger.read_results(tmp_path)["a", book.arms["a"].digest, 2]
 
 
+def test_a_line_without_a_measure_that_a_claim_reads_is_run_again_once(book, tmp_path, capsys):
+    first = Fake()
+    first.run(book, tmp_path, only=["C1"])  # reads em alone
+    folder = tmp_path / "runs" / f"a-{book.arms['a'].digest}-1"
+    folder.mkdir(parents=True)
+    second = Fake()
+    assert second.run(book, tmp_path, only=["C2"]) == 2 and second.played == [("a", 1), ("a", 2)]
+    assert not folder.exists() and "a, seed 1, is run again: its line has no f1" in capsys.readouterr().out
+    assert Fake().run(book, tmp_path) == 0  # it was asked for f1 and had none
+
+
+def test_a_line_of_other_settings_is_run_again(book, tmp_path):
+    Fake().run(book, tmp_path, only=["C1"])
+    again = Fake()
+    again.run(book, tmp_path, only=["C1"], outdated=lambda arm, line: ["train.steps"] * (line["seed"] == 1))
+    assert again.played == [("a", 1), ("b", 1)]
+
+
+def test_a_model_of_other_settings_begins_no_run(book, tmp_path):
+    fake = Fake()
+    fake.run(book, tmp_path, only=["C1"])
+    (tmp_path / "models" / "m" / "config.json").write_text('{"seed": 0}')
+    again = Fake()
+    with pytest.raises(SystemExit, match="m was made with another tune_simulator.steps; begin a new --workdir"):
+        again.run(book, tmp_path, outdated=lambda owner, line: ["tune_simulator.steps"] * (owner.name in "mb"))
+    assert again.played == [("a", 1), ("a", 2)]  # which start from no model
+
+
+def test_a_command_keeps_the_trajectories_of_every_step(book, tmp_path):
+    words = ledger.Launcher(book, tmp_path).command("x,seed=1", "train", {"policy.init": "@n/made"}, tmp_path / "run")
+    assert "--config.train.trajectories_every=1" in words and f"--config.policy.init={tmp_path}/models/n/made" in words
+
+
 def test_no_run_begins_after_the_hours(book, tmp_path):
     times = iter(range(0, 100_000, 500))
     assert Fake().run(book, tmp_path, hours=1, clock=lambda: next(times)) == 3
@@ -180,14 +246,49 @@ def test_an_entry_that_cannot_be_read_is_named(book, tmp_path, name, old, new, m
         entries.load(tmp_path / "entries")
 
 
-def test_contradictions_are_facts_told_twice_with_two_objects():
-    def record(*replies):
-        return {"segments": [{"role": "document", "text": "\n".join(f"* {fact}." for fact in reply)} for reply in replies]}
+def record(*replies):
+    return {"segments": [{"role": "document", "text": "\n".join(f"* {fact}." for fact in reply)} for reply in replies]}
 
-    a, b, c = "rival of Ka Bo is Mi Zol", "rival of Ka Bo is Mi Dru", "voice of Ka Bo is Mi Zol"
-    assert measures.contradictions(record([a, c])) is None
-    assert measures.contradictions(record([a, c], [a])) == 0
-    assert measures.contradictions(record([a, c], [b, c])) == 0.5
+
+def test_contradictions_are_counted_over_the_episodes_of_a_run():
+    right, wrong, other = "rival of Ka Bo is Mi Zol", "rival of Ka Bo is Mi Dru", "voice of Ka Bo is Mi Zol"
+    world = [Document("", f"{right}."), Document("", f"{other}.")]
+    assert measures.consistency([record([right, other])], world) == {"false_facts": 0}
+    assert measures.consistency([record()], world) == {}
+    assert measures.consistency([record([right]), record([right])], world) == {"contradicted": 0, "false_facts": 0}
+    assert measures.consistency([record([right], [right]), record([wrong])], world) == {
+        "contradicted": 1, "false_facts": 0.5}  # a reply that an episode sees twice counts once
+    found = measures.consistency([record([right]), record([right, other]), record([wrong], [other])], world)
+    assert found == {"contradicted": pytest.approx((2 / 3 + 0) / 2), "false_facts": 0.2}
+
+
+def test_contradictions_do_not_rise_with_the_number_of_replies():
+    right, wrong = record(["rival of Ka Bo is Mi Zol"]), record(["rival of Ka Bo is Mi Dru"])
+    rng = np.random.default_rng(0)
+
+    def mean(replies):
+        return np.mean([measures.consistency([right if told else wrong for told in rng.random(replies) < 0.8], [])
+                        ["contradicted"] for _ in range(2000)])
+
+    assert mean(2) == pytest.approx(0.32, abs=0.03) and mean(12) == pytest.approx(0.32, abs=0.03)
+
+
+def test_words_are_those_of_the_given_answers_and_trajectories_are_measured(tmp_path):
+    world = dict(train_worlds=1, eval_worlds=1, entities=20)
+    (tmp_path / "config.json").write_text(json.dumps({"world": world, "data": {"corpus": "tiny_world:train"}}))
+    (tmp_path / "metrics.jsonl").write_text('{"stage": "train", "step": 1, "reward": 0.5, "time/step": 1.0}\n')
+    kept = Kept(tmp_path)
+    kept.folder.mkdir()
+    after = Evaluation("after", "", 1, Subject("policy", "", ""), {}, rows=[{"hops": 1, "em": 0.5}])
+    kept.add(after, [{"answer": answer, "num_searches": 1} for answer in ("Ka Bo", "one two three four", None, None)])
+    (tmp_path / "evaluation.json").write_text(json.dumps([{"evaluation": after.name}]))
+    assert measures.of_run(tmp_path)["measures"]["words_per_answer"] == 3
+    told = tiny_world.worlds_of("tiny_world:train", **world)[0].documents[0].text.removesuffix(".")
+    (tmp_path / "trajectories").mkdir()
+    for step, fact in enumerate([told, told, f"{told.rpartition(' is ')[0]} is Mi Zol"]):
+        (tmp_path / "trajectories" / f"train_{step:06}.jsonl").write_text(json.dumps(record([fact])) + "\n")
+    found = measures.of_run(tmp_path)["measures"]
+    assert found["contradicted"] == pytest.approx(2 / 3) and found["false_facts"] == pytest.approx(1 / 3)
 
 
 def test_runs_share_the_evaluations_of_the_base(book, tmp_path, monkeypatch):
@@ -247,6 +348,41 @@ def test_the_page_is_written_from_the_lines_alone(book, tmp_path):
     assert "| a | 3 |" in page and "0.80 ± 0.06" in page and "a, seed 7: `lost its way`" in page
     plots = {path.name for path in (tmp_path / "ledger").glob("*.svg")}
     assert plots == {"effects.svg", "curves_c1.svg", "curves_c2.svg"} and all(f"ledger/{name}" in page for name in plots)
+
+
+def test_a_line_of_other_settings_does_not_count(tmp_path):
+    book = entries.load()
+    arm, here = book.arms["real"], pathlib.Path(ledger.ROOT)
+    config = resolve(load_experiment(f"{here}/experiments/hard_world.py:{arm.arg},seed=3"),
+                     entries.settings(arm.overrides, here / "elsewhere") | {"stages": "train,evaluate"}, files=False)
+    config = json.loads(to_json(config))
+    line = {"arm": "real", "seed": 3, "commit": "c" * 40, "seconds": 1.0, "measures": {"em": 0.5}, "curves": {}}
+
+    def results(change=lambda config: None):
+        changed = copy.deepcopy(config)
+        change(changed)
+        return tables.Results(book, {("real", arm.digest, 3): line | {"config": changed}})
+
+    assert results().values("real", "em") == {3: 0.5}
+    assert results(lambda c: c["train"].update(trajectories_every=1)).outdated == {}
+    assert results(lambda c: c["policy"].update(init="/moved/models/base")).outdated == {}
+    assert results(lambda c: c["policy"].pop("lora")).outdated == {}  # of a version without that field
+    for change, name in ((lambda c: c["optimizer"].update(learning_rate=1e-3), "optimizer.learning_rate"),
+                         (lambda c: c["reward"].update(terms={"contains": 1.0}), "reward.terms.contains"),
+                         (lambda c: c.update(seed=4), "seed"), (lambda c: c["evaluate"].update(drop_best=0.2), "drop_best")):
+        other = results(change)
+        assert other.of("real") == {} and name in str(other.outdated)
+        assert any(row.startswith("- real, seed 3: ") and name in row for row in tables.page(other, tmp_path).splitlines())
+
+
+def test_a_model_is_compared_by_the_settings_of_its_stages():
+    model, here = entries.load().models["base"], pathlib.Path(ledger.ROOT)
+    config = json.loads(to_json(resolve(load_experiment(f"{here}/experiments/hard_world.py:{model.arg}"),
+                                        {"stages": model.stages}, files=False)))
+    config["optimizer"]["learning_rate"] = config["tune_simulator"]["steps"] = 7
+    assert outdated.differences(model, {"config": config, "seed": 0}) == []
+    config["pretrain"]["steps"] = 7
+    assert outdated.differences(model, {"config": config, "seed": 0}) == ["pretrain.steps"]
 
 
 def test_no_verdict_is_given_before_all_seeds_have_run(book, tmp_path):
