@@ -76,7 +76,8 @@ def page(results: Results, plots: pathlib.Path) -> str:
     text = ["# The ledger", "",
             "Written by `python benchmarks/ledger.py report`; do not edit. Claims and the rule that decides them stand in",
             "benchmarks/hypotheses/. An effect is a mean over seeds, paired, with its 95 % interval. EM is in shares of 1,",
-            "on unseen worlds of experiments/hard_world.py with BM25, greedy.", "",
+            "on unseen worlds of experiments/hard_world.py with BM25, greedy. All runs share one world, one base and one",
+            "simulator of each size: the errors are those of seeds, and do not cover another world, base or simulator.", "",
             f"{len(done)} runs, {seconds / 3600:.1f} hours of one process. Commits: {', '.join(commits) or 'none'}.", "",
             "| | claim | verdict | seeds | seeds that would decide |", "| --- | --- | --- | --- | --- |"]
     text += [summary_row(results, hypothesis) for hypothesis in _by_id(results.ledger)]
@@ -128,20 +129,27 @@ def _word(test, effect, hypothesis) -> str:
 
 
 def section(results: Results, hypothesis: Hypothesis) -> list[str]:
+    dial = hypothesis.id.startswith("D")
+    head = ["comparison", "says", "smallest that matters", "effect", "95 % interval", "n", "verdict",
+            *["effect / SE"] * dial]
     lines = [f"## {hypothesis.id}: {hypothesis.title}", "", hypothesis.claim, f"Source: {hypothesis.source}.",
-             *filter(None, [hypothesis.note]), "",
-             "| comparison | says | smallest that matters | effect | 95 % interval | n | verdict |",
-             "| --- | --- | --- | --- | --- | --- | --- |"]
+             *filter(None, [hypothesis.note]), "", _row(head), _row(["---"] * len(head))]
     for test in (*hypothesis.comparisons, *hypothesis.correlations):
+        cells = [name_of(test), test.says, test.smallest]
         effect = results.effect(test, hypothesis.seeds)
         if effect is None:
-            lines.append(f"| {name_of(test)} | {test.says} | {test.smallest} | | | 0 | {NOT_RUN} |")
+            lines.append(_row([*cells, "", "", 0, NOT_RUN, *[""] * dial]))
             continue
         low, high = effect.interval()
-        inside = f"{low:+.3f} to {high:+.3f}" if math.isfinite(low) else ""
-        lines.append(f"| {name_of(test)} | {test.says} | {test.smallest} | {_with_error(effect)} | "
-                     f"{inside} | {effect.n} | {_word(test, effect, hypothesis)} |")
+        cells += [_with_error(effect), f"{low:+.3f} to {high:+.3f}" if math.isfinite(low) else "", effect.n,
+                  _word(test, effect, hypothesis)]
+        over = f"{effect.mean / effect.error:+.1f}" if effect.error > 0 else ""
+        lines.append(_row([*cells, *[over] * dial]))
     return lines
+
+
+def _row(cells: Sequence) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _with_error(effect) -> str:
