@@ -47,6 +47,7 @@ CHARTS = {
     "Noise": "share of searches", "Searches": "per question", "Queries on path": "share of searches",
     "News of searches": "share of searches", "Length": "tokens per episode", "KL to the starting policy": "nats per token",
     "Entropy": "nats per token", "Likelihood of right episodes": "nats per token", "Sampler–trainer gap": "nats per token",
+    "Ratio of positive tokens": "trainer's over sampler's probability",
     "Terms of the reward": "unweighted", "Terms of the objective": "unweighted", "Ends": "share of episodes",
     "Repetition": "share of 4-grams seen before", "Alarms": "1: out of bounds", "Value model": "squared error",
     "KL coefficient": "", "Groups with a signal": "share of groups", "Loss": "", "Gradient norm": "before clipping",
