@@ -45,7 +45,7 @@ def tune(config: Config, simulator: Simulator, path: str | os.PathLike, *, write
         provenance, searches = read_searches(path)
         searches, held_out = split_by_question(searches, config.collect.hold_out)
         examples = make_examples(searches, simulator.num_documents, label=config.collect.label,
-                                 balance=config.collect.balance, seed=config.seed)
+                                 balance=config.collect.balance, pairs=config.collect.pairs, seed=config.seed)
     except InputError as error:
         raise InputError(f"tune_simulator: {error}") from error
     writer.note(f"tune_simulator: {len(examples)} examples of {len(searches)} searches "
