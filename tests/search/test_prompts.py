@@ -49,6 +49,11 @@ def test_pieces_are_what_the_tokenizer_makes_of_the_whole(name):
         assert template.build(tokenizer, **slots) == tokenizer.encode(whole(template, slots))
 
 
+def test_the_mode_stands_before_the_reply():
+    text = SimulatorTemplate.load("mode_last").render(**SLOTS)
+    assert text.endswith("?! \nWrite 5 noisy documents:\n") and text.count("noisy") == 1
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(sorted(TEMPLATES)), natural, natural, natural)
 def test_borders_are_never_joined(name, question, answers, query):
@@ -100,7 +105,7 @@ def test_template_files(tmp_path):
         with pytest.raises(ValueError, match=message) as caught:
             SimulatorTemplate.load(path)
         assert "published.txt" in str(caught.value)
-    given = "give 'default', 'plain', 'prompted', 'zerosearch', 'tiny_world', 'tiny_world_prompted' or"
+    given = "give 'default', 'plain', 'mode_last', 'prompted', 'zerosearch', 'tiny_world', 'tiny_world_prompted' or"
     with pytest.raises(FileNotFoundError, match=f"no simulator template 'nowhere'; {given}"):
         SimulatorTemplate.load("nowhere")
     with pytest.raises(ValueError, match="slot {mode}; give mode="):
