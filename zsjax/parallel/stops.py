@@ -15,6 +15,7 @@ Of several hosts, any host's signal stops all, at one step. A second SIGINT ends
 
 import contextlib
 import dataclasses
+import os
 import signal
 import sys
 import threading
@@ -37,7 +38,6 @@ class Stopped(KeyboardInterrupt):
 class _State:
     received: int = 0  # the signal
     waits: bool = False
-    lost: bool = False  # Python dropped its `Stopped`, and it is raised again
 
 
 _STATE = _State()
@@ -49,13 +49,13 @@ def handled():
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _STATE.received, _STATE.waits, _STATE.lost = 0, False, False
+    _STATE.received, _STATE.waits = 0, False
     before = {number: signal.signal(number, _receive) for number in SIGNALS}
-    hook, sys.unraisablehook = sys.unraisablehook, _raise_again(sys.unraisablehook)
+    unraisable, sys.unraisablehook = sys.unraisablehook, lambda lost: _send_again(lost, unraisable)
     try:
         yield
     finally:
-        sys.unraisablehook = hook
+        sys.unraisablehook = unraisable
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not Python's, of jax.distributed
         _STATE.received = 0
@@ -104,28 +104,25 @@ def _waiting(waits):
         _STATE.waits = before
 
 
-def _raise_again(hook):
-    """sys.unraisablehook for a `Stopped` that came in a destructor or a callback of the garbage collector.
+def _send_again(lost, unraisable):
+    """Python drops what is raised in a callback of its own, such as jax's of the garbage collector or a `__del__`. A
+    signal that came there comes again when the callback has ended."""
+    if lost.exc_type is not Stopped:
+        unraisable(lost)
+        return
+    number, _STATE.received = _STATE.received, 0
 
-    Python drops what is raised there, so the signal is sent again when that has ended.
-    """
-    def lost(unraisable):
-        if not isinstance(unraisable.exc_value, Stopped):
-            return hook(unraisable)
-        _STATE.lost = True
-        again = threading.Timer(0.02, send_again)
-        again.daemon = True
-        again.start()
+    def send():
+        if signal.getsignal(number) is _receive:
+            os.kill(os.getpid(), number)
 
-    def send_again():
-        if _STATE.received:  # else `handled` has ended
-            signal.pthread_kill(threading.main_thread().ident, _STATE.received)
-
-    return lost
+    timer = threading.Timer(0.05, send)
+    timer.daemon = True
+    timer.start()
 
 
 def _receive(number, frame):
-    second = number == signal.SIGINT and _STATE.received == signal.SIGINT and not _STATE.lost
-    _STATE.received, _STATE.lost = number, False
+    second = number == signal.SIGINT and _STATE.received == signal.SIGINT
+    _STATE.received = number
     if second or not _STATE.waits:
         raise stopped()
