@@ -142,9 +142,8 @@ def _parsers():
          help="both (the default) shows documents side by side, and you guess which engine is real")
     flag("--noise", type=float, default=0.5, help="probability of a noisy search by the simulator; default 0.5")
     flag("--seed", type=int, help="repeats a game's questions, noise and sides; by default they are new each time")
-    flag = add("plan", "whether the run fits a --target, and the least time of a step; needs neither the target nor weights",
-               _plan, needs_workdir=False)
-    flag("--target", metavar="CHIP:NUMBER", required=True, help="a100-80gb:8, h100, h200, v5e:16, v5p:8, v6e:16")
+    flag = add("plan", "whether a run fits a machine, and the least time of a step", _plan, needs_workdir=False)
+    flag("--target", metavar="CHIP:NUMBER", default="", help="h100:8, v5e:16, ...; by default config.mesh.target")
     flag("--estimate", action="store_true", help="compiles nothing, but estimates; compiling takes minutes")
     flag = add("serve-corpus", "a /retrieve server (Search-R1, FlashRAG) over a corpus", _serve_corpus,
                {"CORPUS": "a corpus (.jsonl[.gz] or .parquet of {id, title, text})"}, needs_workdir=False)

@@ -1,6 +1,6 @@
 """Whether a run fits a target, how long a step must at least take, and what to change: without the target or weights.
 
-    python -m zsjax.launch plan --config experiments/zerosearch_qwen25.py:policy=7b,simulator=14b --target a100-80gb:8
+    python -m zsjax.launch plan --config experiments/zerosearch_qwen25.py:policy=7b,simulator=14b,target=a100-80gb:8
 
 Each figure says whether it is exact (it follows from shapes and shardings, or a compiler counted it) or estimated. The
 three programs of a step are really compiled by the target's compiler: for TPUs with pip install 'zsjax[plan]', for NVIDIA
@@ -69,10 +69,11 @@ class Plan:
         return sum(part.seconds for part in self.work)
 
 
-def make_plan(config: Config, target: str, *, compiles: bool = True, advise: bool = True) -> Plan:
+def make_plan(config: Config, target: str = "", *, compiles: bool = True, advise: bool = True) -> Plan:
     """The plan of `config` on "CHIP:NUMBER".
 
     Args:
+      target: "" is config.mesh.target, the machine that the settings are chosen for.
       compiles: compile the programs (minutes for models of billions of parameters); for GPUs only if jax's CUDA plug-in is
         installed.
       advise: look for settings that fit, if the config's do not.
@@ -80,6 +81,8 @@ def make_plan(config: Config, target: str, *, compiles: bool = True, advise: boo
     Raises:
       UserError: an unknown target, a config that cannot run on its devices, an unknown shape, or no libtpu.
     """
+    if not (target := target or config.mesh.target):
+        raise UserError("plan needs a machine: give --target CHIP:NUMBER, such as a100-80gb:8, or set mesh.target")
     try:
         target = read_target(target)
     except ValueError as error:
@@ -243,6 +246,8 @@ def describe(plan: Plan) -> str:
     lines.append(f"  a step     {train.questions_per_step} questions x {train.group_size} episodes of {rollout.max_tokens} "
                  f"tokens; {setup.rollout_rows} rows a shard in the rollout, "
                  f"{setup.micro_rows(setup.update_rows)} at a time in the update")
+    if setup.config.mesh.target not in ("", target.text):
+        lines.append(f"  the settings are chosen for {setup.config.mesh.target} (mesh.target)")
     if setup.stand_in:
         lines.append(f"  {setup.config.tokenizer} is not on this machine: lengths of prompts are a stand-in tokenizer's")
     for phase in (memory.ALWAYS, *memory.peak(plan.figures)):
