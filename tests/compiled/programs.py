@@ -32,7 +32,6 @@ from zsjax.sampling.logits import row_keys, sample
 from zsjax.types import TokenBatch
 
 MODEL = dataclasses.replace(PRESETS["Qwen2.5-3B"], dtype="bfloat16")
-COPY = 2**20  # bytes from which on an array that is stored again counts as a copy
 
 
 def decode_3b(target):
@@ -102,7 +101,7 @@ def compiled(name):
 def figures(program, chip) -> dict[str, float]:
     """Kernels, bytes, FLOPs by dtype, exchanges and copies, of what runs outside of loops and of one turn of each loop."""
     phases = read_program(program.as_text()).phases
-    copies = [kernel for phase in phases for kernel in phase.copies(COPY)]
+    copies = [kernel for phase in phases for kernel in phase.copies()]
     found = {"kernels": sum(len(phase.kernels) for phase in phases), "bytes": sum(phase.bytes for phase in phases),
              "predicted_seconds": sum(phase.seconds(chip) for phase in phases),
              "temporaries": program.memory_analysis().temp_size_in_bytes,
