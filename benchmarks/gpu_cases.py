@@ -15,10 +15,10 @@ from rollout import SHAPES
 from zsjax.config.fields import OptimizerConfig
 from zsjax.models.attention import attend, attend_cached
 from zsjax.models.cache import init_cache
-from zsjax.models.decoder import extend, init_params, logits_of, num_params
+from zsjax.models.decoder import init_params, num_params
+from zsjax.plan.decode_loop import make_decode_loop
 from zsjax.rl.optimizer import make_optimizer
 from zsjax.rl.steps import make_update
-from zsjax.sampling.logits import row_keys, sample
 from zsjax.types import POLICY, PROMPT, TokenBatch
 
 
@@ -54,25 +54,6 @@ def random_params(config, dtype):
     return jax.tree.map(lambda x: random_array(x.shape, x.dtype), shapes)
 
 
-def decoding(config, rows, capacity, steps):
-    """The jitted (params, cache, lengths, key) -> (hidden, cache): `steps` tokens of every row, the cache donated."""
-    def decode(params, cache, lengths, key):
-        def step(carry):
-            number, hidden, cache = carry
-            keys = row_keys(key, jnp.arange(rows), cache.lengths)
-            token, _ = sample(logits_of(params, config, hidden), keys, temperature=1.0)
-            hidden, cache = extend(params, config, token[:, None], jnp.ones(rows, jnp.int32), cache)
-            return number + 1, hidden[:, 0], cache
-
-        # Every call begins at the same lengths; what the last one wrote behind them is overwritten.
-        cache = cache.replace(lengths=lengths)
-        hidden = jnp.zeros((rows, config.embed_dim), config.dtype)
-        _, hidden, cache = jax.lax.while_loop(lambda carry: carry[0] < steps, step, (0, hidden, cache))
-        return hidden, cache
-
-    return jax.jit(decode, donate_argnums=1)
-
-
 def decode_cases(shape, toy):
     """Steps of decoding at two depths, with either attention, command buffers or not."""
     many, few, steps = 8, 2, 32
@@ -93,7 +74,7 @@ def decode_cases(shape, toy):
 
         def lower(own=own, cut=cut, rows=rows, slots=capacity + steps, lengths=lengths):
             cache = jax.eval_shape(lambda: init_cache(own, rows, slots))
-            return decoding(own, rows, slots, steps).lower(cut, cache, lengths, jax.random.key(0))
+            return make_decode_loop(own, rows, steps).lower(cut, cache, lengths, jax.random.key(0))
 
         def call(compiled, own=own, cut=cut, rows=rows, slots=capacity + steps, lengths=lengths):
             cache, key = init_cache(own, rows, slots), jax.random.key(0)

@@ -187,10 +187,9 @@ def test_a_mesh_that_does_not_fit_is_refused():
         plan.make_plan(resolve(SMALL), "h100:4")
 
 
-@pytest.mark.parametrize("line", ["plan --config x.py", "--config x.py --workdir w --target h100"])
-def test_only_plan_has_a_target(line, capsys):
+def test_only_plan_has_a_target(capsys):
     with pytest.raises(SystemExit):
-        parse_flags(line.split())
+        parse_flags("--config x.py --workdir w --target h100".split())
     assert "--target" in capsys.readouterr().err
 
 

@@ -142,10 +142,10 @@ def _parsers():
          help="both (the default) shows documents side by side, and you guess which engine is real")
     flag("--noise", type=float, default=0.5, help="probability of a noisy search by the simulator; default 0.5")
     flag("--seed", type=int, help="repeats a game's questions, noise and sides; by default they are new each time")
-    flag = add("plan", "whether the run fits a --target, and the least time of a step; needs neither the target nor weights",
-               _plan, needs_workdir=False)
-    flag("--target", metavar="CHIP:NUMBER", required=True, help="a100-80gb:8, h100, h200, v5e:16, v5p:8, v6e:16")
+    flag = add("plan", "whether a run fits a machine, and the least time of a step", _plan, needs_workdir=False)
+    flag("--target", metavar="CHIP:NUMBER", default="", help="h100:8, v5e:16, ...; by default config.mesh.target")
     flag("--estimate", action="store_true", help="compiles nothing, but estimates; compiling takes minutes")
+    flag("--json", action="store_true", help="prints the plan as one JSON document")
     flag = add("serve-corpus", "a /retrieve server (Search-R1, FlashRAG) over a corpus", _serve_corpus,
                {"CORPUS": "a corpus (.jsonl[.gz] or .parquet of {id, title, text})"}, needs_workdir=False)
     flag("--host", default="127.0.0.1", help="default 127.0.0.1")
@@ -227,8 +227,8 @@ def _play(options, overrides):
 def _plan(options, overrides):
     from zsjax import plan
 
-    config = _find_config(options, overrides)
-    print(plan.describe(plan.make_plan(config, options.target, compiles=not options.estimate)))
+    made = plan.make_plan(_find_config(options, overrides), options.target, compiles=not options.estimate)
+    print(json.dumps(plan.document(made), indent=1) if options.json else plan.describe(made))
 
 
 def _serve_corpus(options, overrides):

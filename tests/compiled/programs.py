@@ -6,6 +6,7 @@ writes the budget of one of `PROGRAMS` anew, from a checkout without changes and
 """
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -17,48 +18,33 @@ import numpy as np
 
 from zsjax.config.fields import OptimizerConfig
 from zsjax.models.cache import init_cache
-from zsjax.models.decoder import extend, init_params, logits_of
+from zsjax.models.decoder import init_params
 from zsjax.models.families import PRESETS
 from zsjax.models.placement import param_shardings
 from zsjax.parallel.constrain import on
 from zsjax.parallel.mesh import TRAIN_RULES, make_mesh, replicated, row_sharding
+from zsjax.plan.decode_loop import make_decode_loop
 from zsjax.plan.memory import moment_shardings
 from zsjax.plan.program import read_program
 from zsjax.plan.targets import read_target
 from zsjax.plan.topology import devices_of, tracing_for
 from zsjax.rl.optimizer import make_optimizer
 from zsjax.rl.steps import make_update
-from zsjax.sampling.logits import row_keys, sample
 from zsjax.types import TokenBatch
 
-MODEL = dataclasses.replace(PRESETS["Qwen2.5-3B"], dtype="bfloat16")
-COPY = 2**20  # bytes from which on an array that is stored again counts as a copy
 
-
-def decode_3b(target):
-    """A step of 64 rows: 4,096 slots of a row's cache, all 36 layers."""
-    rows, config = 64, MODEL
-
-    def decode(params, cache, key):
-        def step(carry):
-            number, hidden, cache = carry
-            keys = row_keys(key, jnp.arange(rows), cache.lengths)
-            token, _ = sample(logits_of(params, config, hidden), keys, temperature=1.0)
-            hidden, cache = extend(params, config, token[:, None], jnp.ones(rows, jnp.int32), cache)
-            return number + 1, hidden[:, 0], cache
-
-        start = 0, jnp.zeros((rows, config.embed_dim), config.dtype), cache
-        return jax.lax.while_loop(lambda carry: carry[0] < 32, step, start)
-
+def decode(target, preset):
+    """A step of 64 rows: 4,096 slots of a row's cache, all layers."""
+    rows, config = 64, dataclasses.replace(PRESETS[preset], dtype="bfloat16")
     place = on_devices(replicated(make_mesh({}, devices_of(target))))
     shapes = jax.eval_shape(lambda: (init_params(config, jax.random.key(0), jnp.bfloat16), init_cache(config, rows, 4096),
-                                     jax.random.key(0)))
-    return jax.jit(decode, donate_argnums=1).lower(*place(shapes))
+                                     jnp.zeros(rows, jnp.int32), jax.random.key(0)))
+    return make_decode_loop(config, rows, steps=32).lower(*place(shapes))
 
 
 def update_3b(target):
     """A GRPO update over eight devices by fsdp: 4 of the 36 layers, 8 rows of 2,048 tokens."""
-    B, T, config = 8, 2048, dataclasses.replace(MODEL, num_layers=4)
+    B, T, config = 8, 2048, dataclasses.replace(PRESETS["Qwen2.5-3B"], dtype="bfloat16", num_layers=4)
     mesh = make_mesh({"fsdp": target.devices}, devices_of(target))
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-6, clip_norm=1.0), 10)
     update = make_update(config, "ppo_clip", optimizer, kl_coef=1e-3, remat="layers")
@@ -85,7 +71,7 @@ def on_devices(sharding):
     return lambda tree: jax.tree.map(lambda shape: place_on(shape, sharding), tree)
 
 
-PROGRAMS = {"decode_3b": (decode_3b, "h100:1"), "update_3b": (update_3b, "a100-80gb:8")}
+PROGRAMS = {"decode_3b": (functools.partial(decode, preset="Qwen2.5-3B"), "h100:1"), "update_3b": (update_3b, "a100-80gb:8")}
 
 
 def compiled(name):
@@ -102,7 +88,7 @@ def compiled(name):
 def figures(program, chip) -> dict[str, float]:
     """Kernels, bytes, FLOPs by dtype, exchanges and copies, of what runs outside of loops and of one turn of each loop."""
     phases = read_program(program.as_text()).phases
-    copies = [kernel for phase in phases for kernel in phase.copies(COPY)]
+    copies = [kernel for phase in phases for kernel in phase.copies()]
     found = {"kernels": sum(len(phase.kernels) for phase in phases), "bytes": sum(phase.bytes for phase in phases),
              "predicted_seconds": sum(phase.seconds(chip) for phase in phases),
              "temporaries": program.memory_analysis().temp_size_in_bytes,

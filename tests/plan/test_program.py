@@ -131,3 +131,86 @@ def test_gradients_have_the_flops_that_the_compiler_counts():
     compiled = jax.jit(jax.grad(f)).lower(w, x).compile()
     (phase,) = read_program(compiled.as_text()).phases
     assert sum(phase.flops.values()) == pytest.approx(compiled.cost_analysis()["flops"], rel=0.02)
+
+
+def test_the_floor_reads_what_is_outside_once_and_leaves_results_once():
+    outside, (loop,) = read_program(TEXT).phases[0], read_program(TEXT).loops
+    new = 64 * 2 * 128 * 2
+    # The loop: constants are read, the new keys are written. They are not in memory twice.
+    assert loop.floor.bytes == 2 * new + 64 * 4 and loop.floor.flops == ()
+    # b is read by three kernels, c by one, of a the 64 rows that are looked up; these rows are the result. What `wide` and
+    # `product` write, nobody outside reads.
+    b, c, rows, ids = 32 * 64 * 2, 64 * 8 * 2, 64 * 16 * 4, 64 * 4
+    assert outside.floor.bytes == b + c + 2 * rows + ids
+    assert outside.floor.flops == (("bf16", 2.0 * 32 * 8 * 64),)
+    chip = dataclasses.replace(CHIPS["h100"], bandwidth=1e9, flops=1e12, reached=0.5, launch=0.25)
+    assert outside.floor_seconds(chip) == pytest.approx(outside.floor.bytes / 1e9)
+    assert outside.floor_seconds(chip) < outside.seconds(chip)
+
+
+def test_what_remat_computes_again_is_not_in_the_floor():
+    def f(remat):
+        def layer(w, x):
+            return jnp.tanh(jnp.tanh(x @ w) @ w.T)
+
+        def loss(w, x):
+            return (jax.checkpoint(layer) if remat else layer)(w, x).sum()
+
+        shapes = jax.ShapeDtypeStruct((64, 128), jnp.float32), jax.ShapeDtypeStruct((32, 64), jnp.float32)
+        (phase,) = read_program(jax.jit(jax.grad(loss, (0, 1))).lower(*shapes).compile().as_text()).phases
+        return phase.flops["f32"], dict(phase.floor.flops)["f32"]
+
+    (kept, kept_floor), (again, floor) = f(remat=False), f(remat=True)
+    # Two products forward, four backward; of remat's, one or both are computed again, and XLA may merge what is equal.
+    assert kept == kept_floor == 6 * 2.0 * 32 * 64 * 128
+    assert floor < again and kept - (again - floor) <= floor <= kept
+
+
+TPU = """HloModule jit_f, is_scheduled=true
+
+%start (p: bf16[256,4096]) -> (bf16[256,4096], bf16[1024,4096], u32[]) {
+  %p = bf16[256,4096]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %g = bf16[1024,4096]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=6, replica_groups=GROUPS, dimensions={0}
+  ROOT %c = (bf16[256,4096]{1,0:T(8,128)(2,1)S(1)}, bf16[1024,4096]{1,0:T(8,128)(2,1)S(1)}, u32[]{:S(2)}) custom-call(%g)
+}
+
+%done (p: bf16[256,4096]) -> bf16[1024,4096] {
+  %p = bf16[256,4096]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %g = bf16[1024,4096]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=6, replica_groups=GROUPS, dimensions={0}
+  ROOT %c = bf16[1024,4096]{1,0:T(8,128)(2,1)S(1)} custom-call(%p, %g), custom_call_target="AsyncCollectiveDone"
+}
+
+%multiply (x: bf16[8,1024], w: bf16[1024,4096]) -> bf16[8,4096] {
+  %x = bf16[8,1024]{1,0:T(8,128)(2,1)} parameter(0)
+  %w = bf16[1024,4096]{1,0:T(8,128)(2,1)S(1)} parameter(1)
+  ROOT %v = bf16[8,4096]{1,0:T(8,128)(2,1)} convolution(%x, %w), dim_labels=bf_io->bf
+}
+
+ENTRY %main (x: bf16[8,1024], w: bf16[256,4096], q: bf16[4,16,32], k: bf16[4,64,32]) -> bf16[8,4096] {
+  %x = bf16[8,1024]{1,0:T(8,128)(2,1)} parameter(0)
+  %w = bf16[256,4096]{1,0:T(8,128)(2,1)} parameter(1)
+  %q = bf16[4,16,32]{2,1,0:T(8,128)(2,1)} parameter(2)
+  %k = bf16[4,64,32]{2,1,0:T(8,128)(2,1)} parameter(3)
+  %scores = bf16[4,16,64]{2,1,0:T(8,128)(2,1)} convolution(%q, %k), WINDOW, dim_labels=0bf_0oi->0bf
+  %fetch = (bf16[256,4096]{1,0:T(8,128)(2,1)S(1)}, bf16[256,4096]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%w)
+  %here = bf16[256,4096]{1,0:T(8,128)(2,1)S(1)} copy-done(%fetch)
+  %begin = (bf16[256,4096]{1,0:T(8,128)S(1)}, bf16[1024,4096]{1,0:T(8,128)S(1)}) fusion(%here), kind=kCustom, calls=%start
+  %whole = bf16[1024,4096]{1,0:T(8,128)(2,1)S(1)} fusion(%here), kind=kCustom, calls=%done
+  ROOT %y = bf16[8,4096]{1,0:T(8,128)(2,1)} fusion(%x, %whole), kind=kOutput, calls=%multiply
+}
+""".replace("GROUPS", "mesh['axis_0'=4,'axis_1'=2] {'axis_0'}").replace(
+    "WINDOW", "window={size=4 stride=3 pad=0_0 lhs_dilate=4}")
+
+
+def test_a_tpus_products_exchanges_and_memory_on_the_chip():
+    found = kernels(TPU)
+    (phase,) = read_program(TPU).phases
+    assert dict(found["y"].flops) == {"bf16": 2.0 * 8 * 1024 * 4096}
+    assert dict(found["scores"].flops) == {"bf16": 2.0 * 4 * 16 * 64 * 32}  # four products, one of each batch
+    shard, x, y = 256 * 4096 * 2, 8 * 1024 * 2, 8 * 4096 * 2
+    assert (found["fetch"].reads, found["fetch"].writes, found["fetch"].copied) == (shard, 0, 0)
+    assert (found["y"].reads, found["y"].writes) == (x, y) and found["whole"].bytes == 0
+    # The exchange that one kernel begins and another ends is one.
+    assert phase.exchanged == {"all-gather": 4 * shard} and found["begin"].devices == 4
+    assert found["begin"].exchanged == 4 * shard and found["whole"].exchanged == 0
+    assert not phase.copies(1)

@@ -8,17 +8,20 @@ import re
 _BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16, "c64": 64, "c128": 128}
 _NAME = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{\s*$")
-_SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^{}]*)\})?")
+# Layouts with tiles are a TPU's. There a memory space other than 0 is on the chip. (A GPU's space 1 is ordinary memory.)
+_ON_CHIP = re.compile(r"T\(.*S\([1-9]|^:?S\([1-9]")
 _CALLED = re.compile(r"(?:calls|body|condition|to_apply|true_computation|false_computation)=%?([\w.\-]+)|"
                      r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """An array's: dtype as XLA writes it ("bf16", "s32"), and its dimensions."""
+    """An array's: dtype as XLA writes it ("bf16", "s32"), its dimensions, and whether a TPU keeps it on the chip."""
 
     dtype: str
     dims: tuple[int, ...]
+    on_chip: bool = False
 
     @property
     def size(self) -> int:
@@ -28,6 +31,11 @@ class Shape:
     def bytes(self) -> float:
         bits = _BITS.get(self.dtype) or int((re.findall(r"\d+", self.dtype) or ["0"])[0])
         return self.size * bits / 8
+
+    @property
+    def stored(self) -> float:
+        """Bytes in the device's memory: none of an array that is kept on the chip."""
+        return 0.0 if self.on_chip else self.bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +55,11 @@ class Instruction:
     @property
     def bytes(self) -> float:
         return sum(shape.bytes for shape in self.shapes)
+
+    @property
+    def stored(self) -> float:
+        """Bytes in the device's memory."""
+        return sum(shape.stored for shape in self.shapes)
 
     @property
     def called(self) -> list[str]:
@@ -120,7 +133,9 @@ def _instruction(root, name, rest) -> Instruction:
     opcode, _, rest = rest.partition("(")
     end = _closing("(" + rest) - 2
     inside, attributes = rest[:end], rest[end + 1:]
-    shapes = tuple(Shape(dtype, tuple(int(n) for n in dims.split(",") if n)) for dtype, dims in _SHAPE.findall(result))
+    result = re.sub(r"/\*.*?\*/", "", result)
+    shapes = tuple(Shape(dtype, tuple(int(n) for n in dims.split(",") if n), bool(_ON_CHIP.search(layout)))
+                   for dtype, dims, layout in _SHAPE.findall(result))
     operands = tuple(part.split()[-1].lstrip("%") for part in _parts(inside) if part.strip())
     return Instruction(name, opcode, shapes, operands, attributes, bool(root))
 

@@ -32,10 +32,12 @@ from zsjax.search.rerank import init_reranker
 ALWAYS, ROLLOUT, SCORE, UPDATE, VALUE_UPDATE = "always", "rollout", "score", "update", "value update"
 _POLICY = ("policy parameters", "adapters", "frozen policy parameters, also the reference")
 _VALUE = ("value parameters", "value optimizer state")
-# Program of `zsjax.plan.aot` -> figures that are its arguments; the other figures of ALWAYS are added to its bytes.
+# Program of `zsjax.plan.aot`, see `program_kind` -> figures that are its arguments; others of ALWAYS are added to its bytes.
 ARGUMENTS = {"update": (*_POLICY, "optimizer state"), "apply": ("policy parameters", "adapters", "optimizer state"),
              "score": _POLICY, "rollout": ("simulator parameters",), "value score": _VALUE[:1], "value update": _VALUE,
-             "value apply": _VALUE}
+             "value apply": _VALUE, "reranker": ("reranker and its optimizer state",)}
+# Program -> the phase whose bytes its own are estimated as.
+ESTIMATES = {"update": UPDATE, "score": SCORE, "rollout": ROLLOUT, "value update": VALUE_UPDATE}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +80,25 @@ def footprint(setup: PlanSetup) -> list[Figure]:
     if config.algorithm.value_model:
         _add_update(add, setup, VALUE_UPDATE, value, places)
     return figures
+
+
+def rollout_name(capacity: int) -> str:
+    """The name of a rollout's program for one of several sizes of the policy's cache."""
+    return f"rollout, {capacity} slots"
+
+
+def program_kind(program: str) -> str:
+    """The program's key in `ARGUMENTS` and `ESTIMATES`: that of a rollout is the same for all sizes of the cache."""
+    return program.split(",")[0]
+
+
+def grown_from(setup: PlanSetup, program: str) -> int:
+    """Bytes of the smaller cache that there still is when the arguments of a rollout's program are made; 0 for others."""
+    sizes = setup.capacities
+    smaller = {rollout_name(size): before for before, size in zip(sizes, sizes[1:], strict=False)}.get(program)
+    if smaller is None:
+        return 0
+    return cache_bytes(setup, setup.policy, setup.schedule.sizes(setup.rollout_rows)[0], smaller)
 
 
 def peak(figures: list[Figure]) -> dict[str, int]:
@@ -199,8 +220,12 @@ def _add_rollout(add, setup: PlanSetup):
         add("simulator parameters", ALWAYS, whole)
         add("simulator cache", ROLLOUT, cache_bytes(setup, setup.simulator, slots, capacity))
         chunk = max(chunk, attention_bytes(setup, setup.simulator, min(batch, slots), PREFILL_CHUNK, capacity))
+    logits = 4 * 4 * rows * setup.policy.vocab_size
     add("attention scores while prompts and documents are read", ROLLOUT, 2 * chunk, exact=False)
-    add("logits and noise of one token a row", ROLLOUT, 4 * 4 * rows * setup.policy.vocab_size, exact=False)
+    add("logits and noise of one token a row", ROLLOUT, logits, exact=False)
+    # The cache grows between two programs, when there are neither scores nor logits.
+    add("the smaller cache while it grows, beyond scores and logits", ROLLOUT,
+        max(grown_from(setup, rollout_name(T)) - 2 * chunk - logits, 0), exact=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,68 +4,39 @@
     step = program.loops[0]                 # the body of a decoding loop
     step.kernels, step.bytes, step.flops    # of one turn of it
     step.seconds(chip)                      # predicted
+    step.floor, step.floor_seconds(chip)    # what a turn must at least read, write and multiply
 
-Bytes are those that kernels read and write. A gather or a slice reads the elements that it takes, an update in place writes
-those that it puts, and values inside a fusion are not stored. The device's caches are not modelled: an array between two
-kernels is written and read. A Pallas kernel reads its whole operands, and its products are not counted. The body of a loop
-is a phase of its own, counted once.
+Bytes are those that kernels read and write, see `zsjax.plan.kernel`. The device's caches are not modelled: an array between
+two kernels is written and read. The body of a loop is a phase of its own, counted once.
 """
 
 import collections
 import dataclasses
 import functools
-import json
-import math
 import re
 
 from zsjax.plan import hlo
+from zsjax.plan.kernel import Kernel, count, product_seconds
 from zsjax.plan.targets import Chip
 
 _FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "opt-barrier", "partition-id",
-         "replica-id", "all-gather-done", "all-reduce-done", "collective-permute-done", "async-done", "async-update",
-         "copy-done", "send-done", "recv-done", "domain", "add-dependency"}
-_TAKES, _PUTS = {"gather": 1, "dynamic-slice": 1, "slice": 1}, {"scatter": 2, "dynamic-update-slice": 1}
-_EXCHANGES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast",
-              "ragged-all-to-all")
-_VIEWS = {"bitcast", "reshape", "copy", "transpose", "convert"}
+         "replica-id", "send", "recv", "domain", "add-dependency"}
+COPY = 2**20  # bytes from which on an array that is stored again counts: a layer's weights or cache, not a norm
+_VIEWS = {"bitcast", "get-tuple-element", "opt-barrier", "copy-done", "slice-done"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernel:
-    """One launch.
+class Floor:
+    """What no arrangement of a phase's kernels can save.
 
     Attributes:
-      name, opcode: as in the text; of a fusion "fusion".
-      reads, writes: bytes.
-      flops: (dtype of the operands, FLOPs of products) pairs.
-      exchanged: bytes of an exchange between devices, 0 for other kernels.
-      devices: the number that take part in the exchange.
-      copied: bytes, if it only stores an array again (moved, transposed, or in another dtype); 0 for other kernels.
-      widened: whether the array that is copied had a smaller dtype.
+      bytes: of each array from outside of the phase the parts that it reads, once, and the arrays that it leaves, once.
+        What another device sends is from outside.
+      flops: (dtype, FLOPs) pairs of products, without those that remat computes again.
     """
 
-    name: str
-    opcode: str
-    reads: float
-    writes: float
-    flops: tuple[tuple[str, float], ...] = ()
-    exchanged: float = 0.0
-    devices: int = 1
-    copied: float = 0.0
-    widened: bool = False
-
-    @property
-    def bytes(self) -> float:
-        return self.reads + self.writes
-
-    def seconds(self, chip: Chip) -> float:
-        """Bytes at the bandwidth that kernels reach or FLOPs at the peak, whichever takes longer, and the launch."""
-        products = sum(count / (chip.flops if dtype in ("bf16", "f16", "s8", "f8e4m3fn", "f8e5m2") else chip.flops / 2)
-                       for dtype, count in self.flops)
-        if self.exchanged:
-            passes = 2 if self.opcode.startswith("all-reduce") else 1
-            return chip.launch + passes * self.exchanged * (1 - 1 / self.devices) / chip.link
-        return chip.launch + max(self.bytes / (chip.reached * chip.bandwidth), products)
+    bytes: float
+    flops: tuple[tuple[str, float], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +47,16 @@ class Phase:
       name: of the loop's computation; "program" outside.
       kernels: in the order of the schedule.
       turns: of the loop, if the compiler knows them, else None; 1 outside.
+      times: turns in the whole program, with those of the loops around it; None where one is unknown.
+      floor: of one turn.
       scope: the `jax.named_scope` of most of the loop's instructions.
     """
 
     name: str
     kernels: tuple[Kernel, ...]
     turns: int | None
+    times: int | None
+    floor: Floor
     scope: str = ""
 
     @functools.cached_property
@@ -102,16 +77,20 @@ class Phase:
         total = collections.Counter()
         for kernel in self.kernels:
             if kernel.exchanged:
-                total[kernel.opcode.removesuffix("-start")] += kernel.exchanged
+                total[kernel.exchange] += kernel.exchanged
         return dict(total)
 
-    def copies(self, at_least: float) -> list[Kernel]:
+    def copies(self, at_least: float = COPY) -> list[Kernel]:
         """Kernels that only store an array again, of `at_least` bytes."""
         return [kernel for kernel in self.kernels if kernel.copied and kernel.copied >= at_least]
 
     def seconds(self, chip: Chip) -> float:
         """One turn: kernels one after the other, each as `Kernel.seconds`."""
         return sum(kernel.seconds(chip) for kernel in self.kernels)
+
+    def floor_seconds(self, chip: Chip) -> float:
+        """The floor at the chip's published bandwidth and peak, without launches."""
+        return max(self.floor.bytes / chip.bandwidth, product_seconds(self.floor.flops, chip))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +104,12 @@ class Program:
         """The loops, by falling bytes a turn."""
         return sorted(self.phases[1:], key=lambda phase: -phase.bytes)
 
+    @property
+    def flops(self) -> float | None:
+        """FLOPs of all turns of all loops; None where the turns of a loop with products are unknown."""
+        parts = [(phase.times, sum(phase.flops.values())) for phase in self.phases if phase.flops]
+        return None if any(times is None for times, _ in parts) else sum(times * flops for times, flops in parts)
+
 
 def read_program(text: str) -> Program:
     """Counts the `as_text()` of a compiled program.
@@ -134,37 +119,88 @@ def read_program(text: str) -> Program:
     """
     module = hlo.read(text)
     phases = []
-    _walk(module, module.entry, 1, phases)
+    _walk(module, module.entry, (1, 1), phases)
     return Program(tuple(phases))
 
 
 def _walk(module, name, turns, phases):
-    """Appends the phase of a computation, then those of the loops in it."""
-    kernels, loops, names = [], [], []
-    _collect(module, name, kernels, loops, names)
-    phases.append(Phase("program" if not phases else name, tuple(kernels), turns, _common(names)))
-    for line in loops:
+    """Appends the phase of a computation, then those of the loops in it. turns: of the loop, and in the whole program."""
+    found = _Collected(module)
+    found.add(name)
+    own_name = name if phases else "program"
+    phases.append(Phase(own_name, tuple(found.kernels), *turns, found.floor(), _common(found.names)))
+    for line in found.loops:
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line.attributes)
         body = re.search(r"body=%?([\w.\-]+)", line.attributes).group(1)
-        _walk(module, body, int(known.group(1)) if known else None, phases)
+        own = int(known.group(1)) if known else None
+        _walk(module, body, (own, None if own is None or turns[1] is None else own * turns[1]), phases)
 
 
-def _collect(module, name, kernels, loops, names):
-    """The kernels and the loops of a computation and of those that it calls."""
-    lines = module.computations[name]
-    for line in lines.values():
-        if line.opcode in _FREE:
-            continue
-        if line.opcode == "while":
-            loops.append(line)
-            continue
-        if line.opcode in ("call", "conditional", "async-start"):  # of the branches of a conditional: all
-            for called in line.called:
-                _collect(module, called, kernels, loops, names)
-            continue
-        kernels.append(_kernel(module, lines, line))
-        if scope := re.search(r'op_name="([^"]*)"', line.attributes):
-            names.append(scope.group(1))
+class _Collected:
+    """The kernels and the loops of a computation and of those that it calls; an object lives for one phase."""
+
+    def __init__(self, module):
+        self.module, self.kernels, self.loops, self.names = module, [], [], []
+        self._channels, self._read, self._size, self._left = set(), collections.Counter(), {}, collections.Counter()
+        self._writes = {}
+
+    def add(self, name):
+        lines = self.module.computations[name]
+        made = {}  # the kernels of this computation
+        for line in lines.values():
+            if line.opcode in _FREE or line.opcode.endswith(("-done", "-update")):
+                continue
+            if line.opcode == "while":
+                self.loops.append(line)
+            elif line.opcode in ("call", "conditional", "async-start"):  # of the branches of a conditional: all
+                for called in line.called:
+                    self.add(called)
+            else:
+                counted = count(self.module, lines, line, self._channels)
+                made[line.name] = counted
+                self.kernels.append(counted.kernel)
+                if scope := re.search(r'op_name="([^"]*)"', line.attributes):
+                    self.names.append(scope.group(1))
+        self._add_floor(lines, made)
+
+    def _add_floor(self, lines, made):
+        """Arrays that kernels read from outside, and those that stay: results, and what loops are given."""
+        inside = {name for name, counted in made.items() if not counted.kernel.exchange}
+        for counted in made.values():
+            for operand, size in counted.read.items():
+                key, origin = _origin(lines, operand)
+                if origin is not None and origin.name not in inside:
+                    self._read[key] += size
+                    self._size[key] = lines[operand].stored
+        given = [lines.root, *(lines[name] for line in lines.values() if line.opcode == "while" for name in line.operands)]
+        for array in [name for line in given for name in (line.operands if line.opcode == "tuple" else (line.name,))]:
+            _, origin = _origin(lines, array)
+            if origin is not None and origin.name in inside:
+                key = id(lines), origin.name
+                self._left[key] += lines[array].stored
+                self._writes[key] = made[origin.name].kernel.writes
+
+    def floor(self) -> Floor:
+        flops = collections.Counter()
+        for kernel in self.kernels:
+            flops.update(dict(kernel.flops))
+            flops.subtract(dict(kernel.repeated))
+        read = sum(min(size, self._size[key]) for key, size in self._read.items())
+        left = sum(min(size, self._writes[key]) for key, size in self._left.items())
+        return Floor(read + left, tuple(sorted(flops.items())))
+
+
+def _origin(lines, name):
+    """(a key of the array, the instruction that it comes from behind views); (None, None) for what has no line here."""
+    index = ""
+    while name in lines and lines[name].opcode in _VIEWS and lines[name].operands:
+        line = lines[name]
+        if line.opcode == "get-tuple-element":
+            index = f"{line.attribute('index')}.{index}"
+        name = line.operands[0]
+    if name not in lines:
+        return None, None
+    return (id(lines), name, index), lines[name]
 
 
 def _common(names) -> str:
@@ -175,141 +211,3 @@ def _common(names) -> str:
         "/".join(part for part in name.split("/")[1:-1] if part not in ("while", "body", "cond", "closed_call")
                  and not re.search(r"[(\[]", part)) for name in names)
     return scopes.most_common(1)[0][0]
-
-
-def _kernel(module, lines, line) -> Kernel:
-    fused = module.computations[line.called[0]] if line.opcode == "fusion" and line.called else None
-    reads, writes = _traffic(lines, line) if fused is None else _fused_traffic(fused)
-    flops = collections.Counter()
-    for inner, owner in [(line, lines)] if fused is None else _inner(module, fused):
-        flops.update(_products(owner, inner))
-    exchanged, devices = _exchange(lines, line)
-    copied, widened = _copy(lines, line, fused)
-    return Kernel(line.name, line.opcode, reads, writes, tuple(sorted(flops.items())), exchanged, devices, copied, widened)
-
-
-def _inner(module, computation):
-    """(instruction, its computation) of a fused computation and of the computations it calls."""
-    for line in computation.values():
-        yield line, computation
-        if line.opcode in ("fusion", "call"):
-            for called in line.called:
-                yield from _inner(module, module.computations[called])
-
-
-def _traffic(lines, line):
-    """Bytes that an instruction by itself reads and writes."""
-    arrays = [lines[name] for name in dict.fromkeys(line.operands) if name in lines]
-    if line.opcode in _TAKES:
-        return line.bytes + sum(x.bytes for x in arrays[1:]), line.bytes
-    if line.opcode in _PUTS:
-        put = lines[line.operands[_PUTS[line.opcode]]].bytes
-        return put + sum(x.bytes for x in arrays[1:] if x.name != line.operands[_PUTS[line.opcode]]), put
-    if line.opcode == "copy-start":  # its result names source and target
-        return arrays[0].bytes, arrays[0].bytes
-    written = line.bytes
-    if aliased := re.search(r"output_to_operand_aliasing=", line.attributes):
-        written -= min(written, arrays[0].bytes if aliased else 0)
-    return sum(x.bytes for x in arrays), written
-
-
-def _fused_traffic(fused):
-    """Bytes that a fusion reads of its parameters and writes of its results."""
-    written, kept = 0.0, set()
-    for result in _results(fused):
-        source = _through_views(fused, result)
-        if source.opcode in _PUTS:
-            kept.add(_through_views(fused, fused[source.operands[0]]).name)
-            written += fused[source.operands[_PUTS[source.opcode]]].bytes
-        elif source.opcode != "parameter" or result.opcode != "parameter":
-            written += result.bytes
-    return sum(0.0 if x.name in kept and _only_put(fused, x) else _taken(fused, x) for x in fused.parameters), written
-
-
-def _results(fused):
-    root = fused.root
-    return [fused[name] for name in root.operands] if root.opcode == "tuple" else [root]
-
-
-def _through_views(fused, line):
-    while line.opcode == "bitcast" and line.operands[0] in fused:
-        line = fused[line.operands[0]]
-    return line
-
-
-def _only_put(fused, parameter) -> bool:
-    """Whether nothing reads a parameter but the update of it."""
-    readers = fused.readers[parameter.name]
-    return all(x.opcode in _PUTS or (x.opcode == "bitcast" and _only_put(fused, x)) for x in readers)
-
-
-def _taken(fused, line) -> float:
-    """Bytes of an array that its readers take: of their slices, or all."""
-    whole, taken = line.bytes, 0.0
-    for reader in fused.readers[line.name]:
-        if reader.opcode in _TAKES and reader.operands[0] == line.name:
-            taken += reader.shapes[0].size * whole / max(line.shapes[0].size, 1)
-        elif reader.opcode == "bitcast":
-            taken += _taken(fused, reader)
-        else:
-            return whole
-    return min(taken, whole)
-
-
-def _products(lines, line) -> dict[str, float]:
-    """{dtype of the operands: FLOPs} of a product, or of a library's call for one."""
-    if line.opcode == "dot":
-        left = lines[line.operands[0]].shapes[0]
-        depth = math.prod(left.dims[i] for i in line.numbers("lhs_contracting_dims"))
-        return {left.dtype: 2.0 * line.shapes[0].size * depth}
-    if line.opcode != "custom-call":
-        return {}
-    target, options = line.attribute("custom_call_target").strip('"'), _backend(line)
-    if "gemm" in target or "matmul" in target:
-        left = lines[line.operands[0]].shapes[0]
-        numbers = options.get("gemm_backend_config", {}).get("dot_dimension_numbers", {})
-        depth = math.prod(left.dims[int(i)] for i in numbers.get("lhs_contracting_dimensions", [len(left.dims) - 1]))
-        return {left.dtype: 2.0 * line.shapes[0].size * depth}
-    if "fmha" in target:
-        options = options.get("cudnn_fmha_backend_config", {})
-        pairs = math.prod(int(n) for n in options.get("intermediate_tensor_shape", {}).get("dimensions", [0]))
-        q = lines[line.operands[0]].shapes[0]
-        causal = 0.5 if "CAUSAL" in str(options.get("mask_type", "")) else 1.0
-        return {q.dtype: causal * (10.0 if "Backward" in target else 4.0) * pairs * q.dims[-1]}
-    return {}
-
-
-def _backend(line) -> dict:
-    at = line.attributes.find("backend_config=")
-    if at < 0:
-        return {}
-    try:
-        return json.JSONDecoder().raw_decode(line.attributes[at + len("backend_config="):])[0]
-    except ValueError:
-        return {}
-
-
-def _exchange(lines, line) -> tuple[float, int]:
-    """(bytes, devices) of an exchange: of the gathered array, or of a device's operands."""
-    kind = line.opcode.removesuffix("-start")
-    if kind not in _EXCHANGES:
-        return 0.0, 1
-    given = sum(lines[name].bytes for name in line.operands if name in lines)
-    groups = re.search(r"replica_groups=(?:\{\{([\d,]*)\}|\[(\d+),(\d+)\])", line.attributes)
-    devices = 2
-    if groups:
-        devices = len(groups.group(1).split(",")) if groups.group(1) is not None else int(groups.group(3))
-    return (given * devices if kind == "all-gather" else given), devices
-
-
-def _copy(lines, line, fused) -> tuple[float, bool]:
-    """(bytes, from a smaller dtype) of an instruction that only stores an array again."""
-    if line.opcode in ("copy", "transpose", "convert", "copy-start") and line.operands[0] in lines:
-        source = lines[line.operands[0]]
-        return line.shapes[0].bytes, line.shapes[0].bytes > source.shapes[0].bytes
-    if fused is None or len(_results(fused)) != 1:
-        return 0.0, False
-    work = [x for x in fused.values() if x.opcode not in ("parameter", "constant")]
-    if not work or any(x.opcode not in _VIEWS for x in work) or len(fused.parameters) != 1:
-        return 0.0, False
-    return line.bytes, line.bytes > fused.parameters[0].bytes

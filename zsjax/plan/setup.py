@@ -15,6 +15,8 @@ from zsjax.parallel.constrain import AXES
 from zsjax.parallel.mesh import mesh_shape
 from zsjax.plan.targets import PlanTarget
 from zsjax.rl import packing
+from zsjax.rollout import growing_cache
+from zsjax.rollout.actions import load_actions
 from zsjax.rollout.schedule import Schedule
 from zsjax.run import build
 from zsjax.search import registry
@@ -65,6 +67,12 @@ class PlanSetup:
         return Schedule(rollout.rows, rollout.simulator_slots, rollout.decode_threshold)
 
     @property
+    def capacities(self) -> list[int]:
+        """Slots of a row in the policy's cache, one after the other."""
+        rollout = self.config.rollout
+        return growing_cache.capacities(rollout.capacities, rollout.max_prompt_tokens + 1, rollout.max_tokens)
+
+    @property
     def update_rows(self) -> int:
         """Per shard and update, of all microbatches."""
         return self.minibatch_rows // self.shards
@@ -103,6 +111,29 @@ class PlanSetup:
     def reply_steps(self) -> int:
         search = self.config.search
         return search.num_candidates * (search.max_document_tokens + 1)
+
+
+def driven_by_host(setup: PlanSetup) -> str:
+    """Why the rollout is not one program on the device, "" where it is (`zsjax.rollout.make_rollout`)."""
+    engine = setup.config.search.engine
+    if engine != "simulator":
+        return f"search.engine = {engine!r} searches on the host"
+    running = [action.name for action in load_actions(setup.config.rollout.actions) if action.run]
+    return f"rollout.actions: {', '.join(running)} runs on the host" if running else ""
+
+
+def not_counted(setup: PlanSetup) -> tuple[str, ...]:
+    """What a step of `train`, or its run, does beyond the plan's figures."""
+    config, found = setup.config, ["the evaluations every train.eval_every steps"]
+    if why := driven_by_host(setup):
+        found.append(f"the time of the searches, and the programs of the rollout: {why}. Its memory is estimated")
+    if config.search.rerank.candidates:
+        found.append("the program that finds the shown documents in the episodes for the reranker")
+    if config.algorithm.scorers:
+        found.append(f"the models of algorithm.scorers: {', '.join(config.algorithm.scorers)}")
+    if stages := [stage for stage in config.stages if stage not in ("train", "report")]:
+        found.append(f"the stages {', '.join(stages)}")
+    return tuple(found)
 
 
 def make_setup(config: Config, target: PlanTarget) -> PlanSetup:

@@ -63,6 +63,11 @@ class PlanTarget:
         """The slice's name for the TPU compiler, such as "v5e:4x4"."""
         return f"{self.name}:{SLICES[self.name][self.devices]}"
 
+    @property
+    def text(self) -> str:
+        """What `read_target` reads, such as "v5e:16"."""
+        return f"{self.name}:{self.devices}"
+
     def __str__(self):
         return f"{self.devices} x {self.name}"
 

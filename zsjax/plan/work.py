@@ -16,12 +16,17 @@ from zsjax.rl.algorithms import needs_reference
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """One part of a step on one device: FLOPs, bytes read from memory, and the least seconds for both."""
+    """One part of a step on one device: FLOPs, bytes read from memory, and the least seconds for both.
+
+    program, calls: the compiled program that does it and nothing else, and how often a step calls it; "" and 0: none.
+    """
 
     name: str
     flops: float
     bytes: float
     seconds: float
+    program: str = ""
+    calls: int = 0
 
 
 def step_work(setup: PlanSetup) -> list[Work]:
@@ -57,22 +62,26 @@ def _training(setup: PlanSetup, used: float) -> list[Work]:
     forward = forward_flops(setup.policy, used, used**2 / 2, used) / setup.tensor  # of a row
     value_forward = forward_flops(setup.policy, used, used**2 / 2, 0) / setup.tensor
     scores = 2 if needs_reference(algorithm) else 1
+    whole = not train.microbatch_tokens  # else a program is of a part, and a step has any number of these
+    updates = whole * train.epochs * train.minibatches
     parts = [_compute(setup, "old and reference log-probs" if scores == 2 else "old log-probs",
-                      scores * setup.scored_rows * forward)]
+                      scores * setup.scored_rows * forward, program="score", calls=whole * scores)]
     # A forward pass and twice its products backward: for the weights, which adapters' frozen kernels are spared, and for
     # the activations. Remat "layers" goes forward twice; the other kinds compute little or nothing of the products again.
     remat, updated = train.remat == "layers", train.epochs * train.minibatches * setup.update_rows
     passes = (2 if config.policy.lora.rank else 3) + remat
-    parts.append(_compute(setup, "update" + (" with remat" if remat else ""), passes * updated * forward))
+    parts.append(_compute(setup, "update" + (" with remat" if remat else ""), passes * updated * forward,
+                          program="update", calls=updates))
     if algorithm.value_model:
-        parts.append(_compute(setup, "old values", setup.scored_rows * value_forward))
+        parts.append(_compute(setup, "old values", setup.scored_rows * value_forward, program="value score",
+                              calls=int(whole)))
         name = "value update" + (" with remat" if remat else "")
-        parts.append(_compute(setup, name, (3 + remat) * updated * value_forward))
+        parts.append(_compute(setup, name, (3 + remat) * updated * value_forward, program="value update", calls=updates))
     return parts
 
 
-def _compute(setup, name, flops, traffic=0.0):
-    return Work(name, flops, traffic, max(flops / setup.target.chip.flops, traffic / setup.target.chip.bandwidth))
+def _compute(setup, name, flops, traffic=0.0, **of):
+    return Work(name, flops, traffic, max(flops / setup.target.chip.flops, traffic / setup.target.chip.bandwidth), **of)
 
 
 def _times(count, work):

@@ -102,12 +102,15 @@ class Round:
         self.grows = loop.state.cache.capacity < env.max_tokens  # rows allocated whole never outgrow their cache
 
     def __call__(self, loop: LoopState) -> LoopState:
-        loop = self.decode(loop)
-        loop = when(self.can_refill(loop), self.refill, loop)
-        loop = when(self.low(loop) & self.asks(loop).any(), self.ask, loop)
-        loop = when(self.low(loop) & self.can_start(loop), self.start, loop)
-        loop = when(self.low(loop) & (loop.writes < self.N).any(), self.write, loop)
-        return when(self.low(loop) & self.served(loop).any() & ~self.full(loop.state), self.answer, loop)
+        # The scopes are names in profiles and plans.
+        decode, refill, ask, start, write, answer = (jax.named_scope(work.__name__)(work) for work in (
+            self.decode, self.refill, self.ask, self.start, self.write, self.answer))
+        loop = decode(loop)
+        loop = when(self.can_refill(loop), refill, loop)
+        loop = when(self.low(loop) & self.asks(loop).any(), ask, loop)
+        loop = when(self.low(loop) & self.can_start(loop), start, loop)
+        loop = when(self.low(loop) & (loop.writes < self.N).any(), write, loop)
+        return when(self.low(loop) & self.served(loop).any() & ~self.full(loop.state), answer, loop)
 
     # The rules of `zsjax.rollout.schedule`, on the loop's arrays.
 
@@ -239,7 +242,8 @@ def begin(static: Static, inputs: Inputs, questions: dict, capacity: int) -> tup
         request=jnp.full(R * env.max_queries, N, jnp.int32),
         requests=dedup.empty(N, env, simulator), writes=jnp.full(S, N, jnp.int32),
         writing=simulator.idle(inputs.simulator_params, S, env.num_documents if env.noise_per_document else 0))
-    return pieces.read_prompts(inputs.policy_params, env, questions), loop
+    with jax.named_scope("read_prompts"):
+        return pieces.read_prompts(inputs.policy_params, env, questions), loop
 
 
 def proceed(static: Static, inputs: Inputs, questions: dict, prompts: Prompts, loop: LoopState) -> LoopState:

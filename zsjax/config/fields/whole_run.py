@@ -108,6 +108,8 @@ class MeshConfig:
         "others, which data, fsdp and tensor divide; 0: both share all devices", "[0, 1e7]", unit="devices")
     simulator_tensor: int = fast(1, "devices over which the heads of one copy of that simulator are cut", "[1, 1e7]",
                                  unit="devices")
+    target: str = free("", "the machine that the settings are chosen for, such as a100-80gb:8; `plan` takes it where no "
+                           "--target is given, and a run does not read it")
 
 
 @dataclasses.dataclass(frozen=True)
