@@ -15,7 +15,9 @@ Of several hosts, any host's signal stops all, at one step. A second SIGINT ends
 
 import contextlib
 import dataclasses
+import os
 import signal
+import sys
 import threading
 
 import jax
@@ -49,9 +51,11 @@ def handled():
         return
     _STATE.received, _STATE.waits = 0, False
     before = {number: signal.signal(number, _receive) for number in SIGNALS}
+    unraisable, sys.unraisablehook = sys.unraisablehook, lambda lost: _send_again(lost, unraisable)
     try:
         yield
     finally:
+        sys.unraisablehook = unraisable
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not Python's, of jax.distributed
         _STATE.received = 0
@@ -98,6 +102,23 @@ def _waiting(waits):
         yield
     finally:
         _STATE.waits = before
+
+
+def _send_again(lost, unraisable):
+    """Python drops what is raised in a callback of its own, such as jax's of the garbage collector or a `__del__`. A
+    signal that came there comes again when the callback has ended."""
+    if lost.exc_type is not Stopped:
+        unraisable(lost)
+        return
+    number, _STATE.received = _STATE.received, 0
+
+    def send():
+        if signal.getsignal(number) is _receive:
+            os.kill(os.getpid(), number)
+
+    timer = threading.Timer(0.05, send)
+    timer.daemon = True
+    timer.start()
 
 
 def _receive(number, frame):
