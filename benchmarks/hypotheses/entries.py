@@ -5,6 +5,7 @@ A claim's file:
 
     id, title, claim, source    texts; seeds: list of numbers; order: when it is run, lowest first
     note                        text: what the comparison does not say
+    default, follows_if         text: what the experiments do by default here, and the verdict from which that follows
     [[comparisons]]             says, smallest (zsjax's ledger rule: verdict.py), treatment and control: "arm:measure"
     [[correlations]]            says, smallest, x and y: measures; arms: over whose runs, each measured from the means of
                                 its arm and of its seed
@@ -86,6 +87,8 @@ class Hypothesis:
     correlations: tuple[Correlation, ...] = ()
     show: tuple[str, ...] = ()
     note: str = ""
+    default: str = ""
+    follows_if: str = verdict.SUPPORTED
 
     def arms(self) -> list[str]:
         """Names of the arms that it needs, each once."""
@@ -158,6 +161,8 @@ def _hypothesis(path) -> Hypothesis:
         correlations = tuple(Correlation(**{**c, "arms": tuple(c["arms"])}) for c in fields.pop("correlations", ()))
         for test in (*comparisons, *correlations):
             verdict.decide(test.says, verdict.Effect(0.0, 1.0, 2), test.smallest)  # raises
+        if fields.get("follows_if", verdict.SUPPORTED) not in (verdict.SUPPORTED, verdict.REFUTED):
+            raise ValueError(f"follows_if = {fields['follows_if']!r}; use {verdict.SUPPORTED} or {verdict.REFUTED}")
         return Hypothesis(**{**fields, "seeds": tuple(fields["seeds"]), "show": tuple(fields.get("show", ()))},
                           comparisons=comparisons, correlations=correlations)
     except (KeyError, TypeError, ValueError) as error:

@@ -62,6 +62,8 @@ def write(ledger: Ledger, lines: Mapping[tuple, Mapping], out: pathlib.Path) -> 
     results = Results(ledger, lines)
     plots = out / "ledger"
     plots.mkdir(parents=True, exist_ok=True)
+    for old in plots.glob("curves_*.svg"):  # of arms that are no more
+        old.unlink()
     (plots / "effects.svg").write_text(effects_plot(results))
     for name, arms in curves(ledger).items():
         if svg := curve_plot(results, arms):
@@ -81,7 +83,8 @@ def page(results: Results, plots: pathlib.Path) -> str:
             f"{len(done)} runs, {seconds / 3600:.1f} hours of one process. Commits: {', '.join(commits) or 'none'}.", "",
             "| | claim | verdict | seeds | seeds that would decide |", "| --- | --- | --- | --- | --- |"]
     text += [summary_row(results, hypothesis) for hypothesis in _by_id(results.ledger)]
-    text += ["", "![effects](ledger/effects.svg)", ""]
+    text += ["", "![effects](ledger/effects.svg)", "", "## What the experiments do by default", "",
+             *defaults_table(results), ""]
     for hypothesis in _by_id(results.ledger):
         text += [*section(results, hypothesis), ""]
     text += ["## The arms", "", "Means over seeds, and the standard error of that mean. Lost: the best document is lost in",
@@ -104,6 +107,19 @@ def summary_row(results: Results, hypothesis: Hypothesis) -> str:
     needed = "" if word != verdict.UNDECIDED else "more than a thousand" if needed is None else str(needed)
     word, needed = word if seeds else NOT_RUN, needed if seeds > 1 else ""
     return f"| {hypothesis.id} | {hypothesis.title} | {word} | {seeds} | {needed} |"
+
+
+def defaults_table(results: Results) -> list[str]:
+    """Each default that a claim is about, and whether it follows from the verdict."""
+    lines = [_row(["default", "claim", "verdict", "the default"]), _row(["---"] * 4)]
+    for hypothesis in _by_id(results.ledger):
+        if hypothesis.default:
+            word, seeds, _ = judged(results, hypothesis)
+            decided = word in (verdict.SUPPORTED, verdict.REFUTED)
+            follows = "follows" if word == hypothesis.follows_if else "does not follow" if decided else "is open"
+            claim = f"{hypothesis.id}: {hypothesis.title}"
+            lines.append(_row([hypothesis.default, claim, word if seeds else NOT_RUN, follows]))
+    return lines
 
 
 def judged(results: Results, hypothesis: Hypothesis) -> tuple[str, int, int | None]:

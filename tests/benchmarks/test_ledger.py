@@ -139,7 +139,9 @@ def test_a_changed_arm_is_run_again(book, tmp_path):
 
 @pytest.mark.parametrize("name, old, new, message", [
     ("c01.toml", "a:em", "q:em", "C1: no arm 'q'"), ("c01.toml", '"greater"', '"more"', "c01.toml: says = 'more'"),
-    ("c01.toml", "smallest=0.1", "smallest=0", "c01.toml: smallest = 0"), ("c02.toml", "seeds=[1, 2]", "", "c02.toml"),
+    ("c01.toml", "smallest=0.1", "smallest=0", "c01.toml: smallest = 0"),
+    ("c02.toml", "order=1", 'order=1\nfollows_if="run"', "c02.toml: follows_if = 'run'"),
+    ("c02.toml", "seeds=[1, 2]", "", "c02.toml"),
     ("arms.toml", "@n/made", "@q/made", "b names the model '@q/made'"), ("arms.toml", '[arms.b]', "[arms.b", "arms.toml")])
 def test_an_entry_that_cannot_be_read_is_named(book, tmp_path, name, old, new, message):
     path = tmp_path / "entries" / name
@@ -242,6 +244,8 @@ def test_the_page_is_written_from_the_lines_alone(book, tmp_path):
     lines["b", "of another definition", 1] = {"arm": "b", "seed": 1, "commit": "", "seconds": 1.0, "measures": {"em": 9.0}}
     lines["a", book.arms["a"].digest, 7] = {"arm": "a", "seed": 7, "commit": "", "seconds": 1.0,
                                             "error": "x\nlost its way\n"}
+    (tmp_path / "ledger").mkdir()
+    (tmp_path / "ledger" / "curves_c9.svg").write_text("of an arm that is no more")
     tables.write(book, lines, tmp_path)
     text = (tmp_path / "ledger.md").read_text()
     assert "| C1 | t | supported | 2 |  |" in text
@@ -300,6 +304,16 @@ def test_a_dial_is_shown_in_standard_errors(book, tmp_path):
     assert tables.section(results, book.hypotheses[1])[-1].endswith("| 2 | supported |")
     empty = tables.section(tables.Results(book, {}), dial)[-3:]
     assert len({row.count("|") for row in empty}) == 1  # rows of as many cells as the head has
+
+
+@pytest.mark.parametrize("follows_if, low, row", [
+    ("supported", 0.5, "| supported | follows |"), ("refuted", 0.5, "| supported | does not follow |"),
+    ("refuted", 0.85, "| undecided | is open |"), ("supported", None, "| not run | is open |")])
+def test_a_default_follows_from_its_verdict_or_not(book, follows_if, low, row):
+    claim = dataclasses.replace(book.hypotheses[1], default="Noise rises", follows_if=follows_if)
+    told = lines_of(book, {} if low is None else {("a", 0): 0.9, ("a", 1): 0.8, ("b", 0): low, ("b", 1): low - 0.09})
+    table = tables.defaults_table(tables.Results(dataclasses.replace(book, hypotheses=[claim]), told))
+    assert table[2:] == [f"| Noise rises | C1: t {row}"]
 
 
 def test_a_note_stands_under_its_claim(book):
