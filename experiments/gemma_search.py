@@ -66,7 +66,7 @@ def get_config(arg=None):
                     passage_words=56, reveal_gold="useful", temperature=0.3)
     c.rollout = dict(max_turns=2, max_turn_tokens=64, max_prompt_tokens=256, max_tokens=832)  # the agent by prompt has 240
     update = dict(microbatch_tokens=1024) if arg.packed else {}
-    c.warm_start = dict(steps=240, batch_rows=8, max_tokens=832, checkpoint_every=60, **update,
+    c.warm_start = dict(steps=240, batch_rows=8, max_tokens=832, checkpoint_every=60, every_hop=True, **update,
                         optimizer=dict(learning_rate=3e-5, schedule="linear", warmup_steps=10))
     c.collect = dict(episodes=1024, label="contains", pairs=True, hold_out=0.15)
     c.tune_simulator = dict(steps=240, batch_rows=8, max_tokens=512, checkpoint_every=60, **update,
