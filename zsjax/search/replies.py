@@ -3,6 +3,7 @@
 import email.utils
 import json
 import time
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,40 @@ class SearchError(Exception):
     def __init__(self, kind: str, message: str, retry_after: float = 0.0):
         super().__init__(f"{kind}: {message}")
         self.kind, self.message, self.retry_after, self.attempts = kind, message, retry_after, (kind,)
+
+
+class Body:
+    """The body of a reply, unzipped piece by piece, so that neither its memory nor its time depends on what it claims."""
+
+    def __init__(self, where: str, encoding: str, most: int):
+        """Begins empty.
+
+        Args:
+          where: the server, as errors name it.
+          encoding: the reply's Content-Encoding: none, or gzip or deflate once. The client asks for none.
+          most: bytes of the unzipped body.
+
+        Raises:
+          SearchError: "wrong_schema", another encoding.
+        """
+        encoding = encoding.strip().lower()
+        if encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
+            raise SearchError("wrong_schema", f"the reply of {where} has an encoding that was not asked for")
+        self.where, self.most, self.data = where, most, bytearray()
+        self._unzip = zlib.decompressobj(32 + zlib.MAX_WBITS) if encoding not in ("", "identity") else None
+
+    def add(self, piece: bytes) -> None:
+        """Adds bytes as they were sent. Raises SearchError: "too_large", or "invalid_json" where they cannot be unzipped."""
+        if self._unzip is not None:
+            try:
+                piece = self._unzip.decompress(piece, self.most + 1 - len(self.data))
+            except zlib.error as error:
+                raise SearchError("invalid_json", f"the reply of {self.where} cannot be unzipped") from error
+            if self._unzip.unused_data:
+                raise SearchError("invalid_json", f"the reply of {self.where} goes on after its zipped part")
+        self.data += piece
+        if len(self.data) > self.most:
+            raise SearchError("too_large", f"the reply of {self.where} exceeds {self.most} bytes")
 
 
 def seconds_of(retry_after: str) -> float:

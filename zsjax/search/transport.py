@@ -22,7 +22,7 @@ from typing import Any
 
 from zsjax.parallel import stops
 from zsjax.search.addresses import proxy_of, shown_address
-from zsjax.search.replies import FAILURES, SearchError, parse_reply, seconds_of
+from zsjax.search.replies import FAILURES, Body, SearchError, parse_reply, seconds_of
 from zsjax.types import whole_text
 
 _MAX_REDIRECTS = 5
@@ -307,15 +307,14 @@ class Transport:
         return new
 
     async def _read(self, response, where) -> bytes:
-        status, body = response.status_code, bytearray()
+        status = response.status_code
         if status != 200:
             kind = "rate_limited" if status == 429 else "server_error" if status >= 500 else "client_error"
             raise SearchError(kind, f"{where} says {status}", seconds_of(response.headers.get("retry-after", "")))
-        async for chunk in response.aiter_bytes():
-            body += chunk
-            if len(body) > self.limits.max_bytes:
-                raise SearchError("too_large", f"the reply of {where} exceeds {self.limits.max_bytes} bytes")
-        return bytes(body)
+        body = Body(where, response.headers.get("content-encoding", ""), self.limits.max_bytes)
+        async for chunk in response.aiter_raw():
+            body.add(chunk)
+        return bytes(body.data)
 
     def _count(self, name, n=1):
         with self._lock:
