@@ -1,11 +1,11 @@
 """Files and folders that are written whole: after a crash, a reader finds the old one or the new one, never a part.
 
 What is being written has another name, NAME.PROCESS-THREAD.writing, until it is complete. What a killed process left is
-removed: a folder by the next `new_folder` of its name, all else by `remove_unfinished`.
+removed: a folder by the next `new_folder` of its name, all else by `remove_unfinished`. A folder that is being replaced is
+NAME.PROCESS-THREAD.replaced for a moment. Where it is the only one left, these give it its name back.
 """
 
 import contextlib
-import glob
 import json
 import logging
 import os
@@ -56,8 +56,8 @@ def write_bytes(path: str | os.PathLike, data: bytes | Iterable[bytes]) -> None:
 def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """A folder to be filled. It takes the name `path` when the block ends; an older folder there is replaced.
 
-    Its writer holds a lock on it, so that unfinished folders of the same name without one are known to be abandoned. They
-    are removed.
+    Its writer holds locks on it and on the one it replaces. So unfinished folders of the same name without one are known
+    to be abandoned. They are removed, and an old folder that lost its name gets it back.
 
     Raises:
       OutputError: the folder cannot be written; what was at `path` is left as it was.
@@ -66,13 +66,9 @@ def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     unfinished, replaced = _beside(path, "writing"), _beside(path, "replaced")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f"{glob.escape(path.name)}.*.writing"):
-            if (held := _hold(left)) is not None:
-                logging.info("%s is removed: a process that was killed left it unfinished", left)
-                shutil.rmtree(left, ignore_errors=True)
-                os.close(held)
+        _settle_abandoned(path)
         shutil.rmtree(unfinished, ignore_errors=True)  # where nothing can be locked: of an earlier process of this number
-        held = _made_and_held(unfinished)
+        held, held_old = _made_and_held(unfinished), _hold(path)
         try:
             yield unfinished
             for file in unfinished.rglob("*"):
@@ -83,13 +79,33 @@ def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
             unfinished.rename(path)
         except BaseException:
             if replaced.is_dir() and not path.exists():
-                replaced.rename(path)
+                with contextlib.suppress(OSError):  # a full disk: the old folder waits under its other name
+                    replaced.rename(path)
             raise
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-            shutil.rmtree(replaced, ignore_errors=True)
-            if held is not None:
-                os.close(held)
+            if path.exists():
+                shutil.rmtree(replaced, ignore_errors=True)
+            for descriptor in (held, held_old):
+                if descriptor is not None:
+                    os.close(descriptor)
+
+
+def _settle_abandoned(path):
+    """Removes what killed writers of the folder left, or gives an old folder its name back."""
+    own = re.compile(re.escape(path.name) + r"\.\d+-\d+\.(writing|replaced)")
+    for left in [left for left in path.parent.iterdir() if own.fullmatch(left.name)]:
+        if (held := _hold(left)) is None:
+            continue
+        try:
+            if _REPLACED.search(left.name) and not path.exists():
+                logging.warning("%s is taken back as %s: its replacement did not end", left, path)
+                left.rename(path)
+            else:
+                logging.info("%s is removed: a process that was killed left it unfinished", left)
+                shutil.rmtree(left, ignore_errors=True)
+        finally:
+            os.close(held)
 
 
 def remove_unfinished(folder: str | os.PathLike) -> None:
@@ -101,7 +117,7 @@ def remove_unfinished(folder: str | os.PathLike) -> None:
         for name in [*folders, *names]:
             path, ended = pathlib.Path(parent, name), _REPLACED.search(name)
             if ended and not (kept := path.with_name(name[:ended.start()])).exists():
-                path.rename(kept)  # killed between two renames: the old folder is the only one
+                path.rename(kept)  # ended between two renames: the old folder is the only one
             elif ended or _UNFINISHED.search(name):
                 logging.info("%s is removed: a process that was killed left it unfinished", path)
                 if name in folders:

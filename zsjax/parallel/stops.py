@@ -11,6 +11,13 @@
                     ...
 
 Of several hosts, any host's signal stops all, at one step. A second SIGINT ends the process at once.
+
+What was sent to a server that charges for it is waited for, at most `PATIENCE` seconds:
+
+    except BaseException:
+        with ending():                    # `is_ending` holds: engines send nothing more
+            wait(searches, PATIENCE)
+        raise
 """
 
 import contextlib
@@ -24,6 +31,7 @@ import jax
 import numpy as np
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+PATIENCE = 20.0  # seconds; clusters kill 30 s after the signal, and the state is saved afterwards
 
 
 class Stopped(KeyboardInterrupt):
@@ -38,6 +46,7 @@ class Stopped(KeyboardInterrupt):
 class _State:
     received: int = 0  # the signal
     waits: bool = False
+    ending: int = 0  # blocks of `ending` that are open
 
 
 _STATE = _State()
@@ -77,6 +86,22 @@ def stopping_at_once():
         if _STATE.received and not _STATE.waits:
             raise stopped()
         yield
+
+
+@contextlib.contextmanager
+def ending():
+    """An error or a signal ends the work: `is_ending` holds in all threads. A further SIGTERM waits for the block's end."""
+    _STATE.ending += 1
+    try:
+        with _waiting(True):
+            yield
+    finally:
+        _STATE.ending -= 1
+
+
+def is_ending() -> bool:
+    """Whether the work is being ended, so that nobody reads further results."""
+    return _STATE.ending > 0
 
 
 def requested() -> bool:
