@@ -137,6 +137,38 @@ def test_an_unfinished_folder_is_removed_only_when_its_writer_has_ended(tmp_path
     assert os.listdir(tmp_path) == ["index [1]"]
 
 
+WRITES = """
+import sys
+from zsjax.parallel import files
+
+def pieces():
+    yield b"half"
+    print("begun", flush=True)
+    sys.stdin.read()
+
+files.write_bytes(sys.argv[1], pieces())
+"""
+
+
+def test_an_unfinished_file_is_removed_only_when_its_writer_has_ended(tmp_path):
+    path = tmp_path / "report [1].html"
+    writer = subprocess.Popen([sys.executable, "-c", WRITES, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                              text=True)
+    try:
+        assert writer.stdout.readline() == "begun\n"
+        (unfinished,) = tmp_path.glob("*.writing")
+        (tmp_path / "other.1-2.writing").write_text("of another name")
+        files.remove_abandoned(path)
+        assert unfinished.exists()
+        writer.kill()
+        writer.wait()
+        files.remove_abandoned(path)
+    finally:
+        writer.kill()
+        writer.communicate()
+    assert os.listdir(tmp_path) == ["other.1-2.writing"]
+
+
 def test_a_write_that_fails_names_the_file(tmp_path):
     (tmp_path / "file").write_text("")
     for write in (lambda path: files.write_text(path, "x"), lambda path: files.new_folder(path).__enter__()):

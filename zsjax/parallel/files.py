@@ -1,8 +1,9 @@
 """Files and folders that are written whole: after a crash, a reader finds the old one or the new one, never a part.
 
-What is being written has another name, NAME.PROCESS-THREAD.writing, until it is complete. What a killed process left is
-removed: a folder by the next `new_folder` of its name, all else by `remove_unfinished`. A folder that is being replaced is
-NAME.PROCESS-THREAD.replaced for a moment. Where it is the only one left, these give it its name back.
+What is being written has another name, NAME.PROCESS-THREAD.writing, until it is complete, and its writer holds a lock on it.
+What a killed process left is removed: a folder by the next `new_folder` of its name, a file by `remove_abandoned`, and
+all in a run's folder by `remove_unfinished`. A folder that is being replaced is NAME.PROCESS-THREAD.replaced for a moment.
+Where it is the only one left, these give it its name back.
 """
 
 import contextlib
@@ -41,7 +42,7 @@ def write_bytes(path: str | os.PathLike, data: bytes | Iterable[bytes]) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(unfinished, "wb") as file:
+            with _opened_and_held(unfinished) as file:
                 file.writelines([data] if isinstance(data, bytes) else data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -91,8 +92,19 @@ def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
                     os.close(descriptor)
 
 
+def remove_abandoned(path: str | os.PathLike) -> None:
+    """Removes what killed writers of a file or folder of this name left beside it, before it is written anew.
+
+    It lists the file's folder, which may hold a hundred thousand others, and so is left to the caller of `write_bytes`.
+    """
+    path = pathlib.Path(path)
+    if path.parent.is_dir():
+        with writing(path):
+            _settle_abandoned(path)
+
+
 def _settle_abandoned(path):
-    """Removes what killed writers of the folder left, or gives an old folder its name back."""
+    """`remove_abandoned`; an old folder that lost its name gets it back."""
     own = re.compile(re.escape(path.name) + r"\.\d+-\d+\.(writing|replaced)")
     for left in [left for left in path.parent.iterdir() if own.fullmatch(left.name)]:
         if (held := _hold(left)) is None:
@@ -103,7 +115,10 @@ def _settle_abandoned(path):
                 left.rename(path)
             else:
                 logging.info("%s is removed: a process that was killed left it unfinished", left)
-                shutil.rmtree(left, ignore_errors=True)
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink(missing_ok=True)
         finally:
             os.close(held)
 
@@ -148,13 +163,13 @@ def lock(file, *, wait: bool = True, required: bool = False) -> bool:
     return True
 
 
-def _hold(folder) -> int | None:
-    """A descriptor that locks the folder; None where somebody else has it, or the file system cannot lock."""
+def _hold(path) -> int | None:
+    """A descriptor that locks a file or folder; None where somebody else has it, or the file system cannot lock."""
     if fcntl is None:
         return None
     descriptor = None
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return descriptor
     except OSError:
@@ -172,6 +187,19 @@ def _made_and_held(folder) -> int | None:
             return held
         if held is not None:
             os.close(held)
+
+
+@contextlib.contextmanager
+def _opened_and_held(path):
+    """The file, open for writing and locked; anew where another process took it for abandoned between the two."""
+    while True:
+        with open(path, "wb") as file:
+            with contextlib.suppress(OSError):  # where nothing can be locked, nothing is taken for abandoned
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX)
+            if path.exists():
+                yield file
+                return
 
 
 def _beside(path, state):

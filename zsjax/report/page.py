@@ -17,7 +17,7 @@ from zsjax.evaluation import tables
 from zsjax.evaluation.kept_evaluations import Kept
 from zsjax.monitor import costs
 from zsjax.monitor.catalog import METRICS
-from zsjax.parallel.files import write_text
+from zsjax.parallel.files import remove_abandoned, write_text
 from zsjax.report.charts import color_of, line_chart, short
 from zsjax.report.run_files import json_or_none, read_metrics, read_scores, read_trajectories
 from zsjax.report.scores import evaluation_tables
@@ -77,6 +77,7 @@ def write(workdir) -> pathlib.Path:
     """
     workdir = pathlib.Path(workdir)
     path = workdir / "report.html"
+    remove_abandoned(path)
     write_text(path, templates().get_template("page.html.j2").render(contents(workdir)))
     return path
 
