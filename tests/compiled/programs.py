@@ -71,7 +71,9 @@ def on_devices(sharding):
     return lambda tree: jax.tree.map(lambda shape: place_on(shape, sharding), tree)
 
 
-PROGRAMS = {"decode_3b": (functools.partial(decode, preset="Qwen2.5-3B"), "h100:1"), "update_3b": (update_3b, "a100-80gb:8")}
+MODELS = {"decode_3b": "Qwen2.5-3B", "decode_0_5b": "Qwen2.5-0.5B", "decode_0_6b": "Qwen3-0.6B"}
+PROGRAMS = {name: (functools.partial(decode, preset=preset), "h100:1") for name, preset in MODELS.items()} | {
+    "update_3b": (update_3b, "a100-80gb:8")}
 
 
 def compiled(name):

@@ -138,6 +138,10 @@ def test_the_floor_reads_what_is_outside_once_and_leaves_results_once():
     new = 64 * 2 * 128 * 2
     # The loop: constants are read, the new keys are written. They are not in memory twice.
     assert loop.floor.bytes == 2 * new + 64 * 4 and loop.floor.flops == ()
+    # A kernel that reads what the loop updates in place reads the cache, which is from outside.
+    read = TEXT.replace("  ROOT %out =", "  %seen = bf16[64,2,512,128]{3,2,1,0} negate(%update)\n  ROOT %out =")
+    (loop,) = read_program(read).loops
+    assert loop.floor.bytes == 64 * 2 * 512 * 128 * 2 + 2 * new + 64 * 4
     # b is read by three kernels, c by one, of a the 64 rows that are looked up; these rows are the result. What `wide` and
     # `product` write, nobody outside reads.
     b, c, rows, ids = 32 * 64 * 2, 64 * 8 * 2, 64 * 16 * 4, 64 * 4

@@ -69,10 +69,16 @@ def product_seconds(flops, chip: Chip) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Counted:
-    """A kernel, and what it reads: operand -> bytes."""
+    """A kernel with its operands.
+
+    Attributes:
+      read: operand -> bytes.
+      updates: number of a result -> the operand that it is written into, in place.
+    """
 
     kernel: Kernel
     read: dict[str, float]
+    updates: dict[int, str]
 
 
 def count(module, lines, line, channels: set[str]) -> Counted:
@@ -85,6 +91,7 @@ def count(module, lines, line, channels: set[str]) -> Counted:
     """
     fused = module.computations[line.called[0]] if line.opcode == "fusion" and line.called else None
     read, writes = _traffic(lines, line) if fused is None else _fused_traffic(fused, line)
+    updates = _updates(line) if fused is None else _fused_updates(fused, line)
     flops, repeated = collections.Counter(), collections.Counter()
     exchanged, kind, devices = 0.0, "", 1
     for inner, owner in [(line, lines)] if fused is None else _inner(module, fused):
@@ -98,7 +105,7 @@ def count(module, lines, line, channels: set[str]) -> Counted:
             exchanged, kind, devices = exchanged + size, inner.opcode.removesuffix("-start"), group
     copied, widened = _copy(lines, line, fused)
     return Counted(Kernel(line.name, line.opcode, sum(read.values()), writes, tuple(sorted(flops.items())),
-                          tuple(sorted(repeated.items())), exchanged, kind, devices, copied, widened), read)
+                          tuple(sorted(repeated.items())), exchanged, kind, devices, copied, widened), read, updates)
 
 
 def _inner(module, computation):
@@ -129,6 +136,22 @@ def _traffic(lines, line):
     if "output_to_operand_aliasing=" in line.attributes:
         written -= min(written, arrays[0].stored)
     return whole, written
+
+
+def _updates(line) -> dict[int, str]:
+    aliased = re.search(r"output_to_operand_aliasing=\{\{(\d*)\}: \((\d+)", line.attributes)
+    if aliased:
+        return {int(aliased.group(1) or 0): line.operands[int(aliased.group(2))]}
+    return {0: line.operands[0]} if line.opcode in _PUTS else {}
+
+
+def _fused_updates(fused, line) -> dict[int, str]:
+    operands, found = dict(zip((x.name for x in fused.parameters), line.operands, strict=True)), {}
+    for number, result in enumerate(_results(fused)):
+        source = _through_views(fused, result)
+        if source.opcode in _PUTS and (into := _through_views(fused, fused[source.operands[0]]).name) in operands:
+            found[number] = operands[into]
+    return found
 
 
 def _part(array, result) -> float:

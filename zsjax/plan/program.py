@@ -168,17 +168,17 @@ class _Collected:
         inside = {name for name, counted in made.items() if not counted.kernel.exchange}
         for counted in made.values():
             for operand, size in counted.read.items():
-                key, origin = _origin(lines, operand)
-                if origin is not None and origin.name not in inside:
-                    self._read[key] += size
-                    self._size[key] = lines[operand].stored
+                origin = _origin(lines, made, operand)
+                if origin is not None and origin.line not in inside:
+                    self._read[id(lines), origin.line, origin.number] += size
+                    self._size[id(lines), origin.line, origin.number] = lines[operand].stored
         given = [lines.root, *(lines[name] for line in lines.values() if line.opcode == "while" for name in line.operands)]
         for array in [name for line in given for name in (line.operands if line.opcode == "tuple" else (line.name,))]:
-            _, origin = _origin(lines, array)
-            if origin is not None and origin.name in inside:
-                key = id(lines), origin.name
-                self._left[key] += lines[array].stored
-                self._writes[key] = made[origin.name].kernel.writes
+            origin = _origin(lines, made, array)
+            for name in (*origin.updated_by, origin.line) if origin is not None else ():
+                if name in inside:
+                    self._left[id(lines), name] += lines[array].stored
+                    self._writes[id(lines), name] = made[name].kernel.writes
 
     def floor(self) -> Floor:
         flops = collections.Counter()
@@ -190,17 +190,29 @@ class _Collected:
         return Floor(read + left, tuple(sorted(flops.items())))
 
 
-def _origin(lines, name):
-    """(a key of the array, the instruction that it comes from behind views); (None, None) for what has no line here."""
-    index = ""
-    while name in lines and lines[name].opcode in _VIEWS and lines[name].operands:
+@dataclasses.dataclass(frozen=True)
+class _Origin:
+    """The instruction that an array comes from, which of its results, and the kernels that updated it in place since."""
+
+    line: str
+    number: int
+    updated_by: tuple[str, ...]
+
+
+def _origin(lines, made, name) -> _Origin | None:
+    """Of an array behind views and updates in place; None for what has no line in this computation."""
+    number, updated_by = 0, []
+    while name in lines:
         line = lines[name]
-        if line.opcode == "get-tuple-element":
-            index = f"{line.attribute('index')}.{index}"
-        name = line.operands[0]
-    if name not in lines:
-        return None, None
-    return (id(lines), name, index), lines[name]
+        if line.opcode in _VIEWS and line.operands:
+            number = int(line.attribute("index")) if line.opcode == "get-tuple-element" else number
+            name = line.operands[0]
+        elif name in made and number in made[name].updates:
+            updated_by.append(name)
+            name, number = made[name].updates[number], 0
+        else:
+            return _Origin(name, number, tuple(updated_by))
+    return None
 
 
 def _common(names) -> str:
