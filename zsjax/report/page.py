@@ -54,7 +54,8 @@ CHARTS = {
     "Occupancy": "share of decode steps' places", "Speed": "tokens per second of a step",
     "Writing": "tokens per second of rollout", "Prefill": "share of tokens read and drawn",
     "Bandwidth reached in decoding": "share of the measured copy", "Caches": "bytes allocated",
-    "Compiled programs": "per step", "Time": "seconds per step",
+    "Compiled programs": "per step", "Time": "seconds per step", "Memory": "bytes, the peak of each phase",
+    "Memory of accelerators": "bytes, the peak so far after each phase",
 }
 STAGE_TITLES = {"train": "Reinforcement learning", "pretrain": "Pretraining of the base policy",
                 "warm_start": "Warm start of the policy", "pretrain_simulator": "Pretraining of the simulator",
