@@ -20,7 +20,7 @@ from zsjax.tiny_world import world as tiny_world
 
 def test_every_claim_and_every_arm_is_used():
     book = entries.load()
-    assert {h.id for h in book.hypotheses} == {f"C{i}" for i in range(1, 16)} | {"C10b", "D1"}
+    assert {h.id for h in book.hypotheses} == {f"C{i}" for i in range(1, 16)} | {"C10b", "C13b", "D1"}
     assert {name for h in book.hypotheses for name in h.arms()} == set(book.arms)
 
 
