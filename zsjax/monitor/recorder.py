@@ -9,7 +9,7 @@ from zsjax.errors import BudgetSpent, NonFiniteUpdate
 from zsjax.monitor import health
 from zsjax.monitor.episodes import save_trajectories
 from zsjax.monitor.usage import CompileCount
-from zsjax.monitor.writer import Timer, Writer, read_jsonl
+from zsjax.monitor.writer import Timer, Writer, read_lines
 from zsjax.parallel import hosts, stops
 from zsjax.parallel.checkpoint import Checkpointer
 from zsjax.types import TrainState
@@ -50,7 +50,7 @@ class Recorder:
                 path.unlink()
         first = int(state.step)
         self.writer.truncate("train", first)
-        self._history = [line for line in read_jsonl(self.workdir / "metrics.jsonl")
+        self._history = [line for line in read_lines(self.workdir / "metrics.jsonl")
                          if line["stage"] == "train" and line["step"] <= first]  # another host may not have truncated yet
         self._open.enter_context(self.writer.progress("train", total=self.config.train.steps, done=first))
         self._open.enter_context(stops.deferred())
