@@ -6,7 +6,8 @@ r"""The ledger: claims about learning to search with a simulated engine, tested 
 
 `run` makes the models that the arms start from, then the runs, one process after the other. Each finished run is a line
 of WORKDIR/results.jsonl with its commit and config. The same command goes on where it was stopped, and a kill loses at
-most the run in progress. A run that fails is a line with its error and is not tried again (`--again` does).
+most the run in progress. A run that fails is a line with its error and is not tried again (`--again` does). A run whose
+line lacks a measure that a claim reads, or whose settings changed since, is made again, and its last line counts.
 benchmarks/hypotheses/ has the claims, the arms, and the rule by which a claim is decided.
 """
 
@@ -20,7 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -34,10 +35,11 @@ KEPT = ("metrics.jsonl", "config.json", "evaluation.json", "gates.json", "log.tx
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run: an arm with a seed."""
+    """One run: an arm with a seed. measures: those of it that hypotheses read."""
 
     arm: Arm
     seed: int
+    measures: frozenset[str] = frozenset()
 
     @property
     def key(self) -> tuple:
@@ -50,13 +52,12 @@ class RunFailed(Exception):
 
 def jobs(ledger: Ledger, only=()) -> Iterator[Job]:
     """The runs of the hypotheses in order, each once: all arms of a hypothesis with the first seed, then the next."""
-    seen = set()
-    for hypothesis in ledger.hypotheses:
-        if only and hypothesis.id not in only:
-            continue
+    seen, chosen = set(), [h for h in ledger.hypotheses if not only or h.id in only]
+    for hypothesis in chosen:
         for seed in hypothesis.seeds:
             for name in hypothesis.arms():
-                job = Job(ledger.arms[name], seed)
+                measures = frozenset().union(*(h.measures(name) for h in chosen if seed in h.seeds))
+                job = Job(ledger.arms[name], seed, measures)
                 if job.key not in seen:
                     seen.add(job.key)
                     yield job
@@ -86,8 +87,9 @@ def add_result(workdir: pathlib.Path, line: dict) -> None:
 
 def run_all(ledger: Ledger, workdir: pathlib.Path, *, only=(), hours: float | None = None, again: bool = False,
             play: Callable[[Job, pathlib.Path], dict], make: Callable[[Model, pathlib.Path], None],
+            outdated: Callable[[Arm | Model, dict], list[str]] = lambda arm, line: [],
             clock: Callable[[], float] = time.monotonic) -> int:
-    """Makes the runs that are not there.
+    """Makes the runs that are not there. A run is made anew if `lacks` says so.
 
     Args:
       only: ids of hypotheses, () for all.
@@ -95,6 +97,7 @@ def run_all(ledger: Ledger, workdir: pathlib.Path, *, only=(), hours: float | No
       again: runs that failed are tried again.
       play: (job, folder) -> what is kept of the run, beside who and when; raises RunFailed.
       make: (model, folder) -> None; leaves the model at folder/model.output; raises RunFailed.
+      outdated: (arm or model, stored line) -> settings in which the line's run is not the arm's any more.
       clock: seconds.
 
     Returns:
@@ -105,24 +108,49 @@ def run_all(ledger: Ledger, workdir: pathlib.Path, *, only=(), hours: float | No
     made = 0
     for job in jobs(ledger, only):
         line = read_results(workdir).get(job.key)
-        if line and not (again and "error" in line):
+        why = lacks(job, line, outdated) if line else ""
+        if line and not why and not (again and "error" in line):
             continue
         if clock() >= end:
             break
-        started = clock()
+        started, folder = clock(), workdir / "runs" / f"{job.arm.name}-{job.arm.digest}-{job.seed}"
+        if why:
+            print(f"{job.arm.name}, seed {job.seed}, is run again: {why}", flush=True)
+            shutil.rmtree(folder, ignore_errors=True)  # a finished run's: the new one must not go on from there
         kept = {"arm": job.arm.name, "digest": job.arm.digest, "seed": job.seed, "arg": job.arm.arg,
-                "overrides": dict(job.arm.overrides), "commit": commit()}
+                "overrides": dict(job.arm.overrides), "commit": commit(), "asked": sorted(job.measures)}
         try:
             for name in models_of(ledger, job.arm):
                 model = ledger.models[name]
                 if not (workdir / "models" / name / model.output).exists():
                     make(model, workdir / "models" / name)
-            kept |= play(job, workdir / "runs" / f"{job.arm.name}-{job.arm.digest}-{job.seed}")
+                _check_model(model, workdir / "models" / name, outdated)
+            kept |= play(job, folder)
         except RunFailed as error:
             kept["error"] = str(error)
         add_result(workdir, kept | {"seconds": round(clock() - started, 1), "finished": time.strftime("%Y-%m-%d %H:%M")})
         made += 1
     return made
+
+
+def lacks(job: Job, line: dict, outdated: Callable[[Arm | Model, dict], list[str]]) -> str:
+    """Why a stored line does not stand for the job, "" if it does.
+
+    It lacks a measure that a hypothesis reads and that its run was not asked for (a run that was asked and has none would
+    have none again), or its settings are not those of the arm any more. A line with an error lacks nothing.
+    """
+    if "error" in line:
+        return ""
+    if missing := job.measures - line["measures"].keys() - set(line.get("asked", ())):
+        return f"its line has no {', '.join(sorted(missing))}"
+    return f"{', '.join(other)} changed" if (other := outdated(job.arm, line)) else ""
+
+
+def _check_model(model: Model, folder: pathlib.Path, outdated) -> None:
+    """Raises SystemExit where the folder's model was made with other settings: results would mix two models."""
+    path = folder / "config.json"
+    if path.exists() and (other := outdated(model, {"config": json.loads(path.read_text()), "seed": 0})):
+        raise SystemExit(f"{folder} was made with another {', '.join(other)}; begin a new --workdir")
 
 
 def models_of(ledger: Ledger, owner: Arm | Model) -> list[str]:
@@ -171,11 +199,15 @@ class Launcher:
                 path.unlink()
         return found
 
+    def command(self, arg: str, stages: str, overrides: Mapping[str, str], folder: pathlib.Path) -> list[str]:
+        """The words of a command line. Every step keeps its trajectories, which are measured."""
+        settings = {"stages": stages, "train.trajectories_every": "1", **entries.settings(overrides, self.models)}
+        return [sys.executable, "-m", "zsjax.launch", "--config", f"{EXPERIMENT}:{arg}", "--workdir", str(folder),
+                *(f"--config.{name}={value}" for name, value in settings.items())]
+
     def _launch(self, arg, stages, overrides, folder):
         folder.mkdir(parents=True, exist_ok=True)
-        settings = {"stages": stages, **entries.settings(overrides, self.models)}
-        command = [sys.executable, "-m", "zsjax.launch", "--config", f"{EXPERIMENT}:{arg}", "--workdir", str(folder),
-                   *(f"--config.{name}={value}" for name, value in settings.items())]
+        command = self.command(arg, stages, overrides, folder)
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
         with open(folder / "log.txt", "a") as log:
             done = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
@@ -209,9 +241,11 @@ def main(arguments=None):
         print(f"{sum(1 for _ in jobs(ledger))} different runs in all")
     elif options.command == "run":
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the run in progress, too
+        from benchmarks.hypotheses import outdated
+
         launcher = Launcher(ledger, options.workdir)
         made = run_all(ledger, options.workdir, only=options.only, hours=options.hours, again=options.again,
-                       play=launcher.play, make=launcher.make)
+                       play=launcher.play, make=launcher.make, outdated=outdated.differences)
         print(f"{made} runs made, {len(read_results(options.workdir))} in {options.workdir / 'results.jsonl'}")
     else:
         from benchmarks.hypotheses import tables

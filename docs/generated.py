@@ -115,9 +115,10 @@ def metrics_page() -> str:
 
     bounds = HealthConfig().alarms
     text = ["# Metrics", "", "A line of `metrics.jsonl` is one step: `{\"stage\": \"train\", \"step\": 12, ...}`.",
-            "Names that begin with `time/`, `speed/` or `compile/` depend on the machine. All others repeat exactly when a",
-            "run is repeated on the same backend. `*` stands for any characters. An alarm's bounds are those of the field",
-            "`health.alarms`. A metric that nothing reads is there for you: in `metrics.jsonl`, TensorBoard and trackers.",
+            "Names that begin with `time/`, `memory/`, `speed/` or `compile/` depend on the machine. All others repeat",
+            "exactly when a run is repeated on the same backend. `*` stands for any characters. An alarm's bounds are",
+            "those of the field `health.alarms`. A metric that nothing reads is there for you: in `metrics.jsonl`,",
+            "TensorBoard and trackers.",
             "",
             "| metric | unit | range | meaning | healthy | alarm outside | chart in the report | read by |",
             "| --- | --- | --- | --- | --- | --- | --- | --- |"]

@@ -59,15 +59,16 @@ def get_config(arg=None):
 
     questions, paragraphs = str(DATA / "questions.jsonl.gz"), str(DATA / "paragraphs.jsonl.gz")
     c.data = dict(train=f"{questions}#train", eval=f"{questions}#eval", corpus=paragraphs, eval_corpus=paragraphs)
-    c.prompts = dict(policy="plain", simulator="prompted" if arg.simulator == "prompted" else "plain")
-    # A document is its title and 56 words, which are 96 tokens at most for nearly all.
+    c.prompts = dict(policy="plain", simulator="prompted" if arg.simulator == "prompted" else "mode_last")
+    # A document is its title and 56 words, which are 96 tokens at most for nearly all. The simulator repeats what its prompt
+    # shows, so that noisy replies must not be shown the answers; low temperature keeps it with what it was asked for.
     c.search = dict(engine=arg.engine, eval_engine="bm25", num_documents=3, max_document_tokens=96, max_query_tokens=48,
-                    passage_words=56)
+                    passage_words=56, reveal_gold="useful", temperature=0.3)
     c.rollout = dict(max_turns=2, max_turn_tokens=64, max_prompt_tokens=256, max_tokens=832)  # the agent by prompt has 240
     update = dict(microbatch_tokens=1024) if arg.packed else {}
-    c.warm_start = dict(steps=240, batch_rows=8, max_tokens=832, checkpoint_every=60, **update,
+    c.warm_start = dict(steps=240, batch_rows=8, max_tokens=832, checkpoint_every=60, every_hop=True, **update,
                         optimizer=dict(learning_rate=3e-5, schedule="linear", warmup_steps=10))
-    c.collect = dict(episodes=1024, label="contains", hold_out=0.15)
+    c.collect = dict(episodes=1024, label="contains", pairs=True, hold_out=0.15)
     c.tune_simulator = dict(steps=240, batch_rows=8, max_tokens=512, checkpoint_every=60, **update,
                             optimizer=dict(learning_rate=3e-5, schedule="linear", warmup_steps=10))
     c.curriculum = dict(schedule="zero_search", start=0.0, end=arg.noise)

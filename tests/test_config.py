@@ -150,6 +150,12 @@ def test_a_simulator_loses_no_documents():
     assert set(problems_of(overrides=real)) == {"train.steps"}
 
 
+def test_pairs_need_a_label_that_gives_both_kinds():
+    changes = {"collect.pairs": "true", "collect.label": "answer"}
+    assert "never both" in problems_of(overrides=changes)["collect.pairs"]
+    resolve(good(), changes | {"collect.label": "contains"})
+
+
 @pytest.mark.parametrize("engine, field, fix", [
     ("http", "search.remote.url", "http://HOST:PORT"),
     ("chat", "search.remote.url", "http://HOST:PORT"),

@@ -57,6 +57,57 @@ def test_folders_are_written_whole(tmp_path):
     assert (path / "file").read_text() == "new" and os.listdir(tmp_path) == ["x"]
 
 
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_replacement_that_fails_twice_keeps_the_old_folder(tmp_path, monkeypatch, failure):
+    """The new folder's rename fails, and so does the old one's way back. The next writer finds the old one."""
+    path, rename, calls = tmp_path / "best", os.rename, []
+    other = tmp_path / "best.2.12-34.replaced"  # of another folder, best.2
+    other.mkdir()
+    with files.new_folder(path) as unfinished:
+        (unfinished / "file").write_text("old")
+
+    def failing(*names, **options):
+        calls.append(names)
+        if len(calls) > 1:
+            raise failure
+        rename(*names, **options)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises((OutputError, KeyboardInterrupt)), files.new_folder(path) as unfinished:
+        (unfinished / "file").write_text("new")
+    monkeypatch.undo()
+    (left,) = tmp_path.glob("best.*-*.replaced/file")
+    assert left.read_text() == "old" and len(calls) == 3
+    with pytest.raises(ZeroDivisionError), files.new_folder(path):
+        raise ZeroDivisionError
+    assert (path / "file").read_text() == "old" and sorted(os.listdir(tmp_path)) == ["best", other.name]
+
+
+def test_a_replacement_under_way_is_left_alone(tmp_path, monkeypatch):
+    """A second writer that comes between the two renames takes nothing away."""
+    path, rename, values = tmp_path / "best", os.rename, []
+
+    def interrupted(old, new):
+        rename(old, new)
+        if os.fspath(new).endswith(".replaced") and not values:
+            values.append("second")
+            writer = threading.Thread(target=write, args=["second"])
+            writer.start()
+            writer.join()
+
+    def write(value):
+        with files.new_folder(path) as unfinished:
+            (unfinished / "file").write_text(value)
+            if value == "second":
+                values.append(path.exists())
+
+    write("old")
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(OutputError):  # its place is taken
+        write("first")
+    assert values == ["second", False] and (path / "file").read_text() == "second" and os.listdir(tmp_path) == ["best"]
+
+
 KILLED = """
 import os, sys, time
 from zsjax.parallel import files
@@ -84,6 +135,38 @@ def test_an_unfinished_folder_is_removed_only_when_its_writer_has_ended(tmp_path
         writer.kill()
         writer.communicate()
     assert os.listdir(tmp_path) == ["index [1]"]
+
+
+WRITES = """
+import sys
+from zsjax.parallel import files
+
+def pieces():
+    yield b"half"
+    print("begun", flush=True)
+    sys.stdin.read()
+
+files.write_bytes(sys.argv[1], pieces())
+"""
+
+
+def test_an_unfinished_file_is_removed_only_when_its_writer_has_ended(tmp_path):
+    path = tmp_path / "report [1].html"
+    writer = subprocess.Popen([sys.executable, "-c", WRITES, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                              text=True)
+    try:
+        assert writer.stdout.readline() == "begun\n"
+        (unfinished,) = tmp_path.glob("*.writing")
+        (tmp_path / "other.1-2.writing").write_text("of another name")
+        files.remove_abandoned(path)
+        assert unfinished.exists()
+        writer.kill()
+        writer.wait()
+        files.remove_abandoned(path)
+    finally:
+        writer.kill()
+        writer.communicate()
+    assert os.listdir(tmp_path) == ["other.1-2.writing"]
 
 
 def test_a_write_that_fails_names_the_file(tmp_path):

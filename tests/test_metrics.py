@@ -11,8 +11,9 @@ from zsjax.config.fields import HealthConfig
 from zsjax.errors import OutputError
 from zsjax.monitor import catalog
 from zsjax.monitor.episodes import documents_of, search_metrics, token_metrics
+from zsjax.monitor.phases import Timer, host_peak
 from zsjax.monitor.tensorboard import TensorBoardEvents
-from zsjax.monitor.writer import SHOWN, SHOWN_TOGETHER, Timer, Writer, read_jsonl, without_wall_time
+from zsjax.monitor.writer import SHOWN, SHOWN_TOGETHER, Writer, read_jsonl, without_wall_time
 from zsjax.report import page
 from zsjax.rewards.terms import Outcome
 from zsjax.rollout.experience import Experience
@@ -124,9 +125,44 @@ def test_wall_time_is_named():
     for _ in range(2):
         with timer("rollout"):
             pass
-    assert set(timer.take()) == {"time/rollout"} and timer.take() == {}
-    assert without_wall_time({"step": 1, "time/step": 2.0, "speed/tokens_per_second": 3.0, "kl": 4.0}) == {
-        "step": 1, "kl": 4.0}
+    assert set(timer.take()) - {"memory/rollout"} == {"time/rollout"} and timer.take() == {}
+    assert without_wall_time({"step": 1, "time/step": 2.0, "memory/rollout": 5, "speed/tokens_per_second": 3.0,
+                              "kl": 4.0}) == {"step": 1, "kl": 4.0}
+
+
+@pytest.mark.skipif(host_peak() is None, reason="the platform cannot set a process's peak memory back")
+def test_memory_is_of_the_phase_that_needed_it():
+    timer = Timer()
+
+    def use():
+        np.ones(200_000_000 // 8)
+
+    with timer("before"):
+        pass
+    with timer("uses"):
+        use()
+    with timer("after"), timer("within"):
+        pass
+    with timer("around"):
+        with timer("inner"):
+            use()
+        with timer("next"):
+            pass
+    with timer("early"):
+        use()
+        with timer("late"):
+            pass
+    with timer("twice"):
+        use()
+    with timer("twice"):
+        pass
+    peaks = {name.partition("/")[2]: value for name, value in timer.take().items() if name.startswith("memory/")}
+    large = {part for part, peak in peaks.items() if peak > peaks["before"] + 150_000_000}
+    assert large == {"uses", "around", "inner", "early", "twice"}
+    assert max(peaks.values()) < peaks["before"] + 260_000_000 and len(peaks) == 10
+    with timer("before"):
+        pass
+    assert timer.take()["memory/before"] < peaks["before"] + 50_000_000  # what was taken does not count again
 
 
 def test_every_metric_is_described_once_and_its_readers_know_it():

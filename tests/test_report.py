@@ -2,6 +2,7 @@ import html.parser
 import io
 import json
 import math
+import re
 
 from rich.console import Console
 
@@ -78,6 +79,19 @@ def test_report_is_whole_safe_and_self_contained(tmp_path):
     for shown in ("0.512", "± 0.030", "Score in training", "Noise", "Tuning of the simulator", "passed", "gold"):
         assert shown in page.text, shown
     assert page.tags.count("article") == 9  # four, four and the one that there is
+
+
+def test_replies_of_a_simulator_stand_on_lines(tmp_path):
+    replies = [{"gate": "replies after tuning", "question": f"Who {i}?", "useful": f"Doc 1: A{i}.\nDoc 2: B{i}.",
+                "noisy": "one long line " * 5} for i in range(10)]
+    shares = [{"gate": "held-out searches", "simulator": "after tuning", "useful": 0.8}]
+    (tmp_path / "gates.json").write_text(json.dumps(shares + replies))
+    text = report.write(tmp_path).read_text()
+    assert text.count("<tr>\n<td>Who") == 10 and "replies after tuning</h3>" in text
+    for i in range(10):
+        assert f"<td class=lines>Doc 1: A{i}.\nDoc 2: B{i}.</td>" in text
+    assert text.count("<td class=lines>one long line") == 10 and text.count("<td class=lines>") == 20
+    assert re.search(r"td\.lines \{[^}]*white-space: pre-line[^}]*min-width", text)
 
 
 def test_trajectories_show_both_ends(tmp_path):

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import sys
+import time
 
 import pytest
 
@@ -52,6 +54,30 @@ def test_its_longest_part_stops_at_once():
 def test_a_signal_in_the_last_step_counts():
     with pytest.raises(stops.Stopped), stops.handled(), stops.deferred():
         send()
+
+
+class Swallows:
+    """An object whose `__del__` gets a signal: Python drops what the handler raises there."""
+
+    def __del__(self):
+        send(signal.SIGINT)
+        sum(range(1000))
+
+
+def test_a_signal_in_a_callback_of_pythons_is_not_lost(capfd):
+    hook = sys.unraisablehook
+    with pytest.raises(stops.Stopped, match="SIGINT"), stops.handled():
+        Swallows()
+        time.sleep(20)
+        raise AssertionError("lost")
+    with pytest.raises(stops.Stopped), stops.handled():
+        Swallows()
+        with stops.deferred():  # the signal comes again inside of a loop, which saves its state
+            until = time.monotonic() + 20
+            while not stops.requested() and time.monotonic() < until:
+                time.sleep(0.01)
+            assert stops.requested()
+    assert "Traceback" not in capfd.readouterr().err and sys.unraisablehook is hook
 
 
 def test_a_second_ctrl_c_does_not_wait():

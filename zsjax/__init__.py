@@ -41,7 +41,8 @@ _MOVED = {
     "tuning.gates": "tuning.simulator_gates", "validation": "config.checks",
 }
 # Names of a module of version 0.1 that are in another module than the rest of it.
-_MOVED_NAMES = {"data.tiny_world_rows": {"tiny_world.imitation": ("Behaviour", "FactTable", "episode_rows")}}
+_MOVED_NAMES = {"data.tiny_world_rows": {"tiny_world.imitation": ("Behaviour", "FactTable", "episode_rows")},
+                "metrics": {"monitor.phases": ("Timer",)}}
 
 
 class _OldPaths(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -4,8 +4,11 @@ models that they start from.
 A claim's file:
 
     id, title, claim, source    texts; seeds: list of numbers; order: when it is run, lowest first
+    note                        text: what the comparison does not say
+    default, follows_if         text: what the experiments do by default here, and the verdict from which that follows
     [[comparisons]]             says, smallest (zsjax's ledger rule: verdict.py), treatment and control: "arm:measure"
-    [[correlations]]            says, smallest, x and y: measures; arms: over whose runs
+    [[correlations]]            says, smallest, x and y: measures; arms: over whose runs, each measured from the means of
+                                its arm and of its seed
     show                        further arms whose figures the table shows
 
 An arm is an argument of experiments/hard_world.py and overrides of its config, beside those of [shared] in arms.toml. In an
@@ -61,7 +64,7 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Correlation:
-    """x, y: measures of the runs of `arms`."""
+    """x, y: measures of the runs of `arms`, from the means of the run's arm and seed."""
 
     says: str
     smallest: float
@@ -83,12 +86,21 @@ class Hypothesis:
     comparisons: tuple[Comparison, ...] = ()
     correlations: tuple[Correlation, ...] = ()
     show: tuple[str, ...] = ()
+    note: str = ""
+    default: str = ""
+    follows_if: str = verdict.SUPPORTED
 
     def arms(self) -> list[str]:
         """Names of the arms that it needs, each once."""
         names = [name for c in self.comparisons for name in (c.treatment[0], c.control[0])]
         names += [name for c in self.correlations for name in c.arms]
         return list(dict.fromkeys([*names, *self.show]))
+
+    def measures(self, arm: str) -> set[str]:
+        """Those of the arm's runs that its tests read."""
+        sides = [side for c in self.comparisons for side in (c.treatment, c.control)]
+        sides += [(name, measure) for c in self.correlations for name in c.arms for measure in (c.x, c.y)]
+        return {measure for name, measure in sides if name == arm}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +161,8 @@ def _hypothesis(path) -> Hypothesis:
         correlations = tuple(Correlation(**{**c, "arms": tuple(c["arms"])}) for c in fields.pop("correlations", ()))
         for test in (*comparisons, *correlations):
             verdict.decide(test.says, verdict.Effect(0.0, 1.0, 2), test.smallest)  # raises
+        if fields.get("follows_if", verdict.SUPPORTED) not in (verdict.SUPPORTED, verdict.REFUTED):
+            raise ValueError(f"follows_if = {fields['follows_if']!r}; use {verdict.SUPPORTED} or {verdict.REFUTED}")
         return Hypothesis(**{**fields, "seeds": tuple(fields["seeds"]), "show": tuple(fields.get("show", ()))},
                           comparisons=comparisons, correlations=correlations)
     except (KeyError, TypeError, ValueError) as error:

@@ -1,11 +1,12 @@
 """What the ledger keeps of a finished run's folder: its measures, some curves, and where it was run."""
 
+import itertools
 import json
 import pathlib
 import platform
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 
@@ -13,6 +14,8 @@ from zsjax.config import CostConfig
 from zsjax.evaluation.kept_evaluations import Kept
 from zsjax.monitor import costs
 from zsjax.monitor.writer import read_jsonl
+from zsjax.search.engine import Document
+from zsjax.tiny_world import world as tiny_world
 
 CURVES = ("reward", "entropy", "repetition", "searches", "response_tokens", "on_path", "share_answered", "kl", "grad_norm",
           "noise", "groups_with_signal", "right_logprob", "positive_ratio_min", "reach", "repeated_queries",
@@ -26,9 +29,10 @@ def of_run(folder: pathlib.Path) -> dict:
     """{"measures": {name: float}, "curves": {metric: list, one a step}, "config": dict, "device": text}.
 
     Measures: em, em_before, em_lost, em_wrong (means over the numbers of hops) and em_1, em_2, ...; em_multi, of more than
-    one hop; em_faulty, the mean of em_lost and em_wrong; answer_words, searches; reward (of the last tenth of the steps);
-    fall, how far the last evaluation in training is below the best; contradictions; and of the run's own account
-    train_searches, train_tokens, train_seconds, api_dollars, device_dollars.
+    one hop; em_faulty, the mean of em_lost and em_wrong; words_per_answer, over the episodes with an answer; searches;
+    reward (of the last tenth of the steps); fall, how far the last evaluation in training is below the best; contradicted
+    and false_facts, see `consistency`; and of the run's own account train_searches, train_tokens, train_seconds,
+    api_dollars, device_dollars. A measure of nothing is left out.
     """
     lines = [line for line in read_jsonl(folder / "metrics.jsonl") if line["stage"] == "train"]
     kept, measures = Kept(folder), {}
@@ -40,7 +44,8 @@ def of_run(folder: pathlib.Path) -> dict:
             measures |= _scores(PARTS[evaluation.part], evaluation.rows)
         if evaluation.part == "after":
             records = kept.records(evaluation.name)
-            measures["answer_words"] = statistics.mean(len((record["answer"] or "").split()) for record in records)
+            if answers := [record["answer"] for record in records if record["answer"] is not None]:
+                measures["words_per_answer"] = statistics.mean(len(answer.split()) for answer in answers)
             measures["searches"] = statistics.mean(record["num_searches"] for record in records)
     if {"em_lost", "em_wrong"} <= measures.keys():
         measures["em_faulty"] = (measures["em_lost"] + measures["em_wrong"]) / 2
@@ -49,13 +54,14 @@ def of_run(folder: pathlib.Path) -> dict:
     watched = [line["eval/em"] for line in lines if "eval/em" in line]
     if watched:
         measures["fall"] = max(watched) - watched[-1]
-    shares = [contradictions(record) for path in sorted((folder / "trajectories").glob("train_*.jsonl"))
-              for record in read_jsonl(path)]
-    if shares := [share for share in shares if share is not None]:
-        measures["contradictions"] = statistics.mean(shares)
+    config = json.loads((folder / "config.json").read_text())
+    shown = [record for path in sorted((folder / "trajectories").glob("train_*.jsonl")) for record in read_jsonl(path)]
+    if shown:
+        worlds = tiny_world.worlds_of(config["data"]["corpus"], **config["world"])
+        measures |= consistency(shown, tiny_world.documents(worlds))
     measures |= _account(lines)
     curves = {name: [line.get(name) for line in lines] for name in CURVES if any(name in line for line in lines)}
-    return {"measures": measures, "curves": curves, "config": json.loads((folder / "config.json").read_text()),
+    return {"measures": measures, "curves": curves, "config": config,
             "device": f"{platform.machine()} {_processor()}, jax {jax.__version__}"}
 
 
@@ -70,15 +76,29 @@ def _scores(name: str, rows: Sequence[Mapping]) -> dict[str, float]:
     return found
 
 
-def contradictions(record: Mapping) -> float | None:
-    """Of the facts that an episode was shown more than once, the share with more than one object; None without any."""
+def consistency(records: Iterable[Mapping], documents: Iterable[Document]) -> dict[str, float]:
+    """How the documents that a run's episodes were shown agree with each other and with the world.
+
+    Args:
+      records: of the whole run. A reply that an episode was shown twice counts once.
+      documents: the world's.
+
+    Returns:
+      contradicted: P(two replies that tell the same fact name different objects), the mean over facts told by two at
+        least. The share of facts with two objects would rise with the number of replies alone.
+      false_facts: share of told facts that no document of the world tells. Either is left out where nothing was told.
+    """
     told: dict[tuple, list] = {}
-    for segment in record["segments"]:
-        if segment["role"] == "document":
-            for relation, subject, other in set(FACT.findall(segment["text"])):
+    for record in records:
+        for reply in {frozenset(FACT.findall(part["text"])) for part in record["segments"] if part["role"] == "document"}:
+            for relation, subject, other in reply:
                 told.setdefault((relation, subject), []).append(other)
-    repeated = [objects for objects in told.values() if len(objects) > 1]
-    return sum(len(set(objects)) > 1 for objects in repeated) / len(repeated) if repeated else None
+    known = {fact for document in documents for fact in FACT.findall(document.text)}
+    false = [(*fact, other) not in known for fact, objects in told.items() for other in objects]
+    differing = [statistics.mean(a != b for a, b in itertools.combinations(objects, 2))
+                 for objects in told.values() if len(objects) > 1]
+    found = {"contradicted": differing, "false_facts": false}
+    return {name: statistics.mean(values) for name, values in found.items() if values}
 
 
 def _account(lines) -> dict[str, float]:

@@ -4,6 +4,7 @@ They go in through the package's public seams, so that the package itself has no
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from zsjax import rewards, types
 from zsjax.config.declare import field
 from zsjax.rl import advantages, losses
 from zsjax.search.engine import Document, Wrapped, chance
+from zsjax.tiny_world.world import PARAPHRASES, answer_of, query_text
 
 
 def _response(batch):
@@ -61,44 +63,65 @@ def f1_with_example(outcome) -> float:
     return rewards.f1_score(EXAMPLE if outcome.answer is None else outcome.answer, outcome.golds)
 
 
+def half_in_question(query, question) -> bool:
+    """Whether half of the query's words stand in the question: the rule of `search.reveal_gold`.
+
+    The first query of every question passes it. A right last query names what the first search has found, and passes
+    only where the question asks for the relation in the documents' word.
+    """
+    words, asked = query.lower().split(), question.question.lower().replace("?", "").split()
+    return 2 * sum(word in asked for word in words) >= len(words)
+
+
+def is_last_query(query, question) -> bool:
+    """Whether the query asks for the answer itself: the last right query, in the documents' word or the other one."""
+    right = question.metadata["queries"][-1]
+    relation, _, entity = right.partition(" of ")
+    forms = right, query_text(PARAPHRASES[relation], entity)
+    return rewards.normalize_answer(query) in map(rewards.normalize_answer, forms)
+
+
+REVEALS = {"word_rule": half_in_question, "right_query": is_last_query, "never": lambda query, question: False}
+
+
 @dataclasses.dataclass(frozen=True)
 class KnowingOptions:
     """search.options of `knowing`."""
 
-    reveal: str = field("always", "when the first document tells the gold answer", choices=("always", "on_target"))
-    mispaired: float = field(0.0, "share of searches that are answered for another question", "[0, 1]")
+    reveal: str = field("always", "when the first document tells the gold answer", choices=("always", *REVEALS))
+    mispaired: float = field(0.0, "share of searches whose first document tells another question's answer", "[0, 1]")
 
 
 class Knowing(Wrapped):
     """An engine that was told the answers: its first document says that what was asked for is the gold answer.
 
-    That is what a language model does that is shown the gold answer and asked for useful documents.
+    That is what a language model does that is shown the gold answer and asked for useful documents. Whether a search
+    is mis-paired, and with whose answer, is a function of (seed, question id, context.call) alone.
     """
 
-    def __init__(self, engine, options: KnowingOptions, seed: int):
+    def __init__(self, engine, options: KnowingOptions, answers: Iterable[str], seed: int):
+        """Wraps engine. answers: among which a mis-paired search finds that of another question."""
         super().__init__(engine)
-        self.options, self.seed, self.by_call = options, seed, True
+        self.options, self.answers, self.seed = options, sorted(set(answers)), seed
+        self.by_call = self.by_call or options.mispaired > 0
 
     def search(self, queries, contexts, *, k):
         found = self.engine.search(queries, contexts, k=k)
-        return [self._with_gold(documents, query, self._question(context, contexts), k)
+        return [self._with_answer(documents, query, context)[:k]
                 for documents, query, context in zip(found, queries, contexts, strict=True)]
 
-    def _question(self, context, contexts):
-        """The question that is answered: the search's own, or that of another search of the batch."""
-        if chance("mispaired", self.seed, context.question.id, context.call) >= self.options.mispaired:
-            return context.question
-        return contexts[int(chance("other", self.seed, context.question.id, context.call) * len(contexts))].question
-
-    def _with_gold(self, documents, query, question, k):
-        words, asked = query.lower().split(), question.question.lower().replace("?", "").split()
-        on_target = 2 * sum(word in asked for word in words) >= len(words)
-        if self.options.reveal == "on_target" and not on_target:
+    def _with_answer(self, documents, query, context):
+        question, name = context.question, (self.seed, context.question.id, context.call)
+        if chance("mispaired", *name) < self.options.mispaired:
+            others = [answer for answer in self.answers if answer not in question.golden_answers]
+            answer = others[int(chance("other", *name) * len(others))]
+        elif self.options.reveal == "always" or REVEALS[self.options.reveal](query, question):
+            answer = question.golden_answers[0]
+        else:
             return documents
-        told = Document("", f"{query.strip()} is {question.golden_answers[0]}.")
-        return [told, *documents][:k]
+        return [Document("", f"{query.strip()} is {answer}."), *documents]
 
 
 def knowing(setting, options: KnowingOptions) -> Knowing:
-    """The factory for `search.engine`: BM25 over the corpus, with the gold answer in front."""
-    return Knowing(setting.engine("bm25"), options, setting.config.seed)
+    """The factory for `search.engine`: BM25 over the corpus, with an answer in front."""
+    return Knowing(setting.engine("bm25"), options, map(answer_of, setting.documents()), setting.config.seed)

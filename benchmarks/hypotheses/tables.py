@@ -2,17 +2,19 @@
 
 import math
 import pathlib
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 
-from benchmarks.hypotheses import verdict
+from benchmarks.hypotheses import outdated, verdict
 from benchmarks.hypotheses.entries import Comparison, Correlation, Hypothesis, Ledger
 from benchmarks.hypotheses.verdict import Effect
 from zsjax.report import charts
 
 NOT_RUN, UNFINISHED = "not run", "not finished"
 COLUMNS = {"em_1": "1 hop", "em_2": "2 hops", "em_3": "3 hops", "em": "all", "em_lost": "lost", "em_wrong": "wrong",
-           "searches": "searches", "answer_words": "answer words", "fall": "fall", "train_seconds": "seconds"}
+           "searches": "searches", "words_per_answer": "words an answer",
+           "contradicted": "contradicted", "false_facts": "false facts", "fall": "fall", "train_seconds": "seconds"}
 FELL = 0.1  # EM below its best, from which a run counts as fallen
 STYLE = ("<style>text{font:11px sans-serif;fill:#334155}.grid{stroke:#e2e8f0}path{fill:none;stroke-width:1.5}"
          ".raw{opacity:.25}circle:not(.dot){opacity:0}</style>")
@@ -23,12 +25,18 @@ class Results:
 
     def __init__(self, ledger: Ledger, lines: Mapping[tuple, Mapping]):
         self.ledger, self.lines = ledger, lines
+        self.outdated = {}  # {(arm, digest, seed): settings that the arm has otherwise today}
+        for key, line in lines.items():
+            name, digest, _ = key
+            if name in ledger.arms and digest == ledger.arms[name].digest and "error" not in line:
+                if differing := outdated.differences(ledger.arms[name], line):
+                    self.outdated[key] = differing
 
     def of(self, arm: str) -> dict[int, Mapping]:
-        """{seed: line} of the arm as it is defined now; failed runs are not among them."""
+        """{seed: line} of the arm as it is defined now; failed and outdated runs are not among them."""
         digest = self.ledger.arms[arm].digest
-        return {seed: line for (name, its_digest, seed), line in self.lines.items()
-                if (name, its_digest) == (arm, digest) and "error" not in line}
+        return {key[2]: line for key, line in self.lines.items()
+                if key[:2] == (arm, digest) and "error" not in line and key not in self.outdated}
 
     def values(self, arm: str, measure: str) -> dict[int, float]:
         return {seed: line["measures"][measure] for seed, line in sorted(self.of(arm).items())
@@ -43,7 +51,7 @@ class Results:
             pairs = []
             for arm in test.arms:
                 x, y = only(self.values(arm, test.x)), only(self.values(arm, test.y))
-                pairs += [(x[seed], y[seed]) for seed in x if seed in y]
+                pairs += [(x[seed], y[seed], (arm, seed)) for seed in x if seed in y]
             return verdict.correlation(*zip(*pairs, strict=True)) if pairs else None
         treatment, control = (only(self.values(*side)) for side in (test.treatment, test.control))
         return verdict.paired(treatment, control) if treatment.keys() & control.keys() else None
@@ -54,6 +62,8 @@ def write(ledger: Ledger, lines: Mapping[tuple, Mapping], out: pathlib.Path) -> 
     results = Results(ledger, lines)
     plots = out / "ledger"
     plots.mkdir(parents=True, exist_ok=True)
+    for old in plots.glob("curves_*.svg"):  # of arms that are no more
+        old.unlink()
     (plots / "effects.svg").write_text(effects_plot(results))
     for name, arms in curves(ledger).items():
         if svg := curve_plot(results, arms):
@@ -68,11 +78,13 @@ def page(results: Results, plots: pathlib.Path) -> str:
     text = ["# The ledger", "",
             "Written by `python benchmarks/ledger.py report`; do not edit. Claims and the rule that decides them stand in",
             "benchmarks/hypotheses/. An effect is a mean over seeds, paired, with its 95 % interval. EM is in shares of 1,",
-            "on unseen worlds of experiments/hard_world.py with BM25, greedy.", "",
+            "on unseen worlds of experiments/hard_world.py with BM25, greedy. All runs share one world, one base and one",
+            "simulator of each size: the errors are those of seeds, and do not cover another world, base or simulator.", "",
             f"{len(done)} runs, {seconds / 3600:.1f} hours of one process. Commits: {', '.join(commits) or 'none'}.", "",
             "| | claim | verdict | seeds | seeds that would decide |", "| --- | --- | --- | --- | --- |"]
     text += [summary_row(results, hypothesis) for hypothesis in _by_id(results.ledger)]
-    text += ["", "![effects](ledger/effects.svg)", ""]
+    text += ["", "![effects](ledger/effects.svg)", "", "## What the experiments do by default", "",
+             *defaults_table(results), ""]
     for hypothesis in _by_id(results.ledger):
         text += [*section(results, hypothesis), ""]
     text += ["## The arms", "", "Means over seeds, and the standard error of that mean. Lost: the best document is lost in",
@@ -81,6 +93,9 @@ def page(results: Results, plots: pathlib.Path) -> str:
     text += [f"![{path.stem}](ledger/{path.name})" for path in sorted(plots.glob("curves_*.svg"))]
     text += ["", "## Signs before the score falls", "", *signs(results), ""]
     failed = [line for line in results.lines.values() if "error" in line]
+    if results.outdated:
+        text += ["## Runs that do not count", "", "Their settings are not those of their arm any more.", "",
+                 *(f"- {arm}, seed {seed}: {', '.join(names)}" for (arm, _, seed), names in results.outdated.items()), ""]
     if failed:
         text += ["## Runs that failed", "", *(f"- {line['arm']}, seed {line['seed']}: `{_last(line['error'])}`"
                                               for line in failed), ""]
@@ -92,6 +107,19 @@ def summary_row(results: Results, hypothesis: Hypothesis) -> str:
     needed = "" if word != verdict.UNDECIDED else "more than a thousand" if needed is None else str(needed)
     word, needed = word if seeds else NOT_RUN, needed if seeds > 1 else ""
     return f"| {hypothesis.id} | {hypothesis.title} | {word} | {seeds} | {needed} |"
+
+
+def defaults_table(results: Results) -> list[str]:
+    """Each default that a claim is about, and whether it follows from the verdict."""
+    lines = [_row(["default", "claim", "verdict", "the default"]), _row(["---"] * 4)]
+    for hypothesis in _by_id(results.ledger):
+        if hypothesis.default:
+            word, seeds, _ = judged(results, hypothesis)
+            decided = word in (verdict.SUPPORTED, verdict.REFUTED)
+            follows = "follows" if word == hypothesis.follows_if else "does not follow" if decided else "is open"
+            claim = f"{hypothesis.id}: {hypothesis.title}"
+            lines.append(_row([hypothesis.default, claim, word if seeds else NOT_RUN, follows]))
+    return lines
 
 
 def judged(results: Results, hypothesis: Hypothesis) -> tuple[str, int, int | None]:
@@ -117,19 +145,27 @@ def _word(test, effect, hypothesis) -> str:
 
 
 def section(results: Results, hypothesis: Hypothesis) -> list[str]:
-    lines = [f"## {hypothesis.id}: {hypothesis.title}", "", hypothesis.claim, f"Source: {hypothesis.source}.", "",
-             "| comparison | says | smallest that matters | effect | 95 % interval | n | verdict |",
-             "| --- | --- | --- | --- | --- | --- | --- |"]
+    dial = hypothesis.id.startswith("D")
+    head = ["comparison", "says", "smallest that matters", "effect", "95 % interval", "n", "verdict",
+            *["effect / SE"] * dial]
+    lines = [f"## {hypothesis.id}: {hypothesis.title}", "", hypothesis.claim, f"Source: {hypothesis.source}.",
+             *filter(None, [hypothesis.note]), "", _row(head), _row(["---"] * len(head))]
     for test in (*hypothesis.comparisons, *hypothesis.correlations):
+        cells = [name_of(test), test.says, test.smallest]
         effect = results.effect(test, hypothesis.seeds)
         if effect is None:
-            lines.append(f"| {name_of(test)} | {test.says} | {test.smallest} | | | 0 | {NOT_RUN} |")
+            lines.append(_row([*cells, "", "", 0, NOT_RUN, *[""] * dial]))
             continue
         low, high = effect.interval()
-        inside = f"{low:+.3f} to {high:+.3f}" if math.isfinite(low) else ""
-        lines.append(f"| {name_of(test)} | {test.says} | {test.smallest} | {_with_error(effect)} | "
-                     f"{inside} | {effect.n} | {_word(test, effect, hypothesis)} |")
+        cells += [_with_error(effect), f"{low:+.3f} to {high:+.3f}" if math.isfinite(low) else "", effect.n,
+                  _word(test, effect, hypothesis)]
+        over = f"{effect.mean / effect.error:+.1f}" if effect.error > 0 else ""
+        lines.append(_row([*cells, *[over] * dial]))
     return lines
+
+
+def _row(cells: Sequence) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _with_error(effect) -> str:
@@ -141,7 +177,7 @@ def _with_error(effect) -> str:
 
 def name_of(test: Comparison | Correlation) -> str:
     if isinstance(test, Correlation):
-        return f"correlation of {test.x} and {test.y}"
+        return f"correlation of {test.x} and {test.y}, both from the means of arm and seed"
     (arm, measure), (other, other_measure) = test.treatment, test.control
     return f"{arm} - {other}, {measure}" if measure == other_measure else f"{arm} {measure} - {other} {other_measure}"
 
@@ -250,7 +286,11 @@ def effects_plot(results: Results) -> str:
 
 
 def _by_id(ledger: Ledger) -> list[Hypothesis]:
-    return sorted(ledger.hypotheses, key=lambda hypothesis: (hypothesis.id[0], int(hypothesis.id[1:])))
+    def place(hypothesis):
+        kind, number, part = re.fullmatch(r"(.)(\d+)(.*)", hypothesis.id).groups()
+        return kind, int(number), part
+
+    return sorted(ledger.hypotheses, key=place)
 
 
 def _last(error: str) -> str:

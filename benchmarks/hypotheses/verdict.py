@@ -43,11 +43,17 @@ class Effect:
         return self.mean - half, self.mean + half
 
 
+@dataclasses.dataclass(frozen=True)
 class Correlated(Effect):
-    """Pearson's correlation over n runs; the interval is Fisher's, the error that of r by the delta method."""
+    """Pearson's correlation over n runs; the interval is Fisher's, the error that of r by the delta method.
+
+    means: number of means that were taken out of the runs beside the common one. Each costs the interval a run.
+    """
+
+    means: int = 0
 
     def interval(self, n: int | None = None) -> tuple[float, float]:
-        n = n or self.n
+        n = (n or self.n) - self.means
         if n < 4 or math.isnan(self.mean) or abs(self.mean) >= 1:
             return -math.inf, math.inf
         z, half = math.atanh(self.mean), stats.norm.ppf(0.5 + LEVEL / 2) / math.sqrt(n - 3)
@@ -102,9 +108,22 @@ def together(verdicts: Sequence[str]) -> str:
     return SUPPORTED if verdicts and set(verdicts) == {SUPPORTED} else UNDECIDED
 
 
-def correlation(xs: Sequence[float], ys: Sequence[float]) -> Effect:
-    """Pearson's correlation of pairs as an effect; nan for fewer than four pairs, or without spread."""
-    if len(xs) < 4 or np.std(xs) == 0 or np.std(ys) == 0:
-        return Correlated(math.nan, math.nan, len(xs))
-    r = float(np.corrcoef(xs, ys)[0, 1])
-    return Correlated(r, (1 - r * r) / math.sqrt(len(xs) - 3), len(xs))
+def correlation(xs: Sequence[float], ys: Sequence[float], labels: Sequence[Sequence] = ()) -> Effect:
+    """Pearson's correlation of pairs as an effect; nan for too few pairs, or without spread.
+
+    Runs of one simulator share it, and runs of one seed share their questions, so such runs are not independent. labels
+    names them, as a tuple for each pair: the correlation is then of what is left when the mean of each label is taken out
+    (a partial correlation, whose interval has as many runs fewer as means were taken out).
+    """
+    n = len(xs)
+    columns = [np.ones(n), *(np.array([label == value for label in column], np.float64)
+                             for column in zip(*labels, strict=True) for value in sorted(set(column)))]
+    design = np.stack(columns, axis=1)
+    means = int(np.linalg.matrix_rank(design)) - 1 if n else 0
+    if n - means < 4:
+        return Correlated(math.nan, math.nan, n, means)
+    left = [values - design @ np.linalg.lstsq(design, values, rcond=None)[0] for values in (np.array(xs), np.array(ys))]
+    if min(np.abs(values).max() for values in left) < 1e-12:
+        return Correlated(math.nan, math.nan, n, means)
+    r = float(np.corrcoef(*left)[0, 1])
+    return Correlated(r, (1 - r * r) / math.sqrt(n - means - 3), n, means)

@@ -94,22 +94,60 @@ def test_no_answer_is_scored_as_the_example():
 WORLD = dict(train_worlds=1, entities=60, relations=40, hops=3, paraphrase=0.5, near_duplicates=4, two_hop_questions=240)
 
 
-def test_an_engine_that_knows_the_answers_tells_them():
-    world = tiny_world.make_world(0, entities=20)
-    engine = BM25.from_documents(world.documents)
-    two = next(q for q in world.questions if q.metadata["hops"] == 2)
-    other = world.questions[0]
+@pytest.fixture(scope="module")
+def world():
+    return tiny_world.make_world(0, entities=40, relations=40, paraphrase=0.5)
 
-    def first(query, question=two, beside=(), **options):
-        contexts = [SearchContext(question, call=(0,)), *(SearchContext(q, call=(1,)) for q in beside)]
-        found = switches.Knowing(engine, switches.KnowingOptions(**options), 0).search(
-            [query] * len(contexts), contexts, k=3)
-        assert all(len(documents) == 3 for documents in found)
-        return found[0][0].text
 
-    gold, right = two.golden_answers[0], two.metadata["queries"][0]
-    assert first("rival of Nobody Here") == f"rival of Nobody Here is {gold}."
-    assert first(right) == f"{right} is {gold}." == first(right, reveal="on_target")
-    assert first("teacher of Nobody Here", reveal="on_target") != f"teacher of Nobody Here is {gold}."
-    answers = {first(right, beside=[other] * 9, mispaired=1.0).rpartition(" is ")[2] for _ in range(3)}
-    assert answers == {f"{other.golden_answers[0]}."} or answers == {f"{gold}."}
+def searched(world, asked, **options):
+    """The documents of [(query, question)], in one batch."""
+    engine = switches.Knowing(BM25.from_documents(world.documents), switches.KnowingOptions(**options),
+                              map(tiny_world.answer_of, world.documents), 0)
+    contexts = [SearchContext(question, call=(7, place)) for place, (_, question) in enumerate(asked)]
+    found = engine.search([query for query, _ in asked], contexts, k=3)
+    assert all(0 < len(documents) <= 3 for documents in found)
+    return found
+
+
+def is_told(world, query, question, reveal):
+    (first, *_), = searched(world, [(query, question)], reveal=reveal)
+    return first.text == f"{query} is {question.golden_answers[0]}." and not first.title
+
+
+def test_an_engine_that_knows_the_answers_tells_them_to_any_query(world):
+    question = world.questions[0]
+    assert is_told(world, "rival of Nobody Here", question, "always")
+    assert not is_told(world, "rival of Nobody Here", question, "word_rule")
+
+
+def test_the_exact_rule_tells_the_answer_to_the_last_query_alone(world):
+    two = [question for question in world.questions if question.metadata["hops"] == 2]
+    for question in two[:40]:
+        first, last = question.metadata["queries"]
+        assert not is_told(world, first, question, "right_query") and is_told(world, last, question, "right_query")
+        relation, of, entity = last.partition(" of ")
+        assert is_told(world, f"the {tiny_world.PARAPHRASES[relation]}{of}{entity}", question, "right_query")
+        assert not is_told(world, f"{relation} of {world.entities[0]} Here", question, "right_query")
+
+
+def test_the_word_rule_tells_the_answer_to_every_first_query_and_to_half_of_the_last_ones(world):
+    two = [question for question in world.questions if question.metadata["hops"] == 2]
+    first, last = np.mean([[switches.half_in_question(query, question) for query in question.metadata["queries"]]
+                           for question in two], axis=0)
+    assert first == 1 and 0.4 < last < 0.6
+
+
+def test_a_mispaired_search_tells_another_answer_whatever_its_batch_is(world):
+    asked = [(question.metadata["queries"][0], question) for question in world.questions[:60]]
+    together = searched(world, asked, reveal="never", mispaired=0.5)
+    plain = searched(world, asked, reveal="never")
+    told = []
+    for place, ((query, question), documents) in enumerate(zip(asked, together, strict=True)):
+        beside = [("voice of Nobody Here", world.questions[-1])] * place  # the search keeps its call
+        assert searched(world, [*beside, (query, question)], reveal="never", mispaired=0.5)[-1] == documents
+        if documents != plain[place]:
+            answer = tiny_world.answer_of(documents[0])
+            assert documents[0].text == f"{query} is {answer}." and answer not in question.golden_answers
+            assert answer in world.entities
+            told.append(answer)
+    assert 20 < len(told) < 40 and len(set(told)) > 10

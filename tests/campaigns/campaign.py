@@ -103,8 +103,14 @@ def judged(case: Case, check: Callable[[Case], dict | None]) -> dict:
             "seconds": round(time.perf_counter() - begun, 4)}
 
 
-def run_campaign(name: str, cases: Iterable[Case], check: Callable[[Case], dict | None], **facts) -> dict:
+def run_campaign(name: str, cases: Iterable[Case], check: Callable[[Case], dict | None], *,
+                 stored: Callable[[dict], dict | None] = dict, lacks: Callable[[Sequence[dict]], str] = lambda records: "",
+                 **facts) -> dict:
     """Runs every case that has not passed yet, prints one line, and returns the summary that it writes.
+
+    stored: the record of a case that passed at an earlier start -> what `check` would record today, or None where the
+    record cannot show it, and the case runs again. lacks: all records -> what they do not prove together, or ""; it counts
+    as the failure of "all cases".
 
     The summary: `cases`, `failures` (case -> what failed), `kinds` (kind -> cases), `counts` (the checks' counts, added
     up), `seconds` (of all cases, of earlier starts too), `slowest` (seconds), `memory_mb` (this process at most),
@@ -120,32 +126,36 @@ def run_campaign(name: str, cases: Iterable[Case], check: Callable[[Case], dict 
             if file.tell() and not path.read_bytes().endswith(b"\n"):
                 file.write(b"\n")
     for case in cases:
-        if case.id in records and not records[case.id]["failure"]:
+        known = records.get(case.id)
+        if known and not known["failure"] and (known := stored(known)):
+            records[case.id] = known
             continue
         records[case.id] = {**judged(case, check), "commit": now}
         if path:
             with open(path, "a") as file:
                 file.write(json.dumps(records[case.id]) + "\n")
-    summary = summary_of(name, [records[case.id] for case in cases]) | facts
+    records = [records[case.id] for case in cases]
+    summary = summary_of(name, records, lacks(records)) | facts
     print(summary["line"])
     if path:
         path.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
     return summary
 
 
-def check_all(name: str, cases: Iterable[Case], check: Callable[[Case], dict | None], **facts) -> None:
+def check_all(name: str, cases: Iterable[Case], check: Callable[[Case], dict | None], **options) -> None:
     """`run_campaign`, and the test fails where a case failed."""
-    summary = run_campaign(name, cases, check, **facts)
+    summary = run_campaign(name, cases, check, **options)
     if summary["failures"]:
         pytest.fail(summary["line"], pytrace=False)
 
 
-def summary_of(name: str, records: Sequence[dict]) -> dict:
-    """What `run_campaign` returns, of the cases' records."""
+def summary_of(name: str, records: Sequence[dict], lacking: str = "") -> dict:
+    """What `run_campaign` returns, of the cases' records. lacking: what they do not prove together."""
     counts = collections.Counter()
     for record in records:
         counts.update({name: value for name, value in record["counts"].items() if isinstance(value, int)})
     failures = {record["case"]: record["failure"] for record in records if record["failure"]}
+    failures |= {"all cases": lacking} if lacking else {}
     seconds = [record["seconds"] for record in records]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kilobytes on Linux
     commits = sorted({record["commit"] for record in records})

@@ -14,7 +14,8 @@ from zsjax.tiny_world import world
 FAULTS = {"hang": ("timeout", True), "drip": ("timeout", True), "drip_head": ("timeout", True), "reset": ("reset", True),
           "short": ("reset", True), "nothttp": ("reset", True), "429": ("rate_limited", True), "500": ("server_error", True),
           "404": ("client_error", False), "garbage": ("invalid_json", True),
-          "deep": ("invalid_json", True), "huge": ("too_large", False), "schema": ("wrong_schema", False)}
+          "deep": ("invalid_json", True), "huge": ("too_large", False), "gzip": ("too_large", False),
+          "gzip_twice": ("wrong_schema", False), "schema": ("wrong_schema", False)}
 OF_RETRIEVAL = {"half": ("wrong_schema", False)}
 OF_CHAT = {"refusal": ("declined", False), "thoughts": ("thoughts_only", False), "half": (None, False)}
 SLOW = ("hang", "drip", "drip_head")  # rarer: each attempt takes the whole time-out

@@ -193,7 +193,10 @@ def _checkpoint(folder):
     import jax
     import orbax.checkpoint as ocp
 
-    arrays = ocp.PyTreeCheckpointer().restore(folder / "state")
+    try:
+        arrays = ocp.PyTreeCheckpointer().restore(folder / "state")
+    except Exception as error:  # noqa: BLE001  (whatever a damaged file makes of it)
+        return f"cannot be read: {error}"
     leaves = jax.tree_util.tree_flatten_with_path(arrays)[0]
     return ((folder / "about" / "metadata").read_text(),
             [(jax.tree_util.keystr(name), str(leaf.dtype), np.asarray(leaf).tobytes()) for name, leaf in leaves])

@@ -2,7 +2,11 @@
 
 import json
 
+import pytest
+
 from tests.campaigns.campaign import Case, cases_of, run_campaign
+from tests.campaigns.ends import Stop, beyond, kills_of, lacks_kills, lacks_signals
+from tests.campaigns.runs import MIX
 
 
 def test_cases_are_seeded_and_a_longer_list_begins_with_the_shorter(monkeypatch):
@@ -36,3 +40,80 @@ def test_what_passed_is_skipped_and_what_failed_runs_again(monkeypatch, tmp_path
     assert seen == [0, 1, 2, 3, 2, 3] and not again["failures"] and again["counts"] == {"value": 4}
     assert json.loads((tmp_path / "some.json").read_text())["cases"] == 4
     assert len(path.read_text().splitlines()) == 6
+
+
+def test_old_records_are_read_or_their_cases_run_again_and_all_cases_together_must_prove_enough(monkeypatch, tmp_path):
+    monkeypatch.setenv("ZSJAX_CAMPAIGN_FOLDER", str(tmp_path))
+    cases, seen = [Case("a", i) for i in range(3)], []
+    run_campaign("some", cases, lambda case: {"where": ["x"] * case.seed})
+
+    def check(case):
+        seen.append(case.seed)
+        return {"killed": 5}
+
+    def stored(record):
+        found = len(record["counts"].get("where", ()))
+        return record | {"counts": {"killed": found}} if found else None
+
+    def lacks(records):
+        killed = [record["counts"]["killed"] for record in records]
+        return "" if min(killed) > 1 else f"too few kills: {killed}"
+
+    summary = run_campaign("some", cases, check, stored=stored, lacks=lacks)
+    assert seen == [0] and summary["counts"] == {"killed": 8}
+    assert summary["failures"] == {"all cases": "too few kills: [5, 1, 2]"} and "1 failed" in summary["line"]
+
+
+def stopped_folder(folder, step, *lines):
+    """A run's folder in which a training process has stopped, with a checkpoint and metrics up to some steps."""
+    (folder / "checkpoints" / "train" / str(step) / "about").mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps({"stage": "train", "step": line}) + "\n" for line in lines))
+    return folder
+
+
+def said_of(step, folder, name="SIGTERM"):
+    return f"\nstopped by {name}; the state of step {step} is in {folder}/checkpoints/train; the same command goes on\n"
+
+
+def test_a_signal_that_saves_nothing_fails_its_case(tmp_path):
+    whole = stopped_folder(tmp_path / "whole", 6, 1, 2, 3, 4, 5, 6)
+    run = stopped_folder(tmp_path / "run", 3, 1, 2, 3)
+    plain = "\nstopped by SIGTERM; the same command goes on\n"
+    assert Stop(15, 143, True, said_of(3, run)).saved("train", run, whole) == "checkpoints/train/3"
+    assert Stop(15, 143, True, plain).saved("evaluate", run, whole) == ""
+    assert Stop(15, 143, True, plain).saved("train", whole, whole) == ""  # after the last step
+    assert Stop(15, -15, False, "").saved("train", run, whole) == ""  # before the run began
+    for code, said in ((-15, ""), (0, ""), (143, ""), (143, plain), (143, said_of(2, run)), (143, said_of(4, run)),
+                       (143, said_of(3, run, "SIGINT")), (143, plain.replace("; the", "; no state was saved in /x; the", 1)),
+                       (143, said_of(3, run) + "Traceback (most recent call last):")):
+        with pytest.raises(AssertionError):
+            Stop(15, code, True, said).saved("train", run, whole)
+
+
+def test_a_saved_state_explains_itself_and_one_older_one(tmp_path):
+    whole = stopped_folder(tmp_path, 6)
+    found = ["checkpoints/train/5 is left over", "checkpoints/train/4 is missing"]
+    assert beyond(found, "checkpoints/train/5", whole) == []
+    assert beyond(found, "", whole) == found
+    assert beyond(found, "checkpoints/train/3", whole) == found
+    last = ["checkpoints/train/6 is missing", "metrics.jsonl differs"]
+    assert beyond([*found, *last], "checkpoints/train/5", whole) == last
+    assert beyond([*found, "checkpoints/train/2 is missing"], "checkpoints/train/5", whole) == [
+        "checkpoints/train/2 is missing"]
+
+
+def test_campaigns_in_which_nothing_was_killed_or_stopped_fail():
+    def kills(*where):
+        return [{"kind": stage, "counts": kills_of(where)} for stage in MIX] * 7
+
+    assert "0 kills" in lacks_kills(kills("after 1.00 s: ended before", "complete before"))
+    assert not lacks_kills(kills("rename before /x"))
+    assert not lacks_kills(kills("rename before /x")[:10])
+    never = [record | {"counts": kills_of([])} if record["kind"] == "report" else record for record in kills("rename /x")]
+    assert lacks_kills(never).endswith("none in report")
+
+    def signals(came, saved):
+        return [{"signal": name, "counts": {"came": came, "saved": saved}} for name in ("SIGTERM", "SIGINT")] * 10
+
+    assert not lacks_signals(signals(1, 1))
+    assert lacks_signals(signals(0, 0)) and lacks_signals(signals(1, 0))

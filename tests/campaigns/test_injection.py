@@ -21,10 +21,10 @@ import httpx
 import jax
 import numpy as np
 from hostile_texts import hostile_text
-from real_tokenizer import qwen2
 from rich.console import Console
 
 from tests.campaigns.campaign import cases_of, run_campaign
+from tests.real_tokenizer import qwen2
 from zsjax import report, rewards, types
 from zsjax.config import resolve
 from zsjax.data import load_tokenizer

@@ -1,7 +1,6 @@
 """A run that is killed, stopped or started twice at any moment of any stage ends as an undisturbed one, bit for bit."""
 
 import os
-import re
 import shutil
 import signal
 import time
@@ -10,6 +9,7 @@ import pytest
 
 from tests.campaigns.campaign import Case, cases_of, check_all, folder_of
 from tests.campaigns.children import KILL, Children, Hook
+from tests.campaigns.ends import Stop, beyond, kills_of, lacks_kills, lacks_signals
 from tests.campaigns.runs import COMMANDS, MIX, Reference, differences
 
 
@@ -59,14 +59,13 @@ def test_kills(folder, reference):
         where = [kill(reference, stage, workdir, log, **moment) for moment in case.what["kills"]]
         again(reference, stage, workdir, log)
         found = differences(workdir, reference.after(stage))
-        if stage in COMMANDS:  # outside of a run, nobody knows whether another process still writes
-            found = [line for line in found if not line.endswith(".writing is left over") and ".writing/" not in line]
         if found:
             shutil.copytree(workdir, folder / f"failed-{stage}-{case.seed}", dirs_exist_ok=True)
             raise AssertionError(f"{'; '.join(found)} after {where}")
-        return {"where": where}
+        return kills_of(where)
 
-    check_all("kills", cases_of(MIX, default=len(MIX), what=moments), check)
+    check_all("kills", cases_of(MIX, default=len(MIX), what=moments), check, lacks=lacks_kills,
+              stored=lambda record: record | {"counts": kills_of(record["counts"]["where"])})
 
 
 def complete(stage, workdir) -> bool:
@@ -94,25 +93,25 @@ def test_signals(folder, reference):
         log.unlink(missing_ok=True)
         reference.start_folder(stage, workdir)
         pid = reference.children.start(reference.command(stage, workdir), log)
-        number, code = getattr(signal, case.what["signal"]), None
+        saved, counts, number = "", {"came": 0, "saved": 0}, getattr(signal, case.what["signal"])
         if reference.children.wait(pid, case.what["at"] * reference.about(stage)["seconds"]) is None:
             os.kill(pid, number)
-            start = time.monotonic()
+            start, lock = time.monotonic(), workdir / ".lock"
+            held = lock.exists() and bool(lock.read_text())
             code = reference.children.wait(pid, 30)
             assert code is not None, f"is not gone 30 s after {number.name}"
             seconds = time.monotonic() - start
-            said = log.read_text()
-            # Before the run begins, Python's own handlers end it.
-            assert code in (0, 128 + number, -number) and "Traceback" not in said, f"ended with {code}: {said[-1500:]}"
+            saved = Stop(number, code, held, log.read_text()).saved(stage, workdir, reference.after(stage))
+            counts = {"came": int(held), "saved": int(bool(saved)), "ended": f"with {code}", "state": saved,
+                      "gone_after": round(seconds, 2)}
         again(reference, stage, workdir, log)
-        # The state of the step at which it stopped is one checkpoint more.
-        found = [line for line in differences(workdir, reference.after(stage))
-                 if not re.match(r"checkpoints/\S+/\d+ is (left over|missing)", line)]
+        found = beyond(differences(workdir, reference.after(stage)), saved, reference.after(stage))
         assert not found, "; ".join(found)
-        return {"ended": "before"} if code is None else {"ended": f"with {code}", "gone_after": round(seconds, 2)}
+        return counts
 
     stages = [stage for stage in MIX if stage not in ("report", "export", "index", "import_searches")]
-    check_all("signals", cases_of(stages, default=14, what=signals), check)
+    check_all("signals", cases_of(stages, default=14, what=signals), check, lacks=lacks_signals,
+              stored=lambda record: record if "saved" in record["counts"] else None)
 
 
 @pytest.mark.slow

@@ -6,8 +6,8 @@ import time
 
 import pytest
 import tokenizers
-from real_tokenizer import qwen2
 
+from tests.real_tokenizer import qwen2
 from zsjax.data import load_tokenizer
 from zsjax.data.assets import asset_path
 from zsjax.rollout.documents import encode_documents, encode_inert

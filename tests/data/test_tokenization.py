@@ -5,8 +5,8 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from real_tokenizer import ASSETS, qwen2, qwen2_folder
 
+from tests.real_tokenizer import ASSETS, qwen2, qwen2_folder
 from zsjax.data.assets import asset_path
 from zsjax.data.tokenization import load_tokenizer
 

@@ -2,7 +2,9 @@
 
 import collections
 import dataclasses
+import os
 import random
+import signal
 import threading
 import time
 
@@ -21,6 +23,7 @@ from tests.small_models import (
 )
 from zsjax import types
 from zsjax.config import MeshConfig
+from zsjax.parallel import stops
 from zsjax.parallel.mesh import make_mesh, simulator_mesh, split_devices
 from zsjax.rollout import host, make_rollout
 from zsjax.rollout.searching import Asked, TextSearch
@@ -149,6 +152,23 @@ def test_what_a_search_raises_comes_out(monkeypatch, continuous):
             continuous(engine)
     finally:
         hangs.set()
+
+
+def test_a_signal_waits_for_running_searches(continuous):
+    """They may have been paid for."""
+    class Paid:
+        ended = False
+
+        def search(self, queries, contexts, *, k):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)
+            self.ended = stops.is_ending()
+            return [[] for _ in queries]
+
+    engine = Paid()
+    with pytest.raises(stops.Stopped), stops.handled():
+        continuous(engine)
+    assert engine.ended and not stops.is_ending()
 
 
 @pytest.mark.parametrize("by_call", [False, True])

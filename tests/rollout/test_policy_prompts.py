@@ -1,8 +1,8 @@
 import json
 
 import pytest
-from real_tokenizer import qwen2
 
+from tests.real_tokenizer import qwen2
 from zsjax.rollout.policy_prompt import TEMPLATES, PolicyTemplate
 from zsjax.tiny_world import world
 

@@ -7,7 +7,7 @@ import pytest
 from zsjax import report
 from zsjax.config import resolve
 from zsjax.errors import UserError
-from zsjax.evaluation import compare, kept_evaluations
+from zsjax.evaluation import baselines, compare, kept_evaluations
 from zsjax.monitor.writer import Writer, read_jsonl
 from zsjax.run.stages import evaluation as stage
 from zsjax.run.stages.context import Run
@@ -34,7 +34,7 @@ class Parts(stage.Parts):
     def play(self, title, subject, fault):
         return self._records(self._player(subject), self.config.evaluate.samples), [{"used/searches": 2}]
 
-    def play_baseline(self, name, subject):
+    def play_baseline(self, name, subject, evaluation):
         return self._records(f"{name} by {self._player(subject)}", 1), []
 
     def _player(self, subject):
@@ -55,7 +55,7 @@ def played():
     return Played()
 
 
-def evaluate(workdir, played, **fields):
+def evaluate(workdir, played, parts=Parts, **fields):
     source = workdir / "questions.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
     overrides = {name.replace("__", "."): str(value) for name, value in fields.items()}
@@ -63,7 +63,7 @@ def evaluate(workdir, played, **fields):
                       "data": {"eval": str(source), "eval_corpus": str(source)}}, overrides, check=False)
     with Writer(workdir, quiet=True) as writer:
         run = Run(config, workdir, writer, "")
-        stage.evaluate(run, Parts(run, played))
+        stage.evaluate(run, parts(run, played))
     return json.loads((workdir / "evaluation.json").read_text())
 
 
@@ -130,6 +130,41 @@ def test_baselines_are_kept_by_what_they_read(tmp_path, played):
     trained(tmp_path, "one")
     evaluate(tmp_path, played, **fields)
     assert count() == 5 and played[-2:] == ["rag by policy", "best_of_n by policy"]
+
+
+class FineTuned(Parts):
+    """The made-up evaluations, and the package's own way to a baseline's setting."""
+
+    play_baseline = stage.Parts.play_baseline
+
+    def _policy(self, subject):
+        return None, None
+
+    def _engine(self, **fault):
+        return None
+
+
+def test_a_fine_tuned_baseline_never_goes_on_from_a_checkpoint_of_other_settings(tmp_path, played, monkeypatch):
+    folders = []
+
+    def fine_tuned(setting):
+        folders.append(setting.directory)
+        return Parts(Run(setting.config, tmp_path, Writer(None, quiet=True), ""), played)._records("tuned", 1)
+
+    monkeypatch.setitem(baselines.METHODS, "trajectory_sft", fine_tuned)
+    fields = {"evaluate__baselines": "trajectory_sft", "trajectory_sft__steps": 2}
+    corpus = tmp_path / "train.jsonl"
+    corpus.write_text(json.dumps({"id": "d", "title": "T", "text": "one"}) + "\n")
+    changes = ({}, {"trajectory_sft__optimizer__learning_rate": 0.1}, {"collect__episodes": 999},
+               {"data__corpus": str(corpus)}, {"data__train": str(corpus)}, {"evaluate__batch_rows": 7})
+    for number, change in enumerate(changes, 1):
+        for _ in range(2):
+            evaluate(tmp_path, played, parts=FineTuned, **fields, **change)
+        assert len(folders) == number, change
+    corpus.write_text(corpus.read_text().replace("one", "two"))
+    evaluate(tmp_path, played, parts=FineTuned, **fields, data__corpus=str(corpus))
+    assert len(set(folders)) == len(folders) == 7
+    assert all(folder.name.startswith("baseline_trajectory_sft-") for folder in folders)
 
 
 def test_another_corpus_of_the_same_size_and_another_file_of_an_engine_are_evaluated(tmp_path, played):

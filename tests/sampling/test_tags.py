@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
-from real_tokenizer import qwen2
 
+from tests.real_tokenizer import qwen2
 from zsjax.data.tokenization import FastTokenizer
 from zsjax.sampling.tags import TAGS, TagAutomaton, extract
 

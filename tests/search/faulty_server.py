@@ -1,12 +1,14 @@
 """A server that fails in every way a server can, chosen by the request's path."""
 
 import contextlib
+import gzip
 import json
 import socket
 import socketserver
 import threading
 import time
 
+BOMB = gzip.compress(bytes(64 << 20), 1)
 OK = {"result": [[{"document": {"contents": '"Title"\nText of {q}'}, "score": 1.0}]]}
 
 
@@ -99,6 +101,23 @@ class Handler(socketserver.StreamRequestHandler):
         with contextlib.suppress(OSError):
             for _ in range(100):
                 self.wfile.write(b"x" * (1 << 20))
+
+    def do_gzip(self):
+        """64 kB that become 64 MB."""
+        self._send(200, BOMB, extra="Content-Encoding: gzip\r\n")
+
+    def do_gzip_twice(self):
+        self._send(200, gzip.compress(BOMB), extra="Content-Encoding: gzip, gzip\r\n")
+
+    def do_gzip_cut(self):
+        self._send(200, b"not zipped", extra="Content-Encoding: gzip\r\n")
+
+    def do_gzip_tail(self):
+        self._send(200, gzip.compress(b"{}") + b"x" * 5000, extra="Content-Encoding: gzip\r\n")
+
+    def do_zipped(self):
+        self._send(200, gzip.compress(json.dumps({"result": [[{"contents": "T\nx"}]]}).encode()),
+                   extra="Content-Encoding: GZip\r\n")
 
     def do_schema(self):
         self._send(200, json.dumps({"results": []}).encode())

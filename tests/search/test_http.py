@@ -2,6 +2,7 @@
 
 import socket
 import time
+import tracemalloc
 import types
 
 import pytest
@@ -30,7 +31,8 @@ def closed_port():
     ("reset", "reset", 2), ("short", "reset", 2), ("nothttp", "reset", 2), ("429", "rate_limited", 2),
     ("500", "server_error", 2), ("404", "client_error", 1), ("redirect", "client_error", 1),
     ("garbage", "invalid_json", 2), ("deep", "invalid_json", 2), ("huge", "too_large", 1), ("schema", "wrong_schema", 1),
-    ("count", "wrong_schema", 1),
+    ("count", "wrong_schema", 1), ("gzip", "too_large", 1), ("gzip_twice", "wrong_schema", 1),
+    ("gzip_cut", "invalid_json", 2), ("gzip_tail", "invalid_json", 2),
 ])
 def test_every_failure_is_typed_counted_and_in_time(server, path, kind, attempts):
     engine = HttpRetriever((closed_port() if path == "refused" else f"{server.url}/") + path, batch_size=2, limits=FAST)
@@ -40,6 +42,20 @@ def test_every_failure_is_typed_counted_and_in_time(server, path, kind, attempts
     assert [(list(documents), documents.kind) for documents in found] == [([], kind)] * 3
     assert engine.counters["requests"] == 2 and engine.counters["attempts"] == 2 * attempts
     assert {name: n for name, n in engine.counters.items() if name.startswith("failed")} == {f"failed_{kind}": 2}
+
+
+@pytest.mark.parametrize("path", ["gzip", "gzip_twice", "huge"])
+def test_a_reply_takes_no_more_memory_than_its_limit(server, path):
+    tracemalloc.start()
+    try:
+        assert HttpRetriever(f"{server.url}/{path}", limits=FAST).search(["a"], None, k=1) == [[]]
+        assert tracemalloc.get_traced_memory()[1] < 12 * FAST.max_bytes
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_zipped_reply_is_read(server):
+    assert HttpRetriever(f"{server.url}/zipped", limits=FAST).search(["a"], None, k=1) == [[Document("T", "x")]]
 
 
 def test_a_server_that_comes_back_is_found_by_a_retry():

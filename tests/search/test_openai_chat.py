@@ -42,9 +42,16 @@ def test_what_is_asked_and_that_equal_requests_are_asked_once(monkeypatch):
             "Number of documents:", "3", "Kind of documents:", "noisy", "The user's question:", "Who wrote Dune?",
             "Answers to it:", "Herbert", "Query:", "dune author", "Documents:"]
         assert len({body["seed"] for _, body in server.requests}) == 3
-        hidden = simulator(server, reveal_gold=False)
-        hidden.search(["who"], [SearchContext(QUESTIONS[0])], k=1)
-        assert "Austen" not in str(server.requests[-1])
+        for reveal, shown in (("never", [0, 0, 0, 0]), ("on_target", [1, 1, 0, 0]), ("useful", [1, 0, 1, 0]),
+                              ("useful_on_target", [1, 0, 0, 0])):
+            engine, found = simulator(server, reveal_gold=reveal), []
+            for query in ("who wrote it", "matchmaker in Highbury"):
+                for noisy in (False, True):
+                    engine.search([query], [SearchContext(QUESTIONS[0], noisy=noisy)], k=1)
+                    found.append(int("Austen" in str(server.requests[-1])))
+            assert found == shown, reveal
+        with pytest.raises(ValueError, match="useful_on_target"):
+            simulator(server, reveal_gold=True)
         published = ChatSimulator(f"{server.url}/v1", model="m", template=SimulatorTemplate.load("zerosearch"))
         published.search(["who"], [SearchContext(QUESTIONS[0], noisy=True)], k=1)
         first, second = server.requests[-1][1]["messages"]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from real_tokenizer import qwen2
 
+from tests.real_tokenizer import qwen2
 from zsjax.data.tokenization import load_tokenizer
 from zsjax.sampling.splice import concatenate
 from zsjax.search.engine import Document
@@ -47,6 +47,11 @@ def test_pieces_are_what_the_tokenizer_makes_of_the_whole(name):
     slots = SLOTS | {"query": fitting(template, SLOTS["query"])}
     for tokenizer in (qwen2(), load_tokenizer("asset:tiny_world/tokenizer")):
         assert template.build(tokenizer, **slots) == tokenizer.encode(whole(template, slots))
+
+
+def test_the_mode_stands_before_the_reply():
+    text = SimulatorTemplate.load("mode_last").render(**SLOTS)
+    assert text.endswith("?! \nWrite 5 noisy documents:\n") and text.count("noisy") == 1
 
 
 @settings(max_examples=150, deadline=None)
@@ -100,7 +105,7 @@ def test_template_files(tmp_path):
         with pytest.raises(ValueError, match=message) as caught:
             SimulatorTemplate.load(path)
         assert "published.txt" in str(caught.value)
-    given = "give 'default', 'plain', 'prompted', 'zerosearch', 'tiny_world', 'tiny_world_prompted' or"
+    given = "give 'default', 'plain', 'mode_last', 'prompted', 'zerosearch', 'tiny_world', 'tiny_world_prompted' or"
     with pytest.raises(FileNotFoundError, match=f"no simulator template 'nowhere'; {given}"):
         SimulatorTemplate.load("nowhere")
     with pytest.raises(ValueError, match="slot {mode}; give mode="):

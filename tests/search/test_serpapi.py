@@ -1,18 +1,25 @@
 """Paid search: nothing is paid twice, a budget holds over restarts, failures cost nothing, and the key stays secret."""
 
+import contextlib
 import json
 import logging
 import multiprocessing
 import os
 import pathlib
+import signal
 import threading
+import time
+from concurrent.futures import Future
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from faulty_server import serve
 
-from zsjax.parallel import files
+from zsjax.errors import OutputError
+from zsjax.parallel import files, stops
+from zsjax.rollout import host
 from zsjax.search import BudgetSpent, Document, Failed, Limits, SerpApi
+from zsjax.search.transport import NotSent
 
 KEY = "k3y-that-must-not-leak"
 LIMITS = Limits(timeout=2, retries=0, backoff=0.01)
@@ -145,7 +152,7 @@ def test_processes_pay_once_and_never_above_the_budget(tmp_path):
     assert all(refused)
 
 
-def test_the_charge_is_written_before_the_request_and_outlives_a_crash(tmp_path):
+def test_each_charge_is_written_before_its_request_and_outlives_a_crash(tmp_path):
     seen = []
 
     def reply(body):
@@ -163,10 +170,81 @@ def test_the_charge_is_written_before_the_request_and_outlives_a_crash(tmp_path)
         process.start()
         process.join(timeout=10)
         assert process.exitcode == 9
-        assert seen[0] == {"searches": 3, "dollars": 1.5} and spent(tmp_path) == seen[0]  # c counts, though nobody knows
+        assert [account["searches"] for account in seen] == [1, 2] and spent(tmp_path) == {"searches": 2, "dollars": 1.0}
         asked = len(server.requests)
         again = SerpApi(cache_dir=tmp_path, url=server.url + "/x", price=0.5)
         assert again.search(["a", "b"], None, k=1) == [[Document("T0", "s 0")]] * 2 and len(server.requests) == asked
+
+
+def kept(folder):
+    return {json.loads(path.read_text())["query"] for path in folder.glob("??/*.json")}
+
+
+def asked(server):
+    return {parse_qs(urlsplit(path).query)["q"][0] for path, _ in server.requests}
+
+
+@contextlib.contextmanager
+def slow_search(folder, seconds=0.3, **limits):
+    """(engine, server) of searches that take a while; each charge is on disk when its request arrives."""
+    def reply(body):
+        assert spent(folder)["searches"] >= len(server.requests)
+        time.sleep(seconds)
+        return 200, results(1)
+
+    with serve({"x": reply}) as server:
+        limits = Limits(timeout=9, retries=0, **limits)
+        yield SerpApi(cache_dir=folder, url=server.url + "/x", price=0.5, limits=limits), server
+
+
+def test_a_signal_ends_a_batch_after_what_was_sent(tmp_path):
+    """Nothing is charged that was not sent, and what was sent is kept, though SIGTERM comes twice."""
+    with slow_search(tmp_path, concurrency=3) as (engine, server):
+        timers = [threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM)) for seconds in (0.45, 0.5)]
+        with pytest.raises(stops.Stopped), stops.handled():
+            [timer.start() for timer in timers]
+            try:
+                engine.search([f"q{i}" for i in range(60)], None, k=1)
+            finally:
+                [timer.cancel() for timer in timers]
+        assert kept(tmp_path) == asked(server) and 3 <= len(asked(server)) <= 9
+        assert spent(tmp_path)["searches"] == engine.counters["paid_searches"] == len(asked(server))
+        assert engine.search(sorted(asked(server)), None, k=1) and engine.paid_searches == len(asked(server))
+
+
+def test_a_run_that_ends_ends_the_batches_of_its_threads(tmp_path):
+    with slow_search(tmp_path, concurrency=3) as (engine, server):
+        search = Future()
+        host.in_thread(search, lambda queries: engine.search(queries, None, k=1), [f"q{i}" for i in range(60)])
+        while not server.requests:
+            time.sleep(0.01)
+        with stops.ending():
+            assert isinstance(search.exception(timeout=10), NotSent)
+        assert kept(tmp_path) == asked(server) and spent(tmp_path)["searches"] == len(asked(server)) <= 6
+        assert engine.search(["later"], None, k=1)
+
+
+def test_an_account_that_cannot_be_written_ends_a_batch_after_what_was_sent(tmp_path, monkeypatch):
+    with slow_search(tmp_path, concurrency=2) as (engine, server):
+        charge = engine.account.charge
+
+        def full(searches, price):
+            if engine.paid_searches == 3:
+                raise OutputError("the disk is full")
+            charge(searches, price)
+
+        monkeypatch.setattr(engine.account, "charge", full)
+        with pytest.raises(OutputError):
+            engine.search([f"q{i}" for i in range(9)], None, k=1)
+        assert kept(tmp_path) == asked(server) and len(asked(server)) == spent(tmp_path)["searches"] == 3
+
+
+def test_a_failure_after_a_lost_reply_counts_as_paid(tmp_path):
+    replies = iter(["hang", "500"])
+    with serve() as server:
+        engine = SerpApi(cache_dir=tmp_path, url=f"{server.url}/x", limits=Limits(timeout=1, retries=1, backoff=0.01))
+        server.replies["x"] = lambda body: (500, {}) if next(replies) == "500" else time.sleep(1.5) or (200, {})
+        assert engine.search(["a"], None, k=1)[0].kind == "server_error" and engine.paid_searches == 1
 
 
 @pytest.mark.parametrize("path, paid", [("hang", 1), ("reset", 1), ("500", 0), ("404", 0), ("garbage", 0)])

@@ -37,15 +37,30 @@ def requests(simulator):
 
 
 def test_gold_is_revealed_as_asked(simulator):
-    batch = requests(simulator)
-    assert np.asarray(on_target(batch, simulator.tables.blank)).tolist() == list(QUERIES.values())
-    for reveal, shown in (("always", [True] * 5), ("never", [False] * 5), ("on_target", list(QUERIES.values()))):
+    batch, on = requests(simulator), list(QUERIES.values())
+    assert np.asarray(on_target(batch, simulator.tables.blank)).tolist() == on
+    noisy = [False, True, False, True, False]  # one of the two queries on target, one of the three off target
+    batch = batch.replace(noisy=np.array(noisy))
+    for reveal, shown in (("always", [True] * 5), ("never", [False] * 5), ("on_target", on),
+                          ("useful", [not mode for mode in noisy]),
+                          ("useful_on_target", [hit and not mode for hit, mode in zip(on, noisy, strict=True)])):
         tokens, lengths = dataclasses.replace(simulator, reveal_gold=reveal).prompts(batch)
         texts = [TOKENIZER.decode(np.asarray(row[:length]).tolist()) for row, length in zip(tokens, lengths, strict=True)]
         assert ["Sekel Wencroft" in text for text in texts] == shown
         assert all(query in text for query, text in zip(QUERIES, texts, strict=True))
     with pytest.raises(ValueError, match="on_target"):
         dataclasses.replace(simulator, reveal_gold="sometimes")
+
+
+def test_a_mode_for_each_document_hides_the_gold_from_the_noisy_reply_alone(simulator):
+    """Both replies of such a request are written, each from the prompt of its mode."""
+    prompted, prompts = [], dataclasses.replace(simulator, reveal_gold="useful")
+    batch = requests(simulator).replace(noisy=np.tile(np.array([True, False]), (len(QUERIES), 1)))
+    write = prompts.prompts
+    object.__setattr__(prompts, "prompts", lambda batch: prompted.append(write(batch)) or prompted[-1])
+    prompts.take(prompts.params, prompts.idle(prompts.params, len(QUERIES), 2), batch, jax.random.key(0))
+    texts = [TOKENIZER.decode(np.asarray(row[:size]).tolist()) for row, size in zip(*prompted[0], strict=True)]
+    assert ["Sekel Wencroft" in text for text in texts] == ["useful" in text for text in texts] == [True] * 5 + [False] * 5
 
 
 def test_the_published_prompt_shows_the_first_gold_or_none(simulator):

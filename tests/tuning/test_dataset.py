@@ -146,6 +146,40 @@ def test_labels():
         targets_of(poor, 2, "oracle")
 
 
+def test_pairs_share_the_queries_and_no_document():
+    golds = ("Rome",)
+
+    def texts(ranking, label="contains", useful=None):
+        search = Search(Question("1", "?", golds), "q", tuple(documents(*ranking)), None, useful=useful)
+        found = dataset.pair_of(search, 2, label)
+        return {noisy: [document.text for document in reply] for noisy, reply in found.items()}
+
+    # Those with a gold answer come before others, and each reply keeps the engine's order.
+    assert texts(["Oslo", "in Rome", "Paris", "Rome", "Bern"]) == {False: ["in Rome", "Rome"], True: ["Oslo", "Paris"]}
+    assert texts(["Oslo", "in Rome", "Paris", "Bern"]) == {False: ["Oslo", "in Rome"], True: ["Paris", "Bern"]}
+    assert texts(["Oslo", "Paris", "in Rome", "Bern"]) == {}  # the engine's reply holds none
+    assert texts(["in Rome", "Oslo", "Oslo", "Paris", "Bern"]) == {False: ["in Rome", "Oslo"], True: ["Paris", "Bern"]}
+    assert texts(["Oslo", "Paris", "in Rome", "Bern", "Lima"], "ranking") == {
+        False: ["Oslo", "Paris"], True: ["Bern", "Lima"]}
+    assert texts(["Oslo", "Paris", "in Rome", "Bern", "Lima"], "judge", (True, False, False, True, False)) == {
+        False: ["Oslo", "Bern"], True: ["Paris", "in Rome"]}
+    with pytest.raises(ValueError, match="does not label documents"):
+        texts(["Oslo"], "answer")
+
+    poor = ["in Rome", "Oslo", "Paris"]  # a noisy reply of one document: neither kind is used
+    rankings = [["in Rome", "Oslo", "Paris", "Bern"], poor, ["Oslo", "Paris", "Bern", "Lima"],
+                ["a", "Rome", "b", "c", "Rome!"]]
+    searches = [Search(Question(str(i), "?", golds), query, tuple(documents(*ranking)), right)
+                for i, ranking in enumerate(rankings) for query in ("Q", "q ") for right in (True, False)]
+    for label, asked in (("contains", ["0", "3"]), ("ranking", ["0", "2", "3"])):
+        examples = dataset.make_examples(searches, 2, label=label, pairs=True)
+        sides = {noisy: [(e.question.id, e.query) for e in examples if e.noisy == noisy] for noisy in (False, True)}
+        assert sides[False] == sides[True] == [(i, "Q") for i in asked]
+        useful, noisy = examples[:len(asked)], examples[len(asked):]
+        assert not any(set(a.documents) & set(b.documents) for a, b in zip(useful, noisy, strict=True))
+        assert not any(dataset.holds_gold(document, golds) for example in noisy for document in example.documents)
+
+
 def test_each_example_is_there_once_and_held_out_questions_stay_out():
     from zsjax.search import Document
     from zsjax.tuning.collect import Search

@@ -37,7 +37,7 @@ def tokenizer():
 def make(tokenizer, **changes):
     tree = {"tokenizer": "asset:real/tokenizer", "prompts": {"policy": "plain"},
             "search": {"num_documents": 1, "max_document_tokens": 40, "max_query_tokens": 32},
-            "rollout": {"max_turns": 2, "max_turn_tokens": 48, "max_tokens": 256, "max_prompt_tokens": 64}}
+            "warm_start": {}, "rollout": {"max_turns": 2, "max_turn_tokens": 48, "max_tokens": 256, "max_prompt_tokens": 64}}
     for name, value in changes.items():
         room, field = name.split("__")
         tree[room][field] = value
@@ -56,6 +56,22 @@ def test_a_search_for_each_hop_until_the_answer_is_shown(tokenizer, engine):
     assert [[document.title for document in turn.documents] for turn in made[0].turns] == [["Emma"], ["Jane Austen"]]
     assert made[0].answer == "Steventon"
     assert len(made[1].turns) == 1 and made[1].answer == "Bath"  # the gold answer that is shown, not the first
+
+
+def test_every_hop_is_searched_also_behind_a_shown_answer(tokenizer, engine):
+    titles = {"supporting_titles": ["Emma", "Bath"]}
+    comparison = Question("c", "Which has a matchmaker, the novel Emma or Bath?", ("Emma",), titles)
+    named = Question("n", "Which novel is about a matchmaker by Jane Austen?", ("Emma",),
+                     {"supporting_titles": ["Jane Austen", "Emma"]})
+    answer = Question("a", "What has a matchmaker in it by Austen?", ("Novel",), {"supporting_titles": ["Novel"]})
+    asked = {}
+    for every_hop in (False, True):
+        shown = make(tokenizer, warm_start__every_hop=every_hop)
+        made = d.make_demonstrations([comparison, named, answer, ONE_HOP, TWO_HOPS], engine, shown)
+        asked[every_hop] = [[turn.query for turn in episode.turns][1:] for episode in made]
+        assert [episode.answer for episode in made] == ["Emma", "Emma", "Novel", "Bath", "Steventon"]
+    assert asked == {False: [[], [], [], [], ["Jane Austen"]],
+                     True: [["Bath"], ["Jane Austen"], [], [], ["Jane Austen"]]}
 
 
 def test_an_answer_that_is_cut_off_is_not_shown(tokenizer, engine):

@@ -7,6 +7,7 @@ from zsjax.search import BM25, Document
 from zsjax.tiny_world import world as tiny_world
 from zsjax.tuning import dataset
 from zsjax.tuning import simulator_gates as gates
+from zsjax.types import Question
 
 GATES = GatesConfig(useful=0.9, noisy=0.1, leak=0.05)
 
@@ -98,6 +99,38 @@ def test_each_failure_is_caught(world, engine, simulator, failing):
     right = rows[0]
     assert right["kind"] == gates.RIGHT and right["n"] == 60 and right["engine"] == 1.0
     assert right["real_useful"] == pytest.approx(2 / 3 if simulator is Leaky else 1)
+
+
+def test_the_gates_of_held_out_searches():
+    good = {"useful": 0.95, "noisy": 0.05, "engine": 0.9, "off_useful": 0.12, "off_engine": 0.1}
+    assert gates.failed_on_held_out(good, GATES) == [] == gates.failed_on_held_out({"useful": 0, "noisy": 1}, GatesConfig())
+    for change, failing in (({"useful": 0.85}, "at least 0.9 needed"), ({"noisy": 0.2}, "at most 0.1 allowed"),
+                            ({"off_useful": 0.16}, "another question's query")):
+        (line,) = gates.failed_on_held_out(good | change, GATES)
+        assert failing in line
+    assert gates.failed_on_held_out({"useful": 0.95, "noisy": 0.05, "engine": 0.9}, GATES) == []  # one question alone
+
+
+def test_held_out_searches_stop_a_run_whose_questions_know_no_queries(tmp_path, world):
+    from zsjax.config import Config
+    from zsjax.errors import read_json
+    from zsjax.monitor.writer import Writer
+    from zsjax.run.stages.context import GateFailed, Run
+    from zsjax.run.stages.gate_checks import check_held_out
+
+    bad = {"useful": 0.4, "noisy": 0.4, "engine": 0.6}
+    rows = [{"simulator": name, **bad} for name in ("before tuning", "after tuning")] + [{"gate": "replies", "useful": "x"}]
+    with Writer(None) as writer:
+        run = Run(Config(gates=GatesConfig(noisy=0.1)), tmp_path, writer, "{}")
+        for questions, stops in ((world.questions, False), ([Question("1", "?", ("a",))], True)):
+            run.train_questions = questions
+            if stops:
+                with pytest.raises(GateFailed, match="0.40 of the noisy replies, at most 0.1"):
+                    check_held_out(run, rows)
+                check_held_out(run, rows[:1])  # before tuning nothing is asked for
+            else:
+                check_held_out(run, rows)
+            assert {"gate": "held-out searches", **rows[0]} in read_json(tmp_path / "gates.json", "", list)
 
 
 def test_questions_must_know_their_queries(world):

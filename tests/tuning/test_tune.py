@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from zsjax.config import (
+    CollectConfig,
     Config,
     DataConfig,
     ModelConfig,
@@ -18,11 +19,12 @@ from zsjax.config import (
 )
 from zsjax.monitor.writer import Writer, read_jsonl
 from zsjax.run import build
-from zsjax.search import BM25
+from zsjax.search import BM25, Document
 from zsjax.tiny_world import world
 from zsjax.tiny_world.pretrain_simulator import train_simulator_base, world_examples
 from zsjax.tuning import collect, tune
 from zsjax.tuning import simulator_gates as gates
+from zsjax.types import Question
 
 SHAPE = dict(embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64)
 PHASE = SupervisedConfig(steps=30, batch_rows=8, max_tokens=80, checkpoint_every=30,
@@ -78,6 +80,49 @@ def test_the_mode_word_means_nothing_in_pretraining():
     assert len(examples) == 40 * 80 and all(len(example.documents) == 3 for example in examples)
     assert abs(np.mean(noisy) - 0.5) < 0.04 and abs(np.mean(complete) - 1 / 3) < 0.04
     assert abs(np.corrcoef(noisy, complete)[0, 1]) < 0.06
+
+
+class Echo:
+    """Useful replies repeat the query, noisy ones do not."""
+
+    num_documents = 1
+
+    def search(self, queries, contexts, *, k):
+        return [[Document("", "no" if context.noisy else query)] for query, context in zip(queries, contexts, strict=True)]
+
+
+def test_held_out_questions_are_asked_their_own_and_another_query():
+    searches = [collect.Search(Question(str(i), "?", (f"word{i}",)), f"about word{i}", (Document("", f"word{found}"),))
+                for i, found in ((0, 0), (0, 5), (1, 0), (2, 2))]
+    shares, replies = tune.held_out_replies(Echo(), searches)
+    # Question 0 is asked about word1 both times, whose search found word0; question 1 about word2, and 2 about word0.
+    assert shares == {"n": 4, "useful": 1.0, "noisy": 0.0, "engine": 0.5, "off_useful": 0.0, "off_noisy": 0.0,
+                      "off_engine": 0.5}
+    assert replies[2] == {"question": "?", "answers": "word1", "query": "about word1", "useful": "about word1",
+                          "noisy": "no", "engine": "word0"}
+    alone, _ = tune.held_out_replies(Echo(), searches[:2])
+    assert set(alone) == {"n", "useful", "noisy", "engine"}
+
+
+def test_tuning_reports_held_out_searches(tmp_path, tokenizer):
+    config = dataclasses.replace(CONFIG, collect=CollectConfig(hold_out=0.2),
+                                 tune_simulator=dataclasses.replace(PHASE, steps=1))
+    worlds = build.worlds(config, config.data.corpus)
+    queries = [(p.question, p.query, p.kind) for p in gates.make_probes(world.questions(worlds), limit=20)]
+    searches = collect.search_for(queries, BM25.from_documents(world.documents(worlds)), num_documents=3)
+    collect.write_searches(tmp_path / "searches.jsonl", searches, provenance={})
+    rows = []
+    with Writer(None) as writer:
+        tune.tune(config, start(tokenizer), tmp_path / "searches.jsonl", writer=writer, directory=tmp_path / "a",
+                  report=rows.extend)
+    held_out = tune.split_by_question(searches, 0.2)[1]
+    before, after, *replies = rows
+    for row, name in ((before, "before tuning"), (after, "after tuning")):
+        assert row["simulator"] == name and row["n"] == len(held_out) and 0 < row["off_engine"] < row["engine"] < 1
+    assert before["engine"] == after["engine"]
+    assert [reply["gate"] for reply in replies] == ["replies before tuning"] * 10 + ["replies after tuning"] * 10
+    assert [reply["query"] for reply in replies[10:]] == [search.query for search in held_out[:10]]
+    assert all(reply[name] and reply[name].count("\n") < 3 for reply in replies for name in ("useful", "noisy", "engine"))
 
 
 def test_mistakes_are_told(tmp_path, tokenizer):

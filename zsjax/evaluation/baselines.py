@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from zsjax import supervised, types
+from zsjax.config.fields import Config
 from zsjax.evaluate import SCORES, data_set_of, play_samples, reach, scored_records
 from zsjax.evaluation.baseline_setting import Setting, vote
 from zsjax.evaluation.tree_search import tree_search
@@ -164,13 +165,19 @@ def best_of_n(s: Setting) -> list[dict]:
     return [vote(records[row::Q]) for row in range(Q)]
 
 
+def num_episodes(config: Config) -> int:
+    """How many episodes `trajectory_sft` plays: whole batches."""
+    rows = config.evaluate.batch_rows
+    return -(-max(config.collect.episodes, rows) // rows) * rows
+
+
 def trajectory_sft(s: Setting) -> list[dict]:
     """Fine-tunes the base on its own right episodes, loss on POLICY tokens, and plays greedily."""
     config, questions = s.config, s.train_questions()
     rollout, rows, params = s.rollout(s.train_engine()), config.evaluate.batch_rows, s.base_params()
     placed = rollout.place(params)  # once for all batches
-    kept_tokens, kept_weights, wanted = [], [], max(config.collect.episodes, rows)
-    for first in range(0, wanted, rows):
+    kept_tokens, kept_weights, played = [], [], num_episodes(config)
+    for first in range(0, played, rows):
         ids = np.arange(first, first + rows)
         batch = [questions[i % len(questions)] for i in ids]
         episodes = jax.device_get(rollout(placed, batch, key=jax.random.fold_in(s.key, 1), group_ids=ids))
@@ -178,7 +185,7 @@ def trajectory_sft(s: Setting) -> list[dict]:
         kept_tokens.append(np.asarray(episodes.tokens)[right])
         kept_weights.append(np.asarray(roles.loss_mask(np.asarray(episodes.roles)[right])).astype(np.float32))
     tokens, weights = np.concatenate(kept_tokens), np.concatenate(kept_weights)
-    s.writer.note(f"trajectory_sft: {len(tokens)} of {-(-wanted // rows) * rows} episodes were right")
+    s.writer.note(f"trajectory_sft: {len(tokens)} of {played} episodes were right")
     if len(tokens):
         batches = make_batches(tokens, weights, batch_rows=config.trajectory_sft.batch_rows, seed=config.seed)
         params = supervised.fit(config.trajectory_sft, s.model, params, batches, writer=s.writer,

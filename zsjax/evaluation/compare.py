@@ -8,7 +8,7 @@ from zsjax.errors import InputError, InputNotFound, UserError
 from zsjax.evaluate import SCORES, paired_bootstrap
 from zsjax.evaluation import kept_evaluations, tables
 from zsjax.monitor.writer import read_jsonl
-from zsjax.parallel.files import write_text
+from zsjax.parallel.files import remove_abandoned, write_text
 
 
 def write_tables(workdir: pathlib.Path, evaluation: Sequence[dict]) -> list[pathlib.Path]:
@@ -21,6 +21,7 @@ def write_tables(workdir: pathlib.Path, evaluation: Sequence[dict]) -> list[path
     paths = []
     for ending, text in texts.items():
         path = workdir / "evaluation" / f"table.{ending}"
+        remove_abandoned(path)
         write_text(path, text)
         paths.append(path)
     return paths

@@ -64,8 +64,9 @@ METRICS = (
     Metric("right_logprob", "log-prob of POLICY tokens of episodes with an exact answer, before the update; left out "
            "without such episodes", "nats per token", high=0.0, healthy="does not fall",
            chart="Likelihood of right episodes", curve="log-prob"),
-    Metric("positive_ratio_min", "lowest trainer's over sampler's probability of a token with a positive advantage; left "
-           "out without such tokens", "ratio", 0.0, healthy="near 1"),
+    Metric("positive_ratio_min", "lowest trainer's over sampler's probability of a POLICY token with a positive advantage, "
+           "before the update: of the sampler–trainer gap, not of what the update does; left out without such tokens",
+           "ratio", 0.0, healthy="near 1", chart="Ratio of positive tokens", curve="lowest, before the update"),
 )
 SHORT_REPLIES = (types.SEARCH_SHORT, types.SEARCH_EMPTY, types.SEARCH_FAILED)
 

@@ -8,8 +8,9 @@ from zsjax.config.fields import Config
 from zsjax.errors import BudgetSpent, NonFiniteUpdate
 from zsjax.monitor import health
 from zsjax.monitor.episodes import save_trajectories
+from zsjax.monitor.phases import Timer
 from zsjax.monitor.usage import CompileCount
-from zsjax.monitor.writer import Timer, Writer, read_jsonl
+from zsjax.monitor.writer import Writer, read_jsonl
 from zsjax.parallel import hosts, stops
 from zsjax.parallel.checkpoint import Checkpointer
 from zsjax.types import TrainState
@@ -117,10 +118,10 @@ class Recorder:
         self._history = [*self._history, metrics][-rules.patience:]
         ringing = health.alarms(self._history, rules.alarms, rules.patience)
         alarm = health.stop_message(ringing, metrics, rules.alarms, rules.patience)
-        seconds = self.time.take()
-        passes = sum(seconds[f"time/{part}"] for part in ("rollout", "score", "update"))
-        self.writer.write(step + 1, metrics | ringing | seconds | self._compiles.take() | {
-            "time/step": sum(seconds.values()),
+        taken = self.time.take()
+        passes = sum(taken[f"time/{part}"] for part in ("rollout", "score", "update"))
+        self.writer.write(step + 1, metrics | ringing | taken | self._compiles.take() | {
+            "time/step": sum(value for name, value in taken.items() if name.startswith("time/")),
             "speed/tokens_per_second": int(played.episodes.length.sum()) / passes}, "train")
         alarmed = alarm is not None and rules.stop
         if (step + 1) % options.checkpoint_every == 0 or step + 1 == options.steps or alarmed or self._spent:

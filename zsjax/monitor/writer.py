@@ -2,9 +2,9 @@
 
 A run's numbers live in `metrics.jsonl`, one JSON object a line: {"stage": "train", "step": 12, "reward": 0.51, ...},
 flushed at once; TensorBoard events are a second copy. `step` counts finished steps: the line of step n describes the
-n-th step, and a checkpoint of step n goes with the lines up to n. Names that start with "time/" (seconds), "speed/" (per
-second) or "compile/" (programs) depend on the machine and the process. All others repeat exactly when a run is repeated
-or resumed on CPU.
+n-th step, and a checkpoint of step n goes with the lines up to n. Names that start with "time/" (seconds), "memory/"
+(bytes), "speed/" (per second) or "compile/" (programs) depend on the machine and the process. All others repeat exactly
+when a run is repeated or resumed on CPU.
 """
 
 import contextlib
@@ -22,16 +22,11 @@ from zsjax.monitor.tensorboard import TensorBoardEvents
 from zsjax.parallel.files import write_jsonl
 from zsjax.types import Metric
 
-_PARTS = {"step": "step", "rollout": "rollout", "score": "score", "update": "update", "evaluate": "evaluate",
-          "checkpoint": "checkpoint"}
 METRICS = (
-    *(Metric(f"time/{name}", f"seconds of a step's {label}" if name != "step" else "all parts of a step", "seconds", 0.0,
-             chart="Time", curve=label, read_by=("costs",) if name == "step" else ()) for name, label in _PARTS.items()),
-    Metric("time/*", "further parts of a step, or of a phase", "seconds", 0.0),
     Metric("speed/tokens_per_second", "tokens of the step's episodes over the time of rollout, score and update",
            "tokens per second", 0.0, chart="Speed", curve="tokens/s"),
 )
-WALL_TIME = ("time/", "speed/", "compile/")  # prefixes of metrics that no two runs share
+WALL_TIME = ("time/", "memory/", "speed/", "compile/")  # prefixes of metrics that no two runs share
 
 
 def without_wall_time(line: dict) -> dict:
@@ -66,25 +61,6 @@ def read_jsonl(path) -> list[dict]:
             raise InputError(f"{path}, line {number}: a {type(row).__name__} is not an object; remove the line")
         rows.append(row)
     return rows
-
-
-class Timer:
-    """Seconds by part: `with timer("rollout"): ...`; `take()` returns {"time/rollout": seconds} and starts anew."""
-
-    def __init__(self):
-        self._seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def __call__(self, part: str):
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds[part] = self._seconds.get(part, 0.0) + time.perf_counter() - start
-
-    def take(self) -> dict[str, float]:
-        seconds, self._seconds = self._seconds, {}
-        return {f"time/{part}": value for part, value in seconds.items()}
 
 
 class Writer:

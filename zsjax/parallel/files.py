@@ -1,11 +1,12 @@
 """Files and folders that are written whole: after a crash, a reader finds the old one or the new one, never a part.
 
-What is being written has another name, NAME.PROCESS-THREAD.writing, until it is complete. What a killed process left is
-removed: a folder by the next `new_folder` of its name, all else by `remove_unfinished`.
+What is being written has another name, NAME.PROCESS-THREAD.writing, until it is complete, and its writer holds a lock on it.
+What a killed process left is removed: a folder by the next `new_folder` of its name, a file by `remove_abandoned`, and
+all in a run's folder by `remove_unfinished`. A folder that is being replaced is NAME.PROCESS-THREAD.replaced for a moment.
+Where it is the only one left, these give it its name back.
 """
 
 import contextlib
-import glob
 import json
 import logging
 import os
@@ -41,7 +42,7 @@ def write_bytes(path: str | os.PathLike, data: bytes | Iterable[bytes]) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(unfinished, "wb") as file:
+            with _opened_and_held(unfinished) as file:
                 file.writelines([data] if isinstance(data, bytes) else data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -56,8 +57,8 @@ def write_bytes(path: str | os.PathLike, data: bytes | Iterable[bytes]) -> None:
 def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """A folder to be filled. It takes the name `path` when the block ends; an older folder there is replaced.
 
-    Its writer holds a lock on it, so that unfinished folders of the same name without one are known to be abandoned. They
-    are removed.
+    Its writer holds locks on it and on the one it replaces. So unfinished folders of the same name without one are known
+    to be abandoned. They are removed, and an old folder that lost its name gets it back.
 
     Raises:
       OutputError: the folder cannot be written; what was at `path` is left as it was.
@@ -66,13 +67,9 @@ def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     unfinished, replaced = _beside(path, "writing"), _beside(path, "replaced")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f"{glob.escape(path.name)}.*.writing"):
-            if (held := _hold(left)) is not None:
-                logging.info("%s is removed: a process that was killed left it unfinished", left)
-                shutil.rmtree(left, ignore_errors=True)
-                os.close(held)
+        _settle_abandoned(path)
         shutil.rmtree(unfinished, ignore_errors=True)  # where nothing can be locked: of an earlier process of this number
-        held = _made_and_held(unfinished)
+        held, held_old = _made_and_held(unfinished), _hold(path)
         try:
             yield unfinished
             for file in unfinished.rglob("*"):
@@ -83,13 +80,47 @@ def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
             unfinished.rename(path)
         except BaseException:
             if replaced.is_dir() and not path.exists():
-                replaced.rename(path)
+                with contextlib.suppress(OSError):  # a full disk: the old folder waits under its other name
+                    replaced.rename(path)
             raise
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-            shutil.rmtree(replaced, ignore_errors=True)
-            if held is not None:
-                os.close(held)
+            if path.exists():
+                shutil.rmtree(replaced, ignore_errors=True)
+            for descriptor in (held, held_old):
+                if descriptor is not None:
+                    os.close(descriptor)
+
+
+def remove_abandoned(path: str | os.PathLike) -> None:
+    """Removes what killed writers of a file or folder of this name left beside it, before it is written anew.
+
+    It lists the file's folder, which may hold a hundred thousand others, and so is left to the caller of `write_bytes`.
+    """
+    path = pathlib.Path(path)
+    if path.parent.is_dir():
+        with writing(path):
+            _settle_abandoned(path)
+
+
+def _settle_abandoned(path):
+    """`remove_abandoned`; an old folder that lost its name gets it back."""
+    own = re.compile(re.escape(path.name) + r"\.\d+-\d+\.(writing|replaced)")
+    for left in [left for left in path.parent.iterdir() if own.fullmatch(left.name)]:
+        if (held := _hold(left)) is None:
+            continue
+        try:
+            if _REPLACED.search(left.name) and not path.exists():
+                logging.warning("%s is taken back as %s: its replacement did not end", left, path)
+                left.rename(path)
+            else:
+                logging.info("%s is removed: a process that was killed left it unfinished", left)
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink(missing_ok=True)
+        finally:
+            os.close(held)
 
 
 def remove_unfinished(folder: str | os.PathLike) -> None:
@@ -101,7 +132,7 @@ def remove_unfinished(folder: str | os.PathLike) -> None:
         for name in [*folders, *names]:
             path, ended = pathlib.Path(parent, name), _REPLACED.search(name)
             if ended and not (kept := path.with_name(name[:ended.start()])).exists():
-                path.rename(kept)  # killed between two renames: the old folder is the only one
+                path.rename(kept)  # ended between two renames: the old folder is the only one
             elif ended or _UNFINISHED.search(name):
                 logging.info("%s is removed: a process that was killed left it unfinished", path)
                 if name in folders:
@@ -132,13 +163,13 @@ def lock(file, *, wait: bool = True, required: bool = False) -> bool:
     return True
 
 
-def _hold(folder) -> int | None:
-    """A descriptor that locks the folder; None where somebody else has it, or the file system cannot lock."""
+def _hold(path) -> int | None:
+    """A descriptor that locks a file or folder; None where somebody else has it, or the file system cannot lock."""
     if fcntl is None:
         return None
     descriptor = None
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return descriptor
     except OSError:
@@ -156,6 +187,19 @@ def _made_and_held(folder) -> int | None:
             return held
         if held is not None:
             os.close(held)
+
+
+@contextlib.contextmanager
+def _opened_and_held(path):
+    """The file, open for writing and locked; anew where another process took it for abandoned between the two."""
+    while True:
+        with open(path, "wb") as file:
+            with contextlib.suppress(OSError):  # where nothing can be locked, nothing is taken for abandoned
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX)
+            if path.exists():
+                yield file
+                return
 
 
 def _beside(path, state):

@@ -11,17 +11,27 @@
                     ...
 
 Of several hosts, any host's signal stops all, at one step. A second SIGINT ends the process at once.
+
+What was sent to a server that charges for it is waited for, at most `PATIENCE` seconds:
+
+    except BaseException:
+        with ending():                    # `is_ending` holds: engines send nothing more
+            wait(searches, PATIENCE)
+        raise
 """
 
 import contextlib
 import dataclasses
+import os
 import signal
+import sys
 import threading
 
 import jax
 import numpy as np
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+PATIENCE = 20.0  # seconds; clusters kill 30 s after the signal, and the state is saved afterwards
 
 
 class Stopped(KeyboardInterrupt):
@@ -36,6 +46,7 @@ class Stopped(KeyboardInterrupt):
 class _State:
     received: int = 0  # the signal
     waits: bool = False
+    ending: int = 0  # blocks of `ending` that are open
 
 
 _STATE = _State()
@@ -49,9 +60,11 @@ def handled():
         return
     _STATE.received, _STATE.waits = 0, False
     before = {number: signal.signal(number, _receive) for number in SIGNALS}
+    unraisable, sys.unraisablehook = sys.unraisablehook, lambda lost: _send_again(lost, unraisable)
     try:
         yield
     finally:
+        sys.unraisablehook = unraisable
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not Python's, of jax.distributed
         _STATE.received = 0
@@ -73,6 +86,22 @@ def stopping_at_once():
         if _STATE.received and not _STATE.waits:
             raise stopped()
         yield
+
+
+@contextlib.contextmanager
+def ending():
+    """An error or a signal ends the work: `is_ending` holds in all threads. A further SIGTERM waits for the block's end."""
+    _STATE.ending += 1
+    try:
+        with _waiting(True):
+            yield
+    finally:
+        _STATE.ending -= 1
+
+
+def is_ending() -> bool:
+    """Whether the work is being ended, so that nobody reads further results."""
+    return _STATE.ending > 0
 
 
 def requested() -> bool:
@@ -98,6 +127,23 @@ def _waiting(waits):
         yield
     finally:
         _STATE.waits = before
+
+
+def _send_again(lost, unraisable):
+    """Python drops what is raised in a callback of its own, such as jax's of the garbage collector or a `__del__`. A
+    signal that came there comes again when the callback has ended."""
+    if lost.exc_type is not Stopped:
+        unraisable(lost)
+        return
+    number, _STATE.received = _STATE.received, 0
+
+    def send():
+        if signal.getsignal(number) is _receive:
+            os.kill(os.getpid(), number)
+
+    timer = threading.Timer(0.05, send)
+    timer.daemon = True
+    timer.start()
 
 
 def _receive(number, frame):

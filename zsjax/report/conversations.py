@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 
 from zsjax.errors import InputError, InputExists
-from zsjax.parallel.files import write_jsonl
+from zsjax.parallel.files import remove_abandoned, write_jsonl
 from zsjax.report.trajectory_index import Filters, TrajectoryIndex, score_of
 
 
@@ -81,5 +81,6 @@ def write_conversations(workdir, out, *, form: str = "trl", filters: Filters | N
         if not count:
             raise InputError(f"{workdir} has no trajectory for {out}; lower --low or choose another --file")
 
+    remove_abandoned(out)
     write_jsonl(out, rows())
     return count

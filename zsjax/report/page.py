@@ -17,7 +17,7 @@ from zsjax.evaluation import tables
 from zsjax.evaluation.kept_evaluations import Kept
 from zsjax.monitor import costs
 from zsjax.monitor.catalog import METRICS
-from zsjax.parallel.files import write_text
+from zsjax.parallel.files import remove_abandoned, write_text
 from zsjax.report.charts import color_of, line_chart, short
 from zsjax.report.run_files import json_or_none, read_metrics, read_scores, read_trajectories
 from zsjax.report.scores import evaluation_tables
@@ -47,13 +47,15 @@ CHARTS = {
     "Noise": "share of searches", "Searches": "per question", "Queries on path": "share of searches",
     "News of searches": "share of searches", "Length": "tokens per episode", "KL to the starting policy": "nats per token",
     "Entropy": "nats per token", "Likelihood of right episodes": "nats per token", "Sampler–trainer gap": "nats per token",
+    "Ratio of positive tokens": "trainer's over sampler's probability",
     "Terms of the reward": "unweighted", "Terms of the objective": "unweighted", "Ends": "share of episodes",
     "Repetition": "share of 4-grams seen before", "Alarms": "1: out of bounds", "Value model": "squared error",
     "KL coefficient": "", "Groups with a signal": "share of groups", "Loss": "", "Gradient norm": "before clipping",
     "Occupancy": "share of decode steps' places", "Speed": "tokens per second of a step",
     "Writing": "tokens per second of rollout", "Prefill": "share of tokens read and drawn",
     "Bandwidth reached in decoding": "share of the measured copy", "Caches": "bytes allocated",
-    "Compiled programs": "per step", "Time": "seconds per step",
+    "Compiled programs": "per step", "Time": "seconds per step", "Memory": "bytes, the peak of each phase",
+    "Memory of accelerators": "bytes, the peak so far after each phase",
 }
 STAGE_TITLES = {"train": "Reinforcement learning", "pretrain": "Pretraining of the base policy",
                 "warm_start": "Warm start of the policy", "pretrain_simulator": "Pretraining of the simulator",
@@ -76,6 +78,7 @@ def write(workdir) -> pathlib.Path:
     """
     workdir = pathlib.Path(workdir)
     path = workdir / "report.html"
+    remove_abandoned(path)
     write_text(path, templates().get_template("page.html.j2").render(contents(workdir)))
     return path
 

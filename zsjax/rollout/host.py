@@ -24,6 +24,7 @@ import numpy as np
 
 from zsjax import types
 from zsjax.models.decoder import decoding_params
+from zsjax.parallel import stops
 from zsjax.parallel.constrain import over_rows, row_shards
 from zsjax.parallel.mesh import replicated, reshard
 from zsjax.rollout import schedule
@@ -173,7 +174,8 @@ class HostRollout:
                     pending.append(board.enter(*jax.device_get((waits_for, query, noisy, state.episode_id, state.turn))))
                 while any(map(len, pending)) and len(running) < self.search_batches:
                     asked = jax.tree.map(lambda *x: np.concatenate(x), *pending)
-                    running[start(find, asked[:at_a_time])] = asked[:at_a_time]
+                    running[search := Future()] = asked[:at_a_time]
+                    start(search, find, asked[:at_a_time])
                     pending = [asked[at_a_time:]]
 
                 collect(patience)
@@ -184,8 +186,10 @@ class HostRollout:
                     state = self._answer(params, state, board.replies, asked, board.noisy, served)
                     board.asked &= ~served[:, None]
                     self.watch(state)
-        except Exception:
-            concurrent.futures.wait(running)  # their results may have been paid for, and engines keep them
+        except BaseException as error:  # a signal too
+            with stops.ending():  # what was sent may have been paid for, and engines keep it
+                concurrent.futures.wait([search for search in running if not search.cancel()],
+                                        None if isinstance(error, Exception) else stops.PATIENCE)
             raise
 
 
@@ -297,22 +301,15 @@ class _Board:
         return schedule.served(self.waits_for, self.ready) & np.repeat(self.low(), self.rows_a_shard)
 
 
-def in_thread(function, argument) -> Future:
-    """function(argument) in a thread of its own. The thread is a daemon: an interrupted run does not wait for it."""
-    future = Future()
-    threading.Thread(target=_fulfil, args=(future, function, argument), daemon=True, name="search").start()
-    return future
+def in_thread(future: Future, function, argument):
+    """Begins function(argument) in a thread of its own. The thread is a daemon: it holds up no process that ends."""
+    threading.Thread(target=at_once, args=(future, function, argument), daemon=True, name="search").start()
 
 
-def at_once(function, argument) -> Future:
-    """function(argument), called at once: a thread gains nothing for work on the policy's devices."""
-    future = Future()
-    _fulfil(future, function, argument)
-    return future
-
-
-def _fulfil(future, function, argument):
-    try:
-        future.set_result(function(argument))
-    except BaseException as error:
-        future.set_exception(error)
+def at_once(future: Future, function, argument):
+    """Calls function(argument) unless the future is cancelled. A thread gains nothing for work on the policy's devices."""
+    if future.set_running_or_notify_cancel():
+        try:
+            future.set_result(function(argument))
+        except BaseException as error:
+            future.set_exception(error)

@@ -6,6 +6,7 @@ import pathlib
 from zsjax.data.row_files import read_rows
 from zsjax.data.simulator_rows import simulator_row
 from zsjax.errors import InputError, InputExists
+from zsjax.parallel.files import remove_abandoned
 from zsjax.search.engine import Document
 from zsjax.tuning.collect import Search, write_searches
 from zsjax.types import Question
@@ -39,5 +40,6 @@ def import_searches(source, out: pathlib.Path) -> pathlib.Path:
                                correct=not row.noisy, source="published"))
     if not searches:
         raise InputError(f"{source}: there are no rows in it")
+    remove_abandoned(out)
     write_searches(out, searches, provenance={"engine": "published", "file": pathlib.Path(source).name})
     return out

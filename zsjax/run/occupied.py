@@ -52,6 +52,7 @@ def _holder(file) -> str:
     file.seek(0)
     try:
         found = json.loads(file.read())
-        return "process {pid} on {host} since {since} ({command})".format(**found)
+        command = f" ({found['command']})" if found["command"] else ""  # none in a library's call
+        return "process {pid} on {host} since {since}".format(**found) + command
     except (ValueError, KeyError, TypeError):  # it has the lock and has not written yet
         return "another process"

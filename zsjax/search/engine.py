@@ -43,7 +43,7 @@ class SearchContext:
 
 
 class Failed(list):
-    """The empty result of a failed search. kind: how it failed, see `zsjax.search.transport.FAILURES`."""
+    """The empty result of a failed search. kind: how it failed, see `zsjax.search.replies.FAILURES`."""
 
     def __init__(self, kind: str):
         super().__init__()

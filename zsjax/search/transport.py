@@ -7,8 +7,9 @@ circuit breaker leaves a server alone for some seconds after many failures in a 
 
 import asyncio
 import collections
+import concurrent.futures
+import contextlib
 import dataclasses
-import email.utils
 import functools
 import json
 import logging
@@ -19,35 +20,14 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from zsjax.parallel import stops
 from zsjax.search.addresses import proxy_of, shown_address
+from zsjax.search.replies import FAILURES, Body, SearchError, parse_reply, seconds_of
 from zsjax.types import whole_text
 
-# Kind of a failure -> whether it may be temporary: then it is tried again, and the circuit breaker counts it.
-FAILURES = {
-    "refused": True,  # no connection: no server or no such host, also behind the proxy
-    "timeout": True,
-    "reset": True,  # the connection broke, or the reply was not HTTP
-    "rate_limited": True,  # 429
-    "server_error": True,  # 5xx
-    "client_error": False,  # 4xx or a redirect to another server: a wrong address, a missing or wrong key
-    "invalid_json": True,
-    "too_large": False,
-    "wrong_schema": False,
-    "circuit_open": False,  # not sent: the server failed too often
-    "thoughts_only": False,  # a chat model's reply holds thoughts only
-    "thoughts_cut": False,  # max_tokens ended the thoughts
-    "declined": False,  # a chat model's refusal or its server's content filter
-}
 _MAX_REDIRECTS = 5
+_LOOK_SECONDS = 0.2  # between two looks at whether the run ends
 _KEEP_SECONDS = 4  # of an idle connection; uvicorn closes it after 5 s
-
-
-class SearchError(Exception):
-    """A request that failed for good. kind: one of FAILURES. retry_after: seconds that the server asks to wait, or 0."""
-
-    def __init__(self, kind: str, message: str, retry_after: float = 0.0):
-        super().__init__(f"{kind}: {message}")
-        self.kind, self.message, self.retry_after = kind, message, retry_after
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +74,24 @@ class Request:
         return text
 
 
+class NotSent(Exception):
+    """A request that was not sent, because the run ends."""
+
+
+class _Batch:
+    """The functions of one call of `send`. ended: nothing more is sent, and nothing is tried again."""
+
+    def __init__(self, parse, begin, keep):
+        self.parse, self.begin, self.keep = parse, begin, keep
+        self.ended, self._turn = asyncio.Event(), asyncio.Lock()
+
+    async def call(self, function, *arguments):
+        """Calls `begin` or `keep`, which may write to a disk, without holding up the others' replies."""
+        if function is not None:
+            async with self._turn:
+                await asyncio.to_thread(function, *arguments)
+
+
 class CircuitBreaker:
     """Opens for `seconds` after `failures` failed attempts in a row (0: never). Then it lets one attempt in at a time."""
 
@@ -125,24 +123,48 @@ class Transport:
         self._lock, self._process = threading.Lock(), None
         logging.getLogger("httpx").setLevel(logging.WARNING)  # its INFO lines hold addresses with keys in them
 
-    def send(self, requests: Sequence[Request], parse: Callable[[Any], Any],
-             keep: Callable[[int, Any], None] = lambda index, result: None) -> list:
+    def send(self, requests: Sequence[Request], parse: Callable[[Any], Any], *, begin: Callable[[int], None] | None = None,
+             keep: Callable[[int, Any], None] | None = None) -> list:
         """Sends all requests and logs failures.
+
+        An error or a signal ends it: no further request is sent. Those under way are waited for, at most
+        `stops.PATIENCE` seconds, if `keep` wants their results. The same holds while `stops.is_ending`.
 
         Args:
           parse: JSON -> result. It may raise ValueError, KeyError, TypeError, ... for another form ("wrong_schema").
-          keep: called with a request's index and result as soon as it arrives, to survive a crash.
+          begin: called with a request's index just before its first attempt.
+          keep: called with a request's index and its result or `SearchError` as soon as it arrives, to survive a crash.
+            begin and keep are called in threads, one call at a time. What they raise ends all.
 
         Returns:
           For each request its result or a `SearchError`.
+
+        Raises:
+          NotSent: the run ends, and some requests were not sent.
         """
         if not requests:
             return []
         self._count("requests", len(requests))
-        future = asyncio.run_coroutine_threadsafe(self._send_all(requests, parse, keep), self._started())
+        batch, loop = _Batch(parse, begin, keep), self._started()
+        future = asyncio.run_coroutine_threadsafe(self._send_all(requests, batch), loop)
+
+        def end():
+            if keep is None:
+                future.cancel()
+            else:
+                loop.call_soon_threadsafe(batch.ended.set)
+
         try:
+            while not future.done():
+                concurrent.futures.wait([future], _LOOK_SECONDS)
+                if stops.is_ending():
+                    end()
             results = future.result()
         except BaseException:
+            with stops.ending():
+                end()
+                if not future.done():
+                    concurrent.futures.wait([future], stops.PATIENCE)
             future.cancel()
             raise
         for message in dict.fromkeys(str(result) for result in results if isinstance(result, SearchError)):
@@ -159,41 +181,66 @@ class Transport:
                 weakref.finalize(self, _close, self._loop, self._clients, self._process).atexit = False
             return self._loop
 
-    async def _send_all(self, requests, parse, keep):
+    async def _send_all(self, requests, batch):
         async def one(index, request):
-            async with self._places:
-                try:
-                    result = await self._with_retries(request, parse)
-                except SearchError as error:
-                    self._count(f"failed_{error.kind}")
-                    return error
-            keep(index, result)
-            return result
+            try:
+                async with self._places:
+                    if batch.ended.is_set():
+                        raise NotSent("the run ends: this request was not sent")
+                    result = await self._with_retries(index, request, batch)
+                await batch.call(batch.keep, index, result)
+                return result
+            except BaseException:
+                batch.ended.set()
+                raise
 
-        return await asyncio.gather(*(one(index, request) for index, request in enumerate(requests)))
+        results = await asyncio.gather(*(one(*request) for request in enumerate(requests)), return_exceptions=True)
+        raised = [result for result in results if isinstance(result, BaseException) and not isinstance(result, SearchError)]
+        for error in sorted(raised, key=lambda error: isinstance(error, NotSent)):
+            raise error
+        return results
 
-    async def _with_retries(self, request, parse):
+    async def _with_retries(self, index, request, batch):
+        """The result of a request, or a `SearchError` with the kinds of all attempts."""
         import tenacity
 
-        limits = self.limits
+        limits, failed = self.limits, []
         jitter = tenacity.wait_random_exponential(multiplier=limits.backoff, max=limits.max_backoff)
 
+        async def attempt():
+            try:
+                return await self._attempt(index, request, batch, is_first=not failed)
+            except SearchError as error:
+                failed.append(error)
+                raise
+
         def wait(state):
-            asked = getattr(state.outcome.exception(), "retry_after", 0.0)
-            return max(jitter(state), min(asked, limits.max_backoff))
+            return max(jitter(state), min(failed[-1].retry_after, limits.max_backoff))
+
+        async def sleep(seconds):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(batch.ended.wait(), seconds)
+                raise failed[-1]
 
         retrying = tenacity.AsyncRetrying(
-            stop=tenacity.stop_after_attempt(1 + limits.retries), wait=wait, reraise=True,
+            stop=tenacity.stop_after_attempt(1 + limits.retries), wait=wait, sleep=sleep, reraise=True,
             retry=tenacity.retry_if_exception(lambda e: isinstance(e, SearchError) and FAILURES[e.kind]))
-        return await retrying(self._attempt, request, parse)
+        try:
+            return await retrying(attempt)
+        except SearchError as error:
+            self._count(f"failed_{error.kind}")
+            error.attempts = tuple(failure.kind for failure in failed)
+            return error
 
-    async def _attempt(self, request, parse):
+    async def _attempt(self, index, request, batch, is_first):
         if not self._breaker.enter():
             raise SearchError("circuit_open", f"{shown_address(request.url)} failed too often")
-        self._count("attempts")
         failed = True
         try:
-            result = await asyncio.to_thread(parse_reply, await self._body(request), parse)
+            if is_first:
+                await batch.call(batch.begin, index)
+            self._count("attempts")
+            result = await asyncio.to_thread(parse_reply, await self._body(request), batch.parse)
             failed = False
             return result
         except SearchError as error:
@@ -260,15 +307,14 @@ class Transport:
         return new
 
     async def _read(self, response, where) -> bytes:
-        status, body = response.status_code, bytearray()
+        status = response.status_code
         if status != 200:
             kind = "rate_limited" if status == 429 else "server_error" if status >= 500 else "client_error"
-            raise SearchError(kind, f"{where} says {status}", _seconds(response.headers.get("retry-after", "")))
-        async for chunk in response.aiter_bytes():
-            body += chunk
-            if len(body) > self.limits.max_bytes:
-                raise SearchError("too_large", f"the reply of {where} exceeds {self.limits.max_bytes} bytes")
-        return bytes(body)
+            raise SearchError(kind, f"{where} says {status}", seconds_of(response.headers.get("retry-after", "")))
+        body = Body(where, response.headers.get("content-encoding", ""), self.limits.max_bytes)
+        async for chunk in response.aiter_raw():
+            body.add(chunk)
+        return bytes(body.data)
 
     def _count(self, name, n=1):
         with self._lock:
@@ -290,31 +336,3 @@ def _close(loop, clients, process):
     if process == os.getpid():
         for client in clients.values():
             asyncio.run_coroutine_threadsafe(client.aclose(), loop)
-
-
-def _seconds(retry_after: str) -> float:
-    """Seconds of a Retry-After header, a number or a date; 0 for anything else."""
-    if retry_after.isascii() and retry_after.isdigit():
-        return float(retry_after)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return 0.0
-
-
-def parse_reply(body: bytes, parse: Callable[[Any], Any]):
-    """parse(JSON of the body). Invalid UTF-8 and lone surrogates become U+FFFD.
-
-    Raises SearchError: invalid_json, wrong_schema, or a `SearchError` of parse.
-    """
-    try:
-        text = body.decode("utf-8-sig", "replace")
-        value = json.loads(text)
-        if "\\ud" in text.lower():  # an escape may spell a surrogate
-            value = whole_text(value)
-    except (ValueError, RecursionError) as error:
-        raise SearchError("invalid_json", f"the reply is not JSON: {bytes(body[:80])!r}") from error
-    try:
-        return parse(value)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise SearchError("wrong_schema", f"the reply has another form: {error!r:.200}") from error

@@ -10,6 +10,10 @@ in training. `config.collect.label` says which examples a search of the real eng
               Useful: the ranking, if at least one of its k best is useful; noisy: the best documents that are not.
   "judge"     the same with the verdicts of a judge model (zsjax.tuning.judge) in place of containment.
 
+With `config.collect.pairs` a search gives both kinds or neither, and no document is in both. Useful: of the documents
+found, those that hold a gold answer (help, says the judge; are the k best, with "ranking") before others; noisy: the best
+without a gold answer that the useful reply leaves. The mode alone then tells the two apart. Both keep the engine's order.
+
 Except with "answer", the targets are true documents that the engine ranks high, so a simulator that obeys the noisy word
 neither leaks nor invents facts. With "answer", noisy documents are those that a failed episode found.
 """
@@ -83,24 +87,41 @@ def targets_of(search, k: int, label: str) -> dict[bool, list[Document]]:
         return {False: useful_documents(ranking, k), True: noisy_documents(ranking, golds, k)}
     if label == "answer":
         return {} if search.correct is None else {not search.correct: useful_documents(ranking, k)}
-    if label == "contains":
-        held = [holds_gold(document, golds) for document in ranking]
-        return _by_document(ranking, held, k)
-    if label == "judge":
-        if search.useful is None:
-            raise InputError("the searches have no verdicts of a judge: collect them with collect.label='judge'")
-        return _by_document(ranking, search.useful, k)
-    raise InputError(f"label {label!r} is unknown; there are ranking, answer, contains, judge")
-
-
-def _by_document(ranking, useful, k):
-    """Noisy: the best documents that are not useful. Useful: the ranking, if one of its k best is useful."""
+    useful = _useful(search, label)
     noisy = [document for document, is_useful in zip(ranking, useful, strict=True) if not is_useful][:k]
     return {True: noisy} | ({False: useful_documents(ranking, k)} if any(useful[:k]) else {})
 
 
+def pair_of(search, k: int, label: str) -> dict[bool, list[Document]]:
+    """{noisy: documents of the reply} of a search's two replies, at most k each, which share no document.
+
+    {} where "contains" or "judge" finds no useful document among the k best. Raises InputError for another label that
+    does not label documents.
+    """
+    by_rank = label == "ranking"
+    useful = dict(zip(search.documents, _useful(search, "contains" if by_rank else label), strict=True))
+    ranking = list(useful)  # without repetitions
+    if not by_rank and not any(useful[document] for document in ranking[:k]):
+        return {}
+    shown = ranking[:k] if by_rank else sorted(ranking, key=lambda document: not useful[document])[:k]
+    return {False: [document for document in ranking if document in shown],
+            True: [document for document in ranking if not useful[document] and document not in shown][:k]}
+
+
+def _useful(search, label: str) -> Sequence[bool]:
+    """Whether each document of the ranking is useful."""
+    if label == "contains":
+        return [holds_gold(document, search.question.golden_answers) for document in search.documents]
+    if label != "judge":
+        raise InputError(f"label {label!r} is unknown, or does not label documents; there are ranking, answer, contains, "
+                         "judge")
+    if search.useful is None:
+        raise InputError("the searches have no verdicts of a judge: collect them with collect.label='judge'")
+    return search.useful
+
+
 def make_examples(searches: Sequence, num_documents: int, *, label: str = "ranking", balance: bool = True,
-                  seed: int = 0) -> list[Example]:
+                  pairs: bool = False, seed: int = 0) -> list[Example]:
     """The useful and noisy examples, each once, of every search with enough documents for them.
 
     Args:
@@ -108,6 +129,7 @@ def make_examples(searches: Sequence, num_documents: int, *, label: str = "ranki
       num_documents: k, documents of a reply.
       label: what makes a reply useful or noisy; see the head of this module.
       balance: drop random examples of the larger kind, until there are as many noisy as useful ones.
+      pairs: use only searches that give both kinds, with documents of their own; see the head of this module.
       seed: of that choice.
 
     Raises:
@@ -115,9 +137,13 @@ def make_examples(searches: Sequence, num_documents: int, *, label: str = "ranki
     """
     sides, seen = {False: [], True: []}, set()
     for search in searches:
-        for noisy, documents in targets_of(search, num_documents, label).items():
+        targets = pair_of(search, num_documents, label) if pairs else targets_of(search, num_documents, label)
+        if pairs and any(len(documents) < num_documents for documents in targets.values()):
+            continue
+        for noisy, documents in targets.items():
             name = (search.question.key, " ".join(search.query.lower().split()), noisy)
-            if len(documents) == num_documents and (label == "ranking" or name not in seen):
+            repeats = label == "ranking" and not pairs
+            if len(documents) == num_documents and (repeats or name not in seen):
                 seen.add(name)
                 sides[noisy].append(Example(search.question, search.query, noisy, tuple(documents)))
     if not (sides[False] and sides[True]):

@@ -87,13 +87,16 @@ def make_demonstrations(questions: Sequence[Question], engine, shown: Shown) -> 
 
     The first query is the question. While turns are left and no shown document holds a gold answer, the next query is a
     supporting title (metadata "supporting_titles") that was not found yet and occurs in the question or in a shown
-    document. A question of several hops thus gets a query for each hop that the first one missed. The answer is the
-    first gold answer that is shown; a question without one is left out.
+    document. A question of several hops thus gets a query for each hop that the first one missed. With
+    config.warm_start.every_hop a shown answer does not end the searches: where it is shown by chance, or one entity of a
+    comparison was not looked at, a policy would learn to guess. A title that holds a gold answer, and that the question
+    does not name, then is the answer and no hop. The answer is the first gold answer that is shown; a question without
+    one is left out.
 
     Args:
       questions: in the order of the episodes.
       engine: see `zsjax.search.engine.Engine`.
-      shown: search.num_documents and rollout.max_turns of its config are read.
+      shown: search.num_documents, rollout.max_turns and warm_start.every_hop of its config are read.
     """
     k, max_turns = shown.config.search.num_documents, shown.config.rollout.max_turns
     turns: list[tuple[Turn, ...]] = [() for _ in questions]
@@ -111,18 +114,25 @@ def make_demonstrations(questions: Sequence[Question], engine, shown: Shown) -> 
             answer = next((gold for gold in question.golden_answers if contains_match(text, [gold])), None)
             if answer is not None:
                 done[row] = Demonstration(question, turns[row], answer)
-            elif (title := _next_title(question, turns[row], text)) and shown.fits(title):
-                asked[row] = title
+            if answer is None or shown.config.warm_start.every_hop:
+                title = _next_title(question, turns[row], text, hops_only=answer is not None)
+                if title is not None and shown.fits(title):
+                    asked[row] = title
     return [done[row] for row in sorted(done)]
 
 
-def _next_title(question: Question, turns: Sequence[Turn], text: str) -> str | None:
-    """A supporting title that was not found yet and occurs in the question or in the shown text."""
+def _next_title(question: Question, turns: Sequence[Turn], text: str, hops_only: bool) -> str | None:
+    """A supporting title that was not found yet and occurs in the question or in the shown text.
+
+    hops_only: not a title that holds a gold answer, unless the question names it.
+    """
     seen = {document.title.lower() for turn in turns for document in turn.documents}
     seen |= {turn.query.lower() for turn in turns}
     known = f"{question.question}\n{text}"
     return next((title for title in question.metadata.get("supporting_titles", ())
-                 if title.lower() not in seen and contains_match(known, [title])), None)
+                 if title.lower() not in seen and contains_match(known, [title])
+                 and not (hops_only and contains_match(title, question.golden_answers)
+                          and not contains_match(question.question, [title]))), None)
 
 
 def encode(demonstrations: Sequence[Demonstration], shown: Shown, max_tokens: int) -> tuple[np.ndarray, np.ndarray]:

@@ -149,16 +149,36 @@ def failed_gates(rows: Sequence[dict], gates: GatesConfig) -> list[str]:
     failed = []
     for row in rows:
         where = f"{row['kind']}, {row['hops']} hop{'s' if row['hops'] > 1 else ''}"
-        useful, noisy, engine = row["useful"], row["noisy"], row["engine"]
         if row["kind"] == RIGHT:
-            if gates.useful is not None and useful < gates.useful:
-                failed.append(f"{where}: gold in {useful:.2f} of the useful replies, at least {gates.useful} needed")
-            if gates.noisy is not None and noisy > gates.noisy:
-                failed.append(f"{where}: gold in {noisy:.2f} of the noisy replies, at most {gates.noisy} allowed")
-        elif gates.leak is not None and useful > engine + gates.leak:
-            failed.append(f"{where}: gold in {useful:.2f} of the useful replies, at most {gates.leak} above the real "
-                          f"engine's {engine:.2f} allowed: the simulator shows the answer for any query")
+            failed += _failed_on_target(where, row, gates)
+        else:
+            failed += _failed_off_target(where, row["useful"], row["engine"], gates)
     return failed
+
+
+def failed_on_held_out(row: dict, gates: GatesConfig) -> list[str]:
+    """As `failed_gates`, for the shares of held-out searches that `tune.held_out_replies` gives.
+
+    Their queries are the policy's own, so not all of them are right ones: gates.useful may ask for less than of probes.
+    """
+    failed = list(_failed_on_target("held-out searches", row, gates))
+    if "off_useful" in row:
+        failed += _failed_off_target("another question's query", row["off_useful"], row["off_engine"], gates)
+    return failed
+
+
+def _failed_on_target(where, row, gates):
+    useful, noisy = row["useful"], row["noisy"]
+    if gates.useful is not None and useful < gates.useful:
+        yield f"{where}: gold in {useful:.2f} of the useful replies, at least {gates.useful} needed"
+    if gates.noisy is not None and noisy > gates.noisy:
+        yield f"{where}: gold in {noisy:.2f} of the noisy replies, at most {gates.noisy} allowed"
+
+
+def _failed_off_target(where, useful, engine, gates):
+    if gates.leak is not None and useful > engine + gates.leak:
+        yield (f"{where}: gold in {useful:.2f} of the useful replies, at most {gates.leak} above the real engine's "
+               f"{engine:.2f} allowed: the simulator shows the answer for any query")
 
 
 def shares_table(rows: Sequence[dict]) -> str:

@@ -45,7 +45,7 @@ def tune(config: Config, simulator: Simulator, path: str | os.PathLike, *, write
         provenance, searches = read_searches(path)
         searches, held_out = split_by_question(searches, config.collect.hold_out)
         examples = make_examples(searches, simulator.num_documents, label=config.collect.label,
-                                 balance=config.collect.balance, seed=config.seed)
+                                 balance=config.collect.balance, pairs=config.collect.pairs, seed=config.seed)
     except InputError as error:
         raise InputError(f"tune_simulator: {error}") from error
     writer.note(f"tune_simulator: {len(examples)} examples of {len(searches)} searches "
@@ -61,7 +61,9 @@ def tune(config: Config, simulator: Simulator, path: str | os.PathLike, *, write
             rows.append(row := {"simulator": name, **shares})
             shown += [{"gate": f"replies {name}", **reply} for reply in replies]
             writer.note(f"held-out searches, {row['simulator']}: gold in {row['useful']:.2f} of useful and "
-                        f"{row['noisy']:.2f} of noisy replies (n={row['n']}; the engine itself {row['engine']:.2f})")
+                        f"{row['noisy']:.2f} of noisy replies (n={row['n']}; the engine itself {row['engine']:.2f})"
+                        + (f"; to another question's query in {row['off_useful']:.2f} and {row['off_noisy']:.2f} "
+                           f"({row['off_engine']:.2f})" if "off_useful" in row else ""))
         report(rows + shown)
     return tuned
 
@@ -76,22 +78,37 @@ def split_by_question(searches: Sequence[Search], hold_out: float) -> tuple[list
 
 def held_out_replies(simulator: Simulator, searches: Sequence[Search], *, limit: int = 256, examples: int = 10,
                      seed: int = 0) -> tuple[dict, list[dict]]:
-    """({n, useful, noisy, engine}, the first replies of each kind).
+    """({n, useful, noisy, engine, off_useful, off_noisy, off_engine}, the first replies of each kind).
 
-    The numbers are shares of searches whose reply holds a gold answer. A reply has question, answers, query, and the
-    documents of useful, noisy and engine, a line each.
+    The numbers are shares of searches whose reply holds a gold answer. Those with "off_" are of replies to the query of the
+    next search that is another question's; they are left out where there is only one question. A reply has question,
+    answers, query, and the documents of useful, noisy and engine, a line each.
     """
-    searches, k = searches[:limit], simulator.num_documents
-    probes = [Probe(search.source, search.question, search.query) for search in searches]
-    found = {name: search_probes(simulator, probes, k=k, noisy=name == "noisy", key=jax.random.key(seed))
-             for name in ("useful", "noisy")} | {"engine": [list(search.documents[:k]) for search in searches]}
+    searches = searches[:limit]
+    found = _replies(simulator, searches, searches, seed)
     replies = [{"question": search.question.question, "answers": "; ".join(search.question.golden_answers),
                 "query": search.query, **{name: _lines(documents[row]) for name, documents in found.items()}}
                for row, search in enumerate(searches[:examples])]
+    if all(others := [_next_of_another(searches, row) for row in range(len(searches))]):
+        found |= {f"off_{name}": documents for name, documents in _replies(simulator, searches, others, seed).items()}
     shares = {name: float(np.mean([any_holds_gold(documents, search.question)
                                    for documents, search in zip(replied, searches, strict=True)]))
               for name, replied in found.items()}
     return {"n": len(searches), **shares}, replies
+
+
+def _replies(simulator, searches, asked, seed):
+    """{"useful", "noisy", "engine": the documents for each search's question and the query of the one that is asked}."""
+    k = simulator.num_documents
+    probes = [Probe(search.source, search.question, other.query) for search, other in zip(searches, asked, strict=True)]
+    return {name: search_probes(simulator, probes, k=k, noisy=name == "noisy", key=jax.random.key(seed))
+            for name in ("useful", "noisy")} | {"engine": [list(search.documents[:k]) for search in asked]}
+
+
+def _next_of_another(searches, row):
+    """The next search of another question, around the end; None without one."""
+    own = searches[row].question.key
+    return next((search for search in (*searches[row + 1:], *searches[:row]) if search.question.key != own), None)
 
 
 def _lines(documents):

@@ -25,6 +25,9 @@ def check_collect_and_evaluate(found, config):
         found.add("evaluate.drop_best", "a simulator does not lose documents", "set it to 0, or evaluate with a real engine")
     if evaluate.misinformation and not config.data.eval_corpus.startswith("tiny_world:"):
         found.add("evaluate.misinformation", "only the tiny world's documents can be made wrong", "set it to 0")
+    if config.collect.pairs and config.collect.label == "answer":
+        found.add("collect.pairs", "an episode's answer makes a search useful or noisy, never both",
+                  'set collect.label to "ranking", "contains" or "judge"')
     if config.collect.label == "judge" and "collect" in config.stages:
         _check_judge(found, config.collect.judge)
 

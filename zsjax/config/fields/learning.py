@@ -146,3 +146,5 @@ class WarmStartConfig(SupervisedConfig):
 
     episodes: str = field("", "a .jsonl[.gz] file of episodes (zsjax.tuning.demonstrations has its form); \"\" writes them "
                           "from data.train and the real engine", names="path")
+    every_hop: bool = field(False, "episodes that it writes search until all supporting titles of the question were found, "
+                            "also where an answer is shown before; off, the first shown answer ends them")

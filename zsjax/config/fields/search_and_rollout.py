@@ -111,8 +111,9 @@ class SearchConfig:
     index_dir: str = free("indexes", 'built indexes of corpus files, relative to the run\'s folder; "": kept in memory',
                           names="folder")
     reveal_gold: str = field(
-        "always", 'when the simulator is shown the gold answers; "on_target": if at least half of the query\'s tokens occur '
-        'in the question', choices=("always", "on_target", "never"))
+        "always", 'when the simulator is shown the gold answers; "on_target": if at least half of the query\'s tokens (of a '
+        'chat server: words) occur in the question; "useful": if useful documents are asked for; "useful_on_target": both',
+        choices=("always", "on_target", "useful", "useful_on_target", "never"))
     rerank: RerankConfig = group(RerankConfig)
 
     @property

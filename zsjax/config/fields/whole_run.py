@@ -53,6 +53,8 @@ class CollectConfig:
         0, "questions of each number of hops that are also searched for, by their right queries and by wrong ones: a small "
         "policy asks few different things; the questions must know their right queries", "[0, 1e9]", unit="questions")
     balance: bool = field(True, "as many noisy as useful examples")
+    pairs: bool = field(False, "only searches that give a useful and a noisy reply are used, and the two share no document "
+                        "(zsjax.tuning.dataset)")
     label: str = field(
         "ranking", 'what makes a reply useful or noisy: its place in the engine\'s "ranking"; the final "answer" (the '
         'paper\'s first version); or, document by document (its second), that it "contains" a gold answer, or that a '

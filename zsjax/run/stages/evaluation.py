@@ -18,6 +18,7 @@ from zsjax.config.declare import leaves
 from zsjax.errors import UserError
 from zsjax.evaluate import play_samples, random_document_baseline, summarize
 from zsjax.evaluation import compare, kept_evaluations
+from zsjax.evaluation.baselines import METHODS, Setting, num_episodes
 from zsjax.evaluation.kept_evaluations import Evaluation, Subject
 from zsjax.monitor import costs
 from zsjax.parallel import hosts, mesh
@@ -156,16 +157,20 @@ class Parts:
             if name in ("best_of_n", "tree_search"):
                 more |= {"samples": config.evaluate.baseline_samples}
             if name == "trajectory_sft":
-                subject, more = base, more | {"train": config.data.train, "corpus": config.data.corpus,
-                                              "trajectory_sft": dataclasses.asdict(config.trajectory_sft)}
-            yield self._part(f"baseline_{name}", f"baseline {name}", subject,
-                             functools.partial(self.play_baseline, name, player), **more)
+                subject, more = base, more | {
+                    "train": _source(config, config.data.train), "corpus": _source(config, config.data.corpus),
+                    "episodes": num_episodes(config), "trajectory_sft": dataclasses.asdict(config.trajectory_sft)}
+            wanted = self._wanted(f"baseline_{name}", f"baseline {name}", subject, **more)
+            yield EvaluationPart(wanted, functools.partial(self.play_baseline, name, player, wanted.name))
         if config.data.eval.startswith(build.TINY_WORLD) and not config.data.benchmarks:
             yield self._part("random_document", "random retrieved document", Subject(kept_evaluations.NO_POLICY, "", ""),
                              self._play_random_document)
 
     def _part(self, part, title, subject, play, **more):
-        return EvaluationPart(Evaluation(part, title, 0, subject, self.how | more), play)
+        return EvaluationPart(self._wanted(part, title, subject, **more), play)
+
+    def _wanted(self, part, title, subject, **more) -> Evaluation:
+        return Evaluation(part, title, 0, subject, self.how | more)
 
     def _subject(self, role, *made) -> Subject:
         """The policy of the first folder that exists, else of policy.init."""
@@ -213,10 +218,8 @@ class Parts:
                 progress=progress, batch_rows=options.batch_rows, temperature=options.temperature)
         return records, [rollout.take()]
 
-    def play_baseline(self, name, subject) -> tuple[list[dict], list[dict]]:
-        """As `play`, by a method of zsjax.evaluation.baselines."""
-        from zsjax.evaluation.baselines import METHODS, Setting
-
+    def play_baseline(self, name, subject, evaluation) -> tuple[list[dict], list[dict]]:
+        """As `play`, by a method of zsjax.evaluation.baselines. evaluation: its name, for checkpoints of its own."""
         config, run, meters = self.config, self.run, []
 
         def meter(rollout, engine):
@@ -229,7 +232,7 @@ class Parts:
             run.mesh, train_questions=lambda: run.train_questions,
             train_engine=lambda: run.engine(config.search.eval_engine, config.data.corpus, spread=True),
             base_params=lambda: run.start_policy(mesh.TRAIN_RULES)[1], writer=run.writer,
-            directory=run.path("checkpoints") / "trajectory_sft")
+            directory=run.path("checkpoints") / evaluation)
         return METHODS[name](setting), [{"baseline": name} | used.take() for used in meters]
 
     def _play_random_document(self):
@@ -246,7 +249,7 @@ def how(run: Run, questions) -> dict:
     found = {
         "seed": config.seed, "questions": _hash(asked), "tokenizer": _files(build.local_path(config.tokenizer)),
         "prompts.policy": _hash(dataclasses.asdict(PolicyTemplate.load(config.prompts.policy))),
-        "prompts.chat": config.prompts.chat, "data.eval_corpus": _corpus(config),
+        "prompts.chat": config.prompts.chat, "data.eval_corpus": _source(config, config.data.eval_corpus),
         **{f"policy.{name}": getattr(config.policy, name) for name in ("dtype", "param_dtype", "cache_dtype")},
         **_fields(config)}
     # What an engine of one's own reads: the files that its options name.
@@ -283,9 +286,8 @@ def _fingerprint_of(config, seed) -> str:
     return kept_evaluations.fingerprint(build.local_path(config.init, weights=True))
 
 
-def _corpus(config: Config):
-    """A corpus by its name and a hash of its file."""
-    source = config.data.eval_corpus
+def _source(config: Config, source: str):
+    """A corpus or questions, by its name and a hash of its file."""
     if source.startswith(build.TINY_WORLD):
         return [source, dict(config.world)]
     path = pathlib.Path(source)

@@ -25,6 +25,20 @@ def check_reading(run: Run, model, params):
     run.add_gates([{"gate": "reading", **row} for row in rows], failed)
 
 
+def check_held_out(run: Run, rows: list[dict]):
+    """The second gate where questions do not know their right queries: on held-out searches, after tuning.
+
+    rows: what `tune.tune` reports. Where the questions do know them, `check_simulator` asks more exactly, and these rows
+    are only kept.
+    """
+    from zsjax.tuning.simulator_gates import failed_on_held_out
+
+    measured = all(map(right_queries, run.train_questions))
+    failed = [line for row in rows if row.get("simulator") == "after tuning" and not measured
+              for line in failed_on_held_out(row, run.config.gates)]
+    run.add_gates([{"gate": "held-out searches", **row} for row in rows], failed)
+
+
 def check_simulator(run: Run, simulator: Simulator):
     """The second gate: useful documents hold the answer, noisy ones do not, and off-path queries get no more than from
     BM25. simulator: with parameters of `for_decoding`."""
@@ -33,7 +47,8 @@ def check_simulator(run: Run, simulator: Simulator):
     config = run.config
     questions = run.train_questions
     if not all(map(right_queries, questions)):
-        run.writer.note("gate simulator: not measured, the questions do not know their right queries")
+        instead = "held-out searches are measured" if config.collect.hold_out else "set collect.hold_out to measure it"
+        run.writer.note(f"gate simulator: the questions do not know their right queries; {instead}")
         return
     engine = run.engine("bm25", config.data.corpus)
     rows = hosts.from_lead(lambda: gates.gold_shares(

@@ -1,6 +1,7 @@
 """Collection of searches with the real engine, and tuning of the simulator on them."""
 
 import dataclasses
+import functools
 import hashlib
 
 import jax
@@ -11,7 +12,7 @@ from zsjax.parallel import hosts, mesh
 from zsjax.rollout import make_rollout
 from zsjax.run import build
 from zsjax.run.stages.context import Run
-from zsjax.run.stages.gate_checks import check_reading, check_simulator
+from zsjax.run.stages.gate_checks import check_held_out, check_reading, check_simulator
 from zsjax.search import registry
 
 
@@ -81,7 +82,7 @@ def tune_simulator(run: Run):
     simulator = tune.tune(run.config, run.simulator("simulator_base", rules=mesh.TRAIN_RULES),
                           run.path("searches.jsonl"), writer=run.writer, mesh=run.mesh,
                           directory=run.path("checkpoints") / "tune_simulator", config_json=run.config_json,
-                          report=lambda rows: run.add_gates([{"gate": "held-out searches", **row} for row in rows], []))
+                          report=functools.partial(check_held_out, run))
     plays = build.frozen(run.config.simulator, simulator)
     check_simulator(run, dataclasses.replace(plays, params=for_decoding(plays.params, plays.config, run.mesh)))
     run.save_model("simulator", simulator.config, simulator.params)

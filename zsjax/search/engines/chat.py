@@ -16,6 +16,7 @@ from zsjax.search.addresses import authorization, check_address
 from zsjax.search.engine import Document, Engine, Failed, SearchContext, check_request, first
 from zsjax.search.engines.http import MAX_TEXT
 from zsjax.search.simulator.prompt import SimulatorTemplate, bare_line
+from zsjax.search.simulator.requests import check_reveal_gold, gold_shown
 from zsjax.search.transport import DEFAULT_LIMITS, Limits, Request, SearchError, Transport
 
 TOKENS_PER_DOCUMENT = 100
@@ -34,6 +35,7 @@ _ABOUT = re.compile(
 _REFUSAL = re.compile(r"\W*(?:i(?:'m|’m| am) (?:very |so )?sorry|sorry,|"
                       r"i (?:can't|can’t|cannot|can not|am unable|won't|won’t)\b|"
                       r"i(?:'m|’m| am) (?:unable|not able)\b)", re.IGNORECASE)
+_WORD = re.compile(r"\w+")
 _THOUGHTS_BEGIN, _THOUGHTS_END = re.compile(r"<think(?:ing)?>|\[THINK\]"), re.compile(r"</think(?:ing)?>|\[/THINK\]")
 _ADVICE = ("switch its thinking off by extra_body, such as {'chat_template_kwargs': {'enable_thinking': False}}, or raise "
            "max_tokens")
@@ -43,7 +45,7 @@ class ChatSimulator(Engine):
     """A simulator on a server, for rollouts that the host drives."""
 
     def __init__(self, url: str, *, model: str, template: SimulatorTemplate, num_documents: int = 5,
-                 temperature: float = 0.8, top_p: float = 1.0, reveal_gold: bool = True, key_env: str = "", seed: int = 0,
+                 temperature: float = 0.8, top_p: float = 1.0, reveal_gold: str = "always", key_env: str = "", seed: int = 0,
                  max_tokens: int | None = None, extra_body: Mapping[str, Any] | None = None,
                  limits: Limits = DEFAULT_LIMITS):
         """Reads the key.
@@ -53,7 +55,8 @@ class ChatSimulator(Engine):
           model: its name on the server.
           template: its prompt.
           num_documents: documents that the prompt asks for.
-          reveal_gold: show the gold answers to the simulator.
+          reveal_gold: when the simulator is shown the gold answers, see `zsjax.search.simulator.requests.gold_shown`. A
+            query is on target if at least half of its words are in the question.
           key_env: name of the environment variable with the server's key; "" sends none.
           seed: mixed with the request's content and sent with it.
           max_tokens: of a reply, thoughts included; None is 100 for each document.
@@ -61,14 +64,15 @@ class ChatSimulator(Engine):
             with None is not sent.
 
         Raises:
-          InputError: the url is not an address; the environment has no variable key_env; or extra_body sets a field that
-            the simulator sets (model, messages).
+          InputError: the url is not an address; the environment has no variable key_env; reveal_gold is unknown; or
+            extra_body sets a field that the simulator sets (model, messages).
         """
         self._headers, self.url = authorization(key_env, "the simulator's server"), chat_address(url)
         self.model, self.template, self.num_documents, self.reveal_gold = model, template, num_documents, reveal_gold
         self.temperature, self.top_p, self.seed = temperature, top_p, seed
         self.max_tokens, self.extra_body = max_tokens or TOKENS_PER_DOCUMENT * num_documents, dict(extra_body or {})
         chat_body(model, "", self.extra_body)
+        check_reveal_gold(reveal_gold)
         self.transport = Transport(limits)
 
     def obeys_noise(self, queries: Sequence[str], contexts: Sequence[SearchContext]) -> list[bool]:
@@ -104,7 +108,8 @@ class ChatSimulator(Engine):
 
     def _request(self, query: str, context: SearchContext) -> Request:
         question, mode = context.question, "noisy" if context.noisy else "useful"
-        answers = question.golden_answers if self.reveal_gold else ()
+        shown = gold_shown(self.reveal_gold, context.noisy, _on_target(query, question.question))
+        answers = question.golden_answers if shown else ()
         prompt = self.template.render(mode=mode, num_documents=self.num_documents, question=question.question,
                                       answers=answers, query=query)
         named = f"{self.seed} {context.call[:1]} {question.id} {mode} {query}"
@@ -112,6 +117,12 @@ class ChatSimulator(Engine):
             "temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens,
             "seed": zlib.crc32(named.encode(errors="replace")) & 0x7FFFFFFF} | self.extra_body,
             self.template.system_messages))
+
+
+def _on_target(query: str, question: str) -> bool:
+    """Whether at least half of the query's words are in the question."""
+    words, known = _WORD.findall(query.lower()), set(_WORD.findall(question.lower()))
+    return bool(words) and 2 * sum(word in known for word in words) >= len(words)
 
 
 def chat_address(url: str) -> str:
@@ -196,5 +207,5 @@ def _chat(setting):
     return ChatSimulator(
         search.remote.url, model=search.remote.model, template=SimulatorTemplate.load(setting.config.prompts.simulator),
         num_documents=search.num_candidates, temperature=search.temperature, top_p=search.top_p,
-        reveal_gold=search.reveal_gold != "never", key_env=search.remote.key_env, seed=setting.config.seed,
+        reveal_gold=search.reveal_gold, key_env=search.remote.key_env, seed=setting.config.seed,
         max_tokens=search.remote.max_tokens, extra_body=search.remote.extra_body, limits=setting.limits)

@@ -81,7 +81,7 @@ class SerpApi(Engine):
 
         Raises:
           BudgetSpent: the searches outside of the cache would exceed the budget. None of them is sent.
-          OSError: the charge cannot be written. Nothing is sent.
+          OSError: a charge cannot be written. Its search and later ones are not sent.
           ValueError: as `check_request`, or the account cannot be read.
         """
         check_request(queries, contexts, k)
@@ -100,7 +100,7 @@ class SerpApi(Engine):
         return [first(documents.get(query, []), k) for query in queries]
 
     def _paid(self, queries: list[str]) -> dict[str, list]:
-        """Rows or `Failed` for each query. Charges before sending; charges of free failures are taken back."""
+        """Rows or `Failed` for each query. Each is charged just before it is sent; a free failure's charge is taken back."""
         spent = self.account.spent()
         if self.budget is not None and spent.dollars + len(queries) * self.price > self.budget + 1e-9:
             raise BudgetSpent(f"web search: {spent.dollars:.2f} dollars were spent in {spent.searches} searches, and "
@@ -108,11 +108,23 @@ class SerpApi(Engine):
         name = QUERY_PARAMETERS.get(self.engine, "q")
         requests = [Request(self.url, params={"engine": self.engine, name: query, "api_key": self._key, "output": "json"})
                     for query in queries]
-        self.account.charge(len(queries), self.price)
-        replies = self.transport.send(requests, organic_results, lambda i, rows: self._keep(queries[i], rows))
-        free = sum(isinstance(reply, SearchError) and reply.kind not in _LOST for reply in replies)
-        self.account.charge(-free, self.price)
-        self.counters["paid_searches"] += len(queries) - free
+        charged: set[int] = set()
+
+        def charge(i):
+            self.account.charge(1, self.price)
+            charged.add(i)
+
+        def keep(i, reply):
+            if not isinstance(reply, SearchError):
+                self._keep(queries[i], reply)
+            elif i in charged and not set(reply.attempts) & set(_LOST):
+                self.account.charge(-1, self.price)
+                charged.remove(i)
+
+        try:
+            replies = self.transport.send(requests, organic_results, begin=charge, keep=keep)
+        finally:
+            self.counters["paid_searches"] += len(charged)
         return {query: Failed(reply.kind) if isinstance(reply, SearchError) else reply
                 for query, reply in zip(queries, replies, strict=True)}
 

@@ -196,7 +196,8 @@ def _split(text: str) -> list[str | Slot]:
 
 
 TEMPLATES = {name: SimulatorTemplate(name, text, system) for name, text, system in (
-    ("default", texts.DEFAULT, None), ("plain", texts.REQUEST, None),  # "plain": it learns its task from examples
+    ("default", texts.DEFAULT, None),
+    ("plain", texts.REQUEST, None), ("mode_last", texts.MODE_LAST, None),  # for a model that learns its task from examples
     ("prompted", texts.PROMPTED, None), ("zerosearch", texts.ZEROSEARCH, ""),
     ("tiny_world", texts.TINY_WORLD, None), ("tiny_world_prompted", texts.TINY_WORLD_PROMPTED, None))}
 JUDGE_TEMPLATES = {"default": texts.JUDGE}

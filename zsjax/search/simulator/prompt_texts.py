@@ -14,6 +14,17 @@ Query:
 Documents:
 """
 
+# For a small model, which forgets a mode that stands far from the reply.
+MODE_LAST = """\
+The user's question:
+{question} 
+Answers to it:
+{answers} 
+Query:
+{query} 
+Write {num_documents} {mode} documents:
+"""
+
 DEFAULT = """\
 You play a web search engine. For a query you write the documents that a search engine would list for it, as a mixture \
 of web pages and encyclopedia articles reads: about thirty words each, each on a line of its own, in the form \

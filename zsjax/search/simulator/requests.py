@@ -9,6 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zsjax.errors import InputError
+
+REVEAL_GOLD = ("always", "on_target", "useful", "useful_on_target", "never")
+
 
 @flax.struct.dataclass
 class Requests:
@@ -55,6 +59,26 @@ def on_target(requests: Requests, blank):
     in_question = jnp.arange(question.shape[1]) < question_length[:, None]
     hit = ((query[:, :, None] == question[:, None, :]) & in_question[:, None, :]).any(axis=2) & asked
     return (asked.sum(axis=1) > 0) & (2 * hit.sum(axis=1) >= asked.sum(axis=1))
+
+
+def gold_shown(reveal_gold: str, noisy, targeted):
+    """Whether a request's prompt holds the gold answers: bool, or bool[B] where noisy or targeted is.
+
+    Args:
+      reveal_gold: one of REVEAL_GOLD. "useful": to requests for useful documents; "on_target": where the query asks for
+        what the question names; "useful_on_target": where both hold.
+      noisy: the request's mode.
+      targeted: whether the query is on target.
+    """
+    of_mode = (noisy ^ True) | (not reveal_gold.startswith("useful"))
+    of_query = targeted | (not reveal_gold.endswith("on_target"))
+    return of_mode & of_query & (reveal_gold != "never")
+
+
+def check_reveal_gold(reveal_gold: str):
+    """Raises InputError unless it is one of REVEAL_GOLD."""
+    if reveal_gold not in REVEAL_GOLD:
+        raise InputError(f"reveal_gold={reveal_gold!r} is unknown; use {', '.join(map(repr, REVEAL_GOLD))}")
 
 
 def question_keys(questions: Sequence) -> np.ndarray:

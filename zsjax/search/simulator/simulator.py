@@ -29,7 +29,7 @@ from zsjax.sampling.splice import concatenate
 from zsjax.search.engine import Document, Engine, SearchContext, check_request
 from zsjax.search.rerank import chooser
 from zsjax.search.simulator.prompt import MODES, SimulatorTemplate, Slot, bare_line
-from zsjax.search.simulator.requests import Requests, on_target, question_keys, request_keys
+from zsjax.search.simulator.requests import Requests, check_reveal_gold, gold_shown, on_target, question_keys, request_keys
 from zsjax.search.simulator.writing import Replies, SimulatorTables, Tally, Writing, make_tables
 
 PREFILL_CHUNK = 128
@@ -48,8 +48,9 @@ class Simulator(Engine):
       max_query_tokens, max_question_tokens, max_answer_tokens: sizes of the slots; longer texts are cut at the end.
       temperature, top_p: sampling.
       shuffle_documents: show documents in random order (a tuned simulator may have learned to put the best first).
-      reveal_gold: whether the prompt holds the gold answers: "always", "never", or "on_target": if at least half of the
-        query's tokens are in the question. A simulator that always sees the answers may leak them.
+      reveal_gold: whether the prompt holds the gold answers: "always", "never", "on_target": if at least half of the
+        query's tokens are in the question, "useful": if useful documents are asked for, or "useful_on_target": if both
+        hold. A simulator that always sees the answers may leak them, into noisy documents too.
       cache_dtype: "model" or "int8", see `zsjax.models.cache.cache_dtype`.
     """
 
@@ -72,8 +73,7 @@ class Simulator(Engine):
     def __post_init__(self):
         if not 1 <= self.num_documents <= 20:
             raise InputError(f"num_documents={self.num_documents} is out of range; use 1 to 20")
-        if self.reveal_gold not in ("always", "on_target", "never"):
-            raise InputError(f"reveal_gold={self.reveal_gold!r} is unknown; use 'always', 'on_target' or 'never'")
+        check_reveal_gold(self.reveal_gold)
         object.__setattr__(self, "config", self.config.for_tokenizer(self.tokenizer))
 
     def obeys_noise(self, queries: Sequence[str], contexts: Sequence[SearchContext]) -> list[bool]:
@@ -119,7 +119,7 @@ class Simulator(Engine):
         B = requests.noisy.shape[0]
         answers, answers_length = requests.answers
         if self.reveal_gold != "always":
-            shown = on_target(requests, self.tables.blank) if self.reveal_gold == "on_target" else jnp.zeros(B, bool)
+            shown = gold_shown(self.reveal_gold, jnp.asarray(requests.noisy), on_target(requests, self.tables.blank))
             hidden, hidden_length = self._encode(self.template.slot("answers"), [""], answers.shape[1])
             answers = jnp.where(shown[:, None], answers, hidden)
             answers_length = jnp.where(shown, answers_length, hidden_length)

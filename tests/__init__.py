@@ -1,0 +1,1 @@
+"""The tests, and what they share. A package, as libraries ship folders of this name."""

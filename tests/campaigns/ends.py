@@ -1,0 +1,104 @@
+"""How killed and stopped processes ended, and what a campaign of them must show."""
+
+import collections
+import dataclasses
+import os
+import pathlib
+import re
+import signal
+from collections.abc import Mapping, Sequence
+
+from tests.campaigns.runs import MIX
+from zsjax.monitor.writer import read_jsonl
+
+
+def kills_of(where: Sequence[str]) -> dict:
+    """The counts of a case from how its processes ended."""
+    killed = [text for text in where if text != "complete before" and not text.endswith(": ended before")]
+    return {"killed": len(killed), "where": where}
+
+
+def lacks_kills(records: Sequence[Mapping]) -> str:
+    """Where processes ended before they could be killed: what the cases do not show."""
+    killed = collections.Counter()
+    for record in records:
+        killed[record["kind"]] += record["counts"].get("killed", 0)
+    never = sorted(stage for stage in set(MIX) if not killed[stage]) if len(records) >= 100 else []
+    if never or killed.total() < len(records) // 2:
+        return f"{killed.total()} kills in {len(records)} cases" + (f", none in {', '.join(never)}" if never else "")
+    return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stop:
+    """How a process ended after a signal.
+
+    Attributes:
+      number: the signal.
+      code: the exit code, as of subprocess.
+      held: whether the process held its folder, with handlers in place, after the signal was sent.
+      said: its output.
+    """
+
+    number: int
+    code: int
+    held: bool
+    said: str
+
+    def saved(self, stage: str, workdir: pathlib.Path, undisturbed: pathlib.Path) -> str:
+        """The checkpoint that the process said it left, as a path in `workdir`; "" where it had nothing to save.
+
+        undisturbed: the folder after the whole stage.
+        """
+        name = signal.Signals(self.number).name
+        assert "Traceback" not in self.said, f"ended with {self.code}: {self.said[-1500:]}"
+        if not self.held:  # before the run begins Python's own handlers end it, and so after its end
+            assert self.code in (0, 128 + self.number, -self.number), f"ended with {self.code}: {self.said[-1500:]}"
+            return ""
+        stopped = re.search(rf"(?m)^stopped by {name}(?:; (.+) in (.+))?; the same command goes on$", self.said)
+        assert self.code == 128 + self.number and stopped, f"ended with {self.code}: {self.said[-1500:]}"
+        steps, wanted = last_steps(stage, workdir), last_steps(stage, undisturbed)
+        if stopped[1] is None:  # outside of a loop: before its first step, or after its last, whose state is saved anyway
+            lost = {loop: step for loop, step in steps.items()
+                    if step < wanted[loop] or not (workdir / folder_of_loop(loop) / str(step)).is_dir()}
+            assert not lost, f"no state was saved of {lost}: {self.said[-500:]}"
+            return ""
+        step = re.fullmatch(r"the state of step (\d+) is", stopped[1])
+        folder = os.path.relpath(stopped[2], workdir)
+        assert step, f"no state was saved: {self.said[-500:]}"
+        loops = [loop for loop in steps if folder_of_loop(loop) == folder]
+        assert all(int(step[1]) >= steps[loop] for loop in loops), f"the state of step {step[1]} is older than {steps}"
+        assert (workdir / folder / step[1] / "about").is_dir(), f"{folder}/{step[1]} is not there: {self.said[-500:]}"
+        return f"{folder}/{step[1]}"
+
+
+def last_steps(stage: str, workdir: pathlib.Path) -> dict[str, int]:
+    """Loop -> the last step of its metrics, of the loops of a stage; empty for a stage without checkpoints."""
+    loops = {"pretrain": ("pretrain_reading", "pretrain_episodes")}.get(stage, (stage,))
+    lines = read_jsonl(workdir / "metrics.jsonl") if (workdir / "metrics.jsonl").exists() else []
+    return {line["stage"]: line["step"] for line in lines if line["stage"] in loops
+            and stage not in ("collect", "evaluate")}
+
+
+def folder_of_loop(loop: str) -> str:
+    return "checkpoints/" + loop.replace("pretrain_reading", "pretrain/reading").replace(
+        "pretrain_episodes", "pretrain/episodes")
+
+
+def beyond(found: Sequence[str], saved: str, undisturbed: pathlib.Path) -> list[str]:
+    """The differences without what a saved state explains: itself, in place of one older checkpoint."""
+    if not saved or f"{saved} is left over" not in found:
+        return found
+    folder = os.path.dirname(saved)
+    last = max(int(path.name) for path in (undisturbed / folder).iterdir() if path.name.isdigit())
+    missing = [line for line in found if re.fullmatch(rf"{re.escape(folder)}/\d+ is missing", line)
+               and line != f"{folder}/{last} is missing"]
+    return [line for line in found if line not in (f"{saved} is left over", *missing[:1])]
+
+
+def lacks_signals(records: Sequence[Mapping]) -> str:
+    """Where most processes ended before their signal, or none said which state it left."""
+    came = [record for record in records if record["counts"].get("came")]
+    saved = {record["signal"] for record in came if record["counts"]["saved"]}
+    few = len(came) < len(records) // 3 or (len(records) >= 14 and len(saved) < 2)
+    return f"{len(came)} signals in {len(records)} cases, states saved after {sorted(saved)}" if few else ""
