@@ -68,7 +68,8 @@ def counts(compiled, chip) -> dict:
 
 def _figures(phase, chip) -> dict:
     copies, floor = phase.copies(), phase.floor
-    return {"name": phase.scope or phase.name, "turns": phase.turns, "times": phase.times, "kernels": len(phase.kernels),
+    name = "outside of loops" if phase.name == "program" else phase.scope or phase.name
+    return {"name": name, "turns": phase.turns, "times": phase.times, "kernels": len(phase.kernels),
             "bytes": phase.bytes, "flops": phase.flops, "exchanged": phase.exchanged, "seconds": phase.seconds(chip),
             "floor": {"bytes": floor.bytes, "flops": dict(floor.flops), "seconds": phase.floor_seconds(chip)},
             "copies": len(copies), "copied": sum(kernel.copied for kernel in copies),

@@ -220,6 +220,6 @@ def _common(names) -> str:
     if not names:
         return ""
     scopes = collections.Counter(
-        "/".join(part for part in name.split("/")[1:-1] if part not in ("while", "body", "cond", "closed_call")
-                 and not re.search(r"[(\[]", part)) for name in names)
+        "/".join(part for part in name.split("/")[1:-1] if part not in ("while", "body", "cond", "closed_call", "shard_map")
+                 and not re.search(r"[(\[<]", part)) for name in names)
     return scopes.most_common(1)[0][0]
