@@ -18,6 +18,7 @@ import types
 from zsjax.config import Config, from_json, load_experiment, resolve
 from zsjax.config.experiments import known_experiments
 from zsjax.errors import ConfigError, InputError, UserError, reading
+from zsjax.types import printable
 
 DEFAULT_EXPERIMENT = "experiments/tiny_world.py"
 _PROGRAM = "python -m zsjax.launch"
@@ -55,10 +56,10 @@ def main(arguments: list[str] | None = None, *, run=None) -> int:
         return 0
     except KeyboardInterrupt as stop:
         again = "; the same command resumes from the last checkpoint" if options.run is _run_stages else ""
-        print(f"\n{str(stop) or 'interrupted' + again}", file=sys.stderr)
+        print(f"\n{printable(str(stop)) or 'interrupted' + again}", file=sys.stderr)
         return getattr(stop, "exit_code", 130)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
 
 
@@ -340,8 +341,17 @@ def _find_config(options, overrides, stages=None) -> Config:
     return config
 
 
+class _Printable(logging.Formatter):
+    """Messages that quote files and servers cannot drive the terminal."""
+
+    def format(self, record):
+        return printable(super().format(record))
+
+
 def _show_logs(stream):
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=stream)
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(_Printable("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for noisy in ("jax", "absl", "orbax", "httpx", "bm25s", "etils"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

@@ -51,7 +51,7 @@ from zsjax.data import load_corpus, load_questions, load_tokenizer
 from zsjax.data.assets import asset_path
 from zsjax.data.row_files import read_rows
 from zsjax.data.simulator_rows import simulator_row
-from zsjax.errors import ConfigError, UserError
+from zsjax.errors import ConfigError, InputError, UserError
 from zsjax.models.checkpoints.gguf import import_gguf
 from zsjax.models.checkpoints.hf import load_hf
 from zsjax.report.view_server import TrajectoryServer
@@ -245,6 +245,7 @@ def one_line(error, folder):
         assert error.problems and len(text.splitlines()) == 1 + len(error.problems), text
         return
     assert "\n" not in text.strip() and len(text) < 1500 and "Traceback" not in text, text
+    assert not isinstance(error, InputError) or text.isprintable(), repr(text)
 
 
 @pytest.fixture(scope="module")

@@ -116,7 +116,7 @@ def _finish(run, folder, done, rows):
 
 
 def _line(row) -> str:
-    group = row.get("data_set", f"hops {row['hops']}")
+    group = " ".join(str(row.get("data_set", f"hops {row['hops']}")).split())
     failed = f"  {row['failed_searches']} searches FAILED" if row["failed_searches"] else ""
     return (f"{row['name']:<60} {group}  EM {row['em']:.3f} ± {row['em_se']:.3f}  F1 {row['f1']:.3f}  "
             f"searches {row['searches']:.2f}  n {row['n']}{failed}")
