@@ -86,7 +86,7 @@ def _made(run, parts, part, number) -> Evaluation:
     if not hosts.is_lead():
         return made
     before = parts.kept.find(part.wanted)
-    if before is not None and before.failed_searches < made.failed_searches:
+    if before is not None and before.failed_searches < made.failed_searches and parts.kept.has_records(before.name):
         run.writer.note(f"evaluate: {made.failed_searches} searches of {made.title} failed; the earlier evaluation with "
                         f"{before.failed_searches} is kept")
         return before
