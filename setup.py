@@ -66,11 +66,11 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
         "plan": ["jax[tpu]>=0.10.2,<0.12"],  # the TPU's compiler (libtpu), which needs no TPU
         "plan-gpu": ["jax[cuda12]>=0.10.2,<0.12"],  # NVIDIA's, which needs no GPU (3 GB)
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.8", "torch==2.13.0",
-                 "gguf>=0.17", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6", "matplotlib>=3.9"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6.1", "hypothesis>=6.100", "ruff>=0.8", "torch==2.13.0",
+                 "gguf>=0.17", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29", "matplotlib>=3.9"],
         "browser": ["playwright>=1.50"],  # pytest -m browser, with any Chromium
         "gguf": ["gguf>=0.17"],  # python -m zsjax.launch import FILE.gguf OUT
         "serving": ["transformers[serving]>=5.0"],  # a chat server to try the chat simulator with
-        "notebooks": ["jupyterlab>=4", "matplotlib>=3.9", "ipykernel>=6"],
+        "notebooks": ["jupyterlab>=4", "matplotlib>=3.9", "ipykernel>=6.29"],
     },
 )
