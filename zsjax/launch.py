@@ -9,7 +9,6 @@ mistake ends in one message and exit code 2, without a traceback. Only this modu
 import argparse
 import dataclasses
 import json
-import logging
 import os
 import pathlib
 import sys
@@ -18,6 +17,7 @@ import types
 from zsjax.config import Config, from_json, load_experiment, resolve
 from zsjax.config.experiments import known_experiments
 from zsjax.errors import ConfigError, InputError, UserError, reading
+from zsjax.run.logs import show_logs
 from zsjax.types import printable
 
 DEFAULT_EXPERIMENT = "experiments/tiny_world.py"
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None, *, run=None) -> int:
     options, overrides = parse_flags(sys.argv[1:] if arguments is None else arguments)
     options.pipeline = run
     try:
-        _show_logs(sys.stderr if getattr(options, "json", False) else sys.stdout)
+        show_logs(sys.stderr if getattr(options, "json", False) else sys.stdout)
         keep_compiled_programs()
         if options.distributed or options.hosts:
             from zsjax.parallel import hosts
@@ -339,21 +339,6 @@ def _find_config(options, overrides, stages=None) -> Config:
         if problems:
             raise ConfigError(problems)
     return config
-
-
-class _Printable(logging.Formatter):
-    """Messages that quote files and servers cannot drive the terminal."""
-
-    def format(self, record):
-        return printable(super().format(record))
-
-
-def _show_logs(stream):
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(_Printable("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    for noisy in ("jax", "absl", "orbax", "httpx", "bm25s", "etils"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":
