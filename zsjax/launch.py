@@ -17,8 +17,7 @@ import types
 from zsjax.config import Config, from_json, load_experiment, resolve
 from zsjax.config.experiments import known_experiments
 from zsjax.errors import ConfigError, InputError, UserError, reading
-from zsjax.run.logs import show_logs
-from zsjax.types import printable
+from zsjax.run.logs import show, show_logs
 
 DEFAULT_EXPERIMENT = "experiments/tiny_world.py"
 _PROGRAM = "python -m zsjax.launch"
@@ -56,10 +55,10 @@ def main(arguments: list[str] | None = None, *, run=None) -> int:
         return 0
     except KeyboardInterrupt as stop:
         again = "; the same command resumes from the last checkpoint" if options.run is _run_stages else ""
-        print(f"\n{printable(str(stop)) or 'interrupted' + again}", file=sys.stderr)
+        show(f"\n{str(stop) or 'interrupted' + again}")
         return getattr(stop, "exit_code", 130)
     except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        show(f"error: {error}")
         return getattr(error, "exit_code", 2)
 
 

@@ -1,15 +1,24 @@
-"""Log messages on the terminal."""
+"""Log messages and errors on the terminal. They quote files and servers, which cannot drive it.
+
+`zsjax.types` is imported late: jax reads its environment when it is imported, and `zsjax.launch` sets it before.
+"""
 
 import logging
-
-from zsjax.types import printable
+import sys
 
 
 class _Printable(logging.Formatter):
-    """Messages quote files and servers, which cannot drive the terminal."""
-
     def format(self, record):
+        from zsjax.types import printable
+
         return printable(super().format(record))
+
+
+def show(text: str) -> None:
+    """Prints a text to stderr."""
+    from zsjax.types import printable
+
+    print(printable(text), file=sys.stderr)
 
 
 def show_logs(stream) -> None:
