@@ -6,12 +6,14 @@ The paragraphs and the index are those of retrieval.py. The server runs in a pro
 waits for the reply and sends the next, on a connection that it keeps. bm25s answers the same queries one by one, in a
 process of its own, without documents: what the search alone costs on one core. Latency is what a client waits, so it
 grows with the clients once the server's cores are busy. Prints a JSON line for each number of clients.
+A refused request is an error, exit code 1.
 """
 
 import argparse
 import asyncio
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -43,6 +45,7 @@ def main():
         print(json.dumps(direct(options)))
         return
     prepare(options)
+    print(json.dumps({"documents": indexed(options)}), flush=True)
     done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--direct"], check=True, text=True,
                           stdout=subprocess.PIPE)
     print(done.stdout.strip().splitlines()[-1], flush=True)
@@ -50,20 +53,32 @@ def main():
                               stdout=subprocess.PIPE)
     try:
         port = int(server.stdout.readline())
+        refused = 0
         for clients in options.clients:
-            print(json.dumps(asyncio.run(load(options, port, clients)) | memory_of(server.pid)), flush=True)
+            found = asyncio.run(load(options, port, clients))
+            refused += found["refused"]
+            print(json.dumps(found | memory_of(server.pid)), flush=True)
     finally:
         server.kill()
+    if refused:
+        sys.exit(f"error: {refused} requests were refused")
 
 
 def prepare(options):
-    """The corpus and the index, unless they are there."""
+    """The corpus and the index, unless they are there with as many documents."""
     import retrieval
 
     options.folder.mkdir(parents=True, exist_ok=True)
-    if not (options.folder / "index" / "manifest.json").exists():
+    if indexed(options) != options.documents:
+        shutil.rmtree(options.folder / "index", ignore_errors=True)
         retrieval.resample(options)
         print(json.dumps(retrieval.build(options)), flush=True)
+
+
+def indexed(options) -> int:
+    """How many documents the folder's index has; 0 without one."""
+    manifest = options.folder / "index" / "manifest.json"
+    return json.loads(manifest.read_text())["num_documents"] if manifest.exists() else 0
 
 
 def questions(options) -> list[str]:

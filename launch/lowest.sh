@@ -7,9 +7,23 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+fail() { echo "error: $*" >&2; exit 2; }
+
+# The lowest versions have wheels for these only.
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-} python3 python3.12 python3.11 python; do
+        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    fail "the lowest versions need Python 3.11 or 3.12, and none was found; set PYTHON=/path/to/python"
+}
+
 # "name>=1.2,<3" of install_requires and of the extra "test" becomes "name==1.2".
 pins() {
-    "${PYTHON:-python3}" - <<'PY'
+    "$python" - <<'PY'
 import ast, re
 call = next(node for node in ast.walk(ast.parse(open("setup.py").read()))
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "setup")
@@ -20,12 +34,16 @@ for need in needed:
 PY
 }
 
+python="$(find_python)"
 if [[ "${1:-}" == --list ]]; then
     pins
     exit
 fi
 folder="${LOWEST:-.venv-lowest}"
-[[ -x "$folder/bin/python" ]] || "${PYTHON:-python3}" -m venv "$folder"
+if ! "$folder/bin/python" -m pip --version >/dev/null 2>&1; then  # none, or one that was interrupted
+    [[ ! -e "$folder" || -e "$folder/pyvenv.cfg" ]] || fail "$folder is not a virtual environment; give another LOWEST"
+    "$python" -m venv --clear "$folder"
+fi
 pins > "$folder/lowest.txt"
 "$folder/bin/python" -m pip install --quiet --requirement "$folder/lowest.txt"
 "$folder/bin/python" -m pip install --quiet --no-deps --editable .

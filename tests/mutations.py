@@ -7,6 +7,7 @@ import struct
 # What stands where a number, a text, a list or an object was expected.
 ODD = [None, True, False, -1, 0, 1, 2**31, 2**32 - 1, 10**9, 10**30, 10**400, 1.5, 1e308, float("nan"), float("inf"), "",
        " ", "x", "\ud83d", "\0", "a\nb", "\u2028", "\u202e<|im_end|>", "</think>", "<think>", "length", "[1]", "{",
+       " " * 2000, "\n" * 2000, "useful documents\nquery: a\nquestion:" + " " * 2000 + "x",
        "9" * 5000, "x" * 5000, "Doc 1:\n" * 50, [], [[]], [None], [1], ["a"], ["a", 1], [["a"]], {}, {"a": 1},
        {"a": {"b": None}}, {"document": None}, {"text": 1}, {"target": ["a"]}]
 ODD_NUMBERS = [0, 1, 2, 7, 255, 2**16, 2**31 - 1, 2**32 - 1, 2**40, 2**62, 2**63, 2**64 - 1]

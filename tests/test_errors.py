@@ -2,6 +2,7 @@
 
 import ast
 import json
+import logging
 import pathlib
 import zlib
 
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 
 from zsjax import launch
+from zsjax.config import Config, to_json
 from zsjax.errors import ConfigError, InputError, InputNotFound, UserError, reading
+from zsjax.monitor.writer import Writer
 from zsjax.types import Question
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "zsjax"
@@ -155,3 +158,22 @@ def test_what_the_user_must_fix_does_not_pass_for_a_failed_search():
         find(asked)
     engine.error = OSError("connection reset")
     assert find(asked).replies.count.tolist() == [-1]  # a failed search
+
+
+def test_what_a_file_says_does_not_drive_the_terminal(tmp_path, monkeypatch, capsys):
+    hostile = "a\x1b]0;owned\x07\nb"
+    for kind in (InputError, InputNotFound):
+        assert str(kind(hostile)) == "a\u241b]0;owned\u2407\u240ab"
+    with Writer(None) as writer:
+        writer.note(hostile)
+        writer.write(1, {"loss": hostile}, hostile)
+    monkeypatch.setattr(logging.root, "handlers", [])  # as a process of its own has them
+    fields = {**json.loads(to_json(Config())), hostile: hostile}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert launch.main(["export", str(tmp_path / "out"), "--workdir", str(tmp_path)]) == 2
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"stage": "train", "step": 1, hostile: {}}) + "\n")
+    assert launch.main(["report", "--workdir", str(tmp_path)]) == 2
+    logging.getLogger().warning("the server said %s", hostile)
+    said = "".join(capsys.readouterr())
+    assert not {c for c in said if not c.isprintable()} - {"\n"}, repr(said)
+    assert "is ignored: a field of another version" in said and said.count("\u241b") >= 6 and "is not a number" in said

@@ -69,3 +69,30 @@ def test_xla_knows_the_flags(tmp_path):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                               env=os.environ | {"XLA_FLAGS": given, "JAX_PLATFORMS": "cpu"})
         assert (done.stdout == "known\n") == known, done.stderr[-500:]
+
+
+def test_the_lowest_versions_need_their_python_and_a_folder_of_their_own(tmp_path):
+    """Stand-ins: a python of any version that makes environments, and one that is too new."""
+    for name, new in (("old", 0), ("new", 1)):
+        (tmp_path / name).write_text(f"""#!/bin/bash
+[[ "$1" == -c ]] && exit {new}
+[[ "$1" == -m ]] && echo "$@" > {tmp_path}/made && exit 7
+exec {sys.executable} "$@"
+""")
+        (tmp_path / name).chmod(0o755)
+
+    def lowest(python, folder):
+        given = os.environ | {"PYTHON": str(tmp_path / python), "LOWEST": str(folder)}
+        given |= {"PATH": str(tools)} if python == "new" else {}
+        return subprocess.run([shutil.which("bash"), "launch/lowest.sh"], env=given, capture_output=True, text=True,
+                              check=False)
+
+    tools, mine = tmp_path / "tools", tmp_path / "mine"
+    for folder in (tools, mine):
+        folder.mkdir()
+    (tools / "dirname").symlink_to(shutil.which("dirname"))
+    assert "need Python 3.11 or 3.12" in lowest("new", mine).stderr
+    (mine / "notes.txt").write_text("x")
+    assert "is not a virtual environment" in lowest("old", mine).stderr and (mine / "notes.txt").exists()
+    (mine / "pyvenv.cfg").write_text("")  # made, and interrupted before pip came
+    assert lowest("old", mine).returncode == 7 and (tmp_path / "made").read_text() == f"-m venv --clear {mine}\n"

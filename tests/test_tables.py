@@ -48,3 +48,11 @@ def test_formats():
     assert tables.to_markdown(header, rows) == "| a | b |\n| --- | --- |\n| x \\| y z | <b> |\n"
     assert list(csv.reader(io.StringIO(tables.to_csv(header, rows)))) == [header, *rows]
     assert "&lt;b&gt;" in tables.to_html(header, rows) and "<b>" not in tables.to_html(header, rows)
+
+
+@pytest.mark.parametrize(("cell", "written"), [
+    ('+1 +hyperlink("http:x","y")', True), ("-1 +cmd", True), ("+1.2.3", True), ("=1", True), ("-", True), ("+.5 ± x", True),
+    ("-0.12", False), ("+3", False), ("-0.12 ± 0.03", False), ("1 +1", False)])
+def test_what_a_spreadsheet_takes_for_a_formula_is_marked(cell, written):
+    (_,), (found,) = csv.reader(io.StringIO(tables.to_csv(["x"], [[cell]])))
+    assert found == ("'" * written + cell)

@@ -15,9 +15,13 @@ class UserError(Exception):
 class InputError(UserError, ValueError):
     """A file, checkpoint, template or value of the user's cannot be used.
 
-    Raised where it is read. The message is one line: field or file, value, what is wrong, what to do. Every other
-    ValueError is a bug of the program and keeps its traceback.
+    Raised where it is read. The message is one line: field or file, value, what is wrong, what to do. Control characters
+    in what it quotes show as signs. Every other ValueError is a bug of the program and keeps its traceback.
     """
+
+    def __str__(self):
+        return "".join(c if c.isprintable() else chr(0x2400 + ord(c)) if ord(c) < 32 else "\ufffd"
+                       for c in super().__str__())
 
 
 class InputNotFound(InputError, FileNotFoundError):

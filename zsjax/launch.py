@@ -9,7 +9,6 @@ mistake ends in one message and exit code 2, without a traceback. Only this modu
 import argparse
 import dataclasses
 import json
-import logging
 import os
 import pathlib
 import sys
@@ -18,6 +17,7 @@ import types
 from zsjax.config import Config, from_json, load_experiment, resolve
 from zsjax.config.experiments import known_experiments
 from zsjax.errors import ConfigError, InputError, UserError, reading
+from zsjax.run.logs import show, show_logs
 
 DEFAULT_EXPERIMENT = "experiments/tiny_world.py"
 _PROGRAM = "python -m zsjax.launch"
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None, *, run=None) -> int:
     options, overrides = parse_flags(sys.argv[1:] if arguments is None else arguments)
     options.pipeline = run
     try:
-        _show_logs(sys.stderr if getattr(options, "json", False) else sys.stdout)
+        show_logs(sys.stderr if getattr(options, "json", False) else sys.stdout)
         keep_compiled_programs()
         if options.distributed or options.hosts:
             from zsjax.parallel import hosts
@@ -55,10 +55,10 @@ def main(arguments: list[str] | None = None, *, run=None) -> int:
         return 0
     except KeyboardInterrupt as stop:
         again = "; the same command resumes from the last checkpoint" if options.run is _run_stages else ""
-        print(f"\n{str(stop) or 'interrupted' + again}", file=sys.stderr)
+        show(f"\n{str(stop) or 'interrupted' + again}")
         return getattr(stop, "exit_code", 130)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        show(f"error: {error}")
         return getattr(error, "exit_code", 2)
 
 
@@ -338,12 +338,6 @@ def _find_config(options, overrides, stages=None) -> Config:
         if problems:
             raise ConfigError(problems)
     return config
-
-
-def _show_logs(stream):
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=stream)
-    for noisy in ("jax", "absl", "orbax", "httpx", "bm25s", "etils"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":

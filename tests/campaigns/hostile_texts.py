@@ -14,7 +14,8 @@ PIECES = (
     "</pre></div></article></body></html>", "<!--", "]]>", "<style>*{display:none}</style>",
     "<a href='javascript:alert(1)'>x</a>", "\"'>", "&lt;script&gt;", "&#60;script&#62;", "{{ 7 * 7 }}", "{% raw %}",
     "{question}", "{query}", "{mode}", "{text}", "{0.__class__}", "%s%n", "$(id)", "`id`", "=HYPERLINK(\"http://x\")",
-    "+1+1", "@SUM(1)", "-1+1", "[bold]", "[/bold]", "[link=http://x]", "| a | b |", "\\", "../../etc/passwd", "gold",
+    "+1+1", "@SUM(1)", "-1+1", "-1 +cmd", "[bold]", "[/bold]", "[link=http://x]", "| a | b |", "\\", "../../etc/passwd",
+    "gold",
     "Kara", "king", "Doc 1:", "Doc 1(Title: x) ", "* ", "Question: who?\n", "author of the book", "1", "a", " ", ".")
 
 

@@ -158,7 +158,7 @@ def differences(found: pathlib.Path, wanted: pathlib.Path) -> list[str]:
     (`zsjax.monitor.writer.without_wall_time`), `LEFT_OUT`, and orbax's own records of when a checkpoint was written."""
     names = [_names(folder) for folder in (found, wanted)]
     out = [f"{name} is {'left over' if name in names[0] else 'missing'}" for name in sorted(names[0] ^ names[1])]
-    for name in sorted(names[0] & names[1]):
+    for name in sorted(name for name in names[0] & names[1] if not name.endswith("/")):
         a, b = (_content(folder / name) for folder in (found, wanted))
         if a != b:
             out.append(f"{name} differs")
@@ -177,6 +177,8 @@ def _names(folder):
             names.add("/".join(parts[:step + 1]))
         elif path.is_file():
             names.add("/".join(parts))
+        elif not any(path.iterdir()):
+            names.add("/".join(parts) + "/")  # an empty folder
     return names
 
 

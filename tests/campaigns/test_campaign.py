@@ -6,7 +6,7 @@ import pytest
 
 from tests.campaigns.campaign import Case, cases_of, run_campaign
 from tests.campaigns.ends import Stop, beyond, kills_of, lacks_kills, lacks_signals
-from tests.campaigns.runs import MIX
+from tests.campaigns.runs import MIX, differences
 
 
 def test_cases_are_seeded_and_a_longer_list_begins_with_the_shorter(monkeypatch):
@@ -117,3 +117,12 @@ def test_campaigns_in_which_nothing_was_killed_or_stopped_fail():
 
     assert not lacks_signals(signals(1, 1))
     assert lacks_signals(signals(0, 0)) and lacks_signals(signals(1, 0))
+
+
+def test_an_empty_folder_that_is_left_over_is_a_difference(tmp_path):
+    for name in ("found", "wanted"):
+        (tmp_path / name / "models").mkdir(parents=True)
+    assert differences(tmp_path / "found", tmp_path / "wanted") == []
+    (tmp_path / "found" / "models" / "policy.1-2.writing").mkdir()
+    assert differences(tmp_path / "found", tmp_path / "wanted") == [
+        "models/ is missing", "models/policy.1-2.writing/ is left over"]

@@ -41,6 +41,10 @@ def test_long_run(tmp_path_factory):
         files = [path for path in (workdir / "trajectories").iterdir()]
         assert len(files) <= KEPT and (workdir / "trajectories" / "train_000001.jsonl").exists()
         assert len([path for path in (workdir / "checkpoints" / "train").iterdir() if path.name.isdigit()]) == 2
+        assert all(path.name.isdigit() for path in (workdir / "checkpoints" / "train").iterdir())
+        rest = [path for path in workdir.rglob("*") if path.is_file()
+                and path.relative_to(workdir).parts[0] not in ("trajectories", "checkpoints")]
+        assert len(rest) < 60, f"files that are neither trajectories nor checkpoints: {sorted(map(str, rest))}"
         told = f"the {KEPT - 1} newest are kept" in (folder / "log.txt").read_text()
         assert told == (steps // 2 + 1 > KEPT)
         return {"steps": steps} | memory(read_jsonl(counts))

@@ -2,13 +2,14 @@
 
 import gzip
 import json
+import pathlib
 import random
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from zsjax.data import load_corpus, load_questions
+from zsjax.data import load_corpus, load_questions, row_files
 from zsjax.errors import InputError
 from zsjax.search import BM25, Document
 
@@ -160,3 +161,17 @@ def test_generated_files_are_read_or_refused_in_one_line(tmp_path, load, kind, g
             if kind == "questions":
                 assert len({question.key for question in found}) == len(found)
     assert read > 2 and refused > 2
+
+
+def test_a_small_parquet_file_does_not_fill_the_memory(tmp_path, monkeypatch):
+    path, rows = str(tmp_path / "q.parquet"), 3000
+    pyarrow.parquet.write_table(pyarrow.table({"question": ["q" * 50_000] * rows}), path, compression="zstd")
+    assert pathlib.Path(path).stat().st_size < 10_000
+    before = pyarrow.total_allocated_bytes()
+    found = row_files.read_rows(path)
+    next(found)
+    assert pyarrow.total_allocated_bytes() - before < 20 << 20
+    assert sum(1 for _ in found) == rows - 1
+    monkeypatch.setattr(row_files, "MAX_BATCH", 1 << 20)
+    with pytest.raises(InputError, match="q.parquet, behind row 0: 64 rows take 3 MB, more than 1; write shorter texts"):
+        next(row_files.read_rows(path))

@@ -1,6 +1,7 @@
 """Published replies of a search engine, in each form that such data sets have, become examples of a simulator."""
 
 import json
+import time
 
 import pyarrow
 import pyarrow.parquet
@@ -74,3 +75,13 @@ def test_a_file_becomes_examples(tmp_path, capsys):
     (tmp_path / "bad.jsonl").write_text(json.dumps(rows[0]) + "\n" + json.dumps({"prompt": "x"}) + "\n")
     with pytest.raises(InputError, match="bad.jsonl, line 2: has no reply"):
         import_searches(tmp_path / "bad.jsonl", tmp_path / "other.jsonl")
+
+
+@pytest.mark.parametrize("prompt", [
+    "useful documents\nquery: a\nquestion:" + " " * 5000 + "x", "useful documents" + "\n" * 50_000 + "query: a",
+    "useful documents\nquery: a\n" + "question:" * 20_000 + " whose answer is " * 2000,
+    "useful documents\nquery: a\nquestion: q whose answer is " + "a " * 20_000 + "." * 2000 + " " * 20_000 + "\tb"])
+def test_white_space_without_end_costs_no_time(prompt):
+    begun = time.perf_counter()
+    assert simulator_row({"prompt": prompt, "response": "Doc 1: a"}, "here").query == "a"
+    assert time.perf_counter() - begun < 2

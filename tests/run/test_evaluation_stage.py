@@ -132,6 +132,20 @@ def test_baselines_are_kept_by_what_they_read(tmp_path, played):
     assert count() == 5 and played[-2:] == ["rag by policy", "best_of_n by policy"]
 
 
+def test_an_evaluation_whose_records_a_kill_replaced_is_not_kept(tmp_path, played):
+    trained(tmp_path, "one")
+    played.failed = 1
+    evaluate(tmp_path, played)
+    records, = (tmp_path / "evaluation").glob("before-*.jsonl")
+    records.write_text(records.read_text().replace('"tokens": 7', '"tokens": 8'))  # of a repetition that was killed
+    played.failed = 2
+    with pytest.raises(stage.SearchesFailed):  # the repetition counts, though more of it failed
+        evaluate(tmp_path, played)
+    assert '"tokens": 7' in records.read_text()
+    played.failed = 0
+    assert evaluate(tmp_path, played)[0]["failed_searches"] == 0
+
+
 class FineTuned(Parts):
     """The made-up evaluations, and the package's own way to a baseline's setting."""
 

@@ -38,7 +38,7 @@ def from_json(text: str) -> Config:
     """
     config, unknown = _read(text)
     for name, value in unknown.items():
-        logging.info("%s = %r is ignored: a field of another version", name, value)
+        logging.info("%s = %.200r is ignored: a field of another version", " ".join(name.split())[:200], value)
     return config
 
 
@@ -70,7 +70,7 @@ def check_resume(old: Config | str, new: Config, where) -> None:
             # The loss divides by it.
             leaf = dataclasses.replace(leaf, spec=dataclasses.replace(leaf.spec, effect="computes"))
         if leaf is None:
-            logging.info("%s is ignored: a field of another version (%r)", name, was)
+            logging.info("%s is ignored: a field of another version (%.200r)", " ".join(name.split())[:200], was)
         elif not _may_change(leaf.spec, was, now, engines):
             raising = " or raise it" if leaf.spec.effect == "limit" else ""
             problems.append(Problem(name, now, f"the run in {where} began with {was!r}",

@@ -20,6 +20,7 @@ _FOREIGN = {_GZIP: "is compressed with gzip; name it .jsonl.gz", _PARQUET: "is p
             b"\xfd7zXZ": "is compressed with xz; unpack it", b"\x28\xb5\x2f\xfd": "is compressed with zstd; unpack it",
             b"version https://git-lfs": "is a Git LFS pointer; fetch the file itself with git lfs pull"}
 MAX_LINE = 64 << 20  # bytes; a small archive may unpack to a line that fills the memory
+BATCH_ROWS, MAX_BATCH = 64, 256 << 20  # of parquet that are unpacked at once, and their bytes
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -49,7 +50,10 @@ def _parquet_rows(name):
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(name) as file:
-            for batch in file.iter_batches():
+            for batch in file.iter_batches(batch_size=BATCH_ROWS):
+                if batch.nbytes > MAX_BATCH:
+                    raise InputError(f"{name}, behind row {number}: {BATCH_ROWS} rows take {batch.nbytes >> 20} MB, more "
+                                     f"than {MAX_BATCH >> 20}; write shorter texts")
                 for row in batch.to_pylist():
                     number += 1
                     yield row, f"{name}, row {number}"

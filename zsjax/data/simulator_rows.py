@@ -19,8 +19,9 @@ from zsjax.errors import InputError
 from zsjax.search.engines.chat import reply_documents
 
 _MODE = re.compile(r"\b(useful|noisy)\s+(?:documents|output|information)", re.IGNORECASE)
-_ASKED = re.compile(r"question:\s*(.+?)\s+whose answer is\s+(.+?)\.?\s*$", re.IGNORECASE | re.MULTILINE)
-_QUERY = re.compile(r"^\s*query:\s*(\S.*?)\s*$", re.IGNORECASE | re.MULTILINE)
+# Marks only: a pattern of the whole line would try each of a thousand blanks as its end.
+_QUESTION, _ANSWER = re.compile("question:", re.IGNORECASE), re.compile(r"\swhose answer is\s", re.IGNORECASE)
+_QUERY = re.compile(r"\s*query:", re.IGNORECASE)
 _PROMPTS, _REPLIES = ("prompt", "instruction", "query"), ("response", "completion", "output", "answer")
 _USERS, _ASSISTANTS = ("user", "human"), ("assistant", "gpt")
 MAX_DOCUMENTS = 100
@@ -51,16 +52,25 @@ def simulator_row(row: Mapping, where: str) -> SimulatorRow:
     if not prompt or not reply:
         raise InputError(f"{where}: has no {'reply' if prompt else 'prompt'} (fields: {', '.join(sorted(map(str, row)))}); "
                          "write it as messages, or as prompt and response")
-    mode, queries, asked = _MODE.search(prompt), _QUERY.findall(prompt), _ASKED.search(prompt)
+    lines = prompt.split("\n")
+    mode, queries = _MODE.search(prompt), [line[mark.end():].strip() for line in lines if (mark := _QUERY.match(line))]
     if mode is None:
         raise InputError(f"{where}: the prompt says neither useful nor noisy documents; keep the published prompt")
-    if not queries:
+    if not any(queries):
         raise InputError(f"{where}: the prompt has no line 'Query: ...'; keep the published prompt")
     documents = tuple(document.text for document in reply_documents(reply, MAX_DOCUMENTS))
     if not documents:
         raise InputError(f"{where}: the reply has no document; write lines like 'Doc 1: ...'")
-    question, golds = (asked.group(1).strip('"'), _golds(asked.group(2))) if asked else ("", ())
-    return SimulatorRow(question, golds, queries[-1], mode.group(1).lower() == "noisy", documents)
+    question, golds = next(filter(None, map(_asked, lines)), ("", ()))
+    return SimulatorRow(question, golds, next(filter(None, reversed(queries))), mode.group(1).lower() == "noisy", documents)
+
+
+def _asked(line) -> tuple[str, tuple[str, ...]] | None:
+    """(question, answers) of a line "question: ... whose answer is ..."; None for another line."""
+    begin = _QUESTION.search(line)
+    end = begin and _ANSWER.search(line, begin.end())
+    question, answer = (line[begin.end():end.start()].strip(), line[end.end():].strip()) if end else ("", "")
+    return (question.strip('"'), _golds(answer.removesuffix(".") or answer)) if question and answer else None
 
 
 def _texts(row) -> tuple[str, str]:

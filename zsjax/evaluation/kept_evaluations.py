@@ -137,6 +137,14 @@ class Kept:
             raise InputError(f"{path} is not what the evaluation left; remove {about} to evaluate again")
         return records
 
+    def has_records(self, name: str) -> bool:
+        """False where a kill came between the records of a repeated evaluation and the evaluation itself."""
+        try:
+            self.records(name)
+        except InputError:
+            return False
+        return True
+
     def add(self, evaluation: Evaluation, records: Sequence[Mapping]) -> None:
         """Writes an evaluation; one of the same name is replaced."""
         write_jsonl(self.folder / f"{evaluation.name}.jsonl", records)

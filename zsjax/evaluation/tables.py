@@ -153,7 +153,7 @@ def to_csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _no_formula(cell: str) -> str:
-    number = re.fullmatch(r"[+-]?[\d.]+( .*)?", cell)
+    number = re.fullmatch(r"[+-]?\d+(\.\d+)?( ± \d+(\.\d+)?)?", cell)
     return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t")) and not number else cell
 
 

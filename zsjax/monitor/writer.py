@@ -20,7 +20,7 @@ import numpy as np
 from zsjax.errors import InputError, json_value, reading, reason_of, writing
 from zsjax.monitor.tensorboard import TensorBoardEvents
 from zsjax.parallel.files import write_jsonl
-from zsjax.types import Metric
+from zsjax.types import Metric, printable
 
 METRICS = (
     Metric("speed/tokens_per_second", "tokens of the step's episodes over the time of rollout, score and update",
@@ -167,8 +167,8 @@ class Writer:
             self.note(f"{label}  {done}/{total}  {time.monotonic() - start:.1f} s")
 
     def note(self, text: str):
-        """Prints a line as it is, above the bar if there is one."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Prints a line, above the bar if there is one. Control characters show as signs."""
+        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
         sys.stdout.flush()
 
     def close(self):
@@ -214,7 +214,7 @@ class Writer:
             if values := [_short(line[name]) for name in names if name in line]:
                 shown += f"  {label} {'/'.join(values)}"
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, shown=shown)
+            self._bar.update(self._task, completed=step, shown=printable(shown))
         else:
             total = f"/{self._totals[phase]}" if phase in self._totals else ""
             self.note(f"{phase} {step}{total}  {shown}")

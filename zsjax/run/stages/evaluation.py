@@ -86,7 +86,7 @@ def _made(run, parts, part, number) -> Evaluation:
     if not hosts.is_lead():
         return made
     before = parts.kept.find(part.wanted)
-    if before is not None and before.failed_searches < made.failed_searches:
+    if before is not None and before.failed_searches < made.failed_searches and parts.kept.has_records(before.name):
         run.writer.note(f"evaluate: {made.failed_searches} searches of {made.title} failed; the earlier evaluation with "
                         f"{before.failed_searches} is kept")
         return before
@@ -116,7 +116,7 @@ def _finish(run, folder, done, rows):
 
 
 def _line(row) -> str:
-    group = row.get("data_set", f"hops {row['hops']}")
+    group = " ".join(str(row.get("data_set", f"hops {row['hops']}")).split())
     failed = f"  {row['failed_searches']} searches FAILED" if row["failed_searches"] else ""
     return (f"{row['name']:<60} {group}  EM {row['em']:.3f} ± {row['em_se']:.3f}  F1 {row['f1']:.3f}  "
             f"searches {row['searches']:.2f}  n {row['n']}{failed}")
