@@ -148,7 +148,7 @@ def test_a_client_that_only_announces_takes_no_room(monkeypatch):
     with serving(FakeEngine()) as server, contextlib.ExitStack() as clients:
         for _ in range(9):
             client = clients.enter_context(socket.create_connection(server.server_address))
-            client.sendall(b"POST /retrieve HTTP/1.1\r\nHost: x\r\nContent-Length: 180\r\n\r\n{")
+            client.sendall(b"POST /retrieve HTTP/1.1\r\nHost: x\r\nContent-Length: 195\r\n\r\n{")
         while server.body_bytes < 9:
             time.sleep(0.01)
         assert httpx.post(server.url, json={"queries": ["a"]}).status_code == 200
