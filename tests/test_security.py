@@ -186,6 +186,24 @@ def test_a_key_in_an_address_is_refused_and_not_shown(url):
     assert "planted" not in shown_address(url) and (url.startswith("ftp") or secret_in(url))
 
 
+@pytest.mark.parametrize("fields", [
+    {"api_key": "planted"}, {"a": [{"Authorization": "Bearer planted"}]}, {"X-API-Key": "planted"},
+    {"db_password": "planted"}, {"hf_token": "planted"}, {"a": {"b": {"key": "planted"}}}])
+def test_a_key_in_the_fields_of_a_request_is_refused_and_not_shown(fields):
+    for field in ("search.remote.extra_body", "collect.judge.extra_body", "search.options"):
+        with pytest.raises(ConfigError, match=f"{field} .*would be written to config.json") as caught:
+            resolve({"search": {"engine": "empty"}}, {field: repr(fields)}, files=False)
+        assert "planted" not in str(caught.value)
+
+
+def test_fields_of_a_request_without_secrets_stay():
+    fields = {"max_tokens": 9, "stop_token_ids": [1], "skip_special_tokens": "yes", "api_key_env": "NAME", "keywords": "a",
+              "key": "", "monkey": "x"}
+    config = resolve({"policy": {"init": "asset:tiny_world/base"}, "search": {"engine": "empty"}},
+                     {"search.remote.extra_body": repr(fields)}, files=False)
+    assert config.search.remote.extra_body == fields
+
+
 def test_an_address_without_secrets_stays():
     for url in ("http://127.0.0.1:8000", "https://h/v1?api-version=2024"):
         config = resolve({"policy": {"init": "asset:tiny_world/base"}, "search": {"engine": "empty"}},

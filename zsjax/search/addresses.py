@@ -4,13 +4,16 @@ import base64
 import os
 import re
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from zsjax.errors import InputError
 from zsjax.types import printable
 
 _SECRET = re.compile(r"key|token|secret|passw|auth|sig", re.IGNORECASE)
+# Names of secrets among the fields of a request: no max_tokens, stop_token_ids or key_env.
+_SECRET_FIELD = re.compile(r"(?:api|access|private|auth)[_-]?key$|^key$|authori[sz]ation|passw|secret|credential|bearer|"
+                           r"(?:api|access|auth|hf)[_-]?token$", re.IGNORECASE)
 _LONGEST_ESCAPE = 10  # characters of one escaped character
 
 
@@ -37,6 +40,35 @@ def secret_in(url: str) -> str:
 def is_secret(name: str) -> bool:
     """Whether a parameter of an address with this name holds a secret."""
     return bool(_SECRET.search(name))
+
+
+def secret_fields(value) -> list[str]:
+    """Dotted names in a dict of a config, at any depth, that hold a secret by their name."""
+    if isinstance(value, list | tuple):
+        return [name for item in value for name in secret_fields(item)]
+    if not isinstance(value, Mapping):
+        return []
+    found = []
+    for name, item in value.items():
+        if isinstance(item, str):
+            found += [str(name)] * (item != "" and _is_secret_field(name))
+        else:
+            found += [f"{name}.{inner}" for inner in secret_fields(item)]
+    return found
+
+
+def without_secret_fields(value):
+    """The value with *** in place of what `secret_fields` names."""
+    if isinstance(value, list | tuple):
+        return [without_secret_fields(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {name: "***" if isinstance(item, str) and _is_secret_field(name) else without_secret_fields(item)
+            for name, item in value.items()}
+
+
+def _is_secret_field(name) -> bool:
+    return bool(_SECRET_FIELD.search(str(name))) and not str(name).lower().endswith("_env")
 
 
 def authorization(key_env: str, server: str) -> dict[str, str]:
