@@ -1,3 +1,4 @@
+import os
 import pathlib
 import re
 import shutil
@@ -15,6 +16,11 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tests.environment import one_device
+from zsjax import supervised
+from zsjax.config import Config, SupervisedConfig
+from zsjax.models.decoder import DecoderConfig, init_params
+from zsjax.monitor.recorder import Recorder
+from zsjax.monitor.writer import Writer, read_jsonl
 from zsjax.parallel import files
 from zsjax.parallel.checkpoint import Checkpointer, CheckpointError, fingerprints
 from zsjax.types import TrainState
@@ -53,6 +59,32 @@ def test_restores_every_bit(tmp_path):
         assert checkpointer.restore(state, step=2)[2] == {"data_position": 2}
         with pytest.raises(CheckpointError, match="there is no checkpoint .*1"):
             checkpointer.restore(state, step=1)  # keep=2
+
+
+def test_no_power_loss_leaves_a_checkpoint_without_its_metrics(tmp_path, monkeypatch):
+    """metrics.jsonl is flushed with the step's line in it before each save: by training and by the supervised loop."""
+    flushed, fsync, checkpoints = [], os.fsync, "checkpoints/train"
+
+    def noting(descriptor):
+        if os.fstat(descriptor).st_ino == os.stat(writer.path).st_ino:
+            flushed.append((read_jsonl(writer.path)[-1]["step"], sorted(os.listdir(tmp_path / checkpoints))))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    with Writer(tmp_path, quiet=True) as writer:
+        recorder = Recorder(Config(), tmp_path, writer, None)
+        for step in (1, 2):
+            writer.write(step, {})
+            recorder._checkpoints.save(step, make_state())
+            recorder._checkpoints.wait()
+        assert flushed == [(1, []), (2, ["1"])]
+        flushed.clear()
+        checkpoints = "tune"
+        model = DecoderConfig(vocab_size=8, embed_dim=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8, mlp_dim=8)
+        phase = SupervisedConfig(steps=2, batch_rows=2, max_tokens=8, logprob_chunk=8, checkpoint_every=1)
+        batch, params = (np.ones((2, 8), np.int32), np.ones((2, 8), np.float32)), init_params(model, jax.random.key(0))
+        supervised.fit(phase, model, params, lambda step: batch, writer=writer, stage="tune", directory=tmp_path / "tune")
+        assert [step for step, _ in flushed] == [1, 2] and flushed[0][1] == []
 
 
 def test_state_may_be_donated_after_save(tmp_path):

@@ -30,6 +30,40 @@ def test_what_is_written(tmp_path):
     assert path.read_text() == '{"a": 1}\n[2]\n' and os.listdir(path.parent) == ["x"]
 
 
+@pytest.fixture
+def calls(monkeypatch):
+    """What reaches the disk, in order: ("fsync", path), and ("rename" or "replace", new path)."""
+    made = []
+
+    def noting(name, path_of):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *given: (made.append((name, path_of(*given))), real(*given))[1])
+
+    noting("fsync", lambda descriptor: os.readlink(f"/proc/self/fd/{descriptor}"))
+    noting("rename", lambda old, new: str(new))
+    noting("replace", lambda old, new: str(new))
+    return made
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs Linux's /proc to name open files")
+def test_names_are_on_the_disk_too(tmp_path, calls):
+    """A folder is flushed after a name in it has changed: a power loss takes nothing back."""
+    path = tmp_path / "new" / "deep" / "x"
+    files.write_text(path, "x")
+    *made, (kind, written), replaced, flushed = calls
+    assert made == [("fsync", str(tmp_path / "new")), ("fsync", str(tmp_path))] and (kind, written[-8:]) == (
+        "fsync", ".writing")
+    assert (replaced, flushed) == (("replace", str(path)), ("fsync", str(path.parent)))
+    for _ in range(2):
+        calls.clear()
+        with files.new_folder(tmp_path / "x") as unfinished:
+            (unfinished / "in").mkdir()
+            (unfinished / "in" / "file").write_text("x")
+        renamed = calls.index(("rename", str(tmp_path / "x")))
+        assert {("fsync", str(unfinished / name)) for name in ("in/file", "in", "")} <= set(calls[:renamed])
+        assert calls[renamed + 1:] == [("fsync", str(tmp_path))]
+
+
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, ValueError])
 def test_an_interrupted_write_changes_nothing(tmp_path, kind):
     def rows():

@@ -1,6 +1,8 @@
 """What comes from outside runs no code, secrets are written nowhere, and servers listen on this machine alone."""
 
 import ast
+import base64
+import hashlib
 import json
 import logging
 import os
@@ -8,8 +10,10 @@ import pathlib
 import socketserver
 import subprocess
 import sys
+import textwrap
 import threading
 import traceback
+from urllib.parse import quote, unquote
 
 import pytest
 
@@ -79,9 +83,14 @@ def test_servers_listen_on_this_machine_alone(tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------- secrets
 
-SECRETS = {name: f"planted-{name.lower().replace('_', '-')}-1f3a" for name in (
+def secret_of(name: str) -> str:
+    """No eight characters of it are in anything else."""
+    return "/+=".join(textwrap.wrap(hashlib.sha256(name.encode()).hexdigest(), 13))
+
+
+SECRETS = {name: secret_of(name) for name in (
     "SERPAPI_API_KEY", "CHAT_KEY", "HF_TOKEN", "WANDB_API_KEY", "NEPTUNE_API_TOKEN", "MLFLOW_TRACKING_PASSWORD")}
-PROXY = "planted-proxy-password-1f3a"
+PROXY = secret_of("proxy")
 
 
 class Echo(socketserver.StreamRequestHandler):
@@ -114,12 +123,16 @@ def echo():
 
 
 def planted(echo) -> dict[str, str]:
-    return SECRETS | {"HTTP_PROXY": f"http://user:{PROXY}@{echo}", "http_proxy": f"http://user:{PROXY}@{echo}",
-                      "NO_PROXY": "", "no_proxy": ""}
+    proxy = f"http://user:{quote(PROXY, safe='')}@{echo}"
+    return SECRETS | {"HTTP_PROXY": proxy, "http_proxy": proxy, "NO_PROXY": "", "no_proxy": ""}
 
 
 def found_in(text: str) -> list[str]:
-    return [secret for secret in (*SECRETS.values(), PROXY) if secret in text]
+    """Parts of secrets, of at least eight characters, as they are, in an address, or as HTTP sends a password."""
+    sent = base64.b64encode(f"user:{PROXY}".encode()).decode()
+    text = f"{text} {unquote(text)}"
+    return [part for secret in (*SECRETS.values(), PROXY, sent) for i in range(len(secret) - 7)
+            if (part := secret[i:i + 8]) in text]
 
 
 def test_no_failure_tells_a_key_that_the_server_repeats(echo, tmp_path, monkeypatch, caplog):
@@ -134,7 +147,7 @@ def test_no_failure_tells_a_key_that_the_server_repeats(echo, tmp_path, monkeypa
     failed = 0
     for engine in engines:
         for number in range(40):
-            found = engine.search([f"q{number}"], [SearchContext(Question("1", "who?", ("x",)))], k=3)[0]
+            found = engine.search(["q" * number + "."], [SearchContext(Question("1", "who?", ("x",)))], k=3)[0]
             failed += isinstance(found, Failed)
         assert not found_in(f"{engine.counters} {engine!r}")
     assert failed > 80 and len(caplog.records) > 20
@@ -171,6 +184,24 @@ def test_a_key_in_an_address_is_refused_and_not_shown(url):
         HttpRetriever("ftp://user:planted@h")
     assert "planted" not in str(caught.value)
     assert "planted" not in shown_address(url) and (url.startswith("ftp") or secret_in(url))
+
+
+@pytest.mark.parametrize("fields", [
+    {"api_key": "planted"}, {"a": [{"Authorization": "Bearer planted"}]}, {"X-API-Key": "planted"},
+    {"db_password": "planted"}, {"hf_token": "planted"}, {"a": {"b": {"key": "planted"}}}])
+def test_a_key_in_the_fields_of_a_request_is_refused_and_not_shown(fields):
+    for field in ("search.remote.extra_body", "collect.judge.extra_body", "search.options"):
+        with pytest.raises(ConfigError, match=f"{field} .*would be written to config.json") as caught:
+            resolve({"search": {"engine": "empty"}}, {field: repr(fields)}, files=False)
+        assert "planted" not in str(caught.value)
+
+
+def test_fields_of_a_request_without_secrets_stay():
+    fields = {"max_tokens": 9, "stop_token_ids": [1], "skip_special_tokens": "yes", "api_key_env": "NAME", "keywords": "a",
+              "key": "", "monkey": "x"}
+    config = resolve({"policy": {"init": "asset:tiny_world/base"}, "search": {"engine": "empty"}},
+                     {"search.remote.extra_body": repr(fields)}, files=False)
+    assert config.search.remote.extra_body == fields
 
 
 def test_an_address_without_secrets_stays():

@@ -143,6 +143,54 @@ def test_the_memory_of_bodies_is_bounded(monkeypatch):
         assert httpx.post(server.url, json={"queries": ["a"]}).status_code == 200 and server.body_bytes == 0
 
 
+def test_a_client_that_only_announces_takes_no_room(monkeypatch):
+    monkeypatch.setattr(server_module, "MAX_BODIES", 200)
+    with serving(FakeEngine()) as server, contextlib.ExitStack() as clients:
+        for _ in range(9):
+            client = clients.enter_context(socket.create_connection(server.server_address))
+            client.sendall(b"POST /retrieve HTTP/1.1\r\nHost: x\r\nContent-Length: 195\r\n\r\n{")
+        while server.body_bytes < 9:
+            time.sleep(0.01)
+        assert httpx.post(server.url, json={"queries": ["a"]}).status_code == 200
+
+
+@pytest.mark.parametrize("begin, drip", [(b"POST /retri", b"e"), (b"POST /retrieve HTTP/1.1\r\nX: ", b"x"),
+                                         (b"POST /retrieve HTTP/1.1\r\nContent-Length: 9999\r\n\r\n", b" ")])
+def test_a_client_that_sends_a_byte_now_and_then_is_cut_off(monkeypatch, begin, drip):
+    monkeypatch.setattr(server_module, "READ_SECONDS", 0.5)
+    with serving(FakeEngine()) as server, socket.create_connection(server.server_address) as client:
+        started = time.monotonic()
+        client.sendall(begin)
+        with pytest.raises(OSError):
+            while time.monotonic() - started < 5:
+                client.sendall(drip)
+                time.sleep(0.05)
+        assert time.monotonic() - started < 4
+        # A connection that rested has its whole time for the next request.
+        with httpx.Client() as kept:
+            for _ in range(2):
+                assert kept.post(server.url, json={"queries": ["a"]}).status_code == 200
+                time.sleep(0.3)
+
+
+def test_bodies_are_parsed_one_after_the_other(monkeypatch):
+    """Their JSON takes many times their bytes."""
+    at_once, most, loads = [], [], json.loads
+
+    def slow(data):
+        at_once.append(1)
+        most.append(len(at_once))
+        time.sleep(0.02)
+        at_once.pop()
+        return loads(data)
+
+    with serving(FakeEngine()) as server, concurrent.futures.ThreadPoolExecutor(8) as pool:
+        monkeypatch.setattr(server_module.json, "loads", slow)
+        replies = list(pool.map(lambda _: httpx.post(server.url, content=b'{"queries": ["a"]}').status_code, range(8)))
+        monkeypatch.undo()
+    assert replies == [200] * 8 and max(most) == 1 and len(most) == 8
+
+
 def test_engines_that_fail():
     with serving(FakeEngine()) as server:
         assert httpx.post(server.url, json={"queries": ["raise"]}).status_code == 500

@@ -3,14 +3,17 @@
 import http.server
 import logging
 import multiprocessing
+import re
 import threading
 import time
+import urllib.parse
 
 import pytest
 from faulty_server import serve
 
 from zsjax.search import HttpRetriever, Limits, SearchError
-from zsjax.search.addresses import environment_key, proxy_of, shown_address
+from zsjax.search.addresses import environment_key, proxy_of, shown_address, shown_text
+from zsjax.search.engines.serpapi import organic_results
 from zsjax.search.transport import CircuitBreaker, Request, Transport
 
 FAST = Limits(timeout=2, retries=0, breaker_failures=0)
@@ -161,6 +164,32 @@ def test_keys(monkeypatch):
         monkeypatch.setenv("KEY", value)
         with pytest.raises(ValueError, match="KEY"):
             environment_key("KEY", "it")
+
+
+KEY = "sk-A+b/c==d" + "9" * 30
+
+
+@pytest.mark.parametrize("spelled", [
+    KEY, KEY.upper(), urllib.parse.quote(KEY), urllib.parse.quote(KEY, safe="").lower(), urllib.parse.quote_plus(KEY),
+    urllib.parse.quote(urllib.parse.quote(KEY)), KEY.replace("/", r"\/"), KEY.replace("+", r"\u002b"),
+    KEY.replace("=", "&#61;").replace("+", "&plus;")])
+def test_a_key_is_not_shown_however_a_server_spells_it_and_wherever_it_is_cut(spelled):
+    for before in range(0, 60):
+        shown = shown_text("x" * before + f" {spelled} after", [KEY, ""], 40)
+        assert not re.search("sk|9{2}", shown, re.IGNORECASE) and len(shown) <= 43, shown
+
+
+def test_a_key_at_the_end_of_what_is_searched_for_keys_is_not_shown():
+    key = "k9" * 200
+    assert set(shown_text(f"{key} " * 99, [key], 60)) <= set("* .")
+
+
+def test_a_servers_text_is_one_line_and_drives_no_terminal(caplog):
+    with serve({"x": lambda body: (200, {"error": "a\x1b]0;owned\x07\nerror: forged\u202e",
+                                         "search_metadata": {"status": "Error"}})}) as server:
+        Transport(FAST).send([Request(server.url + "/x")], organic_results)
+    (record,) = caplog.records
+    assert record.message == "server_error: the search failed: a\u241b]0;owned\u2407 error: forged\ufffd"
 
 
 def test_failures_are_logged_once_a_batch(caplog):

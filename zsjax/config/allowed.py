@@ -9,7 +9,7 @@ from zsjax.config.declare import leaves
 from zsjax.config.fields import Config
 from zsjax.config.named import load_object
 from zsjax.errors import reason_of
-from zsjax.search.addresses import secret_in
+from zsjax.search.addresses import secret_fields, secret_in
 
 _SCHEME = re.compile(r"[A-Za-z][\w+.-]*://")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -48,6 +48,9 @@ def with_default_numbers(config: Config, names) -> Config:
 
 def _wrong(spec, item, several) -> tuple[str, str] | None:
     """(what is wrong with a value, the fix), or None."""
+    if isinstance(item, dict) and (secrets := secret_fields(item)):
+        return (f"the value of {secrets[0]!r} would be written to config.json",
+                "leave it out; a server's key is read from the environment variable that key_env names")
     if spec.range and isinstance(item, numbers.Number) and item not in spec.range:
         reason = "not a number" if item != item else "too small" if item <= spec.range.low else "too large"
         return reason, f"give {spec.range}" + f" ({spec.unit})" * bool(spec.unit)

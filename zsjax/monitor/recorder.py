@@ -27,7 +27,7 @@ class Recorder:
         self.config, self.workdir, self.writer, self.tokenizer = config, workdir, writer, tokenizer
         self.time, self._compiles = Timer(), CompileCount()
         self._checkpoints = Checkpointer(workdir / "checkpoints" / "train", keep=config.train.keep_checkpoints,
-                                         config_json=config_json)
+                                         config_json=config_json, before=writer.flush)
         self._history: list[dict] = []
         self._spent: BudgetSpent | None = None  # what an evaluation raised
         self._unevaluated = False

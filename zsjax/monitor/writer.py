@@ -19,7 +19,7 @@ import numpy as np
 
 from zsjax.errors import InputError, json_value, reading, reason_of, writing
 from zsjax.monitor.tensorboard import TensorBoardEvents
-from zsjax.parallel.files import write_jsonl
+from zsjax.parallel.files import flush, write_jsonl
 from zsjax.types import Metric, printable
 
 METRICS = (
@@ -106,7 +106,7 @@ class Writer:
         return self.workdir / "metrics.jsonl"
 
     def write(self, step: int, metrics: dict, phase: str = "train", show: bool = True):
-        """Appends one line and flushes it.
+        """Appends one line, which outlives the process; `flush` makes it outlive the machine.
 
         Args:
           step: steps done in this phase.
@@ -126,6 +126,13 @@ class Writer:
             self._trackers.write(line)
         if show:
             self._display(phase, int(step), line)
+
+    def flush(self):
+        """Returns when all lines are on the disk: no power loss leaves a checkpoint without them."""
+        if self._file is not None:
+            with writing(self.path):
+                flush(self.path)
+                flush(self.workdir)
 
     def truncate(self, stage: str, step: int):
         """Removes the lines of `stage` after `step`, which a resumed run writes again. Other stages stay."""

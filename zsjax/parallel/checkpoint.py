@@ -25,6 +25,7 @@ import pathlib
 import re
 import shutil
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -49,19 +50,21 @@ class Damaged(CheckpointError):
 class Checkpointer:
     """Numbered checkpoints of one stage in one folder."""
 
-    def __init__(self, directory, *, keep: int = 2, config_json: str | None = None):
+    def __init__(self, directory, *, keep: int = 2, config_json: str | None = None,
+                 before: Callable[[], None] = lambda: None):
         """Opens or makes the folder. Another process that writes to it is not disturbed.
 
         Args:
           directory: where `<step>/` folders go.
           keep: how many of the latest are kept.
           config_json: the run's config, kept with every checkpoint (see `config`).
+          before: called before each save: it flushes what must not be older than a checkpoint.
         """
         _quiet()
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
-        self._config_json, self._keep = config_json, keep
+        self._config_json, self._keep, self._before = config_json, keep, before
         self.directory = pathlib.Path(directory).absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep)
         try:
@@ -91,6 +94,7 @@ class Checkpointer:
         """
         if step in self._manager.all_steps():
             return
+        self._before()
         ocp = self._ocp
         about = {"extra": extra or {}, "config": self._config_json, "leaves": fingerprints(state)}
         about = json.loads(json.dumps(about, default=int)) | {"check": _check_sum(about)}

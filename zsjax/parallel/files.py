@@ -7,6 +7,8 @@ Where it is the only one left, these give it its name back.
 """
 
 import contextlib
+import errno
+import itertools
 import json
 import logging
 import os
@@ -31,7 +33,8 @@ _REPLACED = re.compile(r"\.\d+-\d+\.replaced$")
 def write_bytes(path: str | os.PathLike, data: bytes | Iterable[bytes]) -> None:
     """Writes a file, given at once or piece by piece; makes its folder.
 
-    The bytes go to a temporary file beside it, which is flushed to disk and then renamed. Several processes and threads
+    The bytes go to a temporary file beside it, which is flushed to disk and then renamed; then the folder is flushed, so
+    that a power loss takes nothing back. Several processes and threads
     may write one file: the last one wins.
 
     Raises:
@@ -40,13 +43,14 @@ def write_bytes(path: str | os.PathLike, data: bytes | Iterable[bytes]) -> None:
     path = pathlib.Path(path)
     unfinished = _beside(path, "writing")
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         try:
             with _opened_and_held(unfinished) as file:
                 file.writelines([data] if isinstance(data, bytes) else data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(unfinished, path)
+            flush(path.parent)
         except BaseException:  # an interrupt as well, or an error of the iterable
             with contextlib.suppress(OSError):
                 unfinished.unlink(missing_ok=True)
@@ -66,18 +70,18 @@ def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     path = pathlib.Path(path)
     unfinished, replaced = _beside(path, "writing"), _beside(path, "replaced")
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         _settle_abandoned(path)
         shutil.rmtree(unfinished, ignore_errors=True)  # where nothing can be locked: of an earlier process of this number
         held, held_old = _made_and_held(unfinished), _hold(path)
         try:
             yield unfinished
-            for file in unfinished.rglob("*"):
-                if file.is_file():
-                    _flush(file)
+            for written in (*unfinished.rglob("*"), unfinished):
+                flush(written)
             if path.is_dir():  # a folder cannot be renamed over a full one: the old one steps aside for a moment
                 path.rename(replaced)
             unfinished.rename(path)
+            flush(path.parent)
         except BaseException:
             if replaced.is_dir() and not path.exists():
                 with contextlib.suppress(OSError):  # a full disk: the old folder waits under its other name
@@ -206,9 +210,30 @@ def _beside(path, state):
     return path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.{state}")
 
 
-def _flush(path):
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+def _make_folder(folder):
+    """Makes a folder with its parents, on the disk too."""
+    new = list(itertools.takewhile(lambda parent: not parent.exists(), (folder, *folder.parents)))
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in new:
+        flush(made.parent)
+
+
+def flush(path: str | os.PathLike) -> None:
+    """Returns when a file's bytes, or the names in a folder, are on the disk.
+
+    Raises:
+      OSError: the disk refuses. Some systems cannot flush a folder; there it does nothing.
+    """
+    is_folder = os.path.isdir(path)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if not (is_folder and error.errno in (errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOTSUP)):
+            raise
 
 
 def write_text(path: str | os.PathLike, text: str | Iterable[str]) -> None:

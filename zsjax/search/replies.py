@@ -33,12 +33,13 @@ class SearchError(Exception):
     Attributes:
       kind: one of FAILURES.
       retry_after: seconds that the server asks to wait, or 0.
+      said: text of the server's that explains it, whole: it may hold keys, which are removed before it is cut and shown.
       attempts: the kinds of all failed attempts, this one last.
     """
 
-    def __init__(self, kind: str, message: str, retry_after: float = 0.0):
+    def __init__(self, kind: str, message: str, retry_after: float = 0.0, *, said: str = ""):
         super().__init__(f"{kind}: {message}")
-        self.kind, self.message, self.retry_after, self.attempts = kind, message, retry_after, (kind,)
+        self.kind, self.message, self.retry_after, self.said, self.attempts = kind, message, retry_after, said, (kind,)
 
 
 class Body:
@@ -90,14 +91,14 @@ def parse_reply(body: bytes, parse: Callable[[Any], Any]):
 
     Raises SearchError: invalid_json, wrong_schema, or a `SearchError` of parse.
     """
+    text = body.decode("utf-8-sig", "replace")
     try:
-        text = body.decode("utf-8-sig", "replace")
         value = json.loads(text)
         if "\\ud" in text.lower():  # an escape may spell a surrogate
             value = whole_text(value)
     except (ValueError, RecursionError) as error:
-        raise SearchError("invalid_json", f"the reply is not JSON: {bytes(body[:80])!r}") from error
+        raise SearchError("invalid_json", "the reply is not JSON", said=text) from error
     try:
         return parse(value)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise SearchError("wrong_schema", f"the reply has another form: {error!r:.200}") from error
+        raise SearchError("wrong_schema", "the reply has another form", said=repr(error)) from error

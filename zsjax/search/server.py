@@ -6,10 +6,12 @@ Use it within one machine or a trusted network: it has no encryption and no pass
 """
 
 import contextlib
+import io
 import json
 import logging
 import re
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from zsjax.search.engine import Failed
@@ -17,13 +19,13 @@ from zsjax.search.engines.http import result_entry
 from zsjax.types import whole_text
 
 MAX_BODY = 4 << 20  # bytes of a request
-MAX_BODIES = 256 << 20  # bytes of all current requests
+MAX_BODIES = 256 << 20  # bytes of all current requests, as far as they have arrived
 MAX_QUERIES, MAX_QUERY, MAX_TOPK = 4096, 8192, 100  # a step of Search-R1 is 2,560 queries
 MAX_DOCUMENTS = 100_000  # of a reply
 SEARCHES = 4  # at a time; further ones wait
 QUERIES_AT_A_TIME = 256  # given to the engine in one call
 CONNECTIONS = 1024  # open at a time, each with a thread
-READ_SECONDS = 30  # a client that sends slower is cut off
+READ_SECONDS = 30  # for a request's first line, and for all that follows; a client that sends slower is cut off
 
 
 class RetrievalServer(ThreadingHTTPServer):
@@ -38,6 +40,7 @@ class RetrievalServer(ThreadingHTTPServer):
         self.counters = {"queries": 0, "requests": 0, "refused": 0, "failed": 0}
         self.lock, self.body_bytes = threading.Lock(), 0  # guards counters and body_bytes
         self.searching, self.connections = threading.Semaphore(SEARCHES), threading.Semaphore(CONNECTIONS)
+        self.parsing = threading.Lock()  # a body's JSON may take 25 times its bytes
         super().__init__((host, port), _Handler)
 
     @property
@@ -50,17 +53,26 @@ class RetrievalServer(ThreadingHTTPServer):
                 self.counters[name] += number
 
     @contextlib.contextmanager
-    def room_for(self, size: int):
-        """Bounds the memory of all bodies together. Raises _Refused (503) beyond the bound."""
-        with self.lock:
-            if self.body_bytes + size > MAX_BODIES:
-                raise _Refused(503, "the server is at its limit; try again")
-            self.body_bytes += size
+    def room(self):
+        """Bounds the memory of all bodies together: a function to be called with each number of bytes that has arrived.
+
+        It raises _Refused (503) beyond the bound. A client that announces much and sends little takes little.
+        """
+        taken = 0
+
+        def take(size):
+            nonlocal taken
+            with self.lock:
+                if self.body_bytes + size > MAX_BODIES:
+                    raise _Refused(503, "the server is at its limit; try again")
+                self.body_bytes += size
+                taken += size
+
         try:
-            yield
+            yield take
         finally:
             with self.lock:
-                self.body_bytes -= size
+                self.body_bytes -= taken
 
     def process_request(self, request, client_address):
         self.connections.acquire()  # further clients wait in the system's list
@@ -84,10 +96,44 @@ class _Refused(Exception):
     """A request to answer with an error: (status, message)."""
 
 
+class _Reader(io.RawIOBase):
+    """Reads a connection until a moment, however the bytes are spread: a time-out of the connection is of one read alone."""
+
+    def __init__(self, connection):
+        super().__init__()
+        self.connection = connection
+        self.allow()
+
+    def allow(self):
+        """Gives READ_SECONDS from now."""
+        self.until = time.monotonic() + READ_SECONDS
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        self.connection.settimeout(max(0.001, self.until - time.monotonic()))
+        return self.connection.recv_into(buffer)
+
+
 class _Handler(BaseHTTPRequestHandler):
-    protocol_version, timeout = "HTTP/1.1", READ_SECONDS
+    protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # on a kept connection a reply's second packet would wait 40 ms
     server: RetrievalServer
+
+    def setup(self):
+        super().setup()
+        self.rfile.close()
+        self.reader = _Reader(self.connection)
+        self.rfile = io.BufferedReader(self.reader)
+
+    def handle_one_request(self):
+        self.reader.allow()
+        super().handle_one_request()
+
+    def parse_request(self):  # the first line has come, maybe after a long rest of the connection
+        self.reader.allow()
+        return super().parse_request()
 
     def do_GET(self):
         if self.path == "/health":
@@ -98,8 +144,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         try:
             size = self._body_size()
-            with self.server.room_for(size):
-                queries, topk, with_scores = self._request(self.rfile.read(size))
+            with self.server.room() as take:
+                queries, topk, with_scores = self._request(self._body(size, take))
                 self._reply(200, {"result": self._search(queries, topk, with_scores)})
         except _Refused as refused:
             self.server.count(refused=1)
@@ -133,11 +179,25 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(413, f"a request has at most {MAX_BODY} bytes")
         return int(size)
 
-    def _request(self, data: bytes):
-        try:
-            body = json.loads(data)
-        except (ValueError, RecursionError):
-            raise _Refused(400, "the body is not JSON") from None
+    def _body(self, size: int, take) -> bytearray:
+        data = bytearray()
+        while len(data) < size:
+            piece = self.rfile.read1(min(size - len(data), 1 << 16))
+            if not piece:
+                raise ConnectionError("the client broke off")
+            take(len(piece))
+            data += piece
+        return data
+
+    def _request(self, data: bytearray):
+        with self.server.parsing:
+            try:
+                return self._checked(json.loads(data))
+            except (ValueError, RecursionError):
+                raise _Refused(400, "the body is not JSON") from None
+
+    def _checked(self, body):
+        """(queries, topk, return_scores) of a request's JSON."""
         queries = body.get("queries") if isinstance(body, dict) else None
         if isinstance(body, dict) and isinstance(body.get("query"), str) and queries is None:
             queries = [body["query"]]
@@ -159,6 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         if self.close_connection:
             self.send_header("Connection", "close")
+        self.connection.settimeout(READ_SECONDS)  # for the whole reply
         self.end_headers()
         self.wfile.write(body)
 

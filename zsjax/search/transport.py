@@ -21,11 +21,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from zsjax.parallel import stops
-from zsjax.search.addresses import proxy_of, shown_address
+from zsjax.search.addresses import is_secret, proxy_of, proxy_secrets, shown_address, shown_text
 from zsjax.search.replies import FAILURES, Body, SearchError, parse_reply, seconds_of
 from zsjax.types import whole_text
 
 _MAX_REDIRECTS = 5
+_SHOWN = 300  # characters of a message, and of a server's text in it
 _LOOK_SECONDS = 0.2  # between two looks at whether the run ends
 _KEEP_SECONDS = 4  # of an idle connection; uvicorn closes it after 5 s
 
@@ -66,12 +67,11 @@ class Request:
     params: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
 
-    def without_keys(self, text: str) -> str:
-        """The text with *** for each key of the request: a server may repeat it in its reply."""
-        keys = [*self.headers.values(), *(value for name, value in self.params.items() if "key" in name)]
-        for key in (key.removeprefix("Bearer ") for key in keys):
-            text = text.replace(key, "***") if key else text
-        return text
+    @property
+    def secrets(self) -> list[str]:
+        """What a server may repeat in its reply, and nobody may read there: keys, and the password of a proxy."""
+        keys = [*self.headers.values(), *(value for name, value in self.params.items() if is_secret(name))]
+        return [*(key.removeprefix("Bearer ") for key in keys), *proxy_secrets(proxy_of(self.url))]
 
 
 class NotSent(Exception):
@@ -121,7 +121,8 @@ class Transport:
     def __init__(self, limits: Limits = DEFAULT_LIMITS):
         self.limits, self.counters = limits, collections.Counter()
         self._lock, self._process = threading.Lock(), None
-        logging.getLogger("httpx").setLevel(logging.WARNING)  # its INFO lines hold addresses with keys in them
+        for library in ("httpx", "httpcore"):  # their lines hold addresses with keys, and headers
+            logging.getLogger(library).setLevel(logging.WARNING)
 
     def send(self, requests: Sequence[Request], parse: Callable[[Any], Any], *, begin: Callable[[int], None] | None = None,
              keep: Callable[[int, Any], None] | None = None) -> list:
@@ -246,7 +247,9 @@ class Transport:
         except SearchError as error:
             failed = FAILURES[error.kind]
             # The cause, with the reply in it, is dropped: a traceback would show it.
-            raise SearchError(error.kind, request.without_keys(error.message), error.retry_after) from None
+            message = shown_text(error.message, request.secrets, _SHOWN)
+            said = shown_text(error.said, request.secrets, _SHOWN)
+            raise SearchError(error.kind, f"{message}: {said}" if said else message, error.retry_after) from None
         finally:
             self._breaker.leave(failed=failed)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from zsjax.config.allowed import path_problem
 from zsjax.errors import Problem, reason_of
-from zsjax.search.addresses import shown_address
+from zsjax.search.addresses import shown_address, without_secret_fields
 
 
 class Findings:
@@ -25,7 +25,7 @@ class Findings:
         """Adds a problem, unless the field has one already: the first is the simplest."""
         if all(problem.field != field for problem in self.problems):
             value = self.value(field)
-            value = shown_address(value) if isinstance(value, str) and "://" in value else value
+            value = shown_address(value) if isinstance(value, str) and "://" in value else without_secret_fields(value)
             self.problems.append(Problem(field, value, reason, fix))
 
     def loads(self, field, load: Callable, fix):

@@ -161,7 +161,7 @@ def organic_results(reply) -> list[dict]:
         if "error" not in reply and status != "Success":
             raise KeyError("organic_results")
         if "error" in reply and status != "Success":
-            raise SearchError("server_error", str(reply["error"])[:200])
+            raise SearchError("server_error", "the search failed", said=str(reply["error"]))
         results = []
     if not isinstance(results, list):
         raise TypeError(f"organic_results is a {type(results).__name__}, not a list")
