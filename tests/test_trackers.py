@@ -75,6 +75,18 @@ def test_a_tracker_that_fails_ends_no_run(tmp_path, caplog, broken):
     assert json.loads((tmp_path / "trackers.json").read_text()) == {"wandb": "w1", "mlflow": "m1"}
 
 
+@pytest.mark.parametrize(("broken", "name"), [("init", "wandb"), ("start_run", "mlflow"), ("set_experiment", "mlflow")])
+def test_a_tracker_that_cannot_be_opened_ends_no_run(tmp_path, caplog, broken, name):
+    (tmp_path / "trackers.json").write_text(json.dumps({name: "old"}))
+    wandb, mlflow = Calls(broken), Calls(broken)
+    write(tmp_path, {"wandb": wandb, "mlflow": mlflow})
+    assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 2
+    assert len(wandb.of("log")) + len(mlflow.of("log_metrics")) == 2  # the other one's
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{name} failed and is left out from now on: no network"]
+    assert json.loads((tmp_path / "trackers.json").read_text())[name] == "old"  # a later start goes on there
+
+
 def test_an_absent_package_is_one_message_before_anything_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "mlflow", None)
     with pytest.raises(InputError, match="'mlflow' is not installed; pip install mlflow"):

@@ -308,6 +308,31 @@ def test_a_spent_budget_leaves_its_state(tmp_path, where):
     assert [line["step"] for line in lines] == [1, 2]  # gone on with
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_an_evaluation_that_spent_the_budget_is_made_when_the_run_goes_on(tmp_path, steps):
+    def evaluations(workdir, spent):
+        """Runs and returns (parameters, lines, the evaluations whose policy was kept as the best)."""
+        scores, best = [], []
+
+        def evaluate(params):
+            if spent:
+                raise BudgetSpent("web search: 2.00 dollars were spent")
+            scores.append(float(sum(np.abs(np.asarray(x)).sum() for x in jax.tree.leaves(params))))
+            return {"eval/em": 1.0 - len(scores) / 10, "eval/sum": scores[-1]}
+
+        given = dict(evaluate=evaluate, save_best=lambda params: best.append(len(scores)))
+        return *run(workdir, preset("grpo"), steps=steps, given=given, train=dict(checkpoint_every=9),
+                    health=dict(best_metric="eval/em")), best
+
+    for _ in range(2):  # not paid for at the first resumption, either
+        with pytest.raises(BudgetSpent, match="the state of step 1 is in "):
+            evaluations(tmp_path / "poor", spent=True)
+    params, lines, best = evaluations(tmp_path / "poor", spent=False)
+    wanted = evaluations(tmp_path / "rich", spent=False)
+    assert lines == wanted[1] and all("eval/em" in line for line in lines) and best == wanted[2] == [1]
+    jax.tree.map(np.testing.assert_array_equal, params, wanted[0])
+
+
 def test_only_the_most_informative_rows_are_updated_on(tmp_path):
     _, lines = run(tmp_path, preset("grpo"), train=dict(keep="reward_spread", keep_fraction=2 / 3))
     _, whole = run(tmp_path / "all", preset("grpo"))

@@ -97,8 +97,19 @@ def train(setup: Setup, workdir: pathlib.Path, writer: Writer, *, evaluate: Call
     steering = Steering(config, mesh, engine=setup.engine,
                         reranking=setup.make_reranking(setup.policy_config, setup.tokenizer, config) if reranks else None)
 
+    def evaluated(state, metrics):
+        """The state after an evaluation, whose scores join the metrics."""
+        metrics |= recorder.evaluate(evaluate, learner.policy(state))
+        state, is_best = steering.note_best(state, metrics)
+        if is_best and save_best and config.health.keep_best:
+            save_best(learner.export(state))
+        return state
+
     with Recorder(config, workdir, writer, setup.tokenizer, config_json=config_json) as recorder:
         state = recorder.restore(steering.start(learner.start(setup.params)))
+        if evaluate and (metrics := recorder.unevaluated(int(state.step))) is not None:
+            state = evaluated(state, metrics)
+            recorder.evaluated(int(state.step), metrics)
         for step in range(int(state.step), config.train.steps):
             settings = steering.at(step, state)
 
@@ -120,10 +131,7 @@ def train(setup: Setup, workdir: pathlib.Path, writer: Writer, *, evaluate: Call
             state, more = steering.follow(state, settings, played, metrics)
             metrics |= more
             if evaluate and ((step + 1) % config.train.eval_every == 0 or step + 1 == config.train.steps):
-                metrics |= recorder.evaluate(evaluate, learner.policy(state))
-                state, is_best = steering.note_best(state, metrics)
-                if is_best and save_best and config.health.keep_best:
-                    save_best(learner.export(state))
+                state = evaluated(state, metrics)
             recorder.step(step, state, played, metrics)  # line, checkpoint; an alarm or a spent budget ends the run here
 
     return learner.export(state)

@@ -34,6 +34,8 @@ METRICS = [{"stage": "train", "step": 1, "reward": 0.1, "em": 0.0, "kl": None, "
            {"stage": "tune_simulator", "step": 1, "loss": 2.0}, {"stage": "evaluate", "step": 0, "time/step": 2.0}]
 EVALUATION = [{"name": "after training", "hops": "all", "data_set": "nq", "n": 10, "em": 0.5, "em_se": 0.03, "f1": 0.6,
                "contains": 0.5, "contains_se": 0.02, "searches": 1.25, "evaluation": "after", "failed_searches": 0}]
+KEPT = {"part": "before", "title": "before training", "number": 1, "how": {"seed": 0}, "searches": 20, "failed_searches": 0,
+        "subject": {"role": "base", "source": "random", "fingerprint": "0"}, "rows": EVALUATION}
 GATES = [{"gate": "reading", "em": 0.97, "passed": True}, {"gate": "simulator", "kind": "right", "useful": 0.9}]
 
 
@@ -94,7 +96,8 @@ def run_folder(folder) -> list[str]:
     texts = {"config.json": to_json(Config(name="x")).encode(), "metrics.jsonl": json_lines(METRICS),
              "evaluation.json": json.dumps(EVALUATION).encode(), "gates.json": json.dumps(GATES).encode(),
              "trajectories/train_000001.jsonl": json_lines([TRAJECTORY] * 3),
-             "evaluation/after.jsonl": json_lines([TRAJECTORY])}
+             "evaluation/after.jsonl": json_lines([TRAJECTORY]),
+             "evaluation/before-12345678.json": json.dumps(KEPT).encode()}
     for name, data in texts.items():
         (folder / name).write_bytes(data)
     return list(texts)

@@ -6,14 +6,16 @@ import shutil
 import struct
 
 import pytest
-from hostile_files import QUESTIONS, TRAJECTORY, gguf_file, json_lines, run_folder
+from hostile_files import KEPT, QUESTIONS, TRAJECTORY, gguf_file, json_lines, run_folder
 
 from zsjax import report
 from zsjax.data import load_questions, load_tokenizer, row_files
 from zsjax.data.assets import asset_path
 from zsjax.errors import InputError
+from zsjax.evaluation.kept_evaluations import Kept
 from zsjax.models.checkpoints.gguf import import_gguf
 from zsjax.models.checkpoints.hf import load_hf
+from zsjax.monitor.writer import Writer
 from zsjax.report.trajectory_index import TrajectoryIndex
 from zsjax.search import BM25, Document
 
@@ -112,3 +114,23 @@ def test_the_viewer_counts_records_of_another_form(tmp_path):
     (tmp_path / "trajectories/train_000001.jsonl").write_bytes(json_lines(odd))
     index = TrajectoryIndex(tmp_path)
     assert (len(index), index.damaged) == (1 + 1, 3)  # one of the evaluation
+
+
+@pytest.mark.parametrize("change", [
+    {"number": "3"}, {"rows": 3}, {"rows": [[1]]}, {"rows": [{"name": "x", "n": {}}]}, {"part": 1}, {"how": []},
+    {"subject": {"role": 1, "source": "", "fingerprint": ""}}, None])
+def test_a_kept_evaluation_of_another_form_is_one_line_and_the_report_shows_it(tmp_path, change):
+    run_folder(tmp_path)
+    path = tmp_path / "evaluation" / "before-87654321.json"
+    path.write_text("[" * 100_000 if change is None else json.dumps(KEPT | change))
+    refused(f"{path.name}: .*; remove it to evaluate again", Kept(tmp_path).all)
+    assert path.name in report.write(tmp_path).read_text()
+
+
+@pytest.mark.parametrize("line", ['{"stagf": "train", "step": 2}', '{"stage": "train", "step": "2"}'])
+def test_damaged_metrics_end_a_resumption_in_one_line(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text('{"stage": "train", "step": 1}\n' + line + "\n")
+    writer = Writer(tmp_path, quiet=True, tensorboard=False)
+    for read in (lambda: writer.truncate("train", 1), lambda: report.write(tmp_path)):
+        with pytest.raises(InputError, match=r"metrics.jsonl, row 2: the field stage or step is missing; .* the row"):
+            read()

@@ -24,6 +24,7 @@ from hostile_files import (
     DOCUMENTS,
     EVALUATION,
     GATES,
+    KEPT,
     METRICS,
     PROMPT,
     QUESTIONS,
@@ -208,7 +209,7 @@ class Kinds:
     def run_folder(self, draw, folder):
         path = folder / draw.choice(run_folder(folder))
         valid = {"metrics": METRICS, "train_000001": [TRAJECTORY] * 2, "after": [TRAJECTORY], "evaluation": EVALUATION,
-                 "gates": GATES, "config": json.loads(self.config)}[path.stem]
+                 "gates": GATES, "before-12345678": KEPT, "config": json.loads(self.config)}[path.stem]
         value = mutated(valid, draw)
         data = json_lines(value) if path.suffix == ".jsonl" and isinstance(value, list) else json.dumps(value).encode()
         path.write_bytes(damaged(data, draw) if draw.random() < 0.25 else data)

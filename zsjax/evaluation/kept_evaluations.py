@@ -11,17 +11,21 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import pathlib
 import zlib
 from collections.abc import Mapping, Sequence
 
-from zsjax.errors import InputError, reading
+from zsjax.errors import InputError, json_value, reading
 from zsjax.evaluate import failed_searches
 from zsjax.monitor.writer import read_jsonl
 from zsjax.parallel.files import write_json, write_jsonl
 
 BASE, TRAINED, NO_POLICY = "base", "trained", "none"
 WEIGHTS = (".safetensors", ".gguf")
+MAX_NUMBER = 1e300  # beyond it charts cannot be computed in float64
+_COUNTS = ("failed_searches", "searches", "tokens")  # of a row
+_SCORES = ("n", "em", "em_se", "contains", "contains_se")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,16 +153,51 @@ class Kept:
 def _read(path):
     try:
         fields, _ = _fields(path)
-        return Evaluation(**fields | {"subject": Subject(**fields["subject"])})
+        found = Evaluation(**fields | {"subject": Subject(**fields["subject"])})
     except (TypeError, KeyError) as error:
         raise InputError(f"{path}: not an evaluation ({error}); remove it to evaluate again") from error
+    if what := _problem(found):
+        raise InputError(f"{path}: {what}; remove it to evaluate again")
+    return found
+
+
+def _problem(evaluation) -> str:
+    """What is wrong with an evaluation that was read from a file; "" for nothing."""
+    for value, kinds in ((evaluation, {"part": str, "title": str, "number": int, "searches": int, "failed_searches": int,
+                                       "how": dict, "rows": list}),
+                         (evaluation.subject, {"role": str, "source": str, "fingerprint": str})):
+        for name, kind in kinds.items():
+            if type(getattr(value, name)) is not kind:
+                return f"{name} = {getattr(value, name)!r:.100} is not a {kind.__name__}"
+    return next(filter(None, map(row_problem, evaluation.rows)), "")
+
+
+def row_problem(row) -> str:
+    """What is wrong with a row of `evaluate.summarize` that was read from a file; "" for nothing."""
+    if not isinstance(row, dict):
+        return f"a {type(row).__name__} is not an object"
+    for name, value in row.items():
+        if not is_number(value) and (name in _COUNTS or not isinstance(value, str)):
+            return f"{name} = {value!r:.100} is not a {'number' if name in _COUNTS else 'text or a number'}"
+    if "data_set" in row and not isinstance(row.get("name"), str):
+        return "the field name is missing"
+    needed = _SCORES if row.get("data_set") not in (None, "all") else ()  # the paper's table has them
+    odd = [name for name in needed if not isinstance(row.get(name), int | float)]
+    return f"{odd[0]} = {row.get(odd[0])!r:.100} is not a number" if odd else ""
+
+
+def is_number(value) -> bool:
+    """Also null. A float may be infinite or NaN."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return True
+    return value is None or isinstance(value, int | float) and abs(value) < MAX_NUMBER
 
 
 def _fields(path) -> tuple[dict, int | None]:
     """(the fields of a kept evaluation, checked; the check sum of its records). Version 0.2 wrote no check sums."""
     try:
         with reading(path):
-            fields = dict(json.loads(path.read_text(encoding="utf-8")))
+            fields = dict(json_value(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         if isinstance(error, InputError):
             raise

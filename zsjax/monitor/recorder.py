@@ -10,7 +10,7 @@ from zsjax.monitor import health
 from zsjax.monitor.episodes import save_trajectories
 from zsjax.monitor.phases import Timer
 from zsjax.monitor.usage import CompileCount
-from zsjax.monitor.writer import Writer, read_jsonl
+from zsjax.monitor.writer import Writer, read_lines
 from zsjax.parallel import hosts, stops
 from zsjax.parallel.checkpoint import Checkpointer
 from zsjax.types import TrainState
@@ -30,6 +30,7 @@ class Recorder:
                                          config_json=config_json)
         self._history: list[dict] = []
         self._spent: BudgetSpent | None = None  # what an evaluation raised
+        self._unevaluated = False
         self._open, self._dropped = contextlib.ExitStack(), False
 
     def __enter__(self):
@@ -42,18 +43,40 @@ class Recorder:
     def restore(self, state: TrainState) -> TrainState:
         """The state of the run's last checkpoint, or the given one; removes metrics of steps that run again."""
         if (restored := self._checkpoints.restore(state)) is not None:
-            _, state, _ = restored
+            _, state, extra = restored
+            self._unevaluated = extra.get("evaluate", False)
             logging.info("train: resumed at step %d", int(state.step))
         elif hosts.is_lead():
             for path in (self.workdir / "trajectories").glob("train_*.jsonl"):  # of a start that left no state
                 path.unlink()
         first = int(state.step)
         self.writer.truncate("train", first)
-        self._history = [line for line in read_jsonl(self.workdir / "metrics.jsonl")
+        self._history = [line for line in read_lines(self.workdir / "metrics.jsonl")
                          if line["stage"] == "train" and line["step"] <= first]  # another host may not have truncated yet
         self._open.enter_context(self.writer.progress("train", total=self.config.train.steps, done=first))
         self._open.enter_context(stops.deferred())
         return state
+
+    def unevaluated(self, step: int) -> dict | None:
+        """The metrics of the restored step where the budget was spent in its evaluation, which is thus still to be made;
+        else None."""
+        if not self._unevaluated:
+            return None
+        line = next((line for line in self._history if line["step"] == step), {})
+        return {name: value for name, value in line.items() if name not in ("stage", "step")}
+
+    def evaluated(self, step: int, metrics: dict):
+        """Writes the line of a restored step anew, with its evaluation.
+
+        Raises:
+          health.HealthAlarm, BudgetSpent: as `step`; the state was saved before.
+        """
+        if self._spent is None:
+            self.writer.truncate("train", step - 1)
+            ringing, alarm = self._alarms([line for line in self._history if line["step"] < step], metrics)
+            self.writer.write(step, metrics | ringing | self.time.take(), "train")
+            self._unevaluated = False
+        self._end(step, None if self._spent else alarm)
 
     @contextlib.contextmanager
     def keeping(self, step: int, state: TrainState):
@@ -114,21 +137,30 @@ class Recorder:
           health.HealthAlarm: a metric stayed out of its bounds and config.health.stop is set; the state is saved.
           BudgetSpent: an evaluation spent the budget; the state is saved.
         """
-        options, rules = self.config.train, self.config.health
-        self._history = [*self._history, metrics][-rules.patience:]
-        ringing = health.alarms(self._history, rules.alarms, rules.patience)
-        alarm = health.stop_message(ringing, metrics, rules.alarms, rules.patience)
+        options = self.config.train
+        ringing, alarm = self._alarms(self._history, metrics)
         taken = self.time.take()
         passes = sum(taken[f"time/{part}"] for part in ("rollout", "score", "update"))
         self.writer.write(step + 1, metrics | ringing | taken | self._compiles.take() | {
             "time/step": sum(value for name, value in taken.items() if name.startswith("time/")),
             "speed/tokens_per_second": int(played.episodes.length.sum()) / passes}, "train")
-        alarmed = alarm is not None and rules.stop
-        if (step + 1) % options.checkpoint_every == 0 or step + 1 == options.steps or alarmed or self._spent:
+        if (step + 1) % options.checkpoint_every == 0 or step + 1 == options.steps or alarm or self._spent:
             with self.time("checkpoint"):  # the line is written already: these seconds count in the next one
-                self._checkpoints.save(step + 1, state, {"data_position": step + 1})
+                owed = {"evaluate": True} if self._spent else {}
+                self._checkpoints.save(step + 1, state, {"data_position": step + 1} | owed)
+        self._end(step + 1, alarm)
+
+    def _alarms(self, before, metrics):
+        """(the alarms after a step's metrics, the sentence that stops the run or None)."""
+        rules = self.config.health
+        self._history = [*before, metrics][-rules.patience:]
+        ringing = health.alarms(self._history, rules.alarms, rules.patience)
+        return ringing, health.stop_message(ringing, metrics, rules.alarms, rules.patience) if rules.stop else None
+
+    def _end(self, step, alarm):
+        """Ends the run after a step in whose evaluation the budget was spent, or for an alarm."""
         if self._spent:
             raise BudgetSpent(f"{self._spent}; {self._checkpoints.whereabouts()}") from self._spent
-        if alarmed:
-            raise health.HealthAlarm(f"stopped after step {step + 1}, {alarm}; {self._checkpoints.whereabouts()}. Widen "
+        if alarm:
+            raise health.HealthAlarm(f"stopped after step {step}, {alarm}; {self._checkpoints.whereabouts()}. Widen "
                                      "config.health.alarms or set health.stop to false to go on from there")

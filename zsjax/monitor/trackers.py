@@ -4,6 +4,7 @@ Keys and addresses come from the environment, where the packages themselves look
 same tracked run: its id is in WORKDIR/trackers.json. Steps that are done again are logged again.
 """
 
+import contextlib
 import importlib
 import logging
 import pathlib
@@ -70,27 +71,33 @@ class Trackers:
         """
         path = pathlib.Path(workdir) / "trackers.json"
         ids = read_json(path, "remove it to track the run anew", dict) if path.exists() else {}
-        self._open = {each: TRACKERS[each](module, ids.get(each), name=name, workdir=path.parent, config=config)
-                      for each, module in modules.items()}
+        self._open = {}
+        for each, module in modules.items():
+            with self._or_left_out(each):
+                self._open[each] = TRACKERS[each](module, ids.get(each), name=name, workdir=path.parent, config=config)
         if self._open:
             write_json(path, ids | {each: tracker.run_id for each, tracker in self._open.items()})
 
     def write(self, line: Mapping):
         """Logs the numbers of a line of metrics.jsonl."""
         values = {name: value for name, value in line.items() if name != "step" and isinstance(value, int | float)}
-        self._each(lambda tracker: tracker.write(line["stage"], line["step"], values))
+        for name, tracker in list(self._open.items()):
+            with self._or_left_out(name):
+                tracker.write(line["stage"], line["step"], values)
 
     def close(self):
-        self._each(lambda tracker: tracker.close())
+        for name, tracker in list(self._open.items()):
+            with self._or_left_out(name):
+                tracker.close()
         self._open = {}
 
-    def _each(self, function):
-        for name, tracker in list(self._open.items()):
-            try:
-                function(tracker)
-            except Exception as error:  # the packages' own kinds, and the network's
-                logging.warning("%s failed and is left out from now on: %s", name, error)
-                del self._open[name]
+    @contextlib.contextmanager
+    def _or_left_out(self, name):
+        try:
+            yield
+        except Exception as error:  # the packages' own kinds, and the network's
+            logging.warning("%s failed and is left out from now on: %s", name, error)
+            self._open.pop(name, None)
 
 
 def imported(names: Sequence[str]) -> dict:

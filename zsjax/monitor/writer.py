@@ -63,6 +63,15 @@ def read_jsonl(path) -> list[dict]:
     return rows
 
 
+def read_lines(path) -> list[dict]:
+    """The lines of metrics.jsonl. Raises InputError as `read_jsonl`, and for a line without stage and step."""
+    rows = read_jsonl(path)
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row.get("stage"), str) or type(row.get("step")) is not int:
+            raise InputError(f"{path}, row {number}: the field stage or step is missing; correct or remove the row")
+    return rows
+
+
 class Writer:
     """Writes a run's metrics into files and shows them: by a progress bar on a terminal, else by one line a step."""
 
@@ -123,7 +132,7 @@ class Writer:
         if self._file is None:
             return
         self._file.close()
-        rows = read_jsonl(self.path)
+        rows = read_lines(self.path)
         kept = [row for row in rows if row["stage"] != stage or row["step"] <= step]
         if len(kept) != len(rows):
             write_jsonl(self.path, kept)

@@ -1,8 +1,8 @@
 """Checksums of what a run's stages left, so that damage is noticed before a later stage computes with it.
 
 checksums.json has the CRC-32 of every file in `SEALED`, which are written once. Checkpoints and evaluations hold their own
-(`zsjax.parallel.checkpoint`, `zsjax.evaluation.kept_evaluations`). Logs (metrics.jsonl, trajectories/) have none: no
-stage computes with them.
+(`zsjax.parallel.checkpoint`, `zsjax.evaluation.kept_evaluations`). Logs (metrics.jsonl, trajectories/) have none: of
+metrics.jsonl a resumed training reads the last lines, for its alarms; no other stage computes with them.
 """
 
 import pathlib
