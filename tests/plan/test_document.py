@@ -54,7 +54,8 @@ def test_plan_prints_one_document(tmp_path, capsys):
     path.write_text(f"import ml_collections\n\ndef get_config():\n    return ml_collections.ConfigDict({SMALL!r})\n")
     assert main(["plan", "--json", "--estimate", "--target=h200:8", "--config", str(path)]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["target"]["name"] == "h200:8" and found["fits"] and not found["exact"] and found["compiled"] == []
+    assert found["target"]["name"] == "h200:8" and found["fits"] and found["compiled"] == []
+    assert found["only_estimated"] == ["rollout", "score", "update"]
     assert found["seconds"] == pytest.approx(sum(part["seconds"] for part in found["work"]))
     assert found["peak"] == max(found["estimated_peaks"].values())
 
@@ -82,6 +83,16 @@ def test_a_compiled_figure_stands_beside_its_estimate(monkeypatch):
     assert f"so {100 * update['difference']:+.0f} %" in plan.describe(made)
 
 
+def test_a_rollout_without_a_program_counts_by_its_estimate(monkeypatch):
+    lines = [program("update", 1), program("score", 1)]
+    rooms = dict(search=SMALL["search"] | dict(engine="bm25"), data=dict(corpus="tiny_world:train"))
+    made = planned(monkeypatch, lines, **rooms)
+    assert made.peak == memory.peak(made.figures)["rollout"] > max(made.peak_of(line) for line in lines)
+    assert plan.document(made)["only_estimated"] == ("rollout",)
+    assert plan.describe(made).splitlines()[-1].endswith("exact but for the rollout, estimated")
+    assert planned(monkeypatch, [*lines, program("rollout", 1)]).only_estimated == ()
+
+
 def test_growing_caches_are_programs_of_their_own():
     setup = make_setup(config(rollout=dict(capacities=2)), read_target("v5e:8"))
     assert setup.capacities == [32, 64]
@@ -99,8 +110,8 @@ def test_growing_caches_are_programs_of_their_own():
 def test_the_smaller_cache_counts_while_it_grows(monkeypatch):
     line = program("rollout, 64 slots", 10**6) | dict(temporaries=0)
     with_both = planned(monkeypatch, [line], rollout=dict(capacities=2))
-    alone = planned(monkeypatch, [line | dict(program="rollout")])
-    assert with_both.peak - alone.peak == memory.grown_from(with_both.setup, "rollout, 64 slots") > 0
+    alone = with_both.peak_of(line | dict(program="rollout"))
+    assert with_both.peak_of(line) - alone == memory.grown_from(with_both.setup, "rollout, 64 slots") > 0
 
 
 def test_a_reranker_is_an_input_of_the_rollout_and_a_program():

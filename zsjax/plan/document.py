@@ -35,7 +35,7 @@ def document(plan: Plan) -> dict:
         "not_counted": not_counted(setup),
         "work": [dataclasses.asdict(part) for part in plan.work],
         "seconds": plan.seconds,
-        "fits": plan.fits, "peak": _finite(plan.peak), "usable": plan.usable, "exact": bool(plan.compiled),
+        "fits": plan.fits, "peak": _finite(plan.peak), "usable": plan.usable, "only_estimated": plan.only_estimated,
         "can_compile": has_compiler(target.chip.kind),
         "advice": plan.advice,
         "advice_warnings": {field: what for field, what in OTHER_TRAINING.items()

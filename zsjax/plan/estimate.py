@@ -39,9 +39,14 @@ class Plan:
     @property
     def peak(self) -> float:
         """The most bytes on one device: the compiler's count where there is one."""
-        if self.compiled:
-            return max(self.peak_of(line) for line in self.compiled)
-        return max(memory.peak(self.figures).values())
+        estimated = memory.peak(self.figures)
+        return max([self.peak_of(line) for line in self.compiled] + [estimated[phase] for phase in self.only_estimated])
+
+    @property
+    def only_estimated(self) -> tuple[str, ...]:
+        """The phases without a compiled program: all of them, or a rollout that the host drives."""
+        compiled = {memory.ESTIMATES.get(memory.program_kind(line["program"])) for line in self.compiled}
+        return tuple(phase for phase in memory.peak(self.figures) if phase not in compiled)
 
     def peak_of(self, line: dict) -> float:
         """Bytes while one compiled program runs: the program's, and the other arrays on the device; inf if it does not

@@ -101,7 +101,8 @@ def _work(found):
 
 def _verdict(found):
     chip = found["target"]["chip"]
-    kind = "exact" if found["exact"] else "estimated, nothing was compiled"
+    kind = ("estimated, nothing was compiled" if not found["compiled"] else
+            f"exact but for the {', '.join(found['only_estimated'])}, estimated" if found["only_estimated"] else "exact")
     peak = "more than there is" if found["peak"] is None else readable(found["peak"], "B")
     yield (f"\n{'FITS' if found['fits'] else 'DOES NOT FIT'}: {peak} of {readable(found['usable'], 'B')} usable "
            f"({readable(chip['memory'], 'B')})  {kind}")
