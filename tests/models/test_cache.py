@@ -1,6 +1,7 @@
 """The cached path computes what the dense one does, and writes its cache in place."""
 
 import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
