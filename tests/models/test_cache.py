@@ -1,5 +1,6 @@
 """The cached path computes what the dense one does, and writes its cache in place."""
 
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from tests.small_decoders import CONFIG, VARIANTS, extend_logits, make_params
 from zsjax.models import cache as cache_module
 from zsjax.models.cache import KVCache, copy_rows, grow, init_cache
 from zsjax.models.decoder import extend, forward
+from zsjax.models.families import gemma3
 from zsjax.models.layers import DecoderConfig
 from zsjax.sampling import decode
 
@@ -133,3 +135,17 @@ def test_reading_many_tokens_in_a_loop_writes_in_place():
     inside, found = cache_sized_results(compiled.as_text(), size)
     assert inside and not found, found
     assert compiled.memory_analysis().alias_size_in_bytes >= 2 * CONFIG.num_layers * size * 4  # donated and used
+
+
+@pytest.mark.parametrize("name, slots, today, with_rings", [
+    ("gemma3-270m", 832, 15_335_424, 12_386_304), ("gemma3-270m", 4096, 75_497_472, 22_413_312),
+    ("gemma3-1b", 832, 22_151_168, 17_825_792), ("gemma3-1b", 4096, 109_051_904, 31_195_136)])
+def test_windowed_layers_cost_what_the_page_says(name, slots, today, with_rings):
+    config = gemma3.PRESETS[name]
+    shapes = jax.eval_shape(lambda: init_cache(config, 1, slots, jnp.bfloat16))
+    assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((shapes.k, shapes.v))) == today
+    ring = config.sliding_window + 128  # sizes of zsjax.rollout.state's and the simulator's prefill chunks
+    saved = len(config.sliding_layers) * max(0, slots - ring) * today // (config.num_layers * slots)
+    assert today - saved == with_rings
+    page = pathlib.Path(__file__).parents[2] / "docs" / "how_to" / "model_family.md"
+    assert f"{slots:,} | {today:,} | {with_rings:,}" in page.read_text()

@@ -9,6 +9,11 @@ On CPU the slots of a layer are cut into segments of `SEGMENT`, an array each. A
 tokens, so that unused capacity costs no time. (A slice of one array would be copied at every step.) On accelerators there
 is one segment.
 
+Layers with a window hold every position too, although they read the last `window` alone. A ring of window + one prefill
+chunk slots would save memory: docs/how_to/model_family.md has the bytes. It is not built: a slot would be the position
+modulo the size in `write`, `copy_rows`, `grow`, Flash-Decoding and the sharding, int8's scales would follow, visibility
+would need stored positions.
+
 A cache of dtype int8 holds `Int8Heads` in place of arrays: rounded when written, never dequantised as a whole.
 """
 
