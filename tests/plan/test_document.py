@@ -93,6 +93,7 @@ def test_a_rollout_without_a_program_counts_by_its_estimate(monkeypatch):
     assert planned(monkeypatch, [*lines, program("rollout", 1)]).only_estimated == ()
 
 
+@pytest.mark.slow  # three compiled rollouts
 def test_growing_caches_are_programs_of_their_own():
     setup = make_setup(config(rollout=dict(capacities=2)), read_target("v5e:8"))
     assert setup.capacities == [32, 64]
