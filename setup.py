@@ -52,7 +52,7 @@ setup(
         "sentencepiece>=0.2",
         "tensorflow-datasets>=4.9.9",
         "pyarrow>=17",
-        "bm25s>=0.3.6",
+        "bm25s>=0.3.10",
         "httpx>=0.27",
         "tenacity>=9",
         "tensorboardX>=2.6",
