@@ -62,7 +62,7 @@ def write(ledger: Ledger, lines: Mapping[tuple, Mapping], out: pathlib.Path) -> 
     results = Results(ledger, lines)
     plots = out / "ledger"
     plots.mkdir(parents=True, exist_ok=True)
-    for old in plots.glob("curves_*.svg"):  # of arms that are no more
+    for old in plots.glob("curves_*.svg"):  # of arms that were removed
         old.unlink()
     (plots / "effects.svg").write_text(effects_plot(results))
     for name, arms in curves(ledger).items():

@@ -245,7 +245,7 @@ def test_the_page_is_written_from_the_lines_alone(book, tmp_path):
     lines["a", book.arms["a"].digest, 7] = {"arm": "a", "seed": 7, "commit": "", "seconds": 1.0,
                                             "error": "x\nlost its way\n"}
     (tmp_path / "ledger").mkdir()
-    (tmp_path / "ledger" / "curves_c9.svg").write_text("of an arm that is no more")
+    (tmp_path / "ledger" / "curves_c9.svg").write_text("of an arm that was removed")
     tables.write(book, lines, tmp_path)
     text = (tmp_path / "ledger.md").read_text()
     assert "| C1 | t | supported | 2 |  |" in text

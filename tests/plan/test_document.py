@@ -5,6 +5,7 @@ import json
 import jax
 import pytest
 
+from tests import planned_run
 from zsjax import config as configuration
 from zsjax import plan
 from zsjax.config import resolve
@@ -13,13 +14,7 @@ from zsjax.plan import aot, memory, text
 from zsjax.plan.setup import make_setup, not_counted
 from zsjax.plan.targets import read_target
 
-SHAPE = dict(vocab_size=4096, embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48)
-SMALL = dict(
-    policy=dict(init="random", shape=SHAPE), simulator=dict(init="random", shape=SHAPE | dict(num_layers=1)),
-    tokenizer="asset:real/tokenizer", train=dict(questions_per_step=8, group_size=2, logprob_chunk=8),
-    search=dict(num_documents=2, max_document_tokens=8),
-    rollout=dict(max_turns=2, max_turn_tokens=16, max_tokens=64, max_prompt_tokens=24),
-    mesh=dict(data=2, fsdp=2, tensor=2), stages=("train",))
+SMALL = planned_run.SMALL | dict(stages=("train",))
 PHASE = dict(name="decode", turns=None, times=None, kernels=7, bytes=4e9, flops={"bf16": 2e9}, exchanged={"all-gather": 3e6},
              seconds=2e-3, floor=dict(bytes=3e9, flops={"bf16": 1e9}, seconds=1e-3), copies=2, copied=5e6, widened=4e6)
 

@@ -61,7 +61,7 @@ def make_plan(config: Config, target: str = "", *, compiles: bool = True, advise
 def compile_programs(config: Config, target: PlanTarget) -> list[dict]:
     """The lines of `zsjax.plan.aot`, from a process of its own: libtpu reads its environment when it is loaded.
 
-    Raises UserError where there is no compiler for the target, or where it fails.
+    Raises UserError where no compiler for the target is installed, or where it fails.
     """
     if not has_compiler(target.chip.kind):
         raise UserError("a plan for TPUs needs the TPU's compiler: pip install 'zsjax[plan]'; or --estimate does without")

@@ -97,7 +97,7 @@ def proxy_of(url: str) -> str | None:
 
 
 def proxy_secrets(proxy: str | None) -> list[str]:
-    """The password of a proxy's address, or its user where there is no password; and both as HTTP sends them, in base64."""
+    """The password of a proxy's address, or its user where it has none; and both as HTTP sends them, in base64."""
     account = (proxy or "").partition("://")[2].partition("/")[0].rpartition("@")[0]
     if not account:
         return []

@@ -128,7 +128,7 @@ class Transport:
              keep: Callable[[int, Any], None] | None = None) -> list:
         """Sends all requests and logs failures.
 
-        An error or a signal ends it: no further request is sent. Those under way are waited for, at most
+        An error or a signal ends it: no further request is sent. Those in flight are waited for, at most
         `stops.PATIENCE` seconds, if `keep` wants their results. The same holds while `stops.is_ending`.
 
         Args:
