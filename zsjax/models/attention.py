@@ -2,7 +2,7 @@
 
     xla      einsums and a softmax, on every platform; whole rows in blocks of queries, whose weights the backward pass
              computes again; also for queries against a cache, unless `choose_cached` returns "flash"
-    flash    zsjax.models.flash_decoding, for single tokens against a cache on NVIDIA GPUs
+    flash    zsjax.models.flash_decoding, for queries against a cache on NVIDIA GPUs
     cudnn    jax.nn.dot_product_attention's flash attention on NVIDIA GPUs, for whole rows
     splash   jax.experimental.pallas.ops.tpu.splash_attention on TPUs, for whole rows
 
@@ -159,7 +159,7 @@ def attend_cached(q, ks, vs, *, kv_lengths, q_positions, rows=None, window=None,
       q_positions: int32[B, T].
       rows: None, or int32[B], the cache's row of each row of q. Beyond the cache's rows, outputs are meaningless.
       window: None or int, tokens.
-      kernel: what `choose_cached` returned; "flash" is used for single queries of all rows.
+      kernel: what `choose_cached` returned; "flash" is not used for some rows of a cache whose rows are cut over devices.
 
     Returns:
       [B, T, H * h], in q's dtype. Outputs of queries at or beyond their row's length are finite and meaningless.
@@ -167,9 +167,10 @@ def attend_cached(q, ks, vs, *, kv_lengths, q_positions, rows=None, window=None,
     B, H, T, h = q.shape
     K, dtype = ks[0].shape[1], q.dtype
     G = H // K
-    if kernel == "flash" and T == 1 and rows is None:
-        out = _flash(q.reshape(B, K, G, h), ks[0], vs[0], kv_lengths, window)
-        return out.astype(dtype).reshape(B, 1, H * h)
+    if kernel == "flash" and (rows is None or cut_over("rows", ks[0].shape[0]) is None):
+        last = jnp.minimum(q_positions, kv_lengths[:, None] - 1)
+        out = _flash(q.reshape(B, K, G * T, h), ks[0], vs[0], jnp.tile(last, (1, G)), rows=rows, window=window)
+        return out.reshape(B, K, G, T, h).transpose(0, 3, 1, 2, 4).reshape(B, T, H * h)
     (q,) = _operands(q)
     q = q.reshape(B, K, G * T, h)  # as in `_block_scores`
 
@@ -217,15 +218,19 @@ def attend_cached(q, ks, vs, *, kv_lengths, q_positions, rows=None, window=None,
     return out.reshape(B, K, G, T, h).transpose(0, 3, 1, 2, 4).astype(dtype).reshape(B, T, H * h)
 
 
-def _flash(q, k, v, lengths, window, interpret: bool = False):
-    """`flash_decode` by each device on its own rows and kv heads."""
+def _flash(q, k, v, last, *, rows=None, window=None, interpret: bool = False):
+    """`flash_decode` by each device on its own rows and kv heads. Rows that are chosen are not cut."""
     kernel = functools.partial(flash_decode, window=window, interpret=interpret)
     if not (free := free_axes()):
-        return kernel(q, k, v, lengths)
-    rows = cut_over("rows", len(q))
-    heads = PartitionSpec(rows, cut_over("kv_heads", q.shape[1]))
-    return jax.shard_map(kernel, in_specs=(heads, heads, heads, PartitionSpec(rows)), out_specs=heads,
-                         axis_names=set(free), check_vma=False)(q, k, v, lengths)
+        return kernel(q, k, v, last, rows=rows)
+    cut = cut_over("rows", len(q)) if rows is None else None
+    heads, chosen = PartitionSpec(cut, cut_over("kv_heads", q.shape[1])), () if rows is None else (rows,)
+
+    def of_device(q, k, v, last, *chosen):
+        return kernel(q, k, v, last, rows=chosen[0] if chosen else None)
+
+    return jax.shard_map(of_device, in_specs=(heads, heads, heads, PartitionSpec(cut), *[PartitionSpec()] * len(chosen)),
+                         out_specs=heads, axis_names=set(free), check_vma=False)(q, k, v, last, *chosen)
 
 
 def _cudnn(q, k, v, lengths, *, window):
@@ -287,11 +292,11 @@ def choose(config) -> str:
     return _choose(config.attention, config.dtype, config.head_dim, target())
 
 
-def choose_cached(config, rows: int) -> str:
-    """The kernel for one query a row against a cache of `rows` rows, on the target: "flash" or "xla".
+def choose_cached(config, rows: int, tokens: int = 1) -> str:
+    """The kernel for the next `tokens` of each of `rows` rows against their cache, on the target: "flash" or "xla".
 
-    Measured on an H100 (benchmarks/RESULTS.md): with few rows and kv heads the einsums are faster, 16 against 22
-    microseconds a layer at 1 row of 2 kv heads; at 8 rows the kernel is.
+    Measured with one token on an H100 (benchmarks/RESULTS.md): with few rows and kv heads the einsums are faster, 16 against
+    22 microseconds a layer at 1 row of 2 kv heads; at 8 rows the kernel is.
     """
     where, h = target(), config.head_dim
     if config.attention == "xla" or (where.capability or (0, 0)) < (8, 0) or config.dtype not in ("bfloat16", "float16"):
@@ -302,7 +307,7 @@ def choose_cached(config, rows: int) -> str:
     cut = {*(cut_over("rows", rows) or ()), *(cut_over("kv_heads", K) or ())}
     whole = all(size == 1 or name in cut for name, size in free_axes().items())
     of_device = rows * K // (parts_of("rows", rows) * parts_of("kv_heads", K))
-    return "flash" if fits and whole and of_device >= 16 else "xla"
+    return "flash" if fits and whole and of_device * tokens >= 16 else "xla"
 
 
 @functools.cache  # so that it is logged once

@@ -298,7 +298,7 @@ def extend(params, config: DecoderConfig, tokens, count, cache: KVCache, rows=No
     # Looked up, so that a decoding loop computes the angles of all slots once. Fused into their use, they would be computed
     # again for every head and layer.
     angles = jax.tree.map(lambda x: x.at[positions].get(mode="clip"), _angles(config, jnp.arange(cache.capacity)))
-    x, kernel = _embed(params, config, tokens), choose_cached(config, len(tokens))
+    x, kernel = _embed(params, config, tokens), choose_cached(config, *tokens.shape)
 
     def read_kv(index, q, k, v):
         nonlocal cache

@@ -2,7 +2,7 @@
 
 A gather or a slice reads the elements that it takes, an update in place writes those that it puts, and values inside a
 fusion are not stored. A TPU's arrays that stay on the chip cost no bytes. A Pallas kernel reads its whole operands, and its
-products are not counted.
+products are not counted. Of `zsjax.models.flash_decoding` the rows that are asked for count, with all their slots.
 """
 
 import collections
@@ -18,6 +18,7 @@ _NAMES_ONLY = {"ConcatBitcast", "AllocateBuffer"}
 _TAKES, _PUTS = {"gather": 1, "dynamic-slice": 1, "slice": 1}, {"scatter": 2, "dynamic-update-slice": 1}
 _EXCHANGES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast",
               "ragged-all-to-all")
+_FLASH = "/flash_decode/pallas_call"  # in the name of its instruction; operands: rows, last, q, k, v, scales
 _HALVES = {"bf16", "f16", "s8", "f8e4m3fn", "f8e5m2"}
 _VIEWS = {"bitcast", "reshape", "copy", "transpose", "convert"}
 
@@ -121,6 +122,9 @@ def _traffic(lines, line):
     """({operand: bytes} that an instruction by itself reads, bytes that it writes)."""
     arrays = [lines[name] for name in dict.fromkeys(line.operands) if name in lines]
     whole = {x.name: x.stored for x in arrays}
+    if _FLASH in line.attributes:
+        read = lines[line.operands[2]].shapes[0].dims[0]
+        return {x.name: x.stored * min(1.0, read / x.shapes[0].dims[0]) for x in arrays}, line.stored
     if line.opcode in _TAKES:
         return whole | {arrays[0].name: min(_part(arrays[0], line), arrays[0].stored)}, line.stored
     if line.opcode in _PUTS:
@@ -215,6 +219,9 @@ def _products(lines, line) -> dict[str, float]:
         return {lines[line.operands[0]].shapes[0].dtype: _convolved(lines, line)}
     if line.opcode != "custom-call":
         return {}
+    if _FLASH in line.attributes:
+        q, k = (lines[name].shapes[0] for name in line.operands[2:4])
+        return {q.dtype: 4.0 * q.size * k.dims[2]}
     target, options = line.attribute("custom_call_target").strip('"'), _backend(line)
     if "gemm" in target or "matmul" in target:
         left = lines[line.operands[0]].shapes[0]

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from zsjax.models import lora, quant
-from zsjax.models.attention import block_size
+from zsjax.models.attention import block_size, choose_cached
 from zsjax.models.cache import cache_dtype, init_cache
 from zsjax.models.decoder import cast_matrices, hidden_states, param_specs, specs_of
 from zsjax.models.placement import param_shardings
@@ -23,6 +23,7 @@ from zsjax.models.value import init_value
 from zsjax.parallel import constrain
 from zsjax.parallel.mesh import DECODE_RULES, TRAIN_RULES, replicated
 from zsjax.plan.setup import PlanSetup
+from zsjax.plan.topology import tracing_for
 from zsjax.rl.algorithms import needs_reference
 from zsjax.rl.logprobs import positions_at_a_time
 from zsjax.rl.optimizer import make_optimizers
@@ -205,13 +206,10 @@ def _add_rollout(add, setup: PlanSetup):
     if setup.mesh.size > 1:
         add("policy parameters for decoding", ROLLOUT, decode(whole_policy(setup), setup.policy))
     T = config.rollout.max_tokens
-    row = cache_bytes(setup, setup.policy, 1, T)
-    add("policy cache", ROLLOUT, rows * row)
+    add("policy cache", ROLLOUT, cache_bytes(setup, setup.policy, rows, T))
     add("prompts' cache, from which rows begin", ROLLOUT,
         setup.questions * cache_bytes(setup, setup.policy, 1, config.rollout.max_prompt_tokens))
-    if batch < rows:
-        add("cache of the rows that are read at a time", ROLLOUT, batch * row // setup.policy.num_layers, exact=False)
-    chunk = attention_bytes(setup, setup.policy, min(batch, rows), PREFILL_CHUNK, T)
+    reading = _reading_bytes(setup, setup.policy, batch, rows, T)
     if setup.simulator is not None:
         capacity = setup.engine.prompt_size + setup.reply_steps
         shapes = frozen_simulator(setup)
@@ -219,13 +217,24 @@ def _add_rollout(add, setup: PlanSetup):
             shapes, decoding_shardings(shapes, setup.simulator, setup.mesh, {}))
         add("simulator parameters", ALWAYS, whole)
         add("simulator cache", ROLLOUT, cache_bytes(setup, setup.simulator, slots, capacity))
-        chunk = max(chunk, attention_bytes(setup, setup.simulator, min(batch, slots), PREFILL_CHUNK, capacity))
+        reading = max(reading, _reading_bytes(setup, setup.simulator, batch, slots, capacity))
     logits = 4 * 4 * rows * setup.policy.vocab_size
-    add("attention scores while prompts and documents are read", ROLLOUT, 2 * chunk, exact=False)
+    add("activations or attention scores while prompts and documents are read", ROLLOUT, reading, exact=False)
     add("logits and noise of one token a row", ROLLOUT, logits, exact=False)
-    # The cache grows between two programs, when there are neither scores nor logits.
-    add("the smaller cache while it grows, beyond scores and logits", ROLLOUT,
-        max(grown_from(setup, rollout_name(T)) - 2 * chunk - logits, 0), exact=False)
+    # The cache grows between two programs, when there are neither activations nor logits.
+    add("the smaller cache while it grows, beyond activations and logits", ROLLOUT,
+        max(grown_from(setup, rollout_name(T)) - reading - logits, 0), exact=False)
+
+
+def _reading_bytes(setup: PlanSetup, model, batch: int, rows: int, keys: int) -> int:
+    """While `batch` of `rows` rows read a chunk: what an mlp holds or, without a kernel, scores and these rows' cache."""
+    some = min(batch, rows)
+    mlp = some * PREFILL_CHUNK * 2 * (model.mlp_dim // setup.tensor + model.embed_dim) * jnp.dtype(model.dtype).itemsize
+    with tracing_for(setup.target):
+        if model.num_kv_heads % setup.tensor == 0 and choose_cached(model, some, PREFILL_CHUNK) == "flash":
+            return mlp
+    gathered = some * cache_bytes(setup, model, 1, keys) // model.num_layers if some < rows else 0
+    return max(mlp, gathered + 2 * attention_bytes(setup, model, some, PREFILL_CHUNK, keys))
 
 
 @dataclasses.dataclass(frozen=True)
