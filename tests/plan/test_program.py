@@ -100,10 +100,10 @@ def test_products_copies_loops_and_exchanges():
 
 
 def test_flash_decoding_reads_the_rows_it_is_asked_for_and_multiplies():
-    arrays = dict(rows="s32[4]", last="s32[4,32]", q="bf16[4,2,32,128]", k="bf16[64,2,512,128]", v="bf16[64,2,512,128]")
+    arrays = dict(last="s32[4,32]", q="bf16[4,2,32,128]", k="bf16[64,2,512,128]", v="bf16[64,2,512,128]", rows="s32[4]")
     given = "\n".join(f"  %{name} = {shape} parameter({i})" for i, (name, shape) in enumerate(arrays.items()))
     call = f"  ROOT %o = bf16[4,2,32,128] custom-call({', '.join('%' + name for name in arrays)}), TARGET, METADATA"
-    text = f"HloModule jit_f\n\nENTRY %main (rows: s32[4]) -> bf16[4,2,32,128] {{\n{given}\n{call}\n}}\n"
+    text = f"HloModule jit_f\n\nENTRY %main (last: s32[4,32]) -> bf16[4,2,32,128] {{\n{given}\n{call}\n}}\n"
     text = text.replace("TARGET", 'custom_call_target="__gpu$xla.gpu.triton"').replace(
         "METADATA", 'metadata={op_name="jit(f)/while/body/flash_decode/pallas_call"}')
     (kernel,), q, cache = kernels(text).values(), 4 * 2 * 32 * 128, 4 * 2 * 512 * 128

@@ -41,7 +41,7 @@ def flash_decode(q, k, v, last, *, rows=None, window: int | None = None, interpr
     blocks = -(-n // block)
     splits = max(1, min(PROGRAMS // (B * K * blocks), -(-S // (2 * BLOCK)), 16))
     arrays = (k.values, v.values, k.scale, v.scale) if isinstance(k, Int8Heads) else (k, v)
-    rows = jnp.arange(B, dtype=jnp.int32) if rows is None else jnp.clip(rows, 0, R - 1)
+    chosen = () if rows is None else (jnp.clip(rows, 0, R - 1),)  # an array of all rows would be a kernel more a layer
 
     def whole(*shape):
         return pl.BlockSpec((None, None, *shape), lambda b, i, s: (b, i, *[0] * len(shape)))
@@ -51,16 +51,17 @@ def flash_decode(q, k, v, last, *, rows=None, window: int | None = None, interpr
 
     sums = [jax.ShapeDtypeStruct((B, K, splits, *shape), jnp.float32) for shape in ((n, h), (n,), (n,))]
     found = pl.pallas_call(
-        functools.partial(_part, pl=pl, triton=triton, block=block, splits=splits, window=window),
+        functools.partial(_part, pl=pl, triton=triton, block=block, splits=splits, window=window, chosen=bool(chosen)),
         grid=(B, K, blocks * splits),
-        in_specs=[pl.BlockSpec((None,), lambda b, i, s: (b,)), pl.BlockSpec((None, n), lambda b, i, s: (b, 0)), whole(n, h),
-                  *[pl.BlockSpec(x.shape, lambda b, i, s, x=x: (0,) * x.ndim) for x in arrays]],
+        in_specs=[pl.BlockSpec((None, n), lambda b, i, s: (b, 0)), whole(n, h),
+                  *[pl.BlockSpec(x.shape, lambda b, i, s, x=x: (0,) * x.ndim) for x in arrays],
+                  *[pl.BlockSpec((None,), lambda b, i, s: (b,)) for _ in chosen]],
         out_specs=[whole(n, h)] if splits == 1 else [part(n, h), part(n), part(n)],
         out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype)] if splits == 1 else sums,
         compiler_params=None if interpret else triton.CompilerParams(num_warps=4 if block <= 64 else 8,
                                                                      num_stages=3 if block <= 16 else 2),
         interpret=interpret, name="flash_decode",
-    )(rows, jnp.minimum(last, S - 1), q, *arrays)
+    )(jnp.minimum(last, S - 1), q, *arrays, *chosen)
     if splits == 1:
         return found[0]
     out, top, total = found
@@ -69,12 +70,13 @@ def flash_decode(q, k, v, last, *, rows=None, window: int | None = None, interpr
     return out.astype(q.dtype)
 
 
-def _part(row_ref, last_ref, q_ref, *refs, pl, triton, block, splits, window):
+def _part(last_ref, q_ref, *refs, pl, triton, block, splits, window, chosen):
     """A program's share of its queries' live blocks: sums of exp(scores - top) v and of exp(scores - top), and top; without
     splits their quotient."""
     count = len(refs) - (1 if splits == 1 else 3)
     (k_ref, v_ref, *scales), out_refs = refs[:count], refs[count:]
-    (n, h), row, head = q_ref.shape, row_ref[...], pl.program_id(1)
+    row = scales.pop()[...] if chosen else pl.program_id(0)
+    (n, h), head = q_ref.shape, pl.program_id(1)
     start = jax.lax.div(pl.program_id(2), splits) * block
     queries, real = pl.ds(start, block), start + jnp.arange(block) < n
     last = triton.load(last_ref.at[queries], mask=real, other=-1)

@@ -18,7 +18,7 @@ _NAMES_ONLY = {"ConcatBitcast", "AllocateBuffer"}
 _TAKES, _PUTS = {"gather": 1, "dynamic-slice": 1, "slice": 1}, {"scatter": 2, "dynamic-update-slice": 1}
 _EXCHANGES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast",
               "ragged-all-to-all")
-_FLASH = "/flash_decode/pallas_call"  # in the name of its instruction; operands: rows, last, q, k, v, scales
+_FLASH = "/flash_decode/pallas_call"  # in the name of its instruction; operands: last, q, k, v, scales, rows
 _HALVES = {"bf16", "f16", "s8", "f8e4m3fn", "f8e5m2"}
 _VIEWS = {"bitcast", "reshape", "copy", "transpose", "convert"}
 
@@ -123,7 +123,7 @@ def _traffic(lines, line):
     arrays = [lines[name] for name in dict.fromkeys(line.operands) if name in lines]
     whole = {x.name: x.stored for x in arrays}
     if _FLASH in line.attributes:
-        read = lines[line.operands[2]].shapes[0].dims[0]
+        read = lines[line.operands[1]].shapes[0].dims[0]
         return {x.name: x.stored * min(1.0, read / x.shapes[0].dims[0]) for x in arrays}, line.stored
     if line.opcode in _TAKES:
         return whole | {arrays[0].name: min(_part(arrays[0], line), arrays[0].stored)}, line.stored
@@ -220,7 +220,7 @@ def _products(lines, line) -> dict[str, float]:
     if line.opcode != "custom-call":
         return {}
     if _FLASH in line.attributes:
-        q, k = (lines[name].shapes[0] for name in line.operands[2:4])
+        q, k = (lines[name].shapes[0] for name in line.operands[1:3])
         return {q.dtype: 4.0 * q.size * k.dims[2]}
     target, options = line.attribute("custom_call_target").strip('"'), _backend(line)
     if "gemm" in target or "matmul" in target:
