@@ -13,6 +13,7 @@ from zsjax.models.cache import init_cache
 from zsjax.models.decoder import extend, forward, init_params, logits_of
 from zsjax.models.layers import DecoderConfig
 from zsjax.models.quant import quantize
+from zsjax.sampling.prefill import prefill
 
 pytestmark = pytest.mark.gpu
 
@@ -86,6 +87,25 @@ def test_the_kernel_reads_the_cache_as_einsums_do(gpu, cpu, cache):
         make_params(), TOKENS)) for kernel in ("auto", "xla"))
     assert choose_cached(config, B) == ("flash" if gpu.platform == "gpu" else "xla")
     near = exact(cpu)
+    assert np.abs(found - near).max() <= 1.2 * np.abs(plain - near).max() + 0.01 * near.std()
+
+
+@pytest.mark.parametrize("cache", [None, "int8"])
+def test_the_kernel_reads_prompts_of_some_rows_as_einsums_do(gpu, cpu, cache):
+    def read(attention):
+        config = dataclasses.replace(CONFIG, dtype="bfloat16", attention=attention)
+
+        def run(params):
+            empty = init_cache(config, B, PROMPT + NEW, cache)
+            hidden, _ = prefill(params, config, jnp.array(TOKENS[:, :PROMPT]), jnp.full(B, PROMPT), empty,
+                                jnp.zeros((B, CONFIG.embed_dim), config.dtype), chunk=8, batch=3)
+            return logits_of(params, config, hidden)
+
+        return np.asarray(jax.jit(run)(make_params()))
+
+    chosen = choose_cached(dataclasses.replace(CONFIG, dtype="bfloat16"), 3, 8)
+    assert chosen == ("flash" if gpu.platform == "gpu" else "xla")
+    found, plain, near = read("auto"), read("xla"), exact(cpu)[:, 0]
     assert np.abs(found - near).max() <= 1.2 * np.abs(plain - near).max() + 0.01 * near.std()
 
 
