@@ -8,6 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 
+def printable(text: str, *, keep: str = "\n\t") -> str:
+    """The text with visible signs for control characters but `keep`, which could drive a terminal or hide text."""
+    return "".join(c if c in keep or c.isprintable() else chr(0x2400 + ord(c)) if ord(c) < 32 else "\ufffd"
+                   for c in text)
+
+
 class UserError(Exception):
     """A mistake of the user; the message says how to fix it. Printed without traceback, exit code 2."""
 
@@ -20,8 +26,7 @@ class InputError(UserError, ValueError):
     """
 
     def __str__(self):
-        return "".join(c if c.isprintable() else chr(0x2400 + ord(c)) if ord(c) < 32 else "\ufffd"
-                       for c in super().__str__())
+        return printable(super().__str__(), keep="")
 
 
 class InputNotFound(InputError, FileNotFoundError):

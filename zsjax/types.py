@@ -168,9 +168,3 @@ def whole_text(value):
     if isinstance(value, dict):
         return {whole_text(name): whole_text(each) for name, each in value.items()}
     return [whole_text(each) for each in value] if isinstance(value, list) else value
-
-
-def printable(text: str) -> str:
-    """The text with visible signs for control characters, which could drive a terminal or hide text."""
-    return "".join(c if c in "\n\t" or c.isprintable() else chr(0x2400 + ord(c)) if ord(c) < 32 else "\ufffd"
-                   for c in text)

@@ -12,6 +12,7 @@ import errno
 import importlib
 import io
 import json
+import logging
 import os
 import pathlib
 import signal
@@ -190,6 +191,7 @@ def _run(request) -> int:
     os.environ.update(request["env"])
     if request["hook"]:
         Hook(**request["hook"]).install()
+    logging.getLogger().handlers.clear()  # of what is imported already; a new process has none when it sets its own
     name, *arguments = request["command"]
     if ":" in name:
         module, _, function = name.partition(":")

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from tests.campaigns.campaign import commit
 from tests.campaigns.children import Children, Hook
 from tests.campaigns.experiment import WORLD
 from zsjax.monitor.writer import read_jsonl, without_wall_time
@@ -96,11 +97,16 @@ def train_and_count(out: str, *arguments: str) -> int:
 
 
 class Reference:
-    """The undisturbed run of each stage, made at its first use and kept in `folder`."""
+    """The undisturbed run of each stage, made at its first use and kept in `folder` for the same commit."""
 
     def __init__(self, folder: pathlib.Path, children: Children):
         self.folder, self.children = folder, children
         self.files = folder / "files"
+        made_by, now = folder / "commit", commit()
+        if not made_by.exists() or made_by.read_text() != now or now.endswith("+"):  # other code, other files
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            made_by.write_text(now)
         if not (self.files / "replies.jsonl").exists():
             write_inputs(self.files)
 

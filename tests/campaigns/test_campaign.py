@@ -6,7 +6,7 @@ import pytest
 
 from tests.campaigns.campaign import Case, cases_of, run_campaign
 from tests.campaigns.ends import Stop, beyond, kills_of, lacks_kills, lacks_signals
-from tests.campaigns.runs import MIX, differences
+from tests.campaigns.runs import MIX, Reference, differences
 
 
 def test_cases_are_seeded_and_a_longer_list_begins_with_the_shorter(monkeypatch):
@@ -126,3 +126,11 @@ def test_an_empty_folder_that_is_left_over_is_a_difference(tmp_path):
     (tmp_path / "found" / "models" / "policy.1-2.writing").mkdir()
     assert differences(tmp_path / "found", tmp_path / "wanted") == [
         "models/ is missing", "models/policy.1-2.writing/ is left over"]
+
+
+def test_an_undisturbed_run_of_another_commit_is_made_again(tmp_path):
+    made = Reference(tmp_path / "reference", None)
+    (made.folder / "train").mkdir()
+    (made.folder / "commit").write_text("another")
+    assert not (Reference(made.folder, None).folder / "train").exists()
+    assert (made.files / "replies.jsonl").exists()

@@ -276,7 +276,7 @@ def test_a_changed_number_of_an_evaluation_is_noticed(tmp_path, played):
     records.write_text(whole.replace(one, other, 1))
     assert records.read_text() != whole
     with pytest.raises(UserError, match=f"{name}.jsonl is not what the evaluation left; remove .*{name}.json "):
-        kept_evaluations.Kept(tmp_path).records(name)
+        evaluate(tmp_path, played)
     about.write_text(about.read_text().replace('"searches": ', '"searches": 9', 1))
     with pytest.raises(UserError, match=f"{name}.json is not what the evaluation left; remove it"):
         kept_evaluations.Kept(tmp_path).all()

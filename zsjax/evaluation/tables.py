@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from zsjax.types import printable
+from zsjax.errors import printable
 
 DATA_SETS = {"nq": "NQ", "triviaqa": "TriviaQA", "popqa": "PopQA", "hotpotqa": "HotpotQA", "2wiki": "2Wiki",
              "musique": "MuSiQue", "bamboogle": "Bamboogle"}

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from zsjax.errors import InputError, json_value, reading, reason_of, writing
+from zsjax.errors import InputError, json_value, printable, reading, reason_of, writing
 from zsjax.monitor.tensorboard import TensorBoardEvents
 from zsjax.parallel.files import flush, write_jsonl
-from zsjax.types import Metric, printable
+from zsjax.types import Metric
 
 METRICS = (
     Metric("speed/tokens_per_second", "tokens of the step's episodes over the time of rollout, score and update",

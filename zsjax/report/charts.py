@@ -8,7 +8,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
-from zsjax.types import printable
+from zsjax.errors import printable
 
 COLORS = ("#2563eb", "#d97706", "#059669", "#7c3aed", "#db2777", "#64748b")
 WIDTH, HEIGHT = 360, 200

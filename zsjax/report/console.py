@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
+from zsjax.errors import printable
 from zsjax.report.page import noisy_segments
-from zsjax.types import printable
 
 TERMINAL_STYLES = {"prompt": "dim", "policy": "bold blue", "document": "yellow", "template": "dim magenta",
                    "noisy": "bold red"}

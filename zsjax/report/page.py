@@ -13,6 +13,7 @@ import types
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from zsjax.errors import printable
 from zsjax.evaluation import tables
 from zsjax.evaluation.kept_evaluations import Kept
 from zsjax.monitor import costs
@@ -22,7 +23,6 @@ from zsjax.report.charts import color_of, line_chart, short
 from zsjax.report.run_files import json_or_none, read_metrics, read_scores, read_trajectories
 from zsjax.report.scores import evaluation_tables
 from zsjax.report.trajectory_index import score_of
-from zsjax.types import printable
 
 
 class Curve(NamedTuple):

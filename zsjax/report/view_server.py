@@ -15,10 +15,10 @@ import urllib.parse
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from zsjax.errors import InputError
+from zsjax.errors import InputError, printable
 from zsjax.report.page import ROLES, noisy_segments, templates
 from zsjax.report.trajectory_index import ORDERS, Filters, TrajectoryIndex, score_of
-from zsjax.types import STATUS_NAMES, printable
+from zsjax.types import STATUS_NAMES
 
 MAX_COUNT = 200  # trajectories of a page
 MAX_SAME = 500  # trajectories of a question that are offered beside it

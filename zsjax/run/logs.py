@@ -9,14 +9,14 @@ import sys
 
 class _Printable(logging.Formatter):
     def format(self, record):
-        from zsjax.types import printable
+        from zsjax.errors import printable
 
         return printable(super().format(record))
 
 
 def show(text: str) -> None:
     """Prints a text to stderr."""
-    from zsjax.types import printable
+    from zsjax.errors import printable
 
     print(printable(text), file=sys.stderr)
 

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from zsjax.errors import UserError
+from zsjax.errors import UserError, printable
 from zsjax.report.charts import short
 from zsjax.report.console import TERMINAL_STYLES, print_result
 from zsjax.run.ask import Asker
 from zsjax.run.play import Game, Table, read_action
-from zsjax.types import printable
 
 HELP = "Type a query to search, = and a text to answer, q to stop. Tags work, too: <search> ... </search>"
 

@@ -7,8 +7,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from zsjax.errors import InputError
-from zsjax.types import printable
+from zsjax.errors import InputError, printable
 
 _SECRET = re.compile(r"key|token|secret|passw|auth|sig", re.IGNORECASE)
 # Names of secrets among the fields of a request: no max_tokens, stop_token_ids or key_env.
