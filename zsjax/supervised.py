@@ -74,8 +74,9 @@ def fit(config: SupervisedConfig, model_config, params, batches: Callable, *, wr
         logging.info("%s: resumed at step %d", stage, int(state.step))
     first = int(state.step)
     writer.truncate(stage, first)
-    # The update donates its arguments; the caller keeps the parameters.
-    params, opt_state = jax.tree.map(jnp.copy, (state.params, state.opt_state))
+    # The update donates its arguments; the caller keeps the parameters. Nobody keeps the optimizer's state.
+    params, opt_state = jax.tree.map(jnp.copy, state.params), state.opt_state
+    del state
     with checkpoints, writer.progress(stage, total=config.steps, done=first), stops.deferred():
         start = time.perf_counter()
         for step in range(first, config.steps):

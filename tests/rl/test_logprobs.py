@@ -9,7 +9,8 @@ import pytest
 
 from zsjax.parallel.constrain import on
 from zsjax.parallel.mesh import make_mesh, reshard, row_sharding
-from zsjax.rl.logprobs import token_logprobs
+from zsjax.rl import logprobs as logprobs_module
+from zsjax.rl.logprobs import token_logprobs, vocab_block
 
 B, T, D, V = 3, 12, 5, 17
 
@@ -116,6 +117,30 @@ def test_chunks_of_bytes_equal_the_dense_version(seed):
         for got, want in zip(value_and_grads(score, *args),
                              value_and_grads(lambda *args: tuple(jnp.where(wanted, x, 0) for x in dense(*args)), *args),
                              strict=True):
+            np.testing.assert_allclose(got, want, atol=1e-12)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("num_ids", [None, 19])
+def test_blocks_of_the_vocabulary_equal_the_dense_version(monkeypatch, tied, num_ids):
+    monkeypatch.setattr(logprobs_module, "MIN_VOCAB_BLOCK", 3)
+    monkeypatch.setattr(logprobs_module, "MAX_VOCAB_BLOCK", 9)
+    monkeypatch.setattr(logprobs_module, "BLOCK_POSITIONS", 4)
+    assert vocab_block(24) == 8 and vocab_block(23) == 23
+    hidden, unembed, tokens, slopes = problem(3, (B, T, D, 24))
+    wanted = np.random.default_rng(1).random((B, T)) < 0.4
+    tokens = tokens % (num_ids or 24)
+
+    def blocks(hidden, unembed, tokens):
+        return token_logprobs(hidden, unembed.T if tied else unembed, tokens, temperature=0.7, tied=tied, num_ids=num_ids,
+                              wanted=jnp.asarray(wanted))
+
+    def alone(hidden, unembed, tokens):
+        return tuple(jnp.where(wanted, x, 0) for x in dense(hidden, unembed[:, :num_ids], tokens, temperature=0.7))
+
+    with jax.enable_x64(True):
+        args = tuple(map(jnp.asarray, (hidden, unembed, tokens, slopes)))
+        for got, want in zip(value_and_grads(blocks, *args), value_and_grads(alone, *args), strict=True):
             np.testing.assert_allclose(got, want, atol=1e-12)
 
 

@@ -74,6 +74,24 @@ def test_every_hop_is_searched_also_behind_a_shown_answer(tokenizer, engine):
                      True: [["Bath"], ["Jane Austen"], [], [], ["Jane Austen"]]}
 
 
+def test_a_shortened_episode_keeps_what_it_needs_next(tokenizer, engine):
+    shown = make(tokenizer, search__num_documents=3)
+    bath, novel, austen, emma = (next(x for x in DOCUMENTS if x.title == title)
+                                 for title in ("Bath", "Novel", "Jane Austen", "Emma"))
+
+    def titles(documents, limit):
+        turns = [d.Turn(query, found) for query, found in documents]
+        short = d.shorten(d.Demonstration(TWO_HOPS, tuple(turns), "Steventon"), shown, limit)
+        return short and [[document.title for document in turn.documents] for turn in short.turns]
+
+    one = [(TWO_HOPS.question, (bath, novel, austen))]
+    assert titles(one, 3) == [["Bath", "Novel", "Jane Austen"]]
+    assert titles(one, 2) == [["Bath", "Jane Austen"]] and titles(one, 1) == [["Jane Austen"]]
+    two = [(TWO_HOPS.question, (bath, emma, novel)), ("Jane Austen", (novel, austen))]
+    assert titles(two, 2) == titles(two, 1) == [["Emma"], ["Jane Austen"]]
+    assert titles([(TWO_HOPS.question, (bath, novel))], 2) is None
+
+
 def test_an_answer_that_is_cut_off_is_not_shown(tokenizer, engine):
     cut = make(tokenizer, search__max_document_tokens=8)
     assert not d.make_demonstrations([TWO_HOPS], engine, cut)

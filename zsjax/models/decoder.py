@@ -260,9 +260,10 @@ def _unembedding(params, config):
 
 
 def unembedding(params, config: DecoderConfig):
-    """[D, V], the matrix from hidden states to logits, as an array."""
-    matrix, _ = _unembedding(params, config)
-    return matrix.dequantize(config.dtype) if isinstance(matrix, Int8Matrix) else matrix
+    """(The matrix from hidden states to logits, whether it is tied): [V, D] as the embedding is stored, else [D, V]."""
+    matrix, turned = _unembedding(params, config)
+    matrix = matrix.dequantize(config.dtype) if isinstance(matrix, Int8Matrix) else matrix
+    return (matrix.T if turned else matrix), turned
 
 
 def logits_of(params, config: DecoderConfig, hidden):

@@ -5,19 +5,37 @@ positions at a time, forward and backward. The backward pass computes a chunk's 
 states and the saved log-normaliser, and sums the unembedding's gradient over chunks in float32. Autodiff of a rematerialised
 scan would compute a second softmax (2.6 times the time on CPU, 15 k tokens, V 1000) and, in bfloat16, round that sum once a
 chunk. Tokens that no loss counts (prompts, documents) are sorted behind the others, and their chunks are skipped.
+
+On CPU a large vocabulary is also read block by block. A block of the unembedding and of its gradient is then read and
+written once for all chunks, and stays in the cache meanwhile. A tied embedding is read as it is stored, [V, D]: on CPU the
+transpose of 262,144 rows takes as long as the products of a short batch (benchmarks/RESULTS.md).
 """
 
+import dataclasses
 import functools
 import math
 
 import jax
 import jax.numpy as jnp
 
-from zsjax.parallel.constrain import parts_of
+from zsjax.parallel.constrain import parts_of, platform
 from zsjax.types import PADDING_LOGIT
 
 LOGITS_BYTES = 2**28  # of one chunk's logits on a device
 MIN_CHUNKS = 8  # or a chunk would hold positions that no loss counts beside those that one does
+# On CPU: the least and the most tokens of a block of the vocabulary; positions of a chunk where there are blocks.
+MIN_VOCAB_BLOCK, MAX_VOCAB_BLOCK, BLOCK_POSITIONS = 1024, 4096, 64
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    """num_chunks: of positions. block: tokens of a block of the vocabulary. The others: see `token_logprobs`."""
+
+    num_chunks: int
+    block: int
+    with_entropy: bool
+    num_ids: int | None
+    tied: bool
 
 
 def positions_at_a_time(positions: int, vocab_size: int, logits_bytes: int = LOGITS_BYTES) -> int:
@@ -25,8 +43,14 @@ def positions_at_a_time(positions: int, vocab_size: int, logits_bytes: int = LOG
     return max(1, min(math.ceil(positions / MIN_CHUNKS), logits_bytes // (4 * vocab_size)))
 
 
+def vocab_block(vocab_size: int) -> int:
+    """Tokens of a block on CPU: the largest divisor of the vocabulary's size within the bounds, or all tokens."""
+    fitting = [size for size in range(MIN_VOCAB_BLOCK, MAX_VOCAB_BLOCK + 1) if vocab_size % size == 0]
+    return max(fitting, default=vocab_size)
+
+
 def token_logprobs(hidden, unembed, tokens, *, chunk=0, temperature=1.0, with_entropy=True, wanted=None,
-                   num_ids: int | None = None, logits_bytes: int = LOGITS_BYTES):
+                   num_ids: int | None = None, logits_bytes: int = LOGITS_BYTES, tied: bool = False):
     """Log-prob and entropy of each token given the tokens before it.
 
     With z_t = hidden[:, t-1] @ unembed / temperature, for t >= 1:
@@ -38,7 +62,7 @@ def token_logprobs(hidden, unembed, tokens, *, chunk=0, temperature=1.0, with_en
     Args:
       hidden: [B, T, D], after the final norm. The products run in its dtype and accumulate in float32 (float64 for
         float64 input); the softmax is in the accumulating dtype.
-      unembed: [D, V].
+      unembed: [D, V], or [V, D] where `tied`.
       tokens: int32[B, T], in 0 .. V-1.
       chunk: at most this many positions along T have logits at a time, for all rows: 4 * B * chunk * V bytes. It need not
         divide T. 0: `positions_at_a_time` of all rows on a device together.
@@ -49,6 +73,7 @@ def token_logprobs(hidden, unembed, tokens, *, chunk=0, temperature=1.0, with_en
         device that has most.
       num_ids: None, or how many of the V are tokens; the others are left out of the softmax (`DecoderConfig.num_ids`).
       logits_bytes: with chunk 0, of the float32 logits that exist at a time on a device, but of at least one position.
+      tied: unembed is an embedding, [V, D], and so is its gradient.
 
     Returns:
       (logprobs, entropy): float32[B, T] each (float64 for float64 input), nats. Gradients flow to hidden and unembed,
@@ -63,7 +88,8 @@ def token_logprobs(hidden, unembed, tokens, *, chunk=0, temperature=1.0, with_en
         raise ValueError(f"temperature={temperature} must be > 0")
     hidden, unembed, tokens = jnp.asarray(hidden), jnp.asarray(unembed), jnp.asarray(tokens)
     B, T, D = hidden.shape
-    if tokens.shape != (B, T) or unembed.shape[0] != D:
+    V, matrix_width = unembed.shape if tied else unembed.shape[::-1]
+    if tokens.shape != (B, T) or matrix_width != D:
         raise ValueError(f"hidden {hidden.shape}, unembed {unembed.shape} and tokens {tokens.shape} do not fit")
     dtype = jnp.promote_types(jnp.float32, hidden.dtype)
     if T < 2:
@@ -72,14 +98,20 @@ def token_logprobs(hidden, unembed, tokens, *, chunk=0, temperature=1.0, with_en
     temperature = jax.lax.stop_gradient(jnp.asarray(temperature, dtype))
     # Without a chunk the rows of a device are one long row, whose wanted positions are sorted together.
     rows = B if chunk else parts_of("rows", B)
-    V, N = unembed.shape[1], B // rows * (T - 1)
-    chunk = chunk or positions_at_a_time(N, V // parts_of("vocab", V), logits_bytes)
+    N, parts = B // rows * (T - 1), parts_of("vocab", V)
+    block = vocab_block(V) if platform() == "cpu" and parts == 1 else V
+    if not chunk:
+        chunk = positions_at_a_time(N, V // parts, logits_bytes)
+        chunk = chunk if block == V else min(chunk, BLOCK_POSITIONS)
+    if tied and block == V:  # one program for both, whose bits and layouts are those of an untied matrix
+        unembed, tied = unembed.T, False
+    options = _Options(math.ceil(N / chunk), block, with_entropy, num_ids, tied)
 
     def folded(x):
         return x.reshape(rows, N, *x.shape[2:])
 
-    out = _logprobs((math.ceil(N / chunk), with_entropy, num_ids), folded(hidden[:, :-1]), unembed, folded(tokens[:, 1:]),
-                    temperature, None if wanted is None else folded(wanted[:, 1:]))
+    out = _logprobs(options, folded(hidden[:, :-1]), unembed, folded(tokens[:, 1:]), temperature,
+                    None if wanted is None else folded(wanted[:, 1:]))
 
     def own(x):
         x = x.reshape(B, T - 1)
@@ -134,10 +166,32 @@ def _loop(body, live, carry, xs):
     return jax.lax.fori_loop(0, live, iteration, (carry, outs))
 
 
-def _logits(hidden, unembed, temperature, num_ids):
+def _over_vocab(options, unembed, body, carry):
+    """The last carry of body(carry, first, matrix) -> (carry, out), over the blocks of the vocabulary: `first` is the first
+    token of a block, `matrix` its part of the unembedding. And the outs, which are like matrix, in one array."""
+    axis = 0 if options.tied else 1
+    V = unembed.shape[axis]
+    if options.block == V:
+        return body(carry, 0, unembed)
+    shape = jax.eval_shape(lambda: body(carry, 0, jax.lax.slice_in_dim(unembed, 0, options.block, axis=axis))[1])
+    whole = jax.tree.map(lambda x: jnp.zeros(unembed.shape, x.dtype), shape)
+
+    def iteration(i, state):
+        carry, whole = state
+        first = i * options.block
+        carry, out = body(carry, first, jax.lax.dynamic_slice_in_dim(unembed, first, options.block, axis))
+        return carry, jax.tree.map(lambda whole, x: jax.lax.dynamic_update_slice_in_dim(whole, x, first, axis), whole, out)
+
+    return jax.lax.fori_loop(0, V // options.block, iteration, (carry, whole))
+
+
+def _logits(options, hidden, matrix, first, temperature):
     # The same product as zsjax.models.decoder.logits_of, so that scoring agrees with sampling.
-    logits = jnp.matmul(hidden, unembed, preferred_element_type=temperature.dtype) / temperature
-    return logits if num_ids is None else jnp.where(jnp.arange(logits.shape[-1]) < num_ids, logits, PADDING_LOGIT)
+    matrix = matrix.T if options.tied else matrix
+    logits = jnp.matmul(hidden, matrix, preferred_element_type=temperature.dtype) / temperature
+    if options.num_ids is None:
+        return logits
+    return jnp.where(first + jnp.arange(logits.shape[-1]) < options.num_ids, logits, PADDING_LOGIT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -147,51 +201,73 @@ def _logprobs(options, hidden, unembed, tokens, temperature, wanted):
 
 
 def _forward(options, hidden, unembed, tokens, temperature, wanted):
-    num_chunks, with_entropy, num_ids = options
-    matrix = unembed.astype(hidden.dtype)
-    split, join, live = _layout(num_chunks, wanted, hidden.shape[1])
+    """The running softmax of Milakov and Gimelshein (2018) over the blocks of the vocabulary."""
+    split, join, live = _layout(options.num_chunks, wanted, hidden.shape[1])
+    chunks = split(hidden), split(tokens)
+    zeros = jnp.zeros(chunks[1].shape, temperature.dtype)
 
-    def body(_, chunk):
-        h, targets = chunk
-        logits = _logits(h, matrix, temperature, num_ids)
-        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        top = logits.max(axis=-1)
-        weights = jnp.exp(logits - top[..., None])
-        total = weights.sum(axis=-1)
-        normalizer = top + jnp.log(total)
-        entropy = normalizer - (weights * logits).sum(axis=-1) / total if with_entropy else normalizer
-        return (), (chosen - normalizer, entropy, normalizer)
+    def block(sums, first, matrix):
+        matrix = matrix.astype(hidden.dtype)
 
-    _, out = _loop(body, live, (), (split(hidden), split(tokens)))
-    logprobs, entropy, normalizer = (join(x) for x in out)
+        def body(_, chunk):
+            h, targets, (highest, total, chosen, moment) = chunk
+            logits = _logits(options, h, matrix, first, temperature)
+            place = targets - first
+            own = jnp.take_along_axis(logits, jnp.clip(place, 0, options.block - 1)[..., None], axis=-1)[..., 0]
+            chosen += jnp.where((place >= 0) & (place < options.block), own, 0)
+            top = jnp.maximum(highest, logits.max(axis=-1))
+            kept, weights = jnp.exp(highest - top), jnp.exp(logits - top[..., None])
+            total = total * kept + weights.sum(axis=-1)
+            if options.with_entropy:
+                moment = moment * kept + (weights * logits).sum(axis=-1)
+            return (), (top, total, chosen, moment)
+
+        return _loop(body, live, (), (*chunks, sums))[1], ()
+
+    (top, total, chosen, moment), _ = _over_vocab(options, unembed, block, (zeros - jnp.inf, zeros, zeros, zeros))
+    total = jnp.where(total > 0, total, 1)  # 0 in chunks that are skipped
+    normalizer = top + jnp.log(total)
+    entropy = normalizer - moment / total if options.with_entropy else normalizer
+    logprobs, entropy, normalizer = (join(x) for x in (chosen - normalizer, entropy, normalizer))
     outputs = jnp.minimum(logprobs, 0), jnp.maximum(entropy, 0)
     return outputs, (hidden, unembed, tokens, temperature, wanted, normalizer, entropy)
 
 
 def _backward(options, residuals, cotangents):
     """d logprob / dz_v = [v is the token] - p_v;  d entropy / dz_v = -p_v (log p_v + entropy)."""
-    num_chunks, with_entropy, num_ids = options
     hidden, unembed, tokens, temperature, wanted, normalizer, entropy = residuals
-    matrix = unembed.astype(hidden.dtype)
-    split, join, live = _layout(num_chunks, wanted, hidden.shape[1])
-    vocab = jnp.arange(matrix.shape[1])
-
-    def body(d_unembed, chunk):
-        h, targets, normalizer, entropy, g_logprob, g_entropy = (x[..., None] for x in chunk)
-        h = h[..., 0]
-        log_p = _logits(h, matrix, temperature, num_ids) - normalizer
-        p = jnp.exp(log_p)
-        slope = g_logprob + g_entropy * (log_p + entropy) if with_entropy else g_logprob
-        d_logits = jnp.where(vocab == targets, g_logprob, 0) - p * slope
-        # Not rounded to the model's dtype: in bfloat16 that costs 1.4 times the error of a dense backward (measured).
-        d_logits = d_logits / temperature
-        d_hidden = jnp.einsum("btv,dv->btd", d_logits, matrix, preferred_element_type=temperature.dtype)
-        d_unembed += jnp.einsum("btd,btv->dv", h, d_logits, preferred_element_type=temperature.dtype)
-        return d_unembed, d_hidden.astype(h.dtype)
-
+    split, join, live = _layout(options.num_chunks, wanted, hidden.shape[1])
     chunks = tuple(split(x) for x in (hidden, tokens, normalizer, entropy, *cotangents))
-    d_unembed, d_hidden = _loop(body, live, jnp.zeros(unembed.shape, temperature.dtype), chunks)
-    return join(d_hidden), d_unembed.astype(unembed.dtype), None, jnp.zeros_like(temperature), None
+    dtype = temperature.dtype
+    products = ("btv,vd->btd", "btv,btd->vd") if options.tied else ("btv,dv->btd", "btd,btv->dv")
+
+    def block(d_hidden, first, matrix):
+        matrix = matrix.astype(hidden.dtype)
+        vocab = first + jnp.arange(options.block)
+
+        def body(d_matrix, chunk):
+            *chunk, d_hidden = chunk
+            h, targets, normalizer, entropy, g_logprob, g_entropy = (x[..., None] for x in chunk)
+            h = h[..., 0]
+            log_p = _logits(options, h, matrix, first, temperature) - normalizer
+            p = jnp.exp(log_p)
+            slope = g_logprob + g_entropy * (log_p + entropy) if options.with_entropy else g_logprob
+            d_logits = jnp.where(vocab == targets, g_logprob, 0) - p * slope
+            # Not rounded to the model's dtype: in bfloat16 that costs 1.4 times the error of a dense backward (measured).
+            d_logits = d_logits / temperature
+            own = jnp.einsum(products[0], d_logits, matrix, preferred_element_type=dtype)
+            pair = (d_logits, h) if options.tied else (h, d_logits)
+            d_matrix += jnp.einsum(products[1], *pair, preferred_element_type=dtype)
+            return d_matrix, (d_hidden + own).astype(d_hidden.dtype)
+
+        d_matrix, d_hidden = _loop(body, live, jnp.zeros(matrix.shape, dtype), (*chunks, d_hidden))
+        return d_hidden, d_matrix.astype(unembed.dtype)
+
+    # Sums over blocks are in the accumulating dtype.
+    whole = options.block == unembed.shape[0 if options.tied else 1]
+    d_hidden, d_unembed = _over_vocab(options, unembed, block,
+                                      jnp.zeros(chunks[0].shape, hidden.dtype if whole else dtype))
+    return join(d_hidden).astype(hidden.dtype), d_unembed, None, jnp.zeros_like(temperature), None
 
 
 _logprobs.defvjp(_forward, _backward)

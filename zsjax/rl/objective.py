@@ -252,4 +252,5 @@ def supervised_objective(model_config, *, chunk=0, remat="none") -> Objective:
 def model_logprobs(params, config, tokens, valid, *, remat, **options):
     """(logprobs, entropy) of `token_logprobs` under a decoder's training forward."""
     hidden = decoder.hidden_states(params, config, tokens, valid=valid, remat=remat)
-    return token_logprobs(hidden, decoder.unembedding(params, config), tokens, num_ids=config.num_ids, **options)
+    matrix, tied = decoder.unembedding(params, config)
+    return token_logprobs(hidden, matrix, tokens, num_ids=config.num_ids, tied=tied, **options)

@@ -121,6 +121,26 @@ def make_demonstrations(questions: Sequence[Question], engine, shown: Shown) -> 
     return [done[row] for row in sorted(done)]
 
 
+def shorten(demonstration: Demonstration, shown: Shown, num_documents: int) -> Demonstration | None:
+    """The episode with at most `num_documents` documents in all, evenly over its searches and at least one each.
+
+    Of each search the best documents stay, in their order, but the best that holds what the episode needs next: the next
+    query, or the answer. None where the answer is then shown no more.
+    """
+    turns, k = [], max(num_documents // len(demonstration.turns), 1)
+    needed = [*(turn.query for turn in demonstration.turns[1:]), demonstration.answer]
+    for turn, text in zip(demonstration.turns, needed, strict=True):
+        places = range(len(turn.documents))
+        holding = [place for place in places
+                   if contains_match(shown.text([Turn(turn.query, (turn.documents[place],))]), [text])]
+        first = holding[:1]
+        kept = sorted((first + [place for place in places if place not in first])[:k])
+        turns.append(Turn(turn.query, tuple(turn.documents[place] for place in kept)))
+    if not contains_match(shown.text(turns), [demonstration.answer]):
+        return None
+    return dataclasses.replace(demonstration, turns=tuple(turns))
+
+
 def _next_title(question: Question, turns: Sequence[Turn], text: str, hops_only: bool) -> str | None:
     """A supporting title that was not found yet and occurs in the question or in the shown text.
 

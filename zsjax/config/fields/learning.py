@@ -148,3 +148,5 @@ class WarmStartConfig(SupervisedConfig):
                           "from data.train and the real engine", names="path")
     every_hop: bool = field(False, "episodes that it writes search until all supporting titles of the question were found, "
                             "also where an answer is shown before; off, the first shown answer ends them")
+    episode_documents: int = field(0, "at most, of an episode that it writes, evenly over its searches; what holds the "
+                                   "answer or the next query stays. 0: all that were found", "[0, 1e6]", unit="documents")

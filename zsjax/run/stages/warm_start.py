@@ -61,6 +61,9 @@ def _write_episodes(run, shown, name, engine, path):
     searches = sum(len(episode.turns) for episode in episodes)
     run.writer.note(f"warm_start: {len(episodes)} of {len(questions)} questions have their answer in documents of "
                     f"{name}, after {searches / max(len(episodes), 1):.2f} searches on average")
+    if limit := run.config.warm_start.episode_documents:
+        shorter = (demonstrations.shorten(episode, shown, limit) for episode in episodes)
+        episodes = [episode for episode in shorter if episode is not None]
     if not episodes:
         raise UserError(f"data.train = {source!r}: no document that {name} finds holds a gold "
                         "answer; use a corpus that holds the answers, or give warm_start.episodes")
