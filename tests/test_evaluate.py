@@ -144,3 +144,25 @@ def test_repeated_ids_are_two_questions():
     assert evaluate.paired_bootstrap(same, same)["n"] == 2
     with pytest.raises(UserError, match="same questions"):
         evaluate.paired_bootstrap(a, [row | {"question": "Other?"} for row in b])
+
+
+def test_scores_are_also_those_of_questions_that_give_nothing_away():
+    """A policy that says yes to whatever asks for it gains 0.5 on all questions, and nothing on open ones."""
+    asked = ("Is it so?", "yes", "nq"), ("Who?", "Jo", "nq"), ("Jo or Al?", "Al", "popqa"), ("Is it?", "yes", "popqa")
+    questions = [Question(text, text, (gold,), {"data_set": name}) for text, gold, name in asked]
+
+    def records(scores):
+        return [record(id=q.id, question=q.question, golden_answers=list(q.golden_answers), reach=1.0, em=score, f1=score,
+                       contains=score, **evaluate.data_set_of(q)) for q, score in zip(questions, scores, strict=True)]
+
+    sides = records([0, 1, 1, 0]), records([1, 1, 1, 1])
+    rows = evaluate.summarize("n", sides[0], questions, total=True)
+    assert [(evaluate.name_of_group(row), row["n"], row["em"]) for row in rows[-4:]] == [
+        ("all", 4, 0.5), ("all, open answers", 1, 1.0), ("all, named answers", 1, 1.0), ("all, yes_no answers", 2, 0.0)]
+    assert not any("answers" in row for row in evaluate.summarize("n", sides[0], questions))
+    compared = compare.compare_records(*sides)
+    found = {(evaluate.name_of_group(row), row["score"]): row["difference"] for row in compared}
+    assert found["all", "f1"] == 0.5 and found["all, open answers", "f1"] == found["all, open answers", "reach"] == 0
+    assert found["all, yes_no answers", "f1"] == 1
+    assert "| all, open answers | f1 | 1 | 1.000 |" in compare.comparison_table(compared)
+    assert len(tables.our_rows(rows)) == 2  # the published table has data sets alone

@@ -5,10 +5,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from zsjax.errors import InputError, InputNotFound, UserError
-from zsjax.evaluate import SCORES, paired_bootstrap
+from zsjax.evaluate import SCORES, name_of_group, paired_bootstrap
 from zsjax.evaluation import kept_evaluations, tables
 from zsjax.monitor.writer import read_jsonl
 from zsjax.parallel.files import remove_abandoned, write_text
+from zsjax.rewards import ANSWER_KINDS, answer_kind
 
 
 def write_tables(workdir: pathlib.Path, evaluation: Sequence[dict]) -> list[pathlib.Path]:
@@ -28,12 +29,28 @@ def write_tables(workdir: pathlib.Path, evaluation: Sequence[dict]) -> list[path
 
 
 def compare_records(first: Sequence[dict], second: Sequence[dict], *, seed: int = 0) -> list[dict]:
-    """`evaluate.paired_bootstrap` of every score over all questions, and of every data set's own where there are any."""
-    rows = [{"data_set": "all", **paired_bootstrap(first, second, score=score, seed=seed)} for score in SCORES]
-    for name in dict.fromkeys(record["data_set"] for record in first if "data_set" in record):
-        parts = [[record for record in records if record.get("data_set") == name] for records in (first, second)]
-        rows += [{"data_set": name, **paired_bootstrap(*parts, score=score, seed=seed)} for score in SCORES]
+    """`evaluate.paired_bootstrap` of every score and of reach: over all questions, over those of each
+    `rewards.answer_kind`, where there are several, and over each data set's own."""
+    scores = [*SCORES, *(["reach"] if all("reach" in record for record in (*first, *second)) else [])]
+    kinds = [set(map(_kind, records)) for records in (first, second)]
+    several = kinds[0] if kinds[0] == kinds[1] and len(kinds[0]) > 1 else ()
+    names = dict.fromkeys(record["data_set"] for record in first if "data_set" in record)
+    groups = [{"data_set": "all"}, *({"data_set": "all", "answers": kind} for kind in ANSWER_KINDS if kind in several),
+              *({"data_set": name} for name in names)]
+    rows = []
+    for group in groups:
+        sides = [[record for record in records if _inside(record, group)] for records in (first, second)]
+        rows += [{**group, **paired_bootstrap(*sides, score=score, seed=seed)} for score in scores]
     return rows
+
+
+def _inside(record, group) -> bool:
+    return (group["data_set"] in ("all", record.get("data_set"))
+            and group.get("answers") in (None, _kind(record)))
+
+
+def _kind(record) -> str:
+    return answer_kind(record.get("question", ""), record.get("golden_answers", ()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +136,7 @@ def _earlier(path, found, trained) -> Side:
 
 def comparison_table(rows: Sequence[dict]) -> str:
     """The comparison as Markdown, below lines that name the policy of each side where the rows know it."""
-    cells = [[row["data_set"], row["score"], str(row["n"]), f"{row['first']:.3f}", f"{row['second']:.3f}",
+    cells = [[name_of_group(row), row["score"], str(row["n"]), f"{row['first']:.3f}", f"{row['second']:.3f}",
               f"{row['difference']:+.3f}", f"{row['low']:+.3f} to {row['high']:+.3f}", f"{row['p']:.3g}"] for row in rows]
     header = ["data set", "score", "n", "first", "second", "second - first", "95 % interval", "p"]
     lines = [f"{side}: {rows[0][f'{side}_policy']}" for side in ("first", "second") if f"{side}_policy" in rows[0]]

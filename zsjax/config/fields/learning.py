@@ -148,3 +148,7 @@ class WarmStartConfig(SupervisedConfig):
                           "from data.train and the real engine", names="path")
     every_hop: bool = field(False, "episodes that it writes search until all supporting titles of the question were found, "
                             "also where an answer is shown before; off, the first shown answer ends them")
+    bridges: bool = field(False, "where no answer was shown, an episode that it writes searches on for a page that the "
+                          "question or a shown document names and that shows the answer; reads all titles of the corpus")
+    named_share: float = field(1.0, "of the episodes that it writes, at most this share answers a question that names the "
+                               "answer", SHARE)

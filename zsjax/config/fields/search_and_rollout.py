@@ -14,6 +14,11 @@ class DataConfig:
     """
 
     train: str = field("tiny_world:train", "questions of training", names="path")
+    supervised_share: float = field(0.0, "share of train's questions, by a hash of their keys, that warm_start and collect "
+                                    "take, and train leaves to them; 0: both take all", "[0, 1)")
+    leave_out: tuple[str, ...] = field(
+        (), 'questions that train does not play, as they can be answered without reading: "yes_no": a gold answer is yes or '
+        'no; "named": the question names a gold answer', choices=("yes_no", "named"))
     eval: str = later("tiny_world:eval", "questions of evaluations", names="path")
     corpus: str = field("tiny_world:train", "what real engines search in training", names="path")
     eval_corpus: str = later("tiny_world:eval", "what real engines search in evaluations", names="path")

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from zsjax.config.declare import COUNT, DTYPES, SHARE, fast, field, free, group, later, limit
+from zsjax.config.declare import DTYPES, SHARE, fast, field, free, group, later, limit
 from zsjax.config.fields.learning import (
     AlgorithmConfig,
     HealthConfig,
@@ -48,7 +48,17 @@ class JudgeConfig:
 class CollectConfig:
     """Searches with the real engine, from which the simulator's examples are made."""
 
-    episodes: int = field(512, "played by the policy; their searches are kept", COUNT, unit="episodes")
+    episodes: int = field(512, "played by the policy; their searches are kept; 0: only those of queries and probes",
+                          "[0, 1e9]", unit="episodes")
+    shuffle: bool = field(False, "questions are taken in random order; off, in the order of their file, which may be sorted "
+                          "by data set")
+    queries: tuple[str, ...] = field(
+        (), 'searches that no policy made, of all questions: for the "question" itself, and for the queries of the '
+        '"episodes" of warm_start, whose second hops a small policy seldom asks for', choices=("question", "episodes"))
+    off_target: float = field(
+        0.0, "at most this share of the examples asks beside the point: another question's query, or a page that the first "
+        "search showed. The reply is what the engine finds, so that gold in the prompt is not shown whatever is asked",
+        "[0, 0.9]")
     probes: int = field(
         0, "questions of each number of hops that are also searched for, by their right queries and by wrong ones: a small "
         "policy asks few different things; the questions must know their right queries", "[0, 1e9]", unit="questions")

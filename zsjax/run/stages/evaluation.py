@@ -16,7 +16,7 @@ import jax
 from zsjax.config import Config
 from zsjax.config.declare import leaves
 from zsjax.errors import UserError
-from zsjax.evaluate import play_samples, random_document_baseline, summarize
+from zsjax.evaluate import name_of_group, play_samples, random_document_baseline, summarize
 from zsjax.evaluation import compare, kept_evaluations
 from zsjax.evaluation.baselines import METHODS, Setting, num_episodes
 from zsjax.evaluation.kept_evaluations import Evaluation, Subject
@@ -116,10 +116,10 @@ def _finish(run, folder, done, rows):
 
 
 def _line(row) -> str:
-    group = " ".join(str(row.get("data_set", f"hops {row['hops']}")).split())
+    group = " ".join((name_of_group(row) or f"hops {row['hops']}").split())
     failed = f"  {row['failed_searches']} searches FAILED" if row["failed_searches"] else ""
     return (f"{row['name']:<60} {group}  EM {row['em']:.3f} ± {row['em_se']:.3f}  F1 {row['f1']:.3f}  "
-            f"searches {row['searches']:.2f}  n {row['n']}{failed}")
+            f"answered {row['answered']:.2f}  searches {row['searches']:.2f}  n {row['n']}{failed}")
 
 
 class Parts:
