@@ -37,6 +37,7 @@ class PromptsConfig:
     policy: str = field("default", "the policy's prompt", names="path")
     simulator: str = field("default", "the simulator's prompt", names="path")
     chat: bool = field(False, "put the policy's prompt into the tokenizer's chat template")
+    baseline_examples: bool = later(False, "baselines by prompt have two worked examples in it, which a base model needs")
     simulator_chat: bool = field(False, "put the simulator's prompt into the tokenizer's chat template")
 
 

@@ -101,7 +101,10 @@ class EvaluateConfig:
     baselines: tuple[str, ...] = later((), "played by the run's policy (the trained one, if any) on the same questions",
                                        choices=("zsjax.evaluation.baselines:METHODS",))
     baseline_model: str = later("policy", 'who plays the baselines: "policy", the run\'s (the trained one, if any), or '
-                                '"base", what the run began with', choices=("policy", "base"))
+                                '"base", what the run began with; methods that play the policy\'s own prompt then have '
+                                'its warm start, where there was one', choices=("policy", "base"))
+    baseline_turn_tokens: int = later(0, 'budget of one generation of "chain_of_thought" and "search_agent", whose thoughts '
+                                      'need room; 0: rollout.max_turn_tokens', "[0, 1e7]", unit="tokens")
     baseline_samples: int = later(8, 'episodes a question of "best_of_n" and "tree_search", at rollout.temperature',
                                   "[2, 1e6]", unit="episodes")
 

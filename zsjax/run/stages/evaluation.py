@@ -18,7 +18,7 @@ from zsjax.config.declare import leaves
 from zsjax.errors import UserError
 from zsjax.evaluate import name_of_group, play_samples, random_document_baseline, summarize
 from zsjax.evaluation import compare, kept_evaluations
-from zsjax.evaluation.baselines import METHODS, Setting, num_episodes
+from zsjax.evaluation.baselines import METHODS, OWN_PROMPT, Setting, num_episodes
 from zsjax.evaluation.kept_evaluations import Evaluation, Subject
 from zsjax.monitor import costs
 from zsjax.parallel import hosts, mesh
@@ -152,8 +152,11 @@ class Parts:
         for name in config.evaluate.baselines:
             player = policies[-1][1]
             if config.evaluate.baseline_model == "base":
-                player = self._subject(kept_evaluations.BASE, "models/base")
+                player = base if name in OWN_PROMPT else self._subject(kept_evaluations.BASE, "models/base")
             subject, more = player, {"rollout.temperature": config.rollout.temperature}
+            more |= {field: value for field, value in (
+                ("prompts.baseline_examples", config.prompts.baseline_examples),
+                ("evaluate.baseline_turn_tokens", config.evaluate.baseline_turn_tokens)) if value}
             if name in ("best_of_n", "tree_search"):
                 more |= {"samples": config.evaluate.baseline_samples}
             if name == "trajectory_sft":
