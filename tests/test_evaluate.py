@@ -166,3 +166,19 @@ def test_scores_are_also_those_of_questions_that_give_nothing_away():
     assert found["all, yes_no answers", "f1"] == 1
     assert "| all, open answers | f1 | 1 | 1.000 |" in compare.comparison_table(compared)
     assert len(tables.our_rows(rows)) == 2  # the published table has data sets alone
+
+
+def test_seeds_of_a_side_are_averaged_by_question(tmp_path):
+    for name, values in (("one", [0, 0, 1, 1]), ("two", [1, 1, 1, 0]), ("three", [1, 0, 1, 1]), ("four", [1, 1])):
+        (tmp_path / name / "evaluation").mkdir(parents=True)
+        (tmp_path / name / "evaluation" / "after.jsonl").write_text(
+            "".join(json.dumps(r) + "\n" for r in records_of(values)))
+    row, *_ = compare.compare_runs(tmp_path / "one", tmp_path / "two", second_seeds=[tmp_path / "three"])
+    assert (row["n"], row["first"], row["second"]) == (4, 0.5, 0.75)
+    assert all(f"/{name} " in row["second_policy"] for name in ("two", "three"))
+    plain = evaluate.paired_bootstrap(records_of([0, 0, 1, 1]), records_of([1, 0.5, 1, 0.5]))
+    assert (row["low"], row["high"]) == (plain["low"], plain["high"])  # as of the means: no question counts twice
+    both, *_ = compare.compare_runs(tmp_path / "one", tmp_path / "two", first_seeds=[tmp_path / "three"])
+    assert (both["first"], both["second"]) == (0.625, 0.75)
+    with pytest.raises(UserError, match="four did not answer the questions of"):
+        compare.compare_runs(tmp_path / "one", tmp_path / "two", second_seeds=[tmp_path / "four"])

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from zsjax.errors import InputError, InputNotFound, UserError
-from zsjax.evaluate import SCORES, name_of_group, paired_bootstrap
+from zsjax.evaluate import SCORES, key_of, name_of_group, paired_bootstrap
 from zsjax.evaluation import kept_evaluations, tables
 from zsjax.monitor.writer import read_jsonl
 from zsjax.parallel.files import remove_abandoned, write_text
@@ -62,17 +62,21 @@ class Side:
     how: Mapping = dataclasses.field(default_factory=dict)
 
 
-def compare_runs(first: pathlib.Path, second: pathlib.Path) -> list[dict]:
+def compare_runs(first: pathlib.Path, second: pathlib.Path, *, first_seeds: Sequence[pathlib.Path] = (),
+                 second_seeds: Sequence[pathlib.Path] = ()) -> list[dict]:
     """`compare_records` of two evaluations; each row names the policy of each side.
 
     Args:
       first, second: each a run's folder or a file WORKDIR/evaluation/NAME.jsonl. Of a folder, evaluations of the trained
         policy are taken, or of the base if the run has trained none; of these, the newest pair with equal options.
+      first_seeds, second_seeds: further runs of each side, as `first`. A question's score is the mean over a side's runs,
+        so that the luck of one training weighs less; the errors are over questions all the same.
 
     Raises:
-      UserError: a run was not evaluated since it was trained, or the two answered different questions.
+      UserError: a run was not evaluated since it was trained, or two of them answered different questions.
     """
     one, other = _pair(_sides(pathlib.Path(first)), _sides(pathlib.Path(second)))
+    one, other = _with_seeds(one, first_seeds), _with_seeds(other, second_seeds)
     try:
         rows = compare_records(one.records, other.records)
     except InputError as error:
@@ -80,6 +84,19 @@ def compare_runs(first: pathlib.Path, second: pathlib.Path) -> list[dict]:
     differ = sorted(name for name in one.how.keys() & other.how.keys() if one.how[name] != other.how[name])
     marks = {"first_policy": one.policy, "second_policy": other.policy}
     return [{**row, **marks, **({"differ": differ} if differ else {})} for row in rows]
+
+
+def _with_seeds(side: Side, paths: Sequence[pathlib.Path]) -> Side:
+    """The side with the records of further runs, each a sample of its own (`evaluate.paired_bootstrap` averages them)."""
+    asked, parts, names = sorted(map(key_of, side.records)), [side.records], [side.policy]
+    for path in map(pathlib.Path, paths):
+        alike = next((other for other in _sides(path) if sorted(map(key_of, other.records)) == asked), None)
+        if alike is None:
+            raise InputError(f"{path} did not answer the questions of {side.policy}; compare seeds of one evaluation")
+        parts.append(alike.records)
+        names.append(alike.policy)
+    records = [{**record, "sample": (run, record.get("sample"))} for run, part in enumerate(parts) for record in part]
+    return dataclasses.replace(side, policy=" and ".join(names), records=records) if paths else side
 
 
 def _pair(firsts, seconds):
