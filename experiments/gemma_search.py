@@ -29,6 +29,10 @@ Arms that share a start:
 
     python -m zsjax.launch --workdir runs/gemma_bm25 --config experiments/gemma_search.py:\
 model=runs/gemma3-270m,engine=bm25,start=runs/gemma_search
+
+With seed=1 they are second seeds, which a comparison averages: `zsjax.launch compare runs/gemma_bm25 --workdir
+runs/gemma_search --seeds runs/gemma_search_1 --other-seeds runs/gemma_bm25_1`. A side may be a file: with --workdir
+runs/gemma_search/evaluation/before-*.jsonl and runs/gemma_search as the other, it is the gain over the warm start.
 """
 
 import pathlib
