@@ -115,7 +115,7 @@ def _smoke(c):
     c.tokenizer = f"{sample}/tokenizer"
     c.policy, c.simulator = dict(model), dict(model)
     questions, paragraphs = (str(asset_path(f"{sample}/{name}.jsonl.gz")) for name in ("questions", "paragraphs"))
-    c.data = dict(train=questions, eval=questions, corpus=paragraphs, eval_corpus=paragraphs, eval_limit=16)
+    c.data.update(train=questions, eval=questions, corpus=paragraphs, eval_corpus=paragraphs, eval_limit=16)
     c.search.update(num_documents=2, max_document_tokens=24, passage_words=12)
     c.rollout.update(max_prompt_tokens=96, max_turn_tokens=40, max_tokens=192)  # two widths of a batch: see packing.widths
     c.warm_start.update(steps=60, max_tokens=192, microbatch_tokens=0, checkpoint_every=60)
