@@ -33,7 +33,7 @@ common=(--config.search.index_dir="$WORK/indexes" --config.policy.attention=xla 
     --config.warm_start.steps="$warm_steps" --config.warm_start.checkpoint_every=100000 --config.warm_start.logprob_chunk=64
     --config.tune_simulator.steps="$warm_steps" --config.tune_simulator.checkpoint_every=100000
     --config.tune_simulator.logprob_chunk=64 --config.tune_simulator.max_tokens="${MAX_TOKENS:-832}"
-    --config.collect.episodes=$((rows * ${COLLECT_BATCHES:-4})) --config.collect.hold_out=0.12
+    --config.collect.hold_out=0.12
     --config.train.questions_per_step="$questions" --config.train.group_size="$group"
     --config.train.microbatch_rows=$((questions * group < 8 ? questions * group : 8)) --config.train.logprob_chunk=64
     --config.train.checkpoint_every=100000 --config.train.eval_every=$((steps / 2 > 0 ? steps / 2 : 1))
@@ -89,7 +89,6 @@ prepare() {
     beside ahead warm_start warm_start "$(experiment "$blank")"
     beside ahead bm25 rollout "$(experiment "$blank" ,engine=bm25)"
     for kind in 2 1 0; do beside ahead score$kind score $kind "$(experiment "$blank" ,engine=bm25)"; done
-    beside ahead collect collect "$(experiment "$blank")"
     beside ahead evaluation evaluation "$(experiment "$blank" ,engine=bm25)"
     wait
     say prepared

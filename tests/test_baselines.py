@@ -8,13 +8,14 @@ import pytest
 
 from zsjax import types
 from zsjax.config import ConfigError, resolve
+from zsjax.data import load_tokenizer
 from zsjax.evaluation import baselines
 from zsjax.evaluation.baseline_setting import Setting, vote
 from zsjax.evaluation.tree_search import Node, agreement, grow_path, select_path
 from zsjax.launch import load_experiment
 from zsjax.rollout import policy_prompt
 from zsjax.run import build
-from zsjax.search import BM25
+from zsjax.search import BM25, Empty
 
 
 def record(answer, **fields):
@@ -102,3 +103,34 @@ def test_methods_answer_every_question(setting, name, monkeypatch):
     else:
         assert all(r["num_searches"] >= 1 and r["queries"][0] == q.question
                    for r, q in zip(records, setting.questions, strict=True))
+
+
+@pytest.mark.parametrize("name, turn, turns", [("direct", 128, 2), ("chain_of_thought", 300, 2), ("rag", 128, 2),
+                                               ("search_agent", 300, 4)])
+def test_examples_and_thoughts_have_room(name, turn, turns, monkeypatch):
+    """The budgets hold the longest prompt with its examples, and the thoughts of every turn."""
+    config = resolve({"prompts": {"baseline_examples": True}, "evaluate": {"baseline_turn_tokens": 300},
+                      "search": {"num_documents": 2, "max_document_tokens": 10},
+                      "rollout": {"max_turns": 3, "max_prompt_tokens": 240}}, check=False)
+    changes = []
+
+    class Played(Setting):
+        def rollout(self, engine=None, **given):
+            changes.append(given)
+
+        def play(self, rollout, questions=None, params=None):
+            return []
+
+    tokenizer = load_tokenizer("asset:real/tokenizer")
+    baselines.METHODS[name](Played(config, None, None, tokenizer, Empty(), [], None))
+    (given,) = changes
+    assert given["prompts__policy"] == f"{name}_examples" and given["rollout__max_turn_tokens"] == turn
+    text, room = " a" * 20, given["rollout__max_prompt_tokens"]
+    plain, used = (len(policy_prompt.PolicyTemplate.load(each).encode(tokenizer, text)) for each in (
+        name, given["prompts__policy"]))
+    assert room >= 240 + 256 + used - plain + (20 if name == "rag" else 0)
+    assert given["rollout__max_tokens"] == 2048 + room - 240 + turns * (turn - 128)
+    short = dataclasses.replace(config, prompts=dataclasses.replace(config.prompts, baseline_examples=False),
+                                evaluate=dataclasses.replace(config.evaluate, baseline_turn_tokens=0))
+    baselines.METHODS[name](Played(short, None, None, tokenizer, Empty(), [], None))
+    assert changes[1]["prompts__policy"] == name and changes[1]["rollout__max_turn_tokens"] == 128

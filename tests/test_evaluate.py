@@ -144,3 +144,41 @@ def test_repeated_ids_are_two_questions():
     assert evaluate.paired_bootstrap(same, same)["n"] == 2
     with pytest.raises(UserError, match="same questions"):
         evaluate.paired_bootstrap(a, [row | {"question": "Other?"} for row in b])
+
+
+def test_scores_are_also_those_of_questions_that_give_nothing_away():
+    """A policy that says yes to whatever asks for it gains 0.5 on all questions, and nothing on open ones."""
+    asked = ("Is it so?", "yes", "nq"), ("Who?", "Jo", "nq"), ("Jo or Al?", "Al", "popqa"), ("Is it?", "yes", "popqa")
+    questions = [Question(text, text, (gold,), {"data_set": name}) for text, gold, name in asked]
+
+    def records(scores):
+        return [record(id=q.id, question=q.question, golden_answers=list(q.golden_answers), reach=1.0, em=score, f1=score,
+                       contains=score, **evaluate.data_set_of(q)) for q, score in zip(questions, scores, strict=True)]
+
+    sides = records([0, 1, 1, 0]), records([1, 1, 1, 1])
+    rows = evaluate.summarize("n", sides[0], questions, total=True)
+    assert [(evaluate.name_of_group(row), row["n"], row["em"]) for row in rows[-4:]] == [
+        ("all", 4, 0.5), ("all, open answers", 1, 1.0), ("all, named answers", 1, 1.0), ("all, yes_no answers", 2, 0.0)]
+    assert not any("answers" in row for row in evaluate.summarize("n", sides[0], questions))
+    compared = compare.compare_records(*sides)
+    found = {(evaluate.name_of_group(row), row["score"]): row["difference"] for row in compared}
+    assert found["all", "f1"] == 0.5 and found["all, open answers", "f1"] == found["all, open answers", "reach"] == 0
+    assert found["all, yes_no answers", "f1"] == 1
+    assert "| all, open answers | f1 | 1 | 1.000 |" in compare.comparison_table(compared)
+    assert len(tables.our_rows(rows)) == 2  # the published table has data sets alone
+
+
+def test_seeds_of_a_side_are_averaged_by_question(tmp_path):
+    for name, values in (("one", [0, 0, 1, 1]), ("two", [1, 1, 1, 0]), ("three", [1, 0, 1, 1]), ("four", [1, 1])):
+        (tmp_path / name / "evaluation").mkdir(parents=True)
+        (tmp_path / name / "evaluation" / "after.jsonl").write_text(
+            "".join(json.dumps(r) + "\n" for r in records_of(values)))
+    row, *_ = compare.compare_runs(tmp_path / "one", tmp_path / "two", second_seeds=[tmp_path / "three"])
+    assert (row["n"], row["first"], row["second"]) == (4, 0.5, 0.75)
+    assert all(f"/{name} " in row["second_policy"] for name in ("two", "three"))
+    plain = evaluate.paired_bootstrap(records_of([0, 0, 1, 1]), records_of([1, 0.5, 1, 0.5]))
+    assert (row["low"], row["high"]) == (plain["low"], plain["high"])  # as of the means: no question counts twice
+    both, *_ = compare.compare_runs(tmp_path / "one", tmp_path / "two", first_seeds=[tmp_path / "three"])
+    assert (both["first"], both["second"]) == (0.625, 0.75)
+    with pytest.raises(UserError, match="four did not answer the questions of"):
+        compare.compare_runs(tmp_path / "one", tmp_path / "two", second_seeds=[tmp_path / "four"])

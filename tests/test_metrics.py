@@ -211,7 +211,13 @@ def test_token_metrics_read_policy_tokens_only():
     def metrics(*answers):
         outcomes = np.array([None, None], object)
         outcomes[:] = [outcome(answer) for answer in answers]
-        return token_metrics(batch, Experience(*[None] * 2, outcomes, *[None] * 5))
+        return token_metrics(batch, Experience(*[None] * 2, outcomes, *[None] * 5), np.array(scored))
+
+    scored = [False, False]
+    assert metrics("Oslo", "Rome") == {}
+    scored = [False, True]
+    assert metrics("Oslo", "Rome")["sampler_gap_max"] == 0.25  # the other row has no log-probs
+    scored = [True, True]
 
     found = metrics("Oslo", "Rome")
     assert found["right_logprob"] == -2.0 and found["positive_ratio_min"] == pytest.approx(np.exp(-0.5))

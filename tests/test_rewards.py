@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zsjax.rewards import contains_match, exact_match, extract_answer, f1_score, normalize_answer
+from zsjax.rewards import answer_kind, contains_match, exact_match, extract_answer, f1_score, normalize_answer
 
 PROMPT = "Answer inside <answer> and </answer>, for example, <answer> Beijing </answer>. Question: who?"
 
@@ -103,3 +103,11 @@ def test_scores_equal_a_slow_version(prediction, golds):
     ("a \u2260 b", "a =\u0338 b", 1), ("10\u00b2", "102", 0), ("\ud83d", "x", 0)])
 def test_scores_compare_in_nfc(prediction, gold, equal):
     assert exact_match(prediction, [gold]) == f1_score(gold, [prediction]) == contains_match(prediction, [gold]) == equal
+
+
+@pytest.mark.parametrize("question, golds, kind", [
+    ("Is Bath a city?", ["Yes"], "yes_no"), ("Is it Bath or no city?", ["no", "Bath"], "yes_no"),
+    ("Which is older, Bath or Rome?", ["the Rome"], "named"), ("Who knows?", ["Nobody", "No one"], "open"),
+    ("Which Romeo?", ("Rome",), "open"), ("Is it?", "yes", "yes_no"), ("", [], "open")])
+def test_what_a_question_gives_away(question, golds, kind):
+    assert answer_kind(question, golds) == kind

@@ -136,6 +136,11 @@ def group_of(question: Question) -> tuple[str, object]:
     return "hops", "all"
 
 
+def name_of_group(row: Mapping) -> str:
+    """A row's data set, or "all, open answers", as a table shows it; "" for a row of `summarize` without one."""
+    return f"{row['data_set']}, {row['answers']} answers" if "answers" in row else str(row.get("data_set", ""))
+
+
 def data_set_of(question: Question) -> dict:
     """{"data_set": name} for a record of a question that has one, else {}."""
     kind, label = group_of(question)
@@ -155,7 +160,8 @@ def summarize(name: str, records: Sequence[dict], questions: Sequence[Question],
       records: of `play` or `play_samples`. The scores of a question's samples are averaged first, so that standard errors
         are over questions.
       questions: all that were asked.
-      total: add a last row of data set "all" where there are several data sets.
+      total: add a last row of data set "all" where there are several data sets, and one for each `rewards.answer_kind`
+        ("answers") where there are several of them.
 
     Returns:
       Rows of name, hops or data_set, n questions, scores and their standard errors, means of searches, answered and
@@ -172,12 +178,16 @@ def summarize(name: str, records: Sequence[dict], questions: Sequence[Question],
         groups.setdefault(group_of(question), {}).setdefault(row % len(questions), []).append(record)
     in_order = sorted(groups.items(), key=lambda item: str(item[0]))
     if total and sum(kind == "data_set" for kind, _ in groups) > 1:
-        in_order.append((("data_set", "all"), {i: samples for group in groups.values() for i, samples in group.items()}))
+        everything = {i: samples for group in groups.values() for i, samples in group.items()}
+        kinds = {i: rewards.answer_kind(question.question, question.golden_answers) for i, question in enumerate(questions)}
+        in_order.append((("data_set", "all"), everything))
+        in_order += [(("answers", kind), {i: samples for i, samples in everything.items() if kinds[i] == kind})
+                     for kind in rewards.ANSWER_KINDS if kind in kinds.values() and len(set(kinds.values())) > 1]
     rows = []
     for (kind, value), group in in_order:
         played = [record for samples in group.values() for record in samples]
         row = {"name": name, "hops": value if kind == "hops" else "all", "n": len(group)}
-        row |= {"data_set": value} if kind == "data_set" else {}
+        row |= {"data_set": value} if kind == "data_set" else {"data_set": "all", kind: value} if kind == "answers" else {}
         row |= {"samples": len(records) // len(questions)} if len(records) > len(questions) else {}
         for score in SCORES:
             row[score], row[f"{score}_se"] = mean_and_error(

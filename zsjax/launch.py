@@ -150,8 +150,10 @@ def _parsers():
                {"CORPUS": "a corpus (.jsonl[.gz] or .parquet of {id, title, text})"}, needs_workdir=False)
     flag("--host", default="127.0.0.1", help="default 127.0.0.1")
     flag("--port", type=int, default=8000, help="default 8000; 0: any free one")
-    add("compare", "compares the run's evaluation with another's, question by question", _compare,
-        {"OTHER_WORKDIR": "another run's folder"})
+    flag = add("compare", "compares the run's evaluation with another's, question by question", _compare,
+               {"OTHER_WORKDIR": "another run's folder"})
+    flag("--seeds", nargs="+", default=[], metavar="DIR", help="further seeds of the run, whose scores are averaged")
+    flag("--other-seeds", nargs="+", default=[], metavar="DIR", help="the same of OTHER_WORKDIR")
     flag = add("view", "all trajectories of a run in your browser; a second --workdir DIR stands beside it", _view)
     flag("--port", type=int, default=8001, help="default 8001; 0: any free one")
     add("report", "WORKDIR/report.html from what the run has written so far", _report)
@@ -258,7 +260,9 @@ def _serve_corpus(options, overrides):
 def _compare(options, overrides):
     from zsjax.evaluation import compare
 
-    print(compare.comparison_table(compare.compare_runs(options.workdir, pathlib.Path(options.other_workdir))), end="")
+    print(compare.comparison_table(compare.compare_runs(
+        options.workdir, pathlib.Path(options.other_workdir), first_seeds=options.seeds, second_seeds=options.other_seeds)),
+          end="")
 
 
 def _report(options, overrides):

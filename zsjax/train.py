@@ -121,7 +121,7 @@ def train(setup: Setup, workdir: pathlib.Path, writer: Writer, *, evaluate: Call
                 batch = token_batch(played.episodes, played.scores, row_valid=played.row_valid)
                 batch = learner.score(state, policy, batch)  # old, reference, value
                 batch = learner.assign_credit(batch, settings.kl_coef)  # advantages, returns
-                of_tokens = token_metrics(batch, played)
+                of_tokens = token_metrics(batch, played, learner.scored(batch))
 
             with recorder.time("update"):
                 state, info = learner.update(state, select(config.train, batch, played), settings)

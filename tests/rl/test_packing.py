@@ -1,5 +1,7 @@
 """Packed parts: every row once, few shapes, the same step as one batch, and no compiling after the warm-up."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import optax
@@ -7,12 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zsjax.config import LoraConfig
+from zsjax.config import LoraConfig, resolve
 from zsjax.models import lora
 from zsjax.models.decoder import REMAT, DecoderConfig, init_params
 from zsjax.models.value import init_value
+from zsjax.parallel.mesh import make_mesh
 from zsjax.rl import packing
 from zsjax.rl import roles as role_masks
+from zsjax.rl.algorithms import preset
+from zsjax.rl.learner import Learner
 from zsjax.rl.steps import make_packed_update, make_update
 from zsjax.rl.value_steps import make_value_score, make_value_update, state_values
 from zsjax.types import DOCUMENT, PAD, POLICY, PROMPT, TokenBatch
@@ -189,3 +194,41 @@ def test_adapters_take_the_same_step_in_parts_and_as_a_whole():
     close(packed_info, info, atol=1e-5)
     assert jax.tree.structure(whole) == jax.tree.structure(start())  # the rest gets no gradient
     assert min(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(start()), strict=True)) > 1e-5
+
+
+@pytest.mark.parametrize("algorithm", [dict(preset("rloo"), kl_coef=0.1), dict(preset("ppo"), whiten=True)])
+def test_rows_without_signal_are_left_out_and_the_step_is_the_same(algorithm, monkeypatch):
+    """The whole batch, which computes on every row and drops some in the loss, is what packed parts without them equal."""
+    batch = make_batch(8, 24).replace(row_valid=np.arange(8) % 4 < 2)
+    rewards = np.where((batch.roles == POLICY).any(1), np.random.default_rng(1).random(8), 0).astype(np.float32)
+    batch = batch.replace(old_logprobs=None, ref_logprobs=None, values=None, advantages=None, returns=None,
+                          rewards=np.eye(24, dtype=np.float32)[1] * rewards[:, None])
+    # Adam would blow up the last bits of gradients near 0.
+    plain = dict(learning_rate=0.1, chain=[dict(name="sgd", learning_rate="schedule")])
+    settings = SimpleNamespace(kl_coef=0.1, step=9, key=jax.random.key(0))
+    taken, original, found = [], packing.take, {}
+
+    def take(batch, part):
+        taken.append(part.rows)
+        return original(batch, part)
+
+    monkeypatch.setattr(packing, "take", take)
+    for packed in (0, 48):
+        learner = Learner(resolve(dict(
+            algorithm=algorithm, rollout=dict(max_tokens=24, max_prompt_tokens=4, max_turn_tokens=4),
+            optimizer=plain, value=dict(optimizer=plain), train=dict(microbatch_tokens=packed, minibatches=2)), check=False),
+            CONFIG, make_mesh({}, jax.devices()[:1]))
+        state = learner.start(params_of(0))
+        taken.clear()
+        scored = learner.score(state, learner.policy(state), batch)
+        of_scores = {int(row) for rows in taken for row in rows}
+        updated = learner.update(state, learner.assign_credit(scored, 0.1), settings)
+        found[packed] = jax.tree.map(np.asarray, (updated[0].params, updated[0].value_params, updated[1]))
+        dead = np.asarray(scored.old_logprobs)[~batch.row_valid]
+        assert dead.any() == (not packed) and of_scores == ({0, 1, 4, 5} if packed else set(range(8)))
+    close(found[48], found[0], atol=1e-5)
+    taken.clear()
+    scored = learner.score(state := learner.start(params_of(0)), learner.policy(state), batch.replace(
+        row_valid=np.zeros(8, bool)))
+    _, info = learner.update(state, learner.assign_credit(scored, 0.1), settings)
+    assert not any(len(rows) for rows in taken) and info["grad_norm"] == 0  # a step without any signal

@@ -1,9 +1,11 @@
 import json
+import re
 
 import pytest
 
 from tests.real_tokenizer import qwen2
-from zsjax.rollout.policy_prompt import TEMPLATES, PolicyTemplate
+from zsjax.rewards import extract_answer
+from zsjax.rollout.policy_prompt import TEMPLATES, WITH_EXAMPLES, PolicyTemplate
 from zsjax.tiny_world import world
 
 
@@ -66,3 +68,18 @@ def test_the_form_of_the_prompt_is_logged_once(caplog):
             rollout._log_form("default", chat)
     logged = [record.getMessage() for record in caplog.records]
     assert len(logged) == 2 and "chat template" in logged[0] and "plain text" in logged[1]
+
+
+@pytest.mark.parametrize("name", ["direct", "chain_of_thought", "rag", "search_agent"])
+def test_examples_are_two_whole_episodes(name):
+    """A base model goes on as the text before: what the examples do, in the tags that a rollout reads, is what it does."""
+    template = PolicyTemplate.load(name + WITH_EXAMPLES)
+    before, *examples = re.split(r"^Question: ", template.prompt.replace("{question}", "Question: {question}")
+                                 if name == "rag" else template.prompt, flags=re.MULTILINE)
+    assert len(examples) == 3 and examples[2].strip() == "{question}"
+    assert [extract_answer(example) for example in examples[:2]] == ["England", "iron"]
+    searches = [re.findall("<search> (.*?) </search>\n<information>\nDoc 1: .*\n</information>\n", example)
+                for example in examples[:2]]
+    assert list(map(len, searches)) == ([2, 1] if name == "search_agent" else [0, 0])
+    assert all(("<think>" in example) == (name == "chain_of_thought") for example in examples[:2])
+    assert (before.count("Doc 1:") + examples[0].count("Doc 1:") >= 2) == (name in ("rag", "search_agent"))

@@ -288,3 +288,18 @@ def test_an_evaluation_in_training_says_that_searches_failed():
     found = evaluation_metrics([record | {"search_status": ["failed"]}], questions, {"used/searches": 1, "time/step": 9.0})
     assert found == {"eval/em": 1, "eval/f1": 1, "eval/searches": 1, "eval/failed_searches": 1, "eval/used/searches": 1}
     assert "eval/failed_searches" not in evaluation_metrics([record | {"search_status": ["ok"]}], questions, {})
+
+
+def test_a_base_plays_its_own_prompt_after_its_warm_start(tmp_path, played):
+    """Without documents the warm start is the closed-book floor; the untrained model knows nothing of its prompt's form."""
+    folder = tmp_path / "models" / "warm_start"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_text("warm")
+    fields = {"evaluate__baselines": "direct,no_search", "evaluate__baseline_model": "base"}
+    evaluate(tmp_path, played, **fields)
+    assert played == ["warm_start", "direct by base", "no_search by warm_start"]
+    evaluate(tmp_path, played, **fields)
+    assert len(played) == 3
+    evaluate(tmp_path, played, prompts__baseline_examples=True, **fields)
+    assert played[3:] == ["direct by base", "no_search by warm_start"]

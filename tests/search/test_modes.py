@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zsjax.config import resolve
 from zsjax.data import load_tokenizer
 from zsjax.data.assets import asset_path
 from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.rollout.draws import draw_noise
+from zsjax.rollout.environment import environment
 from zsjax.sampling import ragged
 from zsjax.search.simulator.prompt import SimulatorTemplate
 from zsjax.search.simulator.requests import Requests
@@ -49,7 +51,7 @@ def test_noise_draws_have_the_asked_for_frequency_and_shape():
         episode_id, turn = jnp.arange(4000), jnp.zeros(4000, jnp.int32)
 
     class Environment:
-        num_documents, noise_per_document = K, True
+        num_documents, noise_per_document, noise_per_question, group_size = K, True, False, 4
 
     draws = draw_noise(Environment, State, jnp.float32(0.3), jax.random.key(0))
     assert draws.shape == (4000, K)
@@ -57,3 +59,22 @@ def test_noise_draws_have_the_asked_for_frequency_and_shape():
     assert abs(np.corrcoef(draws[:, 0], draws[:, 1])[0, 1]) < 0.06  # each is tossed on its own
     Environment.noise_per_document = False
     assert draw_noise(Environment, State, jnp.float32(0.3), jax.random.key(0)).shape == (4000,)
+
+
+def test_the_episodes_of_a_question_may_share_their_luck():
+    """Six questions of four episodes: one draw a question and turn, whatever row an episode is in; by default its own."""
+    class State:
+        episode_id, turn = jnp.arange(24)[::-1], jnp.zeros(24, jnp.int32)
+
+    class Later(State):
+        turn = jnp.ones(24, jnp.int32)
+
+    def draws(state, per):
+        env = environment(CONFIG, TOKENIZER, resolve({"search": {"noise_per": per}}, check=False), group_size=4)
+        return np.asarray(draw_noise(env, state, jnp.float32(0.5), jax.random.key(1)))
+
+    shared = draws(State, "question").reshape(6, 4)
+    assert (shared == shared[:, :1]).all() and 0 < shared[:, 0].sum() < 6
+    assert (draws(Later, "question") != draws(State, "question")).any()
+    own = draws(State, "search").reshape(6, 4)
+    assert (own != own[:, :1]).any()

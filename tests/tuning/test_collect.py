@@ -115,3 +115,18 @@ def test_a_damaged_line_is_named(tmp_path, damage):
     path.write_text("")
     with pytest.raises(ValueError, match="empty"):
         collect.read_searches(path)
+
+
+def test_queries_beside_the_point_are_of_others_or_of_what_was_shown():
+    searches = [collect.Search(Question(f"q{i}", f"ask {i}", ("x",)), f"ask {i}",
+                               (Document(f"Page {i} - Part", "a"), Document(f"Page {i} -", "b"), Document("Deep", "c")))
+                for i in range(40)]
+    made = collect.off_target_queries(searches, num_documents=2, seed=0)
+    assert [question.id for question, _, _ in made] == [f"q{i}" for i in range(40)]
+    queries = [query for _, query, _ in made]
+    assert {source for *_, source in made} == {collect.OFF_TARGET}
+    assert all(query.startswith("ask ") and query != f"ask {i}" for i, query in enumerate(queries) if i % 2 == 0)
+    assert all(query == f"Page {i}" for i, query in enumerate(queries) if i % 2)
+    assert len(set(queries[::2])) > 10 and queries != [q for _, q, _ in collect.off_target_queries(
+        searches, num_documents=2, seed=1)]
+    assert collect.off_target_queries(searches[:1], num_documents=2, seed=0) == []  # there is no other question

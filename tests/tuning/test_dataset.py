@@ -12,7 +12,7 @@ from zsjax.search.simulator.prompt import SimulatorTemplate
 from zsjax.search.simulator.simulator import Simulator
 from zsjax.tiny_world import world as tiny_world
 from zsjax.tuning import dataset
-from zsjax.tuning.collect import Search
+from zsjax.tuning.collect import OFF_TARGET, Search
 from zsjax.types import Question
 
 FORMAT = tiny_world.DOCUMENT_LINE.strip()
@@ -196,3 +196,17 @@ def test_each_example_is_there_once_and_held_out_questions_stay_out():
     assert len(tuned_on) + len(held_out) == 400 and 40 <= len(held_out) <= 120
     assert not {s.question.id for s in tuned_on} & {s.question.id for s in held_out}
     assert split_by_question(searches, 0.0) == (searches, [])
+
+
+def test_a_share_of_the_examples_shows_what_the_engine_finds_beside_the_point(world):
+    asked = [search(world, i) for i in range(12)]
+    beside = [dataclasses.replace(search(world, i), query="elsewhere", source=OFF_TARGET) for i in range(12)]
+    plain = dataset.make_examples(asked, 3)
+    assert dataset.make_examples(asked + beside, 3) == plain  # off by default, and never an example of another kind
+    more = dataset.make_examples(beside + asked, 3, off_target=0.25)
+    added = more[len(plain):]
+    assert more[:len(plain)] == plain and len(added) == 8  # a quarter of 32
+    assert all(not e.noisy and e.query == "elsewhere" for e in added)
+    # The engine's own reply, although it does not hold the gold answer that the prompt shows.
+    assert {e.documents for e in added} <= {s.documents[:3] for s in beside}
+    assert len(dataset.make_examples(asked + beside[:2], 3, off_target=0.25)) == len(plain) + 2

@@ -61,17 +61,17 @@ def test_a_search_for_each_hop_until_the_answer_is_shown(tokenizer, engine):
 def test_every_hop_is_searched_also_behind_a_shown_answer(tokenizer, engine):
     titles = {"supporting_titles": ["Emma", "Bath"]}
     comparison = Question("c", "Which has a matchmaker, the novel Emma or Bath?", ("Emma",), titles)
-    named = Question("n", "Which novel is about a matchmaker by Jane Austen?", ("Emma",),
-                     {"supporting_titles": ["Jane Austen", "Emma"]})
+    one_hop = Question("n", "Which novel is about a matchmaker by Jane Austen?", ("Emma",),
+                       {"supporting_titles": ["Jane Austen", "Emma"]})  # Emma is the answer, so one page is its only hop
     answer = Question("a", "What has a matchmaker in it by Austen?", ("Novel",), {"supporting_titles": ["Novel"]})
     asked = {}
     for every_hop in (False, True):
         shown = make(tokenizer, warm_start__every_hop=every_hop)
-        made = d.make_demonstrations([comparison, named, answer, ONE_HOP, TWO_HOPS], engine, shown)
+        made = d.make_demonstrations([comparison, one_hop, answer, ONE_HOP, TWO_HOPS], engine, shown)
         asked[every_hop] = [[turn.query for turn in episode.turns][1:] for episode in made]
         assert [episode.answer for episode in made] == ["Emma", "Emma", "Novel", "Bath", "Steventon"]
     assert asked == {False: [[], [], [], [], ["Jane Austen"]],
-                     True: [["Bath"], ["Jane Austen"], [], [], ["Jane Austen"]]}
+                     True: [["Bath"], [], [], [], ["Jane Austen"]]}
 
 
 def test_a_shortened_episode_keeps_what_it_needs_next(tokenizer, engine):
@@ -153,3 +153,43 @@ def test_files_come_back_whole_and_bad_lines_are_named(tokenizer, engine, tmp_pa
     path.write_text("")
     with pytest.raises(ValueError, match="has no episode"):
         d.read_demonstrations(path)
+
+
+def test_answers_that_the_question_names_are_few():
+    def episode(number, question):
+        return d.Demonstration(Question(f"q{number}", question, ("Bath",)), (), "Bath")
+
+    made = [episode(i, "Rome or Bath?" if i % 2 else "Which city?") for i in range(40)]
+    thinned = d.thin_named(made, 0.2)
+    named = [each for each in thinned if "Bath" in each.question.question]
+    assert (len(thinned), len(named)) == (25, 5) and thinned == [each for each in made if each in thinned]
+    assert d.thin_named(made, 1.0) == made and not [e for e in d.thin_named(made, 0.0) if "Bath" in e.question.question]
+    assert set(map(str, named)) <= set(map(str, d.thin_named(made, 0.4)))  # a larger share only adds
+
+
+def test_a_title_with_a_section_is_of_its_page(tokenizer):
+    """"Emma - Plot" was found, so the page "Emma" is not searched for again, whatever the corpus calls its sections."""
+    engine = BM25.from_documents([Document("Emma - Plot", DOCUMENTS[0].text), DOCUMENTS[1], DOCUMENTS[2]])
+    question = Question("s", "Who matches in the novel Emma, seen from Bath?", ("matchmaker",),
+                        {"supporting_titles": ["Emma", "Bath -"]})
+    (made,) = d.make_demonstrations([question], engine, make(tokenizer, warm_start__every_hop=True))
+    assert [turn.query for turn in made.turns] == [question.question, "Bath"]
+    assert [d.page_name(title) for title in ("Emma - Plot", "Emma -", "Emma-Plot", "A - B - C")] == [
+        "Emma", "Emma", "Emma-Plot", "A"]
+
+
+def test_a_bridge_is_a_named_page_that_shows_the_answer(tokenizer, engine):
+    asked, shown, titles = Question("b", "Where was the author of the novel Emma born?", ("Steventon",)), make(tokenizer), []
+    assert not d.make_demonstrations([asked], engine, shown, titles)
+    titles = [document.title for document in DOCUMENTS]
+    (made,) = d.make_demonstrations([asked], engine, shown, titles)
+    assert [turn.query for turn in made.turns] == [asked.question, "Jane Austen"] and made.answer == "Steventon"
+    # No bridge: a page that nothing shown names; a page that is the answer; a question of one hop; yes and no.
+    assert not d.make_demonstrations([asked], engine, shown, ["Novel", "Bath"])
+    springs = Question("g", "Which novel about a matchmaker has springs?", ("Jane Austen",))
+    assert [len(e.turns) for e in d.make_demonstrations([springs], engine, shown, titles)] == [1]
+    one_hop = Question("o", asked.question, ("Steventon",), {"supporting_titles": ["Bath"]})
+    assert not d.make_demonstrations([one_hop], engine, shown, titles)
+    assert not d.make_demonstrations([Question("y", "Is Bath a city?", ("yes",))], BM25.from_documents(
+        [Document("Yes", "Is Bath a city? Yes, Bath is a city.")]), shown, titles)
+    assert not d.make_demonstrations([asked], engine, make(tokenizer, rollout__max_turns=1), titles)

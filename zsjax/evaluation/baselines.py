@@ -29,6 +29,7 @@ from zsjax.evaluation.tree_search import tree_search
 from zsjax.models.placement import for_decoding
 from zsjax.rl import roles
 from zsjax.rollout.documents import encode_inert
+from zsjax.rollout.policy_prompt import WITH_EXAMPLES, PolicyTemplate
 from zsjax.sampling import ragged
 from zsjax.search import Empty, Failed, SearchContext
 from zsjax.search.engine import AskedByLead
@@ -39,18 +40,31 @@ PROMPT_TOKENS = 256  # a baseline's prompt may be longer than the policy's own b
 
 
 def direct(s: Setting) -> list[dict]:
-    return s.play(s.rollout(Empty(), prompts__policy="direct", rollout__max_turns=1, **_room(s)))
+    return s.play(s.rollout(Empty(), rollout__max_turns=1, **_prompted(s, "direct")))
 
 
 def chain_of_thought(s: Setting) -> list[dict]:
-    return s.play(s.rollout(Empty(), prompts__policy="chain_of_thought", rollout__max_turns=1, **_room(s)))
+    return s.play(s.rollout(Empty(), rollout__max_turns=1, **_prompted(s, "chain_of_thought", thinks=1)))
 
 
-def _room(s: Setting, tokens: int = 0) -> dict:
-    """Budgets for a baseline's longer prompt and `tokens` further ones in it."""
-    more = PROMPT_TOKENS + tokens
-    return {"rollout__max_prompt_tokens": s.config.rollout.max_prompt_tokens + more,
-            "rollout__max_tokens": s.config.rollout.max_tokens + more}
+def _prompted(s: Setting, name: str, *, tokens: int = 0, thinks: int = 0) -> dict:
+    """Changes of the config: a baseline's prompt, and budgets for it.
+
+    tokens: that are put into the prompt beside the question. thinks: turns that have config.evaluate.baseline_turn_tokens.
+    """
+    rollout, more = s.config.rollout, PROMPT_TOKENS + tokens
+    if s.config.prompts.baseline_examples:
+        short, name = name, name + WITH_EXAMPLES
+        more += max(_frame(s, name) - _frame(s, short), 0)
+    turn = max(rollout.max_turn_tokens, s.config.evaluate.baseline_turn_tokens if thinks else 0)
+    return {"prompts__policy": name, "rollout__max_prompt_tokens": rollout.max_prompt_tokens + more,
+            "rollout__max_turn_tokens": turn,  # one more turn may only answer
+            "rollout__max_tokens": rollout.max_tokens + more + (thinks + 1) * (turn - rollout.max_turn_tokens)}
+
+
+def _frame(s, name) -> int:
+    """Tokens of a prompt without a question."""
+    return len(PolicyTemplate.load(name).encode(s.tokenizer, "", chat=s.config.prompts.chat))
 
 
 def no_search(s: Setting) -> list[dict]:
@@ -58,7 +72,7 @@ def no_search(s: Setting) -> list[dict]:
 
 
 def search_agent(s: Setting) -> list[dict]:
-    return s.play(s.rollout(prompts__policy="search_agent", **_room(s)))
+    return s.play(s.rollout(**_prompted(s, "search_agent", thinks=s.config.rollout.max_turns)))
 
 
 def rag(s: Setting) -> list[dict]:
@@ -67,8 +81,8 @@ def rag(s: Setting) -> list[dict]:
                                          k=s.config.search.num_documents)
     asked = [dataclasses.replace(question, question=f"{_lines(s, documents)}\nQuestion: {question.question}")
              for question, documents in zip(s.questions, found, strict=True)]
-    rollout = s.rollout(Empty(), prompts__policy="rag", rollout__max_turns=1,
-                        **_room(s, s.config.search.num_documents * s.config.search.max_document_tokens))
+    shown = s.config.search.num_documents * s.config.search.max_document_tokens
+    rollout = s.rollout(Empty(), rollout__max_turns=1, **_prompted(s, "rag", tokens=shown))
     records = s.play(rollout, asked)
     return [record | {"question": question.question, "queries": [question.question], "num_searches": 1,
                       "search_status": [_search_status(documents, s.config.search.num_documents)],
@@ -195,3 +209,4 @@ def trajectory_sft(s: Setting) -> list[dict]:
 
 METHODS = {method.__name__: method for method in (direct, chain_of_thought, no_search, rag, interleaved, search_agent,
                                                   best_of_n, tree_search, trajectory_sft)}
+OWN_PROMPT = ("no_search", "best_of_n", "tree_search")  # methods that play the policy's own prompt, which it was taught

@@ -5,10 +5,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from zsjax.errors import InputError, InputNotFound, UserError
-from zsjax.evaluate import SCORES, paired_bootstrap
+from zsjax.evaluate import SCORES, key_of, name_of_group, paired_bootstrap
 from zsjax.evaluation import kept_evaluations, tables
 from zsjax.monitor.writer import read_jsonl
 from zsjax.parallel.files import remove_abandoned, write_text
+from zsjax.rewards import ANSWER_KINDS, answer_kind
 
 
 def write_tables(workdir: pathlib.Path, evaluation: Sequence[dict]) -> list[pathlib.Path]:
@@ -28,12 +29,28 @@ def write_tables(workdir: pathlib.Path, evaluation: Sequence[dict]) -> list[path
 
 
 def compare_records(first: Sequence[dict], second: Sequence[dict], *, seed: int = 0) -> list[dict]:
-    """`evaluate.paired_bootstrap` of every score over all questions, and of every data set's own where there are any."""
-    rows = [{"data_set": "all", **paired_bootstrap(first, second, score=score, seed=seed)} for score in SCORES]
-    for name in dict.fromkeys(record["data_set"] for record in first if "data_set" in record):
-        parts = [[record for record in records if record.get("data_set") == name] for records in (first, second)]
-        rows += [{"data_set": name, **paired_bootstrap(*parts, score=score, seed=seed)} for score in SCORES]
+    """`evaluate.paired_bootstrap` of every score and of reach: over all questions, over those of each
+    `rewards.answer_kind`, where there are several, and over each data set's own."""
+    scores = [*SCORES, *(["reach"] if all("reach" in record for record in (*first, *second)) else [])]
+    kinds = [set(map(_kind, records)) for records in (first, second)]
+    several = kinds[0] if kinds[0] == kinds[1] and len(kinds[0]) > 1 else ()
+    names = dict.fromkeys(record["data_set"] for record in first if "data_set" in record)
+    groups = [{"data_set": "all"}, *({"data_set": "all", "answers": kind} for kind in ANSWER_KINDS if kind in several),
+              *({"data_set": name} for name in names)]
+    rows = []
+    for group in groups:
+        sides = [[record for record in records if _inside(record, group)] for records in (first, second)]
+        rows += [{**group, **paired_bootstrap(*sides, score=score, seed=seed)} for score in scores]
     return rows
+
+
+def _inside(record, group) -> bool:
+    return (group["data_set"] in ("all", record.get("data_set"))
+            and group.get("answers") in (None, _kind(record)))
+
+
+def _kind(record) -> str:
+    return answer_kind(record.get("question", ""), record.get("golden_answers", ()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,17 +62,21 @@ class Side:
     how: Mapping = dataclasses.field(default_factory=dict)
 
 
-def compare_runs(first: pathlib.Path, second: pathlib.Path) -> list[dict]:
+def compare_runs(first: pathlib.Path, second: pathlib.Path, *, first_seeds: Sequence[pathlib.Path] = (),
+                 second_seeds: Sequence[pathlib.Path] = ()) -> list[dict]:
     """`compare_records` of two evaluations; each row names the policy of each side.
 
     Args:
       first, second: each a run's folder or a file WORKDIR/evaluation/NAME.jsonl. Of a folder, evaluations of the trained
         policy are taken, or of the base if the run has trained none; of these, the newest pair with equal options.
+      first_seeds, second_seeds: further runs of each side, as `first`. A question's score is the mean over a side's runs,
+        so that the luck of one training weighs less; the errors are over questions all the same.
 
     Raises:
-      UserError: a run was not evaluated since it was trained, or the two answered different questions.
+      UserError: a run was not evaluated since it was trained, or two of them answered different questions.
     """
     one, other = _pair(_sides(pathlib.Path(first)), _sides(pathlib.Path(second)))
+    one, other = _with_seeds(one, first_seeds), _with_seeds(other, second_seeds)
     try:
         rows = compare_records(one.records, other.records)
     except InputError as error:
@@ -63,6 +84,19 @@ def compare_runs(first: pathlib.Path, second: pathlib.Path) -> list[dict]:
     differ = sorted(name for name in one.how.keys() & other.how.keys() if one.how[name] != other.how[name])
     marks = {"first_policy": one.policy, "second_policy": other.policy}
     return [{**row, **marks, **({"differ": differ} if differ else {})} for row in rows]
+
+
+def _with_seeds(side: Side, paths: Sequence[pathlib.Path]) -> Side:
+    """The side with the records of further runs, each a sample of its own (`evaluate.paired_bootstrap` averages them)."""
+    asked, parts, names = sorted(map(key_of, side.records)), [side.records], [side.policy]
+    for path in map(pathlib.Path, paths):
+        alike = next((other for other in _sides(path) if sorted(map(key_of, other.records)) == asked), None)
+        if alike is None:
+            raise InputError(f"{path} did not answer the questions of {side.policy}; compare seeds of one evaluation")
+        parts.append(alike.records)
+        names.append(alike.policy)
+    records = [{**record, "sample": (run, record.get("sample"))} for run, part in enumerate(parts) for record in part]
+    return dataclasses.replace(side, policy=" and ".join(names), records=records) if paths else side
 
 
 def _pair(firsts, seconds):
@@ -119,7 +153,7 @@ def _earlier(path, found, trained) -> Side:
 
 def comparison_table(rows: Sequence[dict]) -> str:
     """The comparison as Markdown, below lines that name the policy of each side where the rows know it."""
-    cells = [[row["data_set"], row["score"], str(row["n"]), f"{row['first']:.3f}", f"{row['second']:.3f}",
+    cells = [[name_of_group(row), row["score"], str(row["n"]), f"{row['first']:.3f}", f"{row['second']:.3f}",
               f"{row['difference']:+.3f}", f"{row['low']:+.3f} to {row['high']:+.3f}", f"{row['p']:.3g}"] for row in rows]
     header = ["data set", "score", "n", "first", "second", "second - first", "95 % interval", "p"]
     lines = [f"{side}: {rows[0][f'{side}_policy']}" for side in ("first", "second") if f"{side}_policy" in rows[0]]

@@ -71,12 +71,15 @@ METRICS = (
 SHORT_REPLIES = (types.SEARCH_SHORT, types.SEARCH_EMPTY, types.SEARCH_FAILED)
 
 
-def token_metrics(batch: TokenBatch, played: Experience) -> dict[str, float]:
-    """Metrics of the batch's tokens, from log-probs and advantages before the update.
+def token_metrics(batch: TokenBatch, played: Experience, scored) -> dict[str, float]:
+    """Metrics of the batch's tokens, from log-probs and advantages before the update; {} without a scored row.
 
     batch: numpy, a row for each episode of `played`; old_logprobs, behavior_logprobs and advantages are read.
+    scored: bool[B], the rows that have old_logprobs.
     """
-    mask = np.asarray(roles.loss_mask(batch.roles))
+    mask = np.asarray(roles.loss_mask(batch.roles)) & scored[:, None]
+    if not mask.any():
+        return {}
     old = np.asarray(batch.old_logprobs)
     log_ratio = old - np.asarray(batch.behavior_logprobs)
     gap = np.abs(log_ratio)[mask]

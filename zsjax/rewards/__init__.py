@@ -16,6 +16,8 @@ from collections.abc import Sequence
 
 from zsjax.types import ANSWER_TAGS
 
+# What a question gives away of its answer, see `answer_kind`. "open" answers are what search and reading are for.
+ANSWER_KINDS = ("open", "named", "yes_no")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _OPEN, _CLOSE = map(re.escape, ANSWER_TAGS)
@@ -87,3 +89,14 @@ def contains_match(prediction: str | None, golds: Sequence[str]) -> float:
         return any(words[i:i + len(gold)] == gold for i in range(len(words) - len(gold) + 1))
 
     return _best(contains, prediction, golds)
+
+
+def answer_kind(question: str, golds: Sequence[str]) -> str:
+    """What a question gives away: "yes_no": a gold answer is yes or no; "named": the question names a gold answer; "open".
+
+    A policy that says yes to every question that calls for it, or picks a name of the question, earns without reading.
+    """
+    golds = [golds] if isinstance(golds, str) else golds
+    if any(normalize_answer(gold) in ("yes", "no") for gold in golds):
+        return "yes_no"
+    return "named" if contains_match(question, golds) else "open"

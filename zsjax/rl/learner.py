@@ -70,13 +70,20 @@ class Learner:
 
     def score(self, state: TrainState, policy, batch: TokenBatch) -> TokenBatch:
         """The batch with old_logprobs, `extra` of the scorers and, where the algorithm reads them, ref_logprobs and
-        values: float32[B, T]."""
-        batch = batch.replace(old_logprobs=self.passes.logprobs(policy, batch))
+        values: float32[B, T], 0 in rows that are not `scored`."""
+        rows = batch.replace(row_valid=self.scored(batch))
+        batch = batch.replace(old_logprobs=self.passes.logprobs(policy, rows))
         if self.reference is not None:
-            batch = batch.replace(ref_logprobs=self.passes.logprobs(self.reference, batch))
+            batch = batch.replace(ref_logprobs=self.passes.logprobs(self.reference, rows))
         if self.config.algorithm.value_model:
-            batch = batch.replace(values=self.passes.values(state.value_params, batch))
+            batch = batch.replace(values=self.passes.values(state.value_params, rows))
         return batch.replace(extra={name: np.asarray(scorer(batch), np.float32) for name, scorer in self.scorers.items()})
+
+    def scored(self, batch: TokenBatch) -> np.ndarray:
+        """bool[B]: the rows that `score` scores. Packed passes leave out rows that the loss leaves out, unless the KL is in
+        the rewards: there it counts in the baseline of the row's group."""
+        every = not self.passes.packed or self.config.algorithm.kl_in == "reward"
+        return np.ones_like(batch.row_valid) if every else batch.row_valid
 
     def assign_credit(self, batch: TokenBatch, kl_coef) -> TokenBatch:
         """The batch with advantages and returns, and with the KL in the rewards if algorithm.kl_in is "reward"."""

@@ -90,12 +90,13 @@ def policy_score(config, model_config):
 class Passes:
     """Functions over a TokenBatch of B rows, as wide as config.rollout.max_tokens or less.
 
-    Batches and scores are numpy, whole and the same on every host. Each host feeds the mesh its own rows.
+    Batches and scores are numpy, whole and the same on every host. Each host feeds the mesh its own rows. Packed parts hold
+    no row whose `row_valid` is False: its share of sums and weights is 0, and scores are 0 there.
     """
 
     def __init__(self, config, mesh, programs: Programs):
         """config: train and rollout are read. mesh: rows are cut over its ("data", "fsdp") axes."""
-        self._mesh, self._packed, self._longest = mesh, programs.packed, config.rollout.max_tokens
+        self._mesh, self.packed, self._longest = mesh, programs.packed, config.rollout.max_tokens
         self._cut = dict(budget=config.train.microbatch_tokens, multiple=row_shards(mesh))
         self._scored_tokens = programs.scored
         self._score, self._value_score = Executable(programs.score), Executable(programs.value_score)
@@ -138,7 +139,7 @@ class Passes:
     def _updated(self, program, params, opt_state, batch, *given):
         def arguments(parts):
             cuts = [self._place(packing.take(batch, part)) for part in parts]
-            return [(params, opt_state, cut, *given) for cut in ([cuts] if self._packed else cuts)]
+            return [(params, opt_state, cut, *given) for cut in ([cuts] if self.packed else cuts)]
 
         self._compile(program, batch, params, opt_state, *given, arguments=arguments)
         return on(self._mesh, program)(*arguments(self._parts(batch))[0])
@@ -157,13 +158,15 @@ class Passes:
 
     def _parts(self, batch):
         lengths, B = np.asarray(roles.attention_mask(batch.roles)).sum(axis=1), len(batch.roles)
-        if self._packed:
-            return packing.pack(lengths, max_length=self._longest, **self._cut)
+        if self.packed:
+            rows = np.flatnonzero(batch.row_valid)
+            parts = packing.pack(lengths[rows], max_length=self._longest, **self._cut)
+            return [dataclasses.replace(part, rows=rows[part.rows]) for part in parts] or self._empty_parts(B)[:1]
         width = next(width for width in packing.widths(self._longest) if width >= lengths.max())
         return [packing.Part(np.arange(B), B, width)]
 
     def _empty_parts(self, rows: int):
         """A part without rows of each shape that a batch of `rows` rows may have."""
-        if self._packed:
+        if self.packed:
             return packing.empty_parts(packing.length_buckets(self._longest), **self._cut)
         return packing.empty_parts(packing.widths(self._longest), num_rows=rows)

@@ -13,12 +13,14 @@ def draw_tokens(logits, state, key, temperature):
 
 
 def draw_noise(env, state, noise, key):
-    """Draws of P(True) = noise, keyed by (key, episode, turn).
+    """Draws of P(True) = noise, keyed by (key, episode, turn), with env.noise_per_question by (key, question, turn): the
+    episodes of a question then differ by what they do and not by their luck.
 
     Returns:
       bool[B], whether this turn's search is noisy; with env.noise_per_document bool[B, k], one draw for each document.
     """
-    keys = row_keys(key, state.episode_id, state.turn)
+    owner = state.episode_id // env.group_size if env.noise_per_question else state.episode_id
+    keys = row_keys(key, owner, state.turn)
     shape = (env.num_documents,) if env.noise_per_document else ()
     return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys) < noise
 

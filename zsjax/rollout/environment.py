@@ -34,6 +34,7 @@ class Environment:
     group_size: int = 1
     prefill_batch: int | None = None  # rows that one pass over prompts or documents reads; None: all
     noise_per_document: bool = False
+    noise_per_question: bool = False
     cache_dtype: str = "model"  # of the policy's cache: the dtype of its activations, or "int8"
     sampler: Callable = draw_tokens  # (logits, state, key, temperature) -> (tokens, log-probs); tests pass their own
 
@@ -70,6 +71,7 @@ def environment(policy_config, tokenizer, config, group_size: int = 1, sampler=d
         group_size=group_size,
         prefill_batch=config.rollout.prefill_batch or None,
         noise_per_document=config.search.noise_per == "document",
+        noise_per_question=config.search.noise_per == "question",
         cache_dtype=config.policy.cache_dtype,
         sampler=sampler,
     )

@@ -111,6 +111,71 @@ Search at most a few times, and end with the answer alone: <answer> answer </ans
 Question: {question}
 """
 
+# The same with two worked examples, for a model that was never taught to follow instructions. Their facts are no data set's.
+_DIRECT_EXAMPLES = """\
+Answer each question in a few words, in this form: <answer> answer </answer>.
+
+Question: In which country was the author of Emma born?
+<answer> England </answer>
+
+Question: Which metal has the symbol Fe?
+<answer> iron </answer>
+
+Question: {question}
+"""
+_CHAIN_OF_THOUGHT_EXAMPLES = """\
+Think each question through between <think> and </think>. Then write the answer: <answer> answer </answer>.
+
+Question: In which country was the author of Emma born?
+<think> Emma was written by Jane Austen. Jane Austen was born in Steventon. Steventon is a village in England. </think>
+<answer> England </answer>
+
+Question: Which metal has the symbol Fe?
+<think> Fe stands for ferrum. Ferrum is the Latin word for iron. </think>
+<answer> iron </answer>
+
+Question: {question}
+"""
+_RAG_EXAMPLES = """\
+Answer each question with the help of the documents above it, in a few words: <answer> answer </answer>.
+
+Doc 1: Jane Austen. Jane Austen, the author of Emma, was born in Steventon, a village in England.
+Doc 2: Emma. Emma is the second name of a queen of Hawaii.
+Question: In which country was the author of Emma born?
+<answer> England </answer>
+
+Doc 1: Symbol. A chemical symbol has one or two letters.
+Doc 2: Iron. Iron is a metal with the symbol Fe, from the Latin ferrum.
+Question: Which metal has the symbol Fe?
+<answer> iron </answer>
+
+{question}
+"""
+_SEARCH_AGENT_EXAMPLES = """\
+Answer each question. Search for what is missing: <search> query </search>. End with <answer> answer </answer>.
+
+Question: In which country was the author of Emma born?
+The author of Emma must be known first. <search> author of Emma </search>
+<information>
+Doc 1: Emma. Emma is a novel by Jane Austen.
+</information>
+The author is Jane Austen. <search> Jane Austen birthplace </search>
+<information>
+Doc 1: Jane Austen. Jane Austen was born in Steventon, a village in England.
+</information>
+Steventon is in England. <answer> England </answer>
+
+Question: Which metal has the symbol Fe?
+The metal must be looked up. <search> metal with the symbol Fe </search>
+<information>
+Doc 1: Iron. Iron is a metal with the symbol Fe, from the Latin ferrum.
+</information>
+The metal is iron. <answer> iron </answer>
+
+Question: {question}
+"""
+WITH_EXAMPLES = "_examples"  # the end of the names of a baseline's prompt with worked examples
+
 TEMPLATES = {
     "default": PolicyTemplate(_DEFAULT),
     # For a policy that learns the form of an episode from examples (the stage warm_start).
@@ -119,6 +184,9 @@ TEMPLATES = {
     "chain_of_thought": PolicyTemplate(_CHAIN_OF_THOUGHT, name="chain_of_thought"),
     "rag": PolicyTemplate(_RAG, name="rag"),
     "search_agent": PolicyTemplate(_SEARCH_AGENT, name="search_agent"),
+    **{name + WITH_EXAMPLES: PolicyTemplate(prompt, name=name + WITH_EXAMPLES) for name, prompt in (
+        ("direct", _DIRECT_EXAMPLES), ("chain_of_thought", _CHAIN_OF_THOUGHT_EXAMPLES), ("rag", _RAG_EXAMPLES),
+        ("search_agent", _SEARCH_AGENT_EXAMPLES))},
     # Of the carried models' pretraining; a test holds it equal to zsjax.tiny_world.world.
     "tiny_world": PolicyTemplate("{question}\n", hint="\nSearch or answer.\n", name="tiny_world"),
 }

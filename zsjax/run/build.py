@@ -24,8 +24,10 @@ from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.models.placement import param_shardings
 from zsjax.parallel import hosts
 from zsjax.parallel.mesh import reshard
+from zsjax.rewards import answer_kind
 from zsjax.rollout.policy_prompt import TEMPLATES, PolicyTemplate
 from zsjax.search import Document, DropBest, Limits, decoder_embedder, registry
+from zsjax.search.engine import chance
 from zsjax.search.engines.dense import QUERY_FORMAT
 from zsjax.search.passages import Passages
 from zsjax.search.simulator.prompt import JudgeTemplate, SimulatorTemplate
@@ -91,6 +93,31 @@ def questions(config: Config, source: str, limit: int | None = None) -> list[Que
         return list(world.questions(worlds(config, source)))[:limit]
     source, _, split = source.partition("#")
     return draw_questions(load_questions(source, split=split or None), limit)
+
+
+def supervised_questions(config: Config) -> list[Question]:
+    """The questions of data.train that the warm start and the simulator's searches take."""
+    found, share = questions(config, config.data.train), config.data.supervised_share
+    return [question for question in found if chance("supervised", question.key) < share] if share else found
+
+
+def reinforced_questions(config: Config) -> list[Question]:
+    """The questions of data.train that reinforcement plays: without `supervised_questions` where data.supervised_share
+    sets them apart, and without those of data.leave_out.
+
+    Raises:
+      UserError: no question is left.
+    """
+    data = config.data
+    found = [question for question in questions(config, data.train)
+             if not data.supervised_share or chance("supervised", question.key) >= data.supervised_share]
+    if data.leave_out:
+        found = [question for question in found
+                 if answer_kind(question.question, question.golden_answers) not in data.leave_out]
+    if not found:
+        raise UserError(f"data.train = {data.train!r}: data.supervised_share = {data.supervised_share} and data.leave_out = "
+                        f"{data.leave_out} leave no question to train on; leave out fewer")
+    return found
 
 
 def benchmarks(config: Config) -> list[Question]:

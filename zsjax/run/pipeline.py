@@ -40,7 +40,7 @@ STAGES = {stage.__name__: stage for stage in (pretrain, pretrain_simulator, warm
 
 # stage -> (its output, the questions of `Run` that it plays). They are read first, so that a question which cannot be
 # played stops the run before it begins. Without an output, the stage itself decides what is left to do.
-QUESTIONS = {"collect": ("searches.jsonl", ["train_questions"]),
+QUESTIONS = {"collect": ("searches.jsonl", ["supervised_questions"]),
              "train": ("models/policy", ["train_questions", "watched_questions"]),
              "evaluate": (None, ["evaluation_questions"])}
 

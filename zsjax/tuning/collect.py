@@ -15,8 +15,10 @@ from zsjax.parallel.files import write_jsonl
 from zsjax.rewards import exact_match
 from zsjax.rollout import transcript
 from zsjax.search.engine import Document, SearchContext, Wrapped, first
+from zsjax.tuning.demonstrations import page_name
 from zsjax.types import Question
 
+OFF_TARGET = "off target"  # the source of a search beside the point, see `off_target_queries`
 DEPTH_FACTOR = 4  # ranked documents kept for each one shown: noisy replies leave some of them out
 
 
@@ -133,6 +135,23 @@ def search_for(queries: Iterable[tuple[Question, str, str]], engine, *, num_docu
                           k=DEPTH_FACTOR * num_documents)
     return deduplicate(Search(question, query, tuple(documents), None, source)
                        for (question, query, source), documents in zip(queries, found, strict=True) if documents)
+
+
+def off_target_queries(searches: Sequence[Search], *, num_documents: int, seed: int) -> list[tuple[Question, str, str]]:
+    """(question, query, OFF_TARGET) for each search: in turn, another search's query, and the page of a document shown.
+
+    Args:
+      searches: of different questions, for the questions themselves.
+      num_documents: that are shown.
+      seed: of the choice among searches and documents.
+    """
+    rng, made = np.random.default_rng(seed), []
+    for row, search in enumerate(searches):
+        other = searches[(row + rng.integers(1, max(len(searches), 2))) % len(searches)]
+        shown = first(search.documents, num_documents)
+        names = [other.query, page_name(shown[rng.integers(len(shown))].title)]
+        made.append((search.question, names[row % 2] or other.query, OFF_TARGET))
+    return [(question, query, source) for question, query, source in made if query.strip() != question.question.strip()]
 
 
 def write_searches(path: str | os.PathLike, searches: Iterable[Search], *, provenance: dict) -> None:

@@ -33,6 +33,7 @@ from zsjax.sampling import ragged
 from zsjax.search.engine import Document
 from zsjax.search.simulator.requests import Requests
 from zsjax.search.simulator.simulator import Simulator
+from zsjax.tuning.collect import OFF_TARGET
 from zsjax.types import Question
 
 PROMPT_ROWS = 256  # prompts spliced at a time
@@ -121,8 +122,8 @@ def _useful(search, label: str) -> Sequence[bool]:
 
 
 def make_examples(searches: Sequence, num_documents: int, *, label: str = "ranking", balance: bool = True,
-                  pairs: bool = False, seed: int = 0) -> list[Example]:
-    """The useful and noisy examples, each once, of every search with enough documents for them.
+                  pairs: bool = False, off_target: float = 0.0, seed: int = 0) -> list[Example]:
+    """The useful and noisy examples, each once, of every search with enough documents for them; those beside the point last.
 
     Args:
       searches: `collect.Search` records: question, query, documents as the engine ranked them.
@@ -130,13 +131,18 @@ def make_examples(searches: Sequence, num_documents: int, *, label: str = "ranki
       label: what makes a reply useful or noisy; see the head of this module.
       balance: drop random examples of the larger kind, until there are as many noisy as useful ones.
       pairs: use only searches that give both kinds, with documents of their own; see the head of this module.
-      seed: of that choice.
+      off_target: at most this share of all examples is of searches beside the point (`collect.OFF_TARGET`): useful, with
+        the engine's k best documents whatever they hold.
+      seed: of the choices.
 
     Raises:
       InputError: there are no examples of one of the two kinds.
     """
     sides, seen = {False: [], True: []}, set()
+    beside = [search for search in searches if search.source == OFF_TARGET and len(search.documents) >= num_documents]
     for search in searches:
+        if search.source == OFF_TARGET:
+            continue
         targets = pair_of(search, num_documents, label) if pairs else targets_of(search, num_documents, label)
         if pairs and any(len(documents) < num_documents for documents in targets.values()):
             continue
@@ -149,11 +155,15 @@ def make_examples(searches: Sequence, num_documents: int, *, label: str = "ranki
     if not (sides[False] and sides[True]):
         raise InputError(f"{len(searches)} searches give {len(sides[False])} useful and {len(sides[True])} noisy "
                          f"replies of {num_documents} documents; collect more searches, or with a deeper ranking")
+    rng = np.random.default_rng(seed)
     if balance:
         size = min(map(len, sides.values()))
-        rng = np.random.default_rng(seed)
         sides = {noisy: [side[i] for i in np.sort(rng.permutation(len(side))[:size])] for noisy, side in sides.items()}
-    return sides[False] + sides[True]
+    most = round(sum(map(len, sides.values())) * off_target / (1 - off_target))
+    chosen = (beside[i] for i in np.sort(rng.permutation(len(beside))[:most]))
+    return sides[False] + sides[True] + [
+        Example(search.question, search.query, False, tuple(useful_documents(search.documents, num_documents)))
+        for search in chosen]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

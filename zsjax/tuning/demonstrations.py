@@ -15,19 +15,21 @@ are shown, at most config.search.num_documents of them. `write_demonstrations` w
 import dataclasses
 import gzip
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from zsjax import types
 from zsjax.errors import InputError, json_value, reading
 from zsjax.parallel.files import write_jsonl
-from zsjax.rewards import contains_match
+from zsjax.rewards import answer_kind, contains_match, normalize_answer
 from zsjax.rollout.actions import ANSWER, SEARCH, Action
 from zsjax.rollout.documents import encode_documents
 from zsjax.rollout.policy_prompt import PolicyTemplate
-from zsjax.search.engine import Document, SearchContext
+from zsjax.search.engine import Document, SearchContext, chance
 from zsjax.types import Question
+
+MAX_NAME_WORDS, MIN_NAME_LETTERS = 8, 4  # of a page's name that is looked for in a text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,28 +84,32 @@ def _action(action: Action, text: str) -> str:
     return f"{action.open} {text} {action.close}"
 
 
-def make_demonstrations(questions: Sequence[Question], engine, shown: Shown) -> list[Demonstration]:
-    """Episodes that search with the question, then with supporting titles, until a gold answer is shown.
+def make_demonstrations(questions: Sequence[Question], engine, shown: Shown, titles: Iterable[str] = (),
+                        ) -> list[Demonstration]:
+    """Episodes that search with the question, then with titles of pages, until a gold answer is shown.
 
-    The first query is the question. While turns are left and no shown document holds a gold answer, the next query is a
-    supporting title (metadata "supporting_titles") that was not found yet and occurs in the question or in a shown
-    document. A question of several hops thus gets a query for each hop that the first one missed. With
-    config.warm_start.every_hop a shown answer does not end the searches: where it is shown by chance, or one entity of a
-    comparison was not looked at, a policy would learn to guess. A title that holds a gold answer, and that the question
-    does not name, then is the answer and no hop. The answer is the first gold answer that is shown; a question without
-    one is left out.
+    The first query is the question. While turns are left and no shown document holds a gold answer, the next query is the
+    name of a page that was not found yet and that the question or a shown document names, so that a policy could have
+    written it. It is a bridge (`find_bridges`) or else a supporting title (metadata "supporting_titles"). A question of
+    several hops thus gets a query for each hop that the first one missed. With config.warm_start.every_hop a shown answer
+    does not end the searches of a question of several hops: where it is shown by chance, or one entity of a comparison was
+    not looked at, a policy would learn to guess. The answer is the first gold answer that is shown. Questions without one
+    are left out, and so are those of yes and no, whose answer stands in no document.
 
     Args:
       questions: in the order of the episodes.
       engine: see `zsjax.search.engine.Engine`.
       shown: search.num_documents, rollout.max_turns and warm_start.every_hop of its config are read.
+      titles: of the corpus, among which bridges are found; (): no bridges.
     """
     k, max_turns = shown.config.search.num_documents, shown.config.rollout.max_turns
     turns: list[tuple[Turn, ...]] = [() for _ in questions]
-    asked = {row: question.question for row, question in enumerate(questions) if shown.fits(question.question)}
+    asked = {row: question.question for row, question in enumerate(questions) if shown.fits(question.question)
+             and answer_kind(question.question, question.golden_answers) != "yes_no"}
+    pages = {normalize_answer(page_name(title)): page_name(title) for title in titles}
     done = {}
-    for _ in range(max_turns):
-        rows = list(asked)
+    for turn in range(max_turns):
+        rows, unanswered = list(asked), {}
         if not rows:
             break
         found = engine.search([asked[row] for row in rows], [SearchContext(questions[row]) for row in rows], k=k)
@@ -114,10 +120,14 @@ def make_demonstrations(questions: Sequence[Question], engine, shown: Shown) -> 
             answer = next((gold for gold in question.golden_answers if contains_match(text, [gold])), None)
             if answer is not None:
                 done[row] = Demonstration(question, turns[row], answer)
+            else:
+                unanswered[row] = Demonstration(question, turns[row], "")
             if answer is None or shown.config.warm_start.every_hop:
                 title = _next_title(question, turns[row], text, hops_only=answer is not None)
                 if title is not None and shown.fits(title):
                     asked[row] = title
+        if pages and turn + 1 < max_turns:
+            asked |= find_bridges(unanswered, pages, engine, shown)
     return [done[row] for row in sorted(done)]
 
 
@@ -141,18 +151,84 @@ def shorten(demonstration: Demonstration, shown: Shown, num_documents: int) -> D
     return dataclasses.replace(demonstration, turns=tuple(turns))
 
 
-def _next_title(question: Question, turns: Sequence[Turn], text: str, hops_only: bool) -> str | None:
-    """A supporting title that was not found yet and occurs in the question or in the shown text.
+def page_name(title: str) -> str:
+    """The page of a title that names a section behind it: "Emma - Plot" and "Emma -" are of the page "Emma"."""
+    return title.partition(" - ")[0].removesuffix(" -").strip()
 
-    hops_only: not a title that holds a gold answer, unless the question names it.
+
+def _found(turns: Sequence[Turn]) -> set[str]:
+    """The names, in lower case, of the pages that some turns found or searched for."""
+    return {page_name(name).lower() for turn in turns
+            for name in (turn.query, *(document.title for document in turn.documents))}
+
+
+def hops_of(question: Question) -> list[str]:
+    """The pages that a question's supporting titles name, without one that is the answer: a title that holds a gold answer
+    and that the question does not name."""
+    names = dict.fromkeys(map(page_name, question.metadata.get("supporting_titles", ())))
+    return [name for name in names if contains_match(question.question, [name])
+            or not contains_match(name, question.golden_answers)]
+
+
+def _next_title(question: Question, turns: Sequence[Turn], text: str, hops_only: bool) -> str | None:
+    """A supporting page that was not found yet and that the question or the shown text names.
+
+    hops_only: only one of `hops_of`, of a question with several of them.
     """
-    seen = {document.title.lower() for turn in turns for document in turn.documents}
-    seen |= {turn.query.lower() for turn in turns}
-    known = f"{question.question}\n{text}"
-    return next((title for title in question.metadata.get("supporting_titles", ())
-                 if title.lower() not in seen and contains_match(known, [title])
-                 and not (hops_only and contains_match(title, question.golden_answers)
-                          and not contains_match(question.question, [title]))), None)
+    hops, found, known = hops_of(question), _found(turns), f"{question.question}\n{text}"
+    names = hops if hops_only else [page_name(title) for title in question.metadata.get("supporting_titles", ())]
+    if hops_only and len(hops) < 2:
+        return None
+    return next((name for name in names if name.lower() not in found and contains_match(known, [name])), None)
+
+
+def find_bridges(episodes: Mapping[int, Demonstration], pages: Mapping[str, str], engine, shown: Shown) -> dict[int, str]:
+    """{number of an episode: the next query} for the unanswered episodes that a bridge leads on.
+
+    A bridge is a page that the question or a shown document names, that was not found yet, that is no gold answer, and
+    that shows a gold answer where a search for its name finds it. Supporting pages come first, then the order in which
+    they are named. A question of one hop (one of `hops_of`) has no bridge.
+
+    Args:
+      episodes: so far.
+      pages: {normalised name: name} of the corpus.
+    """
+    wanted = [(number, name) for number, episode in episodes.items() for name in _named_pages(episode, pages, shown)]
+    found = engine.search([name for _, name in wanted], [SearchContext(episodes[number].question) for number, _ in wanted],
+                          k=shown.config.search.num_documents) if wanted else []
+    bridges = {}
+    for (number, name), documents in zip(wanted, found, strict=True):
+        page = tuple(each for each in documents if page_name(each.title).lower() == name.lower())
+        if page and contains_match(shown.text([Turn(name, page)]), episodes[number].question.golden_answers):
+            bridges.setdefault(number, name)
+    return bridges
+
+
+def _named_pages(episode, pages, shown) -> list[str]:
+    """The pages that may be a bridge of an episode, in the order in which they are tried."""
+    question, hops = episode.question, {name.lower() for name in hops_of(episode.question)}
+    if len(hops) == 1:
+        return []
+    words = normalize_answer(f"{question.question}\n{shown.text(episode.turns)}").split()
+    names = (pages.get(" ".join(words[at:at + size])) for at in range(len(words)) for size in range(1, MAX_NAME_WORDS + 1))
+    found = _found(episode.turns)
+    named = [name for name in dict.fromkeys(filter(None, names))
+             if len(name) >= MIN_NAME_LETTERS and name.lower() not in found and shown.fits(name)
+             and not contains_match(name, question.golden_answers)]
+    return sorted(named, key=lambda name: name.lower() not in hops)
+
+
+def thin_named(demonstrations: Sequence[Demonstration], share: float) -> list[Demonstration]:
+    """The episodes in order, without some of those whose question names the answer: at most `share` of the result.
+
+    Which of them stay is a function of their questions' keys.
+    """
+    named = [contains_match(each.question.question, [each.answer]) > 0 for each in demonstrations]
+    most = len(named) if share == 1 else int((len(named) - sum(named)) * share / (1 - share))
+    by_chance = sorted((row for row, is_named in enumerate(named) if is_named),
+                       key=lambda row: chance("named", demonstrations[row].question.key))
+    dropped = set(by_chance[most:])
+    return [each for row, each in enumerate(demonstrations) if row not in dropped]
 
 
 def encode(demonstrations: Sequence[Demonstration], shown: Shown, max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
@@ -220,8 +296,9 @@ def _demonstration(row: dict) -> Demonstration:
     turns = tuple(Turn(_text(turn["query"]), tuple(Document(_text(document["title"]), _text(document["text"]))
                                                    for document in turn["documents"])) for turn in row["turns"])
     golds = tuple(_text(gold) for gold in question["golden_answers"])
-    return Demonstration(Question(str(question["id"]), _text(question["question"]), golds, question.get("metadata", {})),
-                         turns, _text(row["answer"]))
+    asked = Question(str(question["id"]), _text(question["question"]), golds, question.get("metadata", {}),
+                     question.get("key", ""))
+    return Demonstration(asked, turns, _text(row["answer"]))
 
 
 def _text(value) -> str:

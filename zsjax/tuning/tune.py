@@ -15,7 +15,7 @@ from zsjax.models.placement import for_decoding
 from zsjax.parallel import hosts
 from zsjax.search.engine import chance
 from zsjax.search.simulator.simulator import Simulator
-from zsjax.tuning.collect import Search, read_searches
+from zsjax.tuning.collect import OFF_TARGET, Search, read_searches
 from zsjax.tuning.dataset import Emphasis, Encoder, Example, make_batches, make_examples
 from zsjax.tuning.simulator_gates import Probe, any_holds_gold, search_probes
 
@@ -44,8 +44,10 @@ def tune(config: Config, simulator: Simulator, path: str | os.PathLike, *, write
     try:
         provenance, searches = read_searches(path)
         searches, held_out = split_by_question(searches, config.collect.hold_out)
-        examples = make_examples(searches, simulator.num_documents, label=config.collect.label,
-                                 balance=config.collect.balance, pairs=config.collect.pairs, seed=config.seed)
+        held_out = [search for search in held_out if search.source != OFF_TARGET]  # they are asked beside the point anyway
+        collect = config.collect
+        examples = make_examples(searches, simulator.num_documents, label=collect.label, balance=collect.balance,
+                                 pairs=collect.pairs, off_target=collect.off_target, seed=config.seed)
     except InputError as error:
         raise InputError(f"tune_simulator: {error}") from error
     writer.note(f"tune_simulator: {len(examples)} examples of {len(searches)} searches "

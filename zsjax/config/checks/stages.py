@@ -25,11 +25,17 @@ def check_collect_and_evaluate(found, config):
         found.add("evaluate.drop_best", "a simulator does not lose documents", "set it to 0, or evaluate with a real engine")
     if evaluate.misinformation and not config.data.eval_corpus.startswith("tiny_world:"):
         found.add("evaluate.misinformation", "only the tiny world's documents can be made wrong", "set it to 0")
-    if config.collect.pairs and config.collect.label == "answer":
+    collect = config.collect
+    if "collect" in config.stages and not (collect.episodes or collect.queries or collect.probes):
+        found.add("collect.episodes", "nothing to collect", "give episodes, collect.queries or collect.probes")
+    if collect.off_target and "question" not in collect.queries:
+        found.add("collect.off_target", "is made of the searches for the questions themselves",
+                  'add "question" to collect.queries, or set it to 0')
+    if collect.pairs and collect.label == "answer":
         found.add("collect.pairs", "an episode's answer makes a search useful or noisy, never both",
                   'set collect.label to "ranking", "contains" or "judge"')
-    if config.collect.label == "judge" and "collect" in config.stages:
-        _check_judge(found, config.collect.judge)
+    if collect.label == "judge" and "collect" in config.stages:
+        _check_judge(found, collect.judge)
 
 
 def _check_judge(found, judge):

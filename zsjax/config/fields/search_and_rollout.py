@@ -14,6 +14,11 @@ class DataConfig:
     """
 
     train: str = field("tiny_world:train", "questions of training", names="path")
+    supervised_share: float = field(0.0, "share of train's questions, by a hash of their keys, that warm_start and collect "
+                                    "take, and train leaves to them; 0: both take all", "[0, 1)")
+    leave_out: tuple[str, ...] = field(
+        (), 'questions that train does not play, as they can be answered without reading: "yes_no": a gold answer is yes or '
+        'no; "named": the question names a gold answer', choices=("yes_no", "named"))
     eval: str = later("tiny_world:eval", "questions of evaluations", names="path")
     corpus: str = field("tiny_world:train", "what real engines search in training", names="path")
     eval_corpus: str = later("tiny_world:eval", "what real engines search in evaluations", names="path")
@@ -32,6 +37,7 @@ class PromptsConfig:
     policy: str = field("default", "the policy's prompt", names="path")
     simulator: str = field("default", "the simulator's prompt", names="path")
     chat: bool = field(False, "put the policy's prompt into the tokenizer's chat template")
+    baseline_examples: bool = later(False, "baselines by prompt have two worked examples in it, which a base model needs")
     simulator_chat: bool = field(False, "put the simulator's prompt into the tokenizer's chat template")
 
 
@@ -102,8 +108,10 @@ class SearchConfig:
     document_format: str = field("Doc {i}: {title}. {text}", "one line per document")
     passage_words: int = field(0, "real engines show the window of this many words that matches the query best "
                                "(zsjax.search.passages); 0: the document's beginning", "[0, 1e6]", unit="words")
-    noise_per: str = field("search", 'what one noise draw is for; "document" doubles the simulator\'s work: it writes a '
-                           'useful and a noisy reply, which are mixed', choices=("search", "document"))
+    noise_per: str = field(
+        "search", 'what one noise draw is for; "document" doubles the simulator\'s work: it writes a useful and a noisy '
+        'reply, which are mixed; "question": the searches of a turn in all episodes of a question, so that luck is no part '
+        'of their advantages', choices=("search", "document", "question"))
     remote: RemoteConfig = group(RemoteConfig)
     mix: MixConfig = group(MixConfig, engines=("mixed",))
     embedder: str = field("", 'of "dense": a checkpoint (pooled at the last token, as Qwen3-Embedding) or '

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from zsjax.config.declare import COUNT, DTYPES, SHARE, fast, field, free, group, later, limit
+from zsjax.config.declare import DTYPES, SHARE, fast, field, free, group, later, limit
 from zsjax.config.fields.learning import (
     AlgorithmConfig,
     HealthConfig,
@@ -48,7 +48,17 @@ class JudgeConfig:
 class CollectConfig:
     """Searches with the real engine, from which the simulator's examples are made."""
 
-    episodes: int = field(512, "played by the policy; their searches are kept", COUNT, unit="episodes")
+    episodes: int = field(512, "played by the policy; their searches are kept; 0: only those of queries and probes",
+                          "[0, 1e9]", unit="episodes")
+    shuffle: bool = field(False, "questions are taken in random order; off, in the order of their file, which may be sorted "
+                          "by data set")
+    queries: tuple[str, ...] = field(
+        (), 'searches that no policy made, of all questions: for the "question" itself, and for the queries of the '
+        '"episodes" of warm_start, whose second hops a small policy seldom asks for', choices=("question", "episodes"))
+    off_target: float = field(
+        0.0, "at most this share of the examples asks beside the point: another question's query, or a page that the first "
+        "search showed. The reply is what the engine finds, so that gold in the prompt is not shown whatever is asked",
+        "[0, 0.9]")
     probes: int = field(
         0, "questions of each number of hops that are also searched for, by their right queries and by wrong ones: a small "
         "policy asks few different things; the questions must know their right queries", "[0, 1e9]", unit="questions")
@@ -91,7 +101,10 @@ class EvaluateConfig:
     baselines: tuple[str, ...] = later((), "played by the run's policy (the trained one, if any) on the same questions",
                                        choices=("zsjax.evaluation.baselines:METHODS",))
     baseline_model: str = later("policy", 'who plays the baselines: "policy", the run\'s (the trained one, if any), or '
-                                '"base", what the run began with', choices=("policy", "base"))
+                                '"base", what the run began with; methods that play the policy\'s own prompt then have '
+                                'its warm start, where there was one', choices=("policy", "base"))
+    baseline_turn_tokens: int = later(0, 'budget of one generation of "chain_of_thought" and "search_agent", whose thoughts '
+                                      'need room; 0: rollout.max_turn_tokens', "[0, 1e7]", unit="tokens")
     baseline_samples: int = later(8, 'episodes a question of "best_of_n" and "tree_search", at rollout.temperature',
                                   "[2, 1e6]", unit="episodes")
 

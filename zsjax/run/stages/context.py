@@ -41,8 +41,13 @@ class Run:
 
     @functools.cached_property
     def train_questions(self) -> list[Question]:
-        """Of config.data.train. Like those of the other two properties, they can all be played."""
-        return self._playable(build.questions(self.config, self.config.data.train), "train")
+        """Of config.data.train, for reinforcement. Like those of the other properties, they can all be played."""
+        return self._playable(build.reinforced_questions(self.config), "train")
+
+    @functools.cached_property
+    def supervised_questions(self) -> list[Question]:
+        """Of config.data.train, for what is learned before reinforcement."""
+        return self._playable(build.supervised_questions(self.config), "train")
 
     @functools.cached_property
     def watched_questions(self) -> list[Question]:

@@ -16,9 +16,9 @@ import jax
 from zsjax.config import Config
 from zsjax.config.declare import leaves
 from zsjax.errors import UserError
-from zsjax.evaluate import play_samples, random_document_baseline, summarize
+from zsjax.evaluate import name_of_group, play_samples, random_document_baseline, summarize
 from zsjax.evaluation import compare, kept_evaluations
-from zsjax.evaluation.baselines import METHODS, Setting, num_episodes
+from zsjax.evaluation.baselines import METHODS, OWN_PROMPT, Setting, num_episodes
 from zsjax.evaluation.kept_evaluations import Evaluation, Subject
 from zsjax.monitor import costs
 from zsjax.parallel import hosts, mesh
@@ -118,10 +118,10 @@ def _finish(run, folder, done, rows):
 
 
 def _line(row) -> str:
-    group = " ".join(str(row.get("data_set", f"hops {row['hops']}")).split())
+    group = " ".join((name_of_group(row) or f"hops {row['hops']}").split())
     failed = f"  {row['failed_searches']} searches FAILED" if row["failed_searches"] else ""
     return (f"{row['name']:<60} {group}  EM {row['em']:.3f} ± {row['em_se']:.3f}  F1 {row['f1']:.3f}  "
-            f"searches {row['searches']:.2f}  n {row['n']}{failed}")
+            f"answered {row['answered']:.2f}  searches {row['searches']:.2f}  n {row['n']}{failed}")
 
 
 class Parts:
@@ -154,8 +154,11 @@ class Parts:
         for name in config.evaluate.baselines:
             player = policies[-1][1]
             if config.evaluate.baseline_model == "base":
-                player = self._subject(kept_evaluations.BASE, "models/base")
+                player = base if name in OWN_PROMPT else self._subject(kept_evaluations.BASE, "models/base")
             subject, more = player, {"rollout.temperature": config.rollout.temperature}
+            more |= {field: value for field, value in (
+                ("prompts.baseline_examples", config.prompts.baseline_examples),
+                ("evaluate.baseline_turn_tokens", config.evaluate.baseline_turn_tokens)) if value}
             if name in ("best_of_n", "tree_search"):
                 more |= {"samples": config.evaluate.baseline_samples}
             if name == "trajectory_sft":

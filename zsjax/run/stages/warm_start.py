@@ -56,8 +56,12 @@ def find_episodes(run: Run, shown: demonstrations.Shown) -> list[demonstrations.
 def _write_episodes(run, shown, name, engine, path):
     """Writes episodes of the training questions, with documents of the engine called `name`."""
     source = run.config.data.train
-    questions = build.questions(run.config, source)
-    episodes = demonstrations.make_demonstrations(questions, engine, shown)
+    questions = build.supervised_questions(run.config)
+    options, titles = run.config.warm_start, ()
+    if options.bridges:
+        titles = [document.title for document in build.corpus(run.config, run.config.data.corpus)]
+    episodes = demonstrations.thin_named(demonstrations.make_demonstrations(questions, engine, shown, titles),
+                                         options.named_share)
     searches = sum(len(episode.turns) for episode in episodes)
     run.writer.note(f"warm_start: {len(episodes)} of {len(questions)} questions have their answer in documents of "
                     f"{name}, after {searches / max(len(episodes), 1):.2f} searches on average")
