@@ -93,7 +93,7 @@ def get_config(arg=None):
     c.curriculum = dict(schedule="zero_search", start=0.0, end=arg.noise)
     # A fifth to two fifths of the groups had a signal on a GPU (LOG.md). So: many questions, and others in place of groups
     # without one. The KL was 0.02 to 0.06 nats, of which 1e-3 is nothing, and the reference costs a pass and 1 GB.
-    c.algorithm = preset(arg.algorithm, drop_equal_groups=True, refill_rounds=1, kl_coef=0.0, track_kl=False)
+    c.algorithm = {"refill_rounds": 1} | preset(arg.algorithm, drop_equal_groups=True, kl_coef=0.0, track_kl=False)
     c.optimizer = dict(learning_rate=1e-5, schedule="linear", warmup_steps=5)
     c.train = dict(steps=arg.steps, questions_per_step=16, group_size=4, eval_every=20, eval_questions=93,
                    checkpoint_every=20, trajectories_every=20, **update)

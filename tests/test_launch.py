@@ -1,5 +1,6 @@
 """The command line: what it refuses, how, and what it hands on. The stages themselves have their own tests."""
 
+import asyncio
 import io
 import json
 import os
@@ -9,10 +10,12 @@ import sys
 import textwrap
 
 import pytest
+import tensorstore
 
 from zsjax import config as configuration
 from zsjax import launch
 from zsjax.config import UserError
+from zsjax.run import logs
 
 ROOT = pathlib.Path(__file__).parents[1]
 COMMANDS = ("run", "train", "tune-simulator", "warm-start", "collect", "evaluate", "ask", "play", "plan", "serve-corpus",
@@ -284,3 +287,29 @@ def test_the_console_command_finds_modules_of_the_working_folder(experiment, cal
                                       "--config.reward.terms={'rewards_of_mine:kind': 1.0}"])
     assert launch.console(run=calls.run) == 0
     assert calls[0][0].reward.terms == {"rewards_of_mine:kind": 1.0}
+
+
+def test_reports_of_a_closed_event_loop_are_left_out_and_no_others(monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", shown.append)
+    for _ in range(2):
+        logs.show_logs(sys.stdout)
+    promise, future = tensorstore.Promise.new()
+    loop = asyncio.new_event_loop()
+
+    async def wait():
+        await future
+
+    task = loop.create_task(wait())
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    monkeypatch.setattr(task, "_log_destroy_pending", False)
+    promise.set_result(1)  # tells the closed loop, as orbax's arrays do
+    assert not shown
+
+    class Odd:
+        def __del__(self):
+            raise ValueError("another")
+
+    Odd()
+    assert [str(lost.exc_value) for lost in shown] == ["another"]

@@ -1,23 +1,18 @@
-"""Log messages and errors on the terminal. They quote files and servers, which cannot drive it.
-
-`zsjax.types` is imported late: jax reads its environment when it is imported, and `zsjax.launch` sets it before.
-"""
+"""Log messages and errors on the terminal. They quote files and servers, which cannot drive it."""
 
 import logging
 import sys
 
+from zsjax.errors import printable
+
 
 class _Printable(logging.Formatter):
     def format(self, record):
-        from zsjax.errors import printable
-
         return printable(super().format(record))
 
 
 def show(text: str) -> None:
     """Prints a text to stderr."""
-    from zsjax.errors import printable
-
     print(printable(text), file=sys.stderr)
 
 
@@ -28,3 +23,16 @@ def show_logs(stream) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for noisy in ("jax", "absl", "orbax", "httpx", "bm25s", "etils"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    if not getattr(sys.unraisablehook, "leaves_out_closed_loops", False):
+        sys.unraisablehook = _leaving_out_closed_loops(sys.unraisablehook)
+
+
+def _leaving_out_closed_loops(shown):
+    """The hook `shown`, but for one report: an array that orbax failed to save tells the event loop of that save, which
+    is closed. The failure itself is raised, and a full disk would bring hundreds of these reports."""
+    def hook(lost):
+        if lost.object is not None or lost.exc_type is not RuntimeError or str(lost.exc_value) != "Event loop is closed":
+            shown(lost)
+
+    hook.leaves_out_closed_loops = True
+    return hook
