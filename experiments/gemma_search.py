@@ -74,7 +74,7 @@ def get_config(arg=None):
                      baseline_examples=True)
     # A document is its title and 56 words. A quarter of them have more than 96 tokens; the cut loses the answer in 2 of 371.
     # The simulator repeats what its prompt shows, so that noisy replies must not be shown the answers; low temperature keeps
-    # it with what it was asked for. One noise draw for the episodes of a question: luck is no part of their advantages.
+    # it with what it was asked for. One noise draw for the episodes of a question: luck does not enter their advantages.
     c.search = dict(engine=arg.engine, eval_engine="bm25", num_documents=3, max_document_tokens=96, max_query_tokens=48,
                     passage_words=56, reveal_gold="useful", temperature=0.3, noise_per="question")
     c.rollout = dict(max_turns=2, max_turn_tokens=64, max_prompt_tokens=256, max_tokens=832)  # the agent by prompt has 240

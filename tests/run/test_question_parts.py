@@ -36,5 +36,7 @@ def test_questions_that_give_their_answer_away_are_taught_and_not_played(tmp_pat
     only_yes = [row for row in ROWS if row["golden_answers"] == ["yes"]]
     settings = config(tmp_path, leave_out=["yes_no"])
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in only_yes))
-    with pytest.raises(UserError, match="data.leave_out = .* leave no question to train on"):
+    with pytest.raises(UserError, match="data.leave_out = .* leave no question to one"):
         build.reinforced_questions(settings)
+    with pytest.raises(UserError, match="data.supervised_share = 1e-09 .* leave no question to one"):
+        build.supervised_questions(config(tmp_path, supervised_share=1e-9))

@@ -129,4 +129,4 @@ def test_queries_beside_the_point_are_of_others_or_of_what_was_shown():
     assert all(query == f"Page {i}" for i, query in enumerate(queries) if i % 2)
     assert len(set(queries[::2])) > 10 and queries != [q for _, q, _ in collect.off_target_queries(
         searches, num_documents=2, seed=1)]
-    assert collect.off_target_queries(searches[:1], num_documents=2, seed=0) == []  # there is no other question
+    assert collect.off_target_queries(searches[:1], num_documents=2, seed=0) == []  # it needs two questions

@@ -111,7 +111,8 @@ Search at most a few times, and end with the answer alone: <answer> answer </ans
 Question: {question}
 """
 
-# The same with two worked examples, for a model that was never taught to follow instructions. Their facts are no data set's.
+# The same with two worked examples, for a model that was never taught to follow instructions. Their facts are from none of
+# the data sets.
 _DIRECT_EXAMPLES = """\
 Answer each question in a few words, in this form: <answer> answer </answer>.
 

@@ -96,17 +96,17 @@ def questions(config: Config, source: str, limit: int | None = None) -> list[Que
 
 
 def supervised_questions(config: Config) -> list[Question]:
-    """The questions of data.train that the warm start and the simulator's searches take."""
-    found, share = questions(config, config.data.train), config.data.supervised_share
-    return [question for question in found if chance("supervised", question.key) < share] if share else found
+    """The questions of data.train that the warm start and the simulator's searches take. Raises UserError for none."""
+    share = config.data.supervised_share
+    return _any_left(config, [question for question in questions(config, config.data.train)
+                              if not share or chance("supervised", question.key) < share])
 
 
 def reinforced_questions(config: Config) -> list[Question]:
     """The questions of data.train that reinforcement plays: without `supervised_questions` where data.supervised_share
     sets them apart, and without those of data.leave_out.
 
-    Raises:
-      UserError: no question is left.
+    Raises UserError for none.
     """
     data = config.data
     found = [question for question in questions(config, data.train)
@@ -114,9 +114,15 @@ def reinforced_questions(config: Config) -> list[Question]:
     if data.leave_out:
         found = [question for question in found
                  if answer_kind(question.question, question.golden_answers) not in data.leave_out]
-    if not found:
+    return _any_left(config, found)
+
+
+def _any_left(config, found):
+    data = config.data
+    if not found and (data.supervised_share or data.leave_out):
         raise UserError(f"data.train = {data.train!r}: data.supervised_share = {data.supervised_share} and data.leave_out = "
-                        f"{data.leave_out} leave no question to train on; leave out fewer")
+                        f"{data.leave_out} leave no question to one of the stages; set a share nearer to 0.5, or leave out "
+                        "fewer")
     return found
 
 

@@ -185,8 +185,8 @@ def _next_title(question: Question, turns: Sequence[Turn], text: str, hops_only:
 def find_bridges(episodes: Mapping[int, Demonstration], pages: Mapping[str, str], engine, shown: Shown) -> dict[int, str]:
     """{number of an episode: the next query} for the unanswered episodes that a bridge leads on.
 
-    A bridge is a page that the question or a shown document names, that was not found yet, that is no gold answer, and
-    that shows a gold answer where a search for its name finds it. Supporting pages come first, then the order in which
+    A bridge is a page that the question or a shown document names, that was not found yet, that does not name the answer,
+    and that shows a gold answer where a search for its name finds it. Supporting pages come first, then the order in which
     they are named. A question of one hop (one of `hops_of`) has no bridge.
 
     Args:
@@ -297,7 +297,7 @@ def _demonstration(row: dict) -> Demonstration:
                                                    for document in turn["documents"])) for turn in row["turns"])
     golds = tuple(_text(gold) for gold in question["golden_answers"])
     asked = Question(str(question["id"]), _text(question["question"]), golds, question.get("metadata", {}),
-                     question.get("key", ""))
+                     _text(question.get("key", "")))
     return Demonstration(asked, turns, _text(row["answer"]))
 
 

@@ -151,6 +151,7 @@ class WarmStartConfig(SupervisedConfig):
     episode_documents: int = field(0, "at most, of an episode that it writes, evenly over its searches; what holds the "
                                    "answer or the next query stays. 0: all that were found", "[0, 1e6]", unit="documents")
     bridges: bool = field(False, "where no answer was shown, an episode that it writes searches on for a page that the "
-                          "question or a shown document names and that shows the answer; reads all titles of the corpus")
+                          "question or a shown document names and that shows the answer; each of them costs a search, and "
+                          "all titles of the corpus are read")
     named_share: float = field(1.0, "of the episodes that it writes, at most this share answers a question that names the "
                                "answer", SHARE)

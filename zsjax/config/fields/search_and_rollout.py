@@ -110,8 +110,8 @@ class SearchConfig:
                                "(zsjax.search.passages); 0: the document's beginning", "[0, 1e6]", unit="words")
     noise_per: str = field(
         "search", 'what one noise draw is for; "document" doubles the simulator\'s work: it writes a useful and a noisy '
-        'reply, which are mixed; "question": the searches of a turn in all episodes of a question, so that luck is no part '
-        'of their advantages', choices=("search", "document", "question"))
+        'reply, which are mixed; "question": the searches of a turn in all episodes of a question, so that luck does not '
+        'enter their advantages', choices=("search", "document", "question"))
     remote: RemoteConfig = group(RemoteConfig)
     mix: MixConfig = group(MixConfig, engines=("mixed",))
     embedder: str = field("", 'of "dense": a checkpoint (pooled at the last token, as Qwen3-Embedding) or '

@@ -69,9 +69,13 @@ def evaluate(run: Run, parts: "Parts | None" = None):
 
 def _found(run, folder, wanted) -> Evaluation | None:
     """The kept evaluation like `wanted`, None if a search of it failed. Hosts without the files get `wanted` itself."""
-    found = folder.find(wanted) if hosts.is_lead() else None
-    if found and not found.failed_searches:
-        folder.records(found.name)  # raises where they are damaged, before other stages rely on them
+    def find():
+        found = folder.find(wanted) if hosts.is_lead() else None
+        if found and not found.failed_searches:
+            folder.records(found.name)  # raises where they are damaged, before other stages rely on them
+        return found
+
+    found = hosts.together(find)
     if not hosts.agree(found is not None and not found.failed_searches):
         return None
     run.writer.note(f"evaluate: evaluation/{wanted.name} is there already")

@@ -83,7 +83,7 @@ def _write(run, searches, questions, engine, name):
     config = run.config
     if config.collect.queries:
         counts = collections.Counter(search.source for search in searches)
-        run.writer.note("collect: searches by source: " + ", ".join(f"{name} {n}" for name, n in sorted(counts.items())))
+        run.writer.note("collect: searches by source: " + ", ".join(f"{source} {n}" for source, n in sorted(counts.items())))
     if config.collect.probes:
         probes = make_probes(questions, limit=config.collect.probes, seed=config.seed + 1)
         queries = [(probe.question, probe.query, probe.kind) for probe in probes]
