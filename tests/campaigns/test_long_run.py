@@ -1,6 +1,6 @@
 """A long run of the tiny world: flat memory, nothing compiled after the first step, files that grow only where they must.
 
-The policy that the package carries is trained at a small rate, so that it searches and learns to the end. A run that was cut
+The carried base is trained at a small rate, so that it searches and learns to the end. A run that was cut
 off goes on when the command is started again; memory is judged in the process that lasted longest.
 
 ZSJAX_CAMPAIGN_CASES is the number of steps here, 2000 where it is not given.
@@ -19,8 +19,8 @@ from tests.campaigns.runs import EXPERIMENT, write_inputs
 from zsjax.monitor.writer import read_jsonl
 
 KEPT = 20  # files of trajectories
-MODELS = ("--config.policy.init=asset:tiny_world/policy", "--config.simulator.init=asset:tiny_world/simulator",
-          "--config.optimizer.learning_rate=1e-5")
+# The carried policy would do as well, but its draws are so alike that few groups teach anything.
+MODELS = ("--config.simulator.init=asset:tiny_world/simulator", "--config.optimizer.learning_rate=1e-5")
 
 
 @pytest.mark.slow
