@@ -37,6 +37,7 @@ def test_what_passed_is_skipped_and_what_failed_runs_again(monkeypatch, tmp_path
 
     first = run_campaign("some", cases, check, bound=3)
     assert list(first["failures"]) == ["a:2"] and first["counts"] == {"value": 3} and first["bound"] == 3
+    assert first["found"]["a:0"] == {"value": 1} and first["found"]["a:2"] == {}
     assert capsys.readouterr().out.count("\n") == 1
     # A kill in the middle of a line loses that case and no other.
     path = tmp_path / "some.jsonl"
