@@ -10,7 +10,7 @@ import pytest
 
 from tests.campaigns import campaign, table
 from tests.campaigns.campaign import Case, cases_of, cpu_seconds, run_campaign
-from tests.campaigns.counted import file_sizes, held, late_compilations, memory_and_files, real_work
+from tests.campaigns.counted import WORK, file_sizes, held, late_compilations, memory_and_files, real_work
 from tests.campaigns.ends import Stop, beyond, kills_of, lacks_kills, lacks_signals
 from tests.campaigns.runs import MIX, Reference, differences
 
@@ -233,11 +233,12 @@ def test_programs_that_come_late_are_named():
 
 
 def test_a_run_that_stopped_searching_or_learning_is_no_long_run():
-    lines = [{"searches": 1.0, "grad_norm": 0.5, "rerank/loss": 0.1}] * 40
+    lines = [dict.fromkeys(WORK, 0.5)] * 40
     assert real_work(lines)["steps_with_grad_norm"] == 10
-    for name in lines[0]:
-        with pytest.raises(AssertionError, match=f'"{name}": 4'):
-            real_work([*lines[:34], *[line | {name: 0.0} for line in lines[34:]]])
+    for name, share in WORK.items():
+        some = [{**line, name: 0.0} for line in lines[:10 - int(10 * share)]]
+        with pytest.raises(AssertionError, match=f'{{"{name}": {int(10 * share)}}}'):
+            real_work([*lines[:30], *some, *lines[:int(10 * share)]])
 
 
 def test_memory_and_files_that_grow_are_named():
