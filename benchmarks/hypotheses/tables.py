@@ -4,7 +4,7 @@ import math
 import pathlib
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.hypotheses import outdated, verdict
 from benchmarks.hypotheses.entries import Comparison, Correlation, Hypothesis, Ledger
@@ -12,9 +12,11 @@ from benchmarks.hypotheses.verdict import Effect
 from zsjax.report import charts
 
 NOT_RUN, UNFINISHED = "not run", "not finished"
+AT_STEP = re.compile(r"(.+)@(\d+)")  # a curve's value after so many steps, beside the measures
 COLUMNS = {"em_1": "1 hop", "em_2": "2 hops", "em_3": "3 hops", "em": "all", "em_lost": "lost", "em_wrong": "wrong",
            "searches": "searches", "words_per_answer": "words an answer",
-           "contradicted": "contradicted", "false_facts": "false facts", "fall": "fall", "train_seconds": "seconds"}
+           "contradicted": "contradicted", "false_facts": "false facts", "fall": "fall", "eval/em@10": "step 10",
+           "train_seconds": "seconds"}
 FELL = 0.1  # EM below its best, from which a run counts as fallen
 STYLE = ("<style>text{font:11px sans-serif;fill:#334155}.grid{stroke:#e2e8f0}path{fill:none;stroke-width:1.5}"
          ".raw{opacity:.25}circle:not(.dot){opacity:0}</style>")
@@ -23,8 +25,8 @@ STYLE = ("<style>text{font:11px sans-serif;fill:#334155}.grid{stroke:#e2e8f0}pat
 class Results:
     """The lines of the ledger's runs, by arm and seed."""
 
-    def __init__(self, ledger: Ledger, lines: Mapping[tuple, Mapping]):
-        self.ledger, self.lines = ledger, lines
+    def __init__(self, ledger: Ledger, lines: Mapping[tuple, Mapping], stored: Sequence[Mapping] = ()):
+        self.ledger, self.lines, self.stored = ledger, lines, stored or list(lines.values())
         self.outdated = {}  # {(arm, digest, seed): settings that the arm has otherwise today}
         for key, line in lines.items():
             name, digest, _ = key
@@ -39,8 +41,15 @@ class Results:
                 if key[:2] == (arm, digest) and "error" not in line and key not in self.outdated}
 
     def values(self, arm: str, measure: str) -> dict[int, float]:
-        return {seed: line["measures"][measure] for seed, line in sorted(self.of(arm).items())
-                if measure in line["measures"]}
+        """{seed: value} of the arm's runs that have it. measure: a measure's name, or "CURVE@STEP" for a curve's value."""
+        found = {}
+        for seed, line in sorted(self.of(arm).items()):
+            if at := AT_STEP.fullmatch(measure):
+                curve, step = line["curves"].get(at[1], []), int(at[2])
+                found[seed] = curve[step - 1] if step <= len(curve) else None
+            else:
+                found[seed] = line["measures"].get(measure)
+        return {seed: value for seed, value in found.items() if value is not None}
 
     def effect(self, test: Comparison | Correlation, seeds: Sequence[int]) -> Effect | None:
         """The effect over the hypothesis's seeds, None where a run that it needs is missing in all of them."""
@@ -57,9 +66,9 @@ class Results:
         return verdict.paired(treatment, control) if treatment.keys() & control.keys() else None
 
 
-def write(ledger: Ledger, lines: Mapping[tuple, Mapping], out: pathlib.Path) -> None:
-    """Writes out/ledger.md and out/ledger/*.svg."""
-    results = Results(ledger, lines)
+def write(ledger: Ledger, lines: Mapping[tuple, Mapping], out: pathlib.Path, stored: Sequence[Mapping] = ()) -> None:
+    """Writes out/ledger.md and out/ledger/*.svg. stored: all lines, with those that a later run has replaced."""
+    results = Results(ledger, lines, stored)
     plots = out / "ledger"
     plots.mkdir(parents=True, exist_ok=True)
     for old in plots.glob("curves_*.svg"):  # of arms that were removed
@@ -73,14 +82,15 @@ def write(ledger: Ledger, lines: Mapping[tuple, Mapping], out: pathlib.Path) -> 
 
 def page(results: Results, plots: pathlib.Path) -> str:
     done = [line for line in results.lines.values() if "error" not in line]
-    seconds = sum(line["seconds"] for line in results.lines.values())
     commits = sorted({line["commit"][:12] for line in done})
     text = ["# The ledger", "",
             "Written by `python benchmarks/ledger.py report`; do not edit. Claims and the rule that decides them stand in",
             "benchmarks/hypotheses/. An effect is a mean over seeds, paired, with its 95 % interval. EM is in shares of 1,",
             "on unseen worlds of experiments/hard_world.py with BM25, greedy. All runs share one world, one base and one",
             "simulator of each size: the errors are those of seeds, and do not cover another world, base or simulator.", "",
-            f"{len(done)} runs, {seconds / 3600:.1f} hours of one process. Commits: {', '.join(commits) or 'none'}.", "",
+            f"{len(done)} runs: {time_of(results.lines.values())}. With runs that were replaced since, "
+            f"{len(results.stored)}:", f"{time_of(results.stored)}. Models that were made for a run are in its time.",
+            f"Commits: {', '.join(commits) or 'none'}.", "",
             "| | claim | verdict | seeds | seeds that would decide |", "| --- | --- | --- | --- | --- |"]
     text += [summary_row(results, hypothesis) for hypothesis in _by_id(results.ledger)]
     text += ["", "![effects](ledger/effects.svg)", "", "## What the experiments do by default", "",
@@ -89,7 +99,8 @@ def page(results: Results, plots: pathlib.Path) -> str:
         text += [*section(results, hypothesis), ""]
     text += ["## The arms", "", "Means over seeds, and the standard error of that mean. Lost: the best document is lost in",
              "30 % of searches. Wrong: it tells another object in 30 %. Fall: the best EM of an evaluation in training,",
-             "minus the last one.", "", *arms_table(results), ""]
+             "minus the last one. Step 10: EM of the evaluation after 10 steps, of 60 questions.", "",
+             *arms_table(results), ""]
     text += [f"![{path.stem}](ledger/{path.name})" for path in sorted(plots.glob("curves_*.svg"))]
     text += ["", "## Signs before the score falls", "", *signs(results), ""]
     failed = [line for line in results.lines.values() if "error" in line]
@@ -100,6 +111,14 @@ def page(results: Results, plots: pathlib.Path) -> str:
         text += ["## Runs that failed", "", *(f"- {line['arm']}, seed {line['seed']}: `{_last(line['error'])}`"
                                               for line in failed), ""]
     return "\n".join(text)
+
+
+def time_of(lines: Iterable[Mapping]) -> str:
+    """Hours of wall time and, of the lines that have it, of CPU time."""
+    lines = list(lines)
+    cpu = [line["cpu_seconds"] for line in lines if "cpu_seconds" in line]
+    known = f"{sum(cpu) / 3600:.1f} hours of CPU time in the {len(cpu)} that have it" if cpu else "CPU time not known"
+    return f"{sum(line['seconds'] for line in lines) / 3600:.1f} hours of wall time, {known}"
 
 
 def summary_row(results: Results, hypothesis: Hypothesis) -> str:

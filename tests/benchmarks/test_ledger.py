@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import json
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from zsjax.tiny_world import world as tiny_world
 
 def test_every_claim_and_every_arm_is_used():
     book = entries.load()
-    assert {h.id for h in book.hypotheses} == {f"C{i}" for i in range(1, 16)} | {"C10b", "C13b", "D1"}
+    assert {h.id for h in book.hypotheses} == {f"C{i}" for i in range(1, 16)} | {"C10b", "C13b", "C13c", "D1"}
     assert {name for h in book.hypotheses for name in h.arms()} == set(book.arms)
 
 
@@ -81,6 +83,7 @@ def test_a_kill_loses_at_most_the_run_in_progress(book, tmp_path):
     results = ledger.read_results(tmp_path)
     assert sorted((name, seed) for name, _, seed in results) == sorted(ALL)
     assert all(line["commit"] and line["measures"] and line["finished"] for line in results.values())
+    assert all(line["cpu_seconds"] >= 0 for line in results.values())
     assert Fake().run(book, tmp_path) == 0
 
 
@@ -225,6 +228,34 @@ def test_the_command_line_names_an_unknown_hypothesis(capsys):
     assert "unknown hypothesis C99" in capsys.readouterr().err
     ledger.main(["list"])
     assert "C15" in capsys.readouterr().out
+
+
+def test_a_line_has_the_processor_time_of_its_processes(book, tmp_path):
+    def play(job, folder):
+        subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.3: pass"], check=True)
+        return {"measures": {"em": 1.0}}
+
+    ledger.run_all(book, tmp_path, only=["C2"], play=play, make=Fake().make)
+    for line in ledger.read_lines(tmp_path):
+        assert 0.3 <= line["cpu_seconds"] < 3
+
+
+def test_the_page_counts_replaced_lines_and_the_time_that_is_known(book, tmp_path):
+    lines = lines_of(book, {("a", 0): 0.9, ("a", 1): 0.8})
+    last = lines["a", book.arms["a"].digest, 1]
+    last |= {"seconds": 7200.0, "cpu_seconds": 1800.0}
+    tables.write(book, lines, tmp_path, stored=[*lines.values(), last | {"seconds": 3600.0}])
+    text = (tmp_path / "ledger.md").read_text()
+    assert "2 runs: 2.0 hours of wall time, 0.5 hours of CPU time in the 1 that have it." in text
+    assert "With runs that were replaced since, 3:\n3.0 hours of wall time, 1.0 hours of CPU time in the 2" in text
+    tables.write(book, lines_of(book, {("a", 0): 0.9}), tmp_path)  # lines of before
+    assert "1 runs: 0.0 hours of wall time, CPU time not known." in (tmp_path / "ledger.md").read_text()
+
+
+def test_a_curve_is_read_at_a_step(book):
+    results = tables.Results(book, lines_of(book, {("a", 0): 0.9, ("a", 1): 0.8}, {"eval/em": [None, 0.2, 0.4]}))
+    assert results.values("a", "eval/em@2") == {0: 0.2, 1: 0.2} and results.values("a", "eval/em@3") == {0: 0.4, 1: 0.4}
+    assert results.values("a", "eval/em@1") == results.values("a", "eval/em@9") == {}
 
 
 def test_a_line_is_json_of_one_line(tmp_path):
