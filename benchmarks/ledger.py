@@ -262,7 +262,8 @@ def main(arguments=None):
     else:
         from benchmarks.hypotheses import tables
 
-        tables.write(ledger, read_results(options.workdir), options.out, stored=read_lines(options.workdir))
+        tables.write(tables.Results(ledger, read_results(options.workdir), read_lines(options.workdir),
+                                    options.workdir / "models"), options.out)
 
 
 if __name__ == "__main__":
