@@ -2,7 +2,7 @@
 
 A child is what `python -m zsjax.launch` is, without the seconds that its imports take. It may be given a hook at the moments
 at which it changes files: the n-th call of open (to write), mkdir, fsync, rename, replace, unlink or rmdir on a path in a
-folder, before or after the call. The hook notes the moment, kills the process, or raises an OSError there.
+folder, before or after the call. The hook notes the moment, sends the process a signal, or raises an OSError there.
 """
 
 import builtins
@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -25,7 +26,17 @@ from collections.abc import Sequence
 
 from tests.environment import ROOT, one_device
 
-KILL = "kill"
+KILL = "SIGKILL"
+# Renames that complete a checkpoint or a model, and renames that make room for a model.
+_CHECKPOINT, _MODEL = re.compile(r"/checkpoints/(\w+/)+\d+$"), re.compile(r"/models/[^/]+$")
+
+
+def class_of(moment: str) -> str:
+    """The class of a moment "call before|after path": checkpoint, model, rename (of anything else), fsync or other."""
+    call, _, path = moment.split(" ", 2)
+    if call in ("rename", "replace"):
+        return "checkpoint" if _CHECKPOINT.search(path) else "model" if _MODEL.search(path) else "rename"
+    return "fsync" if call == "fsync" else "other"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,30 +45,36 @@ class Hook:
 
     Attributes:
       folder: only paths in it count.
-      record: a file that gets a line "call path" for each moment; "" for none.
+      record: a file that gets a line "call before|after path" for each moment; "" for none. The last line is the moment
+        of a kill.
       at: the moment at which `do` happens, from 0; -1 for never. Each call has two, before and after it.
+      of: the class of moments that `at` counts (`class_of`); "" for all.
       after: the end of a path; `do` happens when a call has changed it.
-      do: KILL, or the name of an errno, such as "ENOSPC", which this and all later calls raise.
+      do: the name of a signal, which the process gets; or of an errno, such as "ENOSPC", which this and all later calls
+        raise.
     """
 
     folder: str
     record: str = ""
     at: int = -1
+    of: str = ""
     do: str = KILL
     after: str = ""
 
     def install(self):
-        self_count, lock, unhooked = [0], threading.Lock(), os.open
+        count, lock, unhooked, sends = [0], threading.Lock(), os.open, self.do.startswith("SIG")
         out = unhooked(self.record, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if self.record else None
 
         def moment(name, path, before):
-            with lock:
-                number, self_count[0] = self_count[0], self_count[0] + 1
-            if out is not None:
-                os.write(out, f"{name} {'before' if before else 'after'} {path}\n".encode())
-            if self.do == KILL and (number == self.at or (self.after and not before and path.endswith(self.after))):
-                os.kill(os.getpid(), signal.SIGKILL)
-            if self.do != KILL and 0 <= self.at <= number and before and name not in ("unlink", "rmdir"):
+            said = f"{name} {'before' if before else 'after'} {path}"
+            with lock:  # no other thread's moment comes between the record and the kill
+                counts = not self.of or class_of(said) == self.of
+                number, count[0] = count[0], count[0] + counts
+                if out is not None:
+                    os.write(out, f"{said}\n".encode())
+                if sends and ((counts and number == self.at) or (self.after and not before and path.endswith(self.after))):
+                    os.kill(os.getpid(), getattr(signal, self.do))
+            if not sends and 0 <= self.at <= number and before and name not in ("unlink", "rmdir"):
                 code = getattr(errno, self.do)
                 raise OSError(code, os.strerror(code), path)
 

@@ -11,22 +11,47 @@ from collections.abc import Mapping, Sequence
 from tests.campaigns.runs import MIX
 from zsjax.monitor.writer import read_jsonl
 
+MOMENTS = ("time", "checkpoint", "model", "rename", "fsync", "other")  # at a time, or a class of `children.class_of`
+WITH_CHECKPOINTS = ("pretrain", "pretrain_simulator", "warm_start", "tune_simulator", "train")
+LEAST_KILLS = 5  # of each class of moments, in a hundred cases
+
+
+def moments_of(stage: str) -> list[str]:
+    """The classes of moments that a stage has."""
+    return [name for name in MOMENTS if stage in WITH_CHECKPOINTS or name not in ("checkpoint", "model")]
+
+
+def moments(case) -> dict:
+    """One or two kills, each at a time or at a call that changes files. The class of the first call goes round, so that
+    every stage is killed at each that it has; the others are drawn."""
+    rng, classes = case.draw, moments_of(case.kind)
+    first = classes[(case.seed // len(MIX) + case.seed) % len(classes)]
+    drawn = [first, rng.choice(classes)][:rng.choice((1, 1, 2))]
+    return {"kills": [{"how": how, "at": rng.random()} for how in drawn]}
+
 
 def kills_of(where: Sequence[str]) -> dict:
-    """The counts of a case from how its processes ended."""
-    killed = [text for text in where if text != "complete before" and not text.endswith(": ended before")]
-    return {"killed": len(killed), "where": where}
+    """The counts of a case from how its processes ended: "CLASS: MOMENT", "CLASS: ended before" or "complete before"."""
+    killed = [text.partition(": ")[0] for text in where if text != "complete before" and not text.endswith(": ended before")]
+    return {"killed": len(killed), "where": where, **{f"at {name}": killed.count(name) for name in sorted(set(killed))}}
 
 
 def lacks_kills(records: Sequence[Mapping]) -> str:
-    """Where processes ended before they could be killed: what the cases do not show."""
-    killed = collections.Counter()
+    """Where processes ended before they could be killed, or no write of some kind was hit: what the cases do not show."""
+    killed, at, committing = collections.Counter(), collections.Counter(), set()
     for record in records:
-        killed[record["kind"]] += record["counts"].get("killed", 0)
-    never = sorted(stage for stage in set(MIX) if not killed[stage]) if len(records) >= 100 else []
-    if never or killed.total() < len(records) // 2:
-        return f"{killed.total()} kills in {len(records)} cases" + (f", none in {', '.join(never)}" if never else "")
-    return ""
+        counts = record["counts"]
+        killed[record["kind"]] += counts.get("killed", 0)
+        at.update({name: counts.get(f"at {name}", 0) for name in MOMENTS})
+        committing |= {record["kind"]} if counts.get("at checkpoint") else set()
+    if killed.total() < len(records) // 2:
+        return f"{killed.total()} kills in {len(records)} cases"
+    lacking = []
+    if len(records) >= 100:
+        lacking += [f"none in {stage}" for stage in sorted(set(MIX)) if not killed[stage]]
+        lacking += [f"{at[name]} at {name}, less than {LEAST_KILLS}" for name in MOMENTS if at[name] < LEAST_KILLS]
+        lacking += [f"no checkpoint's rename in {stage}" for stage in WITH_CHECKPOINTS if stage not in committing]
+    return f"{killed.total()} kills in {len(records)} cases: {', '.join(lacking)}" if lacking else ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,12 +1,17 @@
 """The plumbing of the campaigns: seeded cases, what is skipped, and what a summary says."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 
 from tests.campaigns.campaign import Case, cases_of, run_campaign
-from tests.campaigns.ends import Stop, beyond, kills_of, lacks_kills, lacks_signals
+from tests.campaigns.children import class_of
+from tests.campaigns.ends import MOMENTS, Stop, beyond, kills_of, lacks_kills, lacks_signals, moments, moments_of
 from tests.campaigns.runs import MIX, Reference, differences
+from tests.environment import ROOT
 
 
 def test_cases_are_seeded_and_a_longer_list_begins_with_the_shorter(monkeypatch):
@@ -103,20 +108,57 @@ def test_a_saved_state_explains_itself_and_one_older_one(tmp_path):
 
 
 def test_campaigns_in_which_nothing_was_killed_or_stopped_fail():
-    def kills(*where):
-        return [{"kind": stage, "counts": kills_of(where)} for stage in MIX] * 7
+    def kills(*hows, rounds=7):
+        """Each stage killed at these classes in turn, as far as it has them."""
+        return [{"kind": stage, "counts": kills_of([f"{hows[number % len(hows)]}: rename before /x"])}
+                for number in range(rounds) for stage in MIX if hows[number % len(hows)] in moments_of(stage)]
 
-    assert "0 kills" in lacks_kills(kills("after 1.00 s: ended before", "complete before"))
-    assert not lacks_kills(kills("rename before /x"))
-    assert not lacks_kills(kills("rename before /x")[:10])
-    never = [record | {"counts": kills_of([])} if record["kind"] == "report" else record for record in kills("rename /x")]
+    missed = kills_of(["time: ended before", "complete before"])
+    assert missed["killed"] == 0
+    assert "0 kills" in lacks_kills([{"kind": stage, "counts": missed} for stage in MIX])
+    assert not lacks_kills(kills(*MOMENTS, rounds=9))
+    assert not lacks_kills(kills("time", rounds=1))  # few cases show that kills hit, and no more
+    for name in MOMENTS:
+        assert f"0 at {name}, less than 5" in lacks_kills(kills(*(other for other in MOMENTS if other != name), rounds=9))
+    never = [record | {"counts": kills_of([])} if record["kind"] == "report" else record
+             for record in kills(*MOMENTS, rounds=9)]
     assert lacks_kills(never).endswith("none in report")
+    without = [record for record in kills(*MOMENTS, rounds=9)
+               if record["kind"] != "pretrain" or not record["counts"].get("at checkpoint")]
+    assert lacks_kills(without).endswith("no checkpoint's rename in pretrain")
 
     def signals(came, saved):
         return [{"signal": name, "counts": {"came": came, "saved": saved}} for name in ("SIGTERM", "SIGINT")] * 10
 
     assert not lacks_signals(signals(1, 1))
     assert lacks_signals(signals(0, 0)) and lacks_signals(signals(1, 0))
+
+
+def test_a_hundred_cases_draw_each_class_of_moments_in_each_stage(monkeypatch):
+    monkeypatch.setenv("ZSJAX_CAMPAIGN_CASES", "100")
+    drawn = {(case.kind, kill["how"]) for case in cases_of(MIX, default=1, what=moments) for kill in case.what["kills"][:1]}
+    assert drawn == {(stage, name) for stage in MIX for name in moments_of(stage)}
+
+
+def test_a_hook_notes_where_it_sent_its_signal(tmp_path):
+    """The first rename that completes a checkpoint is the moment, whatever was renamed and flushed before."""
+    script = """
+import os, pathlib, sys
+from tests.campaigns.children import Hook
+folder = pathlib.Path(sys.argv[1])
+Hook(str(folder), str(folder) + ".moments", at=0, of="checkpoint").install()
+(folder / "checkpoints/train/2.orbax-checkpoint-tmp/state.orbax-checkpoint-tmp").mkdir(parents=True)
+os.rename(folder / "checkpoints/train/2.orbax-checkpoint-tmp/state.orbax-checkpoint-tmp",
+          folder / "checkpoints/train/2.orbax-checkpoint-tmp/state")
+(folder / "checkpoints/train/2.orbax-checkpoint-tmp").rename(folder / "checkpoints/train/2")
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "run")], cwd=ROOT, check=False)
+    said = (tmp_path / "run.moments").read_text().splitlines()
+    assert done.returncode == -signal.SIGKILL and (tmp_path / "run/checkpoints/train/2.orbax-checkpoint-tmp").is_dir()
+    assert said[-1] == f"rename before {tmp_path}/run/checkpoints/train/2"
+    assert [class_of(line) for line in said[-3:]] == ["rename", "rename", "checkpoint"]
+    assert class_of("rename after /x/models/policy") == class_of("rename before /x/models/best.1-2.replaced") == "model"
+    assert class_of("replace after /x/checksums.json") == "rename" and class_of("open before /x/models/a/b") == "other"
 
 
 def test_an_empty_folder_that_is_left_over_is_a_difference(tmp_path):

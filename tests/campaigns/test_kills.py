@@ -8,8 +8,8 @@ import time
 import pytest
 
 from tests.campaigns.campaign import Case, cases_of, check_all, folder_of
-from tests.campaigns.children import KILL, Children, Hook
-from tests.campaigns.ends import Stop, beyond, kills_of, lacks_kills, lacks_signals
+from tests.campaigns.children import KILL, Children, Hook, class_of
+from tests.campaigns.ends import Stop, beyond, kills_of, lacks_kills, lacks_signals, moments
 from tests.campaigns.runs import COMMANDS, MIX, Reference, differences
 
 
@@ -24,37 +24,38 @@ def reference(folder):
         yield Reference(folder / "reference", children)
 
 
-def moments(case) -> dict:
-    """One or two kills; three of five at a call that changes files, the others at a time."""
-    rng = case.draw
-    return {"kills": [{"how": "call" if rng.random() < 0.6 else "time", "at": rng.random()}
-                      for _ in range(rng.choice((1, 1, 2)))]}
-
-
 def kill(reference, stage, workdir, log, how, at) -> str:
-    """Runs a stage until it is killed; how it ended."""
+    """Runs a stage until it is killed; how it ended, of the record of this process."""
     if complete(stage, workdir):
         return "complete before"
-    about, command = reference.about(stage), reference.command(stage, workdir)
-    if how == "call":
-        number = int(at * len(about["moments"]))
-        code = reference.children.run(command, log, hook=Hook(str(workdir), at=number, do=KILL))
-        where = about["moments"][number].replace(str(reference.folder / stage / "run"), "")
-    else:
-        pid = reference.children.start(command, log)
+    about, command, record = reference.about(stage), reference.command(stage, workdir), log.with_suffix(".moments")
+    before = record.read_text().splitlines() if record.exists() else []
+    if how == "time":
+        pid = reference.children.start(command, log, hook=Hook(str(workdir), str(record)))
         if (code := reference.children.wait(pid, at * about["seconds"])) is None:
             os.kill(pid, signal.SIGKILL)
             code = reference.children.wait(pid)
-        where = f"after {at * about['seconds']:.2f} s"
+    else:  # a resumed process has about those moments left that an undisturbed one has after the last kill
+        left = [sum(class_of(moment) == how for moment in moments) for moments in (about["moments"], before)]
+        hook = Hook(str(workdir), str(record), at=int(at * max(left[0] - left[1], 1)), of=how, do=KILL)
+        code = reference.children.run(command, log, hook=hook)
     assert code in (0, -signal.SIGKILL), f"ended with {code}: {log.read_text()[-1500:]}"
-    return where if code else f"{where}: ended before"
+    if code == 0:
+        return f"{how}: ended before"
+    passed = record.read_text().splitlines()[len(before):] if record.exists() else []
+    last = passed[-1].replace(str(workdir), "") if passed else "nothing"
+    if how == "time":
+        return f"time: after {at * about['seconds']:.2f} s, the last was {last}"
+    assert class_of(passed[-1]) == how, f"killed at {last}, which is not of the class {how}"
+    return f"{how}: {last}"
 
 
 @pytest.mark.slow
 def test_kills(folder, reference):
     def check(case):
         stage, workdir, log = case.kind, folder / "killed", folder / "killed.log"
-        log.unlink(missing_ok=True)
+        for path in (log, log.with_suffix(".moments")):
+            path.unlink(missing_ok=True)
         reference.start_folder(stage, workdir)
         where = [kill(reference, stage, workdir, log, **moment) for moment in case.what["kills"]]
         again(reference, stage, workdir, log)
@@ -64,8 +65,7 @@ def test_kills(folder, reference):
             raise AssertionError(f"{'; '.join(found)} after {where}")
         return kills_of(where)
 
-    check_all("kills", cases_of(MIX, default=len(MIX), what=moments), check, lacks=lacks_kills,
-              stored=lambda record: record | {"counts": kills_of(record["counts"]["where"])})
+    check_all("kills", cases_of(MIX, default=len(MIX), what=moments), check, lacks=lacks_kills)
 
 
 def complete(stage, workdir) -> bool:
