@@ -9,6 +9,7 @@ import builtins
 import contextlib
 import dataclasses
 import errno
+import faulthandler
 import importlib
 import io
 import json
@@ -27,16 +28,18 @@ from collections.abc import Sequence
 from tests.environment import ROOT, one_device
 
 KILL = "SIGKILL"
-# Renames that complete a checkpoint or a model, and renames that make room for a model.
-_CHECKPOINT, _MODEL = re.compile(r"/checkpoints/(\w+/)+\d+$"), re.compile(r"/models/[^/]+$")
+# Classes of moments "call before|after path": renames that complete a checkpoint, and those that complete a model or make
+# room for it; all other renames; what is flushed; other calls.
+CLASSES = {"checkpoint": r"^re(name|place) .*/checkpoints/(\w+/)+\d+$", "model": r"^re(name|place) .*/models/[^/]+$",
+           "rename": r"^re(name|place) (?!.*(/checkpoints/(\w+/)+\d+|/models/[^/]+)$)", "fsync": r"^fsync ",
+           "other": r"^(open|mkdir|unlink|remove|rmdir) "}
+# The flush that comes before a loop saves a checkpoint, while the loop waits.
+FLUSHED = r"^fsync after .*/metrics\.jsonl$"
 
 
 def class_of(moment: str) -> str:
-    """The class of a moment "call before|after path": checkpoint, model, rename (of anything else), fsync or other."""
-    call, _, path = moment.split(" ", 2)
-    if call in ("rename", "replace"):
-        return "checkpoint" if _CHECKPOINT.search(path) else "model" if _MODEL.search(path) else "rename"
-    return "fsync" if call == "fsync" else "other"
+    """The class of a moment."""
+    return next(name for name, form in CLASSES.items() if re.search(form, moment))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +51,10 @@ class Hook:
       record: a file that gets a line "call before|after path" for each moment; "" for none. The last line is the moment
         of a kill.
       at: the moment at which `do` happens, from 0; -1 for never. Each call has two, before and after it.
-      of: the class of moments that `at` counts (`class_of`); "" for all.
+      of: a regular expression of the moments that `at` counts; "" for all.
       after: the end of a path; `do` happens when a call has changed it.
-      do: the name of a signal, which the process gets; or of an errno, such as "ENOSPC", which this and all later calls
-        raise.
+      do: the name of a signal, which the process gets (another one than SIGKILL is noted as "SIGTERM is sent"); or of an
+        errno, such as "ENOSPC", which this and all later calls raise.
     """
 
     folder: str
@@ -62,17 +65,17 @@ class Hook:
     after: str = ""
 
     def install(self):
-        count, lock, unhooked, sends = [0], threading.Lock(), os.open, self.do.startswith("SIG")
-        out = unhooked(self.record, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if self.record else None
+        count, lock, sends = [0], threading.Lock(), self.do.startswith("SIG")
+        out = os.open(self.record, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if self.record else None
 
         def moment(name, path, before):
             said = f"{name} {'before' if before else 'after'} {path}"
             with lock:  # no other thread's moment comes between the record and the kill
-                counts = not self.of or class_of(said) == self.of
+                counts = bool(re.search(self.of, said))
                 number, count[0] = count[0], count[0] + counts
-                if out is not None:
-                    os.write(out, f"{said}\n".encode())
+                _note(out, said)
                 if sends and ((counts and number == self.at) or (self.after and not before and path.endswith(self.after))):
+                    _note(out, f"{self.do} is sent" if self.do != KILL else "")
                     os.kill(os.getpid(), getattr(signal, self.do))
             if not sends and 0 <= self.at <= number and before and name not in ("unlink", "rmdir"):
                 code = getattr(errno, self.do)
@@ -90,19 +93,27 @@ class Hook:
 
             return call
 
-        def second(source, target, **_):
-            return _full(target)
-
-        def first(path, *_, dir_fd=None, **__):
-            return _full(path, dir_fd)
-
-        def written(path, mode="r", *_, **__):
-            return _full(path) if isinstance(mode, str) and set(mode) & set("wax+") else None
-
-        for name, path_of in (("replace", second), ("rename", second), ("fsync", _full), ("mkdir", first),
-                              ("unlink", first), ("remove", first), ("rmdir", first)):
+        for name, path_of in (("replace", _second), ("rename", _second), ("fsync", _full), ("mkdir", _first),
+                              ("unlink", _first), ("remove", _first), ("rmdir", _first)):
             setattr(os, name, wrapped(name, getattr(os, name), path_of))
-        builtins.open = io.open = wrapped("open", io.open, written)
+        builtins.open = io.open = wrapped("open", io.open, _written)
+
+
+def _note(out: int | None, line: str) -> None:
+    if out is not None and line:
+        os.write(out, f"{line}\n".encode())
+
+
+def _second(source, target, **_):
+    return _full(target)
+
+
+def _first(path, *_, dir_fd=None, **__):
+    return _full(path, dir_fd)
+
+
+def _written(path, mode="r", *_, **__):
+    return _full(path) if isinstance(mode, str) and set(mode) & set("wax+") else None
 
 
 def _full(path, dir_fd=None) -> str | None:
@@ -158,6 +169,11 @@ class Children:
             self._pids.discard(pid)
         return code
 
+    def show_stacks(self, pid: int) -> None:
+        """Makes a child write the stacks of its threads into its log."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGUSR2)
+
     def kill(self, pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
         self.wait(pid)
@@ -205,6 +221,7 @@ def _run(request) -> int:
     null = os.open(os.devnull, os.O_RDONLY)
     for target, source in ((0, null), (1, log), (2, log)):
         os.dup2(source, target)
+    faulthandler.register(signal.SIGUSR2, os.dup(2))
     os.environ.update(request["env"])
     if request["hook"]:
         Hook(**request["hook"]).install()

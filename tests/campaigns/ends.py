@@ -8,6 +8,7 @@ import re
 import signal
 from collections.abc import Mapping, Sequence
 
+from tests.campaigns.children import FLUSHED
 from tests.campaigns.runs import MIX
 from zsjax.monitor.writer import read_jsonl
 
@@ -52,6 +53,33 @@ def lacks_kills(records: Sequence[Mapping]) -> str:
         lacking += [f"{at[name]} at {name}, less than {LEAST_KILLS}" for name in MOMENTS if at[name] < LEAST_KILLS]
         lacking += [f"no checkpoint's rename in {stage}" for stage in WITH_CHECKPOINTS if stage not in committing]
     return f"{killed.total()} kills in {len(records)} cases: {', '.join(lacking)}" if lacking else ""
+
+
+# The stages of `signals`, in turn. Those with loops come oftener; pretrain has two loops.
+SIGNALLED = ("train", "warm_start", "tune_simulator", "pretrain_simulator", "pretrain", "collect", "evaluate", "report",
+             "export", "index", "import_searches", "train", "warm_start", "pretrain")
+LOOPS = {"pretrain": ("pretrain_reading", "pretrain_episodes"), **{stage: (stage,) for stage in WITH_CHECKPOINTS[1:]}}
+
+
+def signals(case) -> dict:
+    """A signal and its moment. Every other case of a stage with loops gets it in one of them, where a state is to be saved;
+    of another stage, at a call that changes files. The others get it at a time."""
+    rng, (round_, place) = case.draw, divmod(case.seed, len(SIGNALLED))
+    number = round_ * SIGNALLED.count(case.kind) + SIGNALLED[:place].count(case.kind)  # of this stage
+    loops = LOOPS.get(case.kind, ("write",))
+    when = "time" if number % 2 else loops[number // 2 % len(loops)]
+    return {"signal": rng.choice(("SIGTERM", "SIGINT")), "when": when, "at": rng.random()}
+
+
+def flushes(loop: str, moments: Sequence[str]) -> list[int]:
+    """The moments of `children.FLUSHED` before checkpoints of a loop, the last one left out: their numbers, from 0."""
+    found, number, steps = [], -1, []
+    for moment in moments:
+        number += bool(re.search(FLUSHED, moment))
+        if step := re.search(rf"^mkdir before .*/{folder_of_loop(loop)}/(\d+)\.orbax-checkpoint-tmp$", moment):
+            found.append(number)
+            steps.append(int(step[1]))
+    return [number for number, step in zip(found, steps, strict=True) if step < max(steps)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +127,8 @@ class Stop:
 
 def last_steps(stage: str, workdir: pathlib.Path) -> dict[str, int]:
     """Loop -> the last step of its metrics, of the loops of a stage; empty for a stage without checkpoints."""
-    loops = {"pretrain": ("pretrain_reading", "pretrain_episodes")}.get(stage, (stage,))
-    lines = read_jsonl(workdir / "metrics.jsonl") if (workdir / "metrics.jsonl").exists() else []
-    return {line["stage"]: line["step"] for line in lines if line["stage"] in loops
-            and stage not in ("collect", "evaluate")}
+    loops = LOOPS.get(stage, ())
+    return {line["stage"]: line["step"] for line in read_jsonl(workdir / "metrics.jsonl") if line["stage"] in loops}
 
 
 def folder_of_loop(loop: str) -> str:
@@ -122,8 +148,16 @@ def beyond(found: Sequence[str], saved: str, undisturbed: pathlib.Path) -> list[
 
 
 def lacks_signals(records: Sequence[Mapping]) -> str:
-    """Where most processes ended before their signal, or none said which state it left."""
+    """Where most processes ended before their signal, or a loop never left a state of its own."""
     came = [record for record in records if record["counts"].get("came")]
-    saved = {record["signal"] for record in came if record["counts"]["saved"]}
-    few = len(came) < len(records) // 3 or (len(records) >= 14 and len(saved) < 2)
-    return f"{len(came)} signals in {len(records)} cases, states saved after {sorted(saved)}" if few else ""
+    states = [record["counts"]["state"] for record in came if record["counts"].get("state")]
+    names = {record["signal"] for record in came if record["counts"].get("state")}
+    lacking = []
+    if len(came) < 2 * len(records) // 3:
+        lacking.append("less than two thirds")
+    if len(records) >= 2 * len(SIGNALLED):
+        lacking += [f"no state of {loop}" for loops in LOOPS.values() for loop in loops
+                    if not any(state.startswith(folder_of_loop(loop) + "/") for state in states)]
+        lacking += [f"no signal came to {stage}" for stage in sorted(set(SIGNALLED) - {record["kind"] for record in came})]
+        lacking += [f"no state after {name}" for name in ("SIGTERM", "SIGINT") if name not in names]
+    return f"{len(came)} signals in {len(records)} cases: {', '.join(lacking)}" if lacking else ""

@@ -50,16 +50,21 @@ def write_inputs(folder: pathlib.Path) -> None:
 def build_indexes(corpus: str, workdir: str) -> int:
     """Builds the BM25 and the dense index of a corpus in workdir/indexes; the exit code."""
     from zsjax.config import UserError, resolve
+    from zsjax.parallel import stops
     from zsjax.run import build
 
-    for name in ("bm25", "dense"):
-        config = resolve({"stages": ["report"], "search": {"eval_engine": name, "embedder": "tests.campaigns.runs:embed"}},
-                         check=False)
-        try:
-            build.engine(name, config, corpus, workdir=workdir)
-        except UserError as error:  # as `zsjax.launch` does
-            print(f"error: {error}")
-            return 2
+    try:  # as `zsjax.launch` and a run do
+        with stops.handled():
+            for name in ("bm25", "dense"):
+                config = resolve({"stages": ["report"], "search": {
+                    "eval_engine": name, "embedder": "tests.campaigns.runs:embed"}}, check=False)
+                build.engine(name, config, corpus, workdir=workdir)
+    except UserError as error:
+        print(f"error: {error}")
+        return 2
+    except KeyboardInterrupt as stop:
+        print(f"\n{stop}")
+        return getattr(stop, "exit_code", 130)
     return 0
 
 
@@ -141,22 +146,30 @@ class Reference:
 
     @functools.cache  # noqa: B019 (a campaign has one)
     def about(self, stage: str) -> Mapping:
-        """{"seconds": of the undisturbed stage, "moments": ["call before|after path", ...]}."""
+        """{"seconds": of the undisturbed stage, "locked": seconds until it held its folder (0 if it never does),
+        "moments": ["call before|after path", ...]}."""
         kept, workdir = self.folder / stage, self.folder / stage / "run"
         if (kept / "about.json").exists():
             return json.loads((kept / "about.json").read_text())
-        log, moments = kept / "log.txt", kept / "moments.txt"
+        log, moments, locked = kept / "log.txt", kept / "moments.txt", 0.0
         shutil.rmtree(kept, ignore_errors=True)
         for warm in (True, False):  # the first run fills the cache of compiled programs
             self.start_folder(stage, workdir)
             moments.unlink(missing_ok=True)
             start = time.monotonic()
             hook = None if warm else Hook(str(workdir), str(moments))
-            code = self.children.run(self.command(stage, workdir), log, hook=hook)
+            pid = self.children.start(self.command(stage, workdir), log, hook=hook)
+            while (code := self.children.wait(pid, 0.05)) is None:
+                locked = locked or is_held(workdir) * (time.monotonic() - start)
             assert code == 0, f"{stage}: {log.read_text()[-2000:]}"
-        about = {"seconds": time.monotonic() - start, "moments": moments.read_text().splitlines()}
+        about = {"seconds": time.monotonic() - start, "locked": locked, "moments": moments.read_text().splitlines()}
         write_json(kept / "about.json", about)
         return about
+
+
+def is_held(workdir: pathlib.Path) -> bool:
+    """Whether a process has written its name into the folder's lock."""
+    return (workdir / ".lock").exists() and bool((workdir / ".lock").read_text())
 
 
 def differences(found: pathlib.Path, wanted: pathlib.Path) -> list[str]:

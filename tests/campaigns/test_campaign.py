@@ -4,13 +4,29 @@ import json
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from tests.campaigns.campaign import Case, cases_of, run_campaign
 from tests.campaigns.children import class_of
-from tests.campaigns.ends import MOMENTS, Stop, beyond, kills_of, lacks_kills, lacks_signals, moments, moments_of
+from tests.campaigns.ends import (
+    LOOPS,
+    MOMENTS,
+    SIGNALLED,
+    Stop,
+    beyond,
+    flushes,
+    folder_of_loop,
+    kills_of,
+    lacks_kills,
+    lacks_signals,
+    moments,
+    moments_of,
+    signals,
+)
 from tests.campaigns.runs import MIX, Reference, differences
+from tests.campaigns.stopwatch import Stopwatch
 from tests.environment import ROOT
 
 
@@ -127,11 +143,46 @@ def test_campaigns_in_which_nothing_was_killed_or_stopped_fail():
                if record["kind"] != "pretrain" or not record["counts"].get("at checkpoint")]
     assert lacks_kills(without).endswith("no checkpoint's rename in pretrain")
 
-    def signals(came, saved):
-        return [{"signal": name, "counts": {"came": came, "saved": saved}} for name in ("SIGTERM", "SIGINT")] * 10
 
-    assert not lacks_signals(signals(1, 1))
-    assert lacks_signals(signals(0, 0)) and lacks_signals(signals(1, 0))
+def test_campaigns_in_which_no_signal_came_or_a_loop_saved_no_state_fail(monkeypatch):
+    monkeypatch.setenv("ZSJAX_CAMPAIGN_CASES", "28")
+    cases = cases_of(SIGNALLED, default=1, what=signals)
+
+    def records(came=1, without=""):
+        loops = {loop for loops in LOOPS.values() for loop in loops} - {without}
+        states = [f"{folder_of_loop(case.what['when'])}/2" if case.what["when"] in loops else "" for case in cases]
+        return [{"kind": case.kind, **case.what, "counts": {"came": came, "state": state}}
+                for case, state in zip(cases, states, strict=True)]
+
+    assert not lacks_signals(records())
+    assert "0 signals" in lacks_signals(records(came=0))
+    for loops in LOOPS.values():
+        for loop in loops:
+            assert f"no state of {loop}" in lacks_signals(records(without=loop))
+    others = [record for record in records() if record["kind"] != "export"]
+    assert lacks_signals(others * 2).endswith("no signal came to export")
+
+
+def test_a_signal_in_a_loop_comes_before_its_last_checkpoint():
+    def saves(loop, *steps):
+        return [line for step in steps for line in ("fsync before /r/metrics.jsonl", "fsync after /r/metrics.jsonl",
+                                                    f"mkdir before /r/checkpoints/{loop}/{step}.orbax-checkpoint-tmp")]
+
+    moments = ["open after /r/metrics.jsonl", *saves("pretrain/reading", 1, 2), *saves("pretrain/episodes", 1, 2)]
+    assert flushes("pretrain_reading", moments) == [0] and flushes("pretrain_episodes", moments) == [2]
+    assert flushes("train", saves("train", 2, 4, 6)) == [0, 1]
+
+
+def test_the_time_without_a_core_is_not_a_process_own():
+    busy = "import time; end = time.monotonic() + 0.6\nwhile time.monotonic() < end: pass"
+    with subprocess.Popen([sys.executable, "-c", busy]) as process:
+        watch = Stopwatch(process.pid)
+        while process.poll() is None:
+            watch.look()
+            time.sleep(0.02)
+    assert 0 < watch.cpu <= watch.wall and 0 <= watch.waited < watch.wall
+    # All the time, but for what the process took to begin and end, it ran or waited for a core.
+    assert watch.own == pytest.approx(watch.wall - watch.waited) and watch.cpu + watch.waited > 0.5 * watch.wall
 
 
 def test_a_hundred_cases_draw_each_class_of_moments_in_each_stage(monkeypatch):
@@ -144,9 +195,9 @@ def test_a_hook_notes_where_it_sent_its_signal(tmp_path):
     """The first rename that completes a checkpoint is the moment, whatever was renamed and flushed before."""
     script = """
 import os, pathlib, sys
-from tests.campaigns.children import Hook
+from tests.campaigns.children import CLASSES, Hook
 folder = pathlib.Path(sys.argv[1])
-Hook(str(folder), str(folder) + ".moments", at=0, of="checkpoint").install()
+Hook(str(folder), str(folder) + ".moments", at=0, of=CLASSES["checkpoint"]).install()
 (folder / "checkpoints/train/2.orbax-checkpoint-tmp/state.orbax-checkpoint-tmp").mkdir(parents=True)
 os.rename(folder / "checkpoints/train/2.orbax-checkpoint-tmp/state.orbax-checkpoint-tmp",
           folder / "checkpoints/train/2.orbax-checkpoint-tmp/state")
