@@ -161,3 +161,26 @@ def lacks_signals(records: Sequence[Mapping]) -> str:
         lacking += [f"no signal came to {stage}" for stage in sorted(set(SIGNALLED) - {record["kind"] for record in came})]
         lacking += [f"no state after {name}" for name in ("SIGTERM", "SIGINT") if name not in names]
     return f"{len(came)} signals in {len(records)} cases: {', '.join(lacking)}" if lacking else ""
+
+
+def lacks_failures(records: Sequence[Mapping]) -> str:
+    """Where too few writes failed, or none in some way."""
+    failed, ways = [record["how"] for record in records if record["counts"].get("failed")], {r["how"] for r in records}
+    lacking = ["less than three quarters"] if 4 * len(failed) < 3 * len(records) else []
+    lacking += [f"none by {way}" for way in sorted(ways - set(failed))] if len(records) >= 32 else []
+    return f"{len(failed)} failed writes in {len(records)} cases: {', '.join(lacking)}" if lacking else ""
+
+
+# Kinds of damage that may not be noticed: files for people, files that are written anew, small ones of orbax, a name in a
+# table of check sums, and a place in config.json that says the same.
+MAY_PASS = ("metrics", "metrics_resumed", "trajectories", "gates", "evaluation_table", "older_checkpoint", "checkpoint",
+            "supervised_checkpoint", "pretrain_checkpoint", "config", "checksums")
+
+
+def lacks_damage(records: Sequence[Mapping]) -> str:
+    """Where damage was not noticed: of a kind whose every file has a check sum, or in most cases."""
+    noticed = [record for record in records if record["counts"].get("noticed")]
+    missed = sorted({record["kind"] for record in records if record not in noticed and record["kind"] not in MAY_PASS})
+    lacking = ["less than half"] if 2 * len(noticed) < len(records) else []
+    lacking += [f"unnoticed in {kind}" for kind in missed]
+    return f"{len(noticed)} times noticed in {len(records)} cases: {', '.join(lacking)}" if lacking else ""

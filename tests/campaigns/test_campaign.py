@@ -19,6 +19,8 @@ from tests.campaigns.ends import (
     flushes,
     folder_of_loop,
     kills_of,
+    lacks_damage,
+    lacks_failures,
     lacks_kills,
     lacks_signals,
     moments,
@@ -161,6 +163,21 @@ def test_campaigns_in_which_no_signal_came_or_a_loop_saved_no_state_fail(monkeyp
             assert f"no state of {loop}" in lacks_signals(records(without=loop))
     others = [record for record in records() if record["kind"] != "export"]
     assert lacks_signals(others * 2).endswith("no signal came to export")
+
+
+def test_campaigns_in_which_no_write_failed_or_no_damage_was_noticed_fail():
+    def writes(failed, ways=("EIO", "full")):
+        return [{"how": way, "counts": {"failed": int(way in failed)}} for way in ways] * 16
+
+    assert not lacks_failures(writes(("EIO", "full")))
+    assert lacks_failures(writes(("EIO",))) == "16 failed writes in 32 cases: less than three quarters, none by full"
+
+    def damage(noticed, *kinds):
+        return [{"kind": kind, "counts": {"noticed": noticed}} for kind in kinds]
+
+    assert not lacks_damage([*damage(1, "weights", "index"), *damage(0, "metrics")])
+    assert lacks_damage([*damage(1, "weights", "index"), *damage(0, "policy")]).endswith("unnoticed in policy")
+    assert "less than half" in lacks_damage([*damage(1, "weights"), *damage(0, "metrics", "gates")])
 
 
 def test_a_signal_in_a_loop_comes_before_its_last_checkpoint():
