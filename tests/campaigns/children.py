@@ -17,6 +17,7 @@ import logging
 import os
 import pathlib
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -128,24 +129,49 @@ def _full(path, dir_fd=None) -> str | None:
         return None
 
 
+class ServerLost(Exception):
+    """The server ended or does not answer. A new one has been started."""
+
+
 class Children:
     """The server. A context: leaving it ends the server and every child."""
 
+    PATIENCE = 120.0  # seconds for an answer; the server's start takes some of them
+
     def __init__(self):
+        self._pids: set[int] = set()
+        self._start_server()
+
+    def _start_server(self):
         env = one_device(JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")  # even what compiles fast is kept
         self._server = subprocess.Popen([sys.executable, "-m", "tests.campaigns.children"], cwd=ROOT, env=env,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._pids: set[int] = set()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
+        self._end_server()
+
+    def _end_server(self):
         for pid in self._pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self._server.stdin.close()
+        self._pids.clear()
+        with contextlib.suppress(BrokenPipeError):
+            self._server.stdin.close()
         self._server.wait(30)
+
+    def surviving(self, check):
+        """`check`, which is called once more where the server was lost in it."""
+        def checked(case):
+            try:
+                return check(case)
+            except ServerLost as lost:
+                print(f"{case.id}: {lost}; the case runs again")
+                return check(case)
+
+        return checked
 
     def start(self, command: Sequence[str], log: pathlib.Path, *, hook: Hook | None = None, env=None) -> int:
         """Starts a command; its pid.
@@ -184,9 +210,21 @@ class Children:
         return code
 
     def _ask(self, request) -> dict:
-        self._server.stdin.write(json.dumps(request) + "\n")
-        self._server.stdin.flush()
-        return json.loads(self._server.stdout.readline())
+        reason = "ended"
+        try:
+            self._server.stdin.write(json.dumps(request) + "\n")
+            self._server.stdin.flush()
+            seconds = self.PATIENCE + request.get("timeout", 0)
+            if not select.select([self._server.stdout], [], [], seconds)[0]:  # an answer is a line, read whole
+                reason = f"gave no answer within {seconds:.0f} s"
+            elif answer := self._server.stdout.readline():
+                return json.loads(answer)
+        except BrokenPipeError:
+            pass
+        self._server.kill()
+        self._end_server()
+        self._start_server()
+        raise ServerLost(f"the server of children {reason}")
 
 
 def _serve():

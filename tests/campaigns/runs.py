@@ -173,13 +173,16 @@ def is_held(workdir: pathlib.Path) -> bool:
 
 
 def differences(found: pathlib.Path, wanted: pathlib.Path) -> list[str]:
-    """A line for each file of two run folders whose content differs. Left out: the wall-clock metrics of metrics.jsonl
+    """A line for each file of two run folders whose content differs. A checkpoint of `wanted` that cannot be read is an
+    error, or two that fail alike would be equal. Left out: the wall-clock metrics of metrics.jsonl
     (`zsjax.monitor.writer.without_wall_time`), `LEFT_OUT`, and orbax's own records of when a checkpoint was written."""
     names = [_names(folder) for folder in (found, wanted)]
     out = [f"{name} is {'left over' if name in names[0] else 'missing'}" for name in sorted(names[0] ^ names[1])]
     for name in sorted(name for name in names[0] & names[1] if not name.endswith("/")):
-        a, b = (_content(folder / name) for folder in (found, wanted))
-        if a != b:
+        b = _content(wanted / name)
+        try:
+            out += [f"{name} differs"] if _content(found / name) != b else []
+        except UnreadableCheckpoint:
             out.append(f"{name} differs")
     return out
 
@@ -209,6 +212,10 @@ def _content(path):
     return path.read_bytes()
 
 
+class UnreadableCheckpoint(Exception):
+    """A checkpoint whose arrays orbax cannot read."""
+
+
 def _checkpoint(folder):
     """What a checkpoint holds: its arrays, bit for bit, and its JSON."""
     import jax
@@ -216,8 +223,8 @@ def _checkpoint(folder):
 
     try:
         arrays = ocp.PyTreeCheckpointer().restore(folder / "state")
-    except Exception as error:  # noqa: BLE001  (whatever a damaged file makes of it)
-        return f"cannot be read: {error}"
+    except Exception as error:  # whatever a damaged file makes of it
+        raise UnreadableCheckpoint(f"{folder}: {error}") from error
     leaves = jax.tree_util.tree_flatten_with_path(arrays)[0]
     return ((folder / "about" / "metadata").read_text(),
             [(jax.tree_util.keystr(name), str(leaf.dtype), np.asarray(leaf).tobytes()) for name, leaf in leaves])

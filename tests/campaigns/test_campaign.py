@@ -1,15 +1,17 @@
 """The plumbing of the campaigns: seeded cases, what is skipped, and what a summary says."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from tests.campaigns.campaign import Case, cases_of, run_campaign
-from tests.campaigns.children import class_of
+from tests.campaigns.children import Children, class_of
 from tests.campaigns.ends import (
     LOOPS,
     MOMENTS,
@@ -27,9 +29,10 @@ from tests.campaigns.ends import (
     moments_of,
     signals,
 )
-from tests.campaigns.runs import MIX, Reference, differences
+from tests.campaigns.runs import MIX, Reference, UnreadableCheckpoint, differences
 from tests.campaigns.stopwatch import Stopwatch
 from tests.environment import ROOT
+from zsjax.parallel.checkpoint import Checkpointer
 
 
 def test_cases_are_seeded_and_a_longer_list_begins_with_the_shorter(monkeypatch):
@@ -236,6 +239,38 @@ def test_an_empty_folder_that_is_left_over_is_a_difference(tmp_path):
     (tmp_path / "found" / "models" / "policy.1-2.writing").mkdir()
     assert differences(tmp_path / "found", tmp_path / "wanted") == [
         "models/ is missing", "models/policy.1-2.writing/ is left over"]
+
+
+def test_checkpoints_that_cannot_be_read_are_not_equal(tmp_path):
+    whole = Checkpointer(tmp_path / "wanted/checkpoints/train")
+    with whole:
+        whole.save(2, {"x": np.arange(3.0)})
+    shutil.copytree(tmp_path / "wanted", tmp_path / "found")
+    assert differences(tmp_path / "found", tmp_path / "wanted") == []
+    for folder, damaged in (("found", ["checkpoints/train/2 differs"]), ("wanted", None)):
+        (tmp_path / folder / "checkpoints/train/2/state/manifest.ocdbt").write_bytes(b"")
+        if damaged:
+            assert differences(tmp_path / "found", tmp_path / "wanted") == damaged
+        else:
+            with pytest.raises(UnreadableCheckpoint):
+                differences(tmp_path / "found", tmp_path / "wanted")
+
+
+@pytest.mark.parametrize("first, reason", [("", "ended"), ("import time; time.sleep(60)", "gave no answer within 0 s")])
+def test_a_lost_server_of_children_is_replaced_and_the_case_runs_again(first, reason, capsys):
+    answers = "import sys\nfor line in sys.stdin: print('{\"code\": 7}', flush=True)"
+
+    class Servers(Children):
+        PATIENCE, scripts = 0.3, [first, answers]
+
+        def _start_server(self):
+            self._server = subprocess.Popen([sys.executable, "-c", self.scripts.pop(0)], stdin=subprocess.PIPE,
+                                            stdout=subprocess.PIPE, text=True)
+            self.PATIENCE = 0.3 if self.scripts else 30.0
+
+    with Servers() as children:
+        assert children.surviving(lambda case: children.wait(1, 0.0))(Case("a", 3)) == 7
+    assert capsys.readouterr().out == f"a:3: the server of children {reason}; the case runs again\n"
 
 
 def test_an_undisturbed_run_of_another_commit_is_made_again(tmp_path):

@@ -110,6 +110,7 @@ def failing_write(case) -> dict:
 @pytest.mark.slow
 def test_disk(folder, reference):
     """Writes fail from a moment on, by a hook or on a small file system; with room, the same command goes on."""
+    @reference.children.surviving
     def check(case):
         stage, how, at = case.kind, case.what["how"], case.what["at"]
         log, about, mounted = fresh(folder / "disk.log"), reference.about(stage), folder / "small"
@@ -168,6 +169,7 @@ def damage(path: pathlib.Path, how: str, at: float):
 @pytest.mark.slow
 def test_damage(folder, reference):
     """A file that the run wrote is cut, emptied or has a flipped bit: it is named, or the result is the undisturbed one."""
+    @reference.children.surviving
     def check(case):
         kind, how = case.kind, case.what["how"]
         pattern, source, stage, removed = KINDS[kind]

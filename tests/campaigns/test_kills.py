@@ -68,6 +68,7 @@ def kill(reference, stage, workdir, log, how, at) -> str:
 
 @pytest.mark.slow
 def test_kills(folder, reference):
+    @reference.children.surviving
     def check(case):
         stage, workdir, log = case.kind, folder / "killed", folder / "killed.log"
         for path in (log, log.with_suffix(".moments")):
@@ -136,6 +137,7 @@ def end(children, pid, log, number) -> tuple[int, dict]:
 
 @pytest.mark.slow
 def test_signals(folder, reference):
+    @reference.children.surviving
     def check(case):
         stage, workdir, log = case.kind, folder / "stopped", folder / "stopped.log"
         for path in (log, log.with_suffix(".moments")):
@@ -162,6 +164,7 @@ def test_signals(folder, reference):
 
 @pytest.mark.slow
 def test_two_processes(folder, reference):
+    @reference.children.surviving
     def check(case):
         stage, workdir, log = case.kind, folder / "shared", folder / "shared.log"
         log.unlink(missing_ok=True)
