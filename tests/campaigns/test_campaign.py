@@ -1,18 +1,41 @@
 """The plumbing of the campaigns: seeded cases, what is skipped, and what a summary says."""
 
 import json
+import shutil
+import signal
 import subprocess
 import sys
 import time
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from tests.campaigns import campaign, table
 from tests.campaigns.campaign import Case, cases_of, cpu_seconds, run_campaign
+from tests.campaigns.children import Children, class_of
 from tests.campaigns.counted import file_sizes, held, late_compilations, memory_and_files, real_work
-from tests.campaigns.ends import Stop, beyond, kills_of, lacks_kills, lacks_signals
-from tests.campaigns.runs import MIX, Reference, differences
+from tests.campaigns.ends import (
+    LOOPS,
+    MOMENTS,
+    SIGNALLED,
+    Stop,
+    beyond,
+    flushes,
+    folder_of_loop,
+    kills_of,
+    lacks_damage,
+    lacks_failures,
+    lacks_kills,
+    lacks_signals,
+    moments,
+    moments_of,
+    signals,
+)
+from tests.campaigns.runs import MIX, Reference, UnreadableCheckpoint, differences
+from tests.campaigns.stopwatch import Stopwatch
+from tests.environment import ROOT
+from zsjax.parallel.checkpoint import Checkpointer
 
 
 def test_cases_are_seeded_and_a_longer_list_begins_with_the_shorter(monkeypatch):
@@ -174,20 +197,107 @@ def test_a_saved_state_explains_itself_and_one_older_one(tmp_path):
 
 
 def test_campaigns_in_which_nothing_was_killed_or_stopped_fail():
-    def kills(*where):
-        return [{"kind": stage, "counts": kills_of(where)} for stage in MIX] * 7
+    def kills(*hows, rounds=7):
+        """Each stage killed at these classes in turn, as far as it has them."""
+        return [{"kind": stage, "counts": kills_of([f"{hows[number % len(hows)]}: rename before /x"])}
+                for number in range(rounds) for stage in MIX if hows[number % len(hows)] in moments_of(stage)]
 
-    assert "0 kills" in lacks_kills(kills("after 1.00 s: ended before", "complete before"))
-    assert not lacks_kills(kills("rename before /x"))
-    assert not lacks_kills(kills("rename before /x")[:10])
-    never = [record | {"counts": kills_of([])} if record["kind"] == "report" else record for record in kills("rename /x")]
+    missed = kills_of(["time: ended before", "complete before"])
+    assert missed["killed"] == 0
+    assert "0 kills" in lacks_kills([{"kind": stage, "counts": missed} for stage in MIX])
+    assert not lacks_kills(kills(*MOMENTS, rounds=9))
+    assert not lacks_kills(kills("time", rounds=1))  # few cases show that kills hit, and no more
+    for name in MOMENTS:
+        assert f"0 at {name}, less than 5" in lacks_kills(kills(*(other for other in MOMENTS if other != name), rounds=9))
+    never = [record | {"counts": kills_of([])} if record["kind"] == "report" else record
+             for record in kills(*MOMENTS, rounds=9)]
     assert lacks_kills(never).endswith("none in report")
+    without = [record for record in kills(*MOMENTS, rounds=9)
+               if record["kind"] != "pretrain" or not record["counts"].get("at checkpoint")]
+    assert lacks_kills(without).endswith("no checkpoint's rename in pretrain")
 
-    def signals(came, saved):
-        return [{"signal": name, "counts": {"came": came, "saved": saved}} for name in ("SIGTERM", "SIGINT")] * 10
 
-    assert not lacks_signals(signals(1, 1))
-    assert lacks_signals(signals(0, 0)) and lacks_signals(signals(1, 0))
+def test_campaigns_in_which_no_signal_came_or_a_loop_saved_no_state_fail(monkeypatch):
+    monkeypatch.setenv("ZSJAX_CAMPAIGN_CASES", "28")
+    cases = cases_of(SIGNALLED, default=1, what=signals)
+
+    def records(came=1, without=""):
+        loops = {loop for loops in LOOPS.values() for loop in loops} - {without}
+        states = [f"{folder_of_loop(case.what['when'])}/2" if case.what["when"] in loops else "" for case in cases]
+        return [{"kind": case.kind, **case.what, "counts": {"came": came, "state": state}}
+                for case, state in zip(cases, states, strict=True)]
+
+    assert not lacks_signals(records())
+    assert "0 signals" in lacks_signals(records(came=0))
+    for loops in LOOPS.values():
+        for loop in loops:
+            assert f"no state of {loop}" in lacks_signals(records(without=loop))
+    others = [record for record in records() if record["kind"] != "export"]
+    assert lacks_signals(others * 2).endswith("no signal came to export")
+
+
+def test_campaigns_in_which_no_write_failed_or_no_damage_was_noticed_fail():
+    def writes(failed, ways=("EIO", "full")):
+        return [{"how": way, "counts": {"failed": int(way in failed)}} for way in ways] * 16
+
+    assert not lacks_failures(writes(("EIO", "full")))
+    assert lacks_failures(writes(("EIO",))) == "16 failed writes in 32 cases: less than three quarters, none by full"
+
+    def damage(noticed, *kinds):
+        return [{"kind": kind, "counts": {"noticed": noticed}} for kind in kinds]
+
+    assert not lacks_damage([*damage(1, "weights", "index"), *damage(0, "metrics")])
+    assert lacks_damage([*damage(1, "weights", "index"), *damage(0, "policy")]).endswith("unnoticed in policy")
+    assert "less than half" in lacks_damage([*damage(1, "weights"), *damage(0, "metrics", "gates")])
+
+
+def test_a_signal_in_a_loop_comes_before_its_last_checkpoint():
+    def saves(loop, *steps):
+        return [line for step in steps for line in ("fsync before /r/metrics.jsonl", "fsync after /r/metrics.jsonl",
+                                                    f"mkdir before /r/checkpoints/{loop}/{step}.orbax-checkpoint-tmp")]
+
+    moments = ["open after /r/metrics.jsonl", *saves("pretrain/reading", 1, 2), *saves("pretrain/episodes", 1, 2)]
+    assert flushes("pretrain_reading", moments) == [0] and flushes("pretrain_episodes", moments) == [2]
+    assert flushes("train", saves("train", 2, 4, 6)) == [0, 1]
+
+
+def test_the_time_without_a_core_is_not_a_process_own():
+    busy = "import time; end = time.monotonic() + 0.6\nwhile time.monotonic() < end: pass"
+    with subprocess.Popen([sys.executable, "-c", busy]) as process:
+        watch = Stopwatch(process.pid)
+        while process.poll() is None:
+            watch.look()
+            time.sleep(0.02)
+    assert 0 < watch.cpu <= watch.wall and 0 <= watch.waited < watch.wall
+    # All the time, but for what the process took to begin and end, it ran or waited for a core.
+    assert watch.own == pytest.approx(watch.wall - watch.waited) and watch.cpu + watch.waited > 0.5 * watch.wall
+
+
+def test_a_hundred_cases_draw_each_class_of_moments_in_each_stage(monkeypatch):
+    monkeypatch.setenv("ZSJAX_CAMPAIGN_CASES", "100")
+    drawn = {(case.kind, kill["how"]) for case in cases_of(MIX, default=1, what=moments) for kill in case.what["kills"][:1]}
+    assert drawn == {(stage, name) for stage in MIX for name in moments_of(stage)}
+
+
+def test_a_hook_notes_where_it_sent_its_signal(tmp_path):
+    """The first rename that completes a checkpoint is the moment, whatever was renamed and flushed before."""
+    script = """
+import os, pathlib, sys
+from tests.campaigns.children import CLASSES, Hook
+folder = pathlib.Path(sys.argv[1])
+Hook(str(folder), str(folder) + ".moments", at=0, of=CLASSES["checkpoint"]).install()
+(folder / "checkpoints/train/2.orbax-checkpoint-tmp/state.orbax-checkpoint-tmp").mkdir(parents=True)
+os.rename(folder / "checkpoints/train/2.orbax-checkpoint-tmp/state.orbax-checkpoint-tmp",
+          folder / "checkpoints/train/2.orbax-checkpoint-tmp/state")
+(folder / "checkpoints/train/2.orbax-checkpoint-tmp").rename(folder / "checkpoints/train/2")
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "run")], cwd=ROOT, check=False)
+    said = (tmp_path / "run.moments").read_text().splitlines()
+    assert done.returncode == -signal.SIGKILL and (tmp_path / "run/checkpoints/train/2.orbax-checkpoint-tmp").is_dir()
+    assert said[-1] == f"rename before {tmp_path}/run/checkpoints/train/2"
+    assert [class_of(line) for line in said[-3:]] == ["rename", "rename", "checkpoint"]
+    assert class_of("rename after /x/models/policy") == class_of("rename before /x/models/best.1-2.replaced") == "model"
+    assert class_of("replace after /x/checksums.json") == "rename" and class_of("open before /x/models/a/b") == "other"
 
 
 def test_an_empty_folder_that_is_left_over_is_a_difference(tmp_path):
@@ -197,6 +307,38 @@ def test_an_empty_folder_that_is_left_over_is_a_difference(tmp_path):
     (tmp_path / "found" / "models" / "policy.1-2.writing").mkdir()
     assert differences(tmp_path / "found", tmp_path / "wanted") == [
         "models/ is missing", "models/policy.1-2.writing/ is left over"]
+
+
+def test_checkpoints_that_cannot_be_read_are_not_equal(tmp_path):
+    whole = Checkpointer(tmp_path / "wanted/checkpoints/train")
+    with whole:
+        whole.save(2, {"x": np.arange(3.0)})
+    shutil.copytree(tmp_path / "wanted", tmp_path / "found")
+    assert differences(tmp_path / "found", tmp_path / "wanted") == []
+    for folder, damaged in (("found", ["checkpoints/train/2 differs"]), ("wanted", None)):
+        (tmp_path / folder / "checkpoints/train/2/state/manifest.ocdbt").write_bytes(b"")
+        if damaged:
+            assert differences(tmp_path / "found", tmp_path / "wanted") == damaged
+        else:
+            with pytest.raises(UnreadableCheckpoint):
+                differences(tmp_path / "found", tmp_path / "wanted")
+
+
+@pytest.mark.parametrize("first, reason", [("", "ended"), ("import time; time.sleep(60)", "gave no answer within 0 s")])
+def test_a_lost_server_of_children_is_replaced_and_the_case_runs_again(first, reason, capsys):
+    answers = "import sys\nfor line in sys.stdin: print('{\"code\": 7}', flush=True)"
+
+    class Servers(Children):
+        PATIENCE, scripts = 0.3, [first, answers]
+
+        def _start_server(self):
+            self._server = subprocess.Popen([sys.executable, "-c", self.scripts.pop(0)], stdin=subprocess.PIPE,
+                                            stdout=subprocess.PIPE, text=True)
+            self.PATIENCE = 0.3 if self.scripts else 30.0
+
+    with Servers() as children:
+        assert children.surviving(lambda case: children.wait(1, 0.0))(Case("a", 3)) == 7
+    assert capsys.readouterr().out == f"a:3: the server of children {reason}; the case runs again\n"
 
 
 def test_an_undisturbed_run_of_another_commit_is_made_again(tmp_path):
