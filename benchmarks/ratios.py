@@ -3,8 +3,9 @@ r"""The tiny world's rollout and update in units of a matrix product measured in
     python benchmarks/ratios.py               # measures, and compares with ratios.json
     python benchmarks/ratios.py --write       # makes the measurement the baseline; say in the commit what moved it
 
-The process pins itself to one core. Times are its CPU time, which other processes do not lengthen, and the fastest of
-`--repeats` steps counts. A ratio holds for one platform (tests/golden_runs.py says what that is): on another one there is
+Each of `--runs` processes pins itself to one core. Times are its CPU time, which other processes hardly lengthen, and the
+fastest of `--repeats` steps counts; of the runs, the fastest. A baseline whose runs are a tenth apart is not written: it
+could not show a tenth. A ratio holds for one platform (tests/golden_runs.py says what that is): on another one there is
 nothing to compare with, and --write makes a baseline of its own beside the others.
 """
 
@@ -12,38 +13,53 @@ import argparse
 import json
 import os
 import pathlib
+import subprocess
 import sys
 import time
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 FILE = pathlib.Path(__file__).with_suffix(".json")
-MOST = 1.10  # of the baseline's ratio
+MOST = 1.10  # of the baseline's ratio, and of a run's ratio over the fastest run's
 SIZE, PRODUCTS = 768, 4  # of the yardstick: products of float32 matrices
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=6)
+    parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if options.runs == 0:  # one of the processes
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        print(json.dumps(measure(options.repeats)))
+        return 0
     from tests.golden_runs import platform_name
 
-    found, name = measure(options.repeats), platform_name()
+    one = [sys.executable, __file__, "--runs", "0", "--repeats", str(options.repeats)]
+    runs = [json.loads(subprocess.run(one, check=True, text=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
+            for _ in range(options.runs)]
+    found, name = {part: sorted(run[part] for run in runs) for part in runs[0]}, platform_name()
     kept = json.loads(FILE.read_text()) if FILE.exists() else {}
-    if options.write:
+    problems = apart(found) if options.write else slower(kept.get(name), found)
+    if options.write and not problems:
         FILE.write_text(json.dumps(kept | {name: found}, indent=1) + "\n")
-    problems = slower(kept.get(name), found)
-    print(json.dumps({"platform": name, "found": found, "baseline": kept.get(name), "slower": problems}))
-    return int(bool(problems) and not options.write)
+    print(json.dumps({"platform": name, "found": found, "baseline": kept.get(name), "problems": problems}))
+    return int(bool(problems))
 
 
-def slower(baseline: dict | None, found: dict) -> list[str]:
-    """A line for each ratio above MOST times the baseline's; [] without a baseline."""
-    return [f"{name}: {found[name]:.2f} yardsticks, {found[name] / before:.2f} times the baseline's {before:.2f}"
-            for name, before in (baseline or {}).items() if name in found and found[name] > MOST * before]
+def slower(baseline: dict[str, list] | None, found: dict[str, list]) -> list[str]:
+    """A line for each part whose fastest run is above MOST times the baseline's; [] without a baseline."""
+    fastest = {name: (min(found[name]), min(before)) for name, before in (baseline or {}).items() if name in found}
+    return [f"{name}: {now:.2f} yardsticks, {now / before:.2f} times the baseline's {before:.2f}"
+            for name, (now, before) in fastest.items() if now > MOST * before]
+
+
+def apart(found: dict[str, list]) -> list[str]:
+    """A line for each part whose runs are too far apart for a baseline."""
+    return [f"{name}: runs of {min(runs):.2f} to {max(runs):.2f} yardsticks are too far apart for a baseline; measure on an "
+            "idle machine" for name, runs in found.items() if max(runs) > MOST * min(runs)]
 
 
 def measure(repeats: int) -> dict[str, float]:
