@@ -83,3 +83,17 @@ def test_bad_cuts_are_refused(options):
     with pytest.raises(ValueError, match="top_k"):
         sample(jnp.zeros((1, 4)), row_keys(jax.random.key(0), jnp.zeros(1, int), jnp.zeros(1, int)), temperature=1.0,
                **options)
+
+
+def test_greedy_rows_alone_draw_no_noise_on_a_cpu():
+    """The noise of 262,144 tokens is a fifth of a decode step. Draws are those of the noise as it is defined."""
+    logits = jnp.array(np.random.default_rng(0).normal(size=(4, 300)), jnp.float32)
+    keys = row_keys(jax.random.key(3), jnp.arange(4), jnp.arange(4))
+    noise = np.array([jax.random.gumbel(key, (300,)) for key in keys])
+    compiled = jax.jit(sample).lower(logits, keys, temperature=jnp.float32(0)).compile()
+    assert compiled.as_text().count(" conditional(") == 1
+    for temperature in (0.0, 0.7):
+        wanted = np.argmax(logits / (temperature or 1) + (noise if temperature else 0), axis=-1)
+        assert compiled(logits, keys, temperature=jnp.float32(temperature))[0].tolist() == wanted.tolist()
+    mixed, _ = sample(logits, keys, temperature=jnp.array([0.0, 0.7, 0.0, 0.7]))
+    assert mixed.tolist() == np.where([1, 0, 1, 0], np.argmax(logits, -1), np.argmax(logits / 0.7 + noise, -1)).tolist()

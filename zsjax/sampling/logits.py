@@ -31,6 +31,21 @@ def _argmax(x):
     return jnp.where(at_maximum, jnp.arange(V, dtype=jnp.int32), V - 1).min(axis=-1)
 
 
+def _gumbel(keys, greedy, V):
+    """float32[B, V] Gumbel noise of B keys, 0 where greedy (bool[] or [B, 1])."""
+
+    def drawn():
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, (V,), jnp.float32))(keys)
+        return jnp.where(greedy, 0.0, noise)
+
+    def of_cpu():
+        # Drawn for nothing, it is a fifth of greedy decoding with 262,144 tokens. No cache is in the branches. Elsewhere the
+        # noise is fused with what reads it, and a branch would cost each token a wait.
+        return jax.lax.cond(jnp.all(greedy), lambda: jnp.zeros((len(keys), V), jnp.float32), drawn)
+
+    return jax.lax.platform_dependent(cpu=of_cpu, default=drawn)
+
+
 def sample(logits, keys, *, temperature, top_k: int = 0, top_p: float = 1.0):
     """Draws a token of each row from softmax(logits / temperature), cut to top_k and then top_p.
 
@@ -59,8 +74,7 @@ def sample(logits, keys, *, temperature, top_k: int = 0, top_p: float = 1.0):
     temperature = temperature[..., None] if temperature.ndim else temperature
     greedy = temperature <= 0
     scaled = logits.astype(jnp.float32) / jnp.where(greedy, 1.0, temperature)
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, (V,), jnp.float32))(keys)
-    noise = jnp.where(greedy, 0.0, noise)
+    noise = _gumbel(keys, greedy, V)
     if top_k or top_p < 1.0:
         values, ids = jax.lax.top_k(scaled, min(top_k or V, V))
         noisy = values + jnp.take_along_axis(noise, ids, axis=-1)
