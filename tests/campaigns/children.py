@@ -2,19 +2,22 @@
 
 A child is what `python -m zsjax.launch` is, without the seconds that its imports take. It may be given a hook at the moments
 at which it changes files: the n-th call of open (to write), mkdir, fsync, rename, replace, unlink or rmdir on a path in a
-folder, before or after the call. The hook notes the moment, kills the process, or raises an OSError there.
+folder, before or after the call. The hook notes the moment, sends the process a signal, or raises an OSError there.
 """
 
 import builtins
 import contextlib
 import dataclasses
 import errno
+import faulthandler
 import importlib
 import io
 import json
 import logging
 import os
 import pathlib
+import re
+import select
 import signal
 import subprocess
 import sys
@@ -25,7 +28,19 @@ from collections.abc import Sequence
 
 from tests.environment import ROOT, one_device
 
-KILL = "kill"
+KILL = "SIGKILL"
+# Classes of moments "call before|after path": renames that complete a checkpoint, and those that complete a model or make
+# room for it; all other renames; what is flushed; other calls.
+CLASSES = {"checkpoint": r"^re(name|place) .*/checkpoints/(\w+/)+\d+$", "model": r"^re(name|place) .*/models/[^/]+$",
+           "rename": r"^re(name|place) (?!.*(/checkpoints/(\w+/)+\d+|/models/[^/]+)$)", "fsync": r"^fsync ",
+           "other": r"^(open|mkdir|unlink|remove|rmdir) "}
+# The flush that comes before a loop saves a checkpoint, while the loop waits.
+FLUSHED = r"^fsync after .*/metrics\.jsonl$"
+
+
+def class_of(moment: str) -> str:
+    """The class of a moment."""
+    return next(name for name, form in CLASSES.items() if re.search(form, moment))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,30 +49,36 @@ class Hook:
 
     Attributes:
       folder: only paths in it count.
-      record: a file that gets a line "call path" for each moment; "" for none.
+      record: a file that gets a line "call before|after path" for each moment; "" for none. The last line is the moment
+        of a kill.
       at: the moment at which `do` happens, from 0; -1 for never. Each call has two, before and after it.
+      of: a regular expression of the moments that `at` counts; "" for all.
       after: the end of a path; `do` happens when a call has changed it.
-      do: KILL, or the name of an errno, such as "ENOSPC", which this and all later calls raise.
+      do: the name of a signal, which the process gets (another one than SIGKILL is noted as "SIGTERM is sent"); or of an
+        errno, such as "ENOSPC", which this and all later calls raise.
     """
 
     folder: str
     record: str = ""
     at: int = -1
+    of: str = ""
     do: str = KILL
     after: str = ""
 
     def install(self):
-        self_count, lock, unhooked = [0], threading.Lock(), os.open
-        out = unhooked(self.record, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if self.record else None
+        count, lock, sends = [0], threading.Lock(), self.do.startswith("SIG")
+        out = os.open(self.record, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if self.record else None
 
         def moment(name, path, before):
-            with lock:
-                number, self_count[0] = self_count[0], self_count[0] + 1
-            if out is not None:
-                os.write(out, f"{name} {'before' if before else 'after'} {path}\n".encode())
-            if self.do == KILL and (number == self.at or (self.after and not before and path.endswith(self.after))):
-                os.kill(os.getpid(), signal.SIGKILL)
-            if self.do != KILL and 0 <= self.at <= number and before and name not in ("unlink", "rmdir"):
+            said = f"{name} {'before' if before else 'after'} {path}"
+            with lock:  # no other thread's moment comes between the record and the kill
+                counts = bool(re.search(self.of, said))
+                number, count[0] = count[0], count[0] + counts
+                _note(out, said)
+                if sends and ((counts and number == self.at) or (self.after and not before and path.endswith(self.after))):
+                    _note(out, f"{self.do} is sent" if self.do != KILL else "")
+                    os.kill(os.getpid(), getattr(signal, self.do))
+            if not sends and 0 <= self.at <= number and before and name not in ("unlink", "rmdir"):
                 code = getattr(errno, self.do)
                 raise OSError(code, os.strerror(code), path)
 
@@ -73,19 +94,27 @@ class Hook:
 
             return call
 
-        def second(source, target, **_):
-            return _full(target)
-
-        def first(path, *_, dir_fd=None, **__):
-            return _full(path, dir_fd)
-
-        def written(path, mode="r", *_, **__):
-            return _full(path) if isinstance(mode, str) and set(mode) & set("wax+") else None
-
-        for name, path_of in (("replace", second), ("rename", second), ("fsync", _full), ("mkdir", first),
-                              ("unlink", first), ("remove", first), ("rmdir", first)):
+        for name, path_of in (("replace", _second), ("rename", _second), ("fsync", _full), ("mkdir", _first),
+                              ("unlink", _first), ("remove", _first), ("rmdir", _first)):
             setattr(os, name, wrapped(name, getattr(os, name), path_of))
-        builtins.open = io.open = wrapped("open", io.open, written)
+        builtins.open = io.open = wrapped("open", io.open, _written)
+
+
+def _note(out: int | None, line: str) -> None:
+    if out is not None and line:
+        os.write(out, f"{line}\n".encode())
+
+
+def _second(source, target, **_):
+    return _full(target)
+
+
+def _first(path, *_, dir_fd=None, **__):
+    return _full(path, dir_fd)
+
+
+def _written(path, mode="r", *_, **__):
+    return _full(path) if isinstance(mode, str) and set(mode) & set("wax+") else None
 
 
 def _full(path, dir_fd=None) -> str | None:
@@ -100,24 +129,49 @@ def _full(path, dir_fd=None) -> str | None:
         return None
 
 
+class ServerLost(Exception):
+    """The server ended or does not answer. A new one has been started."""
+
+
 class Children:
     """The server. A context: leaving it ends the server and every child."""
 
+    PATIENCE = 120.0  # seconds for an answer; the server's start takes some of them
+
     def __init__(self):
+        self._pids: set[int] = set()
+        self._start_server()
+
+    def _start_server(self):
         env = one_device(JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")  # even what compiles fast is kept
         self._server = subprocess.Popen([sys.executable, "-m", "tests.campaigns.children"], cwd=ROOT, env=env,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._pids: set[int] = set()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
+        self._end_server()
+
+    def _end_server(self):
         for pid in self._pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self._server.stdin.close()
+        self._pids.clear()
+        with contextlib.suppress(BrokenPipeError):
+            self._server.stdin.close()
         self._server.wait(30)
+
+    def surviving(self, check):
+        """`check`, which is called once more where the server was lost in it."""
+        def checked(case):
+            try:
+                return check(case)
+            except ServerLost as lost:
+                print(f"{case.id}: {lost}; the case runs again")
+                return check(case)
+
+        return checked
 
     def start(self, command: Sequence[str], log: pathlib.Path, *, hook: Hook | None = None, env=None) -> int:
         """Starts a command; its pid.
@@ -141,6 +195,11 @@ class Children:
             self._pids.discard(pid)
         return code
 
+    def show_stacks(self, pid: int) -> None:
+        """Makes a child write the stacks of its threads into its log."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGUSR2)
+
     def kill(self, pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
         self.wait(pid)
@@ -151,9 +210,21 @@ class Children:
         return code
 
     def _ask(self, request) -> dict:
-        self._server.stdin.write(json.dumps(request) + "\n")
-        self._server.stdin.flush()
-        return json.loads(self._server.stdout.readline())
+        reason = "ended"
+        try:
+            self._server.stdin.write(json.dumps(request) + "\n")
+            self._server.stdin.flush()
+            seconds = self.PATIENCE + request.get("timeout", 0)
+            if not select.select([self._server.stdout], [], [], seconds)[0]:  # an answer is a line, read whole
+                reason = f"gave no answer within {seconds:.0f} s"
+            elif answer := self._server.stdout.readline():
+                return json.loads(answer)
+        except BrokenPipeError:
+            pass
+        self._server.kill()
+        self._end_server()
+        self._start_server()
+        raise ServerLost(f"the server of children {reason}")
 
 
 def _serve():
@@ -188,6 +259,7 @@ def _run(request) -> int:
     null = os.open(os.devnull, os.O_RDONLY)
     for target, source in ((0, null), (1, log), (2, log)):
         os.dup2(source, target)
+    faulthandler.register(signal.SIGUSR2, os.dup(2))
     os.environ.update(request["env"])
     if request["hook"]:
         Hook(**request["hook"]).install()

@@ -8,25 +8,78 @@ import re
 import signal
 from collections.abc import Mapping, Sequence
 
+from tests.campaigns.children import FLUSHED
 from tests.campaigns.runs import MIX
 from zsjax.monitor.writer import read_jsonl
 
+MOMENTS = ("time", "checkpoint", "model", "rename", "fsync", "other")  # at a time, or a class of `children.class_of`
+WITH_CHECKPOINTS = ("pretrain", "pretrain_simulator", "warm_start", "tune_simulator", "train")
+LEAST_KILLS = 5  # of each class of moments, in a hundred cases
+
+
+def moments_of(stage: str) -> list[str]:
+    """The classes of moments that a stage has."""
+    return [name for name in MOMENTS if stage in WITH_CHECKPOINTS or name not in ("checkpoint", "model")]
+
+
+def moments(case) -> dict:
+    """One or two kills, each at a time or at a call that changes files. The class of the first call goes round, so that
+    every stage is killed at each that it has; the others are drawn."""
+    rng, classes = case.draw, moments_of(case.kind)
+    first = classes[(case.seed // len(MIX) + case.seed) % len(classes)]
+    drawn = [first, rng.choice(classes)][:rng.choice((1, 1, 2))]
+    return {"kills": [{"how": how, "at": rng.random()} for how in drawn]}
+
 
 def kills_of(where: Sequence[str]) -> dict:
-    """The counts of a case from how its processes ended."""
-    killed = [text for text in where if text != "complete before" and not text.endswith(": ended before")]
-    return {"killed": len(killed), "where": where}
+    """The counts of a case from how its processes ended: "CLASS: MOMENT", "CLASS: ended before" or "complete before"."""
+    killed = [text.partition(": ")[0] for text in where if text != "complete before" and not text.endswith(": ended before")]
+    return {"killed": len(killed), "where": where, **{f"at {name}": killed.count(name) for name in sorted(set(killed))}}
 
 
 def lacks_kills(records: Sequence[Mapping]) -> str:
-    """Where processes ended before they could be killed: what the cases do not show."""
-    killed = collections.Counter()
+    """Where processes ended before they could be killed, or no write of some kind was hit: what the cases do not show."""
+    killed, at, committing = collections.Counter(), collections.Counter(), set()
     for record in records:
-        killed[record["kind"]] += record["counts"].get("killed", 0)
-    never = sorted(stage for stage in set(MIX) if not killed[stage]) if len(records) >= 100 else []
-    if never or killed.total() < len(records) // 2:
-        return f"{killed.total()} kills in {len(records)} cases" + (f", none in {', '.join(never)}" if never else "")
-    return ""
+        counts = record["counts"]
+        killed[record["kind"]] += counts.get("killed", 0)
+        at.update({name: counts.get(f"at {name}", 0) for name in MOMENTS})
+        committing |= {record["kind"]} if counts.get("at checkpoint") else set()
+    if killed.total() < len(records) // 2:
+        return f"{killed.total()} kills in {len(records)} cases"
+    lacking = []
+    if len(records) >= 100:
+        lacking += [f"none in {stage}" for stage in sorted(set(MIX)) if not killed[stage]]
+        lacking += [f"{at[name]} at {name}, less than {LEAST_KILLS}" for name in MOMENTS if at[name] < LEAST_KILLS]
+        lacking += [f"no checkpoint's rename in {stage}" for stage in WITH_CHECKPOINTS if stage not in committing]
+    return f"{killed.total()} kills in {len(records)} cases: {', '.join(lacking)}" if lacking else ""
+
+
+# The stages of `signals`, in turn. Those with loops come oftener; pretrain has two loops.
+SIGNALLED = ("train", "warm_start", "tune_simulator", "pretrain_simulator", "pretrain", "collect", "evaluate", "report",
+             "export", "index", "import_searches", "train", "warm_start", "pretrain")
+LOOPS = {"pretrain": ("pretrain_reading", "pretrain_episodes"), **{stage: (stage,) for stage in WITH_CHECKPOINTS[1:]}}
+
+
+def signals(case) -> dict:
+    """A signal and its moment. Every other case of a stage with loops gets it in one of them, where a state is to be saved;
+    of another stage, at a call that changes files. The others get it at a time."""
+    rng, (round_, place) = case.draw, divmod(case.seed, len(SIGNALLED))
+    number = round_ * SIGNALLED.count(case.kind) + SIGNALLED[:place].count(case.kind)  # of this stage
+    loops = LOOPS.get(case.kind, ("write",))
+    when = "time" if number % 2 else loops[number // 2 % len(loops)]
+    return {"signal": rng.choice(("SIGTERM", "SIGINT")), "when": when, "at": rng.random()}
+
+
+def flushes(loop: str, moments: Sequence[str]) -> list[int]:
+    """The moments of `children.FLUSHED` before checkpoints of a loop, the last one left out: their numbers, from 0."""
+    found, number, steps = [], -1, []
+    for moment in moments:
+        number += bool(re.search(FLUSHED, moment))
+        if step := re.search(rf"^mkdir before .*/{folder_of_loop(loop)}/(\d+)\.orbax-checkpoint-tmp$", moment):
+            found.append(number)
+            steps.append(int(step[1]))
+    return [number for number, step in zip(found, steps, strict=True) if step < max(steps)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +127,8 @@ class Stop:
 
 def last_steps(stage: str, workdir: pathlib.Path) -> dict[str, int]:
     """Loop -> the last step of its metrics, of the loops of a stage; empty for a stage without checkpoints."""
-    loops = {"pretrain": ("pretrain_reading", "pretrain_episodes")}.get(stage, (stage,))
-    lines = read_jsonl(workdir / "metrics.jsonl") if (workdir / "metrics.jsonl").exists() else []
-    return {line["stage"]: line["step"] for line in lines if line["stage"] in loops
-            and stage not in ("collect", "evaluate")}
+    loops = LOOPS.get(stage, ())
+    return {line["stage"]: line["step"] for line in read_jsonl(workdir / "metrics.jsonl") if line["stage"] in loops}
 
 
 def folder_of_loop(loop: str) -> str:
@@ -97,8 +148,39 @@ def beyond(found: Sequence[str], saved: str, undisturbed: pathlib.Path) -> list[
 
 
 def lacks_signals(records: Sequence[Mapping]) -> str:
-    """Where most processes ended before their signal, or none said which state it left."""
+    """Where most processes ended before their signal, or a loop never left a state of its own."""
     came = [record for record in records if record["counts"].get("came")]
-    saved = {record["signal"] for record in came if record["counts"]["saved"]}
-    few = len(came) < len(records) // 3 or (len(records) >= 14 and len(saved) < 2)
-    return f"{len(came)} signals in {len(records)} cases, states saved after {sorted(saved)}" if few else ""
+    states = [record["counts"]["state"] for record in came if record["counts"].get("state")]
+    names = {record["signal"] for record in came if record["counts"].get("state")}
+    lacking = []
+    if len(came) < 2 * len(records) // 3:
+        lacking.append("less than two thirds")
+    if len(records) >= 2 * len(SIGNALLED):
+        lacking += [f"no state of {loop}" for loops in LOOPS.values() for loop in loops
+                    if not any(state.startswith(folder_of_loop(loop) + "/") for state in states)]
+        lacking += [f"no signal came to {stage}" for stage in sorted(set(SIGNALLED) - {record["kind"] for record in came})]
+        lacking += [f"no state after {name}" for name in ("SIGTERM", "SIGINT") if name not in names]
+    return f"{len(came)} signals in {len(records)} cases: {', '.join(lacking)}" if lacking else ""
+
+
+def lacks_failures(records: Sequence[Mapping]) -> str:
+    """Where too few writes failed, or none in some way."""
+    failed, ways = [record["how"] for record in records if record["counts"].get("failed")], {r["how"] for r in records}
+    lacking = ["less than three quarters"] if 4 * len(failed) < 3 * len(records) else []
+    lacking += [f"none by {way}" for way in sorted(ways - set(failed))] if len(records) >= 32 else []
+    return f"{len(failed)} failed writes in {len(records)} cases: {', '.join(lacking)}" if lacking else ""
+
+
+# Kinds of damage that may not be noticed: files for people, files that are written anew, small ones of orbax, a name in a
+# table of check sums, and a place in config.json that says the same.
+MAY_PASS = ("metrics", "metrics_resumed", "trajectories", "gates", "evaluation_table", "older_checkpoint", "checkpoint",
+            "supervised_checkpoint", "pretrain_checkpoint", "config", "checksums")
+
+
+def lacks_damage(records: Sequence[Mapping]) -> str:
+    """Where damage was not noticed: of a kind whose every file has a check sum, or in most cases."""
+    noticed = [record for record in records if record["counts"].get("noticed")]
+    missed = sorted({record["kind"] for record in records if record not in noticed and record["kind"] not in MAY_PASS})
+    lacking = ["less than half"] if 2 * len(noticed) < len(records) else []
+    lacking += [f"unnoticed in {kind}" for kind in missed]
+    return f"{len(noticed)} times noticed in {len(records)} cases: {', '.join(lacking)}" if lacking else ""

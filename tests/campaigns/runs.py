@@ -50,50 +50,27 @@ def write_inputs(folder: pathlib.Path) -> None:
 def build_indexes(corpus: str, workdir: str) -> int:
     """Builds the BM25 and the dense index of a corpus in workdir/indexes; the exit code."""
     from zsjax.config import UserError, resolve
+    from zsjax.parallel import stops
     from zsjax.run import build
 
-    for name in ("bm25", "dense"):
-        config = resolve({"stages": ["report"], "search": {"eval_engine": name, "embedder": "tests.campaigns.runs:embed"}},
-                         check=False)
-        try:
-            build.engine(name, config, corpus, workdir=workdir)
-        except UserError as error:  # as `zsjax.launch` does
-            print(f"error: {error}")
-            return 2
+    try:  # as `zsjax.launch` and a run do
+        with stops.handled():
+            for name in ("bm25", "dense"):
+                config = resolve({"stages": ["report"], "search": {
+                    "eval_engine": name, "embedder": "tests.campaigns.runs:embed"}}, check=False)
+                build.engine(name, config, corpus, workdir=workdir)
+    except UserError as error:
+        print(f"error: {error}")
+        return 2
+    except KeyboardInterrupt as stop:
+        print(f"\n{stop}")
+        return getattr(stop, "exit_code", 130)
     return 0
 
 
 def embed(texts: Sequence[str]) -> np.ndarray:
     """float32[N, 8]: an embedding that needs no model."""
     return np.array([[text.count(letter) + 1 for letter in "aeioulnr"] for text in texts], np.float32)
-
-
-def train_and_count(out: str, *arguments: str) -> int:
-    """`zsjax.launch` with these arguments; every second a line of (resident bytes, arrays, their bytes) goes to `out`."""
-    import os
-    import threading
-
-    import jax
-
-    from zsjax import launch
-
-    done = threading.Event()
-
-    def count():
-        with open(out, "a") as file:
-            while not done.wait(1.0):
-                arrays = jax.live_arrays()
-                resident = int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-                file.write(json.dumps([resident, len(arrays), sum(array.nbytes for array in arrays)]) + "\n")
-                file.flush()
-
-    counter = threading.Thread(target=count, daemon=True)
-    counter.start()
-    try:
-        return launch.main(list(arguments))
-    finally:
-        done.set()
-        counter.join()
 
 
 class Reference:
@@ -141,32 +118,43 @@ class Reference:
 
     @functools.cache  # noqa: B019 (a campaign has one)
     def about(self, stage: str) -> Mapping:
-        """{"seconds": of the undisturbed stage, "moments": ["call before|after path", ...]}."""
+        """{"seconds": of the undisturbed stage, "locked": seconds until it held its folder (0 if it never does),
+        "moments": ["call before|after path", ...]}."""
         kept, workdir = self.folder / stage, self.folder / stage / "run"
         if (kept / "about.json").exists():
             return json.loads((kept / "about.json").read_text())
-        log, moments = kept / "log.txt", kept / "moments.txt"
+        log, moments, locked = kept / "log.txt", kept / "moments.txt", 0.0
         shutil.rmtree(kept, ignore_errors=True)
         for warm in (True, False):  # the first run fills the cache of compiled programs
             self.start_folder(stage, workdir)
             moments.unlink(missing_ok=True)
             start = time.monotonic()
             hook = None if warm else Hook(str(workdir), str(moments))
-            code = self.children.run(self.command(stage, workdir), log, hook=hook)
+            pid = self.children.start(self.command(stage, workdir), log, hook=hook)
+            while (code := self.children.wait(pid, 0.05)) is None:
+                locked = locked or is_held(workdir) * (time.monotonic() - start)
             assert code == 0, f"{stage}: {log.read_text()[-2000:]}"
-        about = {"seconds": time.monotonic() - start, "moments": moments.read_text().splitlines()}
+        about = {"seconds": time.monotonic() - start, "locked": locked, "moments": moments.read_text().splitlines()}
         write_json(kept / "about.json", about)
         return about
 
 
+def is_held(workdir: pathlib.Path) -> bool:
+    """Whether a process has written its name into the folder's lock."""
+    return (workdir / ".lock").exists() and bool((workdir / ".lock").read_text())
+
+
 def differences(found: pathlib.Path, wanted: pathlib.Path) -> list[str]:
-    """A line for each file of two run folders whose content differs. Left out: the wall-clock metrics of metrics.jsonl
+    """A line for each file of two run folders whose content differs. A checkpoint of `wanted` that cannot be read is an
+    error, or two that fail alike would be equal. Left out: the wall-clock metrics of metrics.jsonl
     (`zsjax.monitor.writer.without_wall_time`), `LEFT_OUT`, and orbax's own records of when a checkpoint was written."""
     names = [_names(folder) for folder in (found, wanted)]
     out = [f"{name} is {'left over' if name in names[0] else 'missing'}" for name in sorted(names[0] ^ names[1])]
     for name in sorted(name for name in names[0] & names[1] if not name.endswith("/")):
-        a, b = (_content(folder / name) for folder in (found, wanted))
-        if a != b:
+        b = _content(wanted / name)
+        try:
+            out += [f"{name} differs"] if _content(found / name) != b else []
+        except UnreadableCheckpoint:
             out.append(f"{name} differs")
     return out
 
@@ -196,6 +184,10 @@ def _content(path):
     return path.read_bytes()
 
 
+class UnreadableCheckpoint(Exception):
+    """A checkpoint whose arrays orbax cannot read."""
+
+
 def _checkpoint(folder):
     """What a checkpoint holds: its arrays, bit for bit, and its JSON."""
     import jax
@@ -203,8 +195,8 @@ def _checkpoint(folder):
 
     try:
         arrays = ocp.PyTreeCheckpointer().restore(folder / "state")
-    except Exception as error:  # noqa: BLE001  (whatever a damaged file makes of it)
-        return f"cannot be read: {error}"
+    except Exception as error:  # whatever a damaged file makes of it
+        raise UnreadableCheckpoint(f"{folder}: {error}") from error
     leaves = jax.tree_util.tree_flatten_with_path(arrays)[0]
     return ((folder / "about" / "metadata").read_text(),
             [(jax.tree_util.keystr(name), str(leaf.dtype), np.asarray(leaf).tobytes()) for name, leaf in leaves])

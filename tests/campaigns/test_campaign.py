@@ -1,12 +1,41 @@
 """The plumbing of the campaigns: seeded cases, what is skipped, and what a summary says."""
 
 import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from tests.campaigns.campaign import Case, cases_of, run_campaign
-from tests.campaigns.ends import Stop, beyond, kills_of, lacks_kills, lacks_signals
-from tests.campaigns.runs import MIX, Reference, differences
+from tests.campaigns import campaign, table
+from tests.campaigns.campaign import Case, cases_of, cpu_seconds, run_campaign
+from tests.campaigns.children import Children, class_of
+from tests.campaigns.counted import file_sizes, held, late_compilations, memory_and_files, real_work
+from tests.campaigns.ends import (
+    LOOPS,
+    MOMENTS,
+    SIGNALLED,
+    Stop,
+    beyond,
+    flushes,
+    folder_of_loop,
+    kills_of,
+    lacks_damage,
+    lacks_failures,
+    lacks_kills,
+    lacks_signals,
+    moments,
+    moments_of,
+    signals,
+)
+from tests.campaigns.runs import MIX, Reference, UnreadableCheckpoint, differences
+from tests.campaigns.stopwatch import Stopwatch
+from tests.environment import ROOT
+from zsjax.parallel.checkpoint import Checkpointer
 
 
 def test_cases_are_seeded_and_a_longer_list_begins_with_the_shorter(monkeypatch):
@@ -40,6 +69,71 @@ def test_what_passed_is_skipped_and_what_failed_runs_again(monkeypatch, tmp_path
     assert seen == [0, 1, 2, 3, 2, 3] and not again["failures"] and again["counts"] == {"value": 4}
     assert json.loads((tmp_path / "some.json").read_text())["cases"] == 4
     assert len(path.read_text().splitlines()) == 6
+
+
+def test_what_passed_with_other_code_runs_again_unless_it_is_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("ZSJAX_CAMPAIGN_FOLDER", str(tmp_path))
+    monkeypatch.setattr(campaign, "code", lambda: "one")
+    cases, seen = [Case("a", i) for i in range(2)], []
+    run_campaign("some", cases[:1], lambda case: seen.append(case.seed))
+    monkeypatch.setattr(campaign, "code", lambda: "two")
+    monkeypatch.setenv("ZSJAX_CAMPAIGN_OLD", "1")
+    kept = run_campaign("some", cases, lambda case: seen.append(case.seed))
+    assert seen == [0, 1] and kept["codes"] == {"one": 1, "two": 1} and "1 cases of other code" in kept["line"]
+    monkeypatch.delenv("ZSJAX_CAMPAIGN_OLD")
+    again = run_campaign("some", cases, lambda case: seen.append(case.seed))
+    assert seen == [0, 1, 0] and again["codes"] == {"two": 2} and sum(again["commits"].values()) == 2
+    assert "other code" not in again["line"]
+
+
+def test_the_code_is_that_of_the_package(monkeypatch, tmp_path):
+    (tmp_path / "zsjax" / "__pycache__").mkdir(parents=True)
+    monkeypatch.setattr(campaign, "HERE", tmp_path / "tests" / "campaigns")
+    found = []
+    for name, text in (("a.py", "1"), ("a.py", "2"), ("b.json", "1"), ("__pycache__/a.pyc", "1")):
+        (tmp_path / "zsjax" / name).write_text(text)
+        found.append(campaign.code.__wrapped__())
+    assert len(set(found)) == 3 and found[2] == found[3]
+
+
+def test_the_cpu_time_of_descendants_counts(tmp_path):
+    done = tmp_path / "done"
+    child = ("import subprocess, sys, time\nwork = 't = time.process_time()\\nwhile time.process_time() < t + 0.3: pass'\n"
+             f"subprocess.run([sys.executable, '-c', 'import time\\n' + work])\nexec(work)\nopen({str(done)!r}, 'w')\n"
+             "sys.stdin.read()")
+    before = cpu_seconds()
+    with subprocess.Popen([sys.executable, "-c", child], stdin=subprocess.PIPE) as process:
+        while not done.exists() and process.poll() is None:
+            time.sleep(0.02)
+        alive = cpu_seconds()
+        process.stdin.close()
+    assert 0.6 <= alive - before < 30 and cpu_seconds() >= alive
+
+
+def test_the_table_has_the_totals_and_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZSJAX_CAMPAIGN_FOLDER", str(tmp_path))
+    (tmp_path / "other.json").write_text("[]")
+
+    def check(case):
+        assert case.seed, "two\nlines"
+
+    summaries = [table.short(run_campaign(name, [Case("a", i) for i in range(2)], check)) for name in ("load", "kills")]
+    summaries = [of | {"seconds": 5400.0, "cpu_seconds": 1800.0, "codes": {name: 2}}
+                 for of, name in zip(summaries, ("x", "y"), strict=True)]
+    assert summaries[0]["failures"] == {"a:0": "AssertionError: two"}
+    made = table.table(summaries)
+    assert "| `load` | 2 | 1 | 1.50 | 0.50 |" in made and "4 cases, 2 failed; 3.00 hours, 1.00 of CPU" in made
+    assert "within the 4 hours. Not all are of one code" in made and "Not run: `damage`, `disk`," in made
+    assert "beyond the 4 hours. All are of one code" in table.table([summaries[0]] * 3)
+    page = f"a\n{table.BEGIN}old\n{table.END}\nz\n"
+    assert table.with_table(page, made) == f"a\n{table.BEGIN}\n{made}\n{table.END}\nz\n"
+    with pytest.raises(ValueError, match="lacks the lines"):
+        table.with_table("a", made)
+
+
+def test_the_table_in_the_results_is_that_of_the_summaries_in_the_repository():
+    page = (table.HERE / "RESULTS.md").read_text()
+    assert table.with_table(page, table.table(table.summaries(table.HERE / "results"))) == page
 
 
 def test_old_records_are_read_or_their_cases_run_again_and_all_cases_together_must_prove_enough(monkeypatch, tmp_path):
@@ -103,20 +197,107 @@ def test_a_saved_state_explains_itself_and_one_older_one(tmp_path):
 
 
 def test_campaigns_in_which_nothing_was_killed_or_stopped_fail():
-    def kills(*where):
-        return [{"kind": stage, "counts": kills_of(where)} for stage in MIX] * 7
+    def kills(*hows, rounds=7):
+        """Each stage killed at these classes in turn, as far as it has them."""
+        return [{"kind": stage, "counts": kills_of([f"{hows[number % len(hows)]}: rename before /x"])}
+                for number in range(rounds) for stage in MIX if hows[number % len(hows)] in moments_of(stage)]
 
-    assert "0 kills" in lacks_kills(kills("after 1.00 s: ended before", "complete before"))
-    assert not lacks_kills(kills("rename before /x"))
-    assert not lacks_kills(kills("rename before /x")[:10])
-    never = [record | {"counts": kills_of([])} if record["kind"] == "report" else record for record in kills("rename /x")]
+    missed = kills_of(["time: ended before", "complete before"])
+    assert missed["killed"] == 0
+    assert "0 kills" in lacks_kills([{"kind": stage, "counts": missed} for stage in MIX])
+    assert not lacks_kills(kills(*MOMENTS, rounds=9))
+    assert not lacks_kills(kills("time", rounds=1))  # few cases show that kills hit, and no more
+    for name in MOMENTS:
+        assert f"0 at {name}, less than 5" in lacks_kills(kills(*(other for other in MOMENTS if other != name), rounds=9))
+    never = [record | {"counts": kills_of([])} if record["kind"] == "report" else record
+             for record in kills(*MOMENTS, rounds=9)]
     assert lacks_kills(never).endswith("none in report")
+    without = [record for record in kills(*MOMENTS, rounds=9)
+               if record["kind"] != "pretrain" or not record["counts"].get("at checkpoint")]
+    assert lacks_kills(without).endswith("no checkpoint's rename in pretrain")
 
-    def signals(came, saved):
-        return [{"signal": name, "counts": {"came": came, "saved": saved}} for name in ("SIGTERM", "SIGINT")] * 10
 
-    assert not lacks_signals(signals(1, 1))
-    assert lacks_signals(signals(0, 0)) and lacks_signals(signals(1, 0))
+def test_campaigns_in_which_no_signal_came_or_a_loop_saved_no_state_fail(monkeypatch):
+    monkeypatch.setenv("ZSJAX_CAMPAIGN_CASES", "28")
+    cases = cases_of(SIGNALLED, default=1, what=signals)
+
+    def records(came=1, without=""):
+        loops = {loop for loops in LOOPS.values() for loop in loops} - {without}
+        states = [f"{folder_of_loop(case.what['when'])}/2" if case.what["when"] in loops else "" for case in cases]
+        return [{"kind": case.kind, **case.what, "counts": {"came": came, "state": state}}
+                for case, state in zip(cases, states, strict=True)]
+
+    assert not lacks_signals(records())
+    assert "0 signals" in lacks_signals(records(came=0))
+    for loops in LOOPS.values():
+        for loop in loops:
+            assert f"no state of {loop}" in lacks_signals(records(without=loop))
+    others = [record for record in records() if record["kind"] != "export"]
+    assert lacks_signals(others * 2).endswith("no signal came to export")
+
+
+def test_campaigns_in_which_no_write_failed_or_no_damage_was_noticed_fail():
+    def writes(failed, ways=("EIO", "full")):
+        return [{"how": way, "counts": {"failed": int(way in failed)}} for way in ways] * 16
+
+    assert not lacks_failures(writes(("EIO", "full")))
+    assert lacks_failures(writes(("EIO",))) == "16 failed writes in 32 cases: less than three quarters, none by full"
+
+    def damage(noticed, *kinds):
+        return [{"kind": kind, "counts": {"noticed": noticed}} for kind in kinds]
+
+    assert not lacks_damage([*damage(1, "weights", "index"), *damage(0, "metrics")])
+    assert lacks_damage([*damage(1, "weights", "index"), *damage(0, "policy")]).endswith("unnoticed in policy")
+    assert "less than half" in lacks_damage([*damage(1, "weights"), *damage(0, "metrics", "gates")])
+
+
+def test_a_signal_in_a_loop_comes_before_its_last_checkpoint():
+    def saves(loop, *steps):
+        return [line for step in steps for line in ("fsync before /r/metrics.jsonl", "fsync after /r/metrics.jsonl",
+                                                    f"mkdir before /r/checkpoints/{loop}/{step}.orbax-checkpoint-tmp")]
+
+    moments = ["open after /r/metrics.jsonl", *saves("pretrain/reading", 1, 2), *saves("pretrain/episodes", 1, 2)]
+    assert flushes("pretrain_reading", moments) == [0] and flushes("pretrain_episodes", moments) == [2]
+    assert flushes("train", saves("train", 2, 4, 6)) == [0, 1]
+
+
+def test_the_time_without_a_core_is_not_a_process_own():
+    busy = "import time; end = time.monotonic() + 0.6\nwhile time.monotonic() < end: pass"
+    with subprocess.Popen([sys.executable, "-c", busy]) as process:
+        watch = Stopwatch(process.pid)
+        while process.poll() is None:
+            watch.look()
+            time.sleep(0.02)
+    assert 0 < watch.cpu <= watch.wall and 0 <= watch.waited < watch.wall
+    # All the time, but for what the process took to begin and end, it ran or waited for a core.
+    assert watch.own == pytest.approx(watch.wall - watch.waited) and watch.cpu + watch.waited > 0.5 * watch.wall
+
+
+def test_a_hundred_cases_draw_each_class_of_moments_in_each_stage(monkeypatch):
+    monkeypatch.setenv("ZSJAX_CAMPAIGN_CASES", "100")
+    drawn = {(case.kind, kill["how"]) for case in cases_of(MIX, default=1, what=moments) for kill in case.what["kills"][:1]}
+    assert drawn == {(stage, name) for stage in MIX for name in moments_of(stage)}
+
+
+def test_a_hook_notes_where_it_sent_its_signal(tmp_path):
+    """The first rename that completes a checkpoint is the moment, whatever was renamed and flushed before."""
+    script = """
+import os, pathlib, sys
+from tests.campaigns.children import CLASSES, Hook
+folder = pathlib.Path(sys.argv[1])
+Hook(str(folder), str(folder) + ".moments", at=0, of=CLASSES["checkpoint"]).install()
+(folder / "checkpoints/train/2.orbax-checkpoint-tmp/state.orbax-checkpoint-tmp").mkdir(parents=True)
+os.rename(folder / "checkpoints/train/2.orbax-checkpoint-tmp/state.orbax-checkpoint-tmp",
+          folder / "checkpoints/train/2.orbax-checkpoint-tmp/state")
+(folder / "checkpoints/train/2.orbax-checkpoint-tmp").rename(folder / "checkpoints/train/2")
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "run")], cwd=ROOT, check=False)
+    said = (tmp_path / "run.moments").read_text().splitlines()
+    assert done.returncode == -signal.SIGKILL and (tmp_path / "run/checkpoints/train/2.orbax-checkpoint-tmp").is_dir()
+    assert said[-1] == f"rename before {tmp_path}/run/checkpoints/train/2"
+    assert [class_of(line) for line in said[-3:]] == ["rename", "rename", "checkpoint"]
+    assert class_of("rename after /x/models/policy") == class_of("rename before /x/models/best.1-2.replaced") == "model"
+    assert class_of("replace after /x/checksums.json") == "rename" and class_of("open before /x/models/a/b") == "other"
 
 
 def test_an_empty_folder_that_is_left_over_is_a_difference(tmp_path):
@@ -128,9 +309,97 @@ def test_an_empty_folder_that_is_left_over_is_a_difference(tmp_path):
         "models/ is missing", "models/policy.1-2.writing/ is left over"]
 
 
+def test_checkpoints_that_cannot_be_read_are_not_equal(tmp_path):
+    whole = Checkpointer(tmp_path / "wanted/checkpoints/train")
+    with whole:
+        whole.save(2, {"x": np.arange(3.0)})
+    shutil.copytree(tmp_path / "wanted", tmp_path / "found")
+    assert differences(tmp_path / "found", tmp_path / "wanted") == []
+    for folder, damaged in (("found", ["checkpoints/train/2 differs"]), ("wanted", None)):
+        (tmp_path / folder / "checkpoints/train/2/state/manifest.ocdbt").write_bytes(b"")
+        if damaged:
+            assert differences(tmp_path / "found", tmp_path / "wanted") == damaged
+        else:
+            with pytest.raises(UnreadableCheckpoint):
+                differences(tmp_path / "found", tmp_path / "wanted")
+
+
+@pytest.mark.parametrize("first, reason", [("", "ended"), ("import time; time.sleep(60)", "gave no answer within 0 s")])
+def test_a_lost_server_of_children_is_replaced_and_the_case_runs_again(first, reason, capsys):
+    answers = "import sys\nfor line in sys.stdin: print('{\"code\": 7}', flush=True)"
+
+    class Servers(Children):
+        PATIENCE, scripts = 0.3, [first, answers]
+
+        def _start_server(self):
+            self._server = subprocess.Popen([sys.executable, "-c", self.scripts.pop(0)], stdin=subprocess.PIPE,
+                                            stdout=subprocess.PIPE, text=True)
+            self.PATIENCE = 0.3 if self.scripts else 30.0
+
+    with Servers() as children:
+        assert children.surviving(lambda case: children.wait(1, 0.0))(Case("a", 3)) == 7
+    assert capsys.readouterr().out == f"a:3: the server of children {reason}; the case runs again\n"
+
+
 def test_an_undisturbed_run_of_another_commit_is_made_again(tmp_path):
     made = Reference(tmp_path / "reference", None)
     (made.folder / "train").mkdir()
     (made.folder / "commit").write_text("another")
     assert not (Reference(made.folder, None).folder / "train").exists()
     assert (made.files / "replies.jsonl").exists()
+
+
+def test_counting_arrays_keeps_none():
+    def after_a_step(step):
+        arrays = [jnp.full(3, step + i) for i in range(5)]  # a step's own arrays, alive while they are counted
+        found = held()["arrays"]
+        del arrays
+        return found
+
+    assert len({after_a_step(step) for step in range(4)}) == 1
+
+
+def test_the_sizes_of_a_runs_files(tmp_path):
+    (tmp_path / "models" / "policy").mkdir(parents=True)
+    for name, size in (("metrics.jsonl", 5), ("models/policy/a", 2), ("models/b", 1)):
+        (tmp_path / name).write_bytes(b"x" * size)
+    assert file_sizes(tmp_path) == {"metrics.jsonl": 5, "models": 3}
+
+
+def test_programs_that_come_late_are_named():
+    lines = [{"step": step, "compile/step": int(step == 1), "compile/cached": int(step in (11, 20, 21, 30))}
+             for step in range(1, 41)]
+    assert late_compilations(lines, [0], 10) == [20, 21, 30]
+    assert late_compilations(lines, [0, 19], 10) == [30]  # a process that went on at step 19
+
+
+def test_a_run_that_stopped_searching_or_learning_is_no_long_run():
+    lines = [{"searches": 1.0, "grad_norm": 0.5, "rerank/loss": 0.1}] * 40
+    assert real_work(lines)["steps_with_grad_norm"] == 10
+    for name in lines[0]:
+        with pytest.raises(AssertionError, match=f'"{name}": 4'):
+            real_work([*lines[:34], *[line | {name: 0.0} for line in lines[34:]]])
+
+
+def test_memory_and_files_that_grow_are_named():
+    lines = [{"time/step": 1.0}] * 100
+
+    def rows(seconds=100, process=1, accelerator=False, **growth):
+        of = {"resident": 1000, "arrays": 50, "array_bytes": 600, **({"device": 90} if accelerator else {})}
+        files = {"checkpoints": 1 << 20, "metrics.jsonl": 100}
+        return [{"process": process, **{name: size * (1 + growth.get(name, 0) * i / seconds) for name, size in of.items()},
+                 "files": {name: size * (1 + growth.get(name, 0) * i / seconds) for name, size in files.items()}}
+                for i in range(seconds)]
+
+    found = memory_and_files(rows(**{"metrics.jsonl": 9}), lines)
+    assert found["arrays_second"] == found["arrays_last"] == 50 and found["bytes_checkpoints"] == 1 << 20
+    memory_and_files(rows(10, process=2, arrays=99) + rows(), lines)  # a short part of the run before it was cut off
+    for grown in ("resident", "arrays", "array_bytes", "device"):
+        with pytest.raises(AssertionError, match=f"^{grown} grew"):
+            memory_and_files(rows(accelerator=True, **{grown: 1}), lines)
+    with pytest.raises(AssertionError, match='^files grew: {"checkpoints"'):
+        memory_and_files(rows(checkpoints=1), lines)
+    with pytest.raises(AssertionError, match="40 counts in 100 s"):
+        memory_and_files(rows(40), lines)
+    with pytest.raises(AssertionError, match="no process lasted"):
+        memory_and_files(rows() + rows(process=2), lines)

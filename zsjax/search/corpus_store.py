@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -134,6 +135,7 @@ def save_index(path: str | os.PathLike, documents: Sequence, manifest: dict, wri
             file.writelines(line_of(documents[row]) for row in range(len(documents)))
         manifest = manifest | {"files": {
             file.name: file_hash(file) for file in sorted(unfinished.iterdir()) if file.name != CORPUS}}
+        manifest["check"] = _check_sum(manifest)
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
@@ -150,8 +152,11 @@ def load_index(path: str | os.PathLike, *, kind: str, form: int, corpus_hash: st
                             f"{kind}.from_documents(...).save(path)")
     anew = f"remove {path} to build the index anew"
     settings = _settings(path / MANIFEST, anew)
+    intact = settings.pop("check", None) in (None, _check_sum(settings))  # an older version wrote none
     if (settings.pop("kind", kind), settings.pop("format", None)) != (kind, form):
         raise InputError(f"{path} is an index of another kind or another format; {anew}")
+    if not intact:
+        raise InputError(f"{path / MANIFEST} has changed since it was written; {anew}")
     for name, value in settings.pop("files", {}).items():  # an older version wrote none
         with reading(path / name):
             if file_hash(path / name) != value:
@@ -174,3 +179,7 @@ def _settings(path: pathlib.Path, anew: str) -> dict:
             isinstance(settings.get("corpus_sha256"), str) and isinstance(settings.get("num_documents"), int)):
         raise InputError(f"{path} is not the manifest of an index; {anew}")
     return settings
+
+
+def _check_sum(manifest: Mapping) -> int:
+    return zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
