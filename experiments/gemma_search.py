@@ -19,7 +19,7 @@ split by a hash of the id: scores compare the arms here, they are not scores of 
     :simulator=tuned     untuned: the model with the tuned one's prompt; prompted: with a demonstration in the prompt
     :noise=0.5           P(noisy) at the end of the curriculum
     :algorithm=rloo      any of zsjax.rl.algorithms; groups of equal reward are dropped
-    :start=DIR           another run of this experiment, whose warm start and simulator are taken
+    :start=DIR           another run of this experiment, whose warm start is taken, and its simulator where it has one
     :steps=60            of reinforcement, each 16 questions by 4 episodes
     :packed=true         rows of an update are packed by length: saves time on a CPU, costs programs to compile elsewhere
     :dtype=bfloat16      of both models; float32 is faster on a CPU without products in bfloat16, with larger activations
@@ -55,16 +55,13 @@ def get_config(arg=None):
             raise UserError(f"config argument {name}={arg[name]!r} is unknown; use {' or '.join(known)}")
     c = ml_collections.ConfigDict()
     c.name, c.seed = "gemma_search", arg.seed
-    tuned = arg.engine == "simulator" and arg.simulator == "tuned"
-    c.stages = (*([] if arg.start else ["warm_start"]), *(["collect", "tune_simulator"] if tuned and not arg.start else []),
+    tuned, start = arg.engine == "simulator" and arg.simulator == "tuned", pathlib.Path(arg.start)
+    taken = bool(arg.start) and tuned and (start / "models" / "simulator").is_dir()
+    c.stages = (*([] if arg.start else ["warm_start"]), *(["collect", "tune_simulator"] if tuned and not taken else []),
                 "train", "evaluate", "report")
-
-    def made(name):
-        return str(pathlib.Path(arg.start) / "models" / name)
-
     c.tokenizer = arg.model
-    c.policy = dict(init=made("warm_start") if arg.start else arg.model, dtype=arg.dtype)
-    c.simulator = dict(init=made("simulator") if arg.start and tuned else arg.model, dtype=arg.dtype)
+    c.policy = dict(init=str(start / "models" / "warm_start") if arg.start else arg.model, dtype=arg.dtype)
+    c.simulator = dict(init=str(start / "models" / "simulator") if taken else arg.model, dtype=arg.dtype)
 
     questions, paragraphs = str(DATA / "questions.jsonl.gz"), str(DATA / "paragraphs.jsonl.gz")
     c.data = dict(train=f"{questions}#train", eval=f"{questions}#eval", corpus=paragraphs, eval_corpus=paragraphs)
@@ -77,12 +74,17 @@ def get_config(arg=None):
     # it with what it was asked for. One noise draw for the episodes of a question: luck does not enter their advantages.
     c.search = dict(engine=arg.engine, eval_engine="bm25", num_documents=3, max_document_tokens=96, max_query_tokens=48,
                     passage_words=56, reveal_gold="useful", temperature=0.3, noise_per="question")
-    c.rollout = dict(max_turns=2, max_turn_tokens=64, max_prompt_tokens=256, max_tokens=832)  # the agent by prompt has 240
+    c.rollout = dict(max_turns=2, max_turn_tokens=64, max_prompt_tokens=256, max_tokens=832)  # the agent by prompt: 240
     update = dict(microbatch_tokens=1024) if arg.packed else {}
-    # 120 steps of 8 are 1.6 times its 600 episodes; more of them would be learned by heart.
-    c.warm_start = dict(steps=120, batch_rows=8, max_tokens=832, checkpoint_every=60, every_hop=True, **update,
+    # For 45 minutes on two cores. Two documents of each search are shown: 249 tokens an episode on average, and 98 % of
+    # those of two searches have at most 480. Four episodes are 985 tokens, computed as 1,249 in 2.7 parts of 512; parts of
+    # 1,024 compute 1,538, and one array of four rows 1,920. 520 of its 596 episodes are seen, each once.
+    c.warm_start = dict(steps=130, batch_rows=4, max_tokens=480, checkpoint_every=65, every_hop=True, episode_documents=2,
+                        microbatch_tokens=512 if arg.packed else 0,
                         optimizer=dict(learning_rate=3e-5, schedule="linear", warmup_steps=10))
     c.warm_start.update(bridges=True, named_share=0.1)
+    if (start / "episodes.jsonl").is_file() and arg.start:
+        c.warm_start.episodes = str(start / "episodes.jsonl")
     # The policy would ask the question itself in nearly all episodes, so none is played. A quarter of the examples asks
     # beside the point and shows what BM25 finds: else the simulator tells the answer to any query.
     c.collect = dict(episodes=0, queries=("question", "episodes"), off_target=0.25, shuffle=True, label="contains",
@@ -120,7 +122,7 @@ def _smoke(c):
     c.data.update(train=questions, eval=questions, corpus=paragraphs, eval_corpus=paragraphs, eval_limit=16)
     c.search.update(num_documents=2, max_document_tokens=24, passage_words=12)
     c.rollout.update(max_prompt_tokens=96, max_turn_tokens=40, max_tokens=192)  # two widths of a batch: see packing.widths
-    c.warm_start.update(steps=60, max_tokens=192, microbatch_tokens=0, checkpoint_every=60)
+    c.warm_start.update(steps=60, batch_rows=8, max_tokens=192, microbatch_tokens=0, checkpoint_every=60)
     c.warm_start.optimizer.learning_rate = 1e-2
     c.collect.update(hold_out=0.0, label="ranking")
     c.tune_simulator.update(steps=2, max_tokens=320, checkpoint_every=2, microbatch_tokens=0)

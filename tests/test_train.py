@@ -155,11 +155,12 @@ def test_a_signal_ends_a_run_with_its_state_saved(tmp_path, during):
     jax.tree.map(np.testing.assert_array_equal, params, resumed)
 
 
-def test_the_first_and_the_newest_trajectories_are_kept(tmp_path, capsys):
-    run(tmp_path, preset("grpo"), steps=5, train=dict(trajectories_every=1, trajectories_kept=3, eval_every=9))
+@pytest.mark.parametrize("kept,left", [(3, [1, 4, 5]), (5, [1, 2, 3, 4, 5]), (8, [1, 2, 3, 4, 5])])
+def test_the_first_and_the_newest_trajectories_are_kept_and_none_goes_below_the_limit(kept, left, tmp_path, capsys):
+    run(tmp_path, preset("grpo"), steps=5, train=dict(trajectories_every=1, trajectories_kept=kept, eval_every=9))
     names = [path.name for path in sorted((tmp_path / "trajectories").iterdir())]
-    assert names == ["train_000001.jsonl", "train_000004.jsonl", "train_000005.jsonl"]
-    assert capsys.readouterr().out.count("the first file and the 2 newest are kept") == 1
+    assert names == [f"train_{step:06d}.jsonl" for step in left]
+    assert capsys.readouterr().out.count(f"the first file and the {kept - 1} newest are kept") == (kept < 5)
 
 
 def test_what_steers_a_run_survives_a_kill(tmp_path):

@@ -104,6 +104,31 @@ def test_held_out_questions_are_asked_their_own_and_another_query():
     assert set(alone) == {"n", "useful", "noisy", "engine"}
 
 
+def test_no_query_of_a_held_out_search_is_tuned_on():
+    """Searches beside the point ask another question's query, and two questions may have the same second hop."""
+    questions = [Question(str(i), f"Who is {i}?", (f"a{i}",)) for i in range(40)]
+    named = [Question(f"n{i}", f"Is it a{i} or b?", (f"a{i}",)) for i in range(40)]
+    searches = [collect.Search(q, f"Query  {q.id}", ()) for q in questions + named]
+    searches += [collect.Search(q, f"hop {int(q.id) % 7}", (), source="episode") for q in questions]
+    searches += [collect.Search(q, f"query {(int(q.id) + 1) % 40}", (), source=collect.OFF_TARGET) for q in questions]
+    tuned, held_out = tune.split_by_question(searches, 0.3, leave_out=("named",))
+
+    def each(name, side):
+        return {getattr(search, name) for search in side}
+
+    def ids(side):
+        return {search.question.id for search in side if search.source == "policy"}
+
+    queries = [{query.lower().split()[-1] for query in each("query", side) if "hop" not in query}
+               for side in (tuned, held_out)]
+    assert queries[1] and not queries[0] & queries[1]
+    assert each("source", held_out) == {"policy"} and each("source", tuned) == {"policy", "episode", collect.OFF_TARGET}
+    # A query beside the point costs an example, not a held-out search.
+    assert ids(held_out) == {question.id for question in questions} - ids(tuned)
+    assert ids(tune.split_by_question(searches, 0.3)[1]) & {question.id for question in named}
+    assert tune.split_by_question(searches, 0.0) == (searches, [])
+
+
 def test_tuning_reports_held_out_searches(tmp_path, tokenizer):
     config = dataclasses.replace(CONFIG, collect=CollectConfig(hold_out=0.2),
                                  tune_simulator=dataclasses.replace(PHASE, steps=1))
