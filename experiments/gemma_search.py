@@ -18,7 +18,7 @@ split by a hash of the id: scores compare the arms here, they are not scores of 
     :engine=simulator    what answers searches in reinforcement; bm25 is Search-R1's way
     :simulator=tuned     untuned: the model with the tuned one's prompt; prompted: with a demonstration in the prompt
     :noise=0.5           P(noisy) at the end of the curriculum
-    :algorithm=rloo      any of zsjax.rl.algorithms; groups of equal reward are dropped
+    :algorithm=rloo      any of zsjax.rl.algorithms; with rloo and grpo's kin, groups of equal reward are dropped
     :start=DIR           another run of this experiment, whose warm start is taken, and its simulator where it has one
     :steps=60            of reinforcement, each 16 questions by 4 episodes
     :packed=true         rows of an update are packed by length: saves time on a CPU, costs programs to compile elsewhere
@@ -95,7 +95,9 @@ def get_config(arg=None):
     c.curriculum = dict(schedule="zero_search", start=0.0, end=arg.noise)
     # A fifth to two fifths of the groups had a signal on a GPU (LOG.md). So: many questions, and others in place of groups
     # without one. The KL was 0.02 to 0.06 nats, of which 1e-3 is nothing, and the reference costs a pass and 1 GB.
-    c.algorithm = {"refill_rounds": 1} | preset(arg.algorithm, drop_equal_groups=True, kl_coef=0.0, track_kl=False)
+    c.algorithm = preset(arg.algorithm, kl_coef=0.0, track_kl=False)
+    if c.algorithm["advantage"] in ("rloo", "grpo"):
+        c.algorithm = {"refill_rounds": 1} | dict(c.algorithm, drop_equal_groups=True)
     c.optimizer = dict(learning_rate=1e-5, schedule="linear", warmup_steps=5)
     c.train = dict(steps=arg.steps, questions_per_step=16, group_size=4, eval_every=20, eval_questions=93,
                    checkpoint_every=20, trajectories_every=20, **update)
