@@ -66,6 +66,16 @@ def test_a_run_that_was_cut_off_ends_the_same(tmp_path, devices):
     assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
 
 
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path):
+    whole = train(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "ckpt").iterdir()) == ["4", "6"]
+    (tmp_path / "ckpt" / "6" / "about" / "metadata").write_text("{")
+    seen = []
+    again = train(tmp_path, lambda step: seen.append(step) or batches(step))
+    assert seen == [4, 5] and (tmp_path / "ckpt" / "damaged-6").is_dir()
+    jax.tree.map(np.testing.assert_array_equal, whole, again)
+
+
 def test_a_signal_ends_it_with_its_state_saved(tmp_path):
     def stopped(step):
         if step == 3:

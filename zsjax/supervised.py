@@ -69,7 +69,7 @@ def fit(config: SupervisedConfig, model_config, params, batches: Callable, *, wr
         model_config, optimizer, chunk=config.logprob_chunk, remat=config.remat, packed=config.microbatch_tokens > 0,
         assemble=whole))
     state = on_mesh(0, params, optimizer.init(params), mesh)
-    checkpoints = Checkpointer(directory, keep=1, config_json=config_json, before=writer.flush)
+    checkpoints = Checkpointer(directory, keep=2, config_json=config_json, before=writer.flush)
     if (restored := checkpoints.restore(state)) is not None:
         _, state, _ = restored
         logging.info("%s: resumed at step %d", stage, int(state.step))

@@ -39,6 +39,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import pytest
 
 HERE = pathlib.Path(__file__).parent
+FEW = 10  # cases, whose counts a summary shows one by one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,8 +149,8 @@ def run_campaign(name: str, cases: Iterable[Case], check: Callable[[Case], dict 
 
     The summary: `cases`, `failures` (case -> what failed), `kinds` (kind -> cases), `counts` (the checks' counts, added
     up), `seconds` and `cpu_seconds` (of all cases, of earlier starts too), `slowest` (seconds), `cores` (that this process
-    may use), `memory_mb` (this process at most), `commits` (commit -> cases), `codes` (`code` -> cases), `line` (the printed
-    one) and `facts`.
+    may use), `memory_mb` (this process at most), `commits` (commit -> cases), `codes` (`code` -> cases), `found` (case ->
+    counts, where the cases are few), `line` (the printed one) and `facts`.
     """
     folder = os.environ.get("ZSJAX_CAMPAIGN_FOLDER")
     path = pathlib.Path(folder) / f"{name}.jsonl" if folder else None
@@ -207,4 +208,5 @@ def summary_of(name: str, records: Sequence[dict], lacking: str = "") -> dict:
             "cpu_seconds": round(sum(record.get("cpu_seconds", 0.0) for record in records), 2),
             "slowest": max(seconds, default=0.0), "cores": len(os.sched_getaffinity(0)), "memory_mb": round(memory),
             "commits": dict(commits), "codes": {of: number for of, number in codes.items() if number},
+            "found": {record["case"]: record["counts"] for record in records} if len(records) <= FEW else {},
             "line": line.splitlines()[0] if line else line}

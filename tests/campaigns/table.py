@@ -16,7 +16,7 @@ HOURS = 4  # of all campaigns together, at most
 CAMPAIGNS = ("kills", "signals", "two_processes", "disk", "damage", "engines", "input", "injection", "load", "hardware",
              "long_run", "ratios")
 KEPT = ("campaign", "cases", "failures", "kinds", "counts", "seconds", "cpu_seconds", "slowest", "cores", "memory_mb",
-        "commits", "codes")
+        "commits", "codes", "found")
 HEAD = """\
 | campaign | cases | failed | hours | CPU hours | slowest case, s | memory, MB | commit (cases) | code of zsjax (cases) |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |

@@ -7,14 +7,12 @@ import subprocess
 import sys
 import time
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.campaigns import campaign, table
-from tests.campaigns.campaign import Case, cases_of, cpu_seconds, run_campaign
+from tests.campaigns import campaign
+from tests.campaigns.campaign import Case, cases_of, run_campaign
 from tests.campaigns.children import Children, class_of
-from tests.campaigns.counted import file_sizes, held, late_compilations, memory_and_files, real_work
 from tests.campaigns.ends import (
     LOOPS,
     MOMENTS,
@@ -60,6 +58,7 @@ def test_what_passed_is_skipped_and_what_failed_runs_again(monkeypatch, tmp_path
 
     first = run_campaign("some", cases, check, bound=3)
     assert list(first["failures"]) == ["a:2"] and first["counts"] == {"value": 3} and first["bound"] == 3
+    assert first["found"]["a:0"] == {"value": 1} and first["found"]["a:2"] == {}
     assert capsys.readouterr().out.count("\n") == 1
     # A kill in the middle of a line loses that case and no other.
     path = tmp_path / "some.jsonl"
@@ -84,56 +83,6 @@ def test_what_passed_with_other_code_runs_again_unless_it_is_kept(monkeypatch, t
     again = run_campaign("some", cases, lambda case: seen.append(case.seed))
     assert seen == [0, 1, 0] and again["codes"] == {"two": 2} and sum(again["commits"].values()) == 2
     assert "other code" not in again["line"]
-
-
-def test_the_code_is_that_of_the_package(monkeypatch, tmp_path):
-    (tmp_path / "zsjax" / "__pycache__").mkdir(parents=True)
-    monkeypatch.setattr(campaign, "HERE", tmp_path / "tests" / "campaigns")
-    found = []
-    for name, text in (("a.py", "1"), ("a.py", "2"), ("b.json", "1"), ("__pycache__/a.pyc", "1")):
-        (tmp_path / "zsjax" / name).write_text(text)
-        found.append(campaign.code.__wrapped__())
-    assert len(set(found)) == 3 and found[2] == found[3]
-
-
-def test_the_cpu_time_of_descendants_counts(tmp_path):
-    done = tmp_path / "done"
-    child = ("import subprocess, sys, time\nwork = 't = time.process_time()\\nwhile time.process_time() < t + 0.3: pass'\n"
-             f"subprocess.run([sys.executable, '-c', 'import time\\n' + work])\nexec(work)\nopen({str(done)!r}, 'w')\n"
-             "sys.stdin.read()")
-    before = cpu_seconds()
-    with subprocess.Popen([sys.executable, "-c", child], stdin=subprocess.PIPE) as process:
-        while not done.exists() and process.poll() is None:
-            time.sleep(0.02)
-        alive = cpu_seconds()
-        process.stdin.close()
-    assert 0.6 <= alive - before < 30 and cpu_seconds() >= alive
-
-
-def test_the_table_has_the_totals_and_what_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setenv("ZSJAX_CAMPAIGN_FOLDER", str(tmp_path))
-    (tmp_path / "other.json").write_text("[]")
-
-    def check(case):
-        assert case.seed, "two\nlines"
-
-    summaries = [table.short(run_campaign(name, [Case("a", i) for i in range(2)], check)) for name in ("load", "kills")]
-    summaries = [of | {"seconds": 5400.0, "cpu_seconds": 1800.0, "codes": {name: 2}}
-                 for of, name in zip(summaries, ("x", "y"), strict=True)]
-    assert summaries[0]["failures"] == {"a:0": "AssertionError: two"}
-    made = table.table(summaries)
-    assert "| `load` | 2 | 1 | 1.50 | 0.50 |" in made and "4 cases, 2 failed; 3.00 hours, 1.00 of CPU" in made
-    assert "within the 4 hours. Not all are of one code" in made and "Not run: `damage`, `disk`," in made
-    assert "beyond the 4 hours. All are of one code" in table.table([summaries[0]] * 3)
-    page = f"a\n{table.BEGIN}old\n{table.END}\nz\n"
-    assert table.with_table(page, made) == f"a\n{table.BEGIN}\n{made}\n{table.END}\nz\n"
-    with pytest.raises(ValueError, match="lacks the lines"):
-        table.with_table("a", made)
-
-
-def test_the_table_in_the_results_is_that_of_the_summaries_in_the_repository():
-    page = (table.HERE / "RESULTS.md").read_text()
-    assert table.with_table(page, table.table(table.summaries(table.HERE / "results"))) == page
 
 
 def test_old_records_are_read_or_their_cases_run_again_and_all_cases_together_must_prove_enough(monkeypatch, tmp_path):
@@ -347,59 +296,3 @@ def test_an_undisturbed_run_of_another_commit_is_made_again(tmp_path):
     (made.folder / "commit").write_text("another")
     assert not (Reference(made.folder, None).folder / "train").exists()
     assert (made.files / "replies.jsonl").exists()
-
-
-def test_counting_arrays_keeps_none():
-    def after_a_step(step):
-        arrays = [jnp.full(3, step + i) for i in range(5)]  # a step's own arrays, alive while they are counted
-        found = held()["arrays"]
-        del arrays
-        return found
-
-    assert len({after_a_step(step) for step in range(4)}) == 1
-
-
-def test_the_sizes_of_a_runs_files(tmp_path):
-    (tmp_path / "models" / "policy").mkdir(parents=True)
-    for name, size in (("metrics.jsonl", 5), ("models/policy/a", 2), ("models/b", 1)):
-        (tmp_path / name).write_bytes(b"x" * size)
-    assert file_sizes(tmp_path) == {"metrics.jsonl": 5, "models": 3}
-
-
-def test_programs_that_come_late_are_named():
-    lines = [{"step": step, "compile/step": int(step == 1), "compile/cached": int(step in (11, 20, 21, 30))}
-             for step in range(1, 41)]
-    assert late_compilations(lines, [0], 10) == [20, 21, 30]
-    assert late_compilations(lines, [0, 19], 10) == [30]  # a process that went on at step 19
-
-
-def test_a_run_that_stopped_searching_or_learning_is_no_long_run():
-    lines = [{"searches": 1.0, "grad_norm": 0.5, "rerank/loss": 0.1}] * 40
-    assert real_work(lines)["steps_with_grad_norm"] == 10
-    for name in lines[0]:
-        with pytest.raises(AssertionError, match=f'"{name}": 4'):
-            real_work([*lines[:34], *[line | {name: 0.0} for line in lines[34:]]])
-
-
-def test_memory_and_files_that_grow_are_named():
-    lines = [{"time/step": 1.0}] * 100
-
-    def rows(seconds=100, process=1, accelerator=False, **growth):
-        of = {"resident": 1000, "arrays": 50, "array_bytes": 600, **({"device": 90} if accelerator else {})}
-        files = {"checkpoints": 1 << 20, "metrics.jsonl": 100}
-        return [{"process": process, **{name: size * (1 + growth.get(name, 0) * i / seconds) for name, size in of.items()},
-                 "files": {name: size * (1 + growth.get(name, 0) * i / seconds) for name, size in files.items()}}
-                for i in range(seconds)]
-
-    found = memory_and_files(rows(**{"metrics.jsonl": 9}), lines)
-    assert found["arrays_second"] == found["arrays_last"] == 50 and found["bytes_checkpoints"] == 1 << 20
-    memory_and_files(rows(10, process=2, arrays=99) + rows(), lines)  # a short part of the run before it was cut off
-    for grown in ("resident", "arrays", "array_bytes", "device"):
-        with pytest.raises(AssertionError, match=f"^{grown} grew"):
-            memory_and_files(rows(accelerator=True, **{grown: 1}), lines)
-    with pytest.raises(AssertionError, match='^files grew: {"checkpoints"'):
-        memory_and_files(rows(checkpoints=1), lines)
-    with pytest.raises(AssertionError, match="40 counts in 100 s"):
-        memory_and_files(rows(40), lines)
-    with pytest.raises(AssertionError, match="no process lasted"):
-        memory_and_files(rows() + rows(process=2), lines)

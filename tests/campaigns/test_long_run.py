@@ -19,8 +19,10 @@ from tests.campaigns.runs import EXPERIMENT, write_inputs
 from zsjax.monitor.writer import read_jsonl
 
 KEPT = 20  # files of trajectories
-# The carried policy would do as well, but its draws are so alike that few groups teach anything.
-MODELS = ("--config.simulator.init=asset:tiny_world/simulator", "--config.optimizer.learning_rate=1e-5")
+# The carried base: the draws of the carried policy are so alike that few groups teach it anything. With the KL every step
+# updates.
+LEARNS = ("--config.simulator.init=asset:tiny_world/simulator", "--config.optimizer.learning_rate=1e-5",
+          "--config.algorithm.kl_coef=0.001")
 
 
 @pytest.mark.slow
@@ -38,7 +40,7 @@ def test_long_run(tmp_path_factory):
         settings = dict(steps=steps, checkpoint_every=every, eval_every=every, trajectories_every=2, trajectories_kept=KEPT)
         with Children() as children:
             code = children.run(["tests.campaigns.counted:count_and_launch", str(counts), str(workdir), "train", "--config",
-                                 f"{EXPERIMENT}:taught@{folder / 'files'}", "--workdir", str(workdir), *MODELS,
+                                 f"{EXPERIMENT}:taught@{folder / 'files'}", "--workdir", str(workdir), *LEARNS,
                                  *(f"--config.train.{name}={value}" for name, value in settings.items())],
                                 log, timeout=6 * 3600)
         assert code == 0, log.read_text()[-2000:]
