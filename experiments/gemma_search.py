@@ -26,6 +26,12 @@ split by a hash of the id: scores compare the arms here, they are not scores of 
     :baselines=true :seed=0
     :smoke               a small random model of Gemma 3's family, few steps, the sample that comes with the package
 
+The baselines cost more than the rest of an evaluation. As a run of their own, with the untrained model alone in memory, on
+fewer questions and rows (`search_agent` has a cache of 56 MB a row in float32):
+
+    python -m zsjax.launch --workdir runs/gemma_baselines --config experiments/gemma_search.py:model=runs/gemma3-270m \
+--config.stages=evaluate,report --config.evaluate.batch_rows=31 --config.data.eval_limit=186
+
 Arms that share a start:
 
     python -m zsjax.launch --workdir runs/gemma_bm25 --config experiments/gemma_search.py:\
