@@ -45,6 +45,12 @@ def test_classes_keep_what_callers_catch():
     assert issubclass(ConfigError, UserError) and str(InputNotFound("no file 'x'")) == "no file 'x'"
 
 
+def test_a_long_value_leaves_the_beginning_and_the_end_of_a_message():
+    text = str(InputError(f"config.json: kind={'x' * 100_000!r} is unknown; use a or b"))
+    assert len(text) == InputError.MOST and text.startswith("config.json: kind='x") and text.endswith("unknown; use a or b")
+    assert str(InputError("y" * InputError.MOST)) == "y" * InputError.MOST
+
+
 @pytest.mark.parametrize("error, text", [
     (FileNotFoundError(2, "No such file"), "a.txt: no such file; check the path"),
     (PermissionError(13, "Permission denied"), "a.txt: cannot be read (Permission denied); check the file"),

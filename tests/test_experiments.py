@@ -135,6 +135,13 @@ def test_smoke_gives_the_golden_run(name, smoke):
     assert not found, "\n".join(found[:20])
 
 
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_golden_run_makes_an_update(name):
+    """Where all rewards are equal, a golden run holds reinforcement to nothing."""
+    lines = [line for line in golden_runs.read(name)["metrics"] if line["stage"] == "train"]
+    assert any(line["groups_with_signal"] > 0 and line["grad_norm"] > 1e-3 for line in lines)
+
+
 def test_a_golden_run_tells_what_moved():
     golden = {"platform": "a", "metrics": [{"loss": 0.5, "stage": "train"}], "evaluation": [{"em": 0.25, "n": 4}]}
     moved = {"platform": "a", "metrics": [{"loss": 0.5 + 1e-9, "stage": "train", "new": 1.0}], "evaluation": [{"n": 4}]}

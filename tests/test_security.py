@@ -27,50 +27,81 @@ from zsjax.search.server import RetrievalServer
 from zsjax.search.simulator.prompt import SimulatorTemplate
 from zsjax.types import Question
 
-PACKAGE = ROOT / "zsjax"
+FILES = sorted(path for folder in ("zsjax", "experiments", "launch", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 # Calls that run what they are given, or read a form that can hold code.
 FORBIDDEN = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "pickle.load", "pickle.loads",
-             "pickle.Unpickler", "marshal.loads", "shelve.open", "dill.load", "joblib.load", "cloudpickle.load", 
-             "torch.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "runpy.run_path", "np.fromregex"}
+             "pickle.Unpickler", "marshal.loads", "shelve.open", "dill.load", "joblib.load", "cloudpickle.load",
+             "torch.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "runpy.run_path", "runpy.run_module",
+             "numpy.fromregex", "subprocess.getoutput", "subprocess.getstatusoutput", "pty.spawn"}
+FAMILIES = ("os.exec", "os.spawn", "os.posix_spawn", "code.interact")
 MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "yaml"}
+
+
+def imported(tree) -> dict[str, str]:
+    """What a module calls by a name of its own: name -> the whole one, such as np -> numpy, run -> subprocess.run."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.asname: alias.name for alias in node.names if alias.asname}
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            found |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def whole_name(node, names) -> str:
+    """The name that an expression has, however it was imported."""
+    first, dot, rest = ast.unparse(node).partition(".")
+    return f"{names.get(first, first)}{dot}{rest}".removeprefix("builtins.")
 
 
 def dangerous(tree) -> list[str]:
     """Calls and imports in a module that run data as code."""
-    found = []
+    found, names = [], imported(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-            found += [name for name in names if name.split(".")[0] in MODULES]
-        if not isinstance(node, ast.Call):
-            continue
-        name, options = ast.unparse(node.func), {option.arg: option.value for option in node.keywords}
-        given = {option: ast.unparse(value) for option, value in options.items() if option}
-        if name in FORBIDDEN or given.get("shell", "False") != "False" or given.get("allow_pickle", "False") != "False":
-            found.append(ast.unparse(node))
-        if name in ("np.load", "numpy.load") and given.get("allow_pickle") != "False":
-            found.append(ast.unparse(node))
-        if name.endswith("from_pretrained") and given.get("trust_remote_code", "False") != "False":
-            found.append(ast.unparse(node))
-        if name.split(".")[-1] == "Environment" and given.get("autoescape", "False") != "True" and "jinja2" in name:
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            found += [name for name in modules if name.split(".")[0] in MODULES]
+        loaded = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+        if loaded and whole_name(node, names) in ("eval", "exec", "__import__"):
+            found.append(ast.unparse(node))  # called, or given to something that calls it
+        if isinstance(node, ast.Call) and is_dangerous(whole_name(node.func, names), node):
             found.append(ast.unparse(node))
     return sorted(set(found))
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def is_dangerous(name: str, call) -> bool:
+    given = {option.arg: ast.unparse(option.value) for option in call.keywords if option.arg}
+    return (name in FORBIDDEN or name.startswith(FAMILIES)
+            or given.get("shell", "False") != "False" or given.get("allow_pickle", "False") != "False"
+            or name == "numpy.load" and given.get("allow_pickle") != "False"
+            or name.endswith("from_pretrained") and given.get("trust_remote_code", "False") != "False"
+            or name in ("jinja2.Environment", "jinja2.Template") and given.get("autoescape", "False") != "True")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_data_is_run_as_code(path):
     assert not dangerous(ast.parse(path.read_text()))
 
 
-def test_the_walk_sees_what_runs_code():
-    faulty = """
-import pickle, yaml.x
-from marshal import loads
-eval("1"); exec(x); yaml.load(f); np.load(f); np.load(f, allow_pickle=True); subprocess.run("ls", shell=True)
-AutoModel.from_pretrained("x", trust_remote_code=True); jinja2.Environment(loader=x)
-ast.literal_eval("1"); np.load(f, allow_pickle=False); subprocess.run(["ls"]); jinja2.Environment(autoescape=True)
-"""
-    assert len(dangerous(ast.parse(faulty))) == 3 + 3 + 2 + 3
+@pytest.mark.parametrize("line", [
+    "import pickle", "import yaml.x", "from marshal import loads", 'eval("1")', "exec(x)", "builtins.eval(x)",
+    "map(eval, x)", "import yaml\nyaml.load(f)", "import numpy as np\nnp.load(f)",
+    "import numpy\nnumpy.load(f, allow_pickle=True)", "from os import spawnl\nspawnl(x)",
+    "from numpy import load\nload(f)", 'subprocess.run("ls", shell=True)', "from os import system\nsystem(x)",
+    "from os import system as call\ncall(x)", "import os as o\no.popen(x)", "os.execvp(x, y)",
+    "subprocess.getoutput(x)", "from builtins import exec as run\nrun(x)", "from torch import load\nload(f)",
+    'AutoModel.from_pretrained("x", trust_remote_code=True)', "jinja2.Environment(loader=x)",
+    "from jinja2 import Environment\nEnvironment()"])
+def test_the_walk_sees_what_runs_code(line):
+    assert dangerous(ast.parse(line))
+
+
+@pytest.mark.parametrize("line", [
+    'ast.literal_eval("1")', "import numpy as np\nnp.load(f, allow_pickle=False)", 'subprocess.run(["ls"])',
+    "jinja2.Environment(autoescape=True)", "re.compile(x)", "self.eval(x)",
+    "from zsjax.plan import compile_all\ncompile_all(x)", "class C:\n    eval: str = later(1)"])
+def test_the_walk_lets_the_rest_pass(line):
+    assert not dangerous(ast.parse(line))
 
 
 def test_servers_listen_on_this_machine_alone(tmp_path):

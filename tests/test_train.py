@@ -121,10 +121,16 @@ def test_every_algorithm_takes_its_steps(name, tmp_path):
     assert lines[0]["rounds"] >= 1 and (name == "dapo" or lines[0]["rounds"] == 1)
 
 
+def test_a_kl_in_the_reward_that_weighs_nothing_needs_no_reference(tmp_path):
+    """The other presets may be given kl_coef=0 as well, but only this one has the KL in the reward."""
+    _, lines = run(tmp_path, preset("reinforce_plus_plus", kl_coef=0.0, track_kl=False), steps=1)
+    assert lines[0]["grad_norm"] > 0 and not lines[0]["nonfinite"]
+
+
 STEERED = dict(
     algorithm=preset("ppo", kl_coef=0.1, kl_in="reward", kl_kind="k1", kl_target=0.01, kl_horizon=20, lam=0.9,
                      drop_equal_groups=True, refill_rounds=1, sampler_clip=2.0, dual_clip=3.0, entropy_coef=0.01),
-    curriculum=dict(schedule="adaptive", start=0.1, end=0.6, target=0.2, rate=0.5, decay=0.5),
+    curriculum=dict(schedule="adaptive", start=0.1, end=0.6, target=0.1, rate=0.5, decay=0.5),
     value=dict(warmup_steps=1, optimizer=dict(learning_rate=0.01)), reward=dict(terms={"f1": 1.0, "searches": -0.1}),
     train=dict(microbatch_tokens=64, minibatches=2, epochs=2))
 

@@ -22,11 +22,15 @@ class InputError(UserError, ValueError):
     """A file, checkpoint, template or value of the user's cannot be used.
 
     Raised where it is read. The message is one line: field or file, value, what is wrong, what to do. Control characters
-    in what it quotes show as signs. Every other ValueError is a bug of the program and keeps its traceback.
+    in what it quotes show as signs, and the middle of a message beyond `MOST` characters is left out. Every other
+    ValueError is a bug of the program and keeps its traceback.
     """
 
+    MOST = 1200
+
     def __str__(self):
-        return printable(super().__str__(), keep="")
+        text = printable(super().__str__(), keep="")
+        return text if len(text) <= self.MOST else f"{text[:self.MOST - 305]} ... {text[-300:]}"
 
 
 class InputNotFound(InputError, FileNotFoundError):

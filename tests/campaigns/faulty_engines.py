@@ -1,13 +1,14 @@
 """A retrieval server and a chat server whose faults follow a seed: what a request meets depends on its content alone."""
 
 import collections
+import dataclasses
 import json
 import random
 import threading
 import time
 
 from tests.search.faulty_server import FaultyServer, Handler
-from zsjax.search import BM25
+from zsjax.search import BM25, registry
 from zsjax.tiny_world import world
 
 # What the server does -> the kind of failure that the client counts, and whether the client tries again.
@@ -27,13 +28,15 @@ class Script:
 
     Attributes:
       attempts: {fault: attempts that met it}; None: healthy.
+      failed: {kind of failure: requests whose last attempt met it}, where each request makes all its attempts: one that is
+        tried again makes two.
       restart_at: the attempt at which the server goes away for `away` seconds; 0: never.
     """
 
     def __init__(self, kind: str, seed: int, *, rate: float, restart_at: int = 0, away: float = 3.0):
         self.kind, self.seed, self.rate, self.restart_at, self.away = kind, seed, rate, restart_at, away
         self.faults = FAULTS | (OF_CHAT if kind == "chat" else OF_RETRIEVAL)
-        self.attempts, self.seen = collections.Counter(), collections.Counter()
+        self.attempts, self.failed, self.seen = collections.Counter(), collections.Counter(), collections.Counter()
         self.engine = BM25.from_documents(world.documents(world.worlds_of("tiny_world:train")))
         self.lock, self.restart = threading.Lock(), threading.Event()
 
@@ -47,13 +50,20 @@ class Script:
             fault = draw.choice(list(self.faults)) if draw.random() < self.rate else None
             if fault in SLOW and draw.random() < 0.5:
                 fault = "500"
-            passes = self.faults[fault][1] if fault else False
-            if passes and draw.random() < 0.3 and number % 2 == 0:
+            kind, again = self.faults[fault] if fault else (None, False)
+            if again and draw.random() < 0.3 and number % 2 == 0:
                 fault = None
+            elif kind and (not again or number % 2 == 0):
+                self.failed[kind] += 1
             self.attempts[fault] += 1
             if self.restart_at and self.attempts.total() == self.restart_at:
                 self.restart.set()
         return fault
+
+    @property
+    def answered(self) -> int:
+        """Requests that got documents, if only some."""
+        return sum(count for fault, count in self.attempts.items() if fault is None or self.faults[fault][0] is None)
 
     def reply(self, body, half: bool = False):
         if self.kind == "http":
@@ -64,6 +74,21 @@ class Script:
         found = self.engine.search([body["messages"][0]["content"]], None, k=1 if half else DOCUMENTS)[0]
         text = "\n".join(f"Doc {i}: {document.text}" for i, document in enumerate(found, 1))
         return chat(text or "Doc 1: nothing")
+
+
+def http_without_breaker(setting):
+    """The engine "http" whose every request is sent, however many have failed."""
+    return _without_breaker("http", setting)
+
+
+def chat_without_breaker(setting):
+    """The engine "chat" whose every request is sent, however many have failed."""
+    return _without_breaker("chat", setting)
+
+
+def _without_breaker(name, setting):
+    limits = dataclasses.replace(setting.limits, breaker_failures=0)
+    return registry.find(name).factory(dataclasses.replace(setting, limits=limits))
 
 
 def chat(text: str):

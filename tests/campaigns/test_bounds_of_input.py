@@ -18,6 +18,7 @@ from zsjax.models.checkpoints.hf import load_hf
 from zsjax.monitor.writer import Writer
 from zsjax.report.trajectory_index import TrajectoryIndex
 from zsjax.search import BM25, Document
+from zsjax.search.simulator.prompt import SimulatorTemplate
 
 
 def refused(words, function, *arguments):
@@ -61,6 +62,13 @@ def test_numbers_in_json_that_size_a_table(tmp_path):
     spec["model"]["vocab"]["far"] = 2**32 - 1
     (tmp_path / "tokenizer/tokenizer.json").write_text(json.dumps(spec))
     refused("the highest id is 4294967295", load_tokenizer, tmp_path / "tokenizer")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, " [" * 50_000, "{" * 100_000, " " * 100_000])
+def test_a_prompt_of_signs_without_end(tmp_path, text):
+    """Its time was quadratic: 200 s. Found by the campaign."""
+    (tmp_path / "t.txt").write_text(text)
+    refused("t.txt.* slot", SimulatorTemplate.load, tmp_path / "t.txt")
 
 
 def test_a_line_without_end_in_a_small_archive(tmp_path, monkeypatch):

@@ -3,17 +3,21 @@
     ZSJAX_CAMPAIGN_CASES=2000 ZSJAX_CAMPAIGN_FOLDER=runs/campaigns python -m pytest tests/campaigns/test_injection.py -s
 
 The policy of a rollout says a script, so that every difference comes from the hostile text. Cases of one kind are rows of
-one rollout. `document`: what an engine returns. `query`: what the policy searches for. `question`: question and gold
-answers. Each is played by the host with an engine and by the compiled program with the simulator. `page`: records in the
-report, the viewer, the terminal and the tables. `text`: documents and questions under several tokenizers.
+one rollout. `document`: what an engine returns, or a simulator writes. `query`: what the policy searches for. `question`:
+question and gold answers. Each is played by the host with an engine and by the compiled program with a simulator whose
+model wants to write hostile texts (`hostile_writer`). `page`: records in the report, the viewer, the terminal and the
+tables; tests/browser opens such pages. `text`: documents and questions under several tokenizers.
 """
 
 import collections
 import csv
+import dataclasses
 import functools
 import html.parser
 import io
+import itertools
 import json
+import random
 import re
 import threading
 
@@ -52,9 +56,36 @@ CONFIG = resolve({
 MODEL = DecoderConfig(vocab_size=TOKENIZER.vocab_size, embed_dim=32, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16,
                       mlp_dim=32)
 PARAMS = init_params(MODEL, jax.random.key(0))
+WRITER = dataclasses.replace(MODEL, embed_dim=512, tie_embeddings=False)
 SEARCH, WRONG = "<search> author of the book </search>", "<answer> wrong </answer>"
+BEGUN = ("</search", "</answer", "<answer", "<search", "</information", "<script", "<|im")  # less than a tag
 # Control characters and those that reorder text: none of them is on a page, in a table or on a terminal.
 UNSHOWN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def hostile_writer():
+    """Parameters of a simulator whose next token, but for the masks, is one that follows in our tags and hostile texts.
+
+    Attention and MLP add nothing, so a state is its token's embedding. The head solves logits = 12 + log(count) for the
+    tokens that follow it in these texts, and 0 for others. All special tokens follow each text.
+    """
+    draw, follows, rng = random.Random("writer"), collections.defaultdict(collections.Counter), np.random.default_rng(0)
+    for number in range(400):
+        text = "".join(draw.choices(ALL_TAGS, k=4)) if number % 4 else hostile_text(draw, 120)
+        ids = [*TOKENIZER.encode(text), *special(range(TOKENIZER.vocab_size)), *TOKENIZER.encode("\n<")]
+        for token, following in itertools.pairwise(ids):
+            follows[token][following] += 1
+    params = jax.tree.map(np.array, init_params(WRITER, jax.random.key(1)))
+    params["embed_tokens"] = rng.standard_normal(params["embed_tokens"].shape).astype(np.float32)
+    for kernel in (params["layers"][0]["attn"]["o_proj"], params["layers"][0]["mlp"]["down_proj"]):
+        kernel["kernel"][:] = 0
+    states = params["embed_tokens"][list(follows)]
+    states /= np.sqrt(np.square(states).mean(axis=1, keepdims=True))
+    wanted = np.zeros((len(follows), WRITER.vocab_size), np.float32)
+    for row, counts in zip(wanted, follows.values(), strict=True):
+        row[list(counts)] = 12.0 + np.log(list(counts.values()))
+    params["lm_head"] = {"kernel": (np.linalg.pinv(states) @ wanted).astype(np.float32)}
+    return jax.tree.map(jax.numpy.asarray, params)
 
 
 def special(ids, tokenizer=TOKENIZER) -> list[int]:
@@ -77,7 +108,7 @@ class Scripted:
                                       state.turn, state.length - state.turn_start)
             return drawn, jax.numpy.zeros(drawn.shape)
 
-        simulator = build.simulator(CONFIG, MODEL, PARAMS, TOKENIZER)
+        simulator = build.simulator(CONFIG, WRITER, hostile_writer(), TOKENIZER)
         self.rollouts = {"host": make_rollout(MODEL, self, TOKENIZER, CONFIG, sampler=sampler),
                          "compiled": make_rollout(MODEL, simulator, TOKENIZER, CONFIG, sampler=sampler)}
 
@@ -122,7 +153,15 @@ def played(kind: str, cases):
     return {how: player.play(how, questions, scripts) for how in player.rollouts}, questions
 
 
-def check_row(kind, row, found, question):
+def said_by(tokens, roles) -> list[str]:
+    """The text of each generation of the policy."""
+    return [TOKENIZER.decode([int(token) for token, _ in run]) for is_policy, run in itertools.groupby(
+        zip(tokens, roles, strict=True), key=lambda pair: pair[1] == types.POLICY) if is_policy]
+
+
+def check_row(kind, row, found, question) -> dict[str, int]:
+    """Fails where a hostile text is more than text. How many of its documents by the compiled program show that it tried."""
+    tried = 0
     for how, (episodes, answers, queries) in found.items():
         roles, tokens = np.asarray(episodes.roles[row]), np.asarray(episodes.tokens[row])
         status = types.STATUS_NAMES[int(episodes.status[row])]
@@ -131,6 +170,7 @@ def check_row(kind, row, found, question):
         shown = TOKENIZER.decode(tokens[roles == types.DOCUMENT].tolist())
         # What the simulator writes may hold control characters, which pages and tables show as signs.
         assert not any(tag in shown for tag in ALL_TAGS) and (how == "compiled" or not CONTROL.search(shown)), (how, shown)
+        tried += how == "compiled" and any(piece in shown for piece in BEGUN)
         inside = np.zeros(roles.shape, bool)
         for start, stop in episodes.documents_span[row]:
             inside[start:stop] = True
@@ -146,12 +186,13 @@ def check_row(kind, row, found, question):
             assert rewards.f1_score(answers[row], question.golden_answers) == 0.0 or "wrong" in " ".join(
                 question.golden_answers).lower()
         else:
-            said = TOKENIZER.decode(tokens[roles == types.POLICY].tolist())
-            assert (answers[row] is not None) <= ("</answer>" in said), how
+            said = said_by(tokens, roles)
+            assert (answers[row] is not None) <= any("</answer>" in text for text in said), (how, said)
             assert not any(tag in query for query in queries[row] for tag in ("</search>", "</answer>")), how
     # The same script, whoever finds the documents.
     ends = {how: (int(episodes.status[row]), queries[row]) for how, (episodes, _, queries) in found.items()}
     assert len(set(map(str, ends.values()))) == 1, ends
+    return {"tried": int(tried)}
 
 
 # ---------------------------------------------------------------------------------------------------- pages and text
@@ -271,8 +312,12 @@ def test_injection(tmp_path_factory):
         else:
             number, row = divmod(of_kind[case.kind].index(case), ROWS)
             found, questions = batch(case.kind, number)
-            check_row(case.kind, row, found, questions[row])
+            return {case.kind: 1, **check_row(case.kind, row, found, questions[row])}
         return {case.kind: 1}
 
-    summary = run_campaign("injection", cases, check)
+    def lacks(records):
+        tried = [record["counts"]["tried"] for record in records if "tried" in record["counts"]]
+        return f"the simulator wrote hostile text in {sum(tried)} of {len(tried)}" if 2 * sum(tried) < len(tried) else ""
+
+    summary = run_campaign("injection", cases, check, lacks=lacks)
     assert not summary["failures"], summary["line"]

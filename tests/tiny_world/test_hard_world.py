@@ -7,6 +7,8 @@ import re
 import numpy as np
 import pytest
 
+from zsjax.config import load_experiment
+from zsjax.config.fields import GatesConfig
 from zsjax.data import load_tokenizer
 from zsjax.data.assets import asset_path
 from zsjax.search import BM25
@@ -14,6 +16,7 @@ from zsjax.tiny_world import world as tiny_world
 from zsjax.tiny_world.imitation import Behaviour, episode_rows
 from zsjax.tiny_world.pretrain_simulator import world_examples
 from zsjax.tiny_world.rows import LINE, OBJECT, reading_rows, vocabulary
+from zsjax.tuning import simulator_gates
 
 HARD = dict(entities=60, relations=40, hops=4, paraphrase=0.5, near_duplicates=4, two_hop_questions=120)
 TOKENIZER = load_tokenizer(asset_path("asset:hard_world/tokenizer"))
@@ -157,3 +160,15 @@ def test_the_simulator_reads_facts_and_as_many_that_are_none():
              for word, example in zip(words, examples, strict=True)]
     assert len(examples) == 2 * len(facts) == len(set(plain)) and set(plain) > facts
     assert 0.25 < np.mean([word in RELATION_OF for word in words]) < 0.35
+
+
+@pytest.mark.parametrize("useful, noisy, off_path, failed", [
+    (0.975, 0.183, 0.025, ""), (0.98, 0.36, 0.025, "noisy"), (0.98, 0.18, 0.8, "shows the answer"),
+    (0.7, 0.18, 0.025, "useful")])
+def test_the_gates_pass_the_simulator_that_was_measured(useful, noisy, off_path, failed):
+    """The medium simulator's worst figures; one that was tuned for 300 steps instead of 640; one that leaks; a bad one."""
+    gates = GatesConfig(**load_experiment("experiments/hard_world.py").gates)
+    rows = [dict(kind=simulator_gates.RIGHT, hops=2, useful=useful, noisy=noisy, engine=1.0),
+            dict(kind=simulator_gates.FIRST_HOP, hops=2, useful=off_path, noisy=0.0, engine=0.025)]
+    found = simulator_gates.failed_gates(rows, gates)
+    assert len(found) == bool(failed) and failed in "".join(found)

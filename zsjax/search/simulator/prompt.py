@@ -17,7 +17,8 @@ SLOTS = ("mode", "Mode", "num_documents", "question", "answers", "answer", "quer
 MODES = ("useful", "noisy")
 _GIVEN_AS = {"Mode": "mode", "answer": "answers"}  # slots that show a value of another name in another form
 # A slot with the characters that touch it: tokenizers may join these with its content, up to the next blank.
-_SLOT = re.compile(r"( ?)([^\s\w{}]*)\{(\w+)\}([^\s\w{}]*[\r\n]*)")
+# A run of such characters is tried from its beginning alone: else 100,000 brackets take 200 s (8,000: 1.4 s).
+_SLOT = re.compile(r"( ?)((?:(?<![^\s\w{}])[^\s\w{}]+)?)\{(\w+)\}([^\s\w{}]*[\r\n]*)")
 _DOCUMENT_SLOT = re.compile(r"\{(\w+)\}")
 
 _NUMBER = re.compile(r"^\W*(?:doc(?:ument)?\W{0,3})?\d{1,2}\W{0,3}[:.)\]](?!\d)\s*|^[-*•]\s+|^doc(?:ument)?\s*:\s*",
