@@ -13,8 +13,8 @@ import sys
 HERE = pathlib.Path(__file__).parent
 BEGIN, END = "<!-- table: python -m tests.campaigns.table -->\n", "<!-- table: end -->"
 HOURS = 4  # of all campaigns together, at most
-CAMPAIGNS = ("kills", "signals", "two_processes", "disk", "damage", "engines", "input", "injection", "load", "hardware",
-             "long_run", "ratios")
+CAMPAIGNS = ("kills", "signals", "two_processes", "disk", "damage", "engines", "paid", "input", "injection", "load",
+             "hardware", "long_run", "ratios")
 KEPT = ("campaign", "cases", "failures", "kinds", "counts", "seconds", "cpu_seconds", "slowest", "cores", "memory_mb",
         "commits", "codes", "found")
 HEAD = """\

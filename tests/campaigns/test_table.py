@@ -1,5 +1,6 @@
 """The table of the campaigns' results, and what its rows are made of: the package's hash, CPU time, totals."""
 
+import re
 import subprocess
 import sys
 import time
@@ -58,3 +59,9 @@ def test_the_table_has_the_totals_and_what_is_missing(tmp_path, monkeypatch):
 def test_the_table_in_the_results_is_that_of_the_summaries_in_the_repository():
     page = (table.HERE / "RESULTS.md").read_text()
     assert table.with_table(page, table.table(table.summaries(table.HERE / "results"))) == page
+
+
+def test_the_table_knows_every_campaign():
+    files = [path for path in table.HERE.parent.rglob("test_*.py") if path.name not in ("test_campaign.py", "test_table.py")]
+    named = {name for path in files for name in re.findall(r'(?:check_all|run_campaign)\("(\w+)"', path.read_text())}
+    assert named == set(table.CAMPAIGNS)
