@@ -78,7 +78,7 @@ def fit(config: SupervisedConfig, model_config, params, batches: Callable, *, wr
     # The update donates its arguments; the caller keeps the parameters. Nobody keeps the optimizer's state.
     params, opt_state = jax.tree.map(jnp.copy, state.params), state.opt_state
     del state
-    left_out = {}  # {step: whether it was left out}, on the device until the metrics are read: no step waits for it
+    left_out = {}  # {step: whether it was left out}, on the device until the metrics are read
 
     def check():
         """Before anything is saved: an update that is not finite changed nothing."""
@@ -99,6 +99,7 @@ def fit(config: SupervisedConfig, model_config, params, batches: Callable, *, wr
                 raise stops.stopped(checkpoints.whereabouts())
             parts = cut(*batches(step), config.microbatch_tokens, mesh)
             given = parts if config.microbatch_tokens else parts[0]
+            jax.block_until_ready(left_out)  # a step that waits in line holds its gradient's memory already
             params, opt_state, info = update(params, opt_state, given, None, frozen)
             done = step + 1
             left_out[done] = info.pop("nonfinite")
