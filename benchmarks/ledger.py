@@ -16,6 +16,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import subprocess
@@ -63,16 +64,20 @@ def jobs(ledger: Ledger, only=()) -> Iterator[Job]:
                     yield job
 
 
-def read_results(workdir: pathlib.Path) -> dict[tuple, dict]:
-    """{(arm, digest, seed): line} of results.jsonl. The last line may be cut off by a kill; it is left out."""
-    found, path = {}, workdir / "results.jsonl"
+def read_lines(workdir: pathlib.Path) -> list[dict]:
+    """The lines of results.jsonl. The last one may be cut off by a kill; it is left out."""
+    found, path = [], workdir / "results.jsonl"
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
-            line = json.loads(text)
+            found.append(json.loads(text))
         except json.JSONDecodeError:
             continue
-        found[line["arm"], line["digest"], line["seed"]] = line
     return found
+
+
+def read_results(workdir: pathlib.Path) -> dict[tuple, dict]:
+    """{(arm, digest, seed): the last line of that run}."""
+    return {(line["arm"], line["digest"], line["seed"]): line for line in read_lines(workdir)}
 
 
 def add_result(workdir: pathlib.Path, line: dict) -> None:
@@ -113,7 +118,7 @@ def run_all(ledger: Ledger, workdir: pathlib.Path, *, only=(), hours: float | No
             continue
         if clock() >= end:
             break
-        started, folder = clock(), workdir / "runs" / f"{job.arm.name}-{job.arm.digest}-{job.seed}"
+        started, cpu, folder = clock(), _cpu_seconds(), workdir / "runs" / f"{job.arm.name}-{job.arm.digest}-{job.seed}"
         if why:
             print(f"{job.arm.name}, seed {job.seed}, is run again: {why}", flush=True)
             shutil.rmtree(folder, ignore_errors=True)  # a finished run's: the new one must not go on from there
@@ -128,9 +133,16 @@ def run_all(ledger: Ledger, workdir: pathlib.Path, *, only=(), hours: float | No
             kept |= play(job, folder)
         except RunFailed as error:
             kept["error"] = str(error)
-        add_result(workdir, kept | {"seconds": round(clock() - started, 1), "finished": time.strftime("%Y-%m-%d %H:%M")})
+        add_result(workdir, kept | {"seconds": round(clock() - started, 1), "cpu_seconds": round(_cpu_seconds() - cpu, 1),
+                                    "finished": time.strftime("%Y-%m-%d %H:%M")})
         made += 1
     return made
+
+
+def _cpu_seconds() -> float:
+    """CPU time of all processes that this one has waited for: wall time counts what else the machine does, too."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def lacks(job: Job, line: dict, outdated: Callable[[Arm | Model, dict], list[str]]) -> str:
@@ -250,7 +262,8 @@ def main(arguments=None):
     else:
         from benchmarks.hypotheses import tables
 
-        tables.write(ledger, read_results(options.workdir), options.out)
+        tables.write(tables.Results(ledger, read_results(options.workdir), read_lines(options.workdir),
+                                    options.workdir / "models"), options.out)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,22 @@
 r"""`serve-corpus` under load: throughput, latency and memory with many clients, beside bm25s used directly.
 
-    python benchmarks/serve_load.py [--documents 1000000] [--clients 1 16 64 256] [--seconds 20]
+    python benchmarks/serve_load.py [--documents 1000000] [--clients 1 16 64 256 1024] [--seconds 20]
 
 The paragraphs and the index are those of retrieval.py. The server runs in a process of its own. A client sends one query,
-waits for the reply and sends the next, on a connection that it keeps. bm25s answers the same queries one by one, in a
-process of its own, without documents: what the search alone costs on one core. Latency is what a client waits, so it
-grows with the clients once the server's cores are busy. Prints a JSON line for each number of clients.
-A refused request is an error, exit code 1.
+waits for the reply and sends the next, on a connection that it keeps. The server keeps 1,024 connections; more clients wait.
+bm25s answers the same queries one by one, without documents, by each of its selections (numpy, and jax, its default where
+jax is installed): what the search alone costs. Both sides may use the same cores, but bm25s uses about one, the server up to
+four. Latency is what a client waits, so it grows with the clients once the cores are busy. Prints a JSON line for the index,
+for bm25s, and for each number of clients. A request that is refused, or without reply for five minutes, is an error: exit
+code 1.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import pathlib
+import resource
 import shutil
 import subprocess
 import sys
@@ -20,7 +24,7 @@ import time
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-K = 3
+K, WAIT = 3, 300.0  # documents of a reply; seconds that a client waits for it
 SERVE = """
 import sys
 from zsjax.search import BM25
@@ -37,31 +41,36 @@ def main():
     parser.add_argument("--corpus", default=str(ROOT / "zsjax/data/assets/real/paragraphs.jsonl.gz"))
     parser.add_argument("--questions", default=str(ROOT / "zsjax/data/assets/real/questions.jsonl.gz"))
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("/tmp/zsjax_serve_load"))
-    parser.add_argument("--clients", type=int, nargs="*", default=[1, 16, 64, 256])
+    parser.add_argument("--clients", type=int, nargs="*", default=[1, 16, 64, 256, 1024])
     parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--direct", action="store_true", help="bm25s alone (a process of this script's own)")
+    parser.add_argument("--selections", nargs="*", default=["numpy", "jax"], help="of bm25s, used directly")
     options = parser.parse_args()
-    if options.direct:
-        print(json.dumps(direct(options)))
-        return
+    # A client and the server take a file descriptor each.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     prepare(options)
-    print(json.dumps({"documents": indexed(options)}), flush=True)
-    done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--direct"], check=True, text=True,
-                          stdout=subprocess.PIPE)
-    print(done.stdout.strip().splitlines()[-1], flush=True)
+    print(json.dumps({"documents": indexed(options), "cores": len(os.sched_getaffinity(0))}), flush=True)
+    for selection in options.selections:
+        print(json.dumps(direct(options, selection)), flush=True)
+    if lost := sum(found["refused"] + found["lost"] for found in serve(options)):
+        sys.exit(f"error: {lost} requests were refused or lost")
+
+
+def serve(options):
+    """Starts a server, prints and yields the figures of each number of clients."""
+    if not options.clients:
+        return
     server = subprocess.Popen([sys.executable, "-c", SERVE, str(options.folder / "index")], text=True, cwd=ROOT,
                               stdout=subprocess.PIPE)
     try:
         port = int(server.stdout.readline())
-        refused = 0
         for clients in options.clients:
-            found = asyncio.run(load(options, port, clients))
-            refused += found["refused"]
-            print(json.dumps(found | memory_of(server.pid)), flush=True)
+            found = asyncio.run(load(options, port, clients)) | memory_of(server.pid)
+            print(json.dumps(found), flush=True)
+            yield found
     finally:
         server.kill()
-    if refused:
-        sys.exit(f"error: {refused} requests were refused")
+        server.wait()
 
 
 def prepare(options):
@@ -88,31 +97,41 @@ def questions(options) -> list[str]:
 
 
 async def load(options, port: int, clients: int) -> dict:
-    """The figures of `clients` clients for options.seconds, after one request of each that is not counted."""
-    asked, latencies, refused = questions(options), [], []
+    """The figures of `clients` clients for options.seconds, which begin when each has had one reply."""
+    asked, latencies, refused, lost = questions(options), [], [], []
+    new, begun = clients, 0.0
 
     async def client(number: int):
+        nonlocal new, begun
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        at, end = number * 7919, None
-        while end is None or time.perf_counter() < end:
-            begun = time.perf_counter()
-            status = await ask(reader, writer, asked[at % len(asked)])
-            if end is None:
-                end = time.perf_counter() + options.seconds
-            else:
-                latencies.append(time.perf_counter() - begun)
+        at = number * 7919
+        while not lost and (new or time.perf_counter() < begun + options.seconds):
+            start = time.perf_counter()
+            try:
+                status = await asyncio.wait_for(ask(reader, writer, asked[at % len(asked)]), WAIT)
+            except (TimeoutError, asyncio.IncompleteReadError, ConnectionError) as error:
+                lost.append(repr(error))
+                break
             if status != 200:
                 refused.append(status)
+            if not new and start >= begun:
+                latencies.append(time.perf_counter() - start)
+            if at == number * 7919:
+                new -= 1
+                begun = time.perf_counter()
             at += 1
         writer.close()
 
-    begun = time.perf_counter()
     await asyncio.gather(*map(client, range(clients)))
-    latencies.sort()
-    return {"clients": clients, "requests": len(latencies), "refused": len(refused),
-            "requests_per_s": round(len(latencies) / (time.perf_counter() - begun), 1),
-            "p50_ms": round(1e3 * latencies[len(latencies) // 2], 1),
-            "p99_ms": round(1e3 * latencies[int(0.99 * (len(latencies) - 1))], 1)}
+    return {"clients": clients, "requests": len(latencies), "refused": len(refused), "lost": len(lost),
+            **rates(latencies, time.perf_counter() - begun)}
+
+
+def rates(latencies: list[float], seconds: float) -> dict:
+    """Requests a second, and the latency that a half and 99 % of the requests stayed within."""
+    ranked = sorted(latencies) or [0.0]
+    return {"requests_per_s": round(len(latencies) / seconds, 1),
+            **{f"p{share}_ms": round(1e3 * ranked[int(share / 100 * (len(ranked) - 1))], 1) for share in (50, 99)}}
 
 
 async def ask(reader, writer, query: str) -> int:
@@ -131,20 +150,25 @@ def memory_of(pid: int) -> dict:
     return {"server_peak_mb": kilobytes["VmHWM"] >> 10, "server_anonymous_mb": kilobytes["RssAnon"] >> 10}
 
 
-def direct(options) -> dict:
+def direct(options, selection: str) -> dict:
     """bm25s on the same index and queries, one query a call, numbers of documents only."""
     import bm25s
 
     index = bm25s.BM25.load(options.folder / "index", mmap=True, load_corpus=False, show_progress=False)
-    asked, begun, count = questions(options), time.perf_counter(), 0
-    while time.perf_counter() < begun + options.seconds:
-        words = bm25s.tokenize([asked[count % len(asked)]], stopwords="en", return_ids=False, show_progress=False)
+    asked, latencies = questions(options), []
+
+    def search(question):
+        words = bm25s.tokenize([question], stopwords="en", return_ids=False, show_progress=False)
         known = [word for word in words[0] if word in index.vocab_dict]
         if known:
-            index.retrieve([known], k=K, show_progress=False, backend_selection="numpy")
-        count += 1
-    seconds = time.perf_counter() - begun
-    return {"bm25s": "direct", "requests_per_s": round(count / seconds, 1), "mean_ms": round(1e3 * seconds / count, 2)}
+            index.retrieve([known], k=K, show_progress=False, backend_selection=selection)
+
+    search(asked[0])
+    begun = time.perf_counter()
+    while (start := time.perf_counter()) < begun + options.seconds:
+        search(asked[(1 + len(latencies)) % len(asked)])
+        latencies.append(time.perf_counter() - start)
+    return {"bm25s": selection, "requests": len(latencies), **rates(latencies, time.perf_counter() - begun)}
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import sys
 HERE = pathlib.Path(__file__).resolve().parent
 # Pages of the repository that the site shows as well.
 COPIED = {"experiments.md": "experiments/README.md", "benchmarks.md": "benchmarks/RESULTS.md",
-          "changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
+          "campaigns.md": "tests/campaigns/RESULTS.md", "changelog.md": "CHANGELOG.md",
+          "contributing.md": "CONTRIBUTING.md"}
 
 
 def on_files(files, config):

@@ -3,7 +3,7 @@ r"""A real language model learns to search on real questions: Gemma 3 270M, six 
     bash launch/gemma.sh                                             everything, the weights included
     python -m zsjax.launch --config experiments/gemma_search.py:model=runs/gemma3-270m --workdir runs/gemma_search
 
-The steps: a warm start on episodes that BM25 makes of three fifths of the training questions; tuning of the simulator, the
+The steps: a warm start on episodes that BM25 makes of three quarters of the training questions; tuning of the simulator, the
 same model, on searches for them; reinforcement on the other questions against the simulator under the curriculum;
 evaluation with BM25 on the held-out questions, beside prompted baselines of the untrained model and the warm start without
 documents.
@@ -18,13 +18,19 @@ split by a hash of the id: scores compare the arms here, they are not scores of 
     :engine=simulator    what answers searches in reinforcement; bm25 is Search-R1's way
     :simulator=tuned     untuned: the model with the tuned one's prompt; prompted: with a demonstration in the prompt
     :noise=0.5           P(noisy) at the end of the curriculum
-    :algorithm=rloo      any of zsjax.rl.algorithms; groups of equal reward are dropped
-    :start=DIR           another run of this experiment, whose warm start and simulator are taken
+    :algorithm=rloo      any of zsjax.rl.algorithms; with rloo and grpo's kin, groups of equal reward are dropped
+    :start=DIR           another run of this experiment, whose warm start is taken, and its simulator where it has one
     :steps=60            of reinforcement, each 16 questions by 4 episodes
     :packed=true         rows of an update are packed by length: saves time on a CPU, costs programs to compile elsewhere
     :dtype=bfloat16      of both models; float32 is faster on a CPU without products in bfloat16, with larger activations
     :baselines=true :seed=0
     :smoke               a small random model of Gemma 3's family, few steps, the sample that comes with the package
+
+The baselines cost more than the rest of an evaluation. As a run of their own, with the untrained model alone in memory, on
+fewer questions and rows (`search_agent` has a cache of 56 MB a row in float32):
+
+    python -m zsjax.launch --workdir runs/gemma_baselines --config experiments/gemma_search.py:model=runs/gemma3-270m \
+--config.stages=evaluate,report --config.evaluate.batch_rows=31 --config.data.eval_limit=186
 
 Arms that share a start:
 
@@ -55,21 +61,18 @@ def get_config(arg=None):
             raise UserError(f"config argument {name}={arg[name]!r} is unknown; use {' or '.join(known)}")
     c = ml_collections.ConfigDict()
     c.name, c.seed = "gemma_search", arg.seed
-    tuned = arg.engine == "simulator" and arg.simulator == "tuned"
-    c.stages = (*([] if arg.start else ["warm_start"]), *(["collect", "tune_simulator"] if tuned and not arg.start else []),
+    tuned, start = arg.engine == "simulator" and arg.simulator == "tuned", pathlib.Path(arg.start)
+    taken = bool(arg.start) and tuned and (start / "models" / "simulator").is_dir()
+    c.stages = (*([] if arg.start else ["warm_start"]), *(["collect", "tune_simulator"] if tuned and not taken else []),
                 "train", "evaluate", "report")
-
-    def made(name):
-        return str(pathlib.Path(arg.start) / "models" / name)
-
     c.tokenizer = arg.model
-    c.policy = dict(init=made("warm_start") if arg.start else arg.model, dtype=arg.dtype)
-    c.simulator = dict(init=made("simulator") if arg.start and tuned else arg.model, dtype=arg.dtype)
+    c.policy = dict(init=str(start / "models" / "warm_start") if arg.start else arg.model, dtype=arg.dtype)
+    c.simulator = dict(init=str(start / "models" / "simulator") if taken else arg.model, dtype=arg.dtype)
 
     questions, paragraphs = str(DATA / "questions.jsonl.gz"), str(DATA / "paragraphs.jsonl.gz")
     c.data = dict(train=f"{questions}#train", eval=f"{questions}#eval", corpus=paragraphs, eval_corpus=paragraphs)
     # A policy answers questions of its warm start from memory, and questions of "leave_out" without reading.
-    c.data.update(supervised_share=0.6, leave_out=("yes_no", "named"))
+    c.data.update(supervised_share=0.75, leave_out=("yes_no", "named"))
     c.prompts = dict(policy="plain", simulator="prompted" if arg.simulator == "prompted" else "mode_last",
                      baseline_examples=True)
     # A document is its title and 56 words. A quarter of them have more than 96 tokens; the cut loses the answer in 2 of 371.
@@ -77,12 +80,17 @@ def get_config(arg=None):
     # it with what it was asked for. One noise draw for the episodes of a question: luck does not enter their advantages.
     c.search = dict(engine=arg.engine, eval_engine="bm25", num_documents=3, max_document_tokens=96, max_query_tokens=48,
                     passage_words=56, reveal_gold="useful", temperature=0.3, noise_per="question")
-    c.rollout = dict(max_turns=2, max_turn_tokens=64, max_prompt_tokens=256, max_tokens=832)  # the agent by prompt has 240
+    c.rollout = dict(max_turns=2, max_turn_tokens=64, max_prompt_tokens=256, max_tokens=832)  # the agent by prompt: 240
     update = dict(microbatch_tokens=1024) if arg.packed else {}
-    # 120 steps of 8 are 1.6 times its 600 episodes; more of them would be learned by heart.
-    c.warm_start = dict(steps=120, batch_rows=8, max_tokens=832, checkpoint_every=60, every_hop=True, **update,
+    # For 45 minutes on two cores. Two documents of each search are shown: 249 tokens an episode on average, and 98 % of
+    # those of two searches have at most 480. Four episodes are 985 tokens, computed as 1,249 in 2.7 parts of 512; parts of
+    # 1,024 compute 1,538, and one array of four rows 1,920. Each episode is seen once: twice is learned by heart.
+    c.warm_start = dict(steps=190, batch_rows=4, max_tokens=480, checkpoint_every=38, every_hop=True, episode_documents=2,
+                        microbatch_tokens=512 if arg.packed else 0,
                         optimizer=dict(learning_rate=3e-5, schedule="linear", warmup_steps=10))
     c.warm_start.update(bridges=True, named_share=0.1)
+    if (start / "episodes.jsonl").is_file() and arg.start:
+        c.warm_start.episodes = str(start / "episodes.jsonl")
     # The policy would ask the question itself in nearly all episodes, so none is played. A quarter of the examples asks
     # beside the point and shows what BM25 finds: else the simulator tells the answer to any query.
     c.collect = dict(episodes=0, queries=("question", "episodes"), off_target=0.25, shuffle=True, label="contains",
@@ -93,7 +101,9 @@ def get_config(arg=None):
     c.curriculum = dict(schedule="zero_search", start=0.0, end=arg.noise)
     # A fifth to two fifths of the groups had a signal on a GPU (LOG.md). So: many questions, and others in place of groups
     # without one. The KL was 0.02 to 0.06 nats, of which 1e-3 is nothing, and the reference costs a pass and 1 GB.
-    c.algorithm = {"refill_rounds": 1} | preset(arg.algorithm, drop_equal_groups=True, kl_coef=0.0, track_kl=False)
+    c.algorithm = preset(arg.algorithm, kl_coef=0.0, track_kl=False)
+    if c.algorithm["advantage"] in ("rloo", "grpo"):
+        c.algorithm = {"refill_rounds": 1} | dict(c.algorithm, drop_equal_groups=True)
     c.optimizer = dict(learning_rate=1e-5, schedule="linear", warmup_steps=5)
     c.train = dict(steps=arg.steps, questions_per_step=16, group_size=4, eval_every=20, eval_questions=93,
                    checkpoint_every=20, trajectories_every=20, **update)
@@ -120,10 +130,12 @@ def _smoke(c):
     c.data.update(train=questions, eval=questions, corpus=paragraphs, eval_corpus=paragraphs, eval_limit=16)
     c.search.update(num_documents=2, max_document_tokens=24, passage_words=12)
     c.rollout.update(max_prompt_tokens=96, max_turn_tokens=40, max_tokens=192)  # two widths of a batch: see packing.widths
-    c.warm_start.update(steps=60, max_tokens=192, microbatch_tokens=0, checkpoint_every=60)
+    c.warm_start.update(steps=60, batch_rows=8, max_tokens=192, microbatch_tokens=0, checkpoint_every=60)
     c.warm_start.optimizer.learning_rate = 1e-2
     c.collect.update(hold_out=0.0, label="ranking")
     c.tune_simulator.update(steps=2, max_tokens=320, checkpoint_every=2, microbatch_tokens=0)
     c.train.update(steps=2, questions_per_step=4, group_size=4, eval_every=2, eval_questions=16, microbatch_tokens=0)
+    # So small a model answers nothing rightly. Without a difference in rewards all groups are dropped: no update.
+    c.reward = dict(terms=dict(f1=1.0, searches=0.1))
     c.evaluate.update(batch_rows=16, baselines=c.evaluate.baselines[:1])
     return c

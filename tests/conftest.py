@@ -19,15 +19,14 @@ GENERATED_CASES = int(os.environ.get("ZSJAX_GENERATED_CASES", "60"))
 # `bash launch/test.sh --quick` leaves them out; the whole run begins with them, lest a worker end with a long one alone.
 LONG_FILES = """
     test_experiments test_notebooks rollout/test_continuous rollout/test_turns test_resume test_hosts test_train
-    test_supervised test_no_compilation test_plan plan/test_presets plan/test_document plan/test_targets
-    rollout/test_host models/test_cache
-    models/test_int8_cache models/test_parity search/test_engine_of_ones_own rollout/test_reranking test_sharding
-    models/test_attention sampling/test_tags rollout/test_pairing tiny_world/test_reading models/test_lora
-    models/test_gemma3 rl/test_packing test_readme rl/test_update campaigns/test_injection tuning/test_tune
-    docs/test_minimal_loop test_accounting test_baselines rollout/test_what_ends_and_what_stays_text
-    models/test_value seams/test_action models/test_quant rl/test_logprobs search/test_dense models/test_gguf
-    models/test_induction seams/test_loss test_viewer tiny_world/test_hard_world tiny_world/test_learning
-    campaigns/test_input
+    test_supervised test_no_compilation test_live_arrays test_plan plan/test_presets plan/test_document
+    plan/test_targets rollout/test_host models/test_cache models/test_int8_cache models/test_parity
+    search/test_engine_of_ones_own rollout/test_reranking test_sharding models/test_attention sampling/test_tags
+    rollout/test_pairing tiny_world/test_reading models/test_lora models/test_gemma3 rl/test_packing test_readme
+    rl/test_update campaigns/test_injection tuning/test_tune docs/test_minimal_loop test_accounting test_baselines
+    rollout/test_what_ends_and_what_stays_text models/test_value seams/test_action models/test_quant rl/test_logprobs
+    search/test_dense models/test_gguf models/test_induction seams/test_loss test_viewer tiny_world/test_hard_world
+    tiny_world/test_learning campaigns/test_input
 """.split()
 
 

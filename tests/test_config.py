@@ -8,6 +8,7 @@ import pytest
 
 from zsjax import config as configuration
 from zsjax.config import Config, ConfigError, UserError, checks, diff, from_json, parse_arg, resolve, to_json
+from zsjax.rl.algorithms import preset
 
 # A config whose files all exist, whatever assets are carried: problems found in it are the test's own.
 SHAPE = dict(embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64)
@@ -192,6 +193,16 @@ def test_devices():
     assert problem.field == "train.microbatch_rows" and "multiple of 8" in problem.fix
     # 5 questions a step fill no 8 devices evenly: rollouts fill up, only rows of an update must divide.
     assert not checks.find_device_problems(resolve(good(train=dict(questions_per_step=5, group_size=8))), 8)
+
+
+@pytest.mark.parametrize("name, whole", [("reinforce", True), ("ppo", True), ("rloo", False), ("dr_grpo", False)])
+def test_groups_of_equal_reward_are_dropped_only_where_they_teach_nothing(name, whole):
+    """whole: the baseline is of the batch or a model, so that a group of equal rewards has a gradient."""
+    config = good(algorithm=preset(name, drop_equal_groups=True))
+    if whole:
+        assert "'rloo' or 'grpo'" in problems_of(config)["algorithm.drop_equal_groups"]
+    else:
+        resolve(config)
 
 
 def test_devices_of_the_simulator():

@@ -46,10 +46,15 @@ class FakeRollout:
             documents_span=np.zeros((B, 1, 2), int)))), RolloutWork(*np.array([[4], [B], [0], [0]])))
 
 
-def play(rollout, step, noise=0.0, **algorithm):
+def actor(rollout, **algorithm):
+    algorithm = {"drop_equal_groups": "refill_rounds" in algorithm} | algorithm
     config = resolve(dict(train=dict(questions_per_step=3, group_size=2), algorithm=algorithm), check=False)
+    return Actor(config, rollout, STREAM, Words())
+
+
+def play(rollout, step, noise=0.0, **algorithm):
     settings = Settings(step=step, key="k", noise=noise, real_share=None, kl_coef=np.float32(0), reranker=None)
-    return Actor(config, rollout, STREAM, Words()).play({}, settings)
+    return actor(rollout, **algorithm).play({}, settings)
 
 
 def test_without_refilling_a_step_is_one_rollout():
@@ -58,23 +63,27 @@ def test_without_refilling_a_step_is_one_rollout():
     assert rollout.calls == [([q.id for q in STREAM.batch(5, 3)], [0, 1, 2], 0.25, "k")]
     assert played.scores.tolist() == [0, 0, 1, 0, 1, 1] and played.row_valid.all() and played.rounds == 1
     assert [q.id for q in played.questions[::2]] == rollout.calls[0][0]
+    assert played.as_played is played and actor(rollout).metrics(played) == {}
     metrics = episode_metrics(played)
     assert metrics["reward"] == metrics["reward/f1"] == 0.5 and metrics["groups_with_signal"] == pytest.approx(1 / 3)
 
 
 def test_groups_without_a_signal_are_replaced_by_fresh_questions():
     rollout = FakeRollout(lambda g: {1: 1, 3: 1, 5: 2, 6: 1, 7: 1}.get(g, 0))
-    played = play(rollout, 2, drop_equal_groups=True, refill_rounds=3)
+    played = play(rollout, 2, refill_rounds=3)
     # Round 0 gives group 1, round 1 group 3, round 2 groups 6 and 7, of which one is needed; a third is not played.
     assert played.episodes.group_id.tolist() == [3, 3, 1, 1, 6, 6] and played.rounds == 3 == len(rollout.calls)
     assert played.scores.tolist() == [1, 0] * 3 and played.row_valid.all()
     assert len({i for call in rollout.calls for i in call[0]}) == 9  # nobody is asked twice
-    again = play(FakeRollout(lambda g: 1), 3, drop_equal_groups=True, refill_rounds=3)
+    metrics = episode_metrics(played.as_played)  # of the first round, since the others' groups were chosen for their rewards
+    assert (metrics["reward"], metrics["groups_with_signal"]) == (pytest.approx(1 / 6), pytest.approx(1 / 3))
+    assert metrics["rounds"] == 3 and actor(rollout, refill_rounds=3).metrics(played) == {"groups_after_refill": 1.0}
+    again = play(FakeRollout(lambda g: 1), 3, refill_rounds=3)
     assert not {q.id for q in again.questions} & {q.id for q in played.questions}
 
 
 def test_what_cannot_be_replaced_leaves_the_loss():
-    played = play(FakeRollout(lambda g: g == 1), 0, drop_equal_groups=True, refill_rounds=1)
+    played = play(FakeRollout(lambda g: g == 1), 0, refill_rounds=1)
     assert played.rounds == 2 and played.row_valid.tolist() == [False, False, True, True, False, False]
 
 

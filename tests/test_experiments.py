@@ -13,11 +13,13 @@ import pytest
 from tests import golden_runs
 from tests.environment import one_device
 from zsjax.config import ConfigError, from_json, resolve
+from zsjax.data import load_questions
 from zsjax.data.assets import asset_path
 from zsjax.launch import load_experiment
 from zsjax.models import load_hf
 from zsjax.monitor.catalog import find_metric, is_step_metric
 from zsjax.monitor.writer import read_jsonl
+from zsjax.rewards import normalize_answer
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py"))
@@ -52,6 +54,28 @@ def test_real_questions_of_ones_own_models_leave_the_toys_limits():
     assert config.train.steps == 200 and load("real_questions", "policy=here,steps=7").train.steps == 7
     assert smoke.rollout.max_tokens < toy.rollout.max_tokens == 704 and toy.train.steps == 20
     resolve(config, files=False)
+
+
+def test_gemma_s_later_stages_start_from_a_warm_start_alone(tmp_path):
+    """A folder with no tuned simulator gets one; a folder with one gives it."""
+    config = load("gemma_search", f"model=here,start={tmp_path}")
+    assert config.stages == ("collect", "tune_simulator", "train", "evaluate", "report") and config.simulator.init == "here"
+    assert config.policy.init == str(tmp_path / "models" / "warm_start") and "episodes" not in config.warm_start
+    (tmp_path / "models" / "simulator").mkdir(parents=True)
+    (tmp_path / "episodes.jsonl").touch()
+    config = load("gemma_search", f"model=here,start={tmp_path}")
+    assert config.stages[0] == "train" and config.simulator.init == str(tmp_path / "models" / "simulator")
+    assert config.warm_start.episodes == str(tmp_path / "episodes.jsonl")
+    assert load("gemma_search", f"model=here,start={tmp_path},engine=bm25").simulator.init == "here"
+    assert load("gemma_search", "model=here").stages[0] == "warm_start"
+
+
+def test_no_evaluation_question_of_gemma_s_is_trained_on_in_other_words():
+    path = ROOT / "experiments" / "data" / "search_qa" / "questions.jsonl.gz"
+    train, held_out = ([set(normalize_answer(question.question).split()) for question in load_questions(path, split=split)]
+                       for split in ("train", "eval"))
+    assert (len(train), len(held_out)) == (1793, 465)
+    assert not [words for words in held_out for other in train if len(words & other) > 0.75 * len(words | other)]
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +133,13 @@ def test_smoke_gives_the_golden_run(name, smoke):
     """A change that moves a number on purpose writes the file anew (`python -m tests.golden_runs`) and says why."""
     found = golden_runs.differences(golden_runs.read(name), golden_runs.of_run(smoke(name)))
     assert not found, "\n".join(found[:20])
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_golden_run_makes_an_update(name):
+    """Where all rewards are equal, a golden run holds reinforcement to nothing."""
+    lines = [line for line in golden_runs.read(name)["metrics"] if line["stage"] == "train"]
+    assert any(line["groups_with_signal"] > 0 and line["grad_norm"] > 1e-3 for line in lines)
 
 
 def test_a_golden_run_tells_what_moved():

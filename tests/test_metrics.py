@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import io
 import json
 
@@ -198,6 +199,8 @@ def test_news_of_searches():
     assert search_metrics(told) == {"reach": 1 / 3, "repeated_queries": 1 / 3, "results_without_news": 1 / 3}
     assert search_metrics([outcome("x", ("who", "who"), (first, ""))])["results_without_news"] == 0  # nothing was shown
     assert set(search_metrics([outcome("y")]).values()) == {0.0}
+    numbered = dataclasses.replace(told[0], golds=("1",))
+    assert search_metrics([numbered])["reach"] == 0  # "Doc 1" is a number, not an answer
 
 
 def test_token_metrics_read_policy_tokens_only():

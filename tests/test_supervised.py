@@ -66,6 +66,16 @@ def test_a_run_that_was_cut_off_ends_the_same(tmp_path, devices):
     assert lines(tmp_path / "whole") == lines(tmp_path / "cut")
 
 
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path):
+    whole = train(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "ckpt").iterdir()) == ["4", "6"]
+    (tmp_path / "ckpt" / "6" / "about" / "metadata").write_text("{")
+    seen = []
+    again = train(tmp_path, lambda step: seen.append(step) or batches(step))
+    assert seen == [4, 5] and (tmp_path / "ckpt" / "damaged-6").is_dir()
+    jax.tree.map(np.testing.assert_array_equal, whole, again)
+
+
 def test_a_signal_ends_it_with_its_state_saved(tmp_path):
     def stopped(step):
         if step == 3:
@@ -119,9 +129,22 @@ def test_tokens_behind_the_last_weighted_one_and_the_callers_params_are_left_alo
 def test_a_loss_that_is_not_finite_stops_the_loop(tmp_path):
     params = init_params(MODEL, jax.random.key(0))
     params["norm"] = jnp.full_like(params["norm"], jnp.nan)
-    with pytest.raises(NonFiniteUpdate, match="step 2.*; the state of step 1 is in ") as error:
+    with pytest.raises(NonFiniteUpdate, match="step 1.*; the state of step 0 is in ") as error:
         train(tmp_path, params=params)
-    assert isinstance(error.value, UserError) and (tmp_path / "ckpt" / "1").is_dir()
+    assert isinstance(error.value, UserError) and (tmp_path / "ckpt" / "0").is_dir()
+
+
+@pytest.mark.parametrize("bad, every, state", [(3, 6, "no state was saved"), (3, 2, "the state of step 2 is in"),
+                                               (6, 6, "the state of step 5 is in")])
+def test_one_step_that_is_not_finite_is_noticed_wherever_it_stands(tmp_path, bad, every, state):
+    """The steps after it are finite, so that the numbers of a line show nothing."""
+
+    def poisoned(step):
+        tokens, weights = batches(step)
+        return tokens, weights * np.float32(3e38 if step + 1 == bad else 1)
+
+    with pytest.raises(NonFiniteUpdate, match=f"step {bad}: .*; {state}"):
+        train(tmp_path, poisoned, dataclasses.replace(PHASE, checkpoint_every=every))
 
 
 SHAPE = dict(embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, mlp_dim=32)

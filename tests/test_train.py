@@ -121,10 +121,16 @@ def test_every_algorithm_takes_its_steps(name, tmp_path):
     assert lines[0]["rounds"] >= 1 and (name == "dapo" or lines[0]["rounds"] == 1)
 
 
+def test_a_kl_in_the_reward_that_weighs_nothing_needs_no_reference(tmp_path):
+    """The other presets may be given kl_coef=0 as well, but only this one has the KL in the reward."""
+    _, lines = run(tmp_path, preset("reinforce_plus_plus", kl_coef=0.0, track_kl=False), steps=1)
+    assert lines[0]["grad_norm"] > 0 and not lines[0]["nonfinite"]
+
+
 STEERED = dict(
     algorithm=preset("ppo", kl_coef=0.1, kl_in="reward", kl_kind="k1", kl_target=0.01, kl_horizon=20, lam=0.9,
                      drop_equal_groups=True, refill_rounds=1, sampler_clip=2.0, dual_clip=3.0, entropy_coef=0.01),
-    curriculum=dict(schedule="adaptive", start=0.1, end=0.6, target=0.2, rate=0.5, decay=0.5),
+    curriculum=dict(schedule="adaptive", start=0.1, end=0.6, target=0.1, rate=0.5, decay=0.5),
     value=dict(warmup_steps=1, optimizer=dict(learning_rate=0.01)), reward=dict(terms={"f1": 1.0, "searches": -0.1}),
     train=dict(microbatch_tokens=64, minibatches=2, epochs=2))
 
@@ -155,11 +161,12 @@ def test_a_signal_ends_a_run_with_its_state_saved(tmp_path, during):
     jax.tree.map(np.testing.assert_array_equal, params, resumed)
 
 
-def test_the_first_and_the_newest_trajectories_are_kept(tmp_path, capsys):
-    run(tmp_path, preset("grpo"), steps=5, train=dict(trajectories_every=1, trajectories_kept=3, eval_every=9))
+@pytest.mark.parametrize("kept,left", [(3, [1, 4, 5]), (5, [1, 2, 3, 4, 5]), (8, [1, 2, 3, 4, 5])])
+def test_the_first_and_the_newest_trajectories_are_kept_and_none_goes_below_the_limit(kept, left, tmp_path, capsys):
+    run(tmp_path, preset("grpo"), steps=5, train=dict(trajectories_every=1, trajectories_kept=kept, eval_every=9))
     names = [path.name for path in sorted((tmp_path / "trajectories").iterdir())]
-    assert names == ["train_000001.jsonl", "train_000004.jsonl", "train_000005.jsonl"]
-    assert capsys.readouterr().out.count("the first file and the 2 newest are kept") == 1
+    assert names == [f"train_{step:06d}.jsonl" for step in left]
+    assert capsys.readouterr().out.count(f"the first file and the {kept - 1} newest are kept") == (kept < 5)
 
 
 def test_what_steers_a_run_survives_a_kill(tmp_path):

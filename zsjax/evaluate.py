@@ -12,6 +12,7 @@ from zsjax import rewards
 from zsjax.errors import InputError
 from zsjax.rollout import transcript
 from zsjax.sampling import ragged
+from zsjax.search.simulator.prompt import bare_line
 from zsjax.types import Episodes, Metric, Question
 
 SCORES = {"em": rewards.exact_match, "f1": rewards.f1_score, "contains": rewards.contains_match}
@@ -87,8 +88,11 @@ def _documents(record: dict) -> str:
 
 
 def reach(shown: str, golden_answers: Sequence[str]) -> float:
-    """1.0 where the documents that an episode was shown hold a gold answer, else 0.0: the most that reading can earn."""
-    return rewards.contains_match(shown, golden_answers)
+    """1.0 where the documents that an episode was shown hold a gold answer, else 0.0: the most that reading can earn.
+
+    shown: a line each. Their numbers do not count: "Doc 1" does not hold the answer "1".
+    """
+    return rewards.contains_match("\n".join(map(bare_line, shown.splitlines())), golden_answers)
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:

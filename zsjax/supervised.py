@@ -54,7 +54,8 @@ def fit(config: SupervisedConfig, model_config, params, batches: Callable, *, wr
       The trained parameters, on the mesh.
 
     Raises:
-      NonFiniteUpdate: the loss or its gradient is not finite; the state before that step is saved.
+      NonFiniteUpdate: the loss or its gradient of a step is not finite. The message names the step and the state on disk:
+        the one before it, or the last checkpoint where other steps came between it and the look at the metrics.
     """
     mesh = None if mesh is None or mesh.size == 1 else mesh
     optimizer = make_optimizer(config.optimizer, config.steps)
@@ -68,7 +69,7 @@ def fit(config: SupervisedConfig, model_config, params, batches: Callable, *, wr
         model_config, optimizer, chunk=config.logprob_chunk, remat=config.remat, packed=config.microbatch_tokens > 0,
         assemble=whole))
     state = on_mesh(0, params, optimizer.init(params), mesh)
-    checkpoints = Checkpointer(directory, keep=1, config_json=config_json, before=writer.flush)
+    checkpoints = Checkpointer(directory, keep=2, config_json=config_json, before=writer.flush)
     if (restored := checkpoints.restore(state)) is not None:
         _, state, _ = restored
         logging.info("%s: resumed at step %d", stage, int(state.step))
@@ -77,24 +78,34 @@ def fit(config: SupervisedConfig, model_config, params, batches: Callable, *, wr
     # The update donates its arguments; the caller keeps the parameters. Nobody keeps the optimizer's state.
     params, opt_state = jax.tree.map(jnp.copy, state.params), state.opt_state
     del state
+    left_out = {}  # {step: whether it was left out}, on the device until the metrics are read: no step waits for it
+
+    def check():
+        """Before anything is saved: an update that is not finite changed nothing."""
+        bad = [step for step, flag in jax.device_get(left_out).items() if flag]
+        if bad and bad == [*left_out][-len(bad):]:  # this is still the state before the first of them
+            checkpoints.save(bad[0] - 1, on_mesh(bad[0] - 1, params, opt_state, mesh))
+        if bad:
+            raise NonFiniteUpdate(f"{stage}, step {bad[0]}: the loss or its gradient is not finite; "
+                                  f"{checkpoints.whereabouts()}. Lower the learning rate or check the data")
+        left_out.clear()
+
     with checkpoints, writer.progress(stage, total=config.steps, done=first), stops.deferred():
         start = time.perf_counter()
         for step in range(first, config.steps):
             if stops.requested():
+                check()
                 checkpoints.save(step, on_mesh(step, params, opt_state, mesh))
                 raise stops.stopped(checkpoints.whereabouts())
             parts = cut(*batches(step), config.microbatch_tokens, mesh)
             given = parts if config.microbatch_tokens else parts[0]
             params, opt_state, info = update(params, opt_state, given, None, frozen)
             done = step + 1
+            left_out[done] = info.pop("nonfinite")
             saves = done % config.checkpoint_every == 0 or done == config.steps
             if done % LOG_EVERY == 0 or saves:
+                check()
                 metrics = {name: float(value) for name, value in jax.device_get(info).items()}
-                if metrics.pop("nonfinite"):
-                    # The update changed nothing: this is still the state before the step.
-                    checkpoints.save(step, on_mesh(step, params, opt_state, mesh))
-                    raise NonFiniteUpdate(f"{stage}, step {done}: the loss or its gradient is not finite; "
-                                          f"{checkpoints.whereabouts()}. Lower the learning rate or check the data")
                 if saves and measure is not None:
                     metrics |= measure(whole(params, frozen))
                 writer.write(done, metrics | {"time/elapsed": time.perf_counter() - start}, stage)

@@ -127,7 +127,8 @@ def train(setup: Setup, workdir: pathlib.Path, writer: Writer, *, evaluate: Call
                 state, info = learner.update(state, select(config.train, batch, played), settings)
             recorder.trajectories(step, state, played, info)  # an update that is not finite ends the run here
 
-            metrics = steering.metrics(settings) | episode_metrics(played) | actor.rollout.take() | of_tokens | info
+            metrics = (steering.metrics(settings) | episode_metrics(played.as_played) | actor.metrics(played)
+                       | actor.rollout.take() | of_tokens | info)
             state, more = steering.follow(state, settings, played, metrics)
             metrics |= more
             if evaluate and ((step + 1) % config.train.eval_every == 0 or step + 1 == config.train.steps):

@@ -1,11 +1,12 @@
 """Hypotheses and arms as files: cNN.toml is a claim, dNN.toml one about the world itself, arms.toml has the arms and the
-models that they start from.
+models that they start from, defaults.toml what the experiments do by default and the claims that it follows from.
 
 A claim's file:
 
     id, title, claim, source    texts; seeds: list of numbers; order: when it is run, lowest first
     note                        text: what the comparison does not say
-    default, follows_if         text: what the experiments do by default here, and the verdict from which that follows
+    caveat                      text: why a verdict on it says less than it seems to
+    models                      models of arms.toml whose gates the section shows
     [[comparisons]]             says, smallest (zsjax's ledger rule: verdict.py), treatment and control: "arm:measure"
     [[correlations]]            says, smallest, x and y: measures; arms: over whose runs, each measured from the means of
                                 its arm and of its seed
@@ -22,7 +23,8 @@ import pathlib
 import tomllib
 from collections.abc import Mapping, Sequence
 
-from benchmarks.hypotheses import verdict
+from benchmarks.hypotheses import defaults, verdict
+from benchmarks.hypotheses.defaults import Default
 
 FOLDER = pathlib.Path(__file__).parent
 
@@ -87,8 +89,8 @@ class Hypothesis:
     correlations: tuple[Correlation, ...] = ()
     show: tuple[str, ...] = ()
     note: str = ""
-    default: str = ""
-    follows_if: str = verdict.SUPPORTED
+    caveat: str = ""
+    models: tuple[str, ...] = ()
 
     def arms(self) -> list[str]:
         """Names of the arms that it needs, each once."""
@@ -110,6 +112,7 @@ class Ledger:
     hypotheses: Sequence[Hypothesis]
     arms: Mapping[str, Arm]
     models: Mapping[str, Model]
+    defaults: Sequence[Default] = ()
 
 
 def settings(overrides: Mapping[str, str], models: pathlib.Path) -> dict[str, str]:
@@ -133,7 +136,7 @@ def load(folder: pathlib.Path = FOLDER) -> Ledger:
     models = {name: Model(name, **fields) for name, fields in shared.get("models", {}).items()}
     for_all = shared.get("shared", {})
     arms = {name: Arm(name, fields["arg"], for_all | fields.get("overrides", {})) for name, fields in shared["arms"].items()}
-    found = sorted((_hypothesis(path) for path in folder.glob("[cd]*.toml")), key=lambda h: (h.order, h.id))
+    found = sorted((_hypothesis(path) for path in folder.glob("[cd][0-9]*.toml")), key=lambda h: (h.order, h.id))
     for hypothesis in found:
         for name in hypothesis.arms():
             if name not in arms:
@@ -142,7 +145,10 @@ def load(folder: pathlib.Path = FOLDER) -> Ledger:
         for value in owner.overrides.values():
             if value.startswith("@") and value[1:].partition("/")[0] not in models:
                 raise ValueError(f"arms.toml: {owner.name} names the model {value!r}, which is not there")
-    return Ledger(found, arms, models)
+    listed = defaults.load(folder / "defaults.toml")
+    if unknown := {default.claim for default in listed} - {"", *(hypothesis.id for hypothesis in found)}:
+        raise ValueError(f"defaults.toml: claim = {min(unknown)!r} is in no file")
+    return Ledger(found, arms, models, listed)
 
 
 def _read(path):
@@ -161,9 +167,8 @@ def _hypothesis(path) -> Hypothesis:
         correlations = tuple(Correlation(**{**c, "arms": tuple(c["arms"])}) for c in fields.pop("correlations", ()))
         for test in (*comparisons, *correlations):
             verdict.decide(test.says, verdict.Effect(0.0, 1.0, 2), test.smallest)  # raises
-        if fields.get("follows_if", verdict.SUPPORTED) not in (verdict.SUPPORTED, verdict.REFUTED):
-            raise ValueError(f"follows_if = {fields['follows_if']!r}; use {verdict.SUPPORTED} or {verdict.REFUTED}")
-        return Hypothesis(**{**fields, "seeds": tuple(fields["seeds"]), "show": tuple(fields.get("show", ()))},
+        lists = {name: tuple(fields.get(name, ())) for name in ("show", "models")}
+        return Hypothesis(**{**fields, "seeds": tuple(fields["seeds"]), **lists},
                           comparisons=comparisons, correlations=correlations)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error

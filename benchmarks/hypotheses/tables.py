@@ -1,30 +1,38 @@
-"""experiments/ledger.md and its plots, from the stored lines alone."""
+"""experiments/ledger.md and its plots, from the stored lines and the gates of the models alone."""
 
+import json
 import math
 import pathlib
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from benchmarks.hypotheses import outdated, verdict
+from benchmarks.hypotheses import defaults, outdated, verdict
 from benchmarks.hypotheses.entries import Comparison, Correlation, Hypothesis, Ledger
+from benchmarks.hypotheses.signs import signs
 from benchmarks.hypotheses.verdict import Effect
 from zsjax.report import charts
 
 NOT_RUN, UNFINISHED = "not run", "not finished"
+AT_STEP = re.compile(r"(.+)@(\d+)")  # a curve's value after so many steps, beside the measures
 COLUMNS = {"em_1": "1 hop", "em_2": "2 hops", "em_3": "3 hops", "em": "all", "em_lost": "lost", "em_wrong": "wrong",
            "searches": "searches", "words_per_answer": "words an answer",
-           "contradicted": "contradicted", "false_facts": "false facts", "fall": "fall", "train_seconds": "seconds"}
-FELL = 0.1  # EM below its best, from which a run counts as fallen
+           "contradicted": "contradicted", "false_facts": "false facts", "fall": "fall", "eval/em@10": "step 10",
+           "train_searches": "searches in training", "train_tokens": "tokens", "train_seconds": "seconds"}
 STYLE = ("<style>text{font:11px sans-serif;fill:#334155}.grid{stroke:#e2e8f0}path{fill:none;stroke-width:1.5}"
          ".raw{opacity:.25}circle:not(.dot){opacity:0}</style>")
 
 
 class Results:
-    """The lines of the ledger's runs, by arm and seed."""
+    """The lines of the ledger's runs, by arm and seed.
 
-    def __init__(self, ledger: Ledger, lines: Mapping[tuple, Mapping]):
-        self.ledger, self.lines = ledger, lines
+    stored: all lines, with those that a later run has replaced; models: the folder of the models that arms start from.
+    """
+
+    def __init__(self, ledger: Ledger, lines: Mapping[tuple, Mapping], stored: Sequence[Mapping] = (),
+                 models: pathlib.Path | None = None):
+        self.ledger, self.lines, self.stored = ledger, lines, stored or list(lines.values())
+        self.models = models
         self.outdated = {}  # {(arm, digest, seed): settings that the arm has otherwise today}
         for key, line in lines.items():
             name, digest, _ = key
@@ -39,8 +47,15 @@ class Results:
                 if key[:2] == (arm, digest) and "error" not in line and key not in self.outdated}
 
     def values(self, arm: str, measure: str) -> dict[int, float]:
-        return {seed: line["measures"][measure] for seed, line in sorted(self.of(arm).items())
-                if measure in line["measures"]}
+        """{seed: value} of the arm's runs that have it. measure: a measure's name, or "CURVE@STEP" for a curve's value."""
+        found = {}
+        for seed, line in sorted(self.of(arm).items()):
+            if at := AT_STEP.fullmatch(measure):
+                curve, step = line["curves"].get(at[1], []), int(at[2])
+                found[seed] = curve[step - 1] if step <= len(curve) else None
+            else:
+                found[seed] = line["measures"].get(measure)
+        return {seed: value for seed, value in found.items() if value is not None}
 
     def effect(self, test: Comparison | Correlation, seeds: Sequence[int]) -> Effect | None:
         """The effect over the hypothesis's seeds, None where a run that it needs is missing in all of them."""
@@ -57,9 +72,9 @@ class Results:
         return verdict.paired(treatment, control) if treatment.keys() & control.keys() else None
 
 
-def write(ledger: Ledger, lines: Mapping[tuple, Mapping], out: pathlib.Path) -> None:
+def write(results: Results, out: pathlib.Path) -> None:
     """Writes out/ledger.md and out/ledger/*.svg."""
-    results = Results(ledger, lines)
+    ledger = results.ledger
     plots = out / "ledger"
     plots.mkdir(parents=True, exist_ok=True)
     for old in plots.glob("curves_*.svg"):  # of arms that were removed
@@ -73,25 +88,30 @@ def write(ledger: Ledger, lines: Mapping[tuple, Mapping], out: pathlib.Path) -> 
 
 def page(results: Results, plots: pathlib.Path) -> str:
     done = [line for line in results.lines.values() if "error" not in line]
-    seconds = sum(line["seconds"] for line in results.lines.values())
     commits = sorted({line["commit"][:12] for line in done})
     text = ["# The ledger", "",
             "Written by `python benchmarks/ledger.py report`; do not edit. Claims and the rule that decides them stand in",
             "benchmarks/hypotheses/. An effect is a mean over seeds, paired, with its 95 % interval. EM is in shares of 1,",
             "on unseen worlds of experiments/hard_world.py with BM25, greedy. All runs share one world, one base and one",
-            "simulator of each size: the errors are those of seeds, and do not cover another world, base or simulator.", "",
-            f"{len(done)} runs, {seconds / 3600:.1f} hours of one process. Commits: {', '.join(commits) or 'none'}.", "",
+            "simulator of each size: the errors are those of seeds, and do not cover another world, base or simulator. All",
+            "seeds are asked the same 180 questions, so intervals leave out the questions' error, too. Some 30 comparisons",
+            "have 95 % each, without a correction: one or two may be wrong by chance. \"Supported\" says that the interval",
+            "lies on the right side of 0 and reaches the smallest effect that matters, not that it lies beyond it.", "",
+            f"{len(done)} runs: {time_of(results.lines.values())}. With runs that were replaced since, "
+            f"{len(results.stored)}:", f"{time_of(results.stored)}. Models that were made for a run are in its time.",
+            f"Commits: {', '.join(commits) or 'none'}.", "",
             "| | claim | verdict | seeds | seeds that would decide |", "| --- | --- | --- | --- | --- |"]
     text += [summary_row(results, hypothesis) for hypothesis in _by_id(results.ledger)]
-    text += ["", "![effects](ledger/effects.svg)", "", "## What the experiments do by default", "",
+    text += ["", *decided(results), "", "![effects](ledger/effects.svg)", "", "## What the experiments do by default", "",
              *defaults_table(results), ""]
     for hypothesis in _by_id(results.ledger):
         text += [*section(results, hypothesis), ""]
     text += ["## The arms", "", "Means over seeds, and the standard error of that mean. Lost: the best document is lost in",
              "30 % of searches. Wrong: it tells another object in 30 %. Fall: the best EM of an evaluation in training,",
-             "minus the last one.", "", *arms_table(results), ""]
+             "minus the last one. Step 10: EM of the evaluation after 10 steps, of 60 questions.", "",
+             *arms_table(results), ""]
     text += [f"![{path.stem}](ledger/{path.name})" for path in sorted(plots.glob("curves_*.svg"))]
-    text += ["", "## Signs before the score falls", "", *signs(results), ""]
+    text += ["", "## Signs before the score falls", "", *signs(results.lines.values()), ""]
     failed = [line for line in results.lines.values() if "error" in line]
     if results.outdated:
         text += ["## Runs that do not count", "", "Their settings are not those of their arm any more.", "",
@@ -102,6 +122,14 @@ def page(results: Results, plots: pathlib.Path) -> str:
     return "\n".join(text)
 
 
+def time_of(lines: Iterable[Mapping]) -> str:
+    """Hours of wall time and, of the lines that have it, of CPU time."""
+    lines = list(lines)
+    cpu = [line["cpu_seconds"] for line in lines if "cpu_seconds" in line]
+    known = f"{sum(cpu) / 3600:.1f} hours of CPU time in the {len(cpu)} that have it" if cpu else "CPU time not known"
+    return f"{sum(line['seconds'] for line in lines) / 3600:.1f} hours of wall time, {known}"
+
+
 def summary_row(results: Results, hypothesis: Hypothesis) -> str:
     word, seeds, needed = judged(results, hypothesis)
     needed = "" if word != verdict.UNDECIDED else "more than a thousand" if needed is None else str(needed)
@@ -109,27 +137,66 @@ def summary_row(results: Results, hypothesis: Hypothesis) -> str:
     return f"| {hypothesis.id} | {hypothesis.title} | {word} | {seeds} | {needed} |"
 
 
+def decided(results: Results) -> list[str]:
+    """How many of the claims are decided, and of which of these that says little. Parts as C10b are not counted."""
+    lines, count, claims = [], 0, [h for h in _by_id(results.ledger) if re.fullmatch(r"C\d+", h.id)]
+    for hypothesis in claims:
+        word, *_ = judged(results, hypothesis)
+        if word not in (verdict.SUPPORTED, verdict.REFUTED):
+            continue
+        count += 1
+        tests = (*hypothesis.comparisons, *hypothesis.correlations)
+        parts = [_word(test, results.effect(test, hypothesis.seeds), hypothesis) for test in tests]
+        if word == verdict.REFUTED and set(parts) != {word}:
+            others = ", ".join(f"{parts.count(other)} {other}" for other in dict.fromkeys(parts) if other != word)
+            lines.append(f"- {hypothesis.id}: refuted by {parts.count(word)} of {len(parts)} comparisons ({others})")
+        if hypothesis.caveat:
+            lines.append(f"- {hypothesis.id}: {hypothesis.caveat}")
+    few = len({line.split(":")[0] for line in lines})
+    head = f"{count} of {len(claims)} claims are decided" + (f", {few} of them by less than it seems:" if lines else ".")
+    return [head, *[""] * bool(lines), *lines]
+
+
 def defaults_table(results: Results) -> list[str]:
-    """Each default that a claim is about, and whether it follows from the verdict."""
-    lines = [_row(["default", "claim", "verdict", "the default"]), _row(["---"] * 4)]
-    for hypothesis in _by_id(results.ledger):
-        if hypothesis.default:
-            word, seeds, _ = judged(results, hypothesis)
-            decided = word in (verdict.SUPPORTED, verdict.REFUTED)
-            follows = "follows" if word == hypothesis.follows_if else "does not follow" if decided else "is open"
-            claim = f"{hypothesis.id}: {hypothesis.title}"
-            lines.append(_row([hypothesis.default, claim, word if seeds else NOT_RUN, follows]))
+    """Each default, the experiments that have it, its claim, and whether it follows from the verdict."""
+    lines = [_row(["default", "experiments", "claim", "verdict", "the default"]), _row(["---"] * 5)]
+    claims, shipped = {hypothesis.id: hypothesis for hypothesis in results.ledger.hypotheses}, defaults.experiments()
+    for default in results.ledger.defaults:
+        having = [name for name, config in shipped.items() if default.holds_in(config)]
+        word, seeds, _ = judged(results, claims[default.claim]) if default.claim else ("", 1, None)
+        claim = f"{default.claim}: {claims[default.claim].title}" if default.claim else ""
+        lines.append(_row([default.says, "all" if len(having) == len(shipped) else ", ".join(having), claim,
+                           word if seeds else NOT_RUN, default.conclusion(word)]))
+    return lines
+
+
+def gates_table(results: Results, models: Sequence[str]) -> list[str]:
+    """What the gates measured of tuned simulators, whether or not they stopped any."""
+    from zsjax.tuning.simulator_gates import RIGHT
+
+    lines = ["", _row(["simulator", "n", "gold in useful replies, 1/2/3 hops", "in noisy ones",
+                       "in useful ones beside the point, above BM25 at most"]), _row(["---"] * 5)]
+    for name in models:
+        path = results.models / name / "gates.json" if results.models else None
+        if path is None or not path.exists():
+            lines.append(_row([name, "", "not made", "", ""]))
+            continue
+        rows = [row for row in json.loads(path.read_text()) if row["gate"] == "simulator"]
+        right = sorted((row for row in rows if row["kind"] == RIGHT), key=lambda row: row["hops"])
+        useful, noisy = (" / ".join(f"{row[kind]:.2f}" for row in right) for kind in ("useful", "noisy"))
+        leak = max(row["useful"] - row["engine"] for row in rows if row["kind"] != RIGHT)
+        lines.append(_row([name, right[0]["n"], useful, noisy, f"{leak:+.2f}"]))
     return lines
 
 
 def judged(results: Results, hypothesis: Hypothesis) -> tuple[str, int, int | None]:
-    """(verdict, NOT_RUN or UNFINISHED; fewest seeds or runs of a comparison; seeds that would decide all, or None)."""
+    """(verdict, NOT_RUN or UNFINISHED; fewest seeds of a comparison; seeds that would decide all, or None)."""
     tests = (*hypothesis.comparisons, *hypothesis.correlations)
     effects = [results.effect(test, hypothesis.seeds) for test in tests]
     words = [_word(test, effect, hypothesis) for test, effect in zip(tests, effects, strict=True)]
     needed = [verdict.seeds_to_decide(test.says, effect, test.smallest)
               for test, effect, word in zip(tests, effects, words, strict=True) if word == verdict.UNDECIDED]
-    seeds = min((0 if effect is None else effect.n for effect in effects), default=0)
+    seeds = min((0 if effect is None else effect.seeds for effect in effects), default=0)
     word = verdict.together(words)
     if word != verdict.REFUTED and {NOT_RUN, UNFINISHED} & set(words):
         word = UNFINISHED
@@ -161,7 +228,7 @@ def section(results: Results, hypothesis: Hypothesis) -> list[str]:
                   _word(test, effect, hypothesis)]
         over = f"{effect.mean / effect.error:+.1f}" if effect.error > 0 else ""
         lines.append(_row([*cells, *[over] * dial]))
-    return lines
+    return lines + (gates_table(results, hypothesis.models) if hypothesis.models else [])
 
 
 def _row(cells: Sequence) -> str:
@@ -197,44 +264,6 @@ def cell(values: Sequence[float]) -> str:
     digits = 0 if abs(statistics.mean(values)) >= 100 else 2
     error = f" ± {statistics.stdev(values) / math.sqrt(len(values)):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{error}"
-
-
-def signs(results: Results) -> list[str]:
-    """For each metric, in how many of the fallen runs it left its usual range before EM fell, and how many steps before."""
-    ahead: dict[str, list[int]] = {}
-    fallen = [line for line in results.lines.values() if line.get("measures", {}).get("fall", 0) >= FELL]
-    for line in fallen:
-        fall = _fall_step(line["curves"]["eval/em"])
-        for name, values in line["curves"].items():
-            step = None if name == "noise" or name.startswith("eval/") else first_outside(values)
-            if step is not None and step < fall:
-                ahead.setdefault(name, []).append(fall - step)
-    if not fallen:
-        return [f"No run ended {FELL} below its best."]
-    rows = [f"| {name} | {len(steps)} of {len(fallen)} | {statistics.median(steps):.0f} |"
-            for name, steps in sorted(ahead.items(), key=lambda item: -len(item[1]))]
-    return [f"{len(fallen)} runs ended at least {FELL} below their best EM. A metric's usual range is its mean, plus and",
-            "minus three deviations, over the second quarter of the steps.", "",
-            "| metric | left its range before | steps before, median |", "| --- | --- | --- |", *rows]
-
-
-def first_outside(values: Sequence[float | None], patience: int = 3) -> int | None:
-    """The first step of `patience` in a row, in the second half, outside of the second quarter's usual range."""
-    n = len(values)
-    usual = [value for value in values[n // 4:n // 2] if value is not None]
-    if len(usual) < 3:
-        return None
-    mean, spread = statistics.mean(usual), 3 * statistics.stdev(usual)
-    outside = [value is not None and abs(value - mean) > spread for value in values]
-    return next((step for step in range(n // 2, n - patience + 1) if all(outside[step:step + patience])), None)
-
-
-def _fall_step(watched: Sequence[float | None]) -> int:
-    """The first evaluation from which EM stays `FELL` below its best."""
-    points = [(step, em) for step, em in enumerate(watched) if em is not None]
-    best = max(em for _, em in points)
-    late = [step for step, em in points if em > best - FELL]
-    return next((step for step, _ in points if step > late[-1]), len(watched))
 
 
 def curves(ledger: Ledger) -> dict[str, list[str]]:

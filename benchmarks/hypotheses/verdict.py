@@ -34,6 +34,10 @@ class Effect:
     error: float
     n: int
 
+    @property
+    def seeds(self) -> int:
+        return self.n
+
     def interval(self, n: int | None = None) -> tuple[float, float]:
         """(low, high), with n seeds of the same mean and deviation; infinite for fewer than two."""
         n = n or self.n
@@ -48,15 +52,22 @@ class Correlated(Effect):
     """Pearson's correlation over n runs; the interval is Fisher's, the error that of r by the delta method.
 
     means: number of means that were taken out of the runs beside the common one. Each costs the interval a run.
+    of_seeds: seeds of these runs. Every further seed has as many runs, and a mean of its own to take out.
     """
 
     means: int = 0
+    of_seeds: int = 0
+
+    @property
+    def seeds(self) -> int:
+        return self.of_seeds or self.n
 
     def interval(self, n: int | None = None) -> tuple[float, float]:
-        n = (n or self.n) - self.means
-        if n < 4 or math.isnan(self.mean) or abs(self.mean) >= 1:
+        further = (n or self.seeds) - self.seeds
+        left = self.n - self.means + further * (self.n / self.seeds - bool(self.of_seeds)) if self.n else 0
+        if left < 4 or math.isnan(self.mean) or abs(self.mean) >= 1:
             return -math.inf, math.inf
-        z, half = math.atanh(self.mean), stats.norm.ppf(0.5 + LEVEL / 2) / math.sqrt(n - 3)
+        z, half = math.atanh(self.mean), stats.norm.ppf(0.5 + LEVEL / 2) / math.sqrt(left - 3)
         return math.tanh(z - half), math.tanh(z + half)
 
 
@@ -112,18 +123,19 @@ def correlation(xs: Sequence[float], ys: Sequence[float], labels: Sequence[Seque
     """Pearson's correlation of pairs as an effect; nan for too few pairs, or without spread.
 
     Runs of one simulator share it, and runs of one seed share their questions, so such runs are not independent. labels
-    names them, as a tuple for each pair: the correlation is then of what is left when the mean of each label is taken out
-    (a partial correlation, whose interval has as many runs fewer as means were taken out).
+    names them, as a tuple (simulator, seed) for each pair: the correlation is then of what is left when the mean of each
+    label is taken out (a partial correlation, whose interval has as many runs fewer as means were taken out).
     """
     n = len(xs)
     columns = [np.ones(n), *(np.array([label == value for label in column], np.float64)
                              for column in zip(*labels, strict=True) for value in sorted(set(column)))]
     design = np.stack(columns, axis=1)
     means = int(np.linalg.matrix_rank(design)) - 1 if n else 0
+    counted = (n, means, len({seed for *_, seed in labels}))
     if n - means < 4:
-        return Correlated(math.nan, math.nan, n, means)
+        return Correlated(math.nan, math.nan, *counted)
     left = [values - design @ np.linalg.lstsq(design, values, rcond=None)[0] for values in (np.array(xs), np.array(ys))]
     if min(np.abs(values).max() for values in left) < 1e-12:
-        return Correlated(math.nan, math.nan, n, means)
+        return Correlated(math.nan, math.nan, *counted)
     r = float(np.corrcoef(*left)[0, 1])
-    return Correlated(r, (1 - r * r) / math.sqrt(n - means - 3), n, means)
+    return Correlated(r, (1 - r * r) / math.sqrt(n - means - 3), *counted)

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.hypotheses import entries, switches
+from benchmarks.hypotheses import entries, measures, switches
 from zsjax import types
 from zsjax.config import load_experiment, resolve
 from zsjax.rl.objective import kl_term
 from zsjax.search import BM25, SearchContext
 from zsjax.tiny_world import world as tiny_world
+from zsjax.tiny_world.misinformation import Misinformed
 
 ROOT = pathlib.Path(__file__).parents[2]
 BOOK = entries.load()
@@ -151,3 +152,16 @@ def test_a_mispaired_search_tells_another_answer_whatever_its_batch_is(world):
             assert answer in world.entities
             told.append(answer)
     assert 20 < len(told) < 40 and len(set(told)) > 10
+
+
+@pytest.mark.parametrize("wrong, low, high", [(0.0, 0.0, 0.0), (0.3, 0.4, 0.6)])
+def test_an_engine_that_is_wrong_at_random_contradicts_itself_within_an_episode(world, wrong, low, high):
+    """C13c's arm: every turn draws anew, so a second reply to a query tells another object in about half of the cases."""
+    engine = Misinformed(BM25.from_documents(world.documents), world.documents, wrong)
+    records = []
+    for question in world.questions[:60]:
+        query = question.metadata["queries"][0]
+        found = engine.search([query] * 4, [SearchContext(question, call=(7, 0, turn)) for turn in range(4)], k=1)
+        records += [{"segments": [{"role": "document", "text": documents[0].text}]} for documents in found]
+    told = measures.consistency(records, world.documents)
+    assert low <= told["contradicted"] <= high and low / 2 <= told["false_facts"] <= high

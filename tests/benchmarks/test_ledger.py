@@ -1,46 +1,32 @@
-"""The ledger: its entries, measures and page, and that a kill loses one run at most."""
+"""The ledger: its entries and measures, and that a kill loses one run at most."""
 
 import copy
-import dataclasses
 import json
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from benchmarks import ledger
 from benchmarks.hypotheses import entries, measures, outdated, tables
+from tests.small_ledger import SMALL_LEDGER, small_ledger
 from zsjax.config import load_experiment, resolve, to_json
 from zsjax.evaluation.kept_evaluations import Evaluation, Kept, Subject
-from zsjax.monitor import catalog
-from zsjax.report import page
 from zsjax.search import Document
 from zsjax.tiny_world import world as tiny_world
 
 
 def test_every_claim_and_every_arm_is_used():
     book = entries.load()
-    assert {h.id for h in book.hypotheses} == {f"C{i}" for i in range(1, 16)} | {"C10b", "C13b", "D1"}
+    assert {h.id for h in book.hypotheses} == {f"C{i}" for i in range(1, 16)} | {"C10b", "C13b", "C13c", "D1"}
     assert {name for h in book.hypotheses for name in h.arms()} == set(book.arms)
-
-
-SMALL = {
-    "arms.toml": '[models.m]\narg=""\nstages="pretrain"\noutput="made"\n[models.n]\narg=""\nstages="collect"\n'
-                 'output="made"\noverrides={ "policy.init" = "@m/made" }\n'
-                 '[arms.a]\narg="x"\n[arms.b]\narg="y"\noverrides={ "policy.init" = "@n/made" }\n',
-    "c01.toml": 'id="C1"\ntitle="t"\nclaim="c"\nsource="s"\nseeds=[0, 1]\norder=2\n[[comparisons]]\nsays="greater"\n'
-                'smallest=0.1\ntreatment="a:em"\ncontrol="b:em"\n',
-    "c02.toml": 'id="C2"\ntitle="t"\nclaim="c"\nsource="s"\nseeds=[1, 2]\norder=1\n[[correlations]]\nsays="greater"\n'
-                'smallest=0.1\nx="em"\ny="f1"\narms=["a"]\n'}
 
 
 @pytest.fixture
 def book(tmp_path):
-    folder = tmp_path / "entries"
-    folder.mkdir()
-    for name, text in SMALL.items():
-        (folder / name).write_text(text)
-    return entries.load(folder)
+    return small_ledger(tmp_path / "entries")
 
 
 class Fake:
@@ -81,6 +67,7 @@ def test_a_kill_loses_at_most_the_run_in_progress(book, tmp_path):
     results = ledger.read_results(tmp_path)
     assert sorted((name, seed) for name, _, seed in results) == sorted(ALL)
     assert all(line["commit"] and line["measures"] and line["finished"] for line in results.values())
+    assert all(line["cpu_seconds"] >= 0 for line in results.values())
     assert Fake().run(book, tmp_path) == 0
 
 
@@ -133,19 +120,18 @@ def test_no_run_begins_after_the_hours(book, tmp_path):
 
 def test_a_changed_arm_is_run_again(book, tmp_path):
     Fake().run(book, tmp_path, only=["C2"])
-    (tmp_path / "entries" / "arms.toml").write_text(SMALL["arms.toml"].replace('arg="x"', 'arg="z"'))
+    (tmp_path / "entries" / "arms.toml").write_text(SMALL_LEDGER["arms.toml"].replace('arg="x"', 'arg="z"'))
     assert Fake().run(entries.load(tmp_path / "entries"), tmp_path, only=["C2"]) == 2
 
 
 @pytest.mark.parametrize("name, old, new, message", [
     ("c01.toml", "a:em", "q:em", "C1: no arm 'q'"), ("c01.toml", '"greater"', '"more"', "c01.toml: says = 'more'"),
     ("c01.toml", "smallest=0.1", "smallest=0", "c01.toml: smallest = 0"),
-    ("c02.toml", "order=1", 'order=1\nfollows_if="run"', "c02.toml: follows_if = 'run'"),
     ("c02.toml", "seeds=[1, 2]", "", "c02.toml"),
     ("arms.toml", "@n/made", "@q/made", "b names the model '@q/made'"), ("arms.toml", '[arms.b]', "[arms.b", "arms.toml")])
 def test_an_entry_that_cannot_be_read_is_named(book, tmp_path, name, old, new, message):
     path = tmp_path / "entries" / name
-    path.write_text(SMALL[name].replace(old, new))
+    path.write_text(SMALL_LEDGER[name].replace(old, new))
     with pytest.raises(ValueError, match=message):
         entries.load(tmp_path / "entries")
 
@@ -227,33 +213,19 @@ def test_the_command_line_names_an_unknown_hypothesis(capsys):
     assert "C15" in capsys.readouterr().out
 
 
+def test_a_line_has_the_processor_time_of_its_processes(book, tmp_path):
+    def play(job, folder):
+        subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.3: pass"], check=True)
+        return {"measures": {"em": 1.0}}
+
+    ledger.run_all(book, tmp_path, only=["C2"], play=play, make=Fake().make)
+    for line in ledger.read_lines(tmp_path):
+        assert 0.3 <= line["cpu_seconds"] < 3
+
+
 def test_a_line_is_json_of_one_line(tmp_path):
     ledger.add_result(tmp_path, {"arm": "a", "digest": "0", "seed": 1, "error": "two\nlines"})
     assert json.loads((tmp_path / "results.jsonl").read_text())["error"] == "two\nlines"
-
-
-def lines_of(book, values, curves=None):
-    """Stored lines of {(arm, seed): em}."""
-    return {(arm, book.arms[arm].digest, seed): {
-        "arm": arm, "seed": seed, "commit": "c" * 40, "seconds": 60.0, "measures": {"em": em, "f1": 2 * em, "fall": 0.0},
-        "curves": curves or {"eval/em": [None, em]}} for (arm, seed), em in values.items()}
-
-
-def test_the_page_is_written_from_the_lines_alone(book, tmp_path):
-    lines = lines_of(book, {("a", 0): 0.9, ("a", 1): 0.8, ("a", 2): 0.7, ("b", 0): 0.5, ("b", 1): 0.41})
-    lines["b", "of another definition", 1] = {"arm": "b", "seed": 1, "commit": "", "seconds": 1.0, "measures": {"em": 9.0}}
-    lines["a", book.arms["a"].digest, 7] = {"arm": "a", "seed": 7, "commit": "", "seconds": 1.0,
-                                            "error": "x\nlost its way\n"}
-    (tmp_path / "ledger").mkdir()
-    (tmp_path / "ledger" / "curves_c9.svg").write_text("of an arm that was removed")
-    tables.write(book, lines, tmp_path)
-    text = (tmp_path / "ledger.md").read_text()
-    assert "| C1 | t | supported | 2 |  |" in text
-    assert "| a - b, em | greater | 0.1 | +0.395 ± 0.005 | +0.331 to +0.459 | 2 | supported |" in text
-    assert "| C2 | t | undecided | 2 | more than a thousand |" in text  # two pairs have no correlation with an error
-    assert "| a | 3 |" in text and "0.80 ± 0.06" in text and "a, seed 7: `lost its way`" in text
-    plots = {path.name for path in (tmp_path / "ledger").glob("*.svg")}
-    assert plots == {"effects.svg", "curves_c1.svg", "curves_c2.svg"} and all(f"ledger/{name}" in text for name in plots)
 
 
 def test_a_line_of_other_settings_does_not_count(tmp_path):
@@ -289,59 +261,3 @@ def test_a_model_is_compared_by_the_settings_of_its_stages():
     assert outdated.differences(model, {"config": config, "seed": 0}) == []
     config["pretrain"]["steps"] = 7
     assert outdated.differences(model, {"config": config, "seed": 0}) == ["pretrain.steps"]
-
-
-def test_each_curve_that_the_ledger_keeps_has_a_chart_in_the_report():
-    charts = {name: catalog.find_metric(name).chart for name in measures.CURVES}
-    assert {name: chart for name, chart in charts.items() if chart not in page.CHARTS} == {}
-
-
-def test_a_dial_is_shown_in_standard_errors(book, tmp_path):
-    dial = dataclasses.replace(book.hypotheses[1], id="D1")
-    assert dial.comparisons
-    results = tables.Results(book, lines_of(book, {("a", 0): 0.9, ("a", 1): 0.8, ("b", 0): 0.5, ("b", 1): 0.41}))
-    assert tables.section(results, dial)[-1].endswith("| +0.331 to +0.459 | 2 | supported | +79.0 |")
-    assert tables.section(results, book.hypotheses[1])[-1].endswith("| 2 | supported |")
-    empty = tables.section(tables.Results(book, {}), dial)[-3:]
-    assert len({row.count("|") for row in empty}) == 1  # rows of as many cells as the head has
-
-
-@pytest.mark.parametrize("follows_if, low, row", [
-    ("supported", 0.5, "| supported | follows |"), ("refuted", 0.5, "| supported | does not follow |"),
-    ("refuted", 0.85, "| undecided | is open |"), ("supported", None, "| not run | is open |")])
-def test_a_default_follows_from_its_verdict_or_not(book, follows_if, low, row):
-    claim = dataclasses.replace(book.hypotheses[1], default="Noise rises", follows_if=follows_if)
-    told = lines_of(book, {} if low is None else {("a", 0): 0.9, ("a", 1): 0.8, ("b", 0): low, ("b", 1): low - 0.09})
-    table = tables.defaults_table(tables.Results(dataclasses.replace(book, hypotheses=[claim]), told))
-    assert table[2:] == [f"| Noise rises | C1: t {row}"]
-
-
-def test_a_note_stands_under_its_claim(book):
-    noted = dataclasses.replace(book.hypotheses[1], note="Not said.")
-    assert tables.section(tables.Results(book, {}), noted)[3:5] == ["Source: s.", "Not said."]
-
-
-def test_no_verdict_is_given_before_all_seeds_have_run(book, tmp_path):
-    lines = lines_of(book, {("a", 0): 0.9, ("a", 1): 0.8, ("a", 2): 0.7, ("b", 0): 0.5})
-    tables.write(book, lines, tmp_path)
-    text = (tmp_path / "ledger.md").read_text()
-    assert "| C1 | t | not finished | 1 |  |" in text and "| 1 | not finished |" in text
-
-
-def test_nothing_run_is_said(book, tmp_path):
-    tables.write(book, {}, tmp_path)
-    text = (tmp_path / "ledger.md").read_text()
-    assert "| C1 | t | not run | 0 |" in text and "0 runs" in text
-
-
-def test_a_sign_is_a_metric_that_leaves_its_range_before_em_falls(book):
-    em = [None] * 40
-    em[9], em[19], em[29], em[39] = 0.4, 0.8, 0.78, 0.3
-    steady = [0.5 + 0.01 * (step % 3) for step in range(40)]
-    early = steady[:24] + [0.1] * 16
-    late = steady[:39] + [0.1]
-    assert tables.first_outside(early) == 24 and tables.first_outside(steady) is tables.first_outside(late) is None
-    lines = lines_of(book, {("a", 0): 0.3}, {"eval/em": em, "entropy": early, "reward": steady, "kl": late})
-    next(iter(lines.values()))["measures"]["fall"] = 0.5
-    table = tables.signs(tables.Results(book, lines))
-    assert "| entropy | 1 of 1 | 15 |" in table and not any("reward" in row or "kl" in row for row in table)

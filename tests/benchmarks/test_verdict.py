@@ -104,5 +104,11 @@ def test_a_partial_correlation_is_that_of_the_residuals():
     assert effect.mean == pytest.approx(stats.pearsonr(*(v.ravel() for v in left)).statistic)
     z, half = np.arctanh(effect.mean), 1.959964 / math.sqrt(20 - 7 - 3)
     assert effect.interval() == pytest.approx((math.tanh(z - half), math.tanh(z + half)), abs=1e-6)
+    # A sixth seed is four more runs and one more mean to take out.
+    half = 1.959964 / math.sqrt(24 - 8 - 3)
+    assert effect.seeds == 5 and effect.interval(6) == pytest.approx((math.tanh(z - half), math.tanh(z + half)), abs=1e-6)
+    needed = verdict.seeds_to_decide("smaller", effect, 0.8)
+    distance = math.atanh(0.8) + np.arctanh(effect.mean)  # of an r that is refuted as soon as the interval is narrower
+    assert needed == math.ceil(((1.959964 / distance) ** 2 + 3 + 2) / 3)  # 4 runs a seed, less one mean a seed and 2 of arms
     few = verdict.correlation(x.ravel()[:5], y.ravel()[:5], labels[:5])
     assert math.isnan(few.mean) and few.n == 5

@@ -14,12 +14,18 @@
 Environment:
 - ZSJAX_CAMPAIGN_CASES: how many cases, instead of the small number of the default tests.
 - ZSJAX_CAMPAIGN_FOLDER: where NAME.jsonl (a line per case), NAME.json (the summary) and a campaign's runs lie; without it
-  nothing is kept. A case that passed is skipped when the campaign is started again; one that failed runs again.
+  nothing is kept. A case that passed is skipped when the campaign is started again with the same code of zsjax/; one that
+  failed, or that passed with other code, runs again.
+- ZSJAX_CAMPAIGN_OLD=1: cases that passed with other code of zsjax/ are skipped as well; the summary's `codes` tell.
 - ZSJAX_CAMPAIGN_SEED: another seed is another list of cases (default 0).
+
+`python -m tests.campaigns.table` makes a table of the summaries.
 """
 
 import collections
 import dataclasses
+import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -33,6 +39,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import pytest
 
 HERE = pathlib.Path(__file__).parent
+FEW = 10  # cases, whose counts a summary shows one by one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +86,34 @@ def commit() -> str:
     return done.stdout.strip()
 
 
+@functools.cache
+def code() -> str:
+    """What zsjax/ holds: a hash of its files."""
+    package, found = HERE.parents[1] / "zsjax", hashlib.sha256()
+    for path in sorted(path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
+        found.update(f"{path.relative_to(package)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return found.hexdigest()[:16]
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and its descendants: those that live, and those that one of these has waited for."""
+    ticks, parents, used = os.sysconf("SC_CLK_TCK"), {}, {}
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        pid = int(path.parent.name)
+        parents[pid], used[pid] = int(fields[1]), sum(map(int, fields[11:15])) / ticks
+
+    def is_mine(pid):
+        while pid and pid != os.getpid():
+            pid = parents.get(pid, 0)
+        return bool(pid)
+
+    return sum(seconds for pid, seconds in used.items() if is_mine(pid))
+
+
 def records_of(path: pathlib.Path) -> dict[str, dict]:
     """The last record of each case; a line that a kill cut is skipped."""
     records = {}
@@ -93,14 +128,14 @@ def records_of(path: pathlib.Path) -> dict[str, dict]:
 
 def judged(case: Case, check: Callable[[Case], dict | None]) -> dict:
     """The record of a case that has just run."""
-    begun, counts, failure = time.perf_counter(), None, None
+    begun, worked, counts, failure = time.perf_counter(), cpu_seconds(), None, None
     try:
         counts = check(case)
     except Exception as error:  # noqa: BLE001  (whatever it is, it is this case's failure)
         at = traceback.extract_tb(error.__traceback__)[-1]
         failure = f"{type(error).__name__}: {error} ({pathlib.Path(at.filename).name}:{at.lineno})"[:2000]
     return {"case": case.id, "kind": case.kind, **case.what, "failure": failure, "counts": counts or {},
-            "seconds": round(time.perf_counter() - begun, 4)}
+            "seconds": round(time.perf_counter() - begun, 4), "cpu_seconds": round(max(cpu_seconds() - worked, 0.0), 2)}
 
 
 def run_campaign(name: str, cases: Iterable[Case], check: Callable[[Case], dict | None], *,
@@ -113,13 +148,14 @@ def run_campaign(name: str, cases: Iterable[Case], check: Callable[[Case], dict 
     as the failure of "all cases".
 
     The summary: `cases`, `failures` (case -> what failed), `kinds` (kind -> cases), `counts` (the checks' counts, added
-    up), `seconds` (of all cases, of earlier starts too), `slowest` (seconds), `memory_mb` (this process at most),
-    `commits`, `line` (the printed one) and `facts`.
+    up), `seconds` and `cpu_seconds` (of all cases, of earlier starts too), `slowest` (seconds), `cores` (that this process
+    may use), `memory_mb` (this process at most), `commits` (commit -> cases), `codes` (`code` -> cases), `found` (case ->
+    counts, where the cases are few), `line` (the printed one) and `facts`.
     """
     folder = os.environ.get("ZSJAX_CAMPAIGN_FOLDER")
     path = pathlib.Path(folder) / f"{name}.jsonl" if folder else None
     records = records_of(path) if path else {}
-    now, cases = commit(), list(cases)
+    now, cases, keeps = commit(), list(cases), bool(os.environ.get("ZSJAX_CAMPAIGN_OLD"))
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a+b") as file:  # a kill may have left half a line
@@ -127,10 +163,10 @@ def run_campaign(name: str, cases: Iterable[Case], check: Callable[[Case], dict 
                 file.write(b"\n")
     for case in cases:
         known = records.get(case.id)
-        if known and not known["failure"] and (known := stored(known)):
+        if known and not known["failure"] and (keeps or known.get("code") == code()) and (known := stored(known)):
             records[case.id] = known
             continue
-        records[case.id] = {**judged(case, check), "commit": now}
+        records[case.id] = {**judged(case, check), "commit": now, "code": code()}
         if path:
             with open(path, "a") as file:
                 file.write(json.dumps(records[case.id]) + "\n")
@@ -158,12 +194,19 @@ def summary_of(name: str, records: Sequence[dict], lacking: str = "") -> dict:
     failures |= {"all cases": lacking} if lacking else {}
     seconds = [record["seconds"] for record in records]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kilobytes on Linux
-    commits = sorted({record["commit"] for record in records})
+    commits = collections.Counter(sorted(record["commit"] for record in records))
+    codes = collections.Counter(record.get("code", "") for record in records)
+    old = len(records) - codes[code()]
     first = next(iter(failures.items()), None)
     line = (f"campaign {name}: {len(records)} cases, {len(failures)} failed, {sum(seconds):.1f} s, slowest "
             f"{max(seconds, default=0):.2f} s, {memory:.0f} MB, commit {' '.join(commits)}"
+            + (f", {old} cases of other code" if old else "")
             + (f"; first failure {first[0]}: {first[1]}" if first else ""))
     return {"campaign": name, "cases": len(records), "failures": failures,
             "kinds": dict(collections.Counter(record["kind"] for record in records)), "counts": dict(counts),
-            "seconds": round(sum(seconds), 2), "slowest": max(seconds, default=0.0), "memory_mb": round(memory),
-            "commits": commits, "line": line.splitlines()[0] if line else line}
+            "seconds": round(sum(seconds), 2),
+            "cpu_seconds": round(sum(record.get("cpu_seconds", 0.0) for record in records), 2),
+            "slowest": max(seconds, default=0.0), "cores": len(os.sched_getaffinity(0)), "memory_mb": round(memory),
+            "commits": dict(commits), "codes": {of: number for of, number in codes.items() if number},
+            "found": {record["case"]: record["counts"] for record in records} if len(records) <= FEW else {},
+            "line": line.splitlines()[0] if line else line}

@@ -73,34 +73,6 @@ def embed(texts: Sequence[str]) -> np.ndarray:
     return np.array([[text.count(letter) + 1 for letter in "aeioulnr"] for text in texts], np.float32)
 
 
-def train_and_count(out: str, *arguments: str) -> int:
-    """`zsjax.launch` with these arguments; every second a line of (resident bytes, arrays, their bytes) goes to `out`."""
-    import os
-    import threading
-
-    import jax
-
-    from zsjax import launch
-
-    done = threading.Event()
-
-    def count():
-        with open(out, "a") as file:
-            while not done.wait(1.0):
-                arrays = jax.live_arrays()
-                resident = int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-                file.write(json.dumps([resident, len(arrays), sum(array.nbytes for array in arrays)]) + "\n")
-                file.flush()
-
-    counter = threading.Thread(target=count, daemon=True)
-    counter.start()
-    try:
-        return launch.main(list(arguments))
-    finally:
-        done.set()
-        counter.join()
-
-
 class Reference:
     """The undisturbed run of each stage, made at its first use and kept in `folder` for the same commit."""
 

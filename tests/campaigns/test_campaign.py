@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from tests.campaigns import campaign
 from tests.campaigns.campaign import Case, cases_of, run_campaign
 from tests.campaigns.children import Children, class_of
 from tests.campaigns.ends import (
@@ -57,6 +58,7 @@ def test_what_passed_is_skipped_and_what_failed_runs_again(monkeypatch, tmp_path
 
     first = run_campaign("some", cases, check, bound=3)
     assert list(first["failures"]) == ["a:2"] and first["counts"] == {"value": 3} and first["bound"] == 3
+    assert first["found"]["a:0"] == {"value": 1} and first["found"]["a:2"] == {}
     assert capsys.readouterr().out.count("\n") == 1
     # A kill in the middle of a line loses that case and no other.
     path = tmp_path / "some.jsonl"
@@ -66,6 +68,21 @@ def test_what_passed_is_skipped_and_what_failed_runs_again(monkeypatch, tmp_path
     assert seen == [0, 1, 2, 3, 2, 3] and not again["failures"] and again["counts"] == {"value": 4}
     assert json.loads((tmp_path / "some.json").read_text())["cases"] == 4
     assert len(path.read_text().splitlines()) == 6
+
+
+def test_what_passed_with_other_code_runs_again_unless_it_is_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("ZSJAX_CAMPAIGN_FOLDER", str(tmp_path))
+    monkeypatch.setattr(campaign, "code", lambda: "one")
+    cases, seen = [Case("a", i) for i in range(2)], []
+    run_campaign("some", cases[:1], lambda case: seen.append(case.seed))
+    monkeypatch.setattr(campaign, "code", lambda: "two")
+    monkeypatch.setenv("ZSJAX_CAMPAIGN_OLD", "1")
+    kept = run_campaign("some", cases, lambda case: seen.append(case.seed))
+    assert seen == [0, 1] and kept["codes"] == {"one": 1, "two": 1} and "1 cases of other code" in kept["line"]
+    monkeypatch.delenv("ZSJAX_CAMPAIGN_OLD")
+    again = run_campaign("some", cases, lambda case: seen.append(case.seed))
+    assert seen == [0, 1, 0] and again["codes"] == {"two": 2} and sum(again["commits"].values()) == 2
+    assert "other code" not in again["line"]
 
 
 def test_old_records_are_read_or_their_cases_run_again_and_all_cases_together_must_prove_enough(monkeypatch, tmp_path):

@@ -76,6 +76,7 @@ def test_ranges():
     ("search.remote.key_env", "sk-1234", "environment variable"),
     ("search.document_format", "{i:03d} {text}", "slots"), ("search.document_format", "{i}. {title}", "no slot {text}"),
     ("world", "{'entities': -1}", "not a count"), ("world", "{'share_first': 2}", "not a share"),
+    ("world", "{'shuffle_documents': 1}", "neither True nor False"),
     ("policy.shape.num_layers", "99999999999", "not a size"), ("policy.shape.vocab_size", "true", "not a size"),
 ])
 def test_what_is_refused(field, value, said):

@@ -47,7 +47,6 @@ def test_what_may_follow_a_run(tmp_path, changes):
     (dict(train__minibatches=2), "train.minibatches"), (dict(simulator__quantize="int8"), "simulator.quantize"),
     (dict(rollout__max_tokens=900, algorithm__reduction="fixed_length"), "rollout.max_tokens"),  # the loss divides by it
     (dict(rollout__max_prompt_tokens=300), "rollout.max_prompt_tokens"),  # a limit is raised, not lowered
-    (dict(stages="pretrain,train", pretrain__steps=1), "stages"),  # another start of the training
     (dict(search__engine="dense", search__embedder="json:loads"), "search.embedder"),
     (dict(reward__terms={"f1": 1.0, "em": 1.0}), "reward.terms.em"), (dict(prompts__chat="true"), "prompts.chat"),
 ])
@@ -57,6 +56,28 @@ def test_what_needs_a_folder_of_its_own(tmp_path, changes, refused):
         write_config(tmp_path, config(**changes))
     assert refused in [problem.field for problem in caught.value.problems]
     assert from_json((tmp_path / "config.json").read_text()) == config()
+
+
+@pytest.mark.parametrize("began, then, there, allowed", [
+    ("warm_start", "warm_start,collect,tune_simulator,train", "models/warm_start", True),
+    ("warm_start", "warm_start,collect,tune_simulator", "models/policy", False),
+    ("collect,train", "warm_start,collect,train", "", True), ("train", "warm_start,train", "checkpoints/train/3", False),
+    ("train", "warm_start,train", "models/policy", False), ("train", "pretrain,train", "checkpoints/warm_start/3", False),
+    ("train", "collect,train", "checkpoints/tune_simulator/1", False), ("collect", "warm_start", "", False),
+    ("warm_start,train", "train", "models/warm_start", True),
+    ("warm_start,train", "train", "checkpoints/warm_start", False)])
+def test_a_stage_may_be_added_until_something_was_made_without_it(tmp_path, began, then, there, allowed):
+    phases = {f"{name}__steps": 1 for name in ("pretrain", "warm_start", "tune_simulator")}
+    write_config(tmp_path, config(stages=began, collect__queries="question", **phases))
+    if there:
+        (tmp_path / there).mkdir(parents=True)
+        (tmp_path / there / "config.json").write_text("{}")
+    later = config(stages=then, collect__queries="question", **phases)
+    if allowed:
+        write_config(tmp_path, later)
+    else:
+        with pytest.raises(ConfigError, match="stages.*began with"):
+            write_config(tmp_path, later)
 
 
 def test_a_run_of_an_earlier_version_goes_on_where_new_fields_have_their_defaults(tmp_path, caplog):

@@ -9,6 +9,7 @@ from zsjax.config import ConfigError, resolve
 from zsjax.data.playable import keep_playable
 from zsjax.data.questions import draw_questions
 from zsjax.errors import InputError
+from zsjax.evaluation.baselines import PROMPT_TOKENS
 from zsjax.launch import load_experiment
 from zsjax.rollout.policy_prompt import PolicyTemplate
 from zsjax.run import build, pipeline
@@ -63,15 +64,17 @@ def test_a_run_stops_before_its_first_step(tmp_path, stages, side):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_baselines_longer_prompt_counts():
-    c, question = config(evaluate__baselines="search_agent"), [Question("q", "Who wrote it?", ("x",))]
+def test_a_baselines_longer_prompt_counts_beyond_the_tokens_that_its_budget_has_more():
+    question, c = [Question("q", "Who wrote it?", ("x",))], config(prompts__policy="plain")
     tokenizer = build.tokenizer(c)
-    sizes = [len(PolicyTemplate.load(name).encode(tokenizer, "Who wrote it?")) for name in ("default", "search_agent")]
-    assert sizes[0] < sizes[1]
-    c = config(evaluate__baselines="search_agent", rollout__max_prompt_tokens=sizes[0])
+    size = len(PolicyTemplate.load("search_agent").encode(tokenizer, "Who wrote it?")) - PROMPT_TOKENS
+    assert size > len(PolicyTemplate.load("plain").encode(tokenizer, "Who wrote it?"))
+    c = config(prompts__policy="plain", rollout__max_prompt_tokens=size)
+    assert build.playable(c, question, "f", tokenizer, baselines=["search_agent"]) == question
+    c = config(prompts__policy="plain", rollout__max_prompt_tokens=size - 1)
     assert build.playable(c, question, "f", tokenizer) == question
     with pytest.raises(InputError, match="a prompt of"):
-        build.playable(c, question, "f", tokenizer, baselines=c.evaluate.baselines)
+        build.playable(c, question, "f", tokenizer, baselines=["search_agent"])
 
 
 def test_overlong_is_checked():

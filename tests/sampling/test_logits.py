@@ -71,6 +71,34 @@ def test_a_cut_changes_only_draws_that_would_have_fallen_in_the_tail():
     assert not inside.all()
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_draws_from_many_tokens_follow_the_distribution(temperature):
+    V, ids = 2 ** 14, np.array([3, 4, 40, 5000, 5001, 9999, 2 ** 14 - 1])  # some share a block of 32
+    logits = jnp.full(V, -jnp.inf).at[ids].set(LOGITS)
+    keys = row_keys(jax.random.key(0), jnp.arange(20_000), jnp.zeros(20_000, jnp.int32)).reshape(100, 200)
+    tokens, logprobs = jax.jit(lambda keys: jax.lax.map(lambda part: sample(
+        jnp.broadcast_to(logits, (200, V)), part, temperature=temperature), keys))(keys)
+    tokens, p = np.asarray(tokens).ravel(), _softmax(LOGITS.astype(np.float64) / temperature)
+    places = np.searchsorted(ids, tokens)
+    np.testing.assert_array_equal(ids[places], tokens)
+    counts, live = np.bincount(places, minlength=7), p * len(tokens) > 5
+    assert ((counts - p * len(tokens)) ** 2 / (p * len(tokens)))[live].sum() < 25  # by chance once in 3,000
+    np.testing.assert_allclose(np.ravel(logprobs), np.log(p)[places], atol=1e-5)
+
+
+@pytest.mark.parametrize("V", [2 ** 14, 512 * 297, 128 * 1187, 50_257])  # two of Qwen's and GPT-2's, which has no blocks
+def test_many_tokens_greedy_and_logprobs(V):
+    logits = jax.random.normal(jax.random.key(1), (4, V)).at[:, jnp.array([700, 9000, V - 1])].set(9.0)
+    logits = logits.at[3].set(logits[3].at[700].set(0.0))
+    keys = row_keys(jax.random.key(2), jnp.arange(4), jnp.zeros(4, jnp.int32))
+    tokens, logprobs = draw(logits, keys, temperature=jnp.array([0.0, 0.0, 1.0, 0.0]))
+    np.testing.assert_array_equal(tokens[jnp.array([0, 1, 3])], [700, 700, 9000])
+    np.testing.assert_allclose(logprobs, jax.nn.log_softmax(logits)[np.arange(4), tokens], atol=2e-6)
+    for row, temperature in enumerate((0.0, 0.0, 1.0, 0.0)):  # a row's draw does not depend on the others
+        alone, _ = draw(logits[row:row + 1], keys[row:row + 1], temperature=temperature)
+        assert alone[0] == tokens[row]
+
+
 def test_keys_name_row_and_position():
     keys = jax.random.key_data(row_keys(jax.random.key(0), jnp.array([0, 1, 1, 7]), jnp.array([1, 0, 1, 7])))
     assert len({tuple(k) for k in np.asarray(keys)}) == 4

@@ -199,6 +199,9 @@ def test_extract_copies_and_respells():
     assert query("<search>a.\n</search>.\n") == ["a", "."]  # the tokens `>a` and `.\n`
     assert query("<search>one<search> two</search>") == [" two"]
     assert query("<search> one two three</search>", size=2) == [" one", " two"]
+    assert query("<search> 19 films </search>") == [" ", "1", "9", " films"]  # the simulator is tuned on " 19 films"
+    assert query("<search>\n 19</search>") == query("<search> 19\n</search>") == [" ", "1", "9"]
+    assert query("<search>19</search>") == ["1", "9"] and query("<search>  x</search>") == [" x"]
     for nothing in ("<search></search>", "<search> \n </search>", "who</search>", "<search> x", "<answer> x</search>",
                     "<search> x</answer>", "<search> x</search> and"):
         assert query(nothing) == []

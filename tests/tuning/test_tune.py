@@ -104,8 +104,33 @@ def test_held_out_questions_are_asked_their_own_and_another_query():
     assert set(alone) == {"n", "useful", "noisy", "engine"}
 
 
+def test_no_query_of_a_held_out_search_is_tuned_on():
+    """Searches beside the point ask another question's query, and two questions may have the same second hop."""
+    questions = [Question(str(i), f"Who is {i}?", (f"a{i}",)) for i in range(40)]
+    named = [Question(f"n{i}", f"Is it a{i} or b?", (f"a{i}",)) for i in range(40)]
+    searches = [collect.Search(q, f"Query  {q.id}", ()) for q in questions + named]
+    searches += [collect.Search(q, f"hop {int(q.id) % 7}", (), source="episode") for q in questions]
+    searches += [collect.Search(q, f"query {(int(q.id) + 1) % 40}", (), source=collect.OFF_TARGET) for q in questions]
+    tuned, held_out = tune.split_by_question(searches, 0.3, leave_out=("named",))
+
+    def each(name, side):
+        return {getattr(search, name) for search in side}
+
+    def ids(side):
+        return {search.question.id for search in side if search.source == "policy"}
+
+    queries = [{query.lower().split()[-1] for query in each("query", side) if "hop" not in query}
+               for side in (tuned, held_out)]
+    assert queries[1] and not queries[0] & queries[1]
+    assert each("source", held_out) == {"policy"} and each("source", tuned) == {"policy", "episode", collect.OFF_TARGET}
+    # A query beside the point costs an example, not a held-out search.
+    assert ids(held_out) == {question.id for question in questions} - ids(tuned)
+    assert ids(tune.split_by_question(searches, 0.3)[1]) & {question.id for question in named}
+    assert tune.split_by_question(searches, 0.0) == (searches, [])
+
+
 def test_tuning_reports_held_out_searches(tmp_path, tokenizer):
-    config = dataclasses.replace(CONFIG, collect=CollectConfig(hold_out=0.2),
+    config = dataclasses.replace(CONFIG, collect=CollectConfig(hold_out=0.4),
                                  tune_simulator=dataclasses.replace(PHASE, steps=1))
     worlds = build.worlds(config, config.data.corpus)
     queries = [(p.question, p.query, p.kind) for p in gates.make_probes(world.questions(worlds), limit=20)]
@@ -115,10 +140,11 @@ def test_tuning_reports_held_out_searches(tmp_path, tokenizer):
     with Writer(None) as writer:
         tune.tune(config, start(tokenizer), tmp_path / "searches.jsonl", writer=writer, directory=tmp_path / "a",
                   report=rows.extend)
-    held_out = tune.split_by_question(searches, 0.2)[1]
+    held_out = tune.split_by_question(searches, 0.4)[1]
     before, after, *replies = rows
     for row, name in ((before, "before tuning"), (after, "after tuning")):
-        assert row["simulator"] == name and row["n"] == len(held_out) and 0 < row["off_engine"] < row["engine"] < 1
+        assert row["simulator"] == name and row["n"] == len(held_out)
+        assert 0 < row["off_engine"] < 1 and 0 < row["engine"] < 1
     assert before["engine"] == after["engine"]
     assert [reply["gate"] for reply in replies] == ["replies before tuning"] * 10 + ["replies after tuning"] * 10
     assert [reply["query"] for reply in replies[10:]] == [search.query for search in held_out[:10]]

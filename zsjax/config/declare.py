@@ -22,7 +22,7 @@ EFFECTS = {
     "limit": "bounds a row; rows within the bound stay the same: it may be raised",
     "how": "decides where, how fast, or what else is written: free to change",
     "later": "is read by evaluations and the report only: free to change, both are made again",
-    "stages": "is free to change, except for the stages that make what training starts from",
+    "stages": "is free to change, but a stage is not added after what it would have changed was made",
 }
 
 

@@ -6,7 +6,7 @@ Each field's effect (`zsjax.config.declare.EFFECTS`) says what a change does:
     limit      accepted where it is raised: rows that were within it stay the same
     how        accepted; where the last bits of results may differ, a line says so
     later      accepted: evaluations and the report are made again
-    stages     accepted, unless a stage before training comes or goes
+    stages     accepted, unless a stage before training comes too late for what was made without it, or goes unfinished
 
 A field of engines that the run neither trains nor collects with counts as "later". A field that an older config.json
 lacks counts as its default. A renamed field is read under its old name. A field that no longer exists is ignored, and
@@ -27,7 +27,14 @@ from zsjax.config.read import flatten, read_tree, to_json
 from zsjax.errors import ConfigError, InputError, Problem, UserError, json_value, reason_of
 from zsjax.parallel.files import write_text
 
-_MAKING = ("pretrain", "pretrain_simulator", "collect", "tune_simulator")  # what training starts from
+# What a stage leaves in the folder, its finished result first.
+_RESULTS = {
+    "pretrain": ("models/base",), "pretrain_simulator": ("models/simulator_base",),
+    "warm_start": ("models/warm_start", "checkpoints/warm_start"), "collect": ("searches.jsonl",),
+    "tune_simulator": ("models/simulator", "checkpoints/tune_simulator"), "train": ("models/policy", "checkpoints/train")}
+# The stages that begin with a stage's result.
+_USED_BY = {"pretrain": ("warm_start", "collect", "train"), "pretrain_simulator": ("tune_simulator", "train"),
+            "warm_start": ("collect", "train"), "collect": ("tune_simulator",), "tune_simulator": ("train",)}
 
 
 def from_json(text: str) -> Config:
@@ -59,7 +66,7 @@ def check_resume(old: Config | str, new: Config, where) -> None:
     """Raises ConfigError if a run that began with `old` cannot go on with `new`; logs what other changes mean.
 
     Args:
-      where: the run's folder, for the message.
+      where: the run's folder; what its stages have left decides which of them may still be added.
     """
     began = old if isinstance(old, Config) else _read(old)[0]
     engines, known, problems = _engines(began) | _engines(new), leaves(Config), []
@@ -71,7 +78,7 @@ def check_resume(old: Config | str, new: Config, where) -> None:
             leaf = dataclasses.replace(leaf, spec=dataclasses.replace(leaf.spec, effect="computes"))
         if leaf is None:
             logging.info("%s is ignored: a field of another version (%.200r)", " ".join(name.split())[:200], was)
-        elif not _may_change(leaf.spec, was, now, engines):
+        elif not _may_change(leaf.spec, was, now, engines, where):
             raising = " or raise it" if leaf.spec.effect == "limit" else ""
             problems.append(Problem(name, now, f"the run in {where} began with {was!r}",
                                     f"set it back{raising}, or give the new run another --workdir"))
@@ -126,14 +133,27 @@ def withdraw_config(workdir) -> None:
         (workdir / "config.json").unlink()
 
 
-def _may_change(spec, was, now, engines) -> bool:
+def _may_change(spec, was, now, engines, where) -> bool:
     if spec.effect == "computes":
         return bool(spec.engines) and not engines & set(spec.engines)
     if spec.effect == "limit":
         return now >= was
     if spec.effect == "stages":
-        return [stage for stage in was if stage in _MAKING] == [stage for stage in now if stage in _MAKING]
+        changed = [stage for stage in _USED_BY if (stage in was) != (stage in now)]
+        return not any(_changes_what_was_made(stage, stage in now, where) for stage in changed)
     return True
+
+
+def _changes_what_was_made(stage, added, where) -> bool:
+    """Whether a stage comes after something was made without its result, or goes before its result is there."""
+    folder = pathlib.Path(where)
+
+    def has(names):
+        return any(path.is_file() for name in names for path in (folder / name, *(folder / name).rglob("*")))
+
+    if has(_RESULTS[stage][:1]):
+        return False
+    return not added or any(has(_RESULTS[user]) for user in _USED_BY[stage])
 
 
 def _engines(config) -> set[str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from zsjax import rewards, types
-from zsjax.evaluate import on_path
+from zsjax.evaluate import on_path, reach
 from zsjax.parallel.files import write_jsonl
 from zsjax.rewards.terms import Outcome
 from zsjax.rl import roles
@@ -135,7 +135,7 @@ def search_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
         for query, documents in zip(outcome.queries, outcome.documents, strict=True):
             words, shown = rewards.normalize_answer(query), documents_of(documents)
             searches += 1
-            reached += rewards.contains_match(documents, outcome.golds) > 0
+            reached += reach(documents, outcome.golds) > 0
             repeated += words in queries
             stale += bool(shown) and shown <= lines
             queries.add(words)

@@ -127,7 +127,7 @@ class Recorder:
             self._dropped = True
             self.writer.note(f"trajectories: from here on the first file and the {kept - 1} newest are kept; "
                              "train.trajectories_kept has the number")
-        for path in files[1:len(files) - kept + 1]:
+        for path in files[1:1 - kept]:  # all but the first and the kept - 1 newest
             path.unlink()
 
     def step(self, step: int, state: TrainState, played, metrics: dict):

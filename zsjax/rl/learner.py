@@ -88,7 +88,7 @@ class Learner:
     def assign_credit(self, batch: TokenBatch, kl_coef) -> TokenBatch:
         """The batch with advantages and returns, and with the KL in the rewards if algorithm.kl_in is "reward"."""
         algorithm, mask = self.config.algorithm, roles.loss_mask(batch.roles)
-        if algorithm.kl_in == "reward":
+        if algorithm.kl_in == "reward" and batch.ref_logprobs is not None:  # no reference: the KL weighs 0
             # Rows that the loss leaves out keep their KL: they count in their group's baseline.
             batch = batch.replace(rewards=np.asarray(credit.kl_rewards(
                 batch, loss_mask=mask, coef=kl_coef, kind=algorithm.kl_kind)))

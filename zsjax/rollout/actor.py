@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from zsjax import types
 from zsjax.config.fields import Config
 from zsjax.rewards import terms
 from zsjax.rl.selection import groups_with_signal
@@ -10,6 +11,9 @@ from zsjax.rollout.actions import load_actions
 from zsjax.rollout.experience import Experience, replace_groups
 from zsjax.rollout.outcomes import outcomes as outcomes_of
 from zsjax.rollout.played import occupancy, requests_saved
+
+METRICS = (types.Metric("groups_after_refill", "groups whose rewards differ, after others took the place of those without; "
+                        "logged where algorithm.refill_rounds is set", "share of groups", 0.0, 1.0, "near 1"),)
 
 
 class Actor:
@@ -42,6 +46,12 @@ class Actor:
         if self.config.algorithm.drop_equal_groups:
             played.row_valid &= signal
         return played
+
+    def metrics(self, played: Experience) -> dict[str, float]:
+        """What the replacement of groups came to; {} without it. The other metrics are of `Experience.as_played`."""
+        if self.rounds == 1:
+            return {}
+        return {"groups_after_refill": float(groups_with_signal(played.scores, played.episodes.group_id).mean())}
 
     def _play_round(self, policy, settings, round: int) -> Experience:
         count, size, reward = self.config.train.questions_per_step, self.config.train.group_size, self.config.reward

@@ -18,6 +18,7 @@ from zsjax.data.assets import asset_path
 from zsjax.data.playable import keep_playable
 from zsjax.data.questions import draw_questions
 from zsjax.errors import UserError, reading
+from zsjax.evaluation.baselines import PROMPT_TOKENS
 from zsjax.models import attention
 from zsjax.models.checkpoints import hub
 from zsjax.models.decoder import DecoderConfig, init_params
@@ -140,10 +141,12 @@ def playable(config: Config, questions: list[Question], source: str, tokenizer, 
     """The questions whose prompts fit, the policy's and those of `baselines` (names). data.overlong says whether others are
     dropped or refused. Raises InputError as `zsjax.data.playable.keep_playable`."""
     names = [config.prompts.policy, *(name for name in baselines if name in TEMPLATES and name != "rag")]
-    templates = [PolicyTemplate.load(name) for name in dict.fromkeys(names)]
+    policy, *others = (PolicyTemplate.load(name) for name in dict.fromkeys(names))
 
     def encode(text):
-        return max((template.encode(tokenizer, text, chat=config.prompts.chat) for template in templates), key=len)
+        """The longest prompt, those of baselines without the tokens that their budget has more."""
+        prompts = [template.encode(tokenizer, text, chat=config.prompts.chat)[PROMPT_TOKENS:] for template in others]
+        return max([policy.encode(tokenizer, text, chat=config.prompts.chat), *prompts], key=len)
 
     return keep_playable(questions, encode, max_prompt_tokens=config.rollout.max_prompt_tokens,
                          overlong=config.data.overlong, source=source)

@@ -95,7 +95,8 @@ def _spellings(tokenizer, table, tags: Sequence[bytes]) -> dict[str, np.ndarray]
         ids[np.arange(ids.shape[1]) < counts[:, None]] = [id for row in lists for id in row]
         rows |= {f"{name}_ids": ids, f"{name}_len": counts}
     return {"token_bytes_len": lengths, "blank": (lengths > 0) & (stripped == 0), "stripped_len": stripped,
-            "cut_row": cut_row, **rows}
+            "one_blank": np.array([entry == b" " for entry in table]), "cut_row": cut_row, **rows,
+            "begins_blank": np.array([(entry or b"")[:1].isspace() for entry in table])}
 
 
 def _rstrip(data: bytes) -> bytes:

@@ -38,6 +38,7 @@ class TagAutomaton:
       token_bytes_len: int32[V], bytes that a token writes; 0 for tokens without bytes.
       event_tail: int16[S, V], bytes of the token behind the reported tag.
       blank: bool[V], the token writes white space only.
+      one_blank, begins_blank: bool[V], the token is one blank, and its first byte is white space.
       stripped_len: int32[V], bytes without the white space at the token's end.
       cut_row: int32[V], the row of the spelling tables for a cut at byte 0 of the token; -1 for tokens that are never
         cut. The row of a cut at byte j is cut_row + j.
@@ -52,6 +53,8 @@ class TagAutomaton:
     token_bytes_len: Any
     event_tail: Any
     blank: Any
+    one_blank: Any
+    begins_blank: Any
     stripped_len: Any
     cut_row: Any
     before_ids: Any
@@ -197,6 +200,11 @@ def extract(automaton: TagAutomaton, tokens: jax.Array, lengths: jax.Array, *, o
     worded = whole & ~automaton.blank[ids]
     first_word = jnp.where(left_length > 0, 0, jnp.min(jnp.where(worded, at, N), axis=1))
     last_word = jnp.max(jnp.where(worded, at, -1), axis=1)
+    # The blank before a first word without one, such as a number: " 1990" is encoded with a token for it.
+    begin = jnp.minimum(first_word, jnp.where(cut.any(axis=1), cutting, N))
+    spaced = (begin < N) & ~pick(automaton.begins_blank[ids], jnp.minimum(begin, N - 1)) & pick(
+        automaton.one_blank[ids], jnp.maximum(begin - 1, 0)) & ((last_word >= 0) | (right_length > 0))
+    first_word = jnp.where(spaced & (left_length == 0), begin - 1, first_word)
     whole &= (at >= first_word[:, None]) & ((right_length > 0)[:, None] | (at <= last_word[:, None]))
     alone, alone_length = _spelled(automaton.alone_ids, automaton.alone_len, after_row)
     is_alone = (last_word < 0) & (right_length == 0)

@@ -124,8 +124,13 @@ def deduplicate(searches: Iterable[Search]) -> list[Search]:
     """The first search of each (question, query, whether the episode was right); queries differ by words only."""
     kept = {}
     for search in searches:
-        kept.setdefault((search.question.key, " ".join(search.query.lower().split()), search.correct), search)
+        kept.setdefault((search.question.key, words_of(search.query), search.correct), search)
     return list(kept.values())
+
+
+def words_of(query: str) -> str:
+    """The query as it is compared: in lower case, one blank between words."""
+    return " ".join(query.lower().split())
 
 
 def search_for(queries: Iterable[tuple[Question, str, str]], engine, *, num_documents: int) -> list[Search]:

@@ -33,7 +33,7 @@ from zsjax.sampling import ragged
 from zsjax.search.engine import Document
 from zsjax.search.simulator.requests import Requests
 from zsjax.search.simulator.simulator import Simulator
-from zsjax.tuning.collect import OFF_TARGET
+from zsjax.tuning.collect import OFF_TARGET, words_of
 from zsjax.types import Question
 
 PROMPT_ROWS = 256  # prompts spliced at a time
@@ -147,7 +147,7 @@ def make_examples(searches: Sequence, num_documents: int, *, label: str = "ranki
         if pairs and any(len(documents) < num_documents for documents in targets.values()):
             continue
         for noisy, documents in targets.items():
-            name = (search.question.key, " ".join(search.query.lower().split()), noisy)
+            name = (search.question.key, words_of(search.query), noisy)
             repeats = label == "ranking" and not pairs
             if len(documents) == num_documents and (repeats or name not in seen):
                 seen.add(name)

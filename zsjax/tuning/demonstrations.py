@@ -27,6 +27,7 @@ from zsjax.rollout.actions import ANSWER, SEARCH, Action
 from zsjax.rollout.documents import encode_documents
 from zsjax.rollout.policy_prompt import PolicyTemplate
 from zsjax.search.engine import Document, SearchContext, chance
+from zsjax.search.simulator.prompt import bare_line
 from zsjax.types import Question
 
 MAX_NAME_WORDS, MIN_NAME_LETTERS = 8, 4  # of a page's name that is looked for in a text
@@ -65,8 +66,8 @@ class Shown:
         return [tokens[0, i, :lengths[0, i]].tolist() for i in range(count[0])]
 
     def text(self, turns: Sequence[Turn]) -> str:
-        """The text of some turns' documents, as far as it is shown."""
-        return "".join(self.tokenizer.decode(line) for turn in turns for line in self.lines(turn.documents))
+        """The text of some turns' documents, as far as it is shown, without their numbers: "Doc 1" shows no answer "1"."""
+        return "\n".join(bare_line(self.tokenizer.decode(line)) for turn in turns for line in self.lines(turn.documents))
 
     def actions(self, demonstration: Demonstration) -> list[list[int]]:
         """Ids of the policy's actions: a search for each turn, then the answer."""
@@ -132,23 +133,25 @@ def make_demonstrations(questions: Sequence[Question], engine, shown: Shown, tit
 
 
 def shorten(demonstration: Demonstration, shown: Shown, num_documents: int) -> Demonstration | None:
-    """The episode with at most `num_documents` documents in all, evenly over its searches and at least one each.
+    """The episode with at most `num_documents` documents of each search, in the order in which the engine found them.
 
-    Of each search the best documents stay, in their order, but the best that holds what the episode needs next: the next
-    query, or the answer. None where the answer is then shown no more.
+    The best documents stay, and the best that holds what the episode needs next: the next query, or the answer. Every search
+    of every episode shows as many, or a policy would learn from the number whether to search again. None where the answer
+    is then shown no more.
     """
-    turns, k = [], max(num_documents // len(demonstration.turns), 1)
-    needed = [*(turn.query for turn in demonstration.turns[1:]), demonstration.answer]
+    turns, needed = [], [*(turn.query for turn in demonstration.turns[1:]), demonstration.answer]
     for turn, text in zip(demonstration.turns, needed, strict=True):
         places = range(len(turn.documents))
-        holding = [place for place in places
-                   if contains_match(shown.text([Turn(turn.query, (turn.documents[place],))]), [text])]
-        first = holding[:1]
-        kept = sorted((first + [place for place in places if place not in first])[:k])
+        first = [place for place in places if _shows(shown, [Turn(turn.query, (turn.documents[place],))], text)][:1]
+        kept = sorted((first + [place for place in places if place not in first])[:num_documents])
         turns.append(Turn(turn.query, tuple(turn.documents[place] for place in kept)))
-    if not contains_match(shown.text(turns), [demonstration.answer]):
+    if not _shows(shown, turns, demonstration.answer):
         return None
     return dataclasses.replace(demonstration, turns=tuple(turns))
+
+
+def _shows(shown, turns, text) -> bool:
+    return contains_match(shown.text(turns), [text]) > 0
 
 
 def page_name(title: str) -> str:

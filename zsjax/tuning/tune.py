@@ -13,9 +13,10 @@ from zsjax.config.fields import Config, SupervisedConfig
 from zsjax.errors import InputError
 from zsjax.models.placement import for_decoding
 from zsjax.parallel import hosts
+from zsjax.rewards import answer_kind
 from zsjax.search.engine import chance
 from zsjax.search.simulator.simulator import Simulator
-from zsjax.tuning.collect import OFF_TARGET, Search, read_searches
+from zsjax.tuning.collect import OFF_TARGET, Search, read_searches, words_of
 from zsjax.tuning.dataset import Emphasis, Encoder, Example, make_batches, make_examples
 from zsjax.tuning.simulator_gates import Probe, any_holds_gold, search_probes
 
@@ -43,8 +44,7 @@ def tune(config: Config, simulator: Simulator, path: str | os.PathLike, *, write
     """
     try:
         provenance, searches = read_searches(path)
-        searches, held_out = split_by_question(searches, config.collect.hold_out)
-        held_out = [search for search in held_out if search.source != OFF_TARGET]  # they are asked beside the point anyway
+        searches, held_out = split_by_question(searches, config.collect.hold_out, config.data.leave_out)
         collect = config.collect
         examples = make_examples(searches, simulator.num_documents, label=collect.label, balance=collect.balance,
                                  pairs=collect.pairs, off_target=collect.off_target, seed=config.seed)
@@ -70,12 +70,28 @@ def tune(config: Config, simulator: Simulator, path: str | os.PathLike, *, write
     return tuned
 
 
-def split_by_question(searches: Sequence[Search], hold_out: float) -> tuple[list[Search], list[Search]]:
-    """(tuned on, held out): by question, so that no held-out question was seen with another query."""
+def split_by_question(searches: Sequence[Search], hold_out: float,
+                      leave_out: Sequence[str] = ()) -> tuple[list[Search], list[Search]]:
+    """(tuned on, held out): by question, and no query of a held-out search is tuned on.
+
+    Searches beside the point are not held out: `held_out_replies` asks beside the point by itself. They are not tuned on
+    either where a held-out search has their query, since their target is what the engine finds for it.
+
+    Args:
+      searches: as collected.
+      hold_out: share of the questions that are held out, by a hash of their keys.
+      leave_out: kinds of question (`rewards.answer_kind`) that are not held out, since no policy will ask them.
+    """
     sides = ([], [])
     for search in searches:
         sides[chance("hold out", search.question.key) < hold_out].append(search)
-    return sides
+    tuned, held_out = sides
+    held_out = [search for search in held_out if search.source != OFF_TARGET
+                and answer_kind(search.question.question, search.question.golden_answers) not in leave_out]
+    asked = {words_of(search.query) for search in held_out}
+    tuned = [search for search in tuned if search.source != OFF_TARGET or words_of(search.query) not in asked]
+    seen = {words_of(search.query) for search in tuned}
+    return tuned, [search for search in held_out if words_of(search.query) not in seen]
 
 
 def held_out_replies(simulator: Simulator, searches: Sequence[Search], *, limit: int = 256, examples: int = 10,

@@ -54,6 +54,9 @@ def _check_world(found, options):
     for name, value in options.items():
         if name not in known:
             found.add("world", f"{name!r} is unknown", known_name(name, known))
+        elif isinstance(known[name], bool):
+            if type(value) is not bool:
+                found.add("world", f"{name} = {value!r} is neither True nor False", "give one of them")
         elif isinstance(known[name], int) and not (type(value) is int and (known[name] > 0) <= value <= 100_000):
             found.add("world", f"{name} = {value!r} is not a count",
                       f"give a whole number, {int(known[name] > 0)} to 100,000")

@@ -31,6 +31,10 @@ def check_algorithm(found, config):
         if not isinstance(function, str) or ":" not in function or function_problem(function):
             found.add("algorithm.scorers", f"{name!r} is {function!r}",
                       "give package.module:function of a module that imports")
+    advantage = algorithm.advantage
+    if algorithm.drop_equal_groups and advantage in ADVANTAGES and "groups" not in ADVANTAGES.entry(advantage).needs:
+        found.add("algorithm.drop_equal_groups", f"the advantage {advantage!r} does not compare a group's episodes, so that "
+                  "groups of equal reward teach, too", "set it to false, or algorithm.advantage to 'rloo' or 'grpo'")
     if algorithm.refill_rounds and not algorithm.drop_equal_groups:
         found.add("algorithm.refill_rounds", "nothing is dropped that could be replaced",
                   "set algorithm.drop_equal_groups to true")

@@ -148,8 +148,9 @@ class WarmStartConfig(SupervisedConfig):
                           "from data.train and the real engine", names="path")
     every_hop: bool = field(False, "episodes that it writes search until all supporting titles of the question were found, "
                             "also where an answer is shown before; off, the first shown answer ends them")
-    episode_documents: int = field(0, "at most, of an episode that it writes, evenly over its searches; what holds the "
-                                   "answer or the next query stays. 0: all that were found", "[0, 1e6]", unit="documents")
+    episode_documents: int = field(0, "at most, of each search of an episode that it writes, as many whatever the number of "
+                                   "its searches; what holds the answer or the next query stays. 0: all that were found",
+                                   "[0, 1e6]", unit="documents")
     bridges: bool = field(False, "where no answer was shown, an episode that it writes searches on for a page that the "
                           "question or a shown document names and that shows the answer; each of them costs a search, and "
                           "all titles of the corpus are read")
