@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import collections
 import hashlib
 import json
 import logging
@@ -20,6 +21,7 @@ import pytest
 from tests.environment import ROOT, one_device
 from zsjax import launch
 from zsjax.config import ConfigError, resolve
+from zsjax.parallel.checkpoint import Checkpointer
 from zsjax.report.view_server import TrajectoryServer
 from zsjax.search import ChatSimulator, Empty, Failed, HttpRetriever, Limits, SearchContext, SerpApi
 from zsjax.search.addresses import secret_in, shown_address
@@ -129,6 +131,7 @@ class Echo(socketserver.StreamRequestHandler):
 
     STATUS = ("200", "200", "401", "429", "500", "302", "200")
     count = 0
+    heads: collections.deque = collections.deque(maxlen=1000)
 
     def handle(self):
         head = b""
@@ -138,6 +141,7 @@ class Echo(socketserver.StreamRequestHandler):
         size = next((int(line.split(":")[1]) for line in text.splitlines() if line.lower().startswith("content-length")), 0)
         self.rfile.read(size)
         Echo.count += 1
+        Echo.heads.append(text)
         status = self.STATUS[Echo.count % len(self.STATUS)]
         body = [text, json.dumps({"error": text}), json.dumps({text: 1}), json.dumps([text]), ""][Echo.count % 5].encode()
         head = f"HTTP/1.1 {status} {text.splitlines()[0][:20]}\r\nContent-Length: {len(body)}\r\nLocation: /x?{size}\r\n"
@@ -242,24 +246,74 @@ def test_an_address_without_secrets_stays():
         assert config.search.remote.url == url
 
 
+def test_a_hub_call_that_fails_shows_no_token(echo, tmp_path):
+    """The hub repeats the request, with its token, in every reply."""
+    pytest.importorskip("huggingface_hub")
+    Echo.heads.clear()
+    env = one_device(**planted(echo) | {"HF_ENDPOINT": "http://hub.example", "HF_HOME": str(tmp_path / "hub")})
+    done = subprocess.run(
+        [sys.executable, "-m", "zsjax.launch", "--config", "experiments/tiny_world.py:smoke", "--workdir",
+         str(tmp_path / "run"), "--config.policy.init=hf:owner/name"],
+        cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False)
+    assert any(SECRETS["HF_TOKEN"] in head for head in Echo.heads), "the hub got no token"
+    assert done.returncode == 2 and "owner/name" in done.stderr + done.stdout, done.stderr[-2000:]
+    assert not found_in(done.stdout + done.stderr)
+
+
+# Stand-ins for trackers: each notes what it is given in a file of the run, and its last call quotes the key.
+TRACKER = """
+import os, pathlib
+NOTES = pathlib.Path(os.environ["TRACKED"])
+class Run:
+    id = "1"
+    info = type("Info", (), {"run_id": "1"})
+    def __getattr__(self, name):
+        def call(*args, **kwargs):
+            with open(NOTES, "a") as file:
+                print(name, args, kwargs, file=file)
+            if name in ("finish", "end_run"):
+                raise RuntimeError("401 for " + os.environ["WANDB_API_KEY"] + os.environ["MLFLOW_TRACKING_PASSWORD"])
+            return self
+        return call
+run = Run()
+def __getattr__(name):
+    return getattr(run, name)
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["chat", "serpapi"])
 def test_a_run_writes_no_secret(engine, echo, tmp_path):
-    """A whole run with each secret in the environment: nothing that it wrote or printed has one."""
-    options = {"stages": "train,report", "search.engine": engine, "search.eval_engine": "bm25", "train.steps": 2,
+    """A whole run with each secret in the environment: nothing that it wrote or printed has one. Checkpoints are read."""
+    options = {"stages": "collect,train,evaluate", "search.engine": engine, "train.steps": 2,
+               "search.eval_engine": "serpapi" if engine == "serpapi" else "http", "trackers": "wandb,mlflow",
                "search.remote.url": "http://chat.example/v1", "search.remote.model": "m", "search.remote.retries": 0,
                "search.remote.timeout": 5, "search.remote.key_env": "CHAT_KEY" if engine == "chat" else "",
-               "cost.search": 0.01}
-    done = subprocess.run(
-        [sys.executable, "-m", "zsjax.launch", "--config", "experiments/tiny_world.py:smoke",
-         "--workdir", str(tmp_path / "run"), *(f"--config.{name}={value}" for name, value in options.items())],
-        cwd=ROOT, env=one_device(**planted(echo)), capture_output=True, text=True, timeout=1800, check=False)
-    assert not found_in(done.stdout + done.stderr)
-    assert done.returncode == 0, done.stderr[-2000:]
+               "collect.judge.url": "http://judge.example/v1", "collect.judge.model": "m",
+               "collect.judge.key_env": "CHAT_KEY", "cost.search": 0.01}
+    for name in ("wandb", "mlflow"):
+        (tmp_path / "modules").mkdir(exist_ok=True)
+        (tmp_path / "modules" / f"{name}.py").write_text(TRACKER)
+    env = one_device(**planted(echo), TRACKED=str(tmp_path / "tracked.txt"))
+    env["PYTHONPATH"] += f"{os.pathsep}{tmp_path / 'modules'}"
+    place = ["--workdir", str(tmp_path / "run")]
+    first = ["--config", "experiments/tiny_world.py:smoke", *place,
+             *(f"--config.{name}={value}" for name, value in options.items())]
+    run, page = (subprocess.run([sys.executable, "-m", "zsjax.launch", *command], cwd=ROOT, env=env, capture_output=True,
+                                text=True, timeout=1800, check=False) for command in (first, ["report", *place]))
+    said = "".join(done.stdout + done.stderr for done in (run, page))
+    assert not found_in(said)
+    # No search of the evaluation can be answered.
+    assert run.returncode == 1 and "the evaluation is not finished" in said and page.returncode == 0, said[-2000:]
+    assert said.count("failed and is left out from now on: 401 for ******") == 2, said[-2000:]
+    tracked = (tmp_path / "tracked.txt").read_text()
+    assert "init (" in tracked and "log_dict (" in tracked and not found_in(tracked)
     written = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
-    assert {"config.json", "metrics.jsonl", "report.html"} <= {path.name for path in written}
+    assert {"config.json", "metrics.jsonl", "searches.jsonl", "report.html"} <= {p.name for p in written}
     for path in written:
         assert not found_in(path.read_bytes().decode("latin-1")), path
+    state = Checkpointer(tmp_path / "run/checkpoints/train")  # its arrays are compressed, its texts are not
+    assert not found_in(json.dumps([state.extra(), state.config()]))
     failures = [name for line in pathlib.Path(tmp_path / "run/metrics.jsonl").read_text().splitlines()
                 for name in json.loads(line) if name.startswith("engine/failed_")]
     assert failures and os.environ.get("CHAT_KEY") is None

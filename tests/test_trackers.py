@@ -87,6 +87,13 @@ def test_a_tracker_that_cannot_be_opened_ends_no_run(tmp_path, caplog, broken, n
     assert json.loads((tmp_path / "trackers.json").read_text())[name] == "old"  # a later start goes on there
 
 
+def test_the_error_of_a_tracker_shows_no_key(tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "planted/key+0123")
+    module = types.SimpleNamespace(init=lambda **_: (_ for _ in ()).throw(ConnectionError("401 for planted/key+0123")))
+    Trackers({"wandb": module}, tmp_path, name="x", config={}).close()
+    assert "401 for ***" in caplog.text and "planted" not in caplog.text
+
+
 def test_an_absent_package_is_one_message_before_anything_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "mlflow", None)
     with pytest.raises(InputError, match="'mlflow' is not installed; pip install mlflow"):

@@ -278,12 +278,12 @@ def test_a_lost_server_of_children_is_replaced_and_the_case_runs_again(first, re
     answers = "import sys\nfor line in sys.stdin: print('{\"code\": 7}', flush=True)"
 
     class Servers(Children):
-        PATIENCE, scripts = 0.3, [first, answers]
+        scripts = [first, answers]
 
         def _start_server(self):
             self._server = subprocess.Popen([sys.executable, "-c", self.scripts.pop(0)], stdin=subprocess.PIPE,
                                             stdout=subprocess.PIPE, text=True)
-            self.PATIENCE = 0.3 if self.scripts else 30.0
+            self.PATIENCE = 0.3 if self.scripts and first else 30.0
 
     with Servers() as children:
         assert children.surviving(lambda case: children.wait(1, 0.0))(Case("a", 3)) == 7

@@ -1,6 +1,7 @@
 """A full disk, a read-only folder, a damaged file: one line names it, nothing computes with it, and the run goes on."""
 
 import contextlib
+import os
 import pathlib
 import re
 import shutil
@@ -161,11 +162,13 @@ def how_damaged(case) -> dict:
 
 
 def damage(path: pathlib.Path, how: str, at: float):
-    data = bytearray(path.read_bytes())
+    """Changes a file as a disk does: its time stays."""
+    data, about = bytearray(path.read_bytes()), path.stat()
     if how == "flip" and data:
         bit = int(at * 8 * len(data))
         data[bit // 8] ^= 1 << bit % 8
     path.write_bytes(data if how == "flip" else data[:int(at * len(data))] if how == "cut" else b"")
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
 
 
 @pytest.mark.slow

@@ -7,13 +7,16 @@ same tracked run: its id is in WORKDIR/trackers.json. Steps that are done again 
 import contextlib
 import importlib
 import logging
+import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
 from zsjax.errors import InputError, read_json
 from zsjax.parallel.files import write_json
+from zsjax.search.addresses import is_secret, shown_text
 
+SHORTEST_SECRET = 8  # characters; a shorter value of a variable such as XAUTHORITY is no key
 _FOREIGN = re.compile(r"[^\w\-. /]")  # what MLflow refuses in a name
 
 
@@ -96,7 +99,8 @@ class Trackers:
         try:
             yield
         except Exception as error:  # the packages' own kinds, and the network's
-            logging.warning("%s failed and is left out from now on: %s", name, error)
+            secrets = [value for key, value in os.environ.items() if is_secret(key) and len(value) >= SHORTEST_SECRET]
+            logging.warning("%s failed and is left out from now on: %s", name, shown_text(str(error), secrets, 300))
             self._open.pop(name, None)
 
 
