@@ -6,7 +6,7 @@ The policy of a rollout says a script, so that every difference comes from the h
 one rollout. `document`: what an engine returns, or a simulator writes. `query`: what the policy searches for. `question`:
 question and gold answers. Each is played by the host with an engine and by the compiled program with a simulator whose
 model wants to write hostile texts (`hostile_writer`). `page`: records in the report, the viewer, the terminal and the
-tables; tests/browser opens such pages. `text`: documents and questions under several tokenizers.
+tables; tests/browser opens a page with one such text. `text`: documents and questions under several tokenizers.
 """
 
 import collections
