@@ -54,8 +54,7 @@ def fit(config: SupervisedConfig, model_config, params, batches: Callable, *, wr
       The trained parameters, on the mesh.
 
     Raises:
-      NonFiniteUpdate: the loss or its gradient of a step is not finite. The message names the step and the state on disk:
-        the one before it, or the last checkpoint where other steps came between it and the look at the metrics.
+      NonFiniteUpdate: the loss or its gradient of a step is not finite; the state before that step is saved.
     """
     mesh = None if mesh is None or mesh.size == 1 else mesh
     optimizer = make_optimizer(config.optimizer, config.steps)
@@ -78,17 +77,15 @@ def fit(config: SupervisedConfig, model_config, params, batches: Callable, *, wr
     # The update donates its arguments; the caller keeps the parameters. Nobody keeps the optimizer's state.
     params, opt_state = jax.tree.map(jnp.copy, state.params), state.opt_state
     del state
-    left_out = {}  # {step: whether it was left out}, on the device until the metrics are read
+    in_flight = ()  # (step, whether it was left out)
 
     def check():
-        """Before anything is saved: an update that is not finite changed nothing."""
-        bad = [step for step, flag in jax.device_get(left_out).items() if flag]
-        if bad and bad == [*left_out][-len(bad):]:  # this is still the state before the first of them
-            checkpoints.save(bad[0] - 1, on_mesh(bad[0] - 1, params, opt_state, mesh))
-        if bad:
-            raise NonFiniteUpdate(f"{stage}, step {bad[0]}: the loss or its gradient is not finite; "
-                                  f"{checkpoints.whereabouts()}. Lower the learning rate or check the data")
-        left_out.clear()
+        """Waits for the step in flight. One that is not finite changed nothing: the state is still the one before it."""
+        for step, left_out in in_flight:
+            if left_out:
+                checkpoints.save(step - 1, on_mesh(step - 1, params, opt_state, mesh))
+                raise NonFiniteUpdate(f"{stage}, step {step}: the loss or its gradient is not finite; "
+                                      f"{checkpoints.whereabouts()}. Lower the learning rate or check the data")
 
     with checkpoints, writer.progress(stage, total=config.steps, done=first), stops.deferred():
         start = time.perf_counter()
@@ -99,10 +96,10 @@ def fit(config: SupervisedConfig, model_config, params, batches: Callable, *, wr
                 raise stops.stopped(checkpoints.whereabouts())
             parts = cut(*batches(step), config.microbatch_tokens, mesh)
             given = parts if config.microbatch_tokens else parts[0]
-            jax.block_until_ready(left_out)  # a step that waits in line holds its gradient's memory already
+            check()  # a step that waits in line would hold its gradient's memory already
             params, opt_state, info = update(params, opt_state, given, None, frozen)
             done = step + 1
-            left_out[done] = info.pop("nonfinite")
+            in_flight = ((done, info.pop("nonfinite")),)
             saves = done % config.checkpoint_every == 0 or done == config.steps
             if done % LOG_EVERY == 0 or saves:
                 check()

@@ -150,7 +150,7 @@ def test_compiled_simulator(episodes_of, monkeypatch):
         return " " + "; ".join(questions[i].golden_answers)  # as a slot is filled
 
     schedule = dataclasses.replace(CONFIG.rollout, rows=1_000, simulator_slots=300, decode_threshold=0.5)
-    episodes, table = play(simulator, lambda i, query: [Document("", gold(i)), Document("", query)],
+    episodes, table = play(simulator, lambda i, query: [Document("", gold(i)), Document("", f" {query}")],
                            dataclasses.replace(CONFIG, rollout=schedule), line)
     wrong = [row for row in range(ROWS) if episodes.tokens[row].tolist() != table[row, :MAX_TOKENS].tolist()]
     assert not wrong, (len(wrong), TOKENIZER.decode(episodes.tokens[wrong[0]].tolist()))
