@@ -134,17 +134,17 @@ def test_a_loss_that_is_not_finite_stops_the_loop(tmp_path):
     assert isinstance(error.value, UserError) and (tmp_path / "ckpt" / "0").is_dir()
 
 
-@pytest.mark.parametrize("bad, every, state", [(3, 6, "no state was saved"), (3, 2, "the state of step 2 is in"),
-                                               (6, 6, "the state of step 5 is in")])
-def test_one_step_that_is_not_finite_is_noticed_wherever_it_stands(tmp_path, bad, every, state):
+@pytest.mark.parametrize("bad, every", [(3, 6), (3, 2), (6, 6)])
+def test_one_step_that_is_not_finite_is_noticed_wherever_it_stands(tmp_path, bad, every):
     """The steps after it are finite, so that the numbers of a line show nothing."""
 
     def poisoned(step):
         tokens, weights = batches(step)
         return tokens, weights * np.float32(3e38 if step + 1 == bad else 1)
 
-    with pytest.raises(NonFiniteUpdate, match=f"step {bad}: .*; {state}"):
+    with pytest.raises(NonFiniteUpdate, match=f"step {bad}: .*; the state of step {bad - 1} is in "):
         train(tmp_path, poisoned, dataclasses.replace(PHASE, checkpoint_every=every))
+    assert (tmp_path / "ckpt" / str(bad - 1)).is_dir()
 
 
 SHAPE = dict(embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, mlp_dim=32)
