@@ -77,15 +77,15 @@ def fit(config: SupervisedConfig, model_config, params, batches: Callable, *, wr
     # The update donates its arguments; the caller keeps the parameters. Nobody keeps the optimizer's state.
     params, opt_state = jax.tree.map(jnp.copy, state.params), state.opt_state
     del state
-    in_flight = ()  # (step, whether it was left out)
+    in_flight = (first, False)  # (step, whether it was left out)
 
     def check():
         """Waits for the step in flight. One that is not finite changed nothing: the state is still the one before it."""
-        for step, left_out in in_flight:
-            if left_out:
-                checkpoints.save(step - 1, on_mesh(step - 1, params, opt_state, mesh))
-                raise NonFiniteUpdate(f"{stage}, step {step}: the loss or its gradient is not finite; "
-                                      f"{checkpoints.whereabouts()}. Lower the learning rate or check the data")
+        step, left_out = in_flight
+        if left_out:
+            checkpoints.save(step - 1, on_mesh(step - 1, params, opt_state, mesh))
+            raise NonFiniteUpdate(f"{stage}, step {step}: the loss or its gradient is not finite; "
+                                  f"{checkpoints.whereabouts()}. Lower the learning rate or check the data")
 
     with checkpoints, writer.progress(stage, total=config.steps, done=first), stops.deferred():
         start = time.perf_counter()
@@ -99,7 +99,7 @@ def fit(config: SupervisedConfig, model_config, params, batches: Callable, *, wr
             check()  # a step that waits in line would hold its gradient's memory already
             params, opt_state, info = update(params, opt_state, given, None, frozen)
             done = step + 1
-            in_flight = ((done, info.pop("nonfinite")),)
+            in_flight = done, info.pop("nonfinite")
             saves = done % config.checkpoint_every == 0 or done == config.steps
             if done % LOG_EVERY == 0 or saves:
                 check()

@@ -14,7 +14,7 @@ from benchmarks.hypotheses.verdict import Effect
 from zsjax.report import charts
 
 NOT_RUN, UNFINISHED = "not run", "not finished"
-AT_STEP = re.compile(r"(.+)@(\d+)")  # a curve's value after so many steps, beside the measures
+AT_STEP = re.compile(r"(.+)@(\d+)")  # a curve's value after that number of steps, beside the measures
 COLUMNS = {"em_1": "1 hop", "em_2": "2 hops", "em_3": "3 hops", "em": "all", "em_lost": "lost", "em_wrong": "wrong",
            "searches": "searches", "words_per_answer": "words an answer",
            "contradicted": "contradicted", "false_facts": "false facts", "fall": "fall", "eval/em@10": "step 10",

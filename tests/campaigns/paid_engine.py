@@ -25,7 +25,7 @@ class PaidHandler(Handler):
         query = parse_qs(urlsplit(path).query)["q"][0]
         with self.server.lock:
             self.server.asked.append(query)
-        time.sleep(0.02)  # a kill may come while the request is under way
+        time.sleep(0.02)  # a kill may come before the reply does
         found = self.server.engine.search([query], None, k=5)[0]
         self._send(200, json.dumps({"search_metadata": {"status": "Success"}, "organic_results": [
             {"title": document.title, "snippet": document.text} for document in found]}).encode())

@@ -108,7 +108,7 @@ def check_engine(case, folder):
     assert len([line for line in lines if line["stage"] == "train"]) == fewer
     kept = failures_of(lines)
     assert kept["refused"], kept  # while the server was away
-    # A reply that was under way when the server went away may be lost.
+    # A reply that the server had not finished when it went away may be lost.
     assert 0 <= away.answered + sum(kept.values()) - sent_of(lines) <= AT_ONCE, (sent_of(lines), away.attempts, kept)
     known = {away.faults[fault][0] for fault in away.attempts if fault}
     assert not set(kept) - known - {"circuit_open", "refused", "reset"}, (kept, away.attempts)

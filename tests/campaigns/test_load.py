@@ -15,7 +15,7 @@ from tests.environment import ROOT, one_device
 from zsjax.search.server import CONNECTIONS
 
 CLIENTS = (1, 16, 64, 256, CONNECTIONS)
-MEMORY = 1024  # MB of the server that are no mapped files
+MEMORY = 1024  # MB of the server's memory, mapped files not counted
 SECONDS = 20
 
 

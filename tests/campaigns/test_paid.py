@@ -2,7 +2,7 @@
 
 An evaluation searches with SerpApi's engine at a server of this machine, is killed or stopped while it writes charges and
 replies, and goes on. A kill may leave charges whose request was not sent, and requests whose reply was not kept: at most as
-many as are under way at once.
+many as are sent at once.
 """
 
 import collections

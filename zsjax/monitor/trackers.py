@@ -16,7 +16,7 @@ from zsjax.errors import InputError, read_json
 from zsjax.parallel.files import write_json
 from zsjax.search.addresses import is_secret, shown_text
 
-SHORTEST_SECRET = 8  # characters; a shorter value of a variable such as XAUTHORITY is no key
+SHORTEST_SECRET = 8  # characters; shorter values are not hidden: XAUTHORITY, say, is not a secret
 _FOREIGN = re.compile(r"[^\w\-. /]")  # what MLflow refuses in a name
 
 
