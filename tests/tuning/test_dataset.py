@@ -192,6 +192,8 @@ def test_each_example_is_there_once_and_held_out_questions_stay_out():
                 for i in range(200) for correct in (True, False)]
     examples = make_examples(searches, 2, label="contains")
     assert len(examples) == 400 and len({(e.question.id, e.noisy) for e in examples}) == 400
+    assert split_by_question(searches, 0.2)[1] == []  # tuning has seen every query that could be held out
+    searches = [dataclasses.replace(s, query=f"Query {s.question.id}") for s in searches]
     tuned_on, held_out = split_by_question(searches, 0.2)
     assert len(tuned_on) + len(held_out) == 400 and 40 <= len(held_out) <= 120
     assert not {s.question.id for s in tuned_on} & {s.question.id for s in held_out}

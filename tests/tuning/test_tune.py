@@ -129,7 +129,7 @@ def test_no_query_of_a_held_out_search_is_tuned_on():
     assert tune.split_by_question(searches, 0.0) == (searches, [])
 
 
-def test_tuning_reports_held_out_searches(tmp_path, tokenizer):
+def test_tuning_reports_held_out_searches(tmp_path, tokenizer, capsys):
     config = dataclasses.replace(CONFIG, collect=CollectConfig(hold_out=0.4),
                                  tune_simulator=dataclasses.replace(PHASE, steps=1))
     worlds = build.worlds(config, config.data.corpus)
@@ -149,6 +149,15 @@ def test_tuning_reports_held_out_searches(tmp_path, tokenizer):
     assert [reply["gate"] for reply in replies] == ["replies before tuning"] * 10 + ["replies after tuning"] * 10
     assert [reply["query"] for reply in replies[10:]] == [search.query for search in held_out[:10]]
     assert all(reply[name] and reply[name].count("\n") < 3 for reply in replies for name in ("useful", "noisy", "engine"))
+
+    # Where tuning has seen every query there is nothing to measure, and that is said.
+    alike = [dataclasses.replace(search, query="the same") for search in searches]
+    collect.write_searches(tmp_path / "alike.jsonl", alike, provenance={})
+    rows.clear()
+    with Writer(None) as writer:
+        tune.tune(config, start(tokenizer), tmp_path / "alike.jsonl", writer=writer, directory=tmp_path / "b",
+                  report=rows.extend)
+    assert not rows and "nothing is measured" in capsys.readouterr().out
 
 
 def test_mistakes_are_told(tmp_path, tokenizer):

@@ -67,6 +67,9 @@ def tune(config: Config, simulator: Simulator, path: str | os.PathLike, *, write
                         + (f"; to another question's query in {row['off_useful']:.2f} and {row['off_noisy']:.2f} "
                            f"({row['off_engine']:.2f})" if "off_useful" in row else ""))
         report(rows + shown)
+    elif config.collect.hold_out:
+        writer.note("held-out searches: none asks what tuning has not seen, so nothing is measured, and no gate is set; "
+                    "collect more searches, or set collect.hold_out higher")
     return tuned
 
 
