@@ -2,17 +2,21 @@ r"""The ledger: claims about learning to search with a simulated engine, tested 
 
     python benchmarks/ledger.py run --workdir runs/ledger [--only C1 C5] [--hours 2]
     python benchmarks/ledger.py report --workdir runs/ledger            # experiments/ledger.md and its plots
+    python benchmarks/ledger.py report                                  # the same, of the lines that the repository carries
     python benchmarks/ledger.py list
 
 `run` makes the models that the arms start from, then the runs, one process after the other. Each finished run is a line
 of WORKDIR/results.jsonl with its commit and config. The same command goes on where it was stopped, and a kill loses at
 most the run in progress. A run that fails is a line with its error and is not tried again (`--again` does). A run whose
 line lacks a measure that a claim reads, or whose settings changed since, is made again, and its last line counts.
+`report --workdir` also copies the lines and the gates of the models to experiments/ledger/, for the repository to carry.
+The models are not carried. A new workdir begins anew, as its models need not be the same to the last digit.
 benchmarks/hypotheses/ has the claims, the arms, and the rule by which a claim is decided.
 """
 
 import argparse
 import dataclasses
+import gzip
 import json
 import os
 import pathlib
@@ -32,6 +36,7 @@ from benchmarks.hypotheses.entries import Arm, Ledger, Model  # noqa: E402
 
 EXPERIMENT = "experiments/hard_world.py"
 KEPT = ("metrics.jsonl", "config.json", "evaluation.json", "gates.json", "log.txt")  # of a run's folder
+CARRIED = "results.jsonl.gz"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +70,13 @@ def jobs(ledger: Ledger, only=()) -> Iterator[Job]:
 
 
 def read_lines(workdir: pathlib.Path) -> list[dict]:
-    """The lines of results.jsonl. The last one may be cut off by a kill; it is left out."""
-    found, path = [], workdir / "results.jsonl"
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    """The lines of results.jsonl, or of carried ones. The last one may be cut off by a kill; it is left out."""
+    found, path, carried = [], workdir / "results.jsonl", workdir / CARRIED
+    if carried.exists():
+        texts = gzip.decompress(carried.read_bytes()).decode().splitlines()
+    else:
+        texts = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for text in texts:
         try:
             found.append(json.loads(text))
         except json.JSONDecodeError:
@@ -78,6 +87,22 @@ def read_lines(workdir: pathlib.Path) -> list[dict]:
 def read_results(workdir: pathlib.Path) -> dict[tuple, dict]:
     """{(arm, digest, seed): the last line of that run}."""
     return {(line["arm"], line["digest"], line["seed"]): line for line in read_lines(workdir)}
+
+
+def carry(workdir: pathlib.Path, folder: pathlib.Path) -> None:
+    """Copies what a report is made of, the lines and the gates of the models, to a folder of the repository.
+
+    Paths of this machine stay out: WORKDIR stands for the workdir.
+    """
+    def portable(text):
+        return text.replace(str(workdir.resolve()), "WORKDIR").replace(str(ROOT), ".")
+
+    lines = "".join(json.dumps(line) + "\n" for line in read_lines(workdir))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CARRIED).write_bytes(gzip.compress(portable(lines).encode(), mtime=0))  # the same lines are the same bytes
+    for path in sorted((workdir / "models").glob("*/gates.json")):
+        (to := folder / "models" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        (to / path.name).write_text(portable(path.read_text()))
 
 
 def add_result(workdir: pathlib.Path, line: dict) -> None:
@@ -237,12 +262,12 @@ def main(arguments=None):
         made = commands.add_parser(name, help=help)
         made.add_argument("--only", nargs="+", default=[], metavar="ID", help="these hypotheses, as C1 C5")
         if name != "list":
-            made.add_argument("--workdir", type=pathlib.Path, required=True, metavar="DIR")
+            made.add_argument("--workdir", type=pathlib.Path, required=name == "run", metavar="DIR")
     run = commands.choices["run"]
     run.add_argument("--hours", type=float, help="begin no run later than this")
     run.add_argument("--again", action="store_true", help="try again what failed")
     commands.choices["report"].add_argument("--out", type=pathlib.Path, default=ROOT / "experiments", metavar="DIR",
-                                            help="where ledger.md and ledger/*.svg are written")
+                                            help="where ledger.md, and ledger/ with plots and lines, are written")
     options = parser.parse_args(arguments)
     ledger = entries.load()
     if unknown := set(options.only) - {hypothesis.id for hypothesis in ledger.hypotheses}:
@@ -262,8 +287,12 @@ def main(arguments=None):
     else:
         from benchmarks.hypotheses import tables
 
-        tables.write(tables.Results(ledger, read_results(options.workdir), read_lines(options.workdir),
-                                    options.workdir / "models"), options.out)
+        carried = options.out / "ledger"
+        if not read_lines(options.workdir or carried):
+            parser.error(f"no run is in {options.workdir or carried}")
+        if options.workdir is not None:
+            carry(options.workdir, carried)
+        tables.write(tables.Results(ledger, read_results(carried), read_lines(carried), carried / "models"), options.out)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from zsjax.config import load_experiment, resolve, to_json
 from zsjax.evaluation.kept_evaluations import Evaluation, Kept, Subject
 from zsjax.search import Document
 from zsjax.tiny_world import world as tiny_world
+from zsjax.tuning.simulator_gates import RIGHT
 
 
 def test_every_claim_and_every_arm_is_used():
@@ -226,6 +227,26 @@ def test_a_line_has_the_processor_time_of_its_processes(book, tmp_path):
 def test_a_line_is_json_of_one_line(tmp_path):
     ledger.add_result(tmp_path, {"arm": "a", "digest": "0", "seed": 1, "error": "two\nlines"})
     assert json.loads((tmp_path / "results.jsonl").read_text())["error"] == "two\nlines"
+
+
+def test_the_repository_carries_what_a_report_is_made_of(tmp_path, capsys):
+    workdir, out = tmp_path / "work", tmp_path / "out"
+    gates = workdir / "models" / "simulator_small" / "gates.json"
+    gates.parent.mkdir(parents=True)
+    gates.write_text(json.dumps([{"gate": "simulator", "kind": RIGHT, "hops": 1, "n": 7, "useful": 0.5, "noisy": 0.1},
+                                 {"gate": "simulator", "kind": "other", "useful": 0.3, "engine": 0.2}]))
+    with pytest.raises(SystemExit):
+        ledger.main(["report", "--workdir", str(workdir), "--out", str(out)])
+    assert "no run is in" in capsys.readouterr().err
+    digest = entries.load().arms["real"].digest
+    ledger.add_result(workdir, {"arm": "real", "digest": digest, "seed": 1, "error": f"{workdir}/a: lost", "seconds": 1.0})
+    ledger.main(["report", "--workdir", str(workdir), "--out", str(out)])
+    page = (out / "ledger.md").read_text()
+    assert "real, seed 1: `WORKDIR/a: lost`" in page and "| simulator_small | 7 | 0.50 | 0.10 | +0.10 |" in page
+    (out / "ledger.md").unlink()
+    ledger.main(["report", "--out", str(out)])
+    assert (out / "ledger.md").read_text() == page
+    assert not any(str(tmp_path) in path.read_text() for path in out.rglob("*.json"))
 
 
 def test_a_line_of_other_settings_does_not_count(tmp_path):
