@@ -140,6 +140,7 @@ class Children:
 
     def __init__(self):
         self._pids: set[int] = set()
+        self._codes: dict[int, int] = {}  # of those that have ended
         self._start_server()
 
     def _start_server(self):
@@ -186,13 +187,17 @@ class Children:
                    "hook": None if hook is None else dataclasses.asdict(hook)}
         pid = self._ask(request)["pid"]
         self._pids.add(pid)
+        self._codes.pop(pid, None)
         return pid
 
     def wait(self, pid: int, timeout: float = 900.0) -> int | None:
         """The exit code, negative for a signal as of subprocess; None if it still runs after `timeout` seconds."""
+        if pid in self._codes:
+            return self._codes[pid]
         code = self._ask({"wait": pid, "timeout": timeout})["code"]
         if code is not None:
             self._pids.discard(pid)
+            self._codes[pid] = code
         return code
 
     def show_stacks(self, pid: int) -> None:

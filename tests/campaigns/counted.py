@@ -63,10 +63,13 @@ def file_sizes(workdir) -> dict[str, int]:
 
 
 def late_compilations(lines, starts, every) -> list[int]:
-    """The steps whose programs came late. A process compiles in its first step, in its first evaluation, and in the step
-    after its first checkpoint, whose line has the checkpoint's program. Programs of the persistent cache count as well."""
+    """The steps whose programs came late. A process compiles in its first step, in its first evaluation, in the first one
+    in which the policy searches, and in the step after its first checkpoint, whose line has the checkpoint's program.
+    Programs of the persistent cache count as well."""
     firsts = [(start // every + 1) * every for start in starts]
     allowed = {start + 1 for start in starts} | {step + after for step in firsts for after in (0, 1)}
+    searched = [line["step"] for line in lines if line.get("eval/searches")]
+    allowed |= {next((step for step in searched if step > start), 0) for start in starts}
     return [line["step"] for line in lines if line["step"] not in allowed and line["compile/step"] + line["compile/cached"]]
 
 

@@ -26,7 +26,7 @@ class Stopwatch:
     @property
     def waited(self) -> float:
         """Seconds in which a thread of the process could have run and other work had the cores: the most of one thread."""
-        return max(waited - self._begun.get(task, (0, 0))[1] for task, (_, waited) in self._last.items()) / 1e9
+        return max((waited - self._begun.get(task, (0, 0))[1] for task, (_, waited) in self._last.items()), default=0) / 1e9
 
     @property
     def own(self) -> float:

@@ -290,6 +290,13 @@ def test_a_lost_server_of_children_is_replaced_and_the_case_runs_again(first, re
     assert capsys.readouterr().out == f"a:3: the server of children {reason}; the case runs again\n"
 
 
+def test_the_code_of_a_child_that_has_ended_is_told_again(tmp_path):
+    with Children() as children:
+        pid = children.start(["--help"], tmp_path / "log")
+        assert children.wait(pid) == children.wait(pid) == 0
+    assert Stopwatch(pid).waited == 0
+
+
 def test_an_undisturbed_run_of_another_commit_is_made_again(tmp_path):
     made = Reference(tmp_path / "reference", None)
     (made.folder / "train").mkdir()

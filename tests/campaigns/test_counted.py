@@ -28,6 +28,10 @@ def test_programs_that_come_late_are_named():
              for step in range(1, 41)]
     assert late_compilations(lines, [0], 10) == [20, 21, 30]
     assert late_compilations(lines, [0, 19], 10) == [30]  # a process that went on at step 19
+    for line in lines[9::10]:
+        line["eval/searches"] = 0.5 * (line["step"] > 10)  # none in the first evaluation
+    assert late_compilations(lines, [0], 10) == [21, 30]
+    assert late_compilations(lines, [0, 19], 10) == [30]
 
 
 def test_a_run_that_stopped_searching_or_learning_is_no_long_run():

@@ -114,9 +114,12 @@ def send(reference, stage, workdir, log, what) -> tuple[int, bool]:
     numbers = flushes(what["when"], about["moments"]) if of else range(len(about["moments"]))
     hook = Hook(str(workdir), str(record), at=numbers[int(what["at"] * len(numbers))], of=of, do=what["signal"])
     pid = children.start(reference.command(stage, workdir), log, hook=hook)
-    sent = f"{what['signal']} is sent"
-    while not (record.exists() and sent in record.read_text()):
-        assert children.wait(pid, 0.02) is None, f"ended before its signal: {log.read_text()[-1500:]}"
+
+    def sent():
+        return record.exists() and f"{what['signal']} is sent" in record.read_text()
+
+    while not sent():  # a process that handles no signal may have ended by it since
+        assert children.wait(pid, 0.02) is None or sent(), f"ended before its signal: {log.read_text()[-1500:]}"
     return pid, True
 
 
