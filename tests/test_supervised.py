@@ -17,6 +17,7 @@ from zsjax.errors import NonFiniteUpdate
 from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.monitor.writer import Writer, read_jsonl, without_wall_time
 from zsjax.parallel import stops
+from zsjax.parallel.checkpoint import Checkpointer
 from zsjax.parallel.mesh import make_mesh
 from zsjax.tiny_world.pretrain_policy import pretrain_policy
 
@@ -89,6 +90,20 @@ def test_a_signal_ends_it_with_its_state_saved(tmp_path):
     resumed = train(tmp_path / "cut", lambda step: seen.append(step) or batches(step))
     assert seen == [4, 5]
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+
+
+def test_a_signal_waits_until_the_last_checkpoint_is_written(tmp_path, monkeypatch):
+    closed = []
+
+    def close(checkpoints, really=Checkpointer.close):
+        os.kill(os.getpid(), signal.SIGTERM)
+        really(checkpoints)
+        closed.append(checkpoints.directory)
+
+    monkeypatch.setattr(Checkpointer, "close", close)
+    with pytest.raises(stops.Stopped, match="SIGTERM"), stops.handled():
+        train(tmp_path)
+    assert len(closed) == 1 and (closed[0] / str(PHASE.steps) / "about").is_dir()
 
 
 @pytest.mark.parametrize("lora", [None, pytest.param(LoraConfig(rank=2, targets=("q_proj", "down_proj")),

@@ -24,6 +24,7 @@ from zsjax.monitor import health
 from zsjax.monitor.catalog import is_step_metric
 from zsjax.monitor.writer import Writer, read_jsonl, without_wall_time
 from zsjax.parallel import stops
+from zsjax.parallel.checkpoint import Checkpointer
 from zsjax.parallel.mesh import make_mesh
 from zsjax.rl.algorithms import PRESETS, preset
 from zsjax.rollout.played import Played, RolloutWork
@@ -159,6 +160,20 @@ def test_a_signal_ends_a_run_with_its_state_saved(tmp_path, during):
     resumed, lines = run(tmp_path / "cut", preset("grpo"), steps=3, **sparse)
     assert lines == whole
     jax.tree.map(np.testing.assert_array_equal, params, resumed)
+
+
+def test_a_signal_waits_until_the_last_checkpoint_is_written(tmp_path, monkeypatch):
+    closed = []
+
+    def close(checkpoints, really=Checkpointer.close):
+        os.kill(os.getpid(), signal.SIGTERM)
+        really(checkpoints)
+        closed.append(checkpoints.directory)
+
+    monkeypatch.setattr(Checkpointer, "close", close)
+    with pytest.raises(stops.Stopped, match="SIGTERM"), stops.handled():
+        run(tmp_path, preset("grpo"), steps=2)
+    assert len(closed) == 1 and (closed[0] / "2" / "about").is_dir()
 
 
 @pytest.mark.parametrize("kept,left", [(3, [1, 4, 5]), (5, [1, 2, 3, 4, 5]), (8, [1, 2, 3, 4, 5])])

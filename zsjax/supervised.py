@@ -87,7 +87,8 @@ def fit(config: SupervisedConfig, model_config, params, batches: Callable, *, wr
             raise NonFiniteUpdate(f"{stage}, step {step}: the loss or its gradient is not finite; "
                                   f"{checkpoints.whereabouts()}. Lower the learning rate or check the data")
 
-    with checkpoints, writer.progress(stage, total=config.steps, done=first), stops.deferred():
+    # A signal waits until the last checkpoint is written as well.
+    with writer.progress(stage, total=config.steps, done=first), stops.deferred(), checkpoints:
         start = time.perf_counter()
         for step in range(first, config.steps):
             if stops.requested():

@@ -290,6 +290,7 @@ def _import_all():
 if __name__ == "__main__":
     _ANSWERS = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would have it ignored
     warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # jax's; no thread is started before the fork
     _import_all()
     if (asked := _serve()) is not None:

@@ -17,6 +17,7 @@ from tests.campaigns.children import Children, Hook
 from tests.campaigns.experiment import WORLD
 from tests.campaigns.paid_engine import FOLDER, PRICE, URL_NAME, PaidServer
 from tests.campaigns.runs import EXPERIMENT, differences, write_inputs
+from zsjax.monitor.writer import read_jsonl, without_wall_time
 from zsjax.search import Limits
 from zsjax.tiny_world import world
 
@@ -62,6 +63,16 @@ def kept_in(workdir) -> set[str]:
     return {json.loads(path.read_text())["query"] for path in (workdir / FOLDER).glob("??/*.json")}
 
 
+def metrics_of(workdir) -> list[dict]:
+    """The lines of metrics, without wall-clock time. A search whose reply a killed process has kept is read and not asked
+    for: both count as one."""
+    lines = []
+    for line in map(without_wall_time, read_jsonl(workdir / "metrics.jsonl")):
+        asked = [line.pop(f"engine/{name}", 0) for name in ("requests", "paid_searches", "attempts")]
+        lines.append(line | {"engine/cached": line.get("engine/cached", 0) + asked[0], "asked alike": len(set(asked))})
+    return lines
+
+
 @pytest.mark.slow
 def test_paid(tmp_path_factory):
     folder = folder_of(tmp_path_factory, "paid")
@@ -97,8 +108,10 @@ def test_paid(tmp_path_factory):
             assert requests <= spent["searches"] <= requests + most and spent["dollars"] == PRICE * spent["searches"]
             assert kept_in(workdir) == once.keys() == set(server.asked), "a reply was lost"
             assert requests - len(once) <= most, f"{requests} requests of {len(once)} searches"
-            found = [line for line in differences(workdir, whole) if not line.startswith(f"{FOLDER}/spent.json ")]
+            found = [line for line in differences(workdir, whole)
+                     if not line.startswith((f"{FOLDER}/spent.json ", "metrics.jsonl differs"))]
             assert not found, "; ".join(found)
+            assert metrics_of(workdir) == metrics_of(whole)
             return {"ends": ends, "requests": requests, "charged": spent["searches"], "searches": len(once)}
 
         def lacks(records):

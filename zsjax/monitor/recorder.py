@@ -37,8 +37,8 @@ class Recorder:
         return self
 
     def __exit__(self, *exception):
-        with self._checkpoints:
-            self._open.__exit__(*exception)
+        self._open.callback(self._checkpoints.close)  # first, so that a signal waits until the last one is written
+        self._open.__exit__(*exception)
 
     def restore(self, state: TrainState) -> TrainState:
         """The state of the run's last checkpoint, or the given one; removes metrics of steps that run again."""
