@@ -294,4 +294,6 @@ if __name__ == "__main__":
     warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # jax's; no thread is started before the fork
     _import_all()
     if (asked := _serve()) is not None:
-        sys.exit(_run(asked))
+        from zsjax import launch
+
+        sys.exit(launch.leave(_run(asked)))
