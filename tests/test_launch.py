@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import textwrap
@@ -283,10 +284,18 @@ def test_the_console_command_finds_modules_of_the_working_folder(experiment, cal
     (tmp_path / "rewards_of_mine.py").write_text("def kind(outcome):\n    return 1.0\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(launch, "leave", int)  # it is the end of a process
     monkeypatch.setattr(sys, "argv", ["zsjax", "--config", str(experiment), "--workdir", "run",
                                       "--config.reward.terms={'rewards_of_mine:kind': 1.0}"])
     assert launch.console(run=calls.run) == 0
     assert calls[0][0].reward.terms == {"rewards_of_mine:kind": 1.0}
+
+
+def test_an_interrupt_at_the_end_of_python_prints_no_traceback():
+    code = "import atexit, os, signal, sys; from zsjax.launch import leave; " \
+           "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT)); sys.exit(leave(0))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stderr) == (-signal.SIGINT, "")
 
 
 def test_reports_of_a_closed_event_loop_are_left_out_and_no_others(monkeypatch):

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import signal
 import sys
 import types
 
@@ -30,10 +31,14 @@ def console(*, run=None) -> int:
 
 
 def leave(code: int) -> int:
-    """Returns 0. After a mistake ends the process: orbax's threads may wait for minutes for a checkpoint that failed."""
+    """Returns 0. After a mistake ends the process: orbax's threads may wait for minutes for a checkpoint that failed.
+
+    From here on SIGINT ends the process as well: all work is done, and Python's own end would print tracebacks.
+    """
     if code:
         print(end="", flush=True)
         os._exit(code)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     return code
 
 
