@@ -94,7 +94,8 @@ def memory_and_files(rows, lines) -> dict:
     # Single counts fall into an evaluation, which holds half as many arrays more; a tenth of them is left out.
     of_counts = {"resident": max, "device": max, "arrays": ninth_tenth, "array_bytes": ninth_tenth}
     kinds = {"resident": 1.05, "arrays": 1.02, "array_bytes": 1.02, **({"device": 1.02} if "device" in rows[0] else {})}
-    found = {f"{kind}_{name}": of_counts[kind]([row[kind] for row in part]) for name, part in parts.items() for kind in kinds}
+    found = {f"{kind}_{name}": of_counts[kind]([row[kind] for row in part])
+             for name, part in parts.items() for kind in kinds}
     grew = [kind for kind, bound in kinds.items() if found[f"{kind}_last"] > bound * found[f"{kind}_second"]]
     assert not grew, f"{', '.join(grew)} grew: {json.dumps(found)}"
     sizes = {name: max_sizes(part) for name, part in parts.items()}
