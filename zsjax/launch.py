@@ -31,14 +31,11 @@ def console(*, run=None) -> int:
 
 
 def leave(code: int) -> int:
-    """Returns 0. After a mistake ends the process: orbax's threads may wait for minutes for a checkpoint that failed.
-
-    From here on SIGINT ends the process as well: all work is done, and Python's own end would print tracebacks.
-    """
+    """Returns 0. After a mistake ends the process: orbax's threads may wait for minutes for a checkpoint that failed."""
     if code:
         print(end="", flush=True)
         os._exit(code)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own end would print a traceback
     return code
 
 
