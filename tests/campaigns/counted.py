@@ -64,10 +64,13 @@ def file_sizes(workdir) -> dict[str, int]:
 
 
 def late_compilations(lines, starts, every) -> list[int]:
-    """The steps whose programs came late. A process compiles in its first step, in its first evaluation, and in the step
-    after its first checkpoint, whose line has the checkpoint's program. Programs of the persistent cache count as well."""
+    """The steps whose programs came late. A process compiles in its first step, in its first evaluation, in the first one
+    in which the policy searches, and in the step after its first checkpoint, whose line has the checkpoint's program.
+    Programs of the persistent cache count as well."""
     firsts = [(start // every + 1) * every for start in starts]
     allowed = {start + 1 for start in starts} | {step + after for step in firsts for after in (0, 1)}
+    searched = [line["step"] for line in lines if line.get("eval/searches")]
+    allowed |= {next((step for step in searched if step > start), 0) for start in starts}
     return [line["step"] for line in lines if line["step"] not in allowed and line["compile/step"] + line["compile/cached"]]
 
 
@@ -81,7 +84,8 @@ def real_work(lines) -> dict:
 
 
 def memory_and_files(rows, lines) -> dict:
-    """What the process that lasted longest held in its second and in its last quarter; fails where it grew."""
+    """What the process that lasted longest held in the second and in the last quarter of its time after the last
+    compilation, whose program takes memory; fails where it grew."""
     processes = collections.defaultdict(list)
     for row in rows:
         processes[row["process"]].append(row)
@@ -89,8 +93,12 @@ def memory_and_files(rows, lines) -> dict:
     seconds = sum(line["time/step"] for line in lines)
     assert len(rows) > seconds / 2, f"{len(rows)} counts in {seconds:.0f} s of steps"
     assert len(longest) > len(rows) / 2, "no process lasted for half of the run; remove its folder and start anew"
-    quarter = len(longest) // 4
-    parts = {"second": longest[quarter:2 * quarter], "last": longest[3 * quarter:]}
+    compiled = max((i for i, line in enumerate(lines) if line.get("compile/step") or line.get("compile/cached")), default=0)
+    before = next(i for i, row in enumerate(rows) if row["process"] == longest[0]["process"])
+    settled = longest[max(len(rows) * compiled // len(lines) - before, 0):]
+    assert len(settled) > len(longest) / 4, f"something was compiled in step {compiled + 1} of {len(lines)}"
+    quarter = len(settled) // 4
+    parts = {"second": settled[quarter:2 * quarter], "last": settled[3 * quarter:]}
     # Single counts fall into an evaluation, which holds half as many arrays more; a tenth of them is left out.
     of_counts = {"resident": max, "device": max, "arrays": ninth_tenth, "array_bytes": ninth_tenth}
     kinds = {"resident": 1.05, "arrays": 1.02, "array_bytes": 1.02, **({"device": 1.02} if "device" in rows[0] else {})}

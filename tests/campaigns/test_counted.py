@@ -28,6 +28,10 @@ def test_programs_that_come_late_are_named():
              for step in range(1, 41)]
     assert late_compilations(lines, [0], 10) == [20, 21, 30]
     assert late_compilations(lines, [0, 19], 10) == [30]  # a process that went on at step 19
+    for line in lines[9::10]:
+        line["eval/searches"] = 0.5 * (line["step"] > 10)  # none in the first evaluation
+    assert late_compilations(lines, [0], 10) == [21, 30]
+    assert late_compilations(lines, [0, 19], 10) == [30]
 
 
 def test_a_run_that_stopped_searching_or_learning_is_no_long_run():
@@ -52,6 +56,13 @@ def test_memory_and_files_that_grow_are_named():
     found = memory_and_files(rows(**{"metrics.jsonl": 9}), lines)
     assert found["arrays_second"] == found["arrays_last"] == 50 and found["bytes_checkpoints"] == 1 << 20
     memory_and_files(rows(10, process=2, arrays=99) + rows(), lines)  # a short part of the run before it was cut off
+    late = [{"time/step": 1.0, "compile/step": int(step == 60)} for step in range(100)]
+    program = [row | {"resident": 1000 + 500 * (i > 60)} for i, row in enumerate(rows())]
+    assert memory_and_files(program, late)["resident_second"] == 1500
+    with pytest.raises(AssertionError, match="resident grew"):
+        memory_and_files(program, lines)
+    with pytest.raises(AssertionError, match="compiled in step 91 of 100"):
+        memory_and_files(program, [{"time/step": 1.0, "compile/step": int(step == 90)} for step in range(100)])
     often = rows()
     for row in often[80:82]:
         row["arrays"] = 80  # counts that fell into an evaluation

@@ -22,8 +22,7 @@ KEPT = 20  # files of trajectories
 # The carried base: the draws of the carried policy are so alike that few groups teach it anything. With the KL every step
 # updates.
 LEARNS = ("--config.simulator.init=asset:tiny_world/simulator", "--config.optimizer.learning_rate=1e-5",
-          "--config.algorithm.kl_coef=0.001",
-          "--config.evaluate.temperature=1.0")  # greedy, it answers at once: its first search would compile programs late
+          "--config.algorithm.kl_coef=0.001")
 
 
 @pytest.mark.slow
