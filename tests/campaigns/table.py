@@ -30,7 +30,8 @@ def main(arguments) -> int:
             summary = json.loads(path.read_text())
             if isinstance(summary, dict) and summary.get("campaign") == path.stem:
                 kept.mkdir(exist_ok=True)
-                (kept / path.name).write_text(json.dumps(short(summary), indent=1) + "\n")
+                text = json.dumps(short(summary), indent=1).replace(str(folder.absolute()), "FOLDER")  # no machine's paths
+                (kept / path.name).write_text(text + "\n")
     page.write_text(with_table(page.read_text(), table(summaries(kept))))
     return 0
 

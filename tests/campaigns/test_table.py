@@ -56,6 +56,17 @@ def test_the_table_has_the_totals_and_what_is_missing(tmp_path, monkeypatch):
         table.with_table("a", made)
 
 
+def test_summaries_are_kept_without_the_paths_of_a_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "HERE", tmp_path / "here")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "RESULTS.md").write_text(table.BEGIN + table.END)
+    monkeypatch.setenv("ZSJAX_CAMPAIGN_FOLDER", str(tmp_path / "made"))
+    run_campaign("load", [Case("a", 1)], lambda case: {"said": f"{tmp_path / 'made'}/run is in use"})
+    table.main([str(tmp_path / "made")])
+    assert "FOLDER/run is in use" in (text := (tmp_path / "here" / "results" / "load.json").read_text())
+    assert str(tmp_path) not in text
+
+
 def test_the_table_in_the_results_is_that_of_the_summaries_in_the_repository():
     page = (table.HERE / "RESULTS.md").read_text()
     assert table.with_table(page, table.table(table.summaries(table.HERE / "results"))) == page
