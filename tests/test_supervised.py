@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.signalled import signal_at_close
 from zsjax import supervised
 from zsjax.config import Config, LoraConfig, ModelConfig, OptimizerConfig, SupervisedConfig, UserError
 from zsjax.data import load_tokenizer
@@ -17,7 +18,6 @@ from zsjax.errors import NonFiniteUpdate
 from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.monitor.writer import Writer, read_jsonl, without_wall_time
 from zsjax.parallel import stops
-from zsjax.parallel.checkpoint import Checkpointer
 from zsjax.parallel.mesh import make_mesh
 from zsjax.tiny_world.pretrain_policy import pretrain_policy
 
@@ -93,14 +93,7 @@ def test_a_signal_ends_it_with_its_state_saved(tmp_path):
 
 
 def test_a_signal_waits_until_the_last_checkpoint_is_written(tmp_path, monkeypatch):
-    closed = []
-
-    def close(checkpoints, really=Checkpointer.close):
-        os.kill(os.getpid(), signal.SIGTERM)
-        really(checkpoints)
-        closed.append(checkpoints.directory)
-
-    monkeypatch.setattr(Checkpointer, "close", close)
+    closed = signal_at_close(monkeypatch)
     with pytest.raises(stops.Stopped, match="SIGTERM"), stops.handled():
         train(tmp_path)
     assert len(closed) == 1 and (closed[0] / str(PHASE.steps) / "about").is_dir()

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.signalled import signal_at_close
 from zsjax import train as loop
 from zsjax import types
 from zsjax.config import resolve
@@ -24,7 +25,6 @@ from zsjax.monitor import health
 from zsjax.monitor.catalog import is_step_metric
 from zsjax.monitor.writer import Writer, read_jsonl, without_wall_time
 from zsjax.parallel import stops
-from zsjax.parallel.checkpoint import Checkpointer
 from zsjax.parallel.mesh import make_mesh
 from zsjax.rl.algorithms import PRESETS, preset
 from zsjax.rollout.played import Played, RolloutWork
@@ -163,14 +163,7 @@ def test_a_signal_ends_a_run_with_its_state_saved(tmp_path, during):
 
 
 def test_a_signal_waits_until_the_last_checkpoint_is_written(tmp_path, monkeypatch):
-    closed = []
-
-    def close(checkpoints, really=Checkpointer.close):
-        os.kill(os.getpid(), signal.SIGTERM)
-        really(checkpoints)
-        closed.append(checkpoints.directory)
-
-    monkeypatch.setattr(Checkpointer, "close", close)
+    closed = signal_at_close(monkeypatch)
     with pytest.raises(stops.Stopped, match="SIGTERM"), stops.handled():
         run(tmp_path, preset("grpo"), steps=2)
     assert len(closed) == 1 and (closed[0] / "2" / "about").is_dir()
