@@ -7,8 +7,9 @@ scan would compute a second softmax (2.6 times the time on CPU, 15 k tokens, V 1
 chunk. Tokens that no loss counts (prompts, documents) are sorted behind the others, and their chunks are skipped.
 
 On CPU a large vocabulary is also read block by block. A block of the unembedding and of its gradient is then read and
-written once for all chunks, and stays in the cache meanwhile. A tied embedding is read as it is stored, [V, D]: on CPU the
-transpose of 262,144 rows takes as long as the products of a short batch (benchmarks/RESULTS.md).
+written once for all chunks, and stays in the cache meanwhile. A tied embedding is read as it is stored, [V, D], and its
+logits are [v, positions]: on CPU the transpose of 262,144 rows takes as long as the products of a short batch, and 16-bit
+products of operands as they are stored are five times as fast as others (benchmarks/RESULTS.md).
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from zsjax.models.layers import transposed
 from zsjax.parallel.constrain import parts_of, platform
 from zsjax.types import PADDING_LOGIT
 
@@ -36,6 +38,15 @@ class _Options:
     with_entropy: bool
     num_ids: int | None
     tied: bool
+
+    @property
+    def axis(self) -> int:
+        """Of the vocabulary in a chunk's logits."""
+        return 0 if self.tied else -1
+
+    def beside(self, x):
+        """x of a chunk's positions [B, c], as it meets their logits [B, c, v], or [v, B * c] where tied."""
+        return x.reshape(1, -1) if self.tied else x[..., None]
 
 
 def positions_at_a_time(positions: int, vocab_size: int, logits_bytes: int = LOGITS_BYTES) -> int:
@@ -185,13 +196,41 @@ def _over_vocab(options, unembed, body, carry):
     return jax.lax.fori_loop(0, V // options.block, iteration, (carry, whole))
 
 
+def _vocab(options, first):
+    """int32: the tokens of a block, as they meet a chunk's logits."""
+    return jax.lax.expand_dims(first + jnp.arange(options.block), (-1,) if options.tied else (0, 1))
+
+
 def _logits(options, hidden, matrix, first, temperature):
     # The same product as zsjax.models.decoder.logits_of, so that scoring agrees with sampling.
-    matrix = matrix.T if options.tied else matrix
-    logits = jnp.matmul(hidden, matrix, preferred_element_type=temperature.dtype) / temperature
+    if options.tied:
+        hidden = hidden.reshape(-1, hidden.shape[-1])
+        operands = matrix, transposed(hidden) if hidden.dtype.itemsize < 4 else hidden.T
+    else:
+        operands = hidden, matrix
+    logits = jnp.matmul(*operands, preferred_element_type=temperature.dtype) / temperature
     if options.num_ids is None:
         return logits
-    return jnp.where(first + jnp.arange(logits.shape[-1]) < options.num_ids, logits, PADDING_LOGIT)
+    return jnp.where(_vocab(options, first) < options.num_ids, logits, PADDING_LOGIT)
+
+
+def _gradients(options, d_logits, hidden, matrix):
+    """(d hidden [B, c, D], d matrix) of a chunk, in d_logits' dtype.
+
+    d_logits is not rounded to the model's dtype: in bfloat16 that costs 1.4 times the error of a dense backward (measured).
+    """
+    accumulated = dict(preferred_element_type=d_logits.dtype)
+    if not options.tied:
+        return (jnp.einsum("btv,dv->btd", d_logits, matrix, **accumulated),
+                jnp.einsum("btd,btv->dv", hidden, d_logits, **accumulated))
+    shape, hidden = hidden.shape, hidden.reshape(-1, hidden.shape[-1])
+    if matrix.dtype != jnp.bfloat16:
+        return (jnp.matmul(d_logits.T, matrix, **accumulated).reshape(shape), jnp.matmul(d_logits, hidden, **accumulated))
+    # Two products of 16 bits have 16 digits of d_logits, and are faster than one of 32.
+    rounded = jax.lax.reduce_precision(d_logits, exponent_bits=8, mantissa_bits=7)
+    parts = [x.astype(matrix.dtype) for x in (rounded, d_logits - rounded)]
+    return (sum(jnp.matmul(transposed(x), matrix, **accumulated) for x in parts).reshape(shape),
+            sum(jnp.matmul(x, hidden, **accumulated) for x in parts))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -212,14 +251,18 @@ def _forward(options, hidden, unembed, tokens, temperature, wanted):
         def body(_, chunk):
             h, targets, (highest, total, chosen, moment) = chunk
             logits = _logits(options, h, matrix, first, temperature)
+
+            def over_block(reduce, x):
+                return reduce(x, axis=options.axis).reshape(targets.shape)
+
             place = targets - first
-            own = jnp.take_along_axis(logits, jnp.clip(place, 0, options.block - 1)[..., None], axis=-1)[..., 0]
-            chosen += jnp.where((place >= 0) & (place < options.block), own, 0)
-            top = jnp.maximum(highest, logits.max(axis=-1))
-            kept, weights = jnp.exp(highest - top), jnp.exp(logits - top[..., None])
-            total = total * kept + weights.sum(axis=-1)
+            own = jnp.take_along_axis(logits, options.beside(jnp.clip(place, 0, options.block - 1)), axis=options.axis)
+            chosen += jnp.where((place >= 0) & (place < options.block), own.reshape(targets.shape), 0)
+            top = jnp.maximum(highest, over_block(jnp.max, logits))
+            kept, weights = jnp.exp(highest - top), jnp.exp(logits - options.beside(top))
+            total = total * kept + over_block(jnp.sum, weights)
             if options.with_entropy:
-                moment = moment * kept + (weights * logits).sum(axis=-1)
+                moment = moment * kept + over_block(jnp.sum, weights * logits)
             return (), (top, total, chosen, moment)
 
         return _loop(body, live, (), (*chunks, sums))[1], ()
@@ -239,26 +282,20 @@ def _backward(options, residuals, cotangents):
     split, join, live = _layout(options.num_chunks, wanted, hidden.shape[1])
     chunks = tuple(split(x) for x in (hidden, tokens, normalizer, entropy, *cotangents))
     dtype = temperature.dtype
-    products = ("btv,vd->btd", "btv,btd->vd") if options.tied else ("btv,dv->btd", "btd,btv->dv")
 
     def block(d_hidden, first, matrix):
         matrix = matrix.astype(hidden.dtype)
-        vocab = first + jnp.arange(options.block)
+        vocab = _vocab(options, first)
 
         def body(d_matrix, chunk):
-            *chunk, d_hidden = chunk
-            h, targets, normalizer, entropy, g_logprob, g_entropy = (x[..., None] for x in chunk)
-            h = h[..., 0]
+            h, *chunk, d_hidden = chunk
+            targets, normalizer, entropy, g_logprob, g_entropy = (options.beside(x) for x in chunk)
             log_p = _logits(options, h, matrix, first, temperature) - normalizer
             p = jnp.exp(log_p)
             slope = g_logprob + g_entropy * (log_p + entropy) if options.with_entropy else g_logprob
             d_logits = jnp.where(vocab == targets, g_logprob, 0) - p * slope
-            # Not rounded to the model's dtype: in bfloat16 that costs 1.4 times the error of a dense backward (measured).
-            d_logits = d_logits / temperature
-            own = jnp.einsum(products[0], d_logits, matrix, preferred_element_type=dtype)
-            pair = (d_logits, h) if options.tied else (h, d_logits)
-            d_matrix += jnp.einsum(products[1], *pair, preferred_element_type=dtype)
-            return d_matrix, (d_hidden + own).astype(d_hidden.dtype)
+            of_hidden, of_matrix = _gradients(options, d_logits / temperature, h, matrix)
+            return d_matrix + of_matrix, (d_hidden + of_hidden).astype(d_hidden.dtype)
 
         d_matrix, d_hidden = _loop(body, live, jnp.zeros(matrix.shape, dtype), (*chunks, d_hidden))
         return d_hidden, d_matrix.astype(unembed.dtype)
