@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zsjax.models.layers import linear, matmul
+from tests.hlo import optimised
+from zsjax.models.layers import linear, matmul, transposed
 from zsjax.models.quant import quantize_matrix
+from zsjax.plan import hlo
 
 KEYS = jax.random.split(jax.random.key(0), 3)
 X, W = jax.random.normal(KEYS[0], (2, 8, 32)), jax.random.normal(KEYS[1], (32, 64))
@@ -37,6 +39,27 @@ def products(function, *args):
 def test_gradients_are_products_in_the_activations_dtype(dtype):
     found = products(jax.grad(loss, (0, 1)), X.astype(dtype), W)
     assert len(found) == 3 and all(dtypes == {dtype} for dtypes in found)
+
+
+def compiled_products(function, *args):
+    """The dtypes of the operands of all products in the compiled program."""
+    module = hlo.read(optimised(jax.jit(function).lower(*args)).as_text())
+    return [tuple(lines[name].shapes[0].dtype for name in line.operands) for lines in module.computations.values()
+            for line in lines.values() if line.opcode == "dot"]
+
+
+def test_gradients_are_as_narrow_as_the_product_once_they_are_compiled():
+    """XLA on CPU widens the operands of products that it does not have in 16 bits."""
+    x, w = (jax.random.normal(KEYS[0], shape) for shape in ((192, 128), (128, 256)))
+    forward = compiled_products(matmul, x.astype(jnp.bfloat16), w)
+    assert len(forward) == 1
+    assert compiled_products(jax.grad(loss, (0, 1)), x.astype(jnp.bfloat16), w) == 3 * forward
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 6, 63, 64, 96, 128, 130])
+def test_transposed_is_the_transpose(rows):
+    x = jax.random.normal(KEYS[0], (rows, 5)).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(transposed(x), x.T)
 
 
 def test_gradients_in_16_bits_are_near_and_the_matrix_keeps_its_dtype():

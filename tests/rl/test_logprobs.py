@@ -144,6 +144,22 @@ def test_blocks_of_the_vocabulary_equal_the_dense_version(monkeypatch, tied, num
             np.testing.assert_allclose(got, want, atol=1e-12)
 
 
+def test_gradients_in_16_bits_round_no_more_in_blocks_than_in_one_piece(monkeypatch):
+    """Of a tied head. What is rounded is the operands, not the gradient of the logits: in bfloat16 that costs digits."""
+    hidden, unembed, tokens, _ = problem(4, (2, 33, 16, 64))
+    hidden, unembed = jnp.asarray(hidden, jnp.bfloat16), jnp.asarray(unembed, jnp.bfloat16)
+
+    def gradients(hidden, matrix, tied):
+        return jax.grad(lambda *given: token_logprobs(*given, tokens, tied=tied)[0].sum(), (0, 1))(hidden, matrix)
+
+    want_hidden, want = gradients(hidden.astype(jnp.float32), unembed.astype(jnp.float32), False)
+    for name, value in (("MIN_VOCAB_BLOCK", 16), ("MAX_VOCAB_BLOCK", 16), ("BLOCK_POSITIONS", 4)):
+        monkeypatch.setattr(logprobs_module, name, value)
+    d_hidden, d_matrix = gradients(hidden, unembed.T.astype(jnp.float32), True)
+    np.testing.assert_allclose(d_matrix, want.T, atol=1e-4 * float(jnp.abs(want).max()))
+    np.testing.assert_allclose(d_hidden.astype(jnp.float32), want_hidden, rtol=0.005, atol=1e-4)  # hidden's own rounding
+
+
 def test_a_certain_token_has_a_log_prob_of_at_most_zero():
     hidden, unembed, _, _ = problem(2)
     unembed = jnp.asarray(unembed * 200, jnp.float32)
