@@ -26,7 +26,7 @@ from zsjax.types import PADDING_LOGIT
 LOGITS_BYTES = 2**28  # of one chunk's logits on a device
 MIN_CHUNKS = 8  # or a chunk would hold positions that no loss counts beside those that one does
 # On CPU: the least and the most tokens of a block of the vocabulary; positions of a chunk where there are blocks.
-MIN_VOCAB_BLOCK, MAX_VOCAB_BLOCK, BLOCK_POSITIONS = 1024, 4096, 64
+MIN_VOCAB_BLOCK, MAX_VOCAB_BLOCK, BLOCK_POSITIONS = 1024, 2048, 128
 
 
 @dataclasses.dataclass(frozen=True)
