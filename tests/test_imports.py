@@ -20,9 +20,9 @@ MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("
            for path in sorted(PACKAGE.rglob("*.py"))}
 
 # Modules that import nothing of ours but `PURE_TOO`, and of others only jax, numpy, optax and flax.
-PURE_TOO = {"zsjax.types", "zsjax.models.architecture", "zsjax.parallel.constrain"}
-PURE = ("schedules", "rewards", "models.layers", "sampling.logits", "rl.roles", "rl.logprobs", "rl.advantages",
-        "rl.losses")
+PURE_TOO = {"zsjax.types", "zsjax.models.architecture", "zsjax.models.operands", "zsjax.parallel.constrain"}
+PURE = ("schedules", "rewards", "models.layers", "models.operands", "sampling.logits", "rl.roles", "rl.logprobs",
+        "rl.advantages", "rl.losses")
 # Rooms from bottom to top. A module imports its own room and rooms of lower rows, inside of functions as well.
 # The config's declarations are at the bottom; what reads and checks a config stands on the rooms that it names.
 ROWS = (

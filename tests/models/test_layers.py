@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tests.hlo import optimised
-from zsjax.models.layers import linear, matmul, transposed
+from zsjax.models.layers import linear, matmul
+from zsjax.models.operands import transposed
 from zsjax.models.quant import quantize_matrix
 from zsjax.plan import hlo
 

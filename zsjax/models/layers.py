@@ -11,12 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from zsjax.models.architecture import ACTIVATIONS, DecoderConfig, RopeScaling
-from zsjax.parallel.constrain import platform
+from zsjax.models.operands import transposed
 
 __all__ = ["DecoderConfig", "Int8Heads", "Int8Matrix", "RopeScaling", "embed", "gated_mlp", "linear", "matmul", "rms_norm",
-           "rope_frequencies", "rotary_angles", "rotate", "transposed"]
-
-BLOCK_ROWS = 64  # that `transposed` moves at a time
+           "rope_frequencies", "rotary_angles", "rotate"]
 
 
 @flax.struct.dataclass
@@ -204,20 +202,6 @@ def _narrow_product_backward(operands, d_out):
 
 
 _narrow_product.defvjp(lambda rows, matrix: (_narrow_product(rows, matrix), (rows, matrix)), _narrow_product_backward)
-
-
-def transposed(x):
-    """x.T of x[n, m] in 16 bits, as an operand of a product.
-
-    XLA on CPU has 16-bit products of operands as they are stored only. It folds a transpose into the product, which then
-    runs in float32: at a fifth of the rate, on a CPU with AMX (measured). It does not fold one that moves blocks of rows.
-    """
-    n, m = x.shape
-    block = math.gcd(n, BLOCK_ROWS)
-    block = block // 2 if block == n else block
-    if platform() != "cpu" or block < 2:
-        return x.T
-    return x.reshape(n // block, block, m).transpose(2, 0, 1).reshape(m, n)
 
 
 def _halved_product(row, matrix):

@@ -19,7 +19,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from zsjax.models.layers import transposed
+from zsjax.models.operands import transposed
 from zsjax.parallel.constrain import parts_of, platform
 from zsjax.types import PADDING_LOGIT
 
