@@ -1,6 +1,6 @@
 """What one GPU reaches, in one process: decoding against the bandwidth, training against the speed of products.
 
-    python benchmarks/gpu.py [--seconds 160] [--parts attention decode training update] [--toy]
+    python benchmarks/gpu.py [--seconds 160] [--parts attention decode training update] [--shapes 3b 0.5b 0.6b] [--toy]
 
 Programs are compiled in threads, the most telling ones first, and timed when all are compiled or --seconds are nearly over.
 A line of JSON is printed as soon as it is known; a part that fails prints its error. Models have the published shapes but
@@ -13,6 +13,7 @@ import argparse
 import concurrent.futures
 import dataclasses
 import glob
+import itertools
 import json
 import os
 import pathlib
@@ -132,12 +133,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=160)
     parser.add_argument("--parts", nargs="*", default=["decode", "update", "attention", "training"])
-    parser.add_argument("--shape", default="3b", choices=SHAPES)
+    parser.add_argument("--shapes", nargs="*", default=["3b", "0.5b", "0.6b"], choices=SHAPES,
+                        help="of decode: all cases of the first, fewer of the others")
     parser.add_argument("--toy", action="store_true")
     options = parser.parse_args()
     say(device=jax.devices()[0].device_kind, jax=jax.__version__, platform=jax.default_backend())
     chip = machine()
-    makers = {"decode": lambda: decode_cases("toy" if options.toy else options.shape, options.toy),
+    shapes = ["toy"] if options.toy else options.shapes
+    makers = {"decode": lambda: itertools.chain.from_iterable(decode_cases(shape, options.toy, short=shape != shapes[0])
+                                                              for shape in shapes),
               "attention": lambda: attention_cases(options.toy), "training": lambda: training_cases(options.toy),
               "update": lambda: update_cases(options.toy)}
     threads, cases, jobs = concurrent.futures.ThreadPoolExecutor(12), [], []

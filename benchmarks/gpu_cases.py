@@ -54,15 +54,19 @@ def random_params(config, dtype):
     return jax.tree.map(lambda x: random_array(x.shape, x.dtype), shapes)
 
 
-def decode_cases(shape, toy):
-    """Steps of decoding at two depths, with either attention, command buffers or not."""
+def decode_cases(shape, toy, short=False):
+    """Steps of decoding at two depths and several numbers of rows; unless `short`, with either attention, command buffers or
+    not."""
     many, few, steps = 8, 2, 32
     # [(layers, rows, capacity, live, attention, command buffers)]
     wanted = [(many, 64, 2048, 2048, "xla", "default"), (many, 64, 2048, 2048, "auto", "default"),
               (few, 64, 2048, 2048, "xla", "default"), (many, 64, 2048, 2048, "auto", "loop"),
               (many, 8, 2048, 2048, "auto", "default"), (many, 64, 2048, 2048, "auto", "none"),
               (few, 64, 2048, 2048, "auto", "default"), (many, 8, 2048, 2048, "xla", "default"),
-              (many, 1, 2048, 2048, "auto", "default"), (many, 64, 4096, 1024, "auto", "default")]
+              (many, 1, 2048, 2048, "auto", "default"), (many, 64, 4096, 1024, "auto", "default"),
+              (many, 128, 2048, 2048, "auto", "default")]
+    if short:
+        wanted = [case for case in wanted if case[2:] == (2048, 2048, "auto", "default")]
     if toy:
         many, few, steps = 2, 1, 8
         wanted = [(2, 4, 64, 64, "xla", "default"), (1, 4, 64, 32, "auto", "default")]
@@ -144,7 +148,7 @@ def training_cases(toy):
 
 def update_cases(toy):
     """A GRPO update with AdamW in float32, of the published shapes with few layers."""
-    for shape, layers, rows, T in [("toy", 1, 2, 64)] if toy else [("3b", 4, 8, 2048)]:
+    for shape, layers, rows, T in [("toy", 1, 2, 64)] if toy else [("3b", 4, 8, 2048), ("0.6b", 8, 8, 2048)]:
         config = dataclasses.replace(SHAPES[shape], num_layers=layers, dtype="bfloat16")
         optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-6, schedule="constant", clip_norm=1.0), 1)
         update = make_update(config, "ppo_clip", optimizer, chunk=256, kl_coef=1e-3, clip_low=0.2, clip_high=0.2)

@@ -20,6 +20,7 @@ split by a hash of the id: scores compare the arms here, they are not scores of 
     :noise=0.5           P(noisy) at the end of the curriculum
     :algorithm=rloo      any of zsjax.rl.algorithms; with rloo and grpo's kin, groups of equal reward are dropped
     :start=DIR           another run of this experiment, whose warm start is taken, and its simulator where it has one
+    :questions=own       of reinforcement; unsupported: those that no paragraph supports, which only a simulator can answer
     :steps=60            of reinforcement, each 16 questions by 4 episodes
     :packed=true         rows of an update are packed by length: saves time on a CPU, costs programs to compile elsewhere
     :dtype=bfloat16      of both models; float32 is faster on a CPU without products in bfloat16, with larger activations
@@ -55,8 +56,10 @@ DATA = pathlib.Path(__file__).parent / "data" / "search_qa"
 
 def get_config(arg=None):
     arg = parse_arg(arg, model="hf:google/gemma-3-270m", engine="simulator", simulator="tuned", noise=0.5,
-                    algorithm="rloo", start="", steps=60, packed=True, dtype="bfloat16", baselines=True, seed=0, smoke=False)
-    for name, known in (("engine", ("simulator", "bm25")), ("simulator", ("tuned", "untuned", "prompted"))):
+                    algorithm="rloo", start="", questions="own", steps=60, packed=True, dtype="bfloat16", baselines=True,
+                    seed=0, smoke=False)
+    for name, known in (("engine", ("simulator", "bm25")), ("simulator", ("tuned", "untuned", "prompted")),
+                        ("questions", ("own", "unsupported"))):
         if arg[name] not in known:
             raise UserError(f"config argument {name}={arg[name]!r} is unknown; use {' or '.join(known)}")
     c = ml_collections.ConfigDict()
@@ -73,6 +76,11 @@ def get_config(arg=None):
     c.data = dict(train=f"{questions}#train", eval=f"{questions}#eval", corpus=paragraphs, eval_corpus=paragraphs)
     # A policy answers questions of its warm start from memory, and questions of "leave_out" without reading.
     c.data.update(supervised_share=0.75, leave_out=("yes_no", "named"))
+    if arg.questions == "unsupported":
+        if not (taken and arg.start):
+            raise UserError("config argument questions=unsupported needs start=DIR, of a run that tuned its simulator: warm "
+                            "start and simulator learn from questions with evidence")
+        c.data.update(train=str(DATA / "unsupported.jsonl.gz"), supervised_share=0.0)
     c.prompts = dict(policy="plain", simulator="prompted" if arg.simulator == "prompted" else "mode_last",
                      baseline_examples=True)
     # A document is its title and 56 words. A quarter of them have more than 96 tokens; the cut loses the answer in 2 of 371.

@@ -15,6 +15,7 @@ from tests.environment import one_device
 from zsjax.config import ConfigError, from_json, resolve
 from zsjax.data import load_questions
 from zsjax.data.assets import asset_path
+from zsjax.errors import UserError
 from zsjax.launch import load_experiment
 from zsjax.models import load_hf
 from zsjax.monitor.catalog import find_metric, is_step_metric
@@ -71,11 +72,18 @@ def test_gemma_s_later_stages_start_from_a_warm_start_alone(tmp_path):
 
 
 def test_no_evaluation_question_of_gemma_s_is_trained_on_in_other_words():
-    path = ROOT / "experiments" / "data" / "search_qa" / "questions.jsonl.gz"
-    train, held_out = ([set(normalize_answer(question.question).split()) for question in load_questions(path, split=split)]
-                       for split in ("train", "eval"))
-    assert (len(train), len(held_out)) == (1793, 465)
-    assert not [words for words in held_out for other in train if len(words & other) > 0.75 * len(words | other)]
+    def words(name, split):
+        questions = load_questions(ROOT / "experiments" / "data" / "search_qa" / f"{name}.jsonl.gz", split=split)
+        return [set(normalize_answer(question.question).split()) for question in questions]
+
+    train, held_out, unsupported = words("questions", "train"), words("questions", "eval"), words("unsupported", "train")
+    assert (len(train), len(held_out), len(unsupported)) == (1793, 465, 693)
+    assert not [asked for asked in held_out for other in train + unsupported if len(asked & other) > 0.75 * len(asked | other)]
+
+
+def test_questions_without_evidence_need_a_simulator_that_is_tuned():
+    with pytest.raises(UserError, match="questions=unsupported needs start=DIR"):
+        load("gemma_search", "model=m,questions=unsupported")
 
 
 @pytest.fixture(scope="module")
