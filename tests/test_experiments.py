@@ -78,7 +78,8 @@ def test_no_evaluation_question_of_gemma_s_is_trained_on_in_other_words():
 
     train, held_out, unsupported = words("questions", "train"), words("questions", "eval"), words("unsupported", "train")
     assert (len(train), len(held_out), len(unsupported)) == (1793, 465, 693)
-    assert not [asked for asked in held_out for other in train + unsupported if len(asked & other) > 0.75 * len(asked | other)]
+    learned = train + unsupported
+    assert not [asked for asked in held_out for other in learned if len(asked & other) > 0.75 * len(asked | other)]
 
 
 def test_questions_without_evidence_need_a_simulator_that_is_tuned():

@@ -67,8 +67,8 @@ def evaluate(workdir, played, parts=Parts, **fields):
     return json.loads((workdir / "evaluation.json").read_text())
 
 
-def trained(workdir, weights):
-    folder = workdir / "models" / "policy"
+def trained(workdir, weights, name="policy"):
+    folder = workdir / "models" / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_text(weights)
@@ -97,6 +97,20 @@ def test_an_evaluation_of_the_base_never_stands_for_the_trained_policy(tmp_path,
     assert len(played) == 3
     lines = [line for line in read_jsonl(tmp_path / "metrics.jsonl") if line["stage"] == "evaluate"]
     assert [line["step"] for line in lines] == [1, 2, 3]  # what each has used is counted once
+
+
+def test_a_run_without_reinforcement_says_whose_figures_these_are(tmp_path, played, monkeypatch):
+    notes = []
+    monkeypatch.setattr(Writer, "note", lambda self, text: notes.append(text))
+    evaluate(tmp_path, played)
+    assert notes[-1].endswith("starts from, asset:tiny_world/base")
+    trained(tmp_path, "one", "warm_start")
+    evaluate(tmp_path, played)
+    assert notes[-1].endswith("starts from, models/warm_start")
+    trained(tmp_path, "two")
+    notes.clear()
+    evaluate(tmp_path, played)
+    assert notes and "has trained no policy" not in str(notes)
 
 
 def test_what_decides_the_figures_is_done_again_and_what_does_not_is_kept(tmp_path, played):

@@ -61,9 +61,10 @@ def evaluate(run: Run, parts: "Parts | None" = None):
     rows = [row for evaluation in done for row in evaluation.rows]
     for row in rows:
         run.writer.note(_line(row))
-    if not any(evaluation.subject.role == kept_evaluations.TRAINED for evaluation in done):
+    subjects = {evaluation.subject.role: evaluation.subject for evaluation in done}
+    if kept_evaluations.TRAINED not in subjects and kept_evaluations.BASE in subjects:
         run.writer.note("evaluate: this run has trained no policy (models/policy); the rows are of the one that it starts "
-                        f"from, {run.config.policy.init}")
+                        f"from, {subjects[kept_evaluations.BASE].source}")
     _finish(run, parts.kept, done, rows)
 
 
