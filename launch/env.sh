@@ -1,6 +1,6 @@
 # Environment of a run, sourced by the scripts beside it before Python starts. Library code never sets any of this.
 # The script that sources it says what it runs on: platform=gpu or platform=tpu; without it, nothing but the cache is set.
-# Flags were checked to be known to jaxlib 0.10.2 (tests/test_launch_scripts.py) and libtpu 0.0.42; XLA stops at unknown ones.
+# Plans are compiled with the same flags (zsjax/plan/topology.py). They were checked to be known to jaxlib 0.10.2 (tests/test_launch_scripts.py) and libtpu 0.0.42; XLA stops at unknown ones.
 
 # Compiled programs are kept between runs: the second start of a run needs seconds instead of a minute.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.jax_cache}"
@@ -26,5 +26,8 @@ tpu)
     add_tpu_flag --xla_tpu_enable_async_collective_fusion=true
     add_tpu_flag --xla_tpu_enable_async_collective_fusion_fuse_all_gather=true
     add_tpu_flag --xla_tpu_overlap_compute_collective_tc=true
+    # No product is cut into a loop that exchanges its operand piece by piece (mesh.tensor > 1). The results of all such loops of
+    # an update are allocated at its start: 0.3 GB for each layer of Qwen2.5-3B.
+    add_tpu_flag --xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000
     ;;
 esac

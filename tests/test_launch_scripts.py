@@ -10,9 +10,10 @@ import sys
 import pytest
 
 from zsjax import launch
+from zsjax.plan.topology import FLAGS
 
 ROOT = pathlib.Path(__file__).parents[1]
-FLAGS = ["train", "--config", "experiments/real_questions.py:steps=3", "--workdir", "runs/a folder", "--config.seed=4"]
+ARGUMENTS = ["train", "--config", "experiments/real_questions.py:steps=3", "--workdir", "runs/a folder", "--config.seed=4"]
 STAND_IN = """#!{shell}
 for argument in "$@"; do printf '%s\\0' "$argument"; done >> "$RECORD"
 printf '%s\\0' "XLA=${{XLA_FLAGS:-}}" "TPU=${{LIBTPU_INIT_ARGS:-}}" "IDS=${{JAX_LOCAL_DEVICE_IDS:-}}" >> "$RECORD"
@@ -29,7 +30,7 @@ def run(tmp_path, script, command, **environment) -> list[str]:
     path.chmod(0o755)
     given = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
     given |= {"PATH": f"{path.parent}:{os.environ['PATH']}", "RECORD": str(tmp_path / "record"), **environment}
-    subprocess.run(["bash", f"launch/{script}", *FLAGS], cwd=tmp_path, env=given, check=True)
+    subprocess.run(["bash", f"launch/{script}", *ARGUMENTS], cwd=tmp_path, env=given, check=True)
     return (tmp_path / "record").read_text().split("\0")[:-1]
 
 
@@ -40,7 +41,7 @@ def test_ends_in_a_command_that_is_read(tmp_path, script, command):
     *arguments, xla, libtpu, ids = run(tmp_path, script, command)
     arguments = arguments[arguments.index("zsjax.launch") + 1:]
     if script == "quickstart.sh":  # names experiment and folder itself; only fields may be added
-        arguments = arguments[:-len(FLAGS)] + FLAGS[-1:]
+        arguments = arguments[:-len(ARGUMENTS)] + ARGUMENTS[-1:]
     options, overrides = launch.parse_flags(arguments)
     assert overrides == {"seed": "4"}
     if script != "quickstart.sh":
@@ -58,6 +59,14 @@ def test_a_pod_runs_the_script_of_one_host(tmp_path):
     _, _, flags = remote.partition("launch/tpu_vm.sh ")
     options, overrides = launch.parse_flags(shlex.split(flags))
     assert options.distributed and str(options.workdir) == "runs/a folder" and overrides == {"seed": "4"}
+
+
+@pytest.mark.parametrize("script, kind", [("gpu.sh", "gpu"), ("tpu_vm.sh", "tpu")])
+def test_plans_are_compiled_with_the_flags_of_a_run(tmp_path, script, kind):
+    *_, xla, libtpu, _ = run(tmp_path, script, ".venv/bin/python")
+    variable, flags = FLAGS[kind]
+    given = {"XLA_FLAGS": xla.removeprefix("XLA="), "LIBTPU_INIT_ARGS": libtpu.removeprefix("TPU=")}
+    assert tuple(given.pop(variable).split()) == flags and set(given.values()) == {""}
 
 
 def test_xla_knows_the_flags(tmp_path):

@@ -24,7 +24,7 @@ from zsjax.plan.document import document
 from zsjax.plan.estimate import USABLE, Plan, estimate_plan
 from zsjax.plan.targets import PlanTarget, read_target
 from zsjax.plan.text import describe
-from zsjax.plan.topology import has_compiler
+from zsjax.plan.topology import FLAGS, has_compiler
 
 __all__ = ["USABLE", "Plan", "describe", "document", "make_plan"]
 
@@ -69,7 +69,8 @@ def compile_programs(config: Config, target: PlanTarget) -> list[dict]:
         path = pathlib.Path(folder) / "config.json"
         path.write_text(configuration.to_json(config))
         # Else the compiler looks for a TPU, asks the cloud for its place, and locks it.
-        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+        variable, flags = FLAGS[target.chip.kind]
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", variable: " ".join([os.environ.get(variable, ""), *flags])}
         if target.chip.kind == "tpu":
             environment |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
                             "TPU_ACCELERATOR_TYPE": f"{target.name}-{target.devices}", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}

@@ -29,6 +29,16 @@ _GPUS = {
 }
 PLUGINS = {"tpu": ("libtpu",), "gpu": ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_plugins.xla_cuda12",
                                        "jax_plugins.xla_cuda13")}
+# Kind -> (environment variable, the flags that launch/env.sh puts there for a run).
+FLAGS = {
+    "gpu": ("XLA_FLAGS", ("--xla_gpu_enable_latency_hiding_scheduler=true",
+                          "--xla_gpu_all_gather_combine_threshold_bytes=134217728",
+                          "--xla_gpu_reduce_scatter_combine_threshold_bytes=134217728")),
+    "tpu": ("LIBTPU_INIT_ARGS", ("--xla_tpu_enable_async_collective_fusion=true",
+                                 "--xla_tpu_enable_async_collective_fusion_fuse_all_gather=true",
+                                 "--xla_tpu_overlap_compute_collective_tc=true",
+                                 "--xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000")),
+}
 PLATFORMS = {"tpu": ("tpu",), "gpu": ("cuda",)}
 
 
