@@ -188,11 +188,12 @@ def test_only_plan_has_a_target(capsys):
 
 
 @pytest.mark.slow
-def test_tpu_programs_really_compile():
+@pytest.mark.parametrize("target, tensor", [("v5e:4", 2), ("v6e:16", 4)])  # one host, and the rollout of one of four
+def test_tpu_programs_really_compile(target, tensor):
     pytest.importorskip("libtpu")
-    found = plan.make_plan(resolve(SMALL | dict(mesh=dict(data=-1, tensor=2))), "v5e:4")
-    assert {line["program"] for line in found.compiled} == {"update", "score", "rollout"}
-    assert all(line["flops"] > 0 and np.isfinite(line["arguments"]) for line in found.compiled) and found.fits
+    found = plan.make_plan(resolve(SMALL | dict(mesh=dict(data=-1, tensor=tensor))), target)
+    assert {line["program"] for line in found.compiled} == {"update", "score", "rollout"} and found.fits
+    assert all(np.isfinite(line["arguments"]) and (line["flops"] is None or line["flops"] > 0) for line in found.compiled)
 
 
 @pytest.mark.slow

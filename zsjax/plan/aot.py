@@ -6,6 +6,7 @@ prints one JSON line a program, see `measure`, or {"program", "error"}. The comp
 work is done: hence a process of its own (`zsjax.plan.compile_programs`).
 """
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -13,6 +14,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from zsjax import config as configuration
 from zsjax.models import lora
@@ -22,7 +24,7 @@ from zsjax.plan import memory
 from zsjax.plan.program import read_program
 from zsjax.plan.rollout_programs import lower_reranker, rollout_programs, with_shardings
 from zsjax.plan.setup import PlanSetup, driven_by_host, make_setup
-from zsjax.plan.targets import read_target
+from zsjax.plan.targets import PlanTarget, read_target
 from zsjax.plan.topology import devices_of, tracing_for
 from zsjax.rl.algorithms import needs_reference
 from zsjax.rl.objective import load_loss
@@ -130,7 +132,17 @@ def programs(setup: PlanSetup, devices) -> dict:
         found |= updates(made.update_value, "value ", value, moments(optimizers[1], value, places))
     if config.search.rerank.candidates:
         found["reranker"] = lambda: lower_reranker(setup, devices[0])
-    return found | ({} if driven_by_host(setup) else rollout_programs(setup, local_mesh(mesh)))
+    return found | ({} if driven_by_host(setup) else rollout_programs(setup, host_mesh(setup.target, mesh)))
+
+
+def host_mesh(target: PlanTarget, mesh: Mesh) -> Mesh:
+    """`local_mesh`, of the devices of a slice of its size: the TPU's compiler refuses exchanges on a part of a larger slice
+    where its numbers of devices have gaps, such as 0, 1, 4, 5."""
+    local = local_mesh(mesh)
+    if local.size == mesh.size:
+        return mesh
+    devices = devices_of(dataclasses.replace(target, devices=local.size))
+    return Mesh(np.asarray(devices).reshape(local.devices.shape), local.axis_names)
 
 
 def _batch(config, count: int, rows) -> TokenBatch:
