@@ -38,7 +38,9 @@ _FEW_ROWS = {"rollout.rows": 16, "rollout.simulator_slots": 4, "rollout.prefill_
 _PAIRS = [(policy, simulator) for policy in POLICIES for simulator in SIMULATORS]
 # Target -> (policy, simulator) -> settings that differ from those below. A pair that is not there does not fit.
 TARGETS = {
-    **{target: dict.fromkeys(_PAIRS, {}) for target in ("a100-80gb:8", "h100:8", "v5p:8")},
+    **{target: dict.fromkeys(_PAIRS, {}) for target in ("a100-80gb:8", "h100:8")},
+    # A TPU's loops of a rollout keep copies of the caches in other layouts: 110 GB of 80 rows.
+    "v5p:8": dict.fromkeys(_PAIRS, {"rollout.rows": 32, "rollout.simulator_slots": 32}),
     "v5e:16": {("3b", "3b"): {"mesh.tensor": 2, **_FEW_ROWS}},
     "v6e:16": {(policy, simulator): {"mesh.tensor": 4, "train.microbatch_rows": 4, **_FEW_ROWS} if simulator == "14b" else
                {"mesh.tensor": 2, **_FEW_ROWS} for policy, simulator in _PAIRS},
