@@ -7,9 +7,9 @@
 #
 # `run`: the warm start; then side by side the tuning of the simulator and the arms, those with a simulator when it is tuned;
 # and the prompted baselines of the untrained model; then each arm is compared with the first.
-# ARMS: lines of a name, an argument of the experiment and flags. RATES: learning rates that are compiled ahead.
+# ARMS: lines of a name, an argument of the experiment (-: none) and flags. RATES: learning rates that are compiled ahead.
 # OUT gets archives of what has been written so far, every few seconds, so that a run that is cut off loses little.
-# LIMIT: seconds after which everything is stopped. TOKENIZER: a folder with config.json and the tokenizer. MODEL=DIR: a
+# LIMIT: seconds after which everything is stopped, of which the last 30 are for saving. TOKENIZER: a folder with config.json and the tokenizer. MODEL=DIR: a
 # model folder in place of the import. EXTRA: further flags of every command. Sizes: STEPS, WARM_STEPS, QUESTIONS, GROUP, ROWS.
 set -u
 cd "$(dirname "$0")/.."
@@ -31,7 +31,7 @@ done
 
 steps=${STEPS:-40} warm_steps=${WARM_STEPS:-228} rows=${ROWS:-155} questions=${QUESTIONS:-16} group=${GROUP:-8}
 arms_wanted=${ARMS:-"bm25 ,engine=bm25
-simulator "}
+simulator -"}
 # Both supervised stages have one shape and one schedule, and so one program.
 common=(--config.search.index_dir="$WORK/indexes" --config.policy.attention=xla --config.simulator.attention=xla
     --config.rollout.simulator_slots=$((questions * group))
@@ -70,8 +70,7 @@ launch() {  # log, further arguments
 
 keep() {  # packs what has been written, but for models and checkpoints
     tar -C "$WORK" --exclude=models --exclude=checkpoints --exclude=indexes --exclude=tensorboard \
-        --exclude=searches.jsonl --exclude=episodes.jsonl -czf "$WORK/kept.tgz" \
-        runs logs 2>/dev/null
+        --exclude=searches.jsonl --exclude=episodes.jsonl -czf "$WORK/kept.tgz" runs logs 2>/dev/null
     cp "$WORK/kept.tgz" "$out/.kept" && mv "$out/.kept" "$out/kept.tgz"
 }
 
@@ -105,8 +104,8 @@ begin() {  # the model's folder, what is kept, and the end at the limit
     ( while true; do sleep "${KEEP_EVERY:-15}" >/dev/null 2>&1; keep; done ) &
     keeper=$!
     # At the limit everything that this script started ends, and what is there is kept.
-    ( sleep $((limit - ($(date +%s) - began) - 12)) >/dev/null 2>&1; say "the limit of $limit s is reached"; touch "$WORK/stopped"
-      kill $(cat "$WORK/pids"); sleep 4; kill -9 $(cat "$WORK/pids") ) 2>/dev/null &
+    ( sleep $((limit - ($(date +%s) - began) - 30)) >/dev/null 2>&1; say "the limit of $limit s is reached"; touch "$WORK/stopped"
+      kill $(cat "$WORK/pids"); sleep 20; kill -9 $(cat "$WORK/pids") ) 2>/dev/null &
     guard=$!
     trap 'kill $keeper $guard 2>/dev/null; keep' EXIT
     model=${MODEL:-$WORK/model}

@@ -77,7 +77,7 @@ def get_config(arg=None):
     # A policy answers questions of its warm start from memory, and questions of "leave_out" without reading.
     c.data.update(supervised_share=0.75, leave_out=("yes_no", "named"))
     if arg.questions == "unsupported":
-        if not (taken and arg.start):
+        if not taken:
             raise UserError("config argument questions=unsupported needs start=DIR, of a run that tuned its simulator: warm "
                             "start and simulator learn from questions with evidence")
         c.data.update(train=str(DATA / "unsupported.jsonl.gz"), supervised_share=0.0)

@@ -82,9 +82,15 @@ def test_no_evaluation_question_of_gemma_s_is_trained_on_in_other_words():
     assert not [asked for asked in held_out for other in learned if len(asked & other) > 0.75 * len(asked | other)]
 
 
-def test_questions_without_evidence_need_a_simulator_that_is_tuned():
+def test_questions_without_evidence_need_a_simulator_that_is_tuned(tmp_path):
     with pytest.raises(UserError, match="questions=unsupported needs start=DIR"):
         load("gemma_search", "model=m,questions=unsupported")
+    (tmp_path / "models" / "simulator").mkdir(parents=True)
+    data = load("gemma_search", f"model=m,questions=unsupported,start={tmp_path}").data
+    assert data.train.endswith("unsupported.jsonl.gz") and data.supervised_share == 0  # all of them are played
+    assert data.eval.endswith("questions.jsonl.gz#eval")
+    with pytest.raises(UserError, match="questions=unsupported needs"):
+        load("gemma_search", f"model=m,questions=unsupported,engine=bm25,start={tmp_path}")
 
 
 @pytest.fixture(scope="module")

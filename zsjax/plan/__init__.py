@@ -68,10 +68,9 @@ def compile_programs(config: Config, target: PlanTarget) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "config.json"
         path.write_text(configuration.to_json(config))
-        # Else the compiler looks for a TPU, asks the cloud for its place, and locks it.
         variable, flags = FLAGS[target.chip.kind]
         environment = os.environ | {"JAX_PLATFORMS": "cpu", variable: " ".join([os.environ.get(variable, ""), *flags])}
-        if target.chip.kind == "tpu":
+        if target.chip.kind == "tpu":  # else its compiler looks for a TPU, asks the cloud for its place, and locks it
             environment |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
                             "TPU_ACCELERATOR_TYPE": f"{target.name}-{target.devices}", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
         done = subprocess.run([sys.executable, "-m", "zsjax.plan.aot", str(path), f"{target.name}:{target.devices}"],

@@ -136,8 +136,10 @@ def programs(setup: PlanSetup, devices) -> dict:
 
 
 def host_mesh(target: PlanTarget, mesh: Mesh) -> Mesh:
-    """`local_mesh`, of the devices of a slice of its size: the TPU's compiler refuses exchanges on a part of a larger slice
-    where its numbers of devices have gaps, such as 0, 1, 4, 5."""
+    """`local_mesh` of a mesh of the target's devices, made of the devices of a slice of its size.
+
+    The TPU's compiler refuses exchanges on a part of a larger slice whose numbers of devices have gaps, such as 0, 1, 4, 5.
+    """
     local = local_mesh(mesh)
     if local.size == mesh.size:
         return mesh
