@@ -93,6 +93,15 @@ class KVCache:
 
         return self.replace(k=replaced(self.k, k), v=replaced(self.v, v))
 
+    def layer(self, index: int) -> "KVCache":
+        """The same rows' cache of one layer."""
+        return self.replace(k=(self.k[index],), v=(self.v[index],))
+
+    def with_layer(self, index: int, one: "KVCache") -> "KVCache":
+        """This cache with a layer out of `one`, a cache of that layer."""
+        k, v = ((*mine[:index], *new, *mine[index + 1:]) for mine, new in ((self.k, one.k), (self.v, one.v)))
+        return self.replace(k=k, v=v)
+
     def advance(self, count: jax.Array, rows: jax.Array | None = None) -> "KVCache":
         """Adds count int32[B] tokens to the rows' lengths; with rows int32[C], count int32[C] to theirs."""
         if rows is None:

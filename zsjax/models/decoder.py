@@ -188,9 +188,9 @@ def _angles(config, positions):
     return {kind: rotary_angles(config, positions, sliding=kind) for kind in kinds}
 
 
-def _layer(params, config: DecoderConfig, index, x, angles, read_kv):
+def _layer(params, config: DecoderConfig, sliding: bool, x, angles, read_kv):
     """One decoder layer. angles: of `_angles`. read_kv: (q, k, v) -> attention's output; it stores the new k and v."""
-    cos, sin = angles.get(index in config.sliding_layers, angles[False])
+    cos, sin = angles.get(sliding, angles[False])
     y = _norm(params["input_layernorm"], config, x)
     attn = params["attn"]
     q = _split_heads(linear(attn["q_proj"], y), config.num_heads)
@@ -212,8 +212,9 @@ def _layer(params, config: DecoderConfig, index, x, angles, read_kv):
     return x + _norm(params["post_feedforward_layernorm"], config, out)
 
 
-def _window(config, layer):
-    return config.sliding_window if layer in config.sliding_layers else None
+def _layers(params, config):
+    """(parameters, whether it has a window) of each layer."""
+    return [(layer, index in config.sliding_layers) for index, layer in enumerate(params["layers"])]
 
 
 def hidden_states(params, config: DecoderConfig, tokens, *, positions=None, valid=None, remat="none"):
@@ -239,16 +240,18 @@ def hidden_states(params, config: DecoderConfig, tokens, *, positions=None, vali
     angles = _angles(config, positions)
     x = _embed(params, config, tokens)
 
-    def layer(params, x, index):
+    @functools.partial(jax.jit, static_argnums=2)  # within the caller's program: layers of a kind are traced once
+    def layer(params, x, sliding):
         def read_kv(q, k, v):
-            return attend(q, k, v, kv_lengths=lengths, window=_window(config, index), kernel=kernel)
+            window = config.sliding_window if sliding else None
+            return attend(q, k, v, kv_lengths=lengths, window=window, kernel=kernel)
 
-        return constrain(_layer(params, config, index, x, angles, read_kv), "rows", None, None)
+        return constrain(_layer(params, config, sliding, x, angles, read_kv), "rows", None, None)
 
     if remat not in (False, "none"):
         layer = jax.checkpoint(layer, static_argnums=2, policy=REMAT["layers" if remat is True else remat])
-    for index, layer_params in enumerate(params["layers"]):
-        x = layer(layer_params, x, index)
+    for layer_params, sliding in _layers(params, config):
+        x = layer(layer_params, x, sliding)
     return _norm(params["norm"], config, x)
 
 
@@ -301,12 +304,17 @@ def extend(params, config: DecoderConfig, tokens, count, cache: KVCache, rows=No
     angles = jax.tree.map(lambda x: x.at[positions].get(mode="clip"), _angles(config, jnp.arange(cache.capacity)))
     x, kernel = _embed(params, config, tokens), choose_cached(config, *tokens.shape)
 
-    def read_kv(index, q, k, v):
-        nonlocal cache
-        cache = cache.write(index, k, v, rows)
-        return attend_cached(q, cache.k[index], cache.v[index], q_positions=positions, kv_lengths=kv_lengths, rows=rows,
-                             window=_window(config, index), kernel=kernel)
+    @functools.partial(jax.jit, static_argnums=3)  # as in `hidden_states`
+    def layer(params, x, cache, sliding):
+        def read_kv(q, k, v):
+            nonlocal cache
+            cache = cache.write(0, k, v, rows)
+            return attend_cached(q, cache.k[0], cache.v[0], q_positions=positions, kv_lengths=kv_lengths, rows=rows,
+                                 window=config.sliding_window if sliding else None, kernel=kernel)
 
-    for index, layer_params in enumerate(params["layers"]):
-        x = _layer(layer_params, config, index, x, angles, functools.partial(read_kv, index))
+        return _layer(params, config, sliding, x, angles, read_kv), cache
+
+    for index, (layer_params, sliding) in enumerate(_layers(params, config)):
+        x, written = layer(layer_params, x, cache.layer(index), sliding)
+        cache = cache.with_layer(index, written)
     return _norm(params["norm"], config, x), cache.advance(count, rows)
