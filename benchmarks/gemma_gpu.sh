@@ -34,7 +34,7 @@ arms_wanted=${ARMS:-"bm25 ,engine=bm25
 simulator -"}
 # Both supervised stages have one shape and one schedule, and so one program.
 common=(--config.search.index_dir="$WORK/indexes" --config.policy.attention=xla --config.simulator.attention=xla
-    --config.rollout.simulator_slots=$((questions * group))
+    --config.rollout.simulator_slots=$((2 * questions))
     --config.warm_start.steps="$warm_steps" --config.warm_start.checkpoint_every=100000 --config.warm_start.logprob_chunk=64
     --config.warm_start.max_tokens="${MAX_TOKENS:-512}"
     --config.tune_simulator.steps="$warm_steps" --config.tune_simulator.checkpoint_every=100000

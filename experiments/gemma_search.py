@@ -88,7 +88,9 @@ def get_config(arg=None):
     # it with what it was asked for. One noise draw for the episodes of a question: luck does not enter their advantages.
     c.search = dict(engine=arg.engine, eval_engine="bm25", num_documents=3, max_document_tokens=96, max_query_tokens=48,
                     passage_words=56, reveal_gold="useful", temperature=0.3, noise_per="question")
-    c.rollout = dict(max_turns=2, max_turn_tokens=64, max_prompt_tokens=256, max_tokens=832)  # the agent by prompt: 240
+    # The agent by prompt has 240 tokens. Equal queries of a question's episodes are one request: of 64 episodes some 20 wait
+    # at a time, and each further slot of the simulator costs 7 ms of a core a step.
+    c.rollout = dict(max_turns=2, max_turn_tokens=64, max_prompt_tokens=256, max_tokens=832, simulator_slots=32)
     # Each part of an update reads the vocabulary once, more than a second on a core: few and large parts.
     update = dict(microbatch_tokens=2048) if arg.packed else {}
     # For 45 minutes on two cores with products in bfloat16. Two documents of each search are shown: 249 tokens an episode on

@@ -144,8 +144,8 @@ class RolloutConfig:
     temperature: float = field(1.0, "of the policy's sampling in training", "(0, 10]")
     rows: int = fast(0, "episodes that each device plays at a time; a row that ends takes the next episode; 0: all",
                      "[0, 1e7]", unit="rows")
-    simulator_slots: int = fast(0, "requests that the simulator answers at a time; 0: a quarter of the rows", "[0, 1e7]",
-                                unit="requests")
+    simulator_slots: int = fast(0, "requests that the simulator answers at a time; 0: a quarter of the rows, or as many as "
+                                "episodes if rows is 0", "[0, 1e7]", unit="requests")
     decode_threshold: float = fast(
         0.0, "the policy decodes while more than this share of its rows can sample; below it, refills and searches come "
         "first", SHARE, was="busy")
