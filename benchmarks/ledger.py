@@ -92,10 +92,11 @@ def read_results(workdir: pathlib.Path) -> dict[tuple, dict]:
 def carry(workdir: pathlib.Path, folder: pathlib.Path) -> None:
     """Copies what a report is made of, the lines and the gates of the models, to a folder of the repository.
 
-    Paths of this machine stay out: WORKDIR stands for the workdir.
+    Paths of this machine stay out: /WORKDIR stands for the workdir, /CHECKOUT for the checkout. They are absolute, as the
+    settings of an arm are that a line is compared with.
     """
     def portable(text):
-        return text.replace(str(workdir.resolve()), "WORKDIR").replace(str(ROOT), ".")
+        return text.replace(str(workdir.resolve()), "/WORKDIR").replace(str(ROOT), "/CHECKOUT")
 
     lines = "".join(json.dumps(line) + "\n" for line in read_lines(workdir))
     folder.mkdir(parents=True, exist_ok=True)

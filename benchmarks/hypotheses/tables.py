@@ -178,10 +178,11 @@ def gates_table(results: Results, models: Sequence[str]) -> list[str]:
                        "in useful ones beside the point, above BM25 at most"]), _row(["---"] * 5)]
     for name in models:
         path = results.models / name / "gates.json" if results.models else None
-        if path is None or not path.exists():
+        measured = json.loads(path.read_text()) if path is not None and path.exists() else []
+        rows = [row for row in measured if row["gate"] == "simulator"]  # none while its gates are still measured
+        if not rows:
             lines.append(_row([name, "", "not made", "", ""]))
             continue
-        rows = [row for row in json.loads(path.read_text()) if row["gate"] == "simulator"]
         right = sorted((row for row in rows if row["kind"] == RIGHT), key=lambda row: row["hops"])
         useful, noisy = (" / ".join(f"{row[kind]:.2f}" for row in right) for kind in ("useful", "noisy"))
         leak = max(row["useful"] - row["engine"] for row in rows if row["kind"] != RIGHT)

@@ -238,15 +238,25 @@ def test_the_repository_carries_what_a_report_is_made_of(tmp_path, capsys):
     with pytest.raises(SystemExit):
         ledger.main(["report", "--workdir", str(workdir), "--out", str(out)])
     assert "no run is in" in capsys.readouterr().err
-    digest = entries.load().arms["real"].digest
-    ledger.add_result(workdir, {"arm": "real", "digest": digest, "seed": 1, "error": f"{workdir}/a: lost", "seconds": 1.0})
+    arm = entries.load().arms["real"]
+    line = {"arm": "real", "digest": arm.digest, "seconds": 1.0}
+    config = resolve(load_experiment(f"{ledger.ROOT}/experiments/hard_world.py:{arm.arg},seed=2"),
+                     entries.settings(arm.overrides, workdir / "models") | {"stages": "train,evaluate"}, files=False)
+    played = {"seed": 2, "commit": "c" * 40, "config": json.loads(to_json(config)), "measures": {"em": 0.5}, "curves": {}}
+    ledger.add_result(workdir, line | {"seed": 1, "error": f"{workdir}/a: lost"})
+    ledger.add_result(workdir, line | played)
     ledger.main(["report", "--workdir", str(workdir), "--out", str(out)])
     page = (out / "ledger.md").read_text()
-    assert "real, seed 1: `WORKDIR/a: lost`" in page and "| simulator_small | 7 | 0.50 | 0.10 | +0.10 |" in page
+    assert "real, seed 1: `/WORKDIR/a: lost`" in page and "| simulator_small | 7 | 0.50 | 0.10 | +0.10 |" in page
     (out / "ledger.md").unlink()
     ledger.main(["report", "--out", str(out)])
     assert (out / "ledger.md").read_text() == page
     assert not any(str(tmp_path) in path.read_text() for path in out.rglob("*.json"))
+    carried = tables.Results(entries.load(), ledger.read_results(out / "ledger"))
+    assert carried.outdated == {} and carried.values("real", "em") == {2: 0.5}
+    gates.write_text(json.dumps([{"gate": "reading", "hops": 1}]))  # of a simulator that is being made
+    ledger.main(["report", "--workdir", str(workdir), "--out", str(out)])
+    assert "| simulator_small |  | not made |" in (out / "ledger.md").read_text()
 
 
 def test_a_line_of_other_settings_does_not_count(tmp_path):
