@@ -9,8 +9,8 @@
 # and the prompted baselines of the untrained model; then each arm is compared with the first.
 # ARMS: lines of a name, an argument of the experiment (-: none) and flags. RATES: learning rates that are compiled ahead.
 # OUT gets archives of what has been written so far, every few seconds, so that a run that is cut off loses little.
-# LIMIT: seconds after which everything is stopped, of which the last 30 are for saving. TOKENIZER: a folder with config.json and the tokenizer. MODEL=DIR: a
-# model folder in place of the import. EXTRA: further flags of every command. Sizes: STEPS, WARM_STEPS, QUESTIONS, GROUP, ROWS.
+# LIMIT: seconds after which everything is stopped, of which the last 30 are for saving. TOKENIZER: a folder with config.json
+# and the tokenizer. MODEL=DIR: a model folder in place of the import. EXTRA: further flags of every command. Sizes: STEPS, WARM_STEPS, QUESTIONS, GROUP, ROWS.
 set -u
 cd "$(dirname "$0")/.."
 WORK=$(realpath "${WORK:?a folder}")
