@@ -7,6 +7,10 @@ export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.jax_cache}"
 # Programs that compile faster than this are not worth a file (seconds).
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.5}"
 
+# Arrays of 4 MB or more go back to the system when they are freed. glibc's own limit rises to 32 MB, and it keeps what is
+# smaller: some GB of a model whose layers have 5 MB matrices, where the CPU is the device.
+export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-4194304}"
+
 add_xla_flag() { export XLA_FLAGS="${XLA_FLAGS:-} $1"; }
 add_tpu_flag() { export LIBTPU_INIT_ARGS="${LIBTPU_INIT_ARGS:-} $1"; }
 

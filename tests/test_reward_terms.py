@@ -82,16 +82,17 @@ def test_what_leaves_the_loss():
 class Words:
     """A tokenizer whose tokens are words."""
 
-    words = ["", "<search>", "</search>", "<answer>", "</answer>", "who", "Ada", "Bo", "<information>", "spam"]
+    words = ["", "<search>", "</search>", "<answer>", "</answer>", "who", "Ada", "Bo", "<information>", "spam",
+             "Doc 1: A of 2.\n", "Doc 2: B of 4.\n", "Doc 3: C\n"]
 
     def decode(self, ids):
         return " ".join(self.words[i] for i in ids)
 
 
-def test_outcomes_read_the_policys_tokens_only():
+def two_episodes(documents):
+    """The first searches and is shown three tokens, then answers "Bo". The second ends within its search."""
     P, S, D, M = types.PROMPT, types.POLICY, types.DOCUMENT, types.TEMPLATE
-    # Prompt and document hold a whole answer each; the policy searches, then answers "Bo".
-    tokens = [3, 6, 4, 1, 5, 2, 8, 3, 6, 4, 3, 7, 4]
+    tokens = [3, 6, 4, 1, 5, 2, 8, *documents, 3, 7, 4]
     roles = [P, P, P, S, S, S, M, D, D, D, S, S, S]
     length = len(tokens)
     empty = {field.name: np.zeros((2, length), np.int32) for field in dataclasses.fields(Episodes)}
@@ -100,10 +101,22 @@ def test_outcomes_read_the_policys_tokens_only():
                 query_span=np.array([[[3, 6], [0, 0]]] * 2), documents_span=np.array([[[7, 10], [0, 0]], [[0, 0]] * 2]),
                 search_status=np.array([[1, 0], [1, 4]]), noisy=np.zeros((2, 2, 1), bool))
     questions = [Question("a", "who", ("Bo",)), Question("b", "who", ("Ada",))]
-    first, second = outcomes(Episodes(**(empty | rows)), questions, Words(), overlong=(4, 8))
+    return outcomes(Episodes(**(empty | rows)), questions, Words(), overlong=(4, 8))
+
+
+def test_outcomes_read_the_policys_tokens_only():
+    first, second = two_episodes(documents=[3, 6, 4])  # prompt and document hold a whole answer each
     assert first.answer == "Bo" and first.queries == ["who"] and first.documents == ["<answer> Ada </answer>"]
     assert first.texts == ["<search> who </search>", "<answer> Bo </answer>"] and first.policy_tokens == 6
     assert first.overlong == 0.5 and second.overlong == 0
     assert second.answer is None and second.status == "out_of_tokens" and second.invalid_actions == 1
     assert score([first, second], {"f1": 1.0})[0].tolist() == [1, 0]
     json.dumps(reward_terms.score([first], {"format": 1.0})[1]["format"].tolist())
+
+
+def test_numbers_of_documents_are_not_what_they_say():
+    first, second = two_episodes(documents=[10, 11, 12])
+    assert first.documents == ["Doc : A of 2.\nDoc : B of 4.\nDoc : C"] and second.documents == [""]
+    # "Doc 1" of the first search does not hold the answer "1", so the second, which does, helped.
+    again = dict(answer="1", golds=("1",), queries=("mother of Bo", "Bo mother"))
+    assert TERMS["retry_helped"](changed(**again, documents=(first.documents[0], "Doc : D of 1."))) == 1

@@ -6,6 +6,7 @@ evaluation, alarms, checkpoints.
 
 import dataclasses
 import functools
+import gc
 import os
 import shutil
 import signal
@@ -160,6 +161,30 @@ def test_a_signal_ends_a_run_with_its_state_saved(tmp_path, during):
     resumed, lines = run(tmp_path / "cut", preset("grpo"), steps=3, **sparse)
     assert lines == whole
     jax.tree.map(np.testing.assert_array_equal, params, resumed)
+
+
+@pytest.mark.parametrize("name", ["rloo", "ppo"])
+def test_a_resumed_run_holds_no_second_state(tmp_path, name):
+    """What is in memory at a rollout is the same as in a run that was not killed."""
+    class Weighs(FakeRollout):
+        held = []
+
+        def play(self, *args, **kwargs):
+            gc.collect()
+            self.held.append(sum(x.nbytes for x in jax.live_arrays()) - before)
+            return super().play(*args, **kwargs)
+
+    def held(folder, steps):
+        nonlocal before
+        Weighs.held, before = [], sum(x.nbytes for x in jax.live_arrays())
+        run(folder, preset(name, kl_coef=0.0, track_kl=False), steps=steps, functions=dict(make_rollout=Weighs),
+            train=dict(checkpoint_every=2))
+        return Weighs.held
+
+    before = 0
+    whole = held(tmp_path / "whole", steps=4)
+    held(tmp_path / "cut", steps=2)
+    assert held(tmp_path / "cut", steps=4)[1] == pytest.approx(whole[3], abs=64)  # but for counters
 
 
 def test_a_signal_waits_until_the_last_checkpoint_is_written(tmp_path, monkeypatch):

@@ -44,7 +44,7 @@ class Setup:
       config: train, rollout, search, reward, curriculum, algorithm, value, health, optimizer, mesh and policy.lora are
         read.
       policy_config, params: DecoderConfig and the starting parameters, which are also the reference. The parameters are
-        donated: copy them if you need them afterwards.
+        donated, and the setup holds them no more: copy them if you need them afterwards.
       tokenizer: the policy's.
       engine: answers the searches: a `Simulator` or a host engine.
       stream: `QuestionStream`; `stream.batch(step, n)` gives the step's questions.
@@ -67,6 +67,11 @@ class Setup:
     mesh: Any = None
     make_rollout: Callable = make_rollout
     make_reranking: Callable = Reranking
+
+    def take_params(self) -> dict:
+        """The parameters, which this object then holds no more."""
+        params, self.params = self.params, None
+        return params
 
 
 def train(setup: Setup, workdir: pathlib.Path, writer: Writer, *, evaluate: Callable | None = None,
@@ -106,7 +111,7 @@ def train(setup: Setup, workdir: pathlib.Path, writer: Writer, *, evaluate: Call
         return state
 
     with Recorder(config, workdir, writer, setup.tokenizer, config_json=config_json) as recorder:
-        state = recorder.restore(steering.start(learner.start(setup.params)))
+        state = recorder.restore(steering.start(learner.start(setup.take_params())))
         if evaluate and (metrics := recorder.unevaluated(int(state.step))) is not None:
             state = evaluated(state, metrics)
             recorder.evaluated(int(state.step), metrics)

@@ -50,17 +50,16 @@ class KVCache:
         """The number of slots a row has."""
         return sum(segment.shape[2] for segment in self.k[0])
 
-    def write(self, layer: int, k: jax.Array, v: jax.Array, rows: jax.Array | None = None) -> "KVCache":
-        """Writes N new slots of one layer behind each row's length; `advance` then makes them count.
+    def write(self, k: jax.Array, v: jax.Array, rows: jax.Array | None = None) -> "KVCache":
+        """Writes N new slots behind each row's length, in a cache of one layer; `advance` then makes them count.
 
         Args:
-          layer: which layer.
           k, v: [B, K, N, h]. Slots lengths[b] .. lengths[b] + N - 1 are overwritten, so rows that take fewer than N
             tokens leave meaningless slots beyond their new length. Slots beyond the capacity are dropped.
           rows: int32[C] different rows that k and v [C, K, N, h] belong to, or None for all. Rows from B on are dropped.
 
         Returns:
-          The cache with the layer written and unchanged lengths.
+          The cache with unchanged lengths.
         """
         slots = self.row_lengths(rows)[:, None] + jnp.arange(k.shape[2])
         if slots.size == 1:
@@ -88,10 +87,8 @@ class KVCache:
                 written.append(jax.tree.map(functools.partial(one, slots=own), old, new))
             return tuple(written)
 
-        def replaced(of_layers, new):
-            return (*of_layers[:layer], put(of_layers[layer], new), *of_layers[layer + 1:])
-
-        return self.replace(k=replaced(self.k, k), v=replaced(self.v, v))
+        (old_k,), (old_v,) = self.k, self.v
+        return self.replace(k=(put(old_k, k),), v=(put(old_v, v),))
 
     def layer(self, index: int) -> "KVCache":
         """The same rows' cache of one layer."""

@@ -190,9 +190,9 @@ def _angles(config, positions):
     return {kind: rotary_angles(config, positions, sliding=kind) for kind in kinds}
 
 
-def _layer(params, config: DecoderConfig, sliding: bool, x, angles, read_kv):
+def _layer(params, config: DecoderConfig, window: int | None, x, angles, read_kv):
     """One decoder layer. angles: of `_angles`. read_kv: (q, k, v) -> attention's output; it stores the new k and v."""
-    cos, sin = angles.get(sliding, angles[False])
+    cos, sin = angles.get(window is not None, angles[False])
     y = _norm(params["input_layernorm"], config, x)
     attn = params["attn"]
     q = _split_heads(linear(attn["q_proj"], y), config.num_heads)
@@ -215,8 +215,9 @@ def _layer(params, config: DecoderConfig, sliding: bool, x, angles, read_kv):
 
 
 def _layers(params, config):
-    """(parameters, whether it has a window) of each layer."""
-    return [(layer, index in config.sliding_layers) for index, layer in enumerate(params["layers"])]
+    """(parameters, the window or None) of each layer."""
+    return [(layer, config.sliding_window if index in config.sliding_layers else None)
+            for index, layer in enumerate(params["layers"])]
 
 
 def hidden_states(params, config: DecoderConfig, tokens, *, positions=None, valid=None, remat="none"):
@@ -243,17 +244,16 @@ def hidden_states(params, config: DecoderConfig, tokens, *, positions=None, vali
     x = _embed(params, config, tokens)
 
     @functools.partial(jax.jit, static_argnums=2)  # within the caller's program: layers of a kind are traced once
-    def layer(params, x, sliding):
+    def layer(params, x, window):
         def read_kv(q, k, v):
-            window = config.sliding_window if sliding else None
             return attend(q, k, v, kv_lengths=lengths, window=window, kernel=kernel)
 
-        return constrain(_layer(params, config, sliding, x, angles, read_kv), "rows", None, None)
+        return constrain(_layer(params, config, window, x, angles, read_kv), "rows", None, None)
 
     if remat not in (False, "none"):
         layer = jax.checkpoint(layer, static_argnums=2, policy=REMAT["layers" if remat is True else remat])
-    for layer_params, sliding in _layers(params, config):
-        x = layer(layer_params, x, sliding)
+    for layer_params, window in _layers(params, config):
+        x = layer(layer_params, x, window)
     return _norm(params["norm"], config, x)
 
 
@@ -307,16 +307,16 @@ def extend(params, config: DecoderConfig, tokens, count, cache: KVCache, rows=No
     x, kernel = _embed(params, config, tokens), choose_cached(config, *tokens.shape)
 
     @functools.partial(jax.jit, static_argnums=3)  # as in `hidden_states`
-    def layer(params, x, cache, sliding):
+    def layer(params, x, cache, window):
         def read_kv(q, k, v):
             nonlocal cache
-            cache = cache.write(0, k, v, rows)
+            cache = cache.write(k, v, rows)
             return attend_cached(q, cache.k[0], cache.v[0], q_positions=positions, kv_lengths=kv_lengths, rows=rows,
-                                 window=config.sliding_window if sliding else None, kernel=kernel)
+                                 window=window, kernel=kernel)
 
-        return _layer(params, config, sliding, x, angles, read_kv), cache
+        return _layer(params, config, window, x, angles, read_kv), cache
 
-    for index, (layer_params, sliding) in enumerate(_layers(params, config)):
-        x, written = layer(layer_params, x, cache.layer(index), sliding)
+    for index, (layer_params, window) in enumerate(_layers(params, config)):
+        x, written = layer(layer_params, x, cache.layer(index), window)
         cache = cache.with_layer(index, written)
     return _norm(params["norm"], config, x), cache.advance(count, rows)

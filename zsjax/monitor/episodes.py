@@ -1,7 +1,6 @@
 """What a step of reinforcement learning tells about its episodes: means for the metrics, trajectories for people."""
 
 import pathlib
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -133,7 +132,7 @@ def search_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
     for outcome in outcomes:
         queries, lines = set(), set()
         for query, documents in zip(outcome.queries, outcome.documents, strict=True):
-            words, shown = rewards.normalize_answer(query), documents_of(documents)
+            words, shown = rewards.normalize_answer(query), set(documents.splitlines())
             searches += 1
             reached += reach(documents, outcome.golds) > 0
             repeated += words in queries
@@ -142,12 +141,6 @@ def search_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
             lines |= shown
     return {name: count / max(searches, 1)
             for name, count in (("reach", reached), ("repeated_queries", repeated), ("results_without_news", stale))}
-
-
-def documents_of(text: str) -> set[str]:
-    """The documents of a search's text, a line each, without the numbers that name their places ("Doc 2: ...")."""
-    lines = [line.strip() for line in text.split("\n")]
-    return {re.sub(rf"^(\w*\W*){place}\b", r"\1", line) for place, line in enumerate(filter(None, lines), 1)}
 
 
 def repetition(rows: Sequence[Sequence[int]], n: int = 4) -> float:

@@ -32,7 +32,8 @@ class Outcome:
       answer: inside of the policy's <answer> tags; None if the episode did not end with one.
       golds: every answer that counts as right.
       status: one of `types.STATUS_NAMES`.
-      queries: what was searched for, in order; documents: what each search showed, as text.
+      queries: what was searched for, in order; documents: what each search showed, a line a document without
+        its number ("Doc 1" does not hold the answer "1").
       invalid_actions: generations without a search or an answer.
       texts: what the policy wrote, one text a generation.
       policy_tokens: number of tokens that the policy wrote.

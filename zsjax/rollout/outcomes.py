@@ -1,5 +1,7 @@
 """From episodes to the inputs of reward terms: answers, queries, shown documents and texts."""
 
+import re
+
 import numpy as np
 
 from zsjax import types
@@ -39,4 +41,11 @@ def _prompt(episodes, b, tokenizer):
 
 def _documents(episodes, b, tokenizer):
     spans = episodes.documents_span[b][episodes.query_span[b][:, 1] > 0]
-    return [tokenizer.decode(np.asarray(episodes.tokens[b][start:stop]).tolist()) for start, stop in spans]
+    texts = (tokenizer.decode(np.asarray(episodes.tokens[b][start:stop]).tolist()) for start, stop in spans)
+    return ["\n".join(_bare_lines(text)) for text in texts]
+
+
+def _bare_lines(text):
+    """The documents of a search's text, a line each, without the numbers that name their places ("Doc 2: ...")."""
+    lines = filter(None, (line.strip() for line in text.split("\n")))
+    return [re.sub(rf"^(\w*\W*){place}\b", r"\1", line) for place, line in enumerate(lines, 1)]

@@ -73,7 +73,7 @@ def _of_checkpoint(run, checkpoints, step) -> TrainedPolicy:
     learner = Learner(config, model, shared)
     reranks = config.search.rerank.candidates > 0
     steering = Steering(config, shared, reranking=Reranking(model, run.tokenizer, config) if reranks else None)
-    restored = checkpoints.restore(steering.start(learner.start(params)), step)
+    restored = checkpoints.restore(steering.start(learner.start(params)), step, donate=True)
     # Adapters are merged on one device: a product that is cut over several rounds otherwise.
     learner.frozen, trained = jax.device_put((learner.frozen, restored[1].params), jax.devices()[0])
     merged = learner.export(restored[1].replace(params=trained))
