@@ -142,6 +142,15 @@ def test_no_verdict_is_given_before_all_seeds_have_run(book, tmp_path):
     assert "| C1 | t | not finished | 1 |  |" in text and "| 1 | not finished |" in text
 
 
+def test_a_second_look_is_said(book, tmp_path):
+    def text(seeds):
+        looked = dataclasses.replace(book, hypotheses=[dataclasses.replace(book.hypotheses[1], seeds=tuple(range(seeds)))])
+        tables.write(tables.Results(looked, {}), tmp_path)
+        return (tmp_path / "ledger.md").read_text()
+
+    assert "C1 were undecided with the 5 seeds" in text(10) and "undecided with" not in text(5)
+
+
 def test_nothing_run_is_said(book, tmp_path):
     tables.write(tables.Results(book, {}), tmp_path)
     text = (tmp_path / "ledger.md").read_text()
