@@ -1,5 +1,5 @@
 # Environment of a run, sourced by the scripts beside it before Python starts. Library code never sets any of this.
-# The script that sources it says what it runs on: platform=gpu or platform=tpu; without it, nothing but the cache is set.
+# The script that sources it says what it runs on: platform=gpu or platform=tpu; without it, nothing but the cache and malloc's limit is set.
 # Plans are compiled with the same flags (zsjax/plan/topology.py). They were checked to be known to jaxlib 0.10.2 (tests/test_launch_scripts.py) and libtpu 0.0.42; XLA stops at unknown ones.
 
 # Compiled programs are kept between runs: the second start of a run needs seconds instead of a minute.

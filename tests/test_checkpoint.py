@@ -21,7 +21,7 @@ from zsjax.config import Config, SupervisedConfig
 from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.monitor.recorder import Recorder
 from zsjax.monitor.writer import Writer, read_jsonl
-from zsjax.parallel import files
+from zsjax.parallel import checkpoint, files
 from zsjax.parallel.checkpoint import Checkpointer, CheckpointError, fingerprints
 from zsjax.types import TrainState
 
@@ -87,7 +87,9 @@ def test_no_power_loss_leaves_a_checkpoint_without_its_metrics(tmp_path, monkeyp
         assert [step for step, _ in flushed] == [1, 2] and flushed[0][1] == []
 
 
-def test_state_may_be_donated_after_save(tmp_path):
+@pytest.mark.parametrize("device", ["cpu", "gpu"])  # where it is a GPU, a save goes on in the background
+def test_state_may_be_donated_after_save(tmp_path, monkeypatch, device):
+    monkeypatch.setattr(checkpoint, "platform", lambda: device)
     spoil = jax.jit(lambda x: x * 0 - 1, donate_argnums=0)
     state = {"x": jnp.arange(300_000.0)}
     want = np.array(state["x"])
@@ -103,7 +105,7 @@ FULL_DISK = """
 import resource, sys
 import jax
 from zsjax.launch import leave
-from zsjax.parallel import files
+from zsjax.parallel import checkpoint, files
 from zsjax.parallel.checkpoint import Checkpointer, CheckpointError
 folder, room = sys.argv[1], int(sys.argv[2])
 state = {"x": jax.random.normal(jax.random.key(0), (100, 1000))}
@@ -229,7 +231,7 @@ def test_damage_is_noticed_and_an_older_state_found(tmp_path, how, caplog):
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
 def test_save_does_not_hold_up_the_steps(tmp_path, monkeypatch, device):
     """`save` returns while 64 MB are still being written, in one of three attempts at least; on a CPU in none."""
-    monkeypatch.setattr(jax, "default_backend", lambda: device)
+    monkeypatch.setattr(checkpoint, "platform", lambda: device)
     state = {f"w{i}": jnp.ones((512, 1024)) for i in range(32)}
     still_writing = []
     with Checkpointer(tmp_path) as checkpointer:
@@ -251,11 +253,25 @@ def test_a_state_is_read_into_the_memory_of_the_one_it_replaces(tmp_path):
         assert_same(restored, kept)
 
 
+def test_damage_is_noticed_after_the_state_was_given_up(tmp_path):
+    state = make_state()
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, state)
+        checkpointer.save(2, state)
+        _, kept, _ = checkpointer.restore(state)
+        (tmp_path / "2" / "about" / "metadata").write_text("{")
+        step, restored, _ = checkpointer.restore(state, donate=True)
+        assert step == 1 and (tmp_path / "damaged-2").is_dir()
+        assert_same(restored, kept)
+
+
 def test_kill_at_any_moment(tmp_path):
     """SIGKILL while checkpoints are written one after another: the last complete one is there and whole, every time."""
     code = textwrap.dedent(f"""
         import jax, jax.numpy as jnp
-        from zsjax.checkpoint import Checkpointer
+        from zsjax.parallel import checkpoint
+        from zsjax.parallel.checkpoint import Checkpointer
+        checkpoint.platform = lambda: "gpu"  # saves in the background
         add = jax.jit(lambda x: x + 1, donate_argnums=0)
         checkpointer = Checkpointer({str(tmp_path)!r}, keep=2)
         restored = checkpointer.restore({{"x": jnp.zeros((200, 200))}})

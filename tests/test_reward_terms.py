@@ -9,7 +9,7 @@ import pytest
 from zsjax import types
 from zsjax.rewards import terms as reward_terms
 from zsjax.rewards.terms import TERMS, Outcome, load_term, masked_rows, score
-from zsjax.rollout.outcomes import outcomes
+from zsjax.rollout.outcomes import _bare_lines, outcomes
 from zsjax.types import Episodes, Question
 
 GOOD = Outcome(answer="Ada", golds=("Ada",), status="answered", queries=("mother of Bo",), documents=("* Ada",),
@@ -120,3 +120,10 @@ def test_numbers_of_documents_are_not_what_they_say():
     # "Doc 1" of the first search does not hold the answer "1", so the second, which does, helped.
     again = dict(answer="1", golds=("1",), queries=("mother of Bo", "Bo mother"))
     assert TERMS["retry_helped"](changed(**again, documents=(first.documents[0], "Doc : D of 1."))) == 1
+
+
+@pytest.mark.parametrize("text, lines", [("Doc 1(Title: A) b\nDoc 2(Title: C) d", "Doc (Title: A) b\nDoc (Title: C) d"),
+                                         ("Apollo 1. A fire\n2 Fast 2 Furious", "Apollo 1. A fire\n2 Fast 2 Furious"),
+                                         ("* 1950 was\n* 2 is", "* 1950 was\n* 2 is"), ("[1] A\n\n[2] B", "[] A\n[] B")])
+def test_what_is_no_number_of_a_document_stays(text, lines):
+    assert "\n".join(_bare_lines(text)) == lines

@@ -4,6 +4,7 @@ models that they start from, defaults.toml what the experiments do by default an
 A claim's file:
 
     id, title, claim, source    texts; seeds: list of numbers; order: when it is run, lowest first
+    first_seeds                 number of the seeds with which it was undecided, if it has been given more
     note                        text: what the comparison does not say
     caveat                      text: why a verdict on it says less than it seems to
     models                      models of arms.toml whose gates the section shows
@@ -91,6 +92,7 @@ class Hypothesis:
     note: str = ""
     caveat: str = ""
     models: tuple[str, ...] = ()
+    first_seeds: int = 0
 
     def arms(self) -> list[str]:
         """Names of the arms that it needs, each once."""

@@ -143,12 +143,12 @@ def test_no_verdict_is_given_before_all_seeds_have_run(book, tmp_path):
 
 
 def test_a_second_look_is_said(book, tmp_path):
-    def text(seeds):
-        looked = dataclasses.replace(book, hypotheses=[dataclasses.replace(book.hypotheses[1], seeds=tuple(range(seeds)))])
-        tables.write(tables.Results(looked, {}), tmp_path)
+    def text(first_seeds):
+        claim = dataclasses.replace(book.hypotheses[1], first_seeds=first_seeds)
+        tables.write(tables.Results(dataclasses.replace(book, hypotheses=[claim]), {}), tmp_path)
         return (tmp_path / "ledger.md").read_text()
 
-    assert "C1 were undecided with the 5 seeds" in text(10) and "undecided with" not in text(5)
+    assert "given more seeds: C1 (with 5)." in text(5) and "more seeds" not in text(0)
 
 
 def test_nothing_run_is_said(book, tmp_path):

@@ -27,7 +27,7 @@ def second_layer_attention(params, tokens):
         return out.reshape(*tokens.shape, -1)
 
     for index in range(2):
-        x = decoder._layer(params["layers"][index], CONFIG, index, x, angles, read)
+        x = decoder._layer(params["layers"][index], CONFIG, None, x, angles, read)
     return seen["weights"]
 
 

@@ -41,8 +41,8 @@ class Recorder:
         self._open.__exit__(*exception)
 
     def restore(self, state: TrainState) -> TrainState:
-        """The state of the run's last checkpoint, for which the given one is deleted, or that one; removes metrics of steps
-        that run again."""
+        """The state of the run's last checkpoint; the given one is deleted. Without a checkpoint, the given one. Removes
+        metrics of steps that run again."""
         if (restored := self._checkpoints.restore(state, donate=True)) is not None:
             _, state, extra = restored
             self._unevaluated = extra.get("evaluate", False)

@@ -48,4 +48,5 @@ def _documents(episodes, b, tokenizer):
 def _bare_lines(text):
     """The documents of a search's text, a line each, without the numbers that name their places ("Doc 2: ...")."""
     lines = filter(None, (line.strip() for line in text.split("\n")))
-    return [re.sub(rf"^(\w*\W*){place}\b", r"\1", line) for place, line in enumerate(lines, 1)]
+    return [re.sub(rf"^(\W*(?:doc|document)?\W*){place}(?=\s*[:.()\]])", r"\1", line, flags=re.IGNORECASE)
+            for place, line in enumerate(lines, 1)]
