@@ -222,14 +222,17 @@ class Launcher:
     def play(self, job: Job, folder: pathlib.Path) -> dict:
         before = self.models.parent / "before"  # evaluations of the base, which many runs share
         if before.exists():
-            shutil.copytree(before, folder / "evaluation", dirs_exist_ok=True)
+            shutil.copytree(before, folder / "evaluation", dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
         self._launch(f"{job.arm.arg},seed={job.seed}".lstrip(","), "train,evaluate", job.arm.overrides, folder)
         from benchmarks.hypotheses import measures
 
         found = measures.of_run(folder)
         before.mkdir(exist_ok=True)
         for path in (folder / "evaluation").glob("before*"):
-            shutil.copy(path, before)
+            if not (before / path.name).exists():
+                part = before / f".{os.getpid()}-{path.name}"  # another process may copy from this folder now
+                shutil.copy(path, part)
+                part.replace(before / path.name)
         for path in folder.iterdir():  # a run takes 10 MB with its checkpoints, and there are hundreds
             if path.is_dir():
                 shutil.rmtree(path)

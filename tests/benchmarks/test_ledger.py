@@ -188,6 +188,7 @@ def test_runs_share_the_evaluations_of_the_base(book, tmp_path, monkeypatch):
     def launch(arg, stages, overrides, folder):
         """Evaluates the base, unless that evaluation is there: another one for each seed."""
         seed, kept = arg[-1], Kept(folder)
+        assert not list(kept.folder.glob(".*"))
         wanted = Evaluation("before", "", 1, Subject("base", "", ""), {"seed": seed},
                             rows=[{"hops": 1, "em": 0.1 * int(seed)}])
         if kept.find(wanted) is None:
@@ -199,10 +200,15 @@ def test_runs_share_the_evaluations_of_the_base(book, tmp_path, monkeypatch):
         (folder / "config.json").write_text("{}")
 
     monkeypatch.setattr(launcher, "_launch", launch)
+    half = tmp_path / "before" / ".9-before.json"  # another process is writing it
+    half.parent.mkdir()
+    half.write_text("{")
     for arm, seed in (("a", 1), ("a", 2), ("b", 1), ("b", 2)):
+        inodes = {path: path.stat().st_ino for path in half.parent.iterdir()}
         folder = tmp_path / "runs" / f"{arm}{seed}"
         assert launcher.play(ledger.Job(book.arms[arm], seed), folder)["measures"]["em_before"] == 0.1 * seed
         assert not (folder / "evaluation").exists()
+        assert {path: path.stat().st_ino for path in inodes} == inodes, "what others may be reading is not written again"
     assert made == ["1", "2"]
 
 
