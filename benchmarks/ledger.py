@@ -61,7 +61,7 @@ def jobs(ledger: Ledger, only=()) -> Iterator[Job]:
     seen, chosen = set(), [h for h in ledger.hypotheses if not only or h.id in only]
     for hypothesis in chosen:
         for seed in hypothesis.seeds:
-            for name in hypothesis.arms():
+            for name in hypothesis.arms(seed):
                 measures = frozenset().union(*(h.measures(name) for h in chosen if seed in h.seeds))
                 job = Job(ledger.arms[name], seed, measures)
                 if job.key not in seen:

@@ -4,7 +4,8 @@ models that they start from, defaults.toml what the experiments do by default an
 A claim's file:
 
     id, title, claim, source    texts; seeds: list of numbers; order: when it is run, lowest first
-    first_seeds                 number of the seeds with which it was undecided, if it has been given more
+    first_seeds                 number of the seeds with which it was undecided, if it has been given more; the arms of
+                                "show" have these alone
     note                        text: what the comparison does not say
     caveat                      text: why a verdict on it says less than it seems to
     models                      models of arms.toml whose gates the section shows
@@ -94,11 +95,12 @@ class Hypothesis:
     models: tuple[str, ...] = ()
     first_seeds: int = 0
 
-    def arms(self) -> list[str]:
-        """Names of the arms that it needs, each once."""
+    def arms(self, seed: int | None = None) -> list[str]:
+        """Names of the arms that it needs, each once; of a seed those that run with it."""
         names = [name for c in self.comparisons for name in (c.treatment[0], c.control[0])]
         names += [name for c in self.correlations for name in c.arms]
-        return list(dict.fromkeys([*names, *self.show]))
+        shown = seed is None or not self.first_seeds or seed in self.seeds[:self.first_seeds]
+        return list(dict.fromkeys([*names, *(self.show if shown else ())]))
 
     def measures(self, arm: str) -> set[str]:
         """Those of the arm's runs that its tests read."""

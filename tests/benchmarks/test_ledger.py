@@ -1,6 +1,7 @@
 """The ledger: its entries and measures, and that a kill loses one run at most."""
 
 import copy
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -117,6 +118,12 @@ def test_a_command_keeps_the_trajectories_of_every_step(book, tmp_path):
 def test_no_run_begins_after_the_hours(book, tmp_path):
     times = iter(range(0, 100_000, 500))
     assert Fake().run(book, tmp_path, hours=1, clock=lambda: next(times)) == 3
+
+
+def test_arms_that_are_only_shown_have_no_second_set_of_seeds(book):
+    claim = dataclasses.replace(book.hypotheses[0], seeds=(3, 1, 2), show=("b",), first_seeds=1)
+    made = [(job.arm.name, job.seed) for job in ledger.jobs(dataclasses.replace(book, hypotheses=[claim]))]
+    assert made == [("a", 3), ("b", 3), ("a", 1), ("a", 2)]
 
 
 def test_a_changed_arm_is_run_again(book, tmp_path):
