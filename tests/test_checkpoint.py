@@ -105,7 +105,7 @@ FULL_DISK = """
 import resource, sys
 import jax
 from zsjax.launch import leave
-from zsjax.parallel import checkpoint, files
+from zsjax.parallel import files
 from zsjax.parallel.checkpoint import Checkpointer, CheckpointError
 folder, room = sys.argv[1], int(sys.argv[2])
 state = {"x": jax.random.normal(jax.random.key(0), (100, 1000))}
