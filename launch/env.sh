@@ -1,15 +1,11 @@
 # Environment of a run, sourced by the scripts beside it before Python starts. Library code never sets any of this.
-# The script that sources it says what it runs on: platform=gpu or platform=tpu; without it, nothing but the cache and malloc's limit is set.
+# The script that sources it says what it runs on: platform=gpu or platform=tpu; without it, nothing but the cache is set.
 # Plans are compiled with the same flags (zsjax/plan/topology.py). They were checked to be known to jaxlib 0.10.2 (tests/test_launch_scripts.py) and libtpu 0.0.42; XLA stops at unknown ones.
 
 # Compiled programs are kept between runs: the second start of a run needs seconds instead of a minute.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.jax_cache}"
 # Programs that compile faster than this are not worth a file (seconds).
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.5}"
-
-# Arrays of 4 MB or more go back to the system when they are freed. glibc's own limit rises to 32 MB, and it keeps what is
-# smaller: some GB of a model whose layers have 5 MB matrices, where the CPU is the device.
-export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-4194304}"
 
 add_xla_flag() { export XLA_FLAGS="${XLA_FLAGS:-} $1"; }
 add_tpu_flag() { export LIBTPU_INIT_ARGS="${LIBTPU_INIT_ARGS:-} $1"; }
