@@ -103,9 +103,10 @@ def measure(repeats: int) -> dict[str, float]:
     for step in range(1 + repeats):
         settings = steering.at(0, state)  # the same questions and keys in every repeat
         policy = learner.policy(state)
-        played = timed("rollout", lambda: actor.play(policy, settings))  # noqa: B023  (called at once)
-        batch = learner.score(state, policy, token_batch(played.episodes, played.scores, row_valid=played.row_valid))
-        batch = select(config.train, learner.assign_credit(batch, settings.kl_coef), played)
+        experience = timed("rollout", lambda: actor.play(policy, settings))  # noqa: B023  (called at once)
+        batch = token_batch(experience.episodes, experience.scores, row_valid=experience.row_valid)
+        batch = learner.score(state, policy, batch)
+        batch = select(config.train, learner.assign_credit(batch, settings.kl_coef), experience)
         state, _ = timed("update", lambda: learner.update(state, batch, settings))  # noqa: B023
         for _ in range(5):
             timed("yardstick", lambda: product(matrix))

@@ -68,6 +68,14 @@ def test_without_refilling_a_step_is_one_rollout():
     assert metrics["reward"] == metrics["reward/f1"] == 0.5 and metrics["groups_with_signal"] == pytest.approx(1 / 3)
 
 
+def test_short_replies_are_a_share_of_searches_not_of_invalid_actions():
+    experience = play(FakeRollout(lambda g: g % 3), 5)
+    status = np.full((6, 2), types.NOT_SEARCHED)
+    status[0], status[1], status[2] = types.INVALID_ACTION, (types.SEARCH_SHORT, types.SEARCH_OK), types.SEARCH_OK
+    experience.episodes = experience.episodes.replace(search_status=status)
+    assert episode_metrics(experience)["short_replies"] == 0.25
+
+
 def test_groups_without_a_signal_are_replaced_by_fresh_questions():
     rollout = FakeRollout(lambda g: {1: 1, 3: 1, 5: 2, 6: 1, 7: 1}.get(g, 0))
     played = play(rollout, 2, refill_rounds=3)

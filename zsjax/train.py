@@ -97,14 +97,15 @@ def train(setup: Setup, workdir: pathlib.Path, writer: Writer, *, evaluate: Call
     mesh = make_mesh(config.mesh) if setup.mesh is None else setup.mesh
     learner = Learner(config, setup.policy_config, mesh, loss=setup.loss, advantage=setup.advantage,
                       scorers=setup.scorers)
-    actor = Actor(config, metered_rollout(setup, mesh), setup.stream, setup.tokenizer)
+    rollout = metered_rollout(setup, mesh)
+    actor = Actor(config, rollout, setup.stream, setup.tokenizer)
     reranks = config.search.rerank.candidates > 0
     steering = Steering(config, mesh, engine=setup.engine,
                         reranking=setup.make_reranking(setup.policy_config, setup.tokenizer, config) if reranks else None)
 
-    def evaluated(state, metrics):
+    def evaluate_and_keep_best(state, metrics):
         """The state after an evaluation, whose scores join the metrics."""
-        metrics |= recorder.evaluate(evaluate, learner.policy(state))
+        metrics |= recorder.timed_evaluation(evaluate, learner.policy(state))
         state, is_best = steering.note_best(state, metrics)
         if is_best and save_best and config.health.keep_best:
             save_best(learner.export(state))
@@ -112,33 +113,33 @@ def train(setup: Setup, workdir: pathlib.Path, writer: Writer, *, evaluate: Call
 
     with Recorder(config, workdir, writer, setup.tokenizer, config_json=config_json) as recorder:
         state = recorder.restore(steering.start(learner.start(setup.take_params())))
-        if evaluate and (metrics := recorder.unevaluated(int(state.step))) is not None:
-            state = evaluated(state, metrics)
-            recorder.evaluated(int(state.step), metrics)
+        if evaluate and (metrics := recorder.owed_evaluation(int(state.step))) is not None:
+            state = evaluate_and_keep_best(state, metrics)
+            recorder.write_owed_evaluation(int(state.step), metrics)
         for step in range(int(state.step), config.train.steps):
             settings = steering.at(step, state)
 
-            with recorder.time("rollout"), recorder.keeping(step, state):
+            with recorder.time("rollout"), recorder.saving_if_stopped(step, state):
                 policy = learner.policy(state)
-                played = actor.play(policy, settings)
+                experience = actor.play(policy, settings)
 
             with recorder.time("score"):
-                batch = token_batch(played.episodes, played.scores, row_valid=played.row_valid)
+                batch = token_batch(experience.episodes, experience.scores, row_valid=experience.row_valid)
                 batch = learner.score(state, policy, batch)  # old, reference, value
                 batch = learner.assign_credit(batch, settings.kl_coef)  # advantages, returns
-                of_tokens = token_metrics(batch, played, learner.scored(batch))
+                of_tokens = token_metrics(batch, experience, learner.scored(batch))
 
             with recorder.time("update"):
-                state, info = learner.update(state, select(config.train, batch, played), settings)
-            recorder.trajectories(step, state, played, info)  # an update that is not finite ends the run here
+                state, info = learner.update(state, select(config.train, batch, experience), settings)
+            recorder.trajectories(step, state, experience, info)  # an update that is not finite ends the run here
 
-            metrics = (steering.metrics(settings) | episode_metrics(played.as_played) | actor.metrics(played)
-                       | actor.rollout.take() | of_tokens | info)
-            state, more = steering.follow(state, settings, played, metrics)
-            metrics |= more
+            metrics = (steering.metrics(settings) | episode_metrics(experience.as_played) | actor.metrics(experience)
+                       | rollout.take() | of_tokens | info)
+            state, reranker_metrics = steering.follow(state, settings, experience, metrics)
+            metrics |= reranker_metrics
             if evaluate and ((step + 1) % config.train.eval_every == 0 or step + 1 == config.train.steps):
-                state = evaluated(state, metrics)
-            recorder.step(step, state, played, metrics)  # line, checkpoint; an alarm or a spent budget ends the run here
+                state = evaluate_and_keep_best(state, metrics)
+            recorder.step(step, state, experience, metrics)  # line, checkpoint; an alarm or a spent budget ends the run here
 
     return learner.export(state)
 

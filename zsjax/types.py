@@ -135,7 +135,7 @@ class TokenBatch:
     values: Any  # float32[B, T] or None, the value model's predictions before the update
     rewards: Any  # float32[B, T], at the last POLICY token of a row
     group_id: Any  # int32[B]
-    row_valid: Any  # bool[B], False for rows that only fill up a shape
+    row_valid: Any  # bool[B], False for rows that the loss leaves out, or that only fill a shape
     extra: dict = dataclasses.field(default_factory=dict)  # scorer -> float32[B, T] log-probs, of algorithm.scorers
 
 

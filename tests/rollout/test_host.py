@@ -25,7 +25,7 @@ from zsjax import types
 from zsjax.config import MeshConfig
 from zsjax.parallel import stops
 from zsjax.parallel.mesh import make_mesh, simulator_mesh, split_devices
-from zsjax.rollout import host, make_rollout
+from zsjax.rollout import make_rollout, running
 from zsjax.rollout.searching import Asked, TextSearch
 from zsjax.search import BudgetSpent, Document, SearchContext
 from zsjax.search.engine import as_engine
@@ -146,7 +146,7 @@ def test_what_a_search_raises_comes_out(monkeypatch, continuous):
         raise KeyboardInterrupt
 
     engine.error = None
-    monkeypatch.setattr(host.concurrent.futures, "wait", interrupted)
+    monkeypatch.setattr(running.concurrent.futures, "wait", interrupted)
     try:
         with pytest.raises(KeyboardInterrupt):  # though the search never ends
             continuous(engine)

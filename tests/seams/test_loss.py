@@ -6,10 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from zsjax.config import ConfigError
+from zsjax.config import ConfigError, resolve
+from zsjax.config.named import Registry
 from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.rl.losses import aggregate
 from zsjax.rl.objective import LOSSES
+from zsjax.rl.passes import make_programs
 from zsjax.rl.steps import make_update
 from zsjax.types import POLICY, PROMPT, TokenBatch
 
@@ -61,6 +63,23 @@ def test_its_decorator_says_what_it_reads(checked):
     with pytest.raises(ConfigError, match="'gspo' has none"):
         checked({"algorithm": {"loss": "gspo", "dual_clip": 3.0}})
     assert "dual_clip" in LOSSES.entry("ppo_clip").reads and LOSSES.entry("gspo").help
+
+
+@pytest.mark.parametrize("reads, want", [(("clip_high", "gamma"), {"clip_high": 0.4, "gamma": 0.5}),
+                                         ((), {"clip_low": 0.2, "clip_high": 0.4, "dual_clip": 3.0})])
+def test_it_gets_the_fields_that_its_decorator_names_or_else_the_bounds_that_are_set(reads, want):
+    given = {}
+
+    @Registry("loss")("mine", reads=reads)
+    def mine(batch, logprobs, *, loss_mask, reduction, entropy, values, **hyper):
+        given.update(hyper)
+        return reinforce(batch, logprobs, loss_mask=loss_mask, reduction=reduction)
+
+    config = resolve({"algorithm": {"clip_high": 0.4, "dual_clip": 3.0, "gamma": 0.5}, "train": {"microbatch_rows": 0}},
+                     check=False)
+    params, optimizer = init_params(MODEL, jax.random.key(0)), optax.sgd(1.0)
+    make_programs(config, MODEL, loss=mine, optimizer=optimizer).update(params, optimizer.init(params), batch())
+    assert given == want
 
 
 def test_a_step_and_its_weight():

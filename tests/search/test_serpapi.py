@@ -17,7 +17,7 @@ from faulty_server import serve
 
 from zsjax.errors import OutputError
 from zsjax.parallel import files, stops
-from zsjax.rollout import host
+from zsjax.rollout import running
 from zsjax.search import BudgetSpent, Document, Failed, Limits, SerpApi
 from zsjax.search.transport import NotSent
 
@@ -215,7 +215,7 @@ def test_a_signal_ends_a_batch_after_what_was_sent(tmp_path):
 def test_a_run_that_ends_ends_the_batches_of_its_threads(tmp_path):
     with slow_search(tmp_path, concurrency=3) as (engine, server):
         search = Future()
-        host.in_thread(search, lambda queries: engine.search(queries, None, k=1), [f"q{i}" for i in range(60)])
+        running.in_thread(search, lambda queries: engine.search(queries, None, k=1), [f"q{i}" for i in range(60)])
         while not server.requests:
             time.sleep(0.01)
         with stops.ending():

@@ -10,6 +10,7 @@ from zsjax.evaluate import on_path, reach
 from zsjax.parallel.files import write_jsonl
 from zsjax.rewards.terms import Outcome
 from zsjax.rl import roles
+from zsjax.rl.selection import groups_with_signal
 from zsjax.rollout import transcript
 from zsjax.rollout.experience import Experience
 from zsjax.types import Metric, TokenBatch
@@ -70,10 +71,10 @@ METRICS = (
 SHORT_REPLIES = (types.SEARCH_SHORT, types.SEARCH_EMPTY, types.SEARCH_FAILED)
 
 
-def token_metrics(batch: TokenBatch, played: Experience, scored) -> dict[str, float]:
+def token_metrics(batch: TokenBatch, experience: Experience, scored) -> dict[str, float]:
     """Metrics of the batch's tokens, from log-probs and advantages before the update; {} without a scored row.
 
-    batch: numpy, a row for each episode of `played`; old_logprobs, behavior_logprobs and advantages are read.
+    batch: numpy, a row for each episode of `experience`; old_logprobs, behavior_logprobs and advantages are read.
     scored: bool[B], the rows that have old_logprobs.
     """
     mask = np.asarray(roles.loss_mask(batch.roles)) & scored[:, None]
@@ -84,7 +85,7 @@ def token_metrics(batch: TokenBatch, played: Experience, scored) -> dict[str, fl
     gap = np.abs(log_ratio)[mask]
     metrics = {"sampler_gap_mean": float(gap.mean()), "sampler_gap_p99": float(np.quantile(gap, 0.99)),
                "sampler_gap_max": float(gap.max())}
-    right = np.array([rewards.exact_match(outcome.answer, outcome.golds) > 0 for outcome in played.outcomes])
+    right = np.array([rewards.exact_match(outcome.answer, outcome.golds) > 0 for outcome in experience.outcomes])
     if (of_right := mask & right[:, None]).any():
         metrics["right_logprob"] = float(old[of_right].mean(dtype=np.float64))
     if (positive := mask & (np.asarray(batch.advantages) > 0)).any():
@@ -92,35 +93,32 @@ def token_metrics(batch: TokenBatch, played: Experience, scored) -> dict[str, fl
     return metrics
 
 
-def episode_metrics(played: Experience) -> dict[str, float]:
+def episode_metrics(experience: Experience) -> dict[str, float]:
     """Means over the step's episodes."""
-    episodes, scores = played.episodes, played.scores
+    episodes, scores = experience.episodes, experience.scores
     right, searches = np.sum([on_path({"queries": outcome.queries}, question)
-                              for outcome, question in zip(played.outcomes, played.questions, strict=True)], axis=0)
+                              for outcome, question in zip(experience.outcomes, experience.questions, strict=True)], axis=0)
     status = np.bincount(episodes.status, minlength=len(types.STATUS_NAMES)) / len(scores)
     per_role = [(episodes.roles == role).sum() / len(scores) for role in (types.POLICY, types.DOCUMENT)]
-    ran = episodes.search_status != types.NOT_SEARCHED
-    groups = {}
-    for group, value in zip(episodes.group_id.tolist(), scores.tolist(), strict=True):
-        groups.setdefault(group, []).append(value)
+    searched = ~np.isin(episodes.search_status, (types.NOT_SEARCHED, types.INVALID_ACTION))
     written = [np.concatenate([np.zeros(0, np.int32), *transcript.generations(episodes, b)]) for b in range(len(scores))]
     return {
         "reward": float(scores.mean()),
-        **{f"reward/{name}": float(values.mean()) for name, values in played.terms.items()},
-        "em": float(np.mean([rewards.exact_match(o.answer, o.golds) for o in played.outcomes])),
+        **{f"reward/{name}": float(values.mean()) for name, values in experience.terms.items()},
+        "em": float(np.mean([rewards.exact_match(o.answer, o.golds) for o in experience.outcomes])),
         "searches": float(episodes.num_searches.mean()),
         "on_path": float(right / searches) if searches else 0.0,
-        **search_metrics(played.outcomes),
+        **search_metrics(experience.outcomes),
         "noisy_share": float(episodes.noisy.sum() / max(episodes.noisy.shape[2] * episodes.num_searches.sum(), 1)),
         "invalid_actions": float((episodes.search_status == types.INVALID_ACTION).sum() / len(scores)),
-        "short_replies": float(np.isin(episodes.search_status, SHORT_REPLIES).sum() / max(ran.sum(), 1)),
-        "groups_with_signal": float(np.mean([len(set(values)) > 1 for values in groups.values()])),
+        "short_replies": float(np.isin(episodes.search_status, SHORT_REPLIES).sum() / max(searched.sum(), 1)),
+        "groups_with_signal": float(groups_with_signal(scores, episodes.group_id).mean()),
         "response_tokens": float(per_role[0]),
         "document_tokens": float(per_role[1]),
         "repetition": repetition(written),
-        "rounds": played.rounds,
-        **{f"occupancy/{name}": share for name, share in played.occupancy.items()},
-        **({} if played.requests_saved is None else {"requests_saved": played.requests_saved}),
+        "rounds": experience.rounds,
+        **{f"occupancy/{name}": share for name, share in experience.occupancy.items()},
+        **({} if experience.requests_saved is None else {"requests_saved": experience.requests_saved}),
         "length": float(episodes.length.mean()),
         **{f"share_{name}": float(share) for name, share in zip(types.STATUS_NAMES[1:], status[1:], strict=True)},
     }

@@ -30,7 +30,7 @@ class Recorder:
                                          config_json=config_json, before=writer.flush)
         self._history: list[dict] = []
         self._spent: BudgetSpent | None = None  # what an evaluation raised
-        self._unevaluated = False
+        self._evaluation_owed = False
         self._open, self._dropped = contextlib.ExitStack(), False
 
     def __enter__(self):
@@ -45,7 +45,7 @@ class Recorder:
         metrics of steps that run again."""
         if (restored := self._checkpoints.restore(state, donate=True)) is not None:
             _, state, extra = restored
-            self._unevaluated = extra.get("evaluate", False)
+            self._evaluation_owed = extra.get("evaluate", False)
             logging.info("train: resumed at step %d", int(state.step))
         elif hosts.is_lead():
             for path in (self.workdir / "trajectories").glob("train_*.jsonl"):  # of a start that left no state
@@ -58,15 +58,15 @@ class Recorder:
         self._open.enter_context(stops.deferred())
         return state
 
-    def unevaluated(self, step: int) -> dict | None:
+    def owed_evaluation(self, step: int) -> dict | None:
         """The metrics of the restored step where the budget was spent in its evaluation, which is thus still to be made;
         else None."""
-        if not self._unevaluated:
+        if not self._evaluation_owed:
             return None
         line = next((line for line in self._history if line["step"] == step), {})
         return {name: value for name, value in line.items() if name not in ("stage", "step")}
 
-    def evaluated(self, step: int, metrics: dict):
+    def write_owed_evaluation(self, step: int, metrics: dict):
         """Writes the line of a restored step anew, with its evaluation.
 
         Raises:
@@ -76,11 +76,11 @@ class Recorder:
             self.writer.truncate("train", step - 1)
             ringing, alarm = self._alarms([line for line in self._history if line["step"] < step], metrics)
             self.writer.write(step, metrics | ringing | self.time.take(), "train")
-            self._unevaluated = False
+            self._evaluation_owed = False
         self._end(step, None if self._spent else alarm)
 
     @contextlib.contextmanager
-    def keeping(self, step: int, state: TrainState):
+    def saving_if_stopped(self, step: int, state: TrainState):
         """Saves the state before the step if a signal came, or if web search's budget is spent in it; the error says where
         the state is."""
         try:
@@ -94,7 +94,7 @@ class Recorder:
                 raise BudgetSpent(f"{error}; {self._checkpoints.whereabouts()}") from error
             raise stops.stopped(self._checkpoints.whereabouts()) from error
 
-    def evaluate(self, function, policy) -> dict[str, float]:
+    def timed_evaluation(self, function, policy) -> dict[str, float]:
         """The scores of an evaluation, timed. If it spends the budget, `step` writes the step and then ends the run."""
         with self.time("evaluate"):
             try:
@@ -103,7 +103,7 @@ class Recorder:
                 self._spent = error
                 return {}
 
-    def trajectories(self, step: int, state: TrainState, played, info: dict):
+    def trajectories(self, step: int, state: TrainState, experience, info: dict):
         """Saves a step's episodes if they are due, one a question; before an error, saves all.
 
         Raises:
@@ -114,7 +114,8 @@ class Recorder:
         due = step % options.trajectories_every == 0 or step + 1 == options.steps
         path = self.workdir / "trajectories" / f"train_{step + 1:06d}.jsonl"
         if hosts.is_lead() and (any(nonfinite) or due):
-            save_trajectories(path, played.episodes, played.questions, self.tokenizer, played.scores, every=any(nonfinite))
+            save_trajectories(path, experience.episodes, experience.questions, self.tokenizer, experience.scores,
+                              every=any(nonfinite))
             self._drop_trajectories()
         if any(nonfinite):
             if min(nonfinite) == 1:
@@ -131,7 +132,7 @@ class Recorder:
         for path in files[1:1 - kept]:  # all but the first and the kept - 1 newest
             path.unlink()
 
-    def step(self, step: int, state: TrainState, played, metrics: dict):
+    def step(self, step: int, state: TrainState, experience, metrics: dict):
         """Writes a step's line and, if one is due, a checkpoint.
 
         Raises:
@@ -144,7 +145,7 @@ class Recorder:
         passes = sum(taken[f"time/{part}"] for part in ("rollout", "score", "update"))
         self.writer.write(step + 1, metrics | ringing | taken | self._compiles.take() | {
             "time/step": sum(value for name, value in taken.items() if name.startswith("time/")),
-            "speed/tokens_per_second": int(played.episodes.length.sum()) / passes}, "train")
+            "speed/tokens_per_second": int(experience.episodes.length.sum()) / passes}, "train")
         if (step + 1) % options.checkpoint_every == 0 or step + 1 == options.steps or alarm or self._spent:
             with self.time("checkpoint"):  # the line is written already: these seconds count in the next one
                 owed = {"evaluate": True} if self._spent else {}

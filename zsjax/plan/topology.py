@@ -39,7 +39,6 @@ FLAGS = {
                                  "--xla_tpu_overlap_compute_collective_tc=true",
                                  "--xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000")),
 }
-PLATFORMS = {"tpu": ("tpu",), "gpu": ("cuda",)}
 
 
 def has_compiler(kind: str) -> bool:

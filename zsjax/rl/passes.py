@@ -12,12 +12,13 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from zsjax.config.named import entry_of
 from zsjax.parallel import hosts
 from zsjax.parallel.constrain import on, row_shards
 from zsjax.parallel.mesh import reshard, row_sharding
 from zsjax.rl import packing, roles
 from zsjax.rl.executable import Executable, kind_of
-from zsjax.rl.objective import make_terms, reads_mask_only
+from zsjax.rl.objective import load_loss, make_terms, reads_mask_only
 from zsjax.rl.steps import make_packed_update, make_score, make_update, trained_alone
 from zsjax.rl.value_steps import make_value_score, make_value_update
 
@@ -57,10 +58,10 @@ def make_programs(config, model_config, *, loss, optimizer, value_optimizer=None
     reduction = algorithm.reduction
     if reduction == "fixed_length":
         reduction = ("fixed_length", config.rollout.max_tokens)
-    # A user's loss may not know these bounds: it gets those that are set.
-    hyper = dict(clip_low=algorithm.clip_low, clip_high=algorithm.clip_high)
-    bounds = dict(dual_clip=algorithm.dual_clip, sampler_clip=algorithm.sampler_clip)
-    hyper |= {name: bound for name, bound in bounds.items() if bound}
+    # A loss that does not say what it reads may not know the last two: it gets those that are set.
+    reads = entry_of(loss if callable(loss) else load_loss(loss)).reads or (
+        "clip_low", "clip_high", *(name for name in ("dual_clip", "sampler_clip") if getattr(algorithm, name)))
+    hyper = {name: getattr(algorithm, name) for name in reads}
     in_loss = algorithm.kl_in == "loss"
     objective = dict(chunk=options.logprob_chunk, temperature=config.rollout.temperature, remat=options.remat,
                      kl_coef=algorithm.kl_coef if in_loss else 0.0, kl_kind=algorithm.kl_kind if in_loss else "k3",

@@ -76,14 +76,14 @@ def keep_rows(how: str, count: int, *, scores, group_id, num_searches) -> np.nda
     return np.sort(order[:count])
 
 
-def select(options, batch, played):
+def select(options, batch, experience):
     """The rows of a `TokenBatch` that are updated on: all, or the `keep_fraction` of them that `train.keep` prefers.
 
-    options: config.train. played: `zsjax.rollout.experience.Experience` of the same rows.
+    options: config.train. experience: `zsjax.rollout.experience.Experience` of the same rows.
     """
     if options.keep == "all":
         return batch
-    count = round(options.keep_fraction * len(played.scores))
-    rows = keep_rows(options.keep, count, scores=played.scores, group_id=played.episodes.group_id,
-                     num_searches=played.episodes.num_searches)
+    count = round(options.keep_fraction * len(experience.scores))
+    rows = keep_rows(options.keep, count, scores=experience.scores, group_id=experience.episodes.group_id,
+                     num_searches=experience.episodes.num_searches)
     return jax.tree.map(lambda x: x[rows], batch)

@@ -76,7 +76,8 @@ class Steering:
                 **({} if settings.real_share is None else {"real_searches": settings.real_share}),
                 **({"kl_coef": float(settings.kl_coef)} if self.config.algorithm.kl_target else {})}
 
-    def follow(self, state: TrainState, settings: Settings, played, metrics: dict) -> tuple[TrainState, dict[str, float]]:
+    def follow(self, state: TrainState, settings: Settings, experience,
+               metrics: dict) -> tuple[TrainState, dict[str, float]]:
         """The state after a step: its counter, and reranker and control updated by the step's episodes and metrics.
 
         Returns:
@@ -84,7 +85,7 @@ class Steering:
         """
         reranker, info = settings.reranker, {}
         if self._reranking is not None:
-            reranker, info = self._reranking.learn(reranker, played)
+            reranker, info = self._reranking.learn(reranker, experience)
         control = next_control(self.config, hosts.fetch(state.control), metrics)
         step, reranker, control = reshard((np.int32(settings.step + 1), reranker, control), self._place)
         return state.replace(step=step, reranker=reranker, control=control), info

@@ -25,7 +25,7 @@ class Actor:
 
     def __init__(self, config: Config, rollout, stream, tokenizer):
         """config: algorithm, train, reward and rollout.actions are read. stream: `QuestionStream`. tokenizer: the policy's.
-        rollout: `Rollout` with group_size config.train.group_size."""
+        rollout: a `Rollout` with group_size config.train.group_size, or a `Meter` around it."""
         self.config, self.rollout, self.stream, self.tokenizer = config, rollout, stream, tokenizer
         self.actions = load_actions(config.rollout.actions)
         self.rounds = 1 + (config.algorithm.refill_rounds if config.algorithm.drop_equal_groups else 0)
@@ -36,31 +36,31 @@ class Actor:
         policy: the decoder's parameters. settings: `zsjax.rl.steering.Settings` of the step.
         """
         policy = self.rollout.place(policy)  # once for all rounds
-        played = self._play_round(policy, settings, 0)
-        signal = groups_with_signal(played.scores, played.episodes.group_id)
+        experience = self._play_round(policy, settings, 0)
+        signal = groups_with_signal(experience.scores, experience.episodes.group_id)
         for round in range(1, self.rounds):
             if signal.all():
                 break
-            played = replace_groups(played, self._play_round(policy, settings, round))
-            signal = groups_with_signal(played.scores, played.episodes.group_id)
+            experience = replace_groups(experience, self._play_round(policy, settings, round))
+            signal = groups_with_signal(experience.scores, experience.episodes.group_id)
         if self.config.algorithm.drop_equal_groups:
-            played.row_valid &= signal
-        return played
+            experience.row_valid &= signal
+        return experience
 
-    def metrics(self, played: Experience) -> dict[str, float]:
+    def metrics(self, experience: Experience) -> dict[str, float]:
         """What the replacement of groups came to; {} without it. The other metrics are of `Experience.as_played`."""
         if self.rounds == 1:
             return {}
-        return {"groups_after_refill": float(groups_with_signal(played.scores, played.episodes.group_id).mean())}
+        return {"groups_after_refill": float(groups_with_signal(experience.scores, experience.episodes.group_id).mean())}
 
     def _play_round(self, policy, settings, round: int) -> Experience:
         count, size, reward = self.config.train.questions_per_step, self.config.train.group_size, self.config.reward
-        asked = self.stream.batch(settings.step * self.rounds + round, count)
-        questions = [question for question in asked for _ in range(size)]
+        batch = self.stream.batch(settings.step * self.rounds + round, count)
+        questions = [question for question in batch for _ in range(size)]
         # Ids continue from round to round: no two episodes of a step share their draws.
         ids = np.arange(count, dtype=np.int32) + round * count
         weights = None if settings.reranker is None else settings.reranker.weights
-        played = jax.device_get(self.rollout.play(policy, asked, noise=settings.noise, key=settings.key, group_ids=ids,
+        played = jax.device_get(self.rollout.play(policy, batch, noise=settings.noise, key=settings.key, group_ids=ids,
                                                   reranker=weights))
         episodes = played.episodes
         outcomes = outcomes_of(episodes, questions, self.tokenizer, overlong=(reward.overlong_from, reward.overlong_to),

@@ -59,7 +59,7 @@ class Inputs:
 
     Attributes:
       policy_params, simulator_params: as `for_decoding` gives them.
-      tables, simulator_tables: of both vocabularies, `state.tables` and `Simulator.tables`.
+      tables, simulator_tables: of both vocabularies, `environment.tables` and `Simulator.tables`.
       noise: float32[], P(noisy). temperature: float32[], of the policy. key: of the step.
       reranker: weights of `zsjax.search.rerank`, which choose the documents to show; None shows the first.
     """

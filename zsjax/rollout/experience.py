@@ -49,7 +49,7 @@ ROWS = ("episodes", "questions", "outcomes", "scores", "terms", "row_valid")  # 
 
 def replace_groups(first: Experience, second: Experience) -> Experience:
     """`first`, where groups without a signal are replaced by groups of `second` with one; it is kept as before_refill."""
-    merged = merge_groups(*({name: getattr(played, name) for name in ROWS} for played in (first, second)),
+    merged = merge_groups(*({name: getattr(experience, name) for name in ROWS} for experience in (first, second)),
                           scores=(first.scores, second.scores),
                           group_id=(first.episodes.group_id, second.episodes.group_id))
     return dataclasses.replace(second, **merged, before_refill=first.before_refill or first)

@@ -13,29 +13,23 @@ reduces to lockstep, except that each search starts as soon as its row asks. Dra
 and documents on the request, and every program has one shape. So no trajectory depends on how long a search takes.
 """
 
-import concurrent.futures
-import threading
 import time
-from concurrent.futures import Future
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from zsjax import types
 from zsjax.models.decoder import decoding_params
-from zsjax.parallel import stops
 from zsjax.parallel.constrain import over_rows, row_shards
 from zsjax.parallel.mesh import replicated, reshard
 from zsjax.rollout import schedule
 from zsjax.rollout import state as pieces
-from zsjax.rollout.actions import DOCUMENTS, NOTHING
+from zsjax.rollout.board import Board
 from zsjax.rollout.draws import draw_noise
 from zsjax.rollout.played import Played, RolloutWork, allocated_bytes
 from zsjax.rollout.queries import queries
+from zsjax.rollout.running import RunningSearches
 from zsjax.rollout.schedule import Schedule
-from zsjax.rollout.searching import Asked, SearchResults
-from zsjax.search.simulator.writing import Replies
 
 # Where too few rows can sample, the host waits for running searches, at most this share of the last decode's time. The
 # documents of a quick engine arrive in that time, which saves steps of half-empty batches. A slow engine costs little.
@@ -128,29 +122,13 @@ class HostRollout:
     def __call__(self, params, inputs, questions, noise, temperature, key, reranker=None) -> Played:
         params = self._cast(params)
         prompts, state, episodes = self._begin(params, inputs)
-        board = _Board(len(state.length), len(episodes.length), row_shards(self.mesh), self.env, self.schedule)
-        find, at_a_time = self.search.begin(questions, key, board.asked.size, reranker)
-        start = in_thread if self.search.in_threads else at_once
-        pending: list[Asked] = []
-        running: dict[Future, Asked] = {}
-        simulator_steps = 0
-
-        def collect(seconds):
-            """Keeps the results of finished searches. Where too few rows can sample, waits `seconds` for one at most."""
-            nonlocal simulator_steps
-            if running and (board.stuck() or board.low().any()):
-                concurrent.futures.wait(running, None if board.stuck() else seconds, concurrent.futures.FIRST_COMPLETED)
-            for search in [search for search in running if search.done()]:
-                found = search.result()
-                board.keep(running.pop(search), found)
-                simulator_steps += found.steps
-
-        try:
+        board = Board(len(state.length), len(episodes.length), row_shards(self.mesh), self.env, self.schedule)
+        find, batch = self.search.begin(questions, key, board.asked.size, reranker)
+        with RunningSearches(find, batch, limit=self.search_batches, in_threads=self.search.in_threads) as searches:
             while True:
                 begun = time.perf_counter()
                 waiting = Waiting(board.requested, board.ready, board.left)
-                state = self._decode(params, self.tables, state, waiting, len(running) < self.search_batches, key,
-                                     temperature)
+                state = self._decode(params, self.tables, state, waiting, searches.has_room(), key, temperature)
                 self.watch(state)
                 board.status, board.waits_for = map(np.array, jax.device_get((state.status, state.waits_for)))
                 patience = PATIENCE * (time.perf_counter() - begun)
@@ -159,26 +137,15 @@ class HostRollout:
                     state, episodes = self._refill(state, episodes, prompts, *board.refill())
                     self.watch(state)
                 if board.finished():
-                    rows, slots = (np.full_like(board.left, n) for n in (board.rows_a_shard, self.search.slots))
-                    steps = np.zeros_like(rows)
-                    steps[0] = simulator_steps
-                    return Played(episodes, RolloutWork(
-                        policy_steps=jax.device_get(state.steps), policy_rows=rows, simulator_steps=steps,
-                        simulator_slots=slots,
-                        policy_cache=np.repeat(allocated_bytes(state.cache) / len(rows), len(rows))))
+                    return Played(episodes, self._work(state, board, searches.simulator_steps))
 
-                collect(patience)  # so that the next batch can be asked for
-                if board.unrequested().any() and len(running) < self.search_batches:
+                _collect(board, searches, patience)  # so that the next batch can be asked for
+                if board.unrequested().any() and searches.has_room():
                     waits_for, query, noisy = self._ask(self.tables, state, noise, key)
                     state = state.replace(waits_for=waits_for)  # a blank query waits for the hint
-                    pending.append(board.enter(*jax.device_get((waits_for, query, noisy, state.episode_id, state.turn))))
-                while any(map(len, pending)) and len(running) < self.search_batches:
-                    asked = jax.tree.map(lambda *x: np.concatenate(x), *pending)
-                    running[search := Future()] = asked[:at_a_time]
-                    start(search, find, asked[:at_a_time])
-                    pending = [asked[at_a_time:]]
-
-                collect(patience)
+                    searches.add(board.enter(*jax.device_get((waits_for, query, noisy, state.episode_id, state.turn))))
+                searches.start()
+                _collect(board, searches, patience)
 
                 served = board.served()
                 if served.any():
@@ -186,130 +153,18 @@ class HostRollout:
                     state = self._answer(params, state, board.replies, asked, board.noisy, served)
                     board.asked &= ~served[:, None]
                     self.watch(state)
-        except BaseException as error:  # a signal too
-            with stops.ending():  # what was sent may have been paid for, and engines keep it
-                concurrent.futures.wait([search for search in running if not search.cancel()],
-                                        None if isinstance(error, Exception) else stops.PATIENCE)
-            raise
+
+    def _work(self, state, board, simulator_steps: int) -> RolloutWork:
+        rows, slots = (np.full_like(board.left, n) for n in (board.rows_a_shard, self.search.slots))
+        steps = np.zeros_like(rows)
+        steps[0] = simulator_steps
+        return RolloutWork(policy_steps=jax.device_get(state.steps), policy_rows=rows, simulator_steps=steps,
+                           simulator_slots=slots,
+                           policy_cache=np.repeat(allocated_bytes(state.cache) / len(rows), len(rows)))
 
 
-class _Board:
-    """The host's view of a rollout's B rows: R rows and E episodes in each shard.
-
-    Attributes:
-      status, waits_for: int8[B], as in `RolloutState`.
-      left: int32[shards], episodes that no row has begun.
-      episode: int32[shards, R], the shard's episode that a row plays; E: none.
-      asked, there: bool[B, Q], the requests of each row, and those of them that have a reply.
-      replies: of B * Q requests.
-      noisy: bool[B, num_documents], the noise draws that the engine obeyed.
-    """
-
-    def __init__(self, rows: int, episodes: int, shards: int, env, schedule: Schedule):
-        self.rows, self.rows_a_shard, self.episodes_a_shard = rows, rows // shards, episodes // shards
-        self.group_size, self.schedule, k = env.group_size, schedule, env.num_documents
-        self.status = np.full(rows, types.OUT_OF_TURNS, np.int8)
-        self.waits_for = np.full(rows, NOTHING, np.int8)
-        self.left = np.full(shards, self.episodes_a_shard, np.int32)
-        self.episode = np.full((shards, self.rows_a_shard), self.episodes_a_shard, np.int32)
-        self.asked, self.there = np.zeros((rows, env.max_queries), bool), np.zeros((rows, env.max_queries), bool)
-        size = self.asked.size
-        self.replies = Replies(np.zeros((size, k, env.max_document_tokens), np.int32), np.zeros((size, k), np.int32),
-                               np.zeros(size, np.int32))
-        self.noisy = np.zeros((rows, k), bool)
-
-    def _by_shard(self, x):
-        return x.reshape(self.episode.shape)
-
-    def _ended(self):
-        return schedule.ended(self._by_shard(self.status))
-
-    def can_refill(self) -> bool:
-        return bool(schedule.can_refill(self._by_shard(self.status), self.left).any())
-
-    def finished(self) -> bool:
-        return bool(schedule.finished(self._by_shard(self.status), self.left).all())
-
-    def refill(self):
-        """(played, rows, episode), int32[B] each, the arguments of `_refill_pieces`; numbers count within a shard."""
-        R, E = self.rows_a_shard, self.episodes_a_shard
-        played = np.where(self._ended(), self.episode, E).astype(np.int32)
-        rows = np.tile(np.arange(R, 2 * R, dtype=np.int32), (len(played), 1))
-        begun = np.zeros_like(rows)
-        for shard, ended in enumerate(self._ended()):
-            free = np.flatnonzero(ended)[:self.left[shard]]
-            rows[shard, :len(free)] = free
-            begun[shard, :len(free)] = E - self.left[shard] + np.arange(len(free))
-            self.episode[shard, ended] = E
-            self.episode[shard, free] = begun[shard, :len(free)]
-            self.left[shard] -= len(free)
-            self._by_shard(self.status)[shard, free] = types.RUNNING
-        return played.ravel(), rows.ravel(), begun.ravel()
-
-    def question(self, rows):
-        """int[n], the questions of rows."""
-        shard = rows // self.rows_a_shard
-        return (shard * self.episodes_a_shard + self.episode.ravel()[rows]) // self.group_size
-
-    @property
-    def requested(self):
-        """bool[B]: rows whose requests are entered."""
-        return self.asked.any(axis=1)
-
-    @property
-    def ready(self):
-        """bool[B]: rows all of whose requests have a reply."""
-        return schedule.replied(self.asked, self.there)
-
-    def unrequested(self):
-        """bool[B]: rows that wait for documents and have entered no requests."""
-        return schedule.unrequested(self.waits_for, self.requested)
-
-    def enter(self, waits_for, query, noisy, episode_id, turn) -> Asked:
-        """Enters the requests of rows that have none: the results of `_ask_pieces`, and names of B rows."""
-        self.waits_for = np.array(waits_for)
-        tokens, lengths = query
-        asked = self.unrequested()[:, None] & (lengths.reshape(self.asked.shape) > 0)
-        self.asked |= asked
-        self.there &= ~asked
-        row, place = np.nonzero(asked)
-        self.noisy[row] = False
-        at = row * asked.shape[1] + place
-        return Asked(row=row, turn=turn[row], place=place, action=self.waits_for[row] - DOCUMENTS,
-                     episode_id=episode_id[row], question=self.question(row), query=(tokens[at], lengths[at]),
-                     noisy=noisy[row])
-
-    def keep(self, asked: Asked, found: SearchResults):
-        """Keeps replies until their rows are answered."""
-        at = asked.row * self.asked.shape[1] + asked.place
-        for kept, new in zip(jax.tree.leaves(self.replies), jax.tree.leaves(found.replies), strict=True):
-            kept[at] = new
-        np.logical_or.at(self.noisy, asked.row, found.noisy)
-        self.there[asked.row, asked.place] = True
-
-    def stuck(self) -> bool:
-        """Whether every row waits for a search or has ended."""
-        goes_on = schedule.is_generating(self.status, self.waits_for) | schedule.served(self.waits_for, self.ready)
-        return not goes_on.any()
-
-    def low(self):
-        """bool[shards]: where too few rows can sample."""
-        return schedule.low(*map(self._by_shard, (self.status, self.waits_for)), self.left, self.schedule.decode_threshold)
-
-    def served(self):
-        """bool[B]: rows to answer now, in shards where too few rows can sample."""
-        return schedule.served(self.waits_for, self.ready) & np.repeat(self.low(), self.rows_a_shard)
-
-
-def in_thread(future: Future, function, argument):
-    """Begins function(argument) in a thread of its own. The thread is a daemon: it holds up no process that ends."""
-    threading.Thread(target=at_once, args=(future, function, argument), daemon=True, name="search").start()
-
-
-def at_once(future: Future, function, argument):
-    """Calls function(argument) unless the future is cancelled. A thread gains nothing for work on the policy's devices."""
-    if future.set_running_or_notify_cancel():
-        try:
-            future.set_result(function(argument))
-        except BaseException as error:
-            future.set_exception(error)
+def _collect(board: Board, searches: RunningSearches, patience: float):
+    """Puts the results of finished searches on the board. Where too few rows can sample it waits for one, `patience` seconds
+    at most; where no row can, as long as it takes."""
+    for asked, found in searches.finished(None if board.stuck() else patience if board.low().any() else 0):
+        board.keep(asked, found)

@@ -121,8 +121,9 @@ class Reranking:
     def start(self) -> RerankerState:
         return init_reranker(self._options)
 
-    def learn(self, state: RerankerState, played) -> tuple[RerankerState, dict[str, float]]:
+    def learn(self, state: RerankerState, experience) -> tuple[RerankerState, dict[str, float]]:
         """(state, metrics) after one update on a step's episodes: numpy, whole, so every host computes the same."""
-        state, info = jax.device_get(self._update(state, self._read(played.episodes, played.questions), played.scores,
-                                                  played.episodes.group_id, played.row_valid))
+        inputs = self._read(experience.episodes, experience.questions)
+        state, info = jax.device_get(self._update(state, inputs, experience.scores, experience.episodes.group_id,
+                                                  experience.row_valid))
         return state, {f"rerank/{name}": float(value) for name, value in info.items() if np.isfinite(value)}

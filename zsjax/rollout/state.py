@@ -234,35 +234,21 @@ def insert(params, env: Environment, state: RolloutState, replies: Replies, aske
       The rows, which sample again, or OUT_OF_TOKENS where the insertion does not fit.
     """
     B, T, M, k, N = len(state.length), env.max_tokens, env.max_turns, env.max_inserted_documents, replies.tokens.shape[2]
-    documents = replies.tokens.reshape(B, k, N)
-    document_lengths = jnp.where(asked[:, None], replies.lengths, 0).reshape(B, k)
     rows = jnp.arange(B)
     searched, hinted = (state.waits_for >= DOCUMENTS) & served, (state.waits_for == HINT) & served
-    size = _insertion_size(env, k, N)
-    lines = [(documents[:, i], document_lengths[:, i]) for i in range(k)]
-    text, text_length = concatenate([env.information_open, *lines, env.information_close], size=size)
-    hint = np.pad(env.hint, (0, size - len(env.hint)))
-    text = jnp.where(searched[:, None], text, hint)
-    text_length = jnp.select([searched, hinted], [text_length, len(env.hint)], 0)
-    at = jnp.arange(size)
-    documents_length = document_lengths.sum(axis=1)
-    is_document = (at >= len(env.information_open)) & (at < len(env.information_open) + documents_length[:, None])
-    roles = jnp.where(searched[:, None] & is_document, types.DOCUMENT, types.TEMPLATE).astype(jnp.int8)
-
     waiting = searched | hinted
+    documents, lengths = replies.tokens.reshape(B, k, N), jnp.where(asked[:, None], replies.lengths, 0).reshape(B, k)
+    documents_length = lengths.sum(axis=1)
+    text, text_length, roles = _insertion(env, documents, lengths, searched, hinted)
     fits = state.length + text_length < T  # with one token of the policy behind it
     added = jnp.where(waiting & fits, text_length, 0)
     hidden, cache = prefill(params, env.policy, text, added, state.cache, state.hidden, chunk=PREFILL_CHUNK,
                             batch=env.prefill_batch)
     turn = jnp.where(waiting, state.turn, M)  # writes of other rows are dropped
-    run = jnp.where(searched, turn, M)
+    searched_turn = jnp.where(searched, turn, M)
     query_start = state.opened[rows, jnp.maximum(state.waits_for - DOCUMENTS, 0)]
     documents_start = state.length + len(env.information_open)
-    asked, count = asked.reshape(B, -1), jnp.where(asked, replies.count, 0).reshape(B, -1)
-    found, wanted = jnp.maximum(count, 0).sum(axis=1), env.num_documents * asked.sum(axis=1)
-    status = jnp.select(
-        [hinted, found >= wanted, found > 0, (count < 0).any(axis=1)],
-        [types.INVALID_ACTION, types.SEARCH_OK, types.SEARCH_SHORT, types.SEARCH_FAILED], types.SEARCH_EMPTY)
+    search_status = _search_status(env, asked.reshape(B, -1), replies.count.reshape(B, -1), hinted)
     query_span = jnp.stack([query_start, state.length], axis=1)
     documents_span = jnp.stack([documents_start, documents_start + documents_length], axis=1)
     length = state.length + added
@@ -279,11 +265,38 @@ def insert(params, env: Environment, state: RolloutState, replies: Replies, aske
         turn=state.turn + waiting,
         status=jnp.where(waiting & ~fits, types.OUT_OF_TOKENS, state.status).astype(jnp.int8),
         num_searches=state.num_searches + searched,
-        noisy=state.noisy.at[rows, run].set(noisy, mode="drop"),
-        search_status=state.search_status.at[rows, turn].set(status.astype(jnp.int8), mode="drop"),
-        query_span=state.query_span.at[rows, run].set(query_span, mode="drop"),
-        documents_span=state.documents_span.at[rows, jnp.where(fits, run, M)].set(documents_span, mode="drop"),
+        noisy=state.noisy.at[rows, searched_turn].set(noisy, mode="drop"),
+        search_status=state.search_status.at[rows, turn].set(search_status, mode="drop"),
+        query_span=state.query_span.at[rows, searched_turn].set(query_span, mode="drop"),
+        documents_span=state.documents_span.at[rows, jnp.where(fits, searched_turn, M)].set(documents_span,
+                                                                                           mode="drop"),
     )
+
+
+def _insertion(env: Environment, documents, lengths, searched, hinted):
+    """(text int32[B, S], length int32[B], roles int8[B, S]) of what each row is given; length 0 where it is nothing.
+
+    documents, lengths: int32[B, k, N], int32[B, k]. searched, hinted: bool[B], rows that get documents, and the hint.
+    """
+    _, k, N = documents.shape
+    size, begin = _insertion_size(env, k, N), len(env.information_open)
+    lines = [(documents[:, i], lengths[:, i]) for i in range(k)]
+    text, length = concatenate([env.information_open, *lines, env.information_close], size=size)
+    text = jnp.where(searched[:, None], text, np.pad(env.hint, (0, size - len(env.hint))))
+    length = jnp.select([searched, hinted], [length, len(env.hint)], 0)
+    at = jnp.arange(size)
+    is_document = (at >= begin) & (at < begin + lengths.sum(axis=1)[:, None])
+    return text, length, jnp.where(searched[:, None] & is_document, types.DOCUMENT, types.TEMPLATE).astype(jnp.int8)
+
+
+def _search_status(env: Environment, asked, count, hinted):
+    """int8[B], how the searches of each row's turn went. asked, count: bool[B, Q], int32[B, Q], see `insert`."""
+    count = jnp.where(asked, count, 0)
+    found, wanted = jnp.maximum(count, 0).sum(axis=1), env.num_documents * asked.sum(axis=1)
+    status = jnp.select(
+        [hinted, found >= wanted, found > 0, (count < 0).any(axis=1)],
+        [types.INVALID_ACTION, types.SEARCH_OK, types.SEARCH_SHORT, types.SEARCH_FAILED], types.SEARCH_EMPTY)
+    return status.astype(jnp.int8)
 
 
 def finish(state: RolloutState) -> types.Episodes:

@@ -2,7 +2,7 @@
 
 The prompt is the compiled simulator's, filled with text. Rules cut a reply into documents, one on each line. They drop
 numbers, bullets, thoughts, sentences around the documents, blank lines, repetitions, and documents beyond the number
-asked for. A reply with too few documents is counted ("short_replies") and recorded as SEARCH_SHORT or SEARCH_FAILED.
+asked for. A reply with too few documents is counted ("short_replies") and recorded as SEARCH_SHORT or SEARCH_EMPTY.
 """
 
 import re

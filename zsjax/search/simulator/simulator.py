@@ -37,7 +37,7 @@ PREFILL_CHUNK = 128
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Simulator(Engine):
-    """A decoder that plays the search engine, for compiled rollouts (`write`) and for the host (`search`).
+    """A decoder that plays the search engine, for compiled rollouts (`idle` to `replies`) and for the host (`search`).
 
     Attributes:
       config, params: the decoder.
