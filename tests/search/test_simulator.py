@@ -63,6 +63,30 @@ def test_a_mode_for_each_document_hides_the_gold_from_the_noisy_reply_alone(simu
     assert ["Sekel Wencroft" in text for text in texts] == ["useful" in text for text in texts] == [True] * 5 + [False] * 5
 
 
+@pytest.mark.parametrize("per_document", [0, 2])
+def test_a_slot_that_waited_while_others_wrote_is_as_good_as_new(simulator, per_document):
+    """It keeps the common beginning of all prompts. The weights are strong, so that it counts."""
+    strong = jax.tree.map(lambda x: 8 * x if x.ndim > 1 else x, simulator.params)
+    simulator = dataclasses.replace(simulator, params=strong, template=SimulatorTemplate.load("tiny_world_prompted"))
+    batch = requests(simulator)
+    if per_document:  # the first request leaves one half of its slot unused
+        batch = batch.replace(noisy=np.tile(np.array([[True, True]]), (len(QUERIES), 1)))
+    first, others = np.arange(len(QUERIES)) == 0, np.arange(len(QUERIES)) > 0
+    key, idle = jax.random.key(0), simulator.idle(strong, len(QUERIES), per_document)
+
+    def write(writing, active, noisy=batch.noisy):
+        taken = simulator.take(strong, writing, batch.replace(active=active, noisy=noisy), key)
+        return simulator.proceed(strong, simulator.tables, taken)
+
+    used = write(idle, first)
+    shared, unused = len(simulator.shared_prefix), ~np.asarray(used.keys).any(axis=1)
+    assert shared > 100 and unused.sum() == (9 if per_document else 4)
+    for before, after in zip(jax.tree.leaves(idle.cache.k), jax.tree.leaves(used.cache.k), strict=True):
+        np.testing.assert_array_equal(after[unused][:, :, :shared], before[unused][:, :, :shared])
+    later, fresh = (simulator.replies(write(writing, others, ~batch.noisy)) for writing in (used, idle))
+    np.testing.assert_array_equal(later.tokens[others], fresh.tokens[others])
+
+
 def test_the_published_prompt_shows_the_first_gold_or_none(simulator):
     for reveal, golds, shown in (("always", QUESTION.golden_answers, "is Sekel Wencroft.\n"), ("never", "", "is.\n")):
         published = dataclasses.replace(simulator, template=SimulatorTemplate.load("zerosearch"), reveal_gold=reveal)

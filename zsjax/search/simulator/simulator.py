@@ -164,8 +164,8 @@ class Simulator(Engine):
             one = init_cache(config, 1, len(shared), dtype)
             _, one = prefill(params, config, jnp.array([shared], jnp.int32), jnp.array([len(shared)], jnp.int32), one,
                              hidden[:1], chunk=PREFILL_CHUNK)
-            begun = copy_rows(cache, jnp.arange(slots), one, jnp.zeros(slots, jnp.int32))
-            cache = begun.replace(lengths=cache.lengths)
+            # Its length counts: whatever passes over other slots leave in this one is written behind it.
+            cache = copy_rows(cache, jnp.arange(slots), one, jnp.zeros(slots, jnp.int32))
         zeros = jnp.zeros(slots, jnp.int32)
         return Writing(cache=cache, hidden=hidden, documents=jnp.zeros((slots, k, N), jnp.int32),
                        lengths=jnp.zeros((slots, k), jnp.int32), count=zeros, tag_state=zeros, step=zeros,
