@@ -29,6 +29,7 @@ from zsjax.rl.objective import load_loss
 from zsjax.rl.optimizer import make_optimizers
 from zsjax.rl.passes import make_programs
 from zsjax.rollout import make_rollout
+from zsjax.run.commanded import find_config
 from zsjax.run.stages.context import Run
 from zsjax.run.stages.policy import real_evaluation
 from zsjax.train import Setup, metered_rollout
@@ -154,7 +155,7 @@ def main(arguments):
     (kind, *given), flags = arguments[:first], arguments[first:]
     began = time.perf_counter()
     options, overrides = launch.parse_flags(flags)
-    config = launch._find_config(options, overrides, None)
+    config = find_config(options, overrides, None)
     run = Run(config, options.workdir, Writer(None, quiet=True), configuration.to_json(config))
     if kind == "blank":
         blank(*given, run)

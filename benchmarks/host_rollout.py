@@ -16,7 +16,7 @@ import time
 import jax
 
 from zsjax import config
-from zsjax.launch import load_experiment
+from zsjax.config import load_experiment
 from zsjax.rollout import make_rollout
 from zsjax.rollout.played import occupancy
 from zsjax.run import build

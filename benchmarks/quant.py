@@ -61,13 +61,12 @@ def measure(name, config, params, tokens, valid):
 def carried_simulator():
     """(config, params, tokens, valid): the tiny world's simulator on requests of its training worlds."""
     from zsjax import config as configuration
-    from zsjax import launch
     from zsjax.run import build
     from zsjax.search.engine import SearchContext
     from zsjax.search.simulator.requests import Requests
 
     experiment = pathlib.Path(__file__).parents[1] / "experiments" / "tiny_world.py"
-    settings = configuration.resolve(launch.load_experiment(str(experiment)))
+    settings = configuration.resolve(configuration.load_experiment(str(experiment)))
     tokenizer = build.tokenizer(settings)
     model, params = build.model(settings.simulator, tokenizer, seed=0, path="asset:tiny_world/simulator")
     simulator = build.simulator(settings, model, params, tokenizer)

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from zsjax import config as configuration
-from zsjax import launch, rewards
+from zsjax import rewards
 from zsjax.models.quant import num_bytes
 from zsjax.rl import roles
 from zsjax.rl.steps import make_score
@@ -43,7 +43,7 @@ def main():
     options = parser.parse_args()
     experiment = pathlib.Path(__file__).parents[1] / "experiments" / "tiny_world.py"
     given = {f"{name}.{field}": options.dtype for name in ("policy", "simulator") for field in ("dtype", "param_dtype")}
-    settings = configuration.resolve(launch.load_experiment(str(experiment)), given)
+    settings = configuration.resolve(configuration.load_experiment(str(experiment)), given)
     tokenizer = build.tokenizer(settings)
     model, params = build.model(settings.policy, tokenizer, seed=0, path="asset:tiny_world/policy")
     theirs = build.model(settings.simulator, tokenizer, seed=0, path="asset:tiny_world/simulator")

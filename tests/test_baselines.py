@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 
 from zsjax import types
-from zsjax.config import ConfigError, resolve
+from zsjax.config import ConfigError, load_experiment, resolve
 from zsjax.data import load_tokenizer
 from zsjax.evaluation import baselines
 from zsjax.evaluation.baseline_setting import Setting, vote
 from zsjax.evaluation.tree_search import Node, agreement, grow_path, select_path
-from zsjax.launch import load_experiment
 from zsjax.rollout import policy_prompt
 from zsjax.run import build
 from zsjax.search import BM25, Empty

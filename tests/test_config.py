@@ -179,6 +179,11 @@ def test_good_configs_pass():
     resolve(good(), {"algorithm.loss": "zsjax.rl.objective:ppo_clip_loss", "mesh.data": "4", "train.minibatches": "2"})
 
 
+def test_an_update_has_rows():
+    with pytest.raises(ConfigError, match="train.keep_fraction.*leaves none of 12 rows"):
+        resolve(good(train=dict(questions_per_step=3, group_size=4, keep="search_depth", keep_fraction=0.04)))
+
+
 def test_devices():
     config = resolve(good())
     assert checks.find_device_problems(config, 8) == []
@@ -191,6 +196,9 @@ def test_devices():
     assert problem.field == "mesh.tensor" and "the 4 heads of policy.init" in problem.reason
     (problem,) = checks.find_device_problems(resolve(good(train=dict(microbatch_rows=4))), 8)
     assert problem.field == "train.microbatch_rows" and "multiple of 8" in problem.fix
+    kept = resolve(good(train=dict(questions_per_step=4, group_size=4, keep="reward_spread", keep_fraction=0.75)))
+    (problem,) = checks.find_device_problems(kept, 8)
+    assert problem.field == "train.questions_per_step" and "12 rows a minibatch" in problem.reason
     # 5 questions a step fill no 8 devices evenly: rollouts fill up, only rows of an update must divide.
     assert not checks.find_device_problems(resolve(good(train=dict(questions_per_step=5, group_size=8))), 8)
 

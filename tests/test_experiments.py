@@ -12,11 +12,10 @@ import pytest
 
 from tests import golden_runs
 from tests.environment import one_device
-from zsjax.config import ConfigError, from_json, resolve
+from zsjax.config import ConfigError, from_json, load_experiment, resolve
 from zsjax.data import load_questions
 from zsjax.data.assets import asset_path
 from zsjax.errors import UserError
-from zsjax.launch import load_experiment
 from zsjax.models import load_hf
 from zsjax.monitor.catalog import find_metric, is_step_metric
 from zsjax.monitor.writer import read_jsonl

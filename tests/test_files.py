@@ -226,6 +226,18 @@ def test_what_killed_processes_left(tmp_path):
     assert (tmp_path / "run/models/policy/file").read_text() == "run/models/policy"
 
 
+def test_what_others_write_and_other_runs_below_are_left_alone(tmp_path):
+    for name in (".lock", "other/.lock", "other/models.12-34.writing", "chapter.writing", "held.12-34.writing"):
+        files.write_text(tmp_path / "run" / name, "")
+    with open(tmp_path / "run/held.12-34.writing") as held:
+        assert files.lock(held)
+        files.remove_unfinished(tmp_path / "run", but_below=".lock")
+    left = {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert left == {".lock", "models.12-34.writing", "chapter.writing", "held.12-34.writing"}
+    files.remove_unfinished(tmp_path / "run", but_below=".lock")
+    assert not (tmp_path / "run/held.12-34.writing").exists()
+
+
 def test_a_lock_is_one_processs(tmp_path):
     with open(tmp_path / "lock", "a") as first, open(tmp_path / "lock", "a") as second:
         assert files.lock(first) and not files.lock(second, wait=False)

@@ -17,6 +17,7 @@ from zsjax import config as configuration
 from zsjax import launch
 from zsjax.config import UserError
 from zsjax.run import logs
+from zsjax.run.commanded import find_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 COMMANDS = ("run", "train", "tune-simulator", "warm-start", "collect", "evaluate", "ask", "play", "plan", "serve-corpus",
@@ -79,9 +80,29 @@ def test_a_stage_command_is_checked_for_its_stage(calls, experiment, tmp_path, c
 
 
 def test_config_of_the_run_is_found_again(calls, experiment, tmp_path):
-    configuration.write_config(tmp_path / "run", configuration.resolve(launch.load_experiment(f"{experiment}:9")))
+    configuration.write_config(tmp_path / "run", configuration.resolve(configuration.load_experiment(f"{experiment}:9")))
     assert launch.main(["evaluate", "--workdir", str(tmp_path / "run")], run=calls.run) == 0
     assert calls[0][0].train.steps == 9
+
+
+def test_an_empty_workdir_is_not_the_working_folder(calls, experiment, capsys):
+    assert "--workdir: is empty" in refused(capsys, "--config", experiment, "--workdir", "", run=calls.run) and not calls
+
+
+@pytest.mark.parametrize("command, gone, needed", [
+    ("export", ("train", "eval", "eval_corpus"), True), ("ask", ("train", "eval"), True), ("ask", ("eval_corpus",), False),
+    ("play", ("train",), True), ("play", ("eval",), False), ("evaluate", ("train",), False)])
+def test_a_command_needs_the_files_that_it_reads(experiment, tmp_path, command, gone, needed):
+    fields = {f"data.{name}": f"gone_{name}.jsonl" for name in gone}
+    config = configuration.resolve(configuration.load_experiment(str(experiment)), fields, files=False)
+    configuration.write_config(tmp_path / "run", config)
+    given = {"export": ["out"], "ask": ["Who?"]}.get(command, [])
+    options, overrides = launch.parse_flags([command, *given, "--workdir", str(tmp_path / "run")])
+    if needed:
+        assert find_config(options, overrides) == config
+    else:
+        with pytest.raises(configuration.ConfigError, match=f"data.{gone[0]}.*no such file"):
+            find_config(options, overrides)
 
 
 def test_all_config_problems_in_one_message(calls, experiment, tmp_path, capsys):

@@ -10,8 +10,8 @@ import pytest
 
 from tests.planned_run import SHAPE, SMALL
 from zsjax import plan
-from zsjax.config import ConfigError, UserError, resolve
-from zsjax.launch import load_experiment, parse_flags
+from zsjax.config import ConfigError, UserError, load_experiment, resolve
+from zsjax.launch import parse_flags
 from zsjax.models.decoder import forward, init_params
 from zsjax.models.flops import forward_flops
 from zsjax.models.layers import DecoderConfig

@@ -73,8 +73,7 @@ def test_random_streams():
 
 def test_a_simulator_writes_for_each_of_them():
     """Questions made by hand have no keys of their own: their texts keep them apart."""
-    from zsjax.config import resolve
-    from zsjax.launch import load_experiment
+    from zsjax.config import load_experiment, resolve
     from zsjax.run import build
 
     # A carried model: one with random weights hardly looks at its prompt.

@@ -27,6 +27,7 @@ from zsjax.monitor.catalog import is_step_metric
 from zsjax.monitor.writer import Writer, read_jsonl, without_wall_time
 from zsjax.parallel import stops
 from zsjax.parallel.mesh import make_mesh
+from zsjax.rl import learner
 from zsjax.rl.algorithms import PRESETS, preset
 from zsjax.rollout.played import Played, RolloutWork
 from zsjax.rollout.reranking import Reranking
@@ -107,6 +108,18 @@ def run(workdir, algorithm, steps=2, given=None, engine=None, functions=None, wr
     with writer(workdir, tensorboard=False) as opened:
         params = loop.train(setup, workdir, opened, **(given or {}))
     return params, [without_wall_time(line) for line in read_jsonl(workdir / "metrics.jsonl")]
+
+
+def test_updates_that_count_no_token_measure_nothing(tmp_path):
+    """All rewards are equal, so that all groups are dropped: no alarm rings, and the adaptive KL coefficient stays."""
+    _, lines = run(tmp_path, preset("dapo", kl_coef=0.1, kl_target=0.05, kl_horizon=60), steps=4,
+                   reward=dict(terms={"no_search": 1.0}))
+    assert [line["weight"] for line in lines] == [0] * 4 == [line["loss"] for line in lines]
+    assert not {"entropy", "kl", "ratio_mean", "clip_fraction"} & set(lines[-1])
+    assert len({line["kl_coef"] for line in lines}) == 1
+    one = dict(loss=1.0, grad_norm=2.0, nonfinite=0.0, weight=4.0, entropy=3.0)
+    found = learner.means([one, one | dict(loss=0.0, grad_norm=0.0, weight=0.0, entropy=0.0)])
+    assert found == dict(loss=0.5, grad_norm=1.0, nonfinite=0.0, weight=2.0, entropy=3.0)
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -7,7 +7,6 @@ mistake ends in one message and exit code 2, without a traceback. Only this modu
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import pathlib
@@ -15,12 +14,11 @@ import signal
 import sys
 import types
 
-from zsjax.config import Config, from_json, load_experiment, resolve
-from zsjax.config.experiments import known_experiments
-from zsjax.errors import ConfigError, InputError, UserError, reading
+from zsjax.config import resolve
+from zsjax.errors import ConfigError, InputError, UserError
+from zsjax.run.commanded import find_config
 from zsjax.run.logs import show, show_logs
 
-DEFAULT_EXPERIMENT = "experiments/tiny_world.py"
 _PROGRAM = "python -m zsjax.launch"
 
 
@@ -108,7 +106,7 @@ def _parsers():
                                      argument_default=argparse.SUPPRESS)
     shared.add_argument("--config", metavar="F.py[:arg]",
                         help="experiment file with get_config(arg); by default WORKDIR/config.json of a run that began")
-    shared.add_argument("--workdir", type=pathlib.Path, metavar="DIR", action="append", help="the run's folder")
+    shared.add_argument("--workdir", type=_folder, metavar="DIR", action="append", help="the run's folder")
     shared.add_argument("--distributed", action="store_true",
                         help="join the other hosts of the job, found from SLURM, Cloud TPU, Kubernetes or Open MPI")
     shared.add_argument("--hosts", metavar="ADDRESS:PORT,COUNT,INDEX",
@@ -171,6 +169,13 @@ def _parsers():
     return shared, parser, commands.choices
 
 
+def _folder(text):
+    """The path of a flag. An empty text, as of an unset shell variable, would be the working folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; give the run's folder")
+    return pathlib.Path(text)
+
+
 def _name(metavar):
     """Where the namespace has a positional: OUT.jsonl in options.out."""
     return metavar.partition(".")[0].lower()
@@ -192,7 +197,7 @@ def _run_stages(options, overrides):
     from zsjax.config.checks import find_device_problems
     from zsjax.run import pipeline
 
-    config = _find_config(options, overrides, options.stages)
+    config = find_config(options, overrides, options.stages)
     import jax
 
     if problems := find_device_problems(config, jax.device_count(), jax.process_count()):
@@ -209,7 +214,7 @@ def _ask(options, overrides):
 
     if options.question is not None:
         check_question(options.question)  # before anything is loaded
-    asker = Asker(_find_config(options, overrides), options.workdir, show=None if options.json else report.episode_printer())
+    asker = Asker(find_config(options, overrides), options.workdir, show=None if options.json else report.episode_printer())
     if options.question is None:
         converse(asker, Console(), as_json=options.json)
     elif options.json:
@@ -224,14 +229,14 @@ def _play(options, overrides):
     from zsjax.run.play import Table
     from zsjax.run.terminal import play_games
 
-    play_games(Table(_find_config(options, overrides), options.workdir, against=options.against, noise=options.noise,
+    play_games(Table(find_config(options, overrides), options.workdir, against=options.against, noise=options.noise,
                      seed=options.seed), Console())
 
 
 def _plan(options, overrides):
     from zsjax import plan
 
-    made = plan.make_plan(_find_config(options, overrides), options.target, compiles=not options.estimate)
+    made = plan.make_plan(find_config(options, overrides), options.target, compiles=not options.estimate)
     print(json.dumps(plan.document(made), indent=1) if options.json else plan.describe(made))
 
 
@@ -291,7 +296,7 @@ def _view(options, overrides):
 def _export(options, overrides):
     from zsjax.run.export import export
 
-    print(export(_find_config(options, overrides), options.workdir, pathlib.Path(options.out)))
+    print(export(find_config(options, overrides), options.workdir, pathlib.Path(options.out)))
 
 
 def _import(options, overrides):
@@ -314,36 +319,11 @@ def _conversations(options, overrides):
     from zsjax.report.trajectory_index import Filters
     from zsjax.rollout.policy_prompt import PolicyTemplate
 
-    prompts = _find_config(options, overrides).prompts
+    prompts = find_config(options, overrides).prompts
     count = write_conversations(
         options.workdir, options.out, form=options.form, filters=Filters(low=options.low, file=options.file),
         prompt=PolicyTemplate.load(prompts.policy).render if prompts.chat else None)
     print(f"{count} conversations in {options.out}")
-
-
-def _find_config(options, overrides, stages=None) -> Config:
-    """The resolved config of --config, or of the run in WORKDIR; also checked for `stages`, if given."""
-    from zsjax.config.checks import find_problems
-
-    carried = options.workdir / "config.json" if options.workdir is not None else None
-    if options.config is not None:
-        config = load_experiment(options.config)
-    elif carried is not None and carried.is_file():
-        try:
-            with reading(carried):
-                config = from_json(carried.read_text())
-        except ValueError as error:
-            raise UserError(f"{carried} cannot be read: {error}") from error
-    elif options.command in ("ask", "play"):
-        config = load_experiment(DEFAULT_EXPERIMENT)
-    else:
-        raise UserError(f"give --config F.py, an experiment file{known_experiments()}")
-    config = resolve(config, overrides, files=options.command not in ("plan", "conversations"))
-    if stages:  # config.stages stays the run's own; the command's stages have needs of their own
-        problems = find_problems(dataclasses.replace(config, stages=stages))
-        if problems:
-            raise ConfigError(problems)
-    return config
 
 
 if __name__ == "__main__":

@@ -7,9 +7,8 @@ import huggingface_hub
 import ml_collections
 import pytest
 
-from zsjax.config import Config, ConfigError, resolve
+from zsjax.config import Config, ConfigError, load_experiment, resolve
 from zsjax.config.declare import EFFECTS, Range, leaves
-from zsjax.launch import load_experiment
 from zsjax.run import build
 
 SHAPE = dict(embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64)

@@ -2,11 +2,22 @@
 
 import json
 import logging
+import os
 
 import pytest
 
-from zsjax.config import ConfigError, UserError, from_json, resolve, to_json, withdraw_config, write_config
-from zsjax.launch import load_experiment
+from zsjax.config import (
+    ConfigError,
+    UserError,
+    check_resume,
+    from_json,
+    load_experiment,
+    resolve,
+    to_json,
+    withdraw_config,
+    write_config,
+)
+from zsjax.parallel.files import write_text
 
 SMOKE = load_experiment("experiments/real_questions.py:smoke")
 
@@ -153,6 +164,32 @@ def test_a_run_that_was_killed_before_its_first_result_binds_nobody(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "stage": "train"}\n')
     with pytest.raises(ConfigError, match="seed"):
         pipeline.run(config(stages="report", seed=1), tmp_path)
+
+
+@pytest.mark.parametrize("left, kept", [("", "old"), ("evaluation/before.jsonl", "new"), ("models/policy/x", "new")])
+def test_a_command_that_fails_before_its_first_result_leaves_the_config_as_it_was(tmp_path, monkeypatch, left, kept):
+    from zsjax.run import pipeline
+
+    def fail(run):
+        if left:
+            write_text(tmp_path / left, "x")
+        raise UserError("a corpus cannot be read")
+
+    configs = {name: config(stages="report", data__eval=f"{name}.jsonl") for name in ("old", "new")}
+    write_config(tmp_path, configs["old"])
+    write_text(tmp_path / "metrics.jsonl", '{"step": 1, "stage": "train"}\n')
+    os.utime(tmp_path / "metrics.jsonl", (1, 1))
+    monkeypatch.setitem(pipeline.STAGES, "report", fail)
+    with pytest.raises(UserError, match="corpus"):
+        pipeline.run(configs["new"], tmp_path)
+    assert from_json((tmp_path / "config.json").read_text()) == configs[kept]
+
+
+def test_questions_that_are_too_long_may_be_dropped_later_and_not_refused_later():
+    dropped, refused = (config(data__overlong=value) for value in ("drop", "error"))
+    check_resume(refused, dropped, "runs/x")
+    with pytest.raises(ConfigError, match="overlong"):
+        check_resume(dropped, refused, "runs/x")
 
 
 def test_the_change_that_a_failed_start_advises_is_accepted(tmp_path):

@@ -4,9 +4,8 @@ import math
 import random
 import time
 
-from zsjax.config import Config, ConfigError, from_json, resolve, to_json
+from zsjax.config import Config, ConfigError, from_json, load_experiment, resolve, to_json
 from zsjax.config.declare import leaves
-from zsjax.launch import load_experiment
 
 FIELDS = leaves(Config)
 TEXTS = (

@@ -5,12 +5,11 @@ import logging
 
 import pytest
 
-from zsjax.config import ConfigError, resolve
+from zsjax.config import ConfigError, load_experiment, resolve
 from zsjax.data.playable import keep_playable
 from zsjax.data.questions import draw_questions
 from zsjax.errors import InputError
 from zsjax.evaluation.baselines import PROMPT_TOKENS
-from zsjax.launch import load_experiment
 from zsjax.rollout.policy_prompt import PolicyTemplate
 from zsjax.run import build, pipeline
 from zsjax.types import Question

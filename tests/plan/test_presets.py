@@ -9,9 +9,8 @@ import pytest
 
 from tests import planned_run
 from zsjax import plan
-from zsjax.config import resolve
+from zsjax.config import load_experiment, resolve
 from zsjax.config.checks import find_problems
-from zsjax.launch import load_experiment
 from zsjax.plan import aot, memory
 from zsjax.plan.setup import make_setup
 from zsjax.plan.targets import read_target

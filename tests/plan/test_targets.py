@@ -6,10 +6,10 @@ import runpy
 import pytest
 
 from zsjax import plan
-from zsjax.config import resolve
+from zsjax.config import load_experiment, resolve
 from zsjax.config.checks import find_device_problems
 from zsjax.errors import ConfigError, UserError
-from zsjax.launch import load_experiment, main
+from zsjax.launch import main
 from zsjax.plan.targets import read_target
 
 PATH = pathlib.Path(__file__).parents[2] / "experiments" / "zerosearch_qwen25.py"

@@ -44,3 +44,11 @@ def test_the_most_informative_rows():
     assert keep("search_depth", 2) == [1, 7] and keep("search_depth", 3) == [1, 3, 7]
     with pytest.raises(ValueError, match="reward_spread"):
         keep("luck", 1)
+
+
+@pytest.mark.parametrize("how", ["search_depth", "reward_spread"])
+def test_rows_that_the_loss_leaves_out_take_no_place(how):
+    valid = np.array([0, 0, 0, 0, 1, 1, 1, 1], bool)
+    got = selection.keep_rows(how, 4, scores=[0, 5, 0, 5, 0, 1, 0, 1], group_id=np.repeat([0, 1], 4),
+                              num_searches=np.array([3] * 4 + [1] * 4), row_valid=valid)
+    assert got.tolist() == [4, 5, 6, 7]

@@ -28,6 +28,7 @@ from tests.small_models import (
 from zsjax import types
 from zsjax.data import load_tokenizer
 from zsjax.data.assets import asset_path
+from zsjax.errors import InputError
 from zsjax.models.placement import param_shardings
 from zsjax.parallel.mesh import TRAIN_RULES, make_mesh, reshard
 from zsjax.rollout import make_rollout, transcript
@@ -183,6 +184,15 @@ def test_prefixes_go_on_on_many_devices(simulator, real):
     np.testing.assert_array_equal(again.noisy[:, 1:], whole.noisy[:, 1:])
     np.testing.assert_array_equal(again.num_searches, whole.num_searches - 1)
     assert (again.roles[np.arange(whole.tokens.shape[1]) < behind[:, None]] == types.PROMPT).all()
+
+
+def test_no_questions_and_beginnings_without_room_are_refused():
+    play = make_rollout(POLICY, Library(), TOKENIZER, CONFIG)
+    with pytest.raises(InputError, match="no questions"):
+        play(PARAMS, [], key=jax.random.key(0))
+    for length in (MAX_TOKENS, MAX_TOKENS + 9):
+        with pytest.raises(InputError, match=f"'q0'.*{length} tokens; raise rollout.max_tokens from {MAX_TOKENS}"):
+            play(PARAMS, QUESTIONS[:1], prefixes=[([5] * length, 0)], key=jax.random.key(0))
 
 
 def test_long_prompts_are_refused():

@@ -6,9 +6,8 @@ import json
 import pytest
 from rich.console import Console
 
-from zsjax.config import resolve
+from zsjax.config import load_experiment, resolve
 from zsjax.errors import UserError
-from zsjax.launch import load_experiment
 from zsjax.run.play import Opponent, Table, read_action
 from zsjax.run.terminal import converse, play_games
 from zsjax.search import Document, Engine

@@ -34,17 +34,18 @@ def look_up(engine, queries, contexts, *, k):
 
 OPEN = Action("open", asks=True, run=look_up)
 BOTH = Action("both", asks=True, queries=2)
+NOTE = Action("note")
 
 
-def play(engine, actions, turns, prompt="tiny_world"):
+def play(engine, actions, turns, prompt="tiny_world", **rollout):
     """What is played by a policy that writes turns[i] in turn i."""
-    script = jnp.array(ragged.pad([TOKENIZER.encode(text) for text in turns], 24)[0])
+    script = jnp.array(ragged.pad([TOKENIZER.encode(text) for text in turns], 48)[0])
 
     def sampler(logits, state, key, temperature):
-        return script[state.turn, jnp.minimum(state.length - state.turn_start, 23)], -jnp.ones(len(logits))
+        return script[state.turn, jnp.minimum(state.length - state.turn_start, 47)], -jnp.ones(len(logits))
 
-    config = make_config(actions=("search", "answer", *(f"{__name__}:{name}" for name in actions)), max_turns=len(turns) - 1,
-                         max_tokens=240, max_prompt_tokens=80)
+    config = make_config(actions=("search", "answer", *(f"{__name__}:{name}" for name in actions)), **dict(
+        max_turns=len(turns) - 1, max_tokens=240, max_prompt_tokens=80) | rollout)
     config = dataclasses.replace(config, prompts=dataclasses.replace(config.prompts, policy=prompt))
     rollout = make_rollout(POLICY, engine, TOKENIZER, config, sampler=sampler)
     played = jax.device_get(rollout.play(PARAMS, QUESTIONS[:1], key=jax.random.key(1)))
@@ -63,6 +64,18 @@ def test_an_engine_on_the_host(tmp_path):
     assert record["queries"] == ["Kara; Lonor", "Lonor", "Kara; Lonor; Lonor"] and record["num_searches"] == 3
     assert record["search_status"] == ["short", "short", "short", "invalid_action"]
     assert shelf.asked == [("search", "Kara; Lonor"), ("both", "Kara"), ("both", "Lonor")]
+
+
+def test_a_note_is_written_in_any_generation_within_its_budget():
+    note, answer = "<note> Kara </note>", "<answer> b </answer>"
+    for turns in (["<search> Kara </search>", note + answer], [note + note + answer]):
+        _, record, _ = play(Shelf(), ("NOTE",), turns, max_turn_tokens=48)
+        assert (record["status"], record["answer"]) == ("answered", "b")
+    budget = len(TOKENIZER.encode(note))
+    for turns, status in (([note + answer, answer], "answered"), ([note + answer], "out_of_turns")):
+        played, record, _ = play(Shelf(), ("NOTE",), turns, max_turn_tokens=budget)
+        generation = transcript.generations(played.episodes, 0)[0]
+        assert len(generation) == budget and record["status"] == status
 
 
 def test_the_simulator_in_the_compiled_program(simulator):

@@ -247,6 +247,15 @@ def test_a_failure_after_a_lost_reply_counts_as_paid(tmp_path):
         assert engine.search(["a"], None, k=1)[0].kind == "server_error" and engine.paid_searches == 1
 
 
+def test_each_attempt_after_a_lost_reply_is_charged_and_within_the_budget(tmp_path):
+    with serve() as server:
+        engine = SerpApi(cache_dir=tmp_path, url=f"{server.url}/hang", price=0.01, budget=0.03,
+                         limits=Limits(timeout=0.3, retries=3, backoff=0.01, concurrency=1))
+        with pytest.raises(BudgetSpent, match="0.03 dollars were spent in 3 searches"):
+            engine.search(["a", "b"], None, k=1)
+        assert len(server.requests) == spent(tmp_path)["searches"] == engine.counters["paid_searches"] == 3
+
+
 @pytest.mark.parametrize("path, paid", [("hang", 1), ("reset", 1), ("500", 0), ("404", 0), ("garbage", 0)])
 def test_a_reply_that_got_lost_counts_as_paid(tmp_path, path, paid):
     with serve() as server:

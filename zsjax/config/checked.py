@@ -7,7 +7,8 @@ from zsjax.config.read import read_tree
 from zsjax.errors import ConfigError
 
 
-def resolve(config=None, overrides: Mapping[str, str] | None = None, *, check: bool = True, files: bool = True) -> Config:
+def resolve(config=None, overrides: Mapping[str, str] | None = None, *, check: bool = True, files: bool = True,
+            unread: tuple[str, ...] = ()) -> Config:
     """The frozen `Config` of what an experiment returned. No device is touched.
 
     Args:
@@ -16,6 +17,7 @@ def resolve(config=None, overrides: Mapping[str, str] | None = None, *, check: b
         Python literal, a text without quotes, or a list of texts without brackets.
       check: also check values and their combinations (`zsjax.config.checks`), not only names and types.
       files: also check that the files and folders named are there.
+      unread: fields and sections whose files need not be there.
 
     Raises:
       ConfigError: with every problem.
@@ -26,7 +28,8 @@ def resolve(config=None, overrides: Mapping[str, str] | None = None, *, check: b
 
         # A field that could not be read holds its default here: its own problem is enough.
         wrong = {problem.field for problem in problems}
-        problems += [problem for problem in checks.find_problems(resolved, files=files) if problem.field not in wrong]
+        found = checks.find_problems(resolved, files=files, unread=unread)
+        problems += [problem for problem in found if problem.field not in wrong]
     if problems:
         raise ConfigError(problems)
     return resolved

@@ -32,6 +32,8 @@ _RESULTS = {
     "pretrain": ("models/base",), "pretrain_simulator": ("models/simulator_base",),
     "warm_start": ("models/warm_start", "checkpoints/warm_start"), "collect": ("searches.jsonl",),
     "tune_simulator": ("models/simulator", "checkpoints/tune_simulator"), "train": ("models/policy", "checkpoints/train")}
+# Files that stages leave.
+_FILES = ("episodes.jsonl", "searches.jsonl", "evaluation.json", "gates.json", "metrics.jsonl")
 # The stages that begin with a stage's result.
 _USED_BY = {"pretrain": ("warm_start", "collect", "train"), "pretrain_simulator": ("tune_simulator", "train"),
             "warm_start": ("collect", "train"), "collect": ("tune_simulator",), "tune_simulator": ("train",)}
@@ -73,6 +75,8 @@ def check_resume(old: Config | str, new: Config, where) -> None:
     for name, (was, now) in diff(old, new).items():
         # A key of a dict field goes by the field's effect.
         leaf = next((known[part] for part in _prefixes(name) if part in known), None)
+        if name == "data.overlong" and was == "error":  # nothing was dropped so far, nor would have been
+            continue
         if name == "rollout.max_tokens" and "fixed_length" in (began.algorithm.reduction, new.algorithm.reduction) and leaf:
             # The loss divides by it.
             leaf = dataclasses.replace(leaf, spec=dataclasses.replace(leaf.spec, effect="computes"))
@@ -122,15 +126,20 @@ def write_config(workdir, config: Config) -> str:
     return to_json(config)
 
 
-def withdraw_config(workdir) -> None:
-    """Removes workdir/config.json where no stage has left a result yet: the folder then takes any config."""
+def withdraw_config(workdir, before: str | None = None, since: float = 0.0) -> None:
+    """Removes workdir/config.json where no stage has left a result yet: the folder then takes any config.
+
+    before: what config.json held before; it is put back where no result was left since `since` (seconds, `time.time`).
+    """
     workdir = pathlib.Path(workdir)
-    made = ["episodes.jsonl", "searches.jsonl", "evaluation.json", "gates.json", "metrics.jsonl"]
-    if any((workdir / name).is_file() and (workdir / name).stat().st_size for name in made) or any(
-            path.is_file() for name in ("models", "checkpoints") for path in (workdir / name).rglob("*")):
-        return
+    made = [path for name in _FILES if (path := workdir / name).is_file() and path.stat().st_size]
+    made += [path for name in ("models", "checkpoints") for path in (workdir / name).rglob("*") if path.is_file()]
     with contextlib.suppress(OSError):  # whoever writes the folder reports that it cannot be written
-        (workdir / "config.json").unlink()
+        if not made:
+            (workdir / "config.json").unlink()
+        elif before is not None and all(
+                path.stat().st_mtime < since for path in (*made, *(workdir / "evaluation").rglob("*"))):
+            write_text(workdir / "config.json", before)
 
 
 def _may_change(spec, was, now, engines, where) -> bool:

@@ -26,7 +26,7 @@ except ImportError:  # Windows
     fcntl = None
 
 # Of this module, of version 0.2 (NAME.writing-PROCESS), and of orbax.
-_UNFINISHED = re.compile(r"\.writing(-\d+)?$|\.orbax-checkpoint-tmp")
+_UNFINISHED = re.compile(r"\.\d+-\d+\.writing$|\.writing-\d+$|\.orbax-checkpoint-tmp")
 _REPLACED = re.compile(r"\.\d+-\d+\.replaced$")
 
 
@@ -127,22 +127,30 @@ def _settle_abandoned(path):
             os.close(held)
 
 
-def remove_unfinished(folder: str | os.PathLike) -> None:
+def remove_unfinished(folder: str | os.PathLike, *, but_below: str = "") -> None:
     """Removes what killed processes left in `folder`: files that are not complete, and old ones that were replaced.
 
-    No other process may write there.
+    What another process is writing is locked and left alone, and so is each folder below that holds a file `but_below`.
     """
     for parent, folders, names in os.walk(str(folder)):
+        if but_below in names and parent != str(folder):
+            folders.clear()
+            continue
         for name in [*folders, *names]:
             path, ended = pathlib.Path(parent, name), _REPLACED.search(name)
-            if ended and not (kept := path.with_name(name[:ended.start()])).exists():
-                path.rename(kept)  # ended between two renames: the old folder is the only one
-            elif ended or _UNFINISHED.search(name):
+            if not (ended or _UNFINISHED.search(name)) or (held := _hold(path)) is None:
+                continue
+            try:
+                if ended and not (kept := path.with_name(name[:ended.start()])).exists():
+                    path.rename(kept)  # ended between two renames: the old folder is the only one
+                    continue
                 logging.info("%s is removed: a process that was killed left it unfinished", path)
                 if name in folders:
                     shutil.rmtree(path)
                 else:
                     path.unlink()
+            finally:
+                os.close(held)
         folders[:] = [name for name in folders if pathlib.Path(parent, name).is_dir()]
 
 

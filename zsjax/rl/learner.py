@@ -128,6 +128,9 @@ class Learner:
         return state, means(infos) | means(value_infos, prefix="value/")
 
 
+OF_EVERY_UPDATE = ("loss", "grad_norm", "weight", "nonfinite")  # entries of an info that hold without a counted token
+
+
 def start_state(config: Config, policy_config, params, optimizers, mesh) -> tuple[TrainState, dict | None]:
     """(the learner's part of the state before the first step, the frozen policy where policy.lora is on, else None)."""
     everywhere = replicated(mesh)
@@ -154,5 +157,8 @@ def start_state(config: Config, policy_config, params, optimizers, mesh) -> tupl
 
 
 def means(infos: list[dict], prefix: str = "") -> dict[str, float]:
-    """The mean of each number over a step's updates."""
-    return {prefix + name: float(np.mean([info[name] for info in infos])) for name in infos[0]} if infos else {}
+    """The mean of each number over a step's updates. What is measured on tokens is of the updates that counted a token, and
+    left out where none did."""
+    counted = [info for info in infos if info["weight"] > 0]
+    of = {name: infos if name in OF_EVERY_UPDATE else counted for name in (infos[0] if infos else ())}
+    return {prefix + name: float(np.mean([info[name] for info in some])) for name, some in of.items() if some}

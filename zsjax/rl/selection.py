@@ -49,28 +49,31 @@ def _groups(group_id, scores):
     return groups_with_signal(scores, group_id)[::size], size
 
 
-def keep_rows(how: str, count: int, *, scores, group_id, num_searches) -> np.ndarray:
+def keep_rows(how: str, count: int, *, scores, group_id, num_searches, row_valid=None) -> np.ndarray:
     """int[count] rows to learn from, rising.
 
     Args:
-      how: "reward_spread": whole groups, those with the largest deviation of scores first; "search_depth": the episodes
-        with the most searches, which are rare early on (after CuSearch; a plain ranking here).
+      how: "reward_spread": groups with the largest deviation of scores first, whole where count is a multiple of their
+        size; "search_depth": the episodes with the most searches, which are rare early on (after CuSearch; a plain ranking
+        here).
       count: rows wanted.
       scores: float[B]; group_id, num_searches: int[B].
+      row_valid: bool[B], rows that the loss counts, which come before all others; None: all.
 
     Raises:
       ValueError: unknown `how`.
     """
     scores = np.asarray(scores, np.float64)
+    out = np.zeros(len(scores), bool) if row_valid is None else ~np.asarray(row_valid)
     if how == "reward_spread":
         _, index = np.unique(group_id, return_inverse=True)
         sizes = np.bincount(index)
         mean = np.bincount(index, scores) / sizes
         spread = np.sqrt(np.bincount(index, (scores - mean[index]) ** 2) / sizes)
         # Ties by group, so that a group is not cut in two by another one as good.
-        order = np.lexsort((index, -spread[index]))
+        order = np.lexsort((index, -spread[index], out))
     elif how == "search_depth":
-        order = np.lexsort((np.arange(len(scores)), -np.asarray(num_searches)))
+        order = np.lexsort((np.arange(len(scores)), -np.asarray(num_searches), out))
     else:
         raise ValueError(f"unknown choice of rows {how!r}; use 'reward_spread' or 'search_depth'")
     return np.sort(order[:count])
@@ -85,5 +88,5 @@ def select(options, batch, experience):
         return batch
     count = round(options.keep_fraction * len(experience.scores))
     rows = keep_rows(options.keep, count, scores=experience.scores, group_id=experience.episodes.group_id,
-                     num_searches=experience.episodes.num_searches)
+                     num_searches=experience.episodes.num_searches, row_valid=batch.row_valid)
     return jax.tree.map(lambda x: x[rows], batch)

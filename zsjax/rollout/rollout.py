@@ -62,7 +62,8 @@ class Rollout:
             config.search.rerank.candidates; None shows the first.
 
         Raises:
-          InputError: a prompt is longer than config.rollout.max_prompt_tokens. Prompts are never cut.
+          InputError: no questions; or a prompt is longer than config.rollout.max_prompt_tokens, or a prefix leaves no room
+            within config.rollout.max_tokens. Neither is ever cut.
           Any error of the engine; with several hosts that of one is raised by all (`hosts.together`).
         """
         config = self._config
@@ -104,11 +105,18 @@ class Rollout:
 
     def _inputs(self, questions, prefixes, group_ids) -> dict:
         """The inputs of `state.read_prompts`."""
+        if not questions:
+            raise InputError("there are no questions to play")
         if prefixes is None:
             size = self._config.rollout.max_prompt_tokens
             prompts = encode_prompts(self._template, self.tokenizer, questions, size, self._config.prompts.chat)
         else:
-            prompts = ragged.pad([ids for ids, _ in prefixes], self._config.rollout.max_tokens)
+            size = self._config.rollout.max_tokens
+            for question, (ids, _) in zip(questions, prefixes, strict=True):
+                if len(ids) >= size:
+                    raise InputError(f"the beginning of question {question.id!r}'s episode has {len(ids)} tokens; raise "
+                                     f"rollout.max_tokens from {size}")
+            prompts = ragged.pad([ids for ids, _ in prefixes], size)
         return {"prompts": prompts[0], "prompt_lengths": prompts[1],
                 "turn": np.array([turns for _, turns in prefixes or [((), 0)] * len(questions)], np.int32),
                 "group_id": np.asarray(np.arange(len(questions)) if group_ids is None else group_ids, np.int32)}

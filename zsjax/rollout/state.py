@@ -190,12 +190,13 @@ def generate_turn(params, env: Environment, tables: PolicyTables, state: Rollout
         complete = closes & (action & (opened >= 0)).any(axis=1)
         eos = tables.eos[token]
         spent = length - s.turn_start >= env.max_turn_tokens
-        invalid = ~complete & ~eos & (spent | closes)
+        writes_on = complete & (rule.waits_for == NOTHING) & (rule.ends == types.RUNNING)  # behind a note, for example
+        invalid = ~eos & jnp.where(complete, writes_on & spent, spent | closes)
         last_turn = s.turn >= env.max_turns
         status = jnp.select(
-            [complete & (rule.ends != types.RUNNING), eos, (complete | invalid) & last_turn, length >= T],
+            [complete & (rule.ends != types.RUNNING), eos, ((complete & ~writes_on) | invalid) & last_turn, length >= T],
             [rule.ends, types.ENDED_WITHOUT_ANSWER, types.OUT_OF_TURNS, types.OUT_OF_TOKENS], types.RUNNING)
-        waits_for = jnp.select([status != types.RUNNING, complete, invalid], [NOTHING, rule.waits_for, HINT], NOTHING)
+        waits_for = jnp.select([status != types.RUNNING, invalid, complete], [NOTHING, HINT, rule.waits_for], NOTHING)
 
         # A row that has just ended is not read back: it samples no further token.
         read = alive & (status == types.RUNNING)

@@ -37,7 +37,7 @@ def occupy(workdir: pathlib.Path) -> Iterator[None]:
                                "--workdir")
             _write(file, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "command": " ".join(sys.argv[1:]),
                                      "since": time.strftime("%Y-%m-%d %H:%M:%S")}))
-            files.remove_unfinished(workdir)
+            files.remove_unfinished(workdir, but_below=LOCK)  # other runs
         yield
         _write(file, "")
 

@@ -21,7 +21,7 @@ import time
 from zsjax import config as configuration
 from zsjax.config import Config
 from zsjax.config.folder import check_local
-from zsjax.errors import UserError
+from zsjax.errors import UserError, reading
 from zsjax.monitor import trackers
 from zsjax.monitor.writer import Writer
 from zsjax.parallel import hosts, stops
@@ -76,7 +76,16 @@ def _begun(config, workdir, stack) -> Run:
     stack.enter_context(occupied.occupy(workdir))
     configuration.withdraw_config(workdir)  # of a run that was killed before its first result
     checksums.check(workdir)
+    path, began = workdir / "config.json", time.time()
+    with reading(path):
+        before = path.read_text() if path.exists() else None
     config_json = configuration.write_config(workdir, config)
+
+    @stack.push
+    def undo(kind, error, traceback):
+        if error is not None:
+            configuration.withdraw_config(workdir, before, began)
+
     return Run(config, workdir, stack.enter_context(_writer(config, workdir, config_json, modules)), config_json)
 
 
@@ -90,10 +99,6 @@ def _run(context, stages):
     except BudgetSpent as error:
         raise OutOfBudget(f"{stage} stopped: {error}. Results that were paid for are kept; raise "
                           "search.remote.budget and start the same command again") from error
-    except BaseException:
-        if hosts.is_lead():
-            configuration.withdraw_config(context.workdir)
-        raise
 
 
 def _read_questions(context, stages):

@@ -124,8 +124,8 @@ class Transport:
         for library in ("httpx", "httpcore"):  # their lines hold addresses with keys, and headers
             logging.getLogger(library).setLevel(logging.WARNING)
 
-    def send(self, requests: Sequence[Request], parse: Callable[[Any], Any], *, begin: Callable[[int], None] | None = None,
-             keep: Callable[[int, Any], None] | None = None) -> list:
+    def send(self, requests: Sequence[Request], parse: Callable[[Any], Any], *,
+             begin: Callable[[int, list[str]], None] | None = None, keep: Callable[[int, Any], None] | None = None) -> list:
         """Sends all requests and logs failures.
 
         An error or a signal ends it: no further request is sent. Those in flight are waited for, at most
@@ -133,7 +133,7 @@ class Transport:
 
         Args:
           parse: JSON -> result. It may raise ValueError, KeyError, TypeError, ... for another form ("wrong_schema").
-          begin: called with a request's index just before its first attempt.
+          begin: called just before each attempt, with the request's index and the kinds of its failures so far.
           keep: called with a request's index and its result or `SearchError` as soon as it arrives, to survive a crash.
             begin and keep are called in threads, one call at a time. What they raise ends all.
 
@@ -210,7 +210,7 @@ class Transport:
 
         async def attempt():
             try:
-                return await self._attempt(index, request, batch, is_first=not failed)
+                return await self._attempt(index, request, batch, [failure.kind for failure in failed])
             except SearchError as error:
                 failed.append(error)
                 raise
@@ -233,13 +233,12 @@ class Transport:
             error.attempts = tuple(failure.kind for failure in failed)
             return error
 
-    async def _attempt(self, index, request, batch, is_first):
+    async def _attempt(self, index, request, batch, failed_before):
         if not self._breaker.enter():
             raise SearchError("circuit_open", f"{shown_address(request.url)} failed too often")
         failed = True
         try:
-            if is_first:
-                await batch.call(batch.begin, index)
+            await batch.call(batch.begin, index, failed_before)
             self._count("attempts")
             result = await asyncio.to_thread(parse_reply, await self._body(request), batch.parse)
             failed = False

@@ -18,12 +18,13 @@ from zsjax.errors import Problem
 __all__ = ["find_device_problems", "find_problems"]
 
 
-def find_problems(config: Config, *, files: bool = True) -> list[Problem]:
+def find_problems(config: Config, *, files: bool = True, unread: tuple[str, ...] = ()) -> list[Problem]:
     """The first problem of every field of a config, whose types are right.
 
-    files: whether the files and folders that it names must exist; a plan of a run needs none.
+    files: whether the files and folders that it names must exist; a plan of a run needs none. unread: fields and sections
+    that are excepted.
     """
-    found = Findings(config, files)
+    found = Findings(config, files, unread)
     check_values(found)
     # The other checks compute with numbers: a number out of its range is replaced by its default.
     config = found.config = with_default_numbers(config, {problem.field for problem in found.problems})

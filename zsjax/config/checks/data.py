@@ -36,9 +36,9 @@ def _check_source(found, field, text, *, tfds):
     elif source.startswith(("tiny_world:", "tfds:")) or not source.endswith(_ENDINGS):
         known = f"a path that ends in {', '.join(_ENDINGS)}, {' or '.join(WORLDS)}" + ", or tfds:NAME" * tfds
         found.add(field, "not a source", f"give {known}")
-    elif found.files and not os.path.isfile(source):
+    elif found.must_exist(field) and not os.path.isfile(source):
         found.add(field, f"no such file (looked in {os.getcwd()})", "check the path")
-    elif found.files and not os.path.getsize(source):
+    elif found.must_exist(field) and not os.path.getsize(source):
         found.add(field, "the file is empty", "give one with rows")
 
 

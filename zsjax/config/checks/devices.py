@@ -5,6 +5,7 @@ import pathlib
 
 from zsjax.config.checks.findings import Findings
 from zsjax.config.checks.search import used_engines, uses_simulator
+from zsjax.config.checks.training import updated_rows
 from zsjax.config.fields import Config
 from zsjax.errors import Problem
 from zsjax.search.registry import specs
@@ -47,11 +48,13 @@ def find_device_problems(config: Config, num_devices: int, num_hosts: int = 1) -
         return found.problems
     left = num_devices // fixed
     shards = math.prod(left if axes[name] == -1 else axes[name] for name in ("data", "fsdp"))
-    rows = config.train.questions_per_step * config.train.group_size // config.train.minibatches
-    if "train" in config.stages and rows % shards:
-        found.add("train.questions_per_step",
-                  f"{rows} rows a minibatch (questions_per_step x group_size / minibatches) do not divide over "
-                  f"{shards} devices", f"make the rows a multiple of {shards}, or set mesh")
+    every = config.train.questions_per_step * config.train.group_size
+    rows = updated_rows(config.train) // config.train.minibatches
+    for number, what in ((rows, "a minibatch (questions_per_step x group_size x keep_fraction / minibatches)"),
+                         (every, "a step (questions_per_step x group_size)")):
+        if "train" in config.stages and number % shards:
+            found.add("train.questions_per_step", f"{number} rows {what} do not divide over {shards} devices",
+                      f"make the rows a multiple of {shards}, or set mesh")
     if "train" in config.stages and 0 < config.train.microbatch_rows < rows and config.train.microbatch_rows % shards:
         found.add("train.microbatch_rows", f"does not divide over {shards} devices", f"give a multiple of {shards}")
     tensor = num_devices // shards

@@ -11,9 +11,13 @@ from zsjax.search.addresses import shown_address, without_secret_fields
 class Findings:
     """The problems of one config, and the checks that several rooms share. Fields are dotted names."""
 
-    def __init__(self, config, files=True):
-        self.config, self.files = config, files
+    def __init__(self, config, files=True, unread=()):
+        self.config, self.files, self._unread = config, files, unread
         self.problems: list[Problem] = []
+
+    def must_exist(self, field) -> bool:
+        """Whether the file that the field names must be there."""
+        return self.files and not any(field == name or field.startswith(f"{name}.") for name in self._unread)
 
     def value(self, field):
         value = self.config
@@ -53,5 +57,5 @@ class Findings:
         except (OSError, ValueError) as error:
             self.add(field, "no such asset", str(error).partition("; ")[2] or str(error))
             return
-        if self.files and not os.path.exists(path):  # unlike pathlib's, False for names that no file can have
+        if self.must_exist(field) and not os.path.exists(path):  # unlike pathlib's, False for names that no file can have
             self.add(field, f"no file or folder there (looked in {os.getcwd()})", "check the path")

@@ -112,6 +112,12 @@ def _check_health(found, config):
                   "give eval/em, eval/f1, or eval/em_N_hop of questions that know their hops")
 
 
+def updated_rows(train) -> int:
+    """The episodes of a step that its updates learn from."""
+    rows = train.questions_per_step * train.group_size
+    return rows if train.keep == "all" else round(train.keep_fraction * rows)
+
+
 def check_train(found, config):
     from zsjax.rl.credit import ADVANTAGES
 
@@ -126,11 +132,13 @@ def check_train(found, config):
     if "groups" in ADVANTAGES.entry(config.algorithm.advantage).needs and train.group_size == 1:
         found.add("train.group_size", f"{config.algorithm.advantage} compares the episodes of a group",
                   "give 2 or more, or another algorithm.advantage")
-    rows = train.questions_per_step * train.group_size
-    product = f"questions_per_step x group_size = {train.questions_per_step} x {train.group_size} = {rows} rows"
+    every, rows = train.questions_per_step * train.group_size, updated_rows(train)
+    product = f"questions_per_step x group_size = {train.questions_per_step} x {train.group_size} = {every} rows"
     if train.keep != "all":
-        rows = round(train.keep_fraction * rows)
         product = f"the {rows} rows that keep_fraction leaves of {product}"
+    if every and not rows:
+        found.add("train.keep_fraction", f"leaves none of {every} rows", f"give more than {0.5 / every:.2g}")
+        return
     if train.minibatches > 0 and rows % train.minibatches:
         found.add("train.minibatches", f"does not divide {product}", f"give a divisor of {rows}")
         return

@@ -80,7 +80,8 @@ class SerpApi(Engine):
         """Up to k organic results for each query (title and snippet), in the engine's order; each query is paid once.
 
         Raises:
-          BudgetSpent: the searches outside of the cache would exceed the budget. None of them is sent.
+          BudgetSpent: the searches outside of the cache would exceed the budget, and none of them is sent; or one more
+            attempt after a lost reply would.
           OSError: a charge cannot be written. Its search and later ones are not sent.
           ValueError: as `check_request`, or the account cannot be read.
         """
@@ -100,33 +101,43 @@ class SerpApi(Engine):
         return [first(documents.get(query, []), k) for query in queries]
 
     def _paid(self, queries: list[str]) -> dict[str, list]:
-        """Rows or `Failed` for each query. Each is charged just before it is sent; a free failure's charge is taken back."""
-        spent = self.account.spent()
-        if self.budget is not None and spent.dollars + len(queries) * self.price > self.budget + 1e-9:
-            raise BudgetSpent(f"web search: {spent.dollars:.2f} dollars were spent in {spent.searches} searches, and "
-                              f"{len(queries)} more would exceed the budget of {self.budget:.2f}")
+        """Rows or `Failed` for each query.
+
+        Each is charged just before it is sent, and again before it is sent again after a reply that got lost. The charge of
+        a free failure is taken back.
+        """
+        self._check_budget(len(queries))
         name = QUERY_PARAMETERS.get(self.engine, "q")
         requests = [Request(self.url, params={"engine": self.engine, name: query, "api_key": self._key, "output": "json"})
                     for query in queries]
-        charged: set[int] = set()
+        charged = [0] * len(requests)  # searches
 
-        def charge(i):
+        def charge(i, failed_before):
+            if charged[i] > _lost(failed_before):
+                return  # for an attempt that turned out to be free
+            self._check_budget(1)
             self.account.charge(1, self.price)
-            charged.add(i)
+            charged[i] += 1
 
         def keep(i, reply):
             if not isinstance(reply, SearchError):
                 self._keep(queries[i], reply)
-            elif i in charged and not set(reply.attempts) & set(_LOST):
-                self.account.charge(-1, self.price)
-                charged.remove(i)
+            elif free := charged[i] - _lost(reply.attempts):
+                self.account.charge(-free, self.price)
+                charged[i] -= free
 
         try:
             replies = self.transport.send(requests, organic_results, begin=charge, keep=keep)
         finally:
-            self.counters["paid_searches"] += len(charged)
+            self.counters["paid_searches"] += sum(charged)
         return {query: Failed(reply.kind) if isinstance(reply, SearchError) else reply
                 for query, reply in zip(queries, replies, strict=True)}
+
+    def _check_budget(self, more: int):
+        spent = self.account.spent()
+        if self.budget is not None and spent.dollars + more * self.price > self.budget + 1e-9:
+            raise BudgetSpent(f"web search: {spent.dollars:.2f} dollars were spent in {spent.searches} searches, and "
+                              f"{more} more would exceed the budget of {self.budget:.2f}")
 
     def _path(self, query: str) -> pathlib.Path:
         name = hashlib.sha256(json.dumps([self.engine, query]).encode()).hexdigest()
@@ -148,6 +159,11 @@ class SerpApi(Engine):
             except OSError as error:  # a full disk: this process keeps the paid result
                 logging.warning("a web search's results cannot be kept at %s: %s", path, error)
         self._cache[query] = results
+
+
+def _lost(kinds) -> int:
+    """The number of failures that may have cost a search."""
+    return sum(kind in _LOST for kind in kinds)
 
 
 def organic_results(reply) -> list[dict]:
