@@ -54,6 +54,26 @@ def test_a_cut_parquet_file(tmp_path):
         load_questions(tmp_path / "q.parquet")
 
 
+def test_times_that_python_cannot_hold_are_texts(tmp_path):
+    path = tmp_path / "q.parquet"
+    moments = pyarrow.array([1, None], pyarrow.int64()).view(pyarrow.timestamp("ns"))
+    far = pyarrow.array([2**62] * 2, pyarrow.int64()).view(pyarrow.duration("s"))
+    days = pyarrow.array([2**31 - 1] * 2, pyarrow.int32()).view(pyarrow.date32())
+    metadata = pyarrow.StructArray.from_arrays([moments, far, days, pyarrow.array([[1.5]] * 2)],
+                                               ["made", "far", "day", "plain"])
+    table = {name: [value] * 2 for name, value in ROW.items()}
+    table |= {"made": moments, "far": far, "day": days, "metadata": metadata}
+    pyarrow.parquet.write_table(pyarrow.table(table), path)
+    one, two = load_questions(path)
+    assert one.golden_answers == ("Jo",) and one.metadata["made"] == "1970-01-01 00:00:00.000000001"
+    assert one.metadata["plain"] == [1.5] and "made" not in two.metadata and "far" in two.metadata
+    zone = pyarrow.array([1], pyarrow.int64()).view(pyarrow.timestamp("us", tz="No/Where"))
+    pyarrow.parquet.write_table(pyarrow.table({name: [value] for name, value in ROW.items()} | {"made": zone}), path)
+    with pytest.raises(InputError, match="q.parquet, column 'made': cannot be read .*; write it as text") as caught:
+        load_questions(path)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("data", [
     b"\xef\xbb\xbf" + LINE, b"\xef\xbb\xbf\n\xef\xbb\xbf" + LINE, LINE.replace(b"\n", b"\r\n")])
 def test_byte_order_marks_and_line_ends(tmp_path, data):

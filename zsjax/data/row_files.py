@@ -54,13 +54,45 @@ def _parquet_rows(name):
                 if batch.nbytes > MAX_BATCH:
                     raise InputError(f"{name}, behind row {number}: {BATCH_ROWS} rows take {batch.nbytes >> 20} MB, more "
                                      f"than {MAX_BATCH >> 20}; write shorter texts")
-                for row in batch.to_pylist():
+                names = batch.schema.names
+                columns = [_values(column, f"{name}, column {field!r}") for field, column in zip(names, batch, strict=True)]
+                for values in zip(*columns, strict=True):
                     number += 1
-                    yield row, f"{name}, row {number}"
+                    yield dict(zip(names, values, strict=True)), f"{name}, row {number}"
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         where = f"{name}, behind row {number}" if number else name
         raise InputError(f"{where}: not readable as parquet ({reason_of(error)}); copy or download the file again"
                          ) from error
+
+
+def _values(column, where) -> list:
+    """The values of an arrow column; with times as text where Python's classes cannot hold one of them."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, OverflowError):  # nanoseconds, a year beyond 9999, an unknown time zone
+        try:
+            return column.cast(_with_text(column.type)).to_pylist()
+        except (ValueError, OverflowError, NotImplementedError) as error:  # arrow's own are among these
+            raise InputError(f"{where}: cannot be read ({reason_of(error)}); write it as text, or leave it out") from error
+
+
+def _with_text(kind):
+    """An arrow type with text in the place of times, also inside of lists and structs."""
+    import pyarrow
+    from pyarrow import types
+
+    if types.is_temporal(kind):
+        return pyarrow.string()
+    if types.is_struct(kind):
+        return pyarrow.struct([field.with_type(_with_text(field.type)) for field in kind])
+    if types.is_map(kind):
+        return pyarrow.map_(_with_text(kind.key_type), _with_text(kind.item_type))
+    if types.is_list(kind) or types.is_large_list(kind):
+        make = pyarrow.list_ if types.is_list(kind) else pyarrow.large_list
+        return make(kind.value_field.with_type(_with_text(kind.value_type)))
+    return kind
 
 
 def _json_rows(name):
