@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from zsjax import evaluate, types
-from zsjax.errors import UserError
+from zsjax.errors import InputError, UserError
 from zsjax.evaluation import baselines, compare, tables
 from zsjax.types import Episodes, Question
 
@@ -90,6 +90,26 @@ def test_runs_are_compared_by_question(tmp_path):
         compare.compare_runs(tmp_path / "one", tmp_path / "three")
     with pytest.raises(UserError, match="no evaluation"):
         compare.compare_runs(tmp_path / "one", tmp_path / "four")
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"em": None}, "em = None is not a number"), ({"id": None}, "the field id is missing"),
+    ({"id": 5}, "id = 5 is not a text"), ({"data_set": []}, "data_set = .* is neither text nor number"),
+    ({"golden_answers": [1]}, "golden_answers = .* is not a list of texts"),
+    ({"reach": "x"}, "reach = 'x' is not a number")])
+def test_a_file_of_something_else_is_not_compared(tmp_path, monkeypatch, change, message):
+    (tmp_path / "one" / "evaluation").mkdir(parents=True)
+    (tmp_path / "one" / "evaluation" / "after.jsonl").write_text(
+        "".join(json.dumps(r) + "\n" for r in records_of([0, 1])))
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(r | c) + "\n" for r, c in zip(
+        records_of([0, 1]), ({}, change), strict=True)))
+    monkeypatch.chdir(tmp_path)
+    for path in ("q.jsonl", tmp_path / "q.jsonl"):
+        with pytest.raises(InputError, match=f"q.jsonl, row 2: .*{message}.*name a file of WORKDIR"):
+            compare.compare_runs(tmp_path / "one", path)
+    (tmp_path / "q.jsonl").write_text(json.dumps({"id": "1", "question": "Who?", "golden_answers": ["Jo"]}) + "\n")
+    with pytest.raises(InputError, match="q.jsonl, row 1: the field em is missing"):
+        compare.compare_runs(tmp_path / "one", "q.jsonl")
 
 
 def record(**fields):

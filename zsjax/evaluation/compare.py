@@ -110,13 +110,13 @@ def _pair(firsts, seconds):
 def _sides(path: pathlib.Path) -> list[Side]:
     """The evaluations of a run's policy, newest first, or the one that `path` names."""
     if path.suffix == ".jsonl":
-        folder = kept_evaluations.Kept(path.parents[1])
+        folder = kept_evaluations.Kept(path.resolve().parent.parent)
         found = [evaluation for evaluation in folder.all() if evaluation.name == path.stem]
         if found:
             return [_side(folder, found[0])]
         if not path.is_file():
             raise InputNotFound(f"{path}: no such evaluation; name a file of WORKDIR/evaluation or the run's folder")
-        return [Side(f"{path} (an earlier version's)", read_jsonl(path))]
+        return [Side(f"{path} (an earlier version's)", _records(path))]
     folder, trained = kept_evaluations.Kept(path), kept_evaluations.Kept(path).trained_fingerprint()
     found = [evaluation for evaluation in folder.all() if evaluation.part in ("before", "after")]
     after = [evaluation for evaluation in found if evaluation.subject.role == kept_evaluations.TRAINED
@@ -148,7 +148,36 @@ def _earlier(path, found, trained) -> Side:
     if name is None:
         raise UserError(f"{path} has no evaluation: run `evaluate --workdir {path}` first")
     policy = "trained policy" if name == "after" else "untrained base"
-    return Side(f"{policy} of {path} (evaluation/{name}, an earlier version's)", read_jsonl(files[name]))
+    return Side(f"{policy} of {path} (evaluation/{name}, an earlier version's)", _records(files[name]))
+
+
+def _records(path) -> list[dict]:
+    """The records of a file that no kept evaluation describes. Raises InputError for a line that is not a record."""
+    records = read_jsonl(path)
+    for number, record in enumerate(records, 1):
+        if what := _problem(record):
+            raise InputError(f"{path}, row {number}: {what}, so it is not the record of an evaluation; name a file of "
+                             "WORKDIR/evaluation or the run's folder")
+    return records
+
+
+def _problem(record) -> str:
+    """What a comparison cannot use in a record; "" for nothing."""
+    if not (record.get("key") or record.get("id")):
+        return "the field id is missing"
+    for name in (*SCORES, *(["reach"] if "reach" in record else [])):
+        if not isinstance(record.get(name), int | float):
+            return f"{name} = {record[name]!r:.100} is not a number" if name in record else f"the field {name} is missing"
+    for name in ("key", "id", "question"):
+        if not isinstance(record.get(name, ""), str):
+            return f"{name} = {record[name]!r:.100} is not a text"
+    for name in ("data_set", "sample"):
+        if not isinstance(record.get(name), str | int | float | None):
+            return f"{name} = {record[name]!r:.100} is neither text nor number"
+    golds = record.get("golden_answers", [])
+    if not (isinstance(golds, str | list) and all(isinstance(gold, str) for gold in golds)):
+        return f"golden_answers = {golds!r:.100} is not a list of texts"
+    return ""
 
 
 def comparison_table(rows: Sequence[dict]) -> str:
