@@ -155,6 +155,7 @@ def test_each_command_has_a_help_of_its_own(capsys):
     (["train", "--config", "mine.py", "--workdir", "a", "--workdir", "b"], "train takes 1 --workdir, but was given 2"),
     (["play", "--against", "google"], "invalid choice: 'google'"),
     (["play", "--noise", "2"], "--noise 2.0 is not a probability"),
+    (["play", "--seed", "-1"], "--seed -1 is negative; use 0 or more"),
     (["export", "--workdir", "w"], "export needs a folder"),
     (["serve-corpus"], "serve-corpus needs a corpus"),
     (["serve-corpus", "nowhere.jsonl"], "cannot serve nowhere.jsonl: no file"),

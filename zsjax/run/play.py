@@ -62,10 +62,12 @@ class Table:
           seed: of the order of questions, of noise and of the sides; None: another one each time.
 
         Raises:
-          UserError: noise is out of range, there is no such workdir, or there is no simulator.
+          UserError: noise or seed is out of range, there is no such workdir, or there is no simulator.
         """
         if not 0 <= noise <= 1:
             raise UserError(f"--noise {noise} is not a probability; use a number from 0 to 1")
+        if seed is not None and seed < 0:
+            raise UserError(f"--seed {seed} is negative; use 0 or more")
         run = run_of(config, workdir)
         self.config, self.tokenizer, self.noise = run.config, run.tokenizer, noise
         self.opponents = [opponent(run, workdir) for name, opponent in (("real", _real), ("simulator", _simulator))
