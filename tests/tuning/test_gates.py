@@ -133,6 +133,18 @@ def test_held_out_searches_stop_a_run_whose_questions_know_no_queries(tmp_path, 
             assert {"gate": "held-out searches", **rows[0]} in read_json(tmp_path / "gates.json", "", list)
 
 
+@pytest.mark.parametrize("rows", ["[1]", "[{}]", '[{"gate": ["reading"]}]'])
+def test_gates_that_no_stage_wrote_are_one_line(tmp_path, rows):
+    from zsjax.config import Config
+    from zsjax.errors import InputError
+    from zsjax.monitor.writer import Writer
+    from zsjax.run.stages.context import Run
+
+    (tmp_path / "gates.json").write_text(rows)
+    with Writer(None) as writer, pytest.raises(InputError, match="gates.json holds .* not the row of a gate; remove it"):
+        Run(Config(), tmp_path, writer, "{}").add_gates([{"gate": "reading"}], [])
+
+
 def test_questions_must_know_their_queries(world):
     import dataclasses
 

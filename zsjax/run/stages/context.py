@@ -6,7 +6,7 @@ import pathlib
 import jax
 
 from zsjax.config import Config
-from zsjax.errors import UserError, read_json
+from zsjax.errors import InputError, UserError, read_json
 from zsjax.monitor.writer import Writer
 from zsjax.parallel import hosts
 from zsjax.parallel.files import write_json
@@ -129,7 +129,11 @@ class Run:
     def add_gates(self, rows: list[dict], failed: list[str]):
         """Adds rows to gates.json. Raises GateFailed where a gate failed."""
         path = self.path("gates.json")
-        kept = read_json(path, "remove it and run the stages with gates again", list) if path.exists() else []
+        fix = "remove it and run the stages with gates again"
+        kept = read_json(path, fix, list) if path.exists() else []
+        for row in kept:
+            if not isinstance(row, dict) or not isinstance(row.get("gate"), str):
+                raise InputError(f"{path} holds {row!r:.100}, which is not the row of a gate; {fix}")
         names = {row["gate"] for row in rows}
         self.write_json("gates.json", [row for row in kept if row["gate"] not in names] + rows)
         if failed:
