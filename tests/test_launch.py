@@ -167,6 +167,7 @@ def test_each_command_has_a_help_of_its_own(capsys):
     (["--config", "syntax.py", "--workdir", "w"], "syntax.py, line 2: SyntaxError"),
     (["--config", "raises.py", "--workdir", "w"], "raises.py, line 3: KeyError: 'x'"),
     (["--config", "empty.py", "--workdir", "w"], "no function get_config"),
+    (["--config", "mine.txt", "--workdir", "w"], "mine.txt: the name of an experiment file must end in .py; rename it"),
     (["--config", "bare.py:7", "--workdir", "w"], "takes no argument"),
     (["--config", "mine.py", "--workdir", "file/run"], "cannot write file/run"),
     (["ask", " ", "--config", "mine.py"], "the question is empty"),
@@ -178,7 +179,8 @@ def test_mistakes(arguments, message, experiment, tmp_path, monkeypatch, capsys)
     (tmp_path / "raises.py").write_text("def get_config(arg=None):\n    d = {}\n    return d['x']\n")
     (tmp_path / "empty.py").write_text("")
     (tmp_path / "bare.py").write_text("def get_config():\n    return {}\n")
-    (tmp_path / "file").write_text("")
+    for name in ("file", "mine.txt"):
+        (tmp_path / name).write_text("")
     assert message in refused(capsys, *arguments)
 
 

@@ -18,10 +18,12 @@ def load_experiment(path_and_arg: str):
     A path that begins with experiments/ and is not there names the experiment that the package carries.
 
     Raises:
-      UserError: no such file, no get_config in it, or an error in it, with file and line.
+      UserError: no such file, a name without .py, no get_config in it, or an error in it, with file and line.
     """
     path, _, arg = path_and_arg.partition(":")
     path = _found(path)
+    if not path.endswith(".py"):
+        raise UserError(f"{path}: the name of an experiment file must end in .py; rename it")
     try:
         spec = importlib.util.spec_from_file_location(f"zsjax_experiment_{pathlib.Path(path).stem}", path)
         module = importlib.util.module_from_spec(spec)
