@@ -222,6 +222,27 @@ def test_an_interrupted_server_does_not_speak_of_checkpoints(tmp_path, monkeypat
     assert capsys.readouterr().err == "\ninterrupted\n"
 
 
+@pytest.mark.parametrize("text", ["x\n", "x\n" * 100_000])
+def test_a_reader_that_has_seen_enough_ends_a_command_silently(text, monkeypatch, capsys):
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr(launch, "_plan", lambda *_: print(text))
+    with os.fdopen(writer, "w") as pipe, pytest.raises(SystemExit) as end:
+        monkeypatch.setattr("sys.stdout", pipe)
+        launch.main(["plan"])
+    assert end.value.code == 141 and not capsys.readouterr().err
+
+
+def test_a_server_that_hangs_up_keeps_its_traceback(monkeypatch, tmp_path):
+    def hang_up(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(launch, "_plan", hang_up)
+    with open(tmp_path / "out", "w") as out, pytest.raises(BrokenPipeError):
+        monkeypatch.setattr("sys.stdout", out)
+        launch.main(["plan"])
+
+
 def test_ask_report_export(experiment, tmp_path, monkeypatch, capsys):
     record = {"segments": [{"role": "policy", "text": "<answer> Dran Tosk </answer>"}], "answer": "Dran Tosk",
               "status": "answered", "num_searches": 0}

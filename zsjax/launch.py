@@ -17,7 +17,7 @@ import types
 from zsjax.config import resolve
 from zsjax.errors import ConfigError, InputError, UserError
 from zsjax.run.commanded import find_config
-from zsjax.run.logs import show, show_logs
+from zsjax.run.logs import show, show_logs, until_nobody_reads
 
 _PROGRAM = "python -m zsjax.launch"
 
@@ -51,7 +51,8 @@ def main(arguments: list[str] | None = None, *, run=None) -> int:
             from zsjax.parallel import hosts
 
             hosts.initialize(options.hosts or "")
-        options.run(options, overrides)
+        with until_nobody_reads():
+            options.run(options, overrides)
         return 0
     except KeyboardInterrupt as stop:
         again = "; the same command resumes from the last checkpoint" if options.run is _run_stages else ""
@@ -304,13 +305,10 @@ def _import(options, overrides):
 
     out = pathlib.Path(options.out)
     if options.file.endswith(ENDINGS):
-        from zsjax.run.import_searches import import_searches
-
-        import_searches(options.file, out)
+        from zsjax.run.import_searches import import_searches as convert
     else:
-        from zsjax.models.checkpoints.gguf import import_gguf
-
-        import_gguf(options.file, out)
+        from zsjax.models.checkpoints.gguf import import_gguf as convert
+    convert(options.file, out)
     print(out)
 
 

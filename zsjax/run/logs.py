@@ -1,7 +1,11 @@
 """Log messages and errors on the terminal. They quote files and servers, which cannot drive it."""
 
+import contextlib
 import logging
+import os
+import select
 import sys
+from collections.abc import Iterator
 
 from zsjax.errors import printable
 
@@ -25,6 +29,28 @@ def show_logs(stream) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if not getattr(sys.unraisablehook, "leaves_out_closed_loops", False):
         sys.unraisablehook = _leaving_out_closed_loops(sys.unraisablehook)
+
+
+@contextlib.contextmanager
+def until_nobody_reads() -> Iterator[None]:
+    """Ends the process silently where the reader of stdout has gone, as `| head` does; code 141, as after SIGPIPE."""
+    try:
+        yield
+        print(end="", flush=True)
+    except BrokenPipeError:
+        if not _is_closed(sys.stdout):  # a server's connection
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what Python still writes at its end
+        raise SystemExit(141) from None
+
+
+def _is_closed(stream) -> bool:
+    """Whether a pipe has no reader any more; False where this cannot be known."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _leaving_out_closed_loops(shown):
