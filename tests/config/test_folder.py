@@ -128,6 +128,13 @@ def test_a_change_of_the_last_bits_is_one_line(tmp_path, caplog):
         "mesh.data was -1 and is 1: results may differ in their last bits"]
 
 
+def test_a_folder_that_cannot_be_written_is_named_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write .*; make room") as caught:
+        write_config(tmp_path / "file" / "run", config())
+    assert str(caught.value).count("cannot write") == 1
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "null", '{"train": 5}', '{"seed": "x"}', "[" * 100_000, "\udcff\udcfe"])
 def test_a_config_that_cannot_be_read_is_named(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))

@@ -24,7 +24,7 @@ from typing import Any
 from zsjax.config.declare import leaves, renamed
 from zsjax.config.fields import Config
 from zsjax.config.read import flatten, read_tree, to_json
-from zsjax.errors import ConfigError, InputError, Problem, UserError, json_value, reason_of
+from zsjax.errors import ConfigError, InputError, OutputError, Problem, UserError, json_value, reason_of
 from zsjax.parallel.files import write_text
 
 # What a stage leaves in the folder, its finished result first.
@@ -117,10 +117,10 @@ def write_config(workdir, config: Config) -> str:
         if path.exists():
             check_resume(path.read_text(), config, workdir)
         write_text(path, to_json(config))
+    except (ConfigError, OutputError):
+        raise
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}") from error
-    except ConfigError:
-        raise
     except ValueError as error:
         raise UserError(f"{path} is not JSON of a config ({error}); remove it to start the run anew") from error
     return to_json(config)
