@@ -37,6 +37,13 @@ def test_what_nobody_answered_is_left_out():
     assert conversation(RECORD | {"segments": RECORD["segments"][:1]}, FORMS["trl"]) is None
 
 
+def test_lines_that_are_left_out_are_counted(trajectory_runs, tmp_path, caplog):
+    path = trajectory_runs[0] / "trajectories" / "train_000001.jsonl"
+    path.write_text(path.read_text() + '{"segments": 5}\n[]\n')
+    write_conversations(trajectory_runs[0], tmp_path / "out.jsonl", filters=Filters(file="trajectories/"))
+    assert caplog.messages == ["trajectories/train_000001.jsonl: lines that are no trajectories and are left out: 2"]
+
+
 def test_a_run_is_written(trajectory_runs, tmp_path, capsys):
     out = tmp_path / "out.jsonl"
     assert write_conversations(trajectory_runs[0], out, filters=Filters(low=0.9, file="trajectories/")) == 6

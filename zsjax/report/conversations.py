@@ -7,6 +7,7 @@ What the environment wrote between two texts of the policy, documents and the ta
 """
 
 import dataclasses
+import logging
 import pathlib
 from collections.abc import Callable, Iterator
 
@@ -65,6 +66,8 @@ def write_conversations(workdir, out, *, form: str = "trl", filters: Filters | N
                         prompt: Callable[[str], str] | None = None) -> int:
     """Writes the trajectories of a run that pass the filters to a .jsonl file, one after the other; how many.
 
+    The log says how many lines are not trajectories and were left out.
+
     Raises:
       InputError: nothing passes the filters, or there is no run. InputExists: the file is there.
     """
@@ -72,9 +75,14 @@ def write_conversations(workdir, out, *, form: str = "trl", filters: Filters | N
     if out.exists():
         raise InputExists(f"{out} exists already; choose another file or remove it")
 
+    index, filters = TrajectoryIndex(workdir), filters or Filters()
+    for name, file in index.files.items():
+        if file.damaged and name.startswith(filters.file):
+            logging.warning("%s.jsonl: lines that are no trajectories and are left out: %d", name, file.damaged)
+
     def rows() -> Iterator[dict]:
         nonlocal count
-        for found in TrajectoryIndex(workdir).records(filters or Filters()):
+        for found in index.records(filters):
             if (row := conversation(found.record, FORMS[form], prompt)) is not None:
                 count += 1
                 yield row
