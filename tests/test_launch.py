@@ -161,7 +161,8 @@ def test_each_command_has_a_help_of_its_own(capsys):
     (["serve-corpus", "nowhere.jsonl"], "cannot serve nowhere.jsonl: no file"),
     (["--workdir", "w", "--confg=3"], "unknown argument '--confg=3'"),
     (["--workdir", "w", "--config.train.steps"], "write --config.train.steps=VALUE"),
-    (["report", "--workdir", "w"], "there is no run in w"),
+    (["report", "--workdir", "w"], "there is no run in w: no such folder; give the folder of a run"),
+    (["report", "--workdir", "."], "there is no run in .: neither config.json nor metrics.jsonl is there"),
     (["--config", "mine.py:stepz=4", "--workdir", "w"], "did you mean steps?"),
     (["--config", "mine.py:smoke=maybe", "--workdir", "w"], "not true or false"),
     (["--config", "syntax.py", "--workdir", "w"], "syntax.py, line 2: SyntaxError"),
@@ -271,6 +272,7 @@ def test_ask_report_export(experiment, tmp_path, monkeypatch, capsys):
     assert list(map(json.loads, capsys.readouterr().out.splitlines())) == [record, record]
     assert launch.main(["export", "out", "--config", str(experiment), "--workdir", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "out\n"
+    configuration.write_config(tmp_path, configuration.resolve(check=False))
     assert launch.main(["report", "--workdir", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
 

@@ -276,8 +276,9 @@ def _compare(options, overrides):
 def _report(options, overrides):
     from zsjax import report
 
-    if not options.workdir.is_dir():
-        raise UserError(f"there is no run in {options.workdir}: no such folder")
+    if not any((options.workdir / name).is_file() for name in ("config.json", "metrics.jsonl")):
+        what = "neither config.json nor metrics.jsonl is there" if options.workdir.is_dir() else "no such folder"
+        raise UserError(f"there is no run in {options.workdir}: {what}; give the folder of a run")
     print(report.write(options.workdir))
 
 
