@@ -149,6 +149,8 @@ def test_a_simulator_loses_no_documents():
     assert "set it to 0" in found["evaluate.drop_best"]
     real = {"search.eval_engine": "bm25", "evaluate.drop_best": "0.3", "train.steps": "-1"}
     assert set(problems_of(overrides=real)) == {"train.steps"}
+    resolve(good(simulator=dict(init="random", shape=SHAPE)),
+            {"search.eval_engine": "simulator", "evaluate.drop_best": "0.3", "stages": "train"})
 
 
 def test_pairs_need_a_label_that_gives_both_kinds():

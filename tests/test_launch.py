@@ -277,6 +277,15 @@ def test_ask_report_export(experiment, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
 
 
+def test_ask_needs_nothing_of_an_evaluation(experiment, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("zsjax.run.ask.Asker", lambda config, *_, **__: asked.append(config) or (lambda question: {}))
+    lossy = ["--config", str(experiment), "--config.search.eval_engine=simulator", "--config.evaluate.drop_best=0.3",
+             "--config.simulator.init=asset:tiny_world/simulator_base"]
+    assert launch.main(["ask", "Who?", "--json", *lossy]) == 0 and asked[0].search.eval_engine == "simulator"
+    assert "a simulator does not lose documents" in refused(capsys, "evaluate", "--workdir", "w", *lossy)
+
+
 def test_play_reads_a_pipe(experiment, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("rival of Kora\n= nobody\n\nq\n"))
     assert launch.main(["play", "--against", "real", "--seed", "3", "--config", str(experiment)]) == 0

@@ -35,6 +35,8 @@ def find_config(options, overrides, stages=None) -> Config:
         config = load_experiment(DEFAULT_EXPERIMENT)
     else:
         raise UserError(f"give --config F.py, an experiment file{known_experiments()}")
+    if options.command in ("ask", "play"):  # they evaluate nothing
+        overrides = overrides | {"evaluate.drop_best": "0", "evaluate.misinformation": "0"}
     config = resolve(config, overrides, files=options.command not in _WITHOUT_FILES,
                      unread=_UNREAD.get(options.command, ()))
     if stages:  # config.stages stays the run's own; the command's stages have needs of their own

@@ -16,14 +16,14 @@ def check_stages(found, config):
 
 
 def check_collect_and_evaluate(found, config):
-    evaluate = config.evaluate
+    evaluate, evaluates = config.evaluate, "evaluate" in config.stages
     if evaluate.samples > 1 and evaluate.temperature == 0:
         found.add("evaluate.samples", "at temperature 0 every sample is the same", "set evaluate.temperature, or give 1")
-    if "trajectory_sft" in evaluate.baselines and "evaluate" in config.stages and not config.trajectory_sft.steps:
+    if "trajectory_sft" in evaluate.baselines and evaluates and not config.trajectory_sft.steps:
         found.add("trajectory_sft.steps", "the baseline would learn nothing", "give its steps")
-    if evaluate.drop_best and "simulator" in registry.needs(config.search.eval_engine, config.search):
+    if evaluates and evaluate.drop_best and "simulator" in registry.needs(config.search.eval_engine, config.search):
         found.add("evaluate.drop_best", "a simulator does not lose documents", "set it to 0, or evaluate with a real engine")
-    if evaluate.misinformation and not config.data.eval_corpus.startswith("tiny_world:"):
+    if evaluates and evaluate.misinformation and not config.data.eval_corpus.startswith("tiny_world:"):
         found.add("evaluate.misinformation", "only the tiny world's documents can be made wrong", "set it to 0")
     collect = config.collect
     if "collect" in config.stages and not (collect.episodes or collect.queries or collect.probes):
