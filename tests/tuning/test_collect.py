@@ -8,6 +8,7 @@ import pytest
 
 from zsjax import types
 from zsjax.data import load_tokenizer
+from zsjax.errors import InputError
 from zsjax.search import BM25, Document
 from zsjax.tiny_world import world as tiny_world
 from zsjax.tuning import collect
@@ -114,6 +115,40 @@ def test_a_damaged_line_is_named(tmp_path, damage):
         collect.read_searches(path)
     path.write_text("")
     with pytest.raises(ValueError, match="empty"):
+        collect.read_searches(path)
+
+
+def made_by_hand(question=None, document=None, **fields) -> str:
+    """A line of searches.jsonl."""
+    return json.dumps({
+        "question": {"id": "1", "question": "?", "golden_answers": ["a"], **(question or {})}, "query": "q",
+        "documents": [{"title": "T", "text": "x", **(document or {})}], "correct": None, "source": "policy", **fields})
+
+
+@pytest.mark.parametrize("fields, message", [
+    ({"query": None}, "'query' is None; it must be a text"), ({"document": {"text": None}}, "'text' is None; use a string"),
+    ({"document": {"title": []}}, "'title' is .*; use a string or null"), ({"documents": ["x"]}, "a document is 'x'"),
+    ({"document": {"score": "high"}}, "'score' is 'high'; it must be a number or null"),
+    ({"documents": {}}, "'documents' is {}; it must be a list"), ({"correct": "yes"}, "it must be true, false or null"),
+    ({"source": 1}, "'source' is 1; it must be a text"), ({"useful": [True, False]}, "true or false for each document"),
+    ({"question": {"golden_answers": {}}}, "'golden_answers' is .*; it must be a text or a list of texts"),
+    ({"question": {"id": None}}, "'id' is None"), ({"question": {"key": 3}}, "'key' is 3; it must be a text")])
+def test_a_field_of_a_wrong_kind_is_named(tmp_path, fields, message):
+    path = tmp_path / "searches.jsonl"
+    path.write_text('{"provenance": {}}\n' + made_by_hand(**fields) + "\n")
+    with pytest.raises(InputError, match=f"searches.jsonl, line 2: .*{message}") as caught:
+        collect.read_searches(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_made_by_hand_may_say_things_as_question_files_do(tmp_path):
+    path = tmp_path / "searches.jsonl"
+    lines = ['{"provenance": {}}', "", made_by_hand(question={"golden_answers": "Bo"}, document={"title": 5}), " "]
+    path.write_text("\n".join(lines), encoding="utf-8-sig")
+    _, (search,) = collect.read_searches(path)
+    assert search.question.golden_answers == ("Bo",) and search.documents == (Document("5", "x"),)
+    path.write_text(made_by_hand())
+    with pytest.raises(InputError, match="line 1: field 'provenance' is missing; it must be an object, in the first line"):
         collect.read_searches(path)
 
 

@@ -9,11 +9,14 @@ import jax
 import numpy as np
 
 from zsjax import types
-from zsjax.errors import InputError, json_value, reading
+from zsjax.data.question_rows import question_of
+from zsjax.data.row_files import read_rows
+from zsjax.errors import InputError
 from zsjax.parallel import hosts
 from zsjax.parallel.files import write_jsonl
 from zsjax.rewards import exact_match
 from zsjax.rollout import transcript
+from zsjax.search.corpus_store import row_of
 from zsjax.search.engine import Document, SearchContext, Wrapped, first
 from zsjax.tuning.demonstrations import page_name
 from zsjax.types import Question
@@ -168,24 +171,49 @@ def write_searches(path: str | os.PathLike, searches: Iterable[Search], *, prove
 
 
 def read_searches(path: str | os.PathLike) -> tuple[dict, list[Search]]:
-    """(provenance, searches) of a file of `write_searches`. Raises InputError with the line that is not a search."""
+    """(provenance, searches) of a file of `write_searches`, or of one in its form that was made by hand.
+
+    Questions and documents are read as those of their own files, byte order marks and blank lines are skipped.
+
+    Raises:
+      InputError: the file cannot be read, or a line is not a search; the message names line and field.
+    """
     provenance, searches = None, []
-    with reading(path), open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                record = json_value(line)
-                if number == 1:
-                    provenance = record["provenance"]
-                    continue
-                question = record["question"]
-                question = Question(question["id"], question["question"], tuple(question["golden_answers"]),
-                                    question.get("metadata", {}), question.get("key", ""))
-                documents = tuple(Document(**document) for document in record["documents"])
-                useful = record.get("useful")
-                searches.append(Search(question, record["query"], documents, record["correct"], record["source"],
-                                       None if useful is None else tuple(useful)))
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{path}, line {number}: not a record of a search ({error!r})") from error
+    for record, where in read_rows(str(path)):
+        if provenance is None:
+            provenance = _field(record, "provenance", dict, "an object, in the first line", where)
+        else:
+            searches.append(_search(record, where))
     if provenance is None:
         raise InputError(f"{path} is empty")
     return provenance, searches
+
+
+def _search(record, where) -> Search:
+    asked = _field(record, "question", dict, "an object", where)
+    question = question_of(asked, where)
+    metadata = asked["metadata"] if isinstance(asked.get("metadata"), dict) else question.metadata
+    question = dataclasses.replace(question, metadata=metadata,
+                                   key=_field({"key": "", **asked}, "key", str, "a text", where))
+    documents = tuple(_document(each, where) for each in _field(record, "documents", list, "a list of documents", where))
+    useful = _field({"useful": None, **record}, "useful", list | None, "a list or null", where)
+    if useful is not None and (len(useful) != len(documents) or not all(isinstance(each, bool) for each in useful)):
+        raise InputError(f"{where}: field 'useful' is {useful!r:.200}; it must be true or false for each document")
+    return Search(question, _field(record, "query", str, "a text", where), documents,
+                  _field(record, "correct", bool | None, "true, false or null", where),
+                  _field(record, "source", str, "a text", where), None if useful is None else tuple(useful))
+
+
+def _document(given, where) -> Document:
+    if not isinstance(given, dict):
+        raise InputError(f"{where}: a document is {given!r:.200}; it must be an object with title and text")
+    score = _field({"score": None, **given}, "score", int | float | None, "a number or null", where)
+    return Document(*row_of(given, where), score)
+
+
+def _field(record, name, kind, must, where):
+    value = record.get(name)
+    if name not in record or not isinstance(value, kind):
+        what = f"is {value!r:.200}" if name in record else "is missing"
+        raise InputError(f"{where}: field {name!r} {what}; it must be {must}")
+    return value
