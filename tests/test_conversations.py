@@ -41,7 +41,7 @@ def test_lines_that_are_left_out_are_counted(trajectory_runs, tmp_path, caplog):
     path = trajectory_runs[0] / "trajectories" / "train_000001.jsonl"
     path.write_text(path.read_text() + '{"segments": 5}\n[]\n')
     write_conversations(trajectory_runs[0], tmp_path / "out.jsonl", filters=Filters(file="trajectories/"))
-    assert caplog.messages == ["trajectories/train_000001.jsonl: lines that are no trajectories and are left out: 2"]
+    assert caplog.messages == ["trajectories/train_000001.jsonl: left out, as not trajectories: 2"]
 
 
 def test_a_run_is_written(trajectory_runs, tmp_path, capsys):

@@ -238,6 +238,14 @@ def test_what_others_write_and_other_runs_below_are_left_alone(tmp_path):
     assert not (tmp_path / "run/held.12-34.writing").exists()
 
 
+def test_what_killed_processes_left_goes_where_nothing_can_be_locked(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "fcntl", None)
+    for name in ("models/best.12-34.replaced/file", "metrics.jsonl.12-34.writing"):
+        files.write_text(tmp_path / name, "")
+    files.remove_unfinished(tmp_path)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()] == ["models/best/file"]
+
+
 def test_a_lock_is_one_processs(tmp_path):
     with open(tmp_path / "lock", "a") as first, open(tmp_path / "lock", "a") as second:
         assert files.lock(first) and not files.lock(second, wait=False)

@@ -278,7 +278,7 @@ def _report(options, overrides):
 
     if not any((options.workdir / name).is_file() for name in ("config.json", "metrics.jsonl")):
         what = "neither config.json nor metrics.jsonl is there" if options.workdir.is_dir() else "no such folder"
-        raise UserError(f"there is no run in {options.workdir}: {what}; give the folder of a run")
+        raise UserError(f"{options.workdir} holds no run: {what}; give the folder of a run")
     print(report.write(options.workdir))
 
 

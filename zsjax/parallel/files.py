@@ -138,19 +138,16 @@ def remove_unfinished(folder: str | os.PathLike, *, but_below: str = "") -> None
             continue
         for name in [*folders, *names]:
             path, ended = pathlib.Path(parent, name), _REPLACED.search(name)
-            if not (ended or _UNFINISHED.search(name)) or (held := _hold(path)) is None:
+            if not (ended or _UNFINISHED.search(name)) or _is_held(path):
                 continue
-            try:
-                if ended and not (kept := path.with_name(name[:ended.start()])).exists():
-                    path.rename(kept)  # ended between two renames: the old folder is the only one
-                    continue
-                logging.info("%s is removed: a process that was killed left it unfinished", path)
-                if name in folders:
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
-            finally:
-                os.close(held)
+            if ended and not (kept := path.with_name(name[:ended.start()])).exists():
+                path.rename(kept)  # ended between two renames: the old folder is the only one
+                continue
+            logging.info("%s is removed: a process that was killed left it unfinished", path)
+            if name in folders:
+                shutil.rmtree(path)
+            else:
+                path.unlink()
         folders[:] = [name for name in folders if pathlib.Path(parent, name).is_dir()]
 
 
@@ -188,6 +185,25 @@ def _hold(path) -> int | None:
         if descriptor is not None:
             os.close(descriptor)
         return None
+
+
+def _is_held(path) -> bool:
+    """Whether another process holds a file or folder; False where the file system cannot lock."""
+    if fcntl is None:
+        return False
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def _made_and_held(folder) -> int | None:

@@ -78,7 +78,7 @@ def write_conversations(workdir, out, *, form: str = "trl", filters: Filters | N
     index, filters = TrajectoryIndex(workdir), filters or Filters()
     for name, file in index.files.items():
         if file.damaged and name.startswith(filters.file):
-            logging.warning("%s.jsonl: lines that are no trajectories and are left out: %d", name, file.damaged)
+            logging.warning("%s.jsonl: left out, as not trajectories: %d", name, file.damaged)
 
     def rows() -> Iterator[dict]:
         nonlocal count

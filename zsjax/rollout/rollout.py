@@ -106,7 +106,7 @@ class Rollout:
     def _inputs(self, questions, prefixes, group_ids) -> dict:
         """The inputs of `state.read_prompts`."""
         if not questions:
-            raise InputError("there are no questions to play")
+            raise InputError("no questions to play; give at least one")
         if prefixes is None:
             size = self._config.rollout.max_prompt_tokens
             prompts = encode_prompts(self._template, self.tokenizer, questions, size, self._config.prompts.chat)

@@ -62,7 +62,7 @@ class Table:
           seed: of the order of questions, of noise and of the sides; None: another one each time.
 
         Raises:
-          UserError: noise or seed is out of range, there is no such workdir, or there is no simulator.
+          UserError: noise or seed is out of range, workdir does not exist, or the run has no simulator.
         """
         if not 0 <= noise <= 1:
             raise UserError(f"--noise {noise} is not a probability; use a number from 0 to 1")
