@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from zsjax import evaluate, types
+from zsjax.data.question_metadata import data_set_of, label_of
 from zsjax.errors import InputError, UserError
 from zsjax.evaluation import baselines, compare, tables
 from zsjax.types import Episodes, Question
@@ -134,7 +135,7 @@ def test_metadata_that_parquet_filled_with_nulls():
     ({"name": "nq", "n": [1]}, '{"n": [1], "name": "nq"}'), ([["a"], ["b"]], "a, b"), (True, True),
     ([], None), ({}, None), ("", None), (np.array([]), None), (np.float32("nan"), None), ([None], None), (b"x", "b'x'")])
 def test_any_metadata_value_has_a_label(value, label):
-    assert evaluate.label_of(value) == label and type(evaluate.label_of(value)) is type(label)
+    assert label_of(value) == label and type(label_of(value)) is type(label)
     json.dumps(table({"data_set": value}))
     rows = tables.paper_table([row for row in table({"data_set": value}) if "data_set" in row])
     assert tables.to_markdown(*rows)
@@ -173,7 +174,7 @@ def test_scores_are_also_those_of_questions_that_give_nothing_away():
 
     def records(scores):
         return [record(id=q.id, question=q.question, golden_answers=list(q.golden_answers), reach=1.0, em=score, f1=score,
-                       contains=score, **evaluate.data_set_of(q)) for q, score in zip(questions, scores, strict=True)]
+                       contains=score, **data_set_of(q)) for q, score in zip(questions, scores, strict=True)]
 
     sides = records([0, 1, 1, 0]), records([1, 1, 1, 1])
     rows = evaluate.summarize("n", sides[0], questions, total=True)

@@ -10,6 +10,7 @@ from zsjax.errors import UserError
 from zsjax.evaluation import baselines, compare, kept_evaluations
 from zsjax.monitor.writer import Writer, read_jsonl
 from zsjax.run.stages import evaluation as stage
+from zsjax.run.stages import evaluation_parts
 from zsjax.run.stages.context import Run
 from zsjax.run.stages.policy import evaluation_metrics
 from zsjax.types import Question
@@ -24,7 +25,7 @@ class Played(list):
     failed = 0
 
 
-class Parts(stage.Parts):
+class Parts(evaluation_parts.Parts):
     """Evaluations whose episodes are made up: the trained policy is right, its base is wrong."""
 
     def __init__(self, run, played):
@@ -163,7 +164,7 @@ def test_an_evaluation_whose_records_a_kill_replaced_is_not_kept(tmp_path, playe
 class FineTuned(Parts):
     """The made-up evaluations, and the package's own way to a baseline's setting."""
 
-    play_baseline = stage.Parts.play_baseline
+    play_baseline = evaluation_parts.Parts.play_baseline
 
     def _policy(self, subject):
         return None, None

@@ -23,7 +23,8 @@ import numpy as np
 
 from zsjax import supervised, types
 from zsjax.config.fields import Config
-from zsjax.evaluate import SCORES, data_set_of, play_samples, reach, scored_records
+from zsjax.data.question_metadata import data_set_of
+from zsjax.evaluate import SCORES, play_samples, reach, scored_records
 from zsjax.evaluation.baseline_setting import Setting, vote
 from zsjax.evaluation.tree_search import tree_search
 from zsjax.models.placement import for_decoding

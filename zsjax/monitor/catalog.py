@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from zsjax import evaluate, supervised
 from zsjax.monitor import costs, episodes, phases, usage, writer
-from zsjax.rl import objective, steering, steps, value_steps
+from zsjax.rl import objective, steering, step_programs, value_steps
 from zsjax.rollout import actor, played
 from zsjax.search import rerank
 from zsjax.types import Metric
@@ -17,9 +17,9 @@ ALARM = Metric("alarm/*", "1: the metric was out of its bounds for config.health
                chart="Alarms")
 # Evaluations in training log these as well, as "eval/NAME".
 OF_ROLLOUTS = (*costs.METRICS, *usage.METRICS)
-METRICS = (*episodes.METRICS, *evaluate.METRICS, *steering.METRICS, *objective.METRICS, *steps.METRICS, *value_steps.METRICS,
-           *rerank.METRICS, *played.METRICS, *actor.METRICS, *writer.METRICS, *phases.METRICS, *OF_ROLLOUTS,
-           *supervised.METRICS, ALARM)
+METRICS = (*episodes.METRICS, *evaluate.METRICS, *steering.METRICS, *objective.METRICS, *step_programs.METRICS,
+           *value_steps.METRICS, *rerank.METRICS, *played.METRICS, *actor.METRICS, *writer.METRICS, *phases.METRICS,
+           *OF_ROLLOUTS, *supervised.METRICS, ALARM)
 
 
 def find_metric(name: str) -> Metric | None:

@@ -5,7 +5,7 @@ roles == POLICY and sums over the whole batch, however it is cut, the objective 
 
     loss_sum / weight + sum over the other terms of coefficient * mean(term)
 
-with means of the loss's reduction. `zsjax.rl.steps` makes optimizer steps of it.
+with means of the loss's reduction. `zsjax.rl.step_programs` makes optimizer steps of it.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ class Term:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """An objective over the rows of any part of a batch, as `zsjax.rl.steps` takes it.
+    """An objective over the rows of any part of a batch, as `zsjax.rl.step_programs` takes it.
 
     Attributes:
       loss_sum: (params, batch, scale, coef) -> (loss_sum, {"weight": ..., "metrics": {name: (sum, weight)}}). coef: None,

@@ -19,7 +19,8 @@ from zsjax.parallel.mesh import reshard, row_sharding
 from zsjax.rl import packing, roles
 from zsjax.rl.executable import Executable, kind_of
 from zsjax.rl.objective import load_loss, make_terms, reads_mask_only
-from zsjax.rl.steps import make_packed_update, make_score, make_update, trained_alone
+from zsjax.rl.step_programs import trained_alone
+from zsjax.rl.steps import make_packed_update, make_score, make_update
 from zsjax.rl.value_steps import make_value_score, make_value_update
 
 

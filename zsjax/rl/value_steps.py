@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from zsjax.models.value import value_forward
 from zsjax.rl import losses, roles
 from zsjax.rl.objective import Objective
-from zsjax.rl.steps import PackedStep, over_microbatches, whole_step
+from zsjax.rl.step_programs import PackedStep, over_microbatches, whole_step
 from zsjax.types import Metric
 
 METRICS = (

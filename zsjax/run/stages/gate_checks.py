@@ -1,6 +1,6 @@
 """Gates between stages: a base that cannot read, or a simulator that leaks, stops the run."""
 
-from zsjax.evaluate import right_queries
+from zsjax.data.question_metadata import right_queries
 from zsjax.parallel import hosts
 from zsjax.run import build
 from zsjax.run.stages.context import Run
