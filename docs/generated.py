@@ -1,44 +1,65 @@
-"""Pages of the site that are made from the code: commands, config fields, metrics, and names that a config may use.
+"""Pages that are made from the code: commands, config fields, metrics, and names that a config may use.
 
-MkDocs calls `on_files` (mkdocs.yml, `hooks`). `pages()` needs zsjax alone, so that tests and people can call it:
+    python docs/generated.py            writes them anew, after a change of what they show
 
-    python docs/generated.py reference/config.md
+MkDocs calls `on_files` and `on_page_markdown` (mkdocs.yml, `hooks`): its site also shows files outside of docs/.
 """
 
 import contextlib
 import dataclasses
 import io
+import os
 import pathlib
+import posixpath
 import re
-import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
-# Pages of the repository that the site shows as well.
-COPIED = {"experiments.md": "experiments/README.md", "benchmarks.md": "benchmarks/RESULTS.md",
-          "campaigns.md": "tests/campaigns/RESULTS.md", "changelog.md": "CHANGELOG.md",
-          "contributing.md": "CONTRIBUTING.md"}
+ROOT = HERE.parent
+# Files of the repository, and the pages of the site that show them.
+COPIED = {"experiments/README.md": "experiments.md", "experiments/ledger.md": "ledger.md", "experiments/LOG.md": "log.md",
+          "benchmarks/RESULTS.md": "benchmarks.md", "tests/campaigns/RESULTS.md": "campaigns.md",
+          "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+PICTURES = {f"experiments/ledger/{path.name}": f"ledger/{path.name}"
+            for path in sorted((ROOT / "experiments" / "ledger").glob("*.svg"))}
+MARK = "<!-- Made by docs/generated.py from the code: change the code, and run it again. -->\n\n"
 
 
 def on_files(files, config):
-    """MkDocs' hook: adds the generated pages to the site."""
+    """MkDocs' hook: adds the pages and pictures that are copied."""
     from mkdocs.structure.files import File
 
-    for name, text in pages().items():
-        files.append(File.generated(config, name, content=text))
+    for source, page in (COPIED | PICTURES).items():
+        files.append(File.generated(config, page, content=(ROOT / source).read_text()))
     return files
 
 
+def on_page_markdown(markdown, page, config, files):
+    """MkDocs' hook: links between files of the repository become links between pages of the site."""
+    del config, files
+    source = {shown: source for source, shown in COPIED.items()}.get(page.file.src_uri, f"docs/{page.file.src_uri}")
+    return with_site_links(markdown, source, page.file.src_uri)
+
+
+def with_site_links(text: str, source: str, page: str) -> str:
+    """The text of a file of the repository as the site shows it at `page`.
+
+    A link to a file that the site does not show becomes the file's name.
+    """
+    def link(match):
+        shown, path, anchor = match["shown"], match["path"], match["anchor"] or ""
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
+        there = (COPIED | PICTURES).get(target) or (target.removeprefix("docs/") if target.startswith("docs/") else None)
+        if there is None:
+            return f"{shown} (`{target}`)"
+        return f"{match['mark']}[{shown}]({posixpath.relpath(there, posixpath.dirname(page) or '.')}{anchor})"
+
+    return re.sub(r"(?P<mark>!?)\[(?P<shown>[^\]]*)\]\((?!https?:|#)(?P<path>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)", link, text)
+
+
 def pages() -> dict[str, str]:
-    """{path of the page: its Markdown}."""
-    return {"reference/commands.md": commands_page(), "reference/config.md": config_page(),
-            "reference/metrics.md": metrics_page(), "reference/registries.md": registries_page(),
-            **{page: copied(source) for page, source in COPIED.items()}}
-
-
-def copied(source: str) -> str:
-    """A file of the repository as a page. Its links to other files of the repository become the files' names."""
-    text = (HERE.parent / source).read_text()
-    return re.sub(r"\[([^\]]+)\]\((?!https?://|#)([^)]+)\)", r"\1 (`\2`)", text)
+    """{path of a page in docs/: its Markdown}."""
+    made = {"commands": commands_page, "config": config_page, "metrics": metrics_page, "registries": registries_page}
+    return {f"reference/{name}.md": MARK + make() for name, make in made.items()}
 
 
 def commands() -> list[str]:
@@ -59,9 +80,13 @@ def commands_page() -> str:
 def _help(command: list[str]) -> str:
     from zsjax import launch
 
-    shown = io.StringIO()
-    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
-        launch.parse_flags([*command, "--help"])
+    shown, columns = io.StringIO(), os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "100"  # argparse folds lines at the width of the terminal
+    try:
+        with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+            launch.parse_flags([*command, "--help"])
+    finally:
+        os.environ.pop("COLUMNS") if columns is None else os.environ.update(COLUMNS=columns)
     return shown.getvalue()
 
 
@@ -105,8 +130,9 @@ def _values(leaf) -> str:
 
 
 def _meaning(leaf) -> str:
-    of = f" Read by the engine {', '.join(leaf.spec.engines)} only." if leaf.spec.engines else ""
-    return leaf.spec.help + of
+    if not leaf.spec.engines:
+        return leaf.spec.help
+    return f"{leaf.spec.help.rstrip('.')}. Read where searches go to {', '.join(leaf.spec.engines)}."
 
 
 def metrics_page() -> str:
@@ -180,8 +206,5 @@ def _row(*cells) -> str:
 
 
 if __name__ == "__main__":
-    made = pages()
-    if len(sys.argv) != 2 or sys.argv[1] not in made:
-        sys.exit(f"give one of {', '.join(made)}; other pages are files of docs/, or made by mkdocstrings in the site")
-    with contextlib.suppress(BrokenPipeError):  # of `| head`
-        print(made[sys.argv[1]], flush=True)
+    for name, text in pages().items():
+        (HERE / name).write_text(text)

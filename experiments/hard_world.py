@@ -25,6 +25,7 @@ The arms:
     :algorithm=grpo      any of zsjax.rl.algorithms
     :reward=f1           or any other name in zsjax.rewards.terms
     :tell_budget         the prompt says how many searches there are
+    :steps=30 :seed=0
     :smoke               every stage at toy length
 """
 

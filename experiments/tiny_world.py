@@ -14,7 +14,9 @@ figures of three seeds.
                          "prompted", the same with a demonstration of both in its prompt
     :noise=0.0           P(noisy) at the end of the curriculum, which starts at 0; 0.5 by default, by measurement
     :algorithm=ppo       any of zsjax.rl.algorithms: reinforce, reinforce_plus_plus, rloo, grpo, dr_grpo, dapo, gspo, ppo
-    :rerank=6            of 6 documents a search, a scorer that learns from rewards shows 3; rerank_rate=0: it never learns
+    :rerank=6            of 6 documents a search, a scorer that learns from rewards shows 3
+    :rerank_rate=0.01    the scorer's learning rate; 0: it never learns
+    :steps=60 :seed=0
     :invert_mask         ablation: train on everything but the policy's tokens
     :smoke               every stage at toy length
 """

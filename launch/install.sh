@@ -43,7 +43,7 @@ case "$accelerator" in
     cuda12 | cuda13 | tpu) extras=("$accelerator" "$@") ;;
     *) fail "ZSJAX_EXTRA=$accelerator is unknown; cpu, cuda12, cuda13 or tpu" ;;
 esac
-wanted="$(IFS=,; echo "${extras[*]}")"
+wanted="$(IFS=,; echo "${extras[*]+"${extras[*]}"}")"  # bash 3.2 calls an empty array unbound
 
 python=.venv/bin/python
 if ! "$python" -c '' 2>/dev/null; then

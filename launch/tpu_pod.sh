@@ -8,8 +8,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 : "${TPU:?set TPU to the name of the slice}" "${ZONE:?set ZONE to its zone}"
-packed="$(mktemp --suffix=.tar.gz)"
-trap 'rm -f "$packed"' EXIT
+folder="$(mktemp -d)"
+packed="$folder/zsjax.tar.gz"
+trap 'rm -rf "$folder"' EXIT
 tar --exclude=.git --exclude=.venv --exclude=.jax_cache --exclude=runs -czf "$packed" .
 gcloud compute tpus tpu-vm scp "$packed" "$TPU:zsjax.tar.gz" --zone="$ZONE" --worker=all
 flags="$(printf '%q ' "$@")"

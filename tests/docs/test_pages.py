@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.docs.blocks import ROOT, generated
+from tests.docs.blocks import DOCS, ROOT, generated
 from zsjax import launch
 from zsjax.config.declare import leaves
 from zsjax.config.fields import Config
@@ -43,9 +43,22 @@ def test_registries_are_listed():
         assert f"\n| `{name}` |" in page, name
 
 
-def test_links_of_copied_pages_become_names():
-    assert "[origin](" not in GENERATED.copied("experiments/README.md")
-    assert "origin (`data/search_qa/ORIGIN.md`)" in GENERATED.copied("experiments/README.md")
+def test_pages_made_from_the_code_are_current():
+    for name, text in GENERATED.pages().items():
+        assert (DOCS / name).read_text() == text, f"docs/{name} is old: python docs/generated.py"
+
+
+def test_links_are_turned_for_the_site():
+    def turned(link, source="experiments/README.md", page="experiments.md"):
+        return GENERATED.with_site_links(link, source, page)
+
+    assert turned("[a](ledger.md#c1)") == "[a](ledger.md#c1)"
+    assert turned("[a](../benchmarks/RESULTS.md)") == "[a](benchmarks.md)"
+    assert turned("[a](../docs/how_to/loss.md)") == "[a](how_to/loss.md)"
+    assert turned("[origin](data/search_qa/ORIGIN.md)") == "origin (`experiments/data/search_qa/ORIGIN.md`)"
+    assert turned("![plot](ledger/effects.svg)", "experiments/ledger.md", "ledger.md") == "![plot](ledger/effects.svg)"
+    assert turned("[a](../../experiments/LOG.md#x)", "docs/how_to/loss.md", "how_to/loss.md") == "[a](../log.md#x)"
+    assert turned("[a](https://x.org/y) [b](#c)") == "[a](https://x.org/y) [b](#c)"
 
 
 def test_the_site_builds_offline_and_without_a_warning(tmp_path):

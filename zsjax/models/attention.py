@@ -331,7 +331,7 @@ def _obstacle(kernel, target: Target, dtype, head_dim) -> str:
         return ""
     if kernel == "cudnn":
         if target.capability is None:
-            return f"needs an NVIDIA GPU, this is {target.kind}"
+            return f"needs an NVIDIA GPU{' of a known kind' if target.platform == 'gpu' else ''}, this is {target.kind}"
         if dtype not in ("bfloat16", "float16"):
             return f"computes in bfloat16 or float16, not in {dtype}"
         largest = 256 if target.capability >= (9, 0) else 128

@@ -21,10 +21,10 @@ from zsjax.rollout.played import Played
 from zsjax.search.simulator.simulator import Simulator
 
 METRICS = (
-    *(types.Metric(f"speed/{name}_tokens_per_second", f"tokens that {what}, over the time of the rollouts",
+    *(types.Metric(f"speed/{name}_tokens_per_second", f"{what}, over the time of the rollouts",
                    "tokens per second", 0.0, chart="Writing", curve=curve)
-      for name, what, curve in (("policy", "the policy wrote", "policy"),
-                                ("document", "of documents that were shown", "documents shown"))),
+      for name, what, curve in (("policy", "tokens that the policy wrote", "policy"),
+                                ("document", "tokens of documents that were shown", "documents shown"))),
     *(types.Metric(f"prefill/{name}", "tokens read over tokens read and drawn; a group's prompt counts once",
                    "share of tokens", 0.0, 1.0, chart="Prefill", curve=name) for name in ("policy", "simulator")),
     types.Metric("prefill/operations", "prefill's share of both models' estimated operations", "share of operations", 0.0,

@@ -4,7 +4,7 @@
 
 Each figure says whether it is exact (it follows from shapes and shardings, or a compiler counted it) or estimated. The
 three programs of a step are really compiled by the target's compiler: for TPUs with pip install 'zsjax[plan]', for NVIDIA
-GPUs with 'zsjax[plan-gpu]' in an environment of its own. Without the latter a plan for GPUs is an estimate.
+GPUs with '.[plan-gpu]' in an environment of its own. Without the latter a plan for GPUs is an estimate.
 """
 
 import dataclasses

@@ -108,7 +108,7 @@ def _verdict(found):
            f"({readable(chip['memory'], 'B')})  {kind}")
     if not found["compiled"] and not found["can_compile"]:
         extra = "plan-gpu" if chip["kind"] == "gpu" else "plan"
-        yield f"  to compile: pip install 'zsjax[{extra}]', in an environment of its own"
+        yield f"  to compile: pip install '.[{extra}]' in the checkout"
     if not found["fits"]:
         yield "  try " + " ".join(found["advice"]) if found["advice"] else (
             "  no change of remat, microbatches, rollout.rows, mesh, dtypes, group size or adapters makes it fit: take more "

@@ -55,7 +55,7 @@ class Outcome:
     action_tags: Sequence[str] = (SEARCH_TAGS[0], ANSWER_TAGS[0])
 
 
-@TERMS("format", help="1: every generation is well formed, see `well_formed`")
+@TERMS("format", help="1: every generation is well formed, see zsjax.rewards.terms.well_formed")
 def well_formed(outcome: Outcome) -> float:
     """1 if the episode ended with a non-empty answer, no generation was an invalid action, and in each generation
     thoughts are opened and closed in turn, before the one search or answer that ends it. The thought that the prompt opened
@@ -75,7 +75,7 @@ def well_formed(outcome: Outcome) -> float:
     return float(bool(good))
 
 
-@TERMS("retry_helped", help="1: asking again found the answer, see `retry_helped`")
+@TERMS("retry_helped", help="1: asking again found the answer, see zsjax.rewards.terms.retry_helped")
 def retry_helped(outcome: Outcome) -> float:
     """1 if asking again in other words, or once more, found what led to the right answer.
 

@@ -9,7 +9,7 @@ import jax
 
 from zsjax.config import Config
 from zsjax.errors import UserError
-from zsjax.evaluate import play
+from zsjax.evaluate import SCORES, play
 from zsjax.monitor.writer import Writer
 from zsjax.rollout import make_rollout, transcript
 from zsjax.run import build
@@ -46,7 +46,7 @@ class Asker:
         """Plays the episode of a question.
 
         Returns:
-          A record as `transcript.records` gives.
+          A record as `transcript.records` gives, without scores: the right answer is not known.
 
         Raises:
           UserError: the question is empty or too long.
@@ -55,7 +55,7 @@ class Asker:
         self._stream = transcript.Stream(self._run.tokenizer, self._show)
         records, _ = play(self._rollout, self._params, [Question("asked", question, ())],
                           key=jax.random.key(self._run.config.seed), batch_rows=1)
-        return records[0]
+        return {name: value for name, value in records[0].items() if name not in (*SCORES, "reach")}
 
     def _watch(self, state):
         self._stream(state)

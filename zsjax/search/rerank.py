@@ -26,7 +26,7 @@ from zsjax.types import Metric
 
 OVERLAPS = 4
 METRICS = (
-    Metric("rerank/loss", "of the reranker's scorer, see `value_loss`", low=0.0),
+    Metric("rerank/loss", "squared error of the reranker's scores, see zsjax.search.rerank.value_loss", low=0.0),
     Metric("rerank/concordance", "pairs of documents within a group that the scorer orders as their rewards; 0.5 is chance",
            "share of pairs", 0.0, 1.0, healthy="above 0.5"),
 )

@@ -95,7 +95,7 @@ class SearchConfig:
     """How documents are found or made."""
 
     engine: str = field(
-        "simulator", 'of training: a name in README\'s table, or "package.module:factory" (zsjax.search.registry)',
+        "simulator", 'of training: a name of a search engine, or "package.module:factory" (zsjax.search.registry)',
         choices=("zsjax.search.registry:training_names",), names="function")
     eval_engine: str = later("bm25", "of evaluations", choices=("zsjax.search.registry:evaluation_names",), names="function")
     options: dict = field({}, "options of an engine of your own, by the fields of its dataclass (zsjax.search.registry)")
