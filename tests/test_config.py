@@ -205,6 +205,26 @@ def test_devices():
     assert not checks.find_device_problems(resolve(good(train=dict(questions_per_step=5, group_size=8))), 8)
 
 
+@pytest.mark.parametrize("fields, field", [
+    (dict(whiten=True), "algorithm.whiten"), (dict(advantage="reinforce_plus_plus"), "algorithm.advantage"),
+    (dict(sampler_clip=2.0), "algorithm.sampler_clip")])
+def test_the_inverted_mask_trains_on_tokens_that_have_an_advantage(fields, field):
+    resolve(good(algorithm=fields))
+    resolve(good(algorithm=dict(invert_mask=True)))
+    assert set(problems_of(good(algorithm=dict(invert_mask=True, **fields)))) == {field}
+
+
+def test_a_simulators_document_has_room_for_its_newline():
+    simulated = dict(simulator=dict(init="random", shape=SHAPE), search=dict(engine="simulator", max_document_tokens=1))
+    assert "2 or more" in problems_of(good(**simulated))["search.max_document_tokens"]
+    resolve(good(search=dict(engine="bm25", max_document_tokens=1)))
+
+
+def test_the_policy_makes_an_update():
+    config = good(train=dict(steps=5), algorithm=dict(value_model=True, advantage="gae"), value=dict(warmup_steps=5))
+    assert "fewer than train.steps" in problems_of(config)["value.warmup_steps"]
+
+
 @pytest.mark.parametrize("name, whole", [("reinforce", True), ("ppo", True), ("rloo", False), ("dr_grpo", False)])
 def test_groups_of_equal_reward_are_dropped_only_where_they_teach_nothing(name, whole):
     """whole: the baseline is of the batch or a model, so that a group of equal rewards has a gradient."""

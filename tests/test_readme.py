@@ -37,7 +37,8 @@ SMALL = {
     "plan": lambda text: text + " --estimate",
     "serve-corpus": lambda text: text.replace("8000", "0"),
     "evaluate": lambda text: text.replace(
-        "policy=...", f"policy={asset_path('asset:real/policy')},tokenizer={asset_path('asset:real/tokenizer')},smoke")
+        "policy=models/policy",
+        f"policy={asset_path('asset:real/policy')},tokenizer={asset_path('asset:real/tokenizer')},smoke")
     .replace("tfds:trivia_qa/rc.nocontext", "nq.jsonl"),
     "compare": None,
     "conversations": lambda text: "conversations --help",  # tests/test_conversations.py runs it

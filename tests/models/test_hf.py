@@ -61,6 +61,10 @@ def test_windows_as_transformers_applies_them(tmp_path):
     assert _read(tmp_path, **window).sliding_layers == ()  # published Qwen2.5: a window that is switched off
     on = _read(tmp_path, use_sliding_window=True, **window)
     assert (on.sliding_window, on.sliding_layers) == (8, (2, 3))
+    absent = _read(tmp_path, use_sliding_window=True, max_window_layers=None)
+    assert absent.sliding_layers == () and absent.sliding_window is None  # 28 layers without a window, of which it has 4
+    absent = _read(tmp_path, use_sliding_window=True, max_window_layers=3)
+    assert (absent.sliding_window, absent.sliding_layers) == (4096, (3,))
     types = ["sliding_attention", "full_attention"] * 2
     assert _read(tmp_path, use_sliding_window=True, layer_types=types, **window).sliding_layers == (0, 2)
     llama = _read(tmp_path, model_type="llama", use_sliding_window=True, **window)

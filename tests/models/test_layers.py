@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.hlo import optimised
-from zsjax.models.layers import linear, matmul
+from zsjax.models.layers import embed, linear, matmul
 from zsjax.models.operands import transposed
 from zsjax.models.quant import quantize_matrix
 from zsjax.plan import hlo
@@ -70,6 +70,14 @@ def test_gradients_in_16_bits_are_near_and_the_matrix_keeps_its_dtype():
     for found, want in ((d_x, want_x), (d_w, want_w)):
         assert np.abs(found.astype(jnp.float32) - want).max() < 0.02 * np.abs(want).max()
     assert (d_w != d_w.astype(jnp.bfloat16)).any()  # not rounded
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_frequent_tokens_gradient_does_not_saturate(dtype):
+    tokens = jnp.where(jnp.arange(4096).reshape(2, 2048) % 4 == 0, 3, 1)
+    got = jax.grad(lambda matrix: embed(matrix, tokens, dtype).astype(jnp.float32).sum())(jnp.ones((5, 2), dtype))
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got, np.array([0, 3072, 0, 1024, 0])[:, None] * np.ones(2))
 
 
 def test_activations_get_a_gradient_through_an_int8_matrix_and_through_adapters_beside_it():

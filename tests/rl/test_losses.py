@@ -123,6 +123,13 @@ def test_value_clip_equals_the_definition(mask, seed, reduction):
     in_both_precisions(check)
 
 
+@pytest.mark.parametrize("clip", [0.5, jnp.inf])
+def test_a_prediction_inside_of_the_clip_does_not_count_as_clipped(clip):
+    old, values, returns = np.random.default_rng(0).uniform(-0.24, 0.24, size=(3, 40, 50)).astype(np.float32)
+    _, _, info = losses.value_clip(values, old, returns, loss_mask=np.ones(old.shape, bool), clip=clip)
+    assert float(info["value_clip_fraction"][0]) == 0
+
+
 def test_ppo_clip_by_hand():
     ratio = np.array([[1.5, 1.5, 0.5, 0.5, 1.1]])
     advantages = np.array([[2.0, -2.0, 2.0, -2.0, 1.0]], np.float32)

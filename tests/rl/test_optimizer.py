@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from zsjax.config import ConfigError, OptimizerConfig, from_json, resolve, to_json
-from zsjax.rl.optimizer import make_optimizer
+from zsjax.rl.optimizer import make_optimizer, make_optimizers
 
 
 def moves(optimizer, steps=3):
@@ -42,3 +42,13 @@ def test_a_link_that_is_not_a_transformation_is_refused_before_the_run(link, wor
 def test_a_chain_is_kept_with_the_run():
     config = resolve(dict(optimizer=dict(chain=[dict(name="sgd", learning_rate="schedule")])), check=False)
     assert from_json(to_json(config)) == config
+
+
+def test_the_policys_schedule_ends_with_the_run_where_the_value_model_warms_up_first():
+    optimizer = dict(learning_rate=1.0, schedule="linear", final_fraction=0.0,
+                     chain=[dict(name="sgd", learning_rate="schedule")])
+    config = resolve(dict(train=dict(steps=10), optimizer=optimizer, value=dict(warmup_steps=6, optimizer=optimizer),
+                          algorithm=dict(value_model=True, advantage="gae")), check=False)
+    for made, updates in zip(make_optimizers(config), (4, 10), strict=True):
+        rates = [-float(move[0, 0]) / 3.0 for move in moves(made, updates)]
+        np.testing.assert_allclose(rates, 1 - np.arange(updates) / updates, rtol=1e-6)

@@ -48,7 +48,8 @@ def test_files(tmp_path):
     for content, message in (('{"prompt": "x"}', "the slot {question} 0 times; use it once"),
                              ('{"prompt": "{question} {golds}"}', "unknown slot {golds}"),
                              ('{"prompt": "{question}", "hints": ""}', "field 'hints' is ''; write a text, in one of"),
-                             ('{"hint": ""}', "has no field 'prompt'"), ("{", "is not JSON")):
+                             ('{"hint": ""}', "has no field 'prompt'"), ("{", "is not JSON"),
+                             ('{"prompt": "{question}", "hint": ""}', "nothing stands between two generations; give hint")):
         fields.write_text(content)
         with pytest.raises(ValueError, match=message) as caught:
             PolicyTemplate.load(str(fields))

@@ -8,6 +8,7 @@ import pytest
 
 from tests.small_models import PARAMS, POLICY, QUESTIONS, TOKENIZER, make_config, searching
 from zsjax.config import resolve
+from zsjax.data import load_tokenizer
 from zsjax.rollout import make_rollout, reranking
 from zsjax.rollout.experience import Experience
 from zsjax.search import Document
@@ -157,6 +158,32 @@ def test_seen_is_what_stands_in_the_rows(host):
     tokens, lengths = encode_texts([QUESTIONS[0].question], TOKENIZER, 24)
     assert seen.question[0][0].tolist() == tokens[0].tolist() and seen.question[1][0] == lengths[0]
     assert (seen.lengths > 0).any()
+
+
+def test_the_learner_reads_the_question_as_the_simulators_chooser_does(tmp_path):
+    (tmp_path / "simulator.txt").write_text('{mode}: "{question}"\nQuery: {query} \n')
+    config = config_of()
+    config = dataclasses.replace(config, search=dataclasses.replace(config.search, engine="simulator"),
+                                 prompts=dataclasses.replace(config.prompts, simulator=str(tmp_path / "simulator.txt")))
+    rollout = make_rollout(POLICY, Shelf(), TOKENIZER, config, group_size=2, sampler=searching())
+    episodes = jax.device_get(rollout(PARAMS, QUESTIONS[:2], key=jax.random.key(0)))
+    seen = reranking.make_reader(POLICY, TOKENIZER, config)(episodes, HOST_QUESTIONS)
+    assert TOKENIZER.decode(seen.question[0][0, :seen.question[1][0]].tolist()) == f' "{QUESTIONS[0].question}"\n'
+
+
+def test_a_simulator_of_another_tokenizer_is_reranked_in_the_order_of_writing(simulator, monkeypatch):
+    order = []
+    monkeypatch.setattr(reranking.HostReranker, "__call__", lambda self, weights, found, queries, contexts: found)
+    monkeypatch.setattr(simulation.Simulator, "search", lambda self, queries, contexts, *, k: order.append(
+        self.shuffle_documents) or [[Document("", "x")]] * len(queries))
+    other = dataclasses.replace(simulator, tokenizer=load_tokenizer("asset:tiny_world/tokenizer"), shuffle_documents=True)
+    for candidates in (CANDIDATES, 0):
+        config = config_of()
+        config = dataclasses.replace(config, search=dataclasses.replace(
+            config.search, rerank=dataclasses.replace(config.search.rerank, candidates=candidates)))
+        order.clear()
+        make_rollout(POLICY, other, TOKENIZER, config, sampler=searching())(PARAMS, QUESTIONS[:1], key=jax.random.key(0))
+        assert set(order) == {not candidates}
 
 
 def test_a_learner_learns_from_an_experience(host):

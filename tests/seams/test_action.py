@@ -66,6 +66,14 @@ def test_an_engine_on_the_host(tmp_path):
     assert shelf.asked == [("search", "Kara; Lonor"), ("both", "Kara"), ("both", "Lonor")]
 
 
+def test_each_of_several_queries_has_the_length_of_a_query():
+    shelf, names = Shelf(), "Kara Lonor " * 8
+    play(shelf, ("BOTH",), (f"<both> {names}; Lonor Kara </both>", "<answer> b </answer>"), max_turn_tokens=48)
+    limit = make_config().search.max_query_tokens
+    assert [query for _, query in shelf.asked] == [TOKENIZER.decode(TOKENIZER.encode_text(f" {names}")[:limit]).strip(),
+                                                   "Lonor Kara"]
+
+
 def test_a_note_is_written_in_any_generation_within_its_budget():
     note, answer = "<note> Kara </note>", "<answer> b </answer>"
     for turns in (["<search> Kara </search>", note + answer], [note + note + answer]):

@@ -1,12 +1,14 @@
 """The simulator's requests: when gold answers are shown, and that equal requests are written once and alike."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 from zsjax.data import load_tokenizer
+from zsjax.data.assets import asset_path
 from zsjax.models.decoder import DecoderConfig, init_params
 from zsjax.search import SearchContext
 from zsjax.search.simulator.prompt import SimulatorTemplate
@@ -61,6 +63,43 @@ def test_a_mode_for_each_document_hides_the_gold_from_the_noisy_reply_alone(simu
     prompts.take(prompts.params, prompts.idle(prompts.params, len(QUERIES), 2), batch, jax.random.key(0))
     texts = [TOKENIZER.decode(np.asarray(row[:size]).tolist()) for row, size in zip(*prompted[0], strict=True)]
     assert ["Sekel Wencroft" in text for text in texts] == ["useful" in text for text in texts] == [True] * 5 + [False] * 5
+
+
+@pytest.mark.parametrize("tokenizer", ["asset:tiny_world/tokenizer", "asset:real/tokenizer"])
+@pytest.mark.parametrize("marks", ["{}", "**{}**\n\n", "(({})):\n", '["{}"]!!'])
+def test_the_device_splices_what_tuning_was_shown(tokenizer, marks):
+    """However many tokens touch the slots for the mode and the number of documents."""
+    tokenizer = load_tokenizer(tokenizer)
+    text = "Write {} of kind {} now. {{question}} \n{{answers}} \n{{query}} \n".format(
+        marks.format("{num_documents}"), marks.format("{mode}"))
+    template = SimulatorTemplate("marked", text)
+    config = DecoderConfig(vocab_size=tokenizer.vocab_size, embed_dim=8, num_layers=1, num_heads=1, num_kv_heads=1,
+                           head_dim=8, mlp_dim=8)
+    simulator = Simulator(config=config, params=None, tokenizer=tokenizer, template=template, num_documents=20)
+    question, answers = simulator.encode_questions([QUESTION] * 2)
+    tokens, lengths = simulator.prompts(Requests(
+        question=question, answers=answers, query=simulator.encode_queries(["Kara"] * 2), noisy=np.array([False, True]),
+        question_key=question_keys([QUESTION] * 2), active=np.ones(2, bool)))
+    for row, mode in enumerate(("useful", "noisy")):
+        assert tokens[row, :lengths[row]].tolist() == template.build(
+            tokenizer, mode=mode, num_documents=20, question=QUESTION.question, answers=QUESTION.golden_answers,
+            query="Kara")
+
+
+def test_a_tokenizer_may_have_a_special_token_without_a_row(tmp_path):
+    import tokenizers
+
+    shutil.copytree(asset_path("asset:real/tokenizer"), tmp_path, dirs_exist_ok=True)
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    backend.add_special_tokens(["<image_soft_token>"])  # as Gemma 3's
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    config = DecoderConfig(vocab_size=tokenizer.vocab_size - 1, embed_dim=16, num_layers=1, num_heads=2, num_kv_heads=1,
+                           head_dim=8, mlp_dim=16)
+    simulator = Simulator(config=config, params=init_params(config, jax.random.key(0)), tokenizer=tokenizer,
+                          template=SimulatorTemplate.load("plain"), num_documents=2, max_document_tokens=6)
+    (documents,) = simulator.search(["Kara"], [SearchContext(QUESTION)], k=2)
+    assert len(documents) == 2
 
 
 @pytest.mark.parametrize("per_document", [0, 2])

@@ -218,7 +218,8 @@ def value_clip(values, old_values, returns, *, loss_mask, clip, reduction="token
     old_values, returns = jax.lax.stop_gradient((old_values, returns))
     clipped = old_values + jnp.clip(values - old_values, -clip, clip)
     free_error, clipped_error = (values - returns) ** 2, (clipped - returns) ** 2
-    is_clipped = clipped_error > free_error
+    # Not where it differs from the free one by rounding alone.
+    is_clipped = (jnp.abs(values - old_values) > clip) & (clipped_error > free_error)
     per_token = 0.5 * jnp.where(is_clipped, clipped_error, free_error)
     loss_sum, weight = aggregate(per_token, loss_mask=loss_mask, reduction=reduction)
     return loss_sum, weight, _means(loss_mask, value_clip_fraction=is_clipped, value_error=free_error)

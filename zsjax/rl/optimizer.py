@@ -79,6 +79,8 @@ def transformation(link, rate):
 
 
 def make_optimizers(config):
-    """(the policy's, the value model's) optimizers of a run."""
-    updates = config.train.steps * config.train.minibatches * config.train.epochs
-    return make_optimizer(config.optimizer, updates), make_optimizer(config.value.optimizer, updates)
+    """(the policy's, the value model's) optimizers of a run. The policy makes no update in `value.warmup_steps`."""
+    updates = config.train.minibatches * config.train.epochs
+    waits = config.value.warmup_steps if config.algorithm.value_model else 0
+    return (make_optimizer(config.optimizer, (config.train.steps - waits) * updates),
+            make_optimizer(config.value.optimizer, config.train.steps * updates))

@@ -1,5 +1,6 @@
 """Rollouts: questions in, finished episodes out."""
 
+import dataclasses
 import logging
 
 from zsjax.parallel.mesh import local_mesh, simulator_mesh
@@ -55,6 +56,8 @@ def make_rollout(policy_config, engine, tokenizer, config, mesh=None, *, group_s
             search = SimulatorSearch(engine, apart or local, schedule, num_shown=env.num_documents,
                                      prefill_batch=env.prefill_batch, in_threads=apart is not None)
         else:
+            if isinstance(engine, Simulator) and config.search.rerank.candidates:
+                engine = dataclasses.replace(engine, shuffle_documents=False)  # the reranker wants the order of writing
             search = TextSearch(engine, tokenizer, config.search.document_format, num_documents=env.num_documents,
                                 max_document_tokens=env.max_document_tokens, actions=env.actions,
                                 reranker=HostReranker(config, tokenizer))

@@ -38,6 +38,9 @@ class PolicyTemplate:
                 raise InputError(f"policy template {self.name!r}: unknown slot {{{slot}}}; use {{question}}")
         if found != ["question"]:
             raise InputError(f"policy template {self.name!r} has the slot {{question}} {len(found)} times; use it once")
+        for field, text in (("hint", self.hint), ("information_open", self.information_open + self.information_close)):
+            if not text:
+                raise InputError(f"policy template {self.name!r}: nothing stands between two generations; give {field}")
 
     @classmethod
     def load(cls, name_or_path: str | pathlib.Path) -> "PolicyTemplate":

@@ -36,10 +36,12 @@ def queries(env, tables, state):
       Q = env.max_queries. Its length is 0 where the row asks for less.
     """
     generation, length = take_span(state.tokens, state.turn_start, state.length, size=env.max_turn_tokens)
-    query, query_length = cut_text(tables.automaton, env.actions, generation, length, size=env.max_query_tokens)
     if env.max_queries > 1:
         most = jnp.array([action.queries for action in env.actions])[jnp.maximum(state.waits_for - DOCUMENTS, 0)]
-        query, query_length = split_queries(query, query_length, most, tables, env.max_queries)
+        text, text_length = cut_text(tables.automaton, env.actions, generation, length, size=env.max_turn_tokens)
+        query, query_length = split_queries(text, text_length, most, tables, env.max_queries, size=env.max_query_tokens)
+    else:
+        query, query_length = cut_text(tables.automaton, env.actions, generation, length, size=env.max_query_tokens)
     asks = state.waits_for >= DOCUMENTS
     blank = query_length.reshape(len(asks), -1).sum(axis=1) == 0
     size = jnp.where(jnp.repeat(asks, env.max_queries), query_length, 0)
@@ -47,26 +49,27 @@ def queries(env, tables, state):
     return state.replace(waits_for=waits_for), (jnp.where(size[:, None] > 0, query, 0), size)
 
 
-def split_queries(text, lengths, most, tables, Q: int):
+def split_queries(text, lengths, most, tables, Q: int, *, size: int):
     """Cuts texts at the tokens that hold a separator.
 
     Args:
       text: int32[B, N], with lengths int32[B].
       most: int32[B], queries of each text, at most Q; a text of one query is not cut.
       tables: `environment.PolicyTables`, with `separates`.
+      size: tokens of a query; a longer one is cut at its end.
 
     Returns:
-      (int32[B * Q, N], int32[B * Q]); length 0 for a blank query.
+      (int32[B * Q, size], int32[B * Q]); length 0 for a blank query.
     """
-    (B, N), at = text.shape, jnp.arange(text.shape[1])
+    B, at = len(text), jnp.arange(text.shape[1])
     inside = at < lengths[:, None]
     cuts = tables.separates[text] & inside & (most > 1)[:, None]
     place = jnp.cumsum(cuts, axis=1)
     start = jax.lax.cummax(jnp.where(cuts, at + 1, 0), axis=1)
-    kept = inside & ~cuts & (place < most[:, None])
+    kept = inside & ~cuts & (place < most[:, None]) & (at - start < size)
     each, place = jnp.arange(B)[:, None], jnp.where(kept, place, Q)  # what is not kept is dropped
-    query = jnp.zeros((B, Q, N), text.dtype).at[each, place, at - start].set(text, mode="drop")
+    query = jnp.zeros((B, Q, size), text.dtype).at[each, place, at - start].set(text, mode="drop")
     count = jnp.zeros((B, Q), jnp.int32)
-    size = count.at[each, place].add(1, mode="drop")
+    length = count.at[each, place].add(1, mode="drop")
     words = count.at[each, place].add((~tables.automaton.blank[text]).astype(jnp.int32), mode="drop")
-    return query.reshape(B * Q, N), jnp.where(words > 0, size, 0).reshape(B * Q)
+    return query.reshape(B * Q, size), jnp.where(words > 0, length, 0).reshape(B * Q)

@@ -24,6 +24,7 @@ from zsjax.search.rerank import (
     make_reranker_update,
     score_documents,
 )
+from zsjax.search.simulator.prompt import SimulatorTemplate, Slot
 from zsjax.search.simulator.writing import line_ends
 
 _choose = jax.jit(lambda weights, documents, lengths, noisy, question, query, num_shown: choose_documents(
@@ -66,8 +67,12 @@ def make_reader(policy_config, tokenizer, config):
     automaton = tables(tokenizer, policy_config, env.actions).automaton
     shown = jax.jit(functools.partial(shown_documents, env, line_ends(tokenizer, policy_config.vocab_size)))
 
+    slot = Slot("question")  # with one blank in front, as `encode_texts` has it
+    if config.search.engine == "simulator":  # whose choice reads the question as it stands in the simulator's prompt
+        slot = SimulatorTemplate.load(config.prompts.simulator).slot("question")
+
     def read(episodes: types.Episodes, questions) -> Seen:
-        question = encode_texts([q.question for q in questions], tokenizer, config.rollout.max_prompt_tokens)
+        question = ragged.pad([slot.encode(tokenizer, q.question) for q in questions], config.rollout.max_prompt_tokens)
         documents, lengths, query = jax.device_get(shown(
             automaton, episodes.tokens, episodes.roles, episodes.query_span, episodes.documents_span))
         return Seen(documents, lengths, query, question)

@@ -20,6 +20,9 @@ def check_rollout(found, config):
         found.add("rollout.max_tokens", "smaller than a prompt and one turn "
                   f"(max_prompt_tokens {rollout.max_prompt_tokens} + max_turn_tokens {rollout.max_turn_tokens})",
                   f"give {need} or more")
+    if config.search.max_document_tokens < 2 and uses_simulator(config):
+        found.add("search.max_document_tokens", "a simulator ends each document with a newline, which is a token",
+                  "give 2 or more")
     found.loads("rollout.actions", load_actions, 'give "search", "answer", or package.module:ACTION')
     _check_templates(found)
 

@@ -38,10 +38,28 @@ def check_algorithm(found, config):
     if algorithm.refill_rounds and not algorithm.drop_equal_groups:
         found.add("algorithm.refill_rounds", "nothing is dropped that could be replaced",
                   "set algorithm.drop_equal_groups to true")
+    if algorithm.invert_mask:
+        _check_invert_mask(found, algorithm, ADVANTAGES)
+    if algorithm.value_model and config.value.warmup_steps >= config.train.steps:
+        found.add("value.warmup_steps", f"the policy would make no update in {config.train.steps} steps",
+                  "give fewer than train.steps")
     _check_reward(found, config.reward)
     _check_curriculum(found, config.curriculum)
     _check_chain(found, "value.optimizer.chain")
     _check_health(found, config)
+
+
+def _check_invert_mask(found, algorithm, advantages):
+    """Nothing may be 0 at the tokens that the ablation trains on."""
+    if algorithm.whiten:
+        found.add("algorithm.whiten", "whitened advantages are 0 at the tokens that algorithm.invert_mask trains on",
+                  "set it to false")
+    if "gamma" in advantages.entry(algorithm.advantage).reads:
+        found.add("algorithm.advantage", f"those of {algorithm.advantage!r} are 0 at the tokens that algorithm.invert_mask "
+                  "trains on", "take one of a whole episode, as 'grpo'")
+    if algorithm.sampler_clip:
+        found.add("algorithm.sampler_clip", "the sampler gave no log-probs of the tokens that algorithm.invert_mask "
+                  "trains on", "set it to 0")
 
 
 def _check_reward(found, reward):

@@ -110,9 +110,9 @@ class Fields:
     def window(self) -> dict:
         """`sliding_window` and `sliding_layers` of Qwen's files, as transformers decides."""
         types, num_layers = self.layer_types(), self.get("num_hidden_layers")
-        window = self.raw.get("sliding_window") if self.raw.get("use_sliding_window") else None
+        window = self.raw.get("sliding_window", 4096) if self.raw.get("use_sliding_window") else None
         if types is None:
-            first = self.raw.get("max_window_layers", 28)
+            first = self.get("max_window_layers", 28)
             layers = tuple(range(first, num_layers)) if window is not None else ()
         else:
             layers = sliding_of(types)

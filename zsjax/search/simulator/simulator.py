@@ -33,6 +33,7 @@ from zsjax.search.simulator.requests import Requests, check_reveal_gold, gold_sh
 from zsjax.search.simulator.writing import Replies, SimulatorTables, Tally, Writing, make_tables
 
 PREFILL_CHUNK = 128
+_GIVEN = {"mode": 8, "num_documents": 4}  # slots without a limit, and the tokens that they have at least
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,9 +99,18 @@ class Simulator(Engine):
     @functools.cached_property
     def prompt_size(self) -> int:
         """The longest prompt, in tokens."""
-        size = {"mode": 8, "num_documents": 4, "question": self.max_question_tokens,
-                "answers": self.max_answer_tokens, "query": self.max_query_tokens}
-        return sum(len(piece) if isinstance(piece, list) else size[piece.value] for piece in self._pieces)
+        size = {"question": self.max_question_tokens, "answers": self.max_answer_tokens, "query": self.max_query_tokens}
+        return sum(len(piece) if isinstance(piece, list) else
+                   self._given(piece)[0].shape[1] if piece.value in _GIVEN else size[piece.value] for piece in self._pieces)
+
+    def _given(self, slot: Slot):
+        """A slot for the mode or the number of documents, filled: a ragged pair with a row for each mode, or one row.
+
+        It holds the characters of the template that touch the slot, so it is as wide as they make it.
+        """
+        values = MODES if slot.value == "mode" else [self.num_documents]
+        longest = max(len(slot.encode(self.tokenizer, value)) for value in values)
+        return self._encode(slot, values, max(longest, _GIVEN[slot.value]))
 
     def encode_queries(self, texts: Sequence[str]):
         """(int32[B, max_query_tokens], int32[B]) of queries, cut at the end."""
@@ -127,9 +137,9 @@ class Simulator(Engine):
 
         def filled(slot: Slot):
             if slot.value == "mode":
-                return jax.tree.map(lambda of: jnp.asarray(of)[requests.noisy.astype(int)], self._encode(slot, MODES, 8))
+                return jax.tree.map(lambda of: jnp.asarray(of)[requests.noisy.astype(int)], self._given(slot))
             if slot.value == "num_documents":
-                return jax.tree.map(lambda of: jnp.repeat(of, B, axis=0), self._encode(slot, [self.num_documents], 4))
+                return jax.tree.map(lambda of: jnp.repeat(of, B, axis=0), self._given(slot))
             return slots[slot.value]
 
         pieces = [np.array(piece, np.int32) if isinstance(piece, list) else filled(piece) for piece in self._pieces]
@@ -217,7 +227,8 @@ class Simulator(Engine):
         def body(w: Writing) -> Writing:
             used = w.lengths[rows, jnp.minimum(w.count, k - 1)]
             logits = logits_of(params, config, w.hidden)
-            forbidden = tables.automaton.forbidden(w.tag_state)
+            # A tokenizer may have ids without a row of the model, and a model rows without an id.
+            forbidden = tables.automaton.forbidden(w.tag_state)[:, :logits.shape[1]]
             logits = logits.at[:, :forbidden.shape[1]].set(
                 jnp.where(forbidden, -jnp.inf, logits[:, :forbidden.shape[1]]))
             logits = jnp.where(tables.special, -jnp.inf, logits)
