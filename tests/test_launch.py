@@ -13,6 +13,7 @@ import textwrap
 import pytest
 import tensorstore
 
+import zsjax
 from zsjax import config as configuration
 from zsjax import launch
 from zsjax.config import UserError
@@ -129,6 +130,12 @@ def test_a_command_stands_anywhere_and_has_its_own_arguments(line, expected):
         options, overrides = launch.parse_flags(words.split())
         assert (str(options.workdir), options.config, overrides) == ("train", "x.py", {"seed": "3"})
         assert {name: getattr(options, name) for name in expected} == expected
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        launch.main(["--version"])
+    assert (stop.value.code, capsys.readouterr().out) == (0, f"zsjax {zsjax.__version__}\n")
 
 
 def test_each_command_has_a_help_of_its_own(capsys):

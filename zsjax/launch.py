@@ -14,6 +14,7 @@ import signal
 import sys
 import types
 
+from zsjax import __version__
 from zsjax.config import resolve
 from zsjax.errors import ConfigError, InputError, UserError
 from zsjax.run.commanded import find_config
@@ -80,7 +81,7 @@ def parse_flags(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str
         rest.remove(command)
     elif rest and not rest[0].startswith("-"):
         parser.error(f"unknown command {rest[0]!r}; one of {', '.join(commands)}")
-    elif not {"-h", "--help"} & set(rest):
+    elif not {"-h", "--help", "--version"} & set(rest):
         command = "run"
     options, unknown = parser.parse_known_args([command, *rest] if command else rest, options)
     if unknown and unknown[0].startswith("-"):
@@ -114,6 +115,7 @@ def _parsers():
                         help="join hosts that cannot be found: the first one's address, their number, this one's index")
     parser = argparse.ArgumentParser(prog=_PROGRAM, usage=usage, parents=[shared], allow_abbrev=False,
                                      epilog="COMMAND --help lists a command's arguments. The default command is run.")
+    parser.add_argument("--version", action="version", version=f"zsjax {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", prog=_PROGRAM)
 
     def add(name, help, run=_run_stages, takes=types.MappingProxyType({}), *, stages=None, needs_workdir=True,
