@@ -1,6 +1,7 @@
 """Pages that are made from the code: commands, config fields, metrics, and names that a config may use.
 
     python docs/generated.py            writes them anew, after a change of what they show
+    python docs/generated.py --check    says which are old
 
 MkDocs calls `on_files` and `on_page_markdown` (mkdocs.yml, `hooks`): its site also shows files outside of docs/.
 """
@@ -12,6 +13,7 @@ import os
 import pathlib
 import posixpath
 import re
+import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -206,5 +208,9 @@ def _row(*cells) -> str:
 
 
 if __name__ == "__main__":
-    for name, text in pages().items():
+    made = pages()
+    if sys.argv[1:] == ["--check"]:
+        old = [f"docs/{name}" for name, text in made.items() if (HERE / name).read_text() != text]
+        sys.exit(f"old, so run python docs/generated.py: {', '.join(old)}" if old else 0)
+    for name, text in made.items():
         (HERE / name).write_text(text)
