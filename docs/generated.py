@@ -23,6 +23,7 @@ COPIED = {"experiments/README.md": "experiments.md", "experiments/ledger.md": "l
           "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 PICTURES = {f"experiments/ledger/{path.name}": f"ledger/{path.name}"
             for path in sorted((ROOT / "experiments" / "ledger").glob("*.svg"))}
+_LINK = re.compile(r"(?P<mark>!?)\[(?P<shown>[^\]]*)\]\((?!https?:|#)(?P<path>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 MARK = "<!-- Made by docs/generated.py from the code: change the code, and run it again. -->\n\n"
 
 
@@ -45,7 +46,7 @@ def on_page_markdown(markdown, page, config, files):
 def with_site_links(text: str, source: str, page: str) -> str:
     """The text of a file of the repository as the site shows it at `page`.
 
-    A link to a file that the site does not show becomes the file's name.
+    A link to a file that the site does not show becomes the file's name. Fenced code stays as it is.
     """
     def link(match):
         shown, path, anchor = match["shown"], match["path"], match["anchor"] or ""
@@ -55,7 +56,8 @@ def with_site_links(text: str, source: str, page: str) -> str:
             return f"{shown} (`{target}`)"
         return f"{match['mark']}[{shown}]({posixpath.relpath(there, posixpath.dirname(page) or '.')}{anchor})"
 
-    return re.sub(r"(?P<mark>!?)\[(?P<shown>[^\]]*)\]\((?!https?:|#)(?P<path>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)", link, text)
+    parts = re.split(r"(^```.*?^```$)", text, flags=re.DOTALL | re.MULTILINE)  # every second one is code
+    return "".join(part if place % 2 else _LINK.sub(link, part) for place, part in enumerate(parts))
 
 
 def pages() -> dict[str, str]:

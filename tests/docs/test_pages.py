@@ -60,7 +60,8 @@ def test_links_are_turned_for_the_site():
     assert turned("[origin](data/search_qa/ORIGIN.md)") == "origin (`experiments/data/search_qa/ORIGIN.md`)"
     assert turned("![plot](ledger/effects.svg)", "experiments/ledger.md", "ledger.md") == "![plot](ledger/effects.svg)"
     assert turned("[a](../../experiments/LOG.md#x)", "docs/how_to/loss.md", "how_to/loss.md") == "[a](../log.md#x)"
-    assert turned("[a](https://x.org/y) [b](#c)") == "[a](https://x.org/y) [b](#c)"
+    for same in ("[a](https://x.org/y) [b](#c)", "```python\nMETHODS[name](setting)\n```\n"):
+        assert turned(same) == same
 
 
 def test_the_site_builds_offline_and_without_a_warning(tmp_path):

@@ -54,7 +54,7 @@ def _check_invert_mask(found, algorithm, advantages):
     if algorithm.whiten:
         found.add("algorithm.whiten", "whitened advantages are 0 at the tokens that algorithm.invert_mask trains on",
                   "set it to false")
-    if "gamma" in advantages.entry(algorithm.advantage).reads:
+    if "gamma" in advantages.entry(algorithm.advantage).reads:  # each token has its own, discounted
         found.add("algorithm.advantage", f"those of {algorithm.advantage!r} are 0 at the tokens that algorithm.invert_mask "
                   "trains on", "take one of a whole episode, as 'grpo'")
     if algorithm.sampler_clip:

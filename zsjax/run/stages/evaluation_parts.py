@@ -36,6 +36,7 @@ class Parts:
         self._objects = {}
 
     def all(self) -> Iterator[EvaluationPart]:
+        """Before and after training, the same with faults of the engine, and the baselines."""
         config, options = self.config, self.config.evaluate
         base = self._subject(kept_evaluations.BASE, "models/warm_start", "models/base")
         policies = [("before", base)]

@@ -33,7 +33,8 @@ from zsjax.search.simulator.requests import Requests, check_reveal_gold, gold_sh
 from zsjax.search.simulator.writing import Replies, SimulatorTables, Tally, Writing, make_tables
 
 PREFILL_CHUNK = 128
-_GIVEN = {"mode": 8, "num_documents": 4}  # slots without a limit, and the tokens that they have at least
+# Slots without a limit of their own, and the least tokens for each: carried templates keep the shapes of stored runs.
+_GIVEN = {"mode": 8, "num_documents": 4}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
